@@ -1,0 +1,126 @@
+# The study's commands. `make help` explains them; README.md says what they answer.
+
+PYTHON    ?= python3
+VENV      ?= .venv
+PROFILE   := demo
+RUN       :=
+SET       :=
+DATA      :=
+NOTEBOOKS := notebooks
+
+override RUN := $(or $(strip $(RUN)),$(PROFILE))
+ROOT      := $(or $(NAFLD_ROOT),.)
+STAMPS    := $(ROOT)/artifacts/$(RUN)/settings
+REPORTS   := $(ROOT)/reports/$(RUN)
+STAGES    := 01_data_analysis 02_preprocessing 03_ldm_training 04_sampling \
+             05_quality_metrics 06_classification_sweep 07_shap 08_turing_test
+LOOKS     := nafld_utils/report.py $(wildcard nafld_utils/templates/*)
+
+# Values reach the command through the environment, so that blanks and quotes in them survive the shell.
+export NAFLD_PROFILE := $(PROFILE)
+export NAFLD_RUN     := $(RUN)
+export NAFLD_SET     := $(value SET)
+export NAFLD_DATA    := $(value DATA)
+NAFLD   = $(VENV)/bin/nafld
+OPTIONS = --profile "$$NAFLD_PROFILE" --run "$$NAFLD_RUN" --set "$$NAFLD_SET" --data "$$NAFLD_DATA" --notebooks $(NOTEBOOKS)
+
+ifneq ($(words $(RUN)) $(findstring /,$(RUN)) $(words $(ROOT)),1  1)
+$(error RUN and NAFLD_ROOT must not hold blanks, and RUN no slash: RUN is "$(RUN)", NAFLD_ROOT is "$(NAFLD_ROOT)")
+endif
+
+.PHONY: all plan test lint lab doctor clean help settings $(STAGES)
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.SECONDARY:
+
+## Study ---------------------------------------------------------------------------------------------------------
+
+all: settings            ## run every stage that is stale and write the reports
+	@$(MAKE) --no-print-directory $(REPORTS)/index.html
+	@echo "$(RUN): up to date, open $(REPORTS)/index.html"
+
+$(STAGES): settings      ## run one stage and what it needs, e.g. make 05_quality_metrics
+	@$(MAKE) --no-print-directory $(REPORTS)/$@.html
+	@echo "$(RUN): up to date, open $(REPORTS)/$@.html"
+
+plan: $(VENV)/.ready     ## say which stages would run, and why
+	@$(NAFLD) resolve --dry-run $(OPTIONS)
+
+# Validates the settings before any kernel starts and moves the time of a stage's stamp when the stage must run again.
+# The graph below runs in a second make, which then sees those times.
+settings: $(VENV)/.ready
+	@$(NAFLD) resolve $(OPTIONS)
+
+# What each stage reads; its settings and its notebook are added below.
+$(REPORTS)/02_preprocessing.ipynb:        $(REPORTS)/01_data_analysis.ipynb
+$(REPORTS)/03_ldm_training.ipynb:         $(REPORTS)/02_preprocessing.ipynb
+$(REPORTS)/04_sampling.ipynb:             $(REPORTS)/03_ldm_training.ipynb
+$(REPORTS)/05_quality_metrics.ipynb:      $(REPORTS)/04_sampling.ipynb
+$(REPORTS)/06_classification_sweep.ipynb: $(REPORTS)/04_sampling.ipynb
+$(REPORTS)/07_shap.ipynb:                 $(REPORTS)/06_classification_sweep.ipynb
+$(REPORTS)/08_turing_test.ipynb:          $(REPORTS)/04_sampling.ipynb
+
+$(STAGES:%=$(REPORTS)/%.ipynb): $(REPORTS)/%.ipynb: $(NOTEBOOKS)/%.ipynb $(STAMPS)/%.json
+	@$(NAFLD) execute $* $(OPTIONS)
+
+$(STAGES:%=$(REPORTS)/%.html): $(REPORTS)/%.html: $(REPORTS)/%.ipynb $(LOOKS)
+	@$(NAFLD) render $* $(OPTIONS)
+
+$(REPORTS)/index.html: $(STAGES:%=$(REPORTS)/%.html) $(LOOKS)
+	@$(NAFLD) index $(OPTIONS)
+
+$(STAMPS)/%.json: ;
+
+## Work ----------------------------------------------------------------------------------------------------------
+
+lab: $(VENV)/.ready      ## open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab notebooks
+
+test: $(VENV)/.ready     ## run the tests
+	$(VENV)/bin/python -m pytest $(TESTS)
+
+lint: $(VENV)/.ready     ## check style of code and notebooks
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/nbstripout --keep-id --verify $(wildcard notebooks/*.ipynb)
+
+doctor:                  ## check this machine and say how to mend what is missing
+	@if [ -e $(VENV)/.ready ]; then $(VENV)/bin/python -m nafld_utils.doctor --data "$$NAFLD_DATA"; \
+	else $(PYTHON) -m nafld_utils.doctor --data "$$NAFLD_DATA"; fi
+
+# Only folders that a run of that name has made; raw cohorts are never touched.
+clean:                   ## remove everything that RUN has computed; data/ stays
+	@case "$$NAFLD_RUN" in [!A-Za-z0-9]*|*[!A-Za-z0-9._-]*) \
+	  echo "clean: RUN is not the name of a run: $$NAFLD_RUN" >&2; exit 2;; esac; \
+	for folder in "$(ROOT)/artifacts/$$NAFLD_RUN" "$(ROOT)/reports/$$NAFLD_RUN"; do \
+	  if [ -d "$$folder" ]; then echo "removing $$folder"; rm -rf -- "$$folder"; \
+	  else echo "nothing at $$folder"; fi; done
+
+help:                    ## show this
+	@echo 'make <target> [PROFILE=demo] [RUN=name] [SET="a.b=c ..."] [DATA=cohort.mat]'; echo
+	@sed -n 's/^\([$$()A-Za-z_]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
+	  | sed 's/^$$(STAGES)/<stage>/' | while IFS="$$(printf '\t')" read -r name text; do printf '  %-9s %s\n' "$$name" "$$text"; done
+	@echo; echo '  profiles: smoke (the tests), demo (simulated, 10 min), cpu (real cohort, no GPU), paper (one GPU)'
+	@echo '  stages:   $(STAGES)' | fold -s -w 100
+
+## Set-up --------------------------------------------------------------------------------------------------------
+
+# Once per change of the lock. A set-up that was cut short leaves .installing behind and starts from an empty folder.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@set -e; rm -f $(VENV)/.ready; \
+	python=; for candidate in "$(PYTHON)" python3.12 python3.11; do \
+	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+	  then python="$$candidate"; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo "set-up: expected Python 3.11 or 3.12, found $$("$(PYTHON)" --version 2>&1 | head -n 1);" \
+	       "install one of them or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; fi; \
+	"$$python" -m nafld_utils.doctor --before-set-up $(VENV); \
+	if [ -e $(VENV)/.installing ] || ! $(VENV)/bin/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
+	  "$$python" -m venv --clear $(VENV) || { \
+	    echo "set-up: $$python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 2; }; fi; \
+	touch $(VENV)/.installing; \
+	$(VENV)/bin/python -m pip --disable-pip-version-check install --quiet uv; \
+	$(VENV)/bin/uv pip sync --python $(VENV)/bin/python requirements.lock; \
+	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --quiet --no-deps --no-build-isolation -e .; \
+	$(VENV)/bin/python -m ipykernel install --sys-prefix >/dev/null; \
+	rm $(VENV)/.installing; touch $(VENV)/.ready
