@@ -1,0 +1,520 @@
+"""Every path of a run, units of work that are either whole or absent, and their provenance.
+
+Contract: a *unit* is a folder ``artifacts/<run>/<stage>/<keys>`` sealed by its manifest ``run.json``. It is written
+under a temporary name, synced to disk and renamed, so a reader sees all of it or nothing. Its hash covers the
+settings it reads, the hashes of its inputs and the ``REVISION`` of the modules that made it; a unit whose manifest
+is missing, carries another hash, or lists a file of other content is not done and is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import params
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = "run.json"
+CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol")
+_LIBRARIES = (
+    "torch",
+    "diffusers",
+    "timm",
+    "numpy",
+    "scikit-image",
+    "scikit-learn",
+    "shap",
+    "torchmetrics",
+    "nafld-ldm",
+)
+
+
+def work_root() -> Path:
+    """Folder that holds ``artifacts/``, ``reports/`` and ``data/``: ``$NAFLD_ROOT``, else the project."""
+    return Path(os.environ.get("NAFLD_ROOT", PROJECT_ROOT))
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a JSON-able value, keys sorted."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def unit_seed(*parts: Any) -> int:
+    """Seed in [0, 2**63) from the names of a unit, so that any unit can be rerun alone.
+
+    Examples
+    --------
+    >>> unit_seed(0, "ldm", "class", 3) == unit_seed(0, "ldm", "class", 3)
+    True
+    """
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+@functools.cache
+def revision(module: str) -> int:
+    """``REVISION`` of a module of this package, read from its source without importing it."""
+    path = Path(__file__).parent / f"{module.replace('.', '/')}.py"
+    found = re.search(r"^REVISION\s*=\s*(\d+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    if not found:
+        raise ValueError(f"{path.name}: expected a line `REVISION = <int>`, found none; add it.")
+    return int(found.group(1))
+
+
+# ---------------------------------------------------------------- atomic files
+
+
+def _no_space(error: OSError, path: Path) -> OSError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(error.errno, f"no space left while writing {path}; free disk space and run again", str(path))
+    return error
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success sync it and rename it, on error leave nothing.
+
+    Raises
+    ------
+    OSError
+        The disk is full or read-only; the message names the file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _no_space(error, path) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8 text atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def save_json(path: str | Path, value: Any) -> Path:
+    """Write JSON atomically, indented, keys in the given order."""
+    return save_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def save_table(path: str | Path, table: pd.DataFrame) -> Path:
+    """Write a table atomically as CSV or Parquet, by the ending of `path`; the index is not kept."""
+    with replacing(path) as temporary:
+        if Path(path).suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        else:
+            table.to_csv(temporary, index=False)
+    return Path(path)
+
+
+def save_array(path: str | Path, array: np.ndarray) -> Path:
+    """Write an array atomically as .npy, without pickle."""
+    with replacing(path) as temporary, open(temporary, "wb") as handle:
+        np.save(handle, np.asarray(array), allow_pickle=False)
+    return Path(path)
+
+
+def load_table(path: str | Path) -> pd.DataFrame:
+    """Read a table written by `save_table`."""
+    return pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
+
+
+def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
+    """Read an array written by `save_array`, memory-mapped read-only when `mmap`."""
+    return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- units
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of finished or unfinished work; see the module's contract."""
+
+    path: Path
+    hash: str
+    recipe: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def file(self, name: str) -> Path:
+        """Path of one of the unit's files."""
+        return self.path / name
+
+    def done(self) -> bool:
+        """Whether the manifest is there, carries this hash, and every listed file has its content."""
+        return self.fault() is None
+
+    def fault(self) -> str | None:
+        """Why the unit is not done, in words; None when it is."""
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            return "not made yet"
+        if manifest.get("hash") != self.hash:
+            return "made with other settings, inputs or code revision"
+        return _damage(self.path, manifest)
+
+    def require(self) -> Unit:
+        """Return the unit, or raise if it is not done.
+
+        Raises
+        ------
+        ValueError
+            Names the unit, what is wrong with it and what to run.
+        """
+        fault = self.fault()
+        if fault:
+            raise ValueError(f"{self.path}: {fault}; run the stage that makes it first.")
+        return self
+
+    @property
+    def work(self) -> Path:
+        """Folder for resumable, unfinished work of exactly this recipe; removed when the unit is sealed."""
+        return self.path.with_name(f"{self.path.name}.{self.hash}.part")
+
+    @contextlib.contextmanager
+    def writing(self, **facts: Any) -> Iterator[Path]:
+        """Yield an empty folder; on success seal it as the unit, on error leave nothing behind.
+
+        Parameters
+        ----------
+        **facts
+            JSON-able entries added to the manifest (device, counts).
+        """
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        started = time.perf_counter()
+        try:
+            _remove_orphans(self.path)
+            temporary.mkdir(parents=True)
+            yield temporary
+            seconds = facts.pop("seconds", time.perf_counter() - started)
+            manifest = _manifest(self, temporary, seconds, facts)
+            save_json(temporary / MANIFEST, manifest)
+            for item in temporary.iterdir():
+                _sync(item)
+            _swap_in(temporary, self.path)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise _no_space(error, self.path) from error
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def load_table(self, name: str) -> pd.DataFrame:
+        """Read one of the unit's tables."""
+        return load_table(self.require().file(name))
+
+    def load_array(self, name: str, mmap: bool = False) -> np.ndarray:
+        """Read one of the unit's arrays."""
+        return load_array(self.require().file(name), mmap)
+
+    def seconds(self) -> float:
+        """How long the unit took to make, in seconds."""
+        return float((read_manifest(self.path) or {}).get("seconds", float("nan")))
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Manifest of a folder, or None where there is none or it is damaged."""
+    try:
+        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    for name, (size, sha256) in manifest.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            return f"its file {name} is missing"
+        if path.stat().st_size != size or _content(path, path.stat().st_mtime_ns) != sha256:
+            return f"its file {name} has other content than when it was written"
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _content(path: Path, _mtime: int) -> str:
+    return file_sha256(path)
+
+
+def _remove_orphans(path: Path) -> None:
+    """Remove temporary folders that a killed process left for this unit."""
+    for orphan in path.parent.glob(f".{path.name}.*.tmp"):
+        owner = orphan.name.rsplit(".", 2)[-2]
+        if not (owner.isdigit() and owner != str(os.getpid()) and _alive(int(owner))):
+            shutil.rmtree(orphan, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _swap_in(temporary: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    if path.exists():
+        os.replace(path, old)
+    os.replace(temporary, path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _manifest(unit: Unit, folder: Path, seconds: float, facts: Mapping[str, Any]) -> dict[str, Any]:
+    files = {item.name: [item.stat().st_size, file_sha256(item)] for item in sorted(folder.iterdir()) if item.is_file()}
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "hash": unit.hash,
+        **unit.recipe,
+        "files": files,
+        "seconds": round(seconds, 3),
+        "made": made,
+        **facts,
+        **environment(),
+    }
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit of this process: ``versions``, ``python``, ``machine``, ``commit``."""
+    versions = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown"
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return {"versions": versions, "python": platform.python_version(), "machine": machine, "commit": commit}
+
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A named run: its settings and its folders."""
+
+    settings: params.Settings
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.settings.name
+
+    @property
+    def root(self) -> Path:
+        """Folder of everything computed, ``artifacts/<run>``."""
+        return work_root() / "artifacts" / self.name
+
+    @property
+    def reports(self) -> Path:
+        """Folder of the rendered output, ``reports/<run>``."""
+        return work_root() / "reports" / self.name
+
+    @property
+    def data(self) -> Path:
+        """Folder of raw cohorts, ``data/raw``."""
+        return work_root() / "data" / "raw"
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the cohort is simulated."""
+        return self.settings.cohort.source == "simulated"
+
+    def unit(
+        self,
+        stage: str,
+        *keys: Any,
+        settings: Mapping[str, Any],
+        inputs: Sequence[Unit | str] = (),
+        modules: Iterable[str] = (),
+    ) -> Unit:
+        """Name a unit and compute its hash; nothing is read or written.
+
+        Parameters
+        ----------
+        stage : str
+            First folder below the run, e.g. ``"ldm"``.
+        *keys
+            Further folders, outer to inner, e.g. ``"class", "fold3"``.
+        settings : mapping
+            The JSON-able settings that the unit reads, and no others.
+        inputs : sequence of Unit or str
+            Units it reads, or content hashes.
+        modules : iterable of str
+            Modules whose ``REVISION`` enters the hash.
+        """
+        recipe = {
+            "unit": "/".join([stage, *map(str, keys)]),
+            "settings": json.loads(json.dumps(settings, default=str)),
+            "inputs": [item.hash if isinstance(item, Unit) else item for item in inputs],
+            "revisions": {name: revision(name) for name in sorted(modules)},
+        }
+        return Unit(self.root.joinpath(stage, *map(str, keys)), digest(recipe), recipe)
+
+    def show(self, *sections: str) -> pd.DataFrame:
+        """Settings in force as a table: ``setting, value, unchanged`` (whether it is the paper profile's value)."""
+        paper = params.flat(params.load(params.BASE_PROFILE).model_dump(mode="json", by_alias=True))
+        mine = params.flat(self.settings.model_dump(mode="json", by_alias=True))
+        rows = [
+            (key, str(value), str(paper[key]) if value != paper[key] else "")
+            for key, value in mine.items()
+            if key in sections or key.split(".")[0] in sections
+        ]
+        return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
+
+
+def open_run(profile: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Run:
+    """Validate the settings and return the run; creates nothing on disk."""
+    return Run(params.load(profile, overrides))
+
+
+def check_disk(run: Run) -> None:
+    """Refuse to start on a disk that is nearly full.
+
+    Raises
+    ------
+    OSError
+        Less than ``engine.min_free_gib`` is free where the artifacts go.
+    """
+    folder = run.root
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**30
+    needed = run.settings.engine.min_free_gib
+    if free < needed:
+        message = (
+            f"{folder} has {free:.1f} GiB free, expected at least {needed:g} GiB (engine.min_free_gib);"
+            " free disk space or point NAFLD_ROOT to another disk"
+        )
+        raise OSError(errno.ENOSPC, message)
+
+
+def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Write the stage's headline numbers to its ``claims.csv``.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    stage : str
+        Stage name, e.g. ``"05_quality_metrics"``.
+    rows : iterable of mapping
+        Keys among ``claim, paper, this_run, low, high, over, n, unit, same_protocol``; `over` says what the interval
+        is over, `same_protocol` is "yes" or says what differs from the paper.
+
+    Raises
+    ------
+    ValueError
+        A row has an unknown key, or lacks ``claim``, ``this_run`` or ``same_protocol``.
+    """
+    rows = list(rows)
+    for row in rows:
+        unknown = set(row) - set(CLAIM_COLUMNS)
+        missing = {"claim", "this_run", "same_protocol"} - set(row)
+        if unknown or missing:
+            raise ValueError(
+                f"claim {row.get('claim')!r} of {stage}: unknown {sorted(unknown)}, missing {sorted(missing)}."
+            )
+    table = pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
+    save_table(run.root / stage / "claims.csv", table)
+    return table
+
+
+def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
+    """Record the units a stage stands on, so that make can tell when it is stale; return the files as a table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``file`` (relative to the work folder), ``size_kib``, ``made_in_s`` (of its unit, in seconds).
+    """
+    units = [unit.require() for unit in units]
+    entries = [{"unit": str(unit.path.relative_to(run.root)), "hash": unit.hash} for unit in units]
+    save_json(run.root / stage / "stage.json", {"stage": stage, "units": entries})
+    rows = []
+    for unit in units:
+        seconds = unit.seconds()
+        for path in sorted(unit.path.iterdir()):
+            size = round(path.stat().st_size / 1024, 1)
+            rows.append((str(path.relative_to(work_root())), size, seconds))
+    for path in sorted((run.root / stage).iterdir()):
+        rows.append((str(path.relative_to(work_root())), round(path.stat().st_size / 1024, 1), float("nan")))
+    return pd.DataFrame(rows, columns=["file", "size_kib", "made_in_s"])
+
+
+def stage_fault(run: Run, stage: str) -> str | None:
+    """Why a finished stage is no longer valid (a unit is missing, changed or damaged); None when it is valid."""
+    try:
+        record = json.loads((run.root / stage / "stage.json").read_text(encoding="utf-8"))
+        entries = [(entry["unit"], entry["hash"]) for entry in record["units"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it has not finished"
+    for name, wanted in entries:
+        manifest = read_manifest(run.root / name)
+        if manifest is None:
+            return f"{name} is missing"
+        if manifest.get("hash") != wanted:
+            return f"{name} was made anew with other settings"
+        damage = _damage(run.root / name, manifest)
+        if damage:
+            return f"{name}: {damage}"
+    return None
+
+
+def stage_valid(run: Run, stage: str) -> bool:
+    """Whether every unit that a finished stage stands on is still whole."""
+    return stage_fault(run, stage) is None

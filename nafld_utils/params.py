@@ -1,0 +1,417 @@
+"""Typed settings of a run: ``params/paper.yaml`` merged with a profile and with overrides, then validated.
+
+Contract: every function here is pure but for reading ``params/*.yaml``; a bad key or value raises `SettingsError`
+with one sentence that names the key, what was expected and what was found, before any work starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PARAMS_DIR = Path(__file__).resolve().parent.parent / "params"
+BASE_PROFILE = "paper"
+
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Rate = Annotated[float, Field(gt=0.0, le=10.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+# The sections a stage reads itself; what it inherits arrives through the stage before it.
+STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
+    "01_data_analysis": ("seed", "cohort"),
+    "02_preprocessing": ("seed", "cohort", "folds", "preprocess"),
+    "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm"),
+    "04_sampling": ("seed", "preprocess", "ldm", "sampling"),
+    "05_quality_metrics": ("seed", "ldm", "quality"),
+    "06_classification_sweep": ("seed", "preprocess", "sweep"),
+    "07_shap": ("seed", "sweep", "shap"),
+    "08_turing_test": ("seed", "turing"),
+}
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, misspelled, mistyped or out of range."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class CohortSettings(_Section):
+    """Where the images come from."""
+
+    source: Literal["file", "simulated"]
+    path: str | None
+    doi: str
+    class_names: tuple[str, str]
+    fat_threshold: Annotated[float, Field(ge=0, le=100)]
+    frames_per_patient: Count | None
+    n_patients: Annotated[int, Field(ge=2, le=254)]
+    simulation_seed: NonNegative
+
+
+class FoldSettings(_Section):
+    """Patient-level cross-validation."""
+
+    n_splits: Annotated[int, Field(ge=2)]
+    seed: NonNegative
+
+
+class PreprocessSettings(_Section):
+    """Region, crops and semantic maps."""
+
+    threshold: Annotated[int, Field(ge=0, le=254)]
+    closing_radius: NonNegative
+    crop_size: Annotated[int, Field(ge=32)]
+    image_size: Annotated[int, Field(ge=32, multiple_of=8)]
+    crop_scale: tuple[Share, Share]
+    crop_ratio: tuple[Positive, Positive]
+    crops_per_image: Count
+    map_classes: Annotated[int, Field(ge=2, le=16)]
+    map_size: Annotated[int, Field(ge=8, multiple_of=8)]
+    map_order: Literal["downsample_first", "threshold_first"]
+    map_blur: Annotated[int, Field(ge=1)]
+    map_bins: Annotated[int, Field(ge=8, le=256)]
+    warp_points: Annotated[int, Field(ge=2)]
+    warp_strength: Annotated[float, Field(ge=0.0, le=0.2)]
+
+    @model_validator(mode="after")
+    def _ranges(self) -> PreprocessSettings:
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be [low, high] with 0 < low <= high, got [{low}, {high}]")
+        return self
+
+
+class AutoencoderSettings(_Section):
+    """The first stage of one model."""
+
+    source: Literal["shipped", "hub", "path", "train"]
+    kind: Literal["vq", "kl", "tiny"]
+    hub_id: str | None
+    subfolder: str | None
+    revision: str | None
+    path: str | None
+    scale: Positive
+    train_steps: Count
+
+    @model_validator(mode="after")
+    def _origin(self) -> AutoencoderSettings:
+        if self.source == "hub" and not self.hub_id:
+            raise ValueError("hub_id must name a hub repository when source is hub")
+        if self.source == "path" and not self.path:
+            raise ValueError("path must name a diffusers folder when source is path")
+        return self
+
+
+class AutoencodersSettings(_Section):
+    """One first stage a model."""
+
+    semantic: AutoencoderSettings
+    class_: AutoencoderSettings = Field(alias="class")
+
+
+class DenoiserSettings(_Section):
+    """The network of one model and its noise schedule."""
+
+    model_channels: Annotated[int, Field(ge=32, multiple_of=32)]
+    channel_mult: tuple[Count, ...]
+    layers_per_block: Count
+    attention: bool
+    heads: Count
+    head_channels: Count
+    loss: Literal["l1", "l2"]
+    beta_start: Positive
+    beta_end: Positive
+    cross_attention_dim: Count
+
+
+Conditioning = Literal["semantic", "class"]
+
+
+class LdmSettings(_Section):
+    """Training of the diffusion models."""
+
+    conditionings: Annotated[tuple[Conditioning, ...], Field(min_length=1)]
+    folds: tuple[NonNegative, ...] | None
+    semantic: DenoiserSettings
+    class_: DenoiserSettings = Field(alias="class")
+    prediction: Literal["epsilon", "v_prediction"]
+    train_timesteps: Annotated[int, Field(ge=10)]
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_steps: NonNegative
+    gradient_clip: Positive
+    condition_dropout: Share
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["fp32", "bf16"]
+    checkpoint_every: Count
+    log_every: Count
+
+
+class SamplingSettings(_Section):
+    """Synthetic sets."""
+
+    n_images: Count
+    n_null: Count
+    scheduler: Literal["ddim"]
+    steps: Count
+    eta: Share
+    guidance: Annotated[float, Field(ge=1.0, le=20.0)]
+    batch_size: Count
+
+
+class QualitySettings(_Section):
+    """Distances between synthetic and real images."""
+
+    features: Literal["inception", "lite0"]
+    weights: str | None
+    n_reference: Annotated[int, Field(ge=2)]
+    kid_subsets: Count
+    kid_subset_size: Annotated[int, Field(ge=2)]
+
+
+Arm = Literal["traditional", "semantic", "class"]
+
+
+class SweepSettings(_Section):
+    """The grid of classifier trainings."""
+
+    backbones: Annotated[tuple[str, ...], Field(min_length=1)]
+    weights: Literal["hub", "bundled", "random"]
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    rates: Annotated[tuple[Rate, ...], Field(min_length=1)]
+    n_seeds: Count
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    rotation: Annotated[float, Field(ge=0, le=45)]
+    rotation_probability: Share
+    primary_arm: Arm
+    primary_rate: Rate
+    n_resamples: Annotated[int, Field(ge=100)]
+    baseline_splits: Count
+    baseline_weights: Literal["bundled", "hub"]
+
+    @model_validator(mode="after")
+    def _primary(self) -> SweepSettings:
+        if self.primary_arm not in self.arms or self.primary_rate not in self.rates:
+            raise ValueError(
+                f"primary_arm and primary_rate must be in arms {list(self.arms)} and rates {list(self.rates)},"
+                f" got {self.primary_arm} and {self.primary_rate}"
+            )
+        return self
+
+
+class ShapSettings(_Section):
+    """Which classifier and images are explained."""
+
+    fold: NonNegative
+    seed: NonNegative
+    arm: Arm
+    rate: Rate
+    n_per_class: Count
+    n_background: Count
+    n_samples: Count
+
+
+class TuringSettings(_Section):
+    """The image set shown to raters and their answers."""
+
+    n_real_unhealthy: NonNegative
+    n_real_healthy: NonNegative
+    n_synthetic_unhealthy: NonNegative
+    n_synthetic_healthy: NonNegative
+    seed: NonNegative
+    ratings: str | None
+    n_simulated_raters: Annotated[int, Field(ge=1)]
+
+
+class EngineSettings(_Section):
+    """Where work runs; never part of a result's hash."""
+
+    mode: Literal["serial", "local", "cluster"]
+    n_workers: Count | None
+    threads: Count
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    address: str | None
+    slurm: dict[str, Any]
+    min_free_gib: Annotated[float, Field(ge=0)]
+
+
+class Settings(_Section):
+    """All settings of a run; the keys and their reasons are in ``params/paper.yaml``."""
+
+    profile: Name
+    seed: NonNegative
+    run: Name | None
+    cohort: CohortSettings
+    folds: FoldSettings
+    preprocess: PreprocessSettings
+    autoencoder: AutoencodersSettings
+    ldm: LdmSettings
+    sampling: SamplingSettings
+    quality: QualitySettings
+    sweep: SweepSettings
+    shap: ShapSettings
+    turing: TuringSettings
+    engine: EngineSettings
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Settings:
+        if self.shap.fold >= self.folds.n_splits:
+            raise ValueError(f"shap.fold must be below folds.n_splits {self.folds.n_splits}, got {self.shap.fold}")
+        outside = [fold for fold in self.ldm.folds or () if fold >= self.folds.n_splits]
+        if outside:
+            raise ValueError(f"ldm.folds must be below folds.n_splits {self.folds.n_splits}, got {outside}")
+        if self.preprocess.image_size > self.preprocess.crop_size:
+            raise ValueError(
+                f"preprocess.image_size must not exceed preprocess.crop_size {self.preprocess.crop_size},"
+                f" got {self.preprocess.image_size}"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name of the run: ``run`` where given, else the profile."""
+        return self.run or self.profile
+
+    def section(self, name: str) -> dict[str, Any]:
+        """One section, e.g. ``"sweep"`` or ``"ldm.class"``, as plain JSON-able values under the YAML's own keys."""
+        value: Any = self.model_dump(mode="json", by_alias=True)
+        for part in name.split("."):
+            value = value[part]
+        return value
+
+
+def load(profile: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Settings:
+    """Merge ``paper.yaml``, the profile and the overrides, and validate the result.
+
+    Parameters
+    ----------
+    profile : str
+        Name of a file in ``params/`` without its ending: smoke, demo, cpu or paper.
+    overrides : iterable of str, or mapping
+        ``"sweep.n_seeds=5"`` strings, values read as YAML; or a mapping of dotted keys to values.
+
+    Returns
+    -------
+    Settings
+        Frozen, complete.
+
+    Raises
+    ------
+    SettingsError
+        Unknown profile; unknown, misspelled, mistyped or out-of-range key. One sentence names the key.
+
+    Examples
+    --------
+    >>> load("smoke", ["sweep.n_seeds=3"]).sweep.n_seeds
+    3
+    """
+    names = sorted(path.stem for path in PARAMS_DIR.glob("*.yaml"))
+    if profile not in names:
+        raise SettingsError(f"profile {profile!r} is not one of {', '.join(names)}{_nearest(profile, names)}.")
+    merged = _read_yaml(PARAMS_DIR / f"{BASE_PROFILE}.yaml")
+    if profile != BASE_PROFILE:
+        merged = _merge(merged, _read_yaml(PARAMS_DIR / f"{profile}.yaml"), f"params/{profile}.yaml")
+    for key, value in _parse(overrides):
+        merged = _merge(merged, _nest(key, value), "the overrides")
+    try:
+        return Settings.model_validate({"profile": profile, **merged})
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, profile)) from None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys, in order; `engine.slurm` stays a mapping."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name != "engine.slurm":
+            out.update(flat(value, f"{name}."))
+        else:
+            out[name] = value
+    return out
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        place = " ".join(str(error).split())
+        raise SettingsError(f"{path.name}: expected YAML, found {place}; correct that line.") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path.name}: expected sections with keys, found {type(values).__name__}.")
+    return values
+
+
+def _parse(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(flat(overrides).items())
+    if isinstance(overrides, str):
+        overrides = overrides.split()
+    pairs = []
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            raise SettingsError(f"override {text!r}: expected key=value such as sweep.n_seeds=5.")
+        try:
+            pairs.append((key.strip(), yaml.safe_load(value)))
+        except yaml.YAMLError:
+            raise SettingsError(f"override {text!r}: the value is not YAML; quote it or correct it.") from None
+    return pairs
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(base: dict[str, Any], new: Mapping[Any, Any], origin: str, prefix: str = "") -> dict[str, Any]:
+    """`base` with the values of `new`; a key that `base` lacks is refused, since paper.yaml is complete."""
+    out = dict(base)
+    for key, value in new.items():
+        name = f"{prefix}{key}"
+        if key not in base:
+            raise SettingsError(f"{name} in {origin} is not a setting{_nearest(name, _every_key())}.")
+        if isinstance(base[key], dict) and name != "engine.slurm":
+            if not isinstance(value, Mapping):
+                raise SettingsError(f"{name} in {origin}: expected a section with keys, found {value!r}.")
+            out[key] = _merge(base[key], value, origin, f"{name}.")
+        else:
+            out[key] = value
+    return out
+
+
+def _every_key() -> list[str]:
+    complete = _read_yaml(PARAMS_DIR / f"{BASE_PROFILE}.yaml")
+    return [*flat(complete), *complete]
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; the nearest is {close[0]}" if close else ""
+
+
+def _sentence(error: ValidationError, profile: str) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "settings"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    found = "" if isinstance(first["input"], dict | BaseModel) else f", found {first['input']!r}"
+    more = f" ({error.error_count() - 1} more settings are wrong)" if error.error_count() > 1 else ""
+    return f"setting {key} of profile {profile}: {message}{found}; correct it in params/{profile}.yaml or in SET{more}."

@@ -1,0 +1,182 @@
+"""Units are whole or absent, and done only while settings, inputs, code revision and content agree."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nafld_utils import artifacts
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    return artifacts.open_run("smoke")
+
+
+def make(unit, value=1.0):
+    with unit.writing() as folder:
+        np.save(folder / "a.npy", np.full(3, value))
+
+
+def fail_inside(unit, error):
+    with unit.writing() as folder:
+        (folder / "half").write_text("x")
+        raise error
+
+
+def test_a_unit_is_done_after_writing_and_says_why_it_is_not(run):
+    unit = run.unit("toy", "fold0", settings={"a": 1})
+    assert unit.fault() == "not made yet"
+    make(unit)
+    assert unit.done()
+    assert unit.path == run.root / "toy" / "fold0"
+    manifest = json.loads(unit.file("run.json").read_text())
+    assert manifest["settings"] == {"a": 1}
+    assert manifest["versions"]["torch"]
+    assert set(manifest["files"]) == {"a.npy"}
+
+
+@pytest.mark.parametrize("change", [{"settings": {"a": 2}}, {"inputs": ["other"]}, {"modules": ["diffusion"]}])
+def test_another_recipe_is_another_unit(run, change):
+    base = {"settings": {"a": 1}}
+    make(run.unit("toy", **base))
+    assert run.unit("toy", **base).done()
+    assert not run.unit("toy", **(base | change)).done()
+
+
+def test_a_new_revision_undoes_a_unit(run, monkeypatch):
+    make(run.unit("toy", settings={}, modules=["diffusion"]))
+    assert run.unit("toy", settings={}, modules=["diffusion"]).done()
+    monkeypatch.setattr(artifacts, "revision", lambda name: 10**6)
+    assert not run.unit("toy", settings={}, modules=["diffusion"]).done()
+
+
+def test_changes_travel_down_the_chain(run):
+    first = run.unit("one", settings={"a": 1})
+    assert run.unit("two", settings={}, inputs=[first]).hash == run.unit("two", settings={}, inputs=[first.hash]).hash
+    other = run.unit("one", settings={"a": 2})
+    assert run.unit("two", settings={}, inputs=[first]).hash != run.unit("two", settings={}, inputs=[other]).hash
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
+def test_damage_is_named_and_undoes_the_unit(run, damage):
+    unit = run.unit("toy", settings={})
+    make(unit)
+    path = unit.file("run.json" if damage == "manifest" else "a.npy")
+    content = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    elif damage == "flip":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        path.write_bytes(content[: len(content) // 2])
+    assert not unit.done()
+    with pytest.raises(ValueError, match=r"toy: .*run the stage"):
+        unit.load_array("a.npy")
+
+
+def test_an_error_inside_leaves_nothing(run):
+    unit = run.unit("toy", settings={})
+    with pytest.raises(KeyError):
+        fail_inside(unit, KeyError("boom"))
+    assert list(unit.path.parent.iterdir()) == []
+
+
+def test_an_error_keeps_the_unit_that_was_there(run):
+    unit = run.unit("toy", settings={})
+    make(unit, 1.0)
+    with pytest.raises(KeyError):
+        fail_inside(unit, KeyError("boom"))
+    assert unit.load_array("a.npy")[0] == 1.0
+
+
+def test_a_full_disk_gives_one_sentence_and_leaves_nothing(run):
+    unit = run.unit("toy", settings={})
+    with pytest.raises(OSError, match=r"no space left while writing .*toy; free disk space"):
+        fail_inside(unit, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert list(unit.path.parent.iterdir()) == []
+
+
+def test_a_disk_that_is_nearly_full_is_refused_before_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
+    with pytest.raises(OSError, match=r"0\.1 GiB free, expected at least 0\.5 GiB \(engine\.min_free_gib\)"):
+        artifacts.check_disk(run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_no_unit_and_its_remains_are_swept(run, tmp_path):
+    code = (
+        "import os\nfrom nafld_utils import artifacts\n"
+        "unit = artifacts.open_run('smoke').unit('toy', settings={})\n"
+        "with unit.writing() as folder:\n    (folder / 'half').write_text('x')\n    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "NAFLD_ROOT": str(tmp_path)}, check=False)
+    assert done.returncode == -9
+    unit = run.unit("toy", settings={})
+    assert not unit.done()
+    assert len(list(unit.path.parent.iterdir())) == 1
+    make(unit)
+    assert [p.name for p in unit.path.parent.iterdir()] == ["toy"]
+
+
+def test_finished_work_removes_the_resumable_part(run):
+    unit = run.unit("toy", settings={})
+    unit.work.mkdir(parents=True)
+    make(unit)
+    assert not unit.work.exists()
+
+
+def test_tables_and_arrays_round_trip_without_pickle(tmp_path):
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    for name in ("t.csv", "t.parquet"):
+        pd.testing.assert_frame_equal(artifacts.load_table(artifacts.save_table(tmp_path / name, table)), table)
+    artifacts.save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
+    assert artifacts.load_array(tmp_path / "a.npy", mmap=True)[1, 2] == 5
+    with pytest.raises(ValueError, match="allow_pickle"):
+        artifacts.save_array(tmp_path / "bad.npy", np.array([{}], dtype=object))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "t.csv", "t.parquet"]
+
+
+def test_a_stage_is_valid_until_one_of_its_units_changes(run):
+    unit = run.unit("toy", settings={})
+    make(unit)
+    assert artifacts.stage_fault(run, "01_data_analysis") == "it has not finished"
+    files = artifacts.finish(run, "01_data_analysis", [unit])
+    assert any(name.endswith("toy/a.npy") for name in files["file"])
+    assert artifacts.stage_valid(run, "01_data_analysis")
+    unit.file("a.npy").unlink()
+    assert "toy" in artifacts.stage_fault(run, "01_data_analysis")
+
+
+def test_a_stage_does_not_finish_on_a_unit_that_is_not_done(run):
+    with pytest.raises(ValueError, match="not made yet"):
+        artifacts.finish(run, "01_data_analysis", [run.unit("toy", settings={})])
+
+
+def test_claims_have_fixed_columns(run):
+    row = {"claim": "patients", "this_run": 8, "same_protocol": "no: simulated"}
+    table = artifacts.record_claims(run, "01_data_analysis", [row])
+    assert tuple(table.columns) == artifacts.CLAIM_COLUMNS
+    with pytest.raises(ValueError, match="protocl"):
+        artifacts.record_claims(run, "01_data_analysis", [{**row, "protocl": 1}])
+
+
+def test_seeds_are_stable_and_differ_by_every_part():
+    assert artifacts.unit_seed(0, "ldm", 1) == 2963892326978513372
+    seeds = {artifacts.unit_seed(*parts) for parts in [(0, "a", 1), (1, "a", 1), (0, "b", 1), (0, "a", 2), (0, "a1")]}
+    assert len(seeds) == 5
+
+
+def test_show_names_what_differs_from_the_paper(run):
+    table = run.show("folds", "ldm.prediction").set_index("setting")
+    assert table.loc["folds.n_splits", "this run"] == "2"
+    assert table.loc["folds.n_splits", "paper profile, where it differs"] == "5"
+    assert "ldm.prediction" in table.index
+    assert "ldm.steps" not in table.index

@@ -1,0 +1,92 @@
+"""Units run wherever the settings say, failures are recorded and the others go on."""
+
+import os
+
+import pytest
+
+from nafld_utils import engine, params
+
+
+def settings(**changes):
+    return params.load("smoke", {f"engine.{key}": value for key, value in changes.items()}).engine
+
+
+def touch(folder, name, fail=False):
+    """One toy unit."""
+    if fail:
+        raise KeyError(f"no {name}")
+    with open(os.path.join(folder, name), "x") as handle:
+        handle.write(str(os.getpid()))
+
+
+def toy_tasks(folder, failing=()):
+    return [{"folder": str(folder), "name": str(i), "fail": i in failing} for i in range(4)]
+
+
+@pytest.mark.parametrize("mode", ["serial", "local"])
+def test_every_unit_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, mode):
+    chosen = settings(mode=mode, n_workers=2)
+    table = engine.map_units(touch, toy_tasks(tmp_path, failing={1}), chosen, "toy", raise_failed=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "2", "3"]
+    assert table["name"].tolist() == ["0", "1", "2", "3"]
+    assert table["error"].tolist()[1] == "KeyError: 'no 1'"
+    assert (table["error"] == "").sum() == 3
+    workers = {(tmp_path / name).read_text() for name in ("0", "2", "3")}
+    assert (str(os.getpid()) in workers) == (mode == "serial")
+
+
+def test_failed_units_are_named_after_the_others_ran(tmp_path):
+    with pytest.raises(engine.UnitError, match=r"toy: 1 of 4 units failed, the first .*name=2.*KeyError: 'no 2'"):
+        engine.map_units(touch, toy_tasks(tmp_path, failing={2}), settings(), "toy")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_missing_gpu_is_one_sentence(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(
+        ValueError, match=r"engine\.device is cuda, expected that GPU, found 0 GPUs; set engine\.device"
+    ):
+        engine.device(settings(device="cuda"))
+    assert engine.device(settings(device="cpu")).type == "cpu"
+
+
+def test_cluster_without_address_or_library_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "dask_jobqueue", None)
+    with pytest.raises(ValueError, match="install the slurm extra"):
+        engine.map_units(touch, toy_tasks(tmp_path), settings(mode="cluster"), "toy")
+
+
+def test_a_running_scheduler_is_used_by_address(tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
+        chosen = settings(mode="cluster", address=cluster.scheduler_address)
+        table = engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
+    assert (table["error"] == "").all()
+
+
+def test_progress_writes_lines_for_the_terminal_of_a_headless_run(tmp_path, monkeypatch):
+    path = tmp_path / "progress"
+    monkeypatch.setenv(engine.PROGRESS_FILE, str(path))
+    assert list(engine.progress(range(3), "counting")) == [0, 1, 2]
+    assert path.read_text().splitlines()[-1].startswith("counting: 3/3 in 0 s")
+    meter = engine.StepMeter("training", 10, every=0.0)
+    meter(4, 0.5)
+    assert "training: step 4/10, loss 0.5000, about" in path.read_text()
+
+
+def test_progress_is_silent_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.delenv(engine.PROGRESS_FILE, raising=False)
+    assert list(engine.progress(iter("ab"), "letters", total=2)) == ["a", "b"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_thread_counts_are_set_for_children_and_put_back(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with engine.thread_environment(1):
+        assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ

@@ -1,0 +1,110 @@
+"""Settings: complete, merged, and refused with one sentence when wrong."""
+
+import pytest
+import yaml
+
+from nafld_utils import params
+
+PROFILES = ("paper", "smoke", "demo", "cpu")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_load_and_are_complete(profile):
+    settings = params.load(profile)
+    assert settings.profile == profile
+    assert settings.name == profile
+    base = yaml.safe_load((params.PARAMS_DIR / "paper.yaml").read_text())
+    dumped = settings.model_dump(mode="json", by_alias=True)
+    assert set(params.flat(dumped)) == set(params.flat(base)) | {"profile"}
+
+
+@pytest.mark.parametrize("profile", PROFILES[1:])
+def test_profiles_name_only_what_differs(profile):
+    base = params.flat(yaml.safe_load((params.PARAMS_DIR / "paper.yaml").read_text()))
+    mine = params.flat(yaml.safe_load((params.PARAMS_DIR / f"{profile}.yaml").read_text()))
+    same = [key for key, value in mine.items() if base[key] == value]
+    assert not same, f"{profile}.yaml repeats paper.yaml in {same}"
+
+
+def test_paper_values():
+    paper = params.load("paper")
+    assert (paper.ldm.steps, paper.ldm.batch_size, paper.ldm.learning_rate) == (20000, 32, 2.4e-4)
+    assert (paper.sampling.steps, paper.sampling.guidance, paper.sampling.n_images) == (500, 1.2, 2000)
+    assert (paper.sweep.steps, paper.sweep.learning_rate, paper.sweep.n_seeds) == (1000, 2e-5, 25)
+    assert paper.sweep.rates == (0.5, 1.0, 1.5, 2.0)
+
+
+def test_override_strings_and_mappings_agree():
+    a = params.load("demo", ["sweep.n_seeds=7", "ldm.class.loss=l1", "ldm.folds=[0, 1]", "run=x"])
+    b = params.load("demo", {"sweep": {"n_seeds": 7}, "ldm.class.loss": "l1", "ldm": {"folds": [0, 1]}, "run": "x"})
+    assert a == b
+    assert a.sweep.n_seeds == 7
+    assert a.ldm.class_.loss == "l1"
+    assert a.name == "x"
+
+
+def test_scientific_notation_that_yaml_reads_as_text_is_a_number():
+    assert params.load("demo", ["sweep.learning_rate=2e-5"]).sweep.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("sweep.n_seed=5", ["sweep.n_seed", "sweep.n_seeds"]),
+        ("sweeps.n_seeds=5", ["sweeps", "sweep"]),
+        ("sweep=5", ["sweep", "section"]),
+        ("sweep.n_seeds=five", ["sweep.n_seeds", "integer", "'five'"]),
+        ("sweep.n_seeds=0", ["sweep.n_seeds", "greater than or equal to 1", "found 0"]),
+        ("sampling.guidance=0.5", ["sampling.guidance", "found 0.5"]),
+        ("ldm.class.loss=l3", ["ldm.class.loss", "'l3'"]),
+        ("sweep.primary_rate=1.25", ["primary_rate", "1.25"]),
+        ("shap.fold=9", ["shap.fold", "9"]),
+        ("ldm.folds=[5]", ["ldm.folds", "[5]"]),
+        ("preprocess.crop_scale=[1.0, 0.5]", ["crop_scale"]),
+        ("run=../elsewhere", ["run", "'../elsewhere'"]),
+        ("engine.device=gpu", ["engine.device", "'gpu'"]),
+        ("n_seeds", ["n_seeds", "key=value"]),
+        ("sweep.arms=[gan]", ["sweep.arms", "'gan'"]),
+        ("autoencoder.semantic.source=path", ["autoencoder.semantic", "path"]),
+    ],
+)
+def test_wrong_settings_are_named_in_one_sentence(override, names):
+    with pytest.raises(params.SettingsError) as caught:
+        params.load("demo", [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    for name in names:
+        assert name in message
+
+
+def test_unknown_profile_names_the_nearest():
+    with pytest.raises(params.SettingsError, match=r"'dema' is not one of .*nearest is demo"):
+        params.load("dema")
+
+
+def test_a_yaml_key_that_became_a_boolean_is_refused(tmp_path, monkeypatch):
+    for name in ("paper", "demo"):
+        (tmp_path / f"{name}.yaml").write_text((params.PARAMS_DIR / f"{name}.yaml").read_text())
+    (tmp_path / "demo.yaml").write_text("engine: {on: 1}\n")
+    monkeypatch.setattr(params, "PARAMS_DIR", tmp_path)
+    with pytest.raises(params.SettingsError, match=r"engine\.True in params/demo\.yaml"):
+        params.load("demo")
+
+
+def test_broken_yaml_names_the_file(tmp_path, monkeypatch):
+    (tmp_path / "paper.yaml").write_text("seed: [1\n")
+    monkeypatch.setattr(params, "PARAMS_DIR", tmp_path)
+    with pytest.raises(params.SettingsError, match=r"paper\.yaml: expected YAML"):
+        params.load("paper")
+
+
+def test_settings_are_frozen():
+    settings = params.load("demo")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 3
+
+
+def test_every_section_is_read_by_a_stage_or_only_says_where_work_runs():
+    read = {section for sections in params.STAGE_SECTIONS.values() for section in sections}
+    assert set(params.Settings.model_fields) - read == {"profile", "run", "engine"}
