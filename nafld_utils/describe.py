@@ -1,0 +1,213 @@
+"""Describe a cohort before anything is learnt from it: counts, likeness of frames, echogenicity over depth and angle.
+
+Contract: tables and arrays in, tidy tables out. Statistics over patients use one value a patient, since frames of one
+patient are near-duplicates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+REVISION = 1
+GRADE_BANDS = ((0, 5), (5, 33), (33, 66), (66, 100))  # percent of hepatocytes: none, mild, moderate, severe steatosis
+_PAIR_COLUMNS = ["pair", "patient_a", "patient_b", "correlation"]
+
+
+def summary_table(images: pd.DataFrame, patients: pd.DataFrame, class_names: tuple[str, str]) -> pd.DataFrame:
+    """Patients, images and grades of each class and of all: the paper's Supplementary Table 1 as far as data allow.
+
+    Parameters
+    ----------
+    images, patients : pandas.DataFrame
+        A cohort's tables.
+    class_names : (str, str)
+        Names of label 0 and 1.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index ``class``; ``patients, images, unique images, fat median, fat range`` and one count of patients a band
+        of `GRADE_BANDS` (fat in percent; ``-`` where no grade is known).
+    """
+    rows = {}
+    for name, chosen in [*((n, [i]) for i, n in enumerate(class_names)), ("all", [0, 1])]:
+        people, pictures = patients[patients["label"].isin(chosen)], images[images["label"].isin(chosen)]
+        fat = people["grade"].dropna()
+        row = {"patients": len(people), "images": len(pictures), "unique images": pictures["sha256"].nunique()}
+        row["fat median (%)"] = f"{fat.median():.0f}" if len(fat) else "-"
+        row["fat range (%)"] = f"{fat.min():.0f} to {fat.max():.0f}" if len(fat) else "-"
+        bands = grade_band(fat)
+        row |= {f"fat {label} %": int((bands == label).sum()) for label in band_names()}
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
+
+
+def band_names() -> list[str]:
+    """Names of `GRADE_BANDS`, e.g. ``below 5``."""
+    (_, first), *rest = GRADE_BANDS
+    middle = [f"{low} to {high}" if low == first else f"above {low} to {high}" for low, high in rest]
+    return [f"below {first}", *middle]
+
+
+def grade_band(grade: pd.Series) -> pd.Series:
+    """Band of each grade (percent): 0 to below 5, 5 to 33, above 33 to 66, above 66 to 100."""
+    edges = np.array([high for _, high in GRADE_BANDS[1:-1]], dtype=float)
+    number = np.where(grade < GRADE_BANDS[0][1], 0, 1 + np.searchsorted(edges, grade, side="left"))
+    return pd.Series(np.array(band_names(), dtype=object)[number], index=grade.index)
+
+
+# ---------------------------------------------------------------- likeness of frames
+
+
+def similarity(images: pd.DataFrame, pixels: np.ndarray, region: np.ndarray, step: int = 2) -> pd.DataFrame:
+    """Pearson correlation of grey levels between frames of one patient and between patients.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        ``patient_id`` row by row.
+    pixels : (N, H, W) uint8 ndarray
+        Frames.
+    region : (H, W) bool ndarray
+        Pixels compared, the same in all frames.
+    step : int
+        Every how manyth row and column is used; 2 is still finer than speckle.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``pair`` ("same patient": every pair of the patient's frames; "different patients": the middle frames of two
+        patients), ``patient_a, patient_b, correlation`` (-1 to 1).
+    """
+    keep = region[::step, ::step]
+    vectors = np.stack([frame[::step, ::step][keep] for frame in pixels]).astype(np.float32)
+    vectors -= vectors.mean(axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    groups = images.reset_index(drop=True).groupby("patient_id", sort=False).indices
+    rows: list[tuple[str, int, int, float]] = []
+    for patient, places in groups.items():
+        within = vectors[places] @ vectors[places].T
+        rows.extend(("same patient", patient, patient, r) for r in within[np.triu_indices(len(places), k=1)])
+    names = list(groups)
+    middle = vectors[[places[len(places) // 2] for places in groups.values()]]
+    between = middle @ middle.T
+    rows.extend(
+        ("different patients", names[a], names[b], between[a, b])
+        for a, b in zip(*np.triu_indices(len(names), k=1), strict=True)
+    )
+    return pd.DataFrame(rows, columns=_PAIR_COLUMNS)
+
+
+# ---------------------------------------------------------------- echogenicity
+
+
+def sector_geometry(region: np.ndarray) -> tuple[float, float, float]:
+    """Apex and half opening angle of a sector from the straight parts of its edges.
+
+    Parameters
+    ----------
+    region : (H, W) bool ndarray
+        True inside the sector.
+
+    Returns
+    -------
+    (float, float, float)
+        Row and column of the apex in pixels (where the edges' least-squares lines meet) and half the angle between
+        them in degrees.
+
+    Raises
+    ------
+    ValueError
+        The region does not widen downwards.
+    """
+    rows = np.flatnonzero(region.any(axis=1))
+    left = region[rows].argmax(axis=1)
+    right = region.shape[1] - 1 - region[rows, ::-1].argmax(axis=1)
+    n = min(int(left.argmin()), int(right.argmax()))  # rows above the corners
+    straight = slice(n // 5, max(n - 2, n // 5 + 2))
+    if n < 10:
+        raise ValueError(
+            f"region: expected a sector that widens downwards, found {n} widening rows; check the threshold."
+        )
+    (a, b), (c, d) = (np.polyfit(rows[straight], edge[straight], 1) for edge in (left - 0.5, right + 0.5))
+    row = (d - b) / (a - c)
+    return float(row), float(a * row + b), float(np.degrees(np.arctan(c) - np.arctan(a)) / 2)
+
+
+def profiles(
+    patients: pd.DataFrame, images: pd.DataFrame, pixels: np.ndarray, regions: np.ndarray, n_bins: int = 40
+) -> pd.DataFrame:
+    """Mean grey level over depth and over angle, one curve a patient.
+
+    Parameters
+    ----------
+    patients, images : pandas.DataFrame
+        A cohort's tables.
+    pixels : (N, H, W) uint8 ndarray
+        Frames, averaged over the patient.
+    regions : (P, H, W) bool ndarray
+        Sector of each patient, in the order of `patients`.
+    n_bins : int
+        Bins of a curve.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``patient_id, label, kind`` ("depth": distance from the apex in pixels, central half of the angles;
+        "lateral": angle from the axis in degrees, positive to the right, middle third of the depths), ``position,
+        grey`` (0 to 255).
+    """
+    places = images.reset_index(drop=True).groupby("patient_id").indices
+    tables = []
+    for person, region in zip(patients.itertuples(index=False), regions, strict=True):
+        mean = np.mean([pixels[i] for i in places[person.patient_id]], axis=0)
+        row, column, half = sector_geometry(region)
+        y, x = np.indices(region.shape)
+        radius, angle = np.hypot(y - row, x - column), np.degrees(np.arctan2(x - column, y - row))
+        deepest = radius[region].max()
+        central = region & (np.abs(angle) < half / 2)
+        # Two degrees off the edges, where the region's border is as thick as a pixel or three.
+        middle = region & (radius > deepest / 3) & (radius < 2 * deepest / 3) & (np.abs(angle) < half - 2)
+        for kind, inside, where, span in (
+            ("depth", central, radius, (0.0, 360.0)),
+            ("lateral", middle, angle, (-60.0, 60.0)),
+        ):
+            curve = _binned(where[inside], mean[inside], span, n_bins)
+            tables.append(curve.assign(patient_id=person.patient_id, label=person.label, kind=kind))
+    return pd.concat(tables, ignore_index=True)[["patient_id", "label", "kind", "position", "grey"]]
+
+
+def _binned(where: np.ndarray, grey: np.ndarray, span: tuple[float, float], n_bins: int) -> pd.DataFrame:
+    """Mean of `grey` in bins of `where`; bins with fewer than 20 pixels are left out."""
+    edges = np.linspace(*span, n_bins + 1)
+    count, _ = np.histogram(where, edges)
+    total, _ = np.histogram(where, edges, weights=grey)
+    keep = count >= 20
+    centre = (edges[:-1] + edges[1:]) / 2
+    return pd.DataFrame({"position": centre[keep], "grey": total[keep] / count[keep]})
+
+
+def class_curves(curves: pd.DataFrame) -> pd.DataFrame:
+    """Mean curve of each class with its 95 % Student t interval over patients.
+
+    Parameters
+    ----------
+    curves : pandas.DataFrame
+        From `profiles`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``kind, label, position, grey, low, high, n_patients``; positions that fewer than half of the class's patients
+        have, or only one, are left out.
+    """
+    from scipy import stats
+
+    size = curves.groupby(["kind", "label"])["patient_id"].transform("nunique")
+    table = curves.assign(size=size).groupby(["kind", "label", "position"], as_index=False)
+    out = table.agg(grey_=("grey", "mean"), sd=("grey", "std"), n_patients=("grey", "size"), size=("size", "first"))
+    out = out[(out["n_patients"] >= 2) & (out["n_patients"] * 2 >= out["size"])].rename(columns={"grey_": "grey"})
+    half = stats.t.ppf(0.975, out["n_patients"] - 1) * out["sd"] / np.sqrt(out["n_patients"])
+    out = out.assign(low=out["grey"] - half, high=out["grey"] + half)
+    return out[["kind", "label", "position", "grey", "low", "high", "n_patients"]].reset_index(drop=True)

@@ -1,0 +1,160 @@
+"""Download a published data set by its DOI: checksum from the record itself, retried, resumed where it broke off.
+
+Contract: a file appears under its name only after its checksum matched; beside it lies ``<name>.record.json`` with
+the DOI and the checksum that the record stated, so that later runs can prove where the file came from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from nafld_utils import artifacts
+
+ATTEMPTS = 4
+PAUSE = 2.0  # seconds before the second attempt, doubled before each further one
+TIMEOUT = 30.0  # seconds without an answer
+CHUNK = 2**16  # bytes
+
+
+def fetch(doi: str, folder: str | Path, suffix: str, attempts: int = ATTEMPTS, pause: float = PAUSE) -> Path:
+    """Download the record's only file of a kind.
+
+    Parameters
+    ----------
+    doi : str
+        For example ``10.5281/zenodo.1009146``.
+    folder : str or Path
+        Where the file goes; made if need be.
+    suffix : str
+        Ending of the wanted file.
+    attempts : int
+        How often record and file are tried.
+    pause : float
+        Seconds before the second attempt, doubled before each further one.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        No network, no such record, not exactly one such file, or content of another checksum; says which file to put
+        where.
+    """
+    folder = Path(folder)
+    way_out = f"download the {suffix} file of https://doi.org/{doi} by hand into {folder} or name it with DATA=<path>"
+    try:
+        store = _again(lambda: _registry(doi, folder), attempts, pause)
+        names = [name for name in store.registry if name.lower().endswith(suffix)]
+        if len(names) != 1:
+            raise ValueError(f"expected one {suffix} file in the record, found {names or 'none'}")
+        name = names[0]
+        _again(lambda: store.fetch(name, downloader=resume), attempts, pause)
+    except Exception as error:  # a dozen kinds of network fault, one sentence for the reader
+        raise ValueError(f"doi {doi}: the cohort cannot be downloaded ({_reason(error)}); {way_out}.") from error
+    record = {"doi": doi, "file": name, "checksum": store.registry[name]}
+    artifacts.save_json(record_path(folder / name), record)
+    return folder / name
+
+
+def _reason(error: Exception) -> str:
+    import requests
+
+    if isinstance(error, requests.ConnectionError | requests.Timeout):
+        return "no connection to the record's server"
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _registry(doi: str, folder: Path) -> Any:
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    store = pooch.create(path=folder, base_url=f"doi:{doi}/", registry=None)
+    store.load_registry_from_doi()
+    return store
+
+
+def _again(action: Any, attempts: int, pause: float) -> Any:
+    for attempt in range(1, attempts + 1):
+        try:
+            return action()
+        except Exception:  # whatever the fault, the last attempt reports it
+            if attempt == attempts:
+                raise
+            time.sleep(pause * 2 ** (attempt - 1))
+    raise AssertionError("unreachable")
+
+
+def resume(url: str, output_file: Any, store: Any) -> None:
+    """Downloader for pooch that goes on where an earlier attempt broke off.
+
+    Parameters
+    ----------
+    url : str
+        ``doi:<doi>/<file>`` or an http address.
+    output_file : str or Path
+        Where pooch expects the whole file; it checks the checksum afterwards.
+    store : pooch.Pooch
+        Its folder keeps the unfinished part under ``.<name>.part``.
+    """
+    name = url.rsplit("/", 1)[-1]
+    part = Path(store.path) / f".{name}.part"
+    _fetch_rest(_address(url), part)
+    # The part is moved, not copied: content that fails pooch's checksum must not be resumed from.
+    part.replace(output_file)
+
+
+def _address(url: str) -> str:
+    if not url.startswith("doi:"):
+        return url
+    from pooch.downloaders import doi_to_repository
+
+    doi, _, name = url.removeprefix("doi:").rpartition("/")
+    return doi_to_repository(doi).download_url(name)
+
+
+def _fetch_rest(address: str, part: Path) -> None:
+    import requests
+
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        if answer.status_code == 416:  # nothing left to send: the part is whole, or longer than the file
+            return
+        answer.raise_for_status()
+        mode = "ab" if answer.status_code == 206 else "wb"
+        with open(part, mode) as handle:
+            for chunk in answer.iter_content(CHUNK):
+                handle.write(chunk)
+
+
+def record_path(path: str | Path) -> Path:
+    """Where the record's facts about a downloaded file are kept."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.record.json")
+
+
+def read_record(path: str | Path) -> dict[str, str] | None:
+    """``doi, file, checksum`` as the record stated them, or None where they are not known."""
+    try:
+        record = json.loads(record_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and {"doi", "checksum"} <= set(record) else None
+
+
+def matches(path: str | Path, checksum: str) -> bool:
+    """Whether a file has a checksum written as ``algorithm:hex`` (plain hex is SHA-256)."""
+    import pooch
+
+    algorithm, _, value = checksum.rpartition(":")
+    try:
+        return pooch.file_hash(str(path), alg=algorithm or "sha256") == value.lower()
+    except ValueError:
+        return False

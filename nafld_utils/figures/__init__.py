@@ -1,0 +1,112 @@
+"""One look for every figure: colours by name, text sizes, and the word that marks simulated data.
+
+Contract of the modules beside this one: a function takes a table or an array and an Axes, draws, and returns the
+Axes; it computes no statistic, opens no file and shows nothing. Colours are Okabe and Ito's, told apart by readers
+with any of the common colour vision deficiencies (https://jfly.uni-koeln.de/color/); no text is below 9 points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    from nafld_utils.artifacts import Run
+
+COLORS: dict[str, str] = {
+    "real": "#555555",
+    "semantic": "#D55E00",
+    "class": "#0072B2",
+    "traditional": "#56B4E9",
+    "healthy": "#009E73",
+    "fatty": "#CC79A7",
+}
+
+SIMULATED = "simulated cohort"
+
+_GREY = "#444444"
+_STYLE: dict[str, Any] = {
+    "figure.figsize": (7.0, 4.2),
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 150,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.labelsize": 10,
+    "axes.edgecolor": _GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.7,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "image.cmap": "gray",
+    "image.interpolation": "nearest",
+}
+
+
+def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
+    """Set the study's figure style; the notebooks call it once, tests use it as a context.
+
+    Parameters
+    ----------
+    overrides : mapping, optional
+        Further matplotlib rc settings.
+
+    Returns
+    -------
+    contextlib.ExitStack
+        On leaving it the settings before the call are back; a plain call leaves the style in force.
+
+    Examples
+    --------
+    >>> import matplotlib as mpl
+    >>> with style():
+    ...     mpl.rcParams["axes.grid"]
+    True
+    """
+    import matplotlib as mpl
+
+    chosen = {**_STYLE, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})}
+    before = {name: mpl.rcParams[name] for name in chosen}
+    mpl.rcParams.update(chosen)
+    restore = ExitStack()
+    restore.callback(mpl.rcParams.update, before)
+    return restore
+
+
+def mark_simulated(figure: Figure, run: Run) -> Text | None:
+    """Write "simulated cohort" into the corner of a figure made from simulated patients.
+
+    Parameters
+    ----------
+    figure : Figure
+        Figure to be marked, laid out already or not.
+    run : Run
+        The run whose data it shows.
+
+    Returns
+    -------
+    Text or None
+        The mark; None when the run's cohort is not simulated.
+    """
+    if not run.is_simulated:
+        return None
+    look = {"ha": "right", "fontsize": 9, "style": "italic", "color": "#8C2D04"}
+    if figure.get_supxlabel() or figure.get_layout_engine() is None:
+        return figure.text(0.99, -0.01, SIMULATED, va="top", **look)  # below all else; a tight box keeps it
+    return figure.supxlabel(SIMULATED, x=0.99, **look)  # the layout engine makes room for it
