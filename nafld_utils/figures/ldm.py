@@ -1,0 +1,146 @@
+"""Figures of stages 03 and 04: loss curves, reconstructions, sample grids. Tables and arrays in, Axes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils.figures import COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def loss_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
+    """Training and validation loss over steps, a thin line a fold and a bold mean a model.
+
+    Parameters
+    ----------
+    curves : pandas.DataFrame
+        ``conditioning, fold, step, loss, validation`` of one model or several.
+    ax : Axes
+        Where to draw.
+    """
+    from matplotlib.lines import Line2D
+
+    for name, part in curves.groupby("conditioning", sort=False):
+        color = COLORS[str(name)]
+        for column, dashes in (("loss", "-"), ("validation", ":")):
+            wide = part.pivot_table(index="step", columns="fold", values=column)
+            if wide.empty:
+                continue
+            ax.plot(wide.index, wide.to_numpy(), dashes, color=color, lw=0.6, alpha=0.35)
+            smooth = wide.mean(axis=1).rolling(5, min_periods=1, center=True).mean()
+            ax.plot(wide.index, smooth, dashes, color=color, lw=2.2, label=f"{name}, {_WORDS[column]}")
+    ax.set(xlabel="training step", ylabel="loss (dimensionless)", ylim=(0, None))
+    handles, _ = ax.get_legend_handles_labels()
+    ax.legend(handles=[*handles, Line2D([], [], color="#888888", lw=0.6, label="one fold")])
+    return ax
+
+
+_WORDS = {"loss": "training batch", "validation": "held-out patients"}
+
+
+def image_row(images: Sequence[np.ndarray], titles: Sequence[str], axes: Sequence[Axes], cmap: str = "gray") -> None:
+    """Show grey images (H, W) uint8 side by side, without axes; an empty title is left out.
+
+    Parameters
+    ----------
+    images : sequence of numpy.ndarray
+        As many as `axes`.
+    titles : sequence of str
+        One each.
+    axes : sequence of Axes
+        Where to draw.
+    cmap : str
+        Colour map; label maps use ``"viridis"``.
+    """
+    for image, title, ax in zip(images, titles, axes, strict=True):
+        top = 255 if cmap == "gray" else None
+        ax.imshow(image, cmap=cmap, vmin=0, vmax=top)
+        ax.set(xticks=[], yticks=[])
+        ax.grid(visible=False)
+        for side in ax.spines.values():
+            side.set_visible(False)
+        if title:
+            ax.set_title(title, fontsize=9, fontweight="normal", loc="center")
+
+
+def mosaic(images: np.ndarray, n_columns: int, ax: Axes, title: str = "") -> Axes:
+    """Tile (n, H, W) uint8 images into one picture with thin gaps.
+
+    Parameters
+    ----------
+    images : numpy.ndarray, shape (n, H, W), uint8
+        Tiles in reading order.
+    n_columns : int
+        Tiles a row.
+    ax : Axes
+        Where to draw.
+    title : str
+        Title of the picture.
+    """
+    n, height, width = images.shape
+    n_rows = -(-n // n_columns)
+    canvas = np.full((n_rows * (height + 3), n_columns * (width + 3)), 255, np.uint8)
+    for i, image in enumerate(images):
+        row, column = divmod(i, n_columns)
+        canvas[
+            row * (height + 3) : row * (height + 3) + height, column * (width + 3) : column * (width + 3) + width
+        ] = image
+    ax.imshow(canvas, cmap="gray", vmin=0, vmax=255)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    ax.set_title(title)
+    return ax
+
+
+def reconstruction_error(table: pd.DataFrame, value: str, unit: str, ax: Axes) -> Axes:
+    """Distribution of PSNR or SSIM over held-out images, a box a fold.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``fold`` and `value`.
+    value : str
+        Column to draw.
+    unit : str
+        Label of the axis.
+    ax : Axes
+        Where to draw.
+    """
+    import seaborn as sns
+
+    sns.boxplot(table, x="fold", y=value, color="#BBBBBB", width=0.5, fliersize=2, ax=ax)
+    ax.set(xlabel="held-out fold", ylabel=unit)
+    return ax
+
+
+def condition_effect(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Effect of the condition with its interval: drawn with the condition, and with the null condition.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``drawn_with, mean, low, high, expected_without, over`` of one effect.
+    ax : Axes
+        Where to draw.
+    """
+    table = table.reset_index(drop=True)
+    y = np.arange(len(table))[::-1]
+    spread = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
+    ax.errorbar(table["mean"], y, xerr=spread, fmt="o", color="#222222", capsize=3)
+    ax.axvline(table["expected_without"].iloc[0], color=COLORS["semantic"], lw=1.2, ls="--", label="no effect")
+    words = {"condition": "with its condition", "null": "null condition"}
+    ax.set_yticks(
+        y, [f"{words[a]}\n(interval over {b})" for a, b in zip(table["drawn_with"], table["over"], strict=True)]
+    )
+    ax.grid(axis="x")
+    ax.set_ylim(-0.6, len(table) - 0.4)
+    ax.legend(loc="best")
+    return ax

@@ -1,0 +1,134 @@
+"""The package's shape: import order, nothing heavy at import, notebooks as the house wants them."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "nafld_utils"
+
+# A module imports only from those above it; modules on one line do not know each other.
+ORDER = [
+    ["params"],
+    ["artifacts"],
+    ["engine"],
+    ["download"],
+    ["cohort_files"],
+    ["cohort"],
+    ["phantom_anatomy"],
+    ["phantom"],
+    ["folds"],
+    ["preprocess"],
+    ["describe"],
+    ["backbones"],
+    ["autoencoder"],
+    ["diffusion"],
+    ["sampling"],
+    ["quality"],
+    ["trial"],
+    ["sweep"],
+    ["stats"],
+    ["explain", "turing"],
+    ["shipped"],
+    ["figures"],
+    ["stages.prepare"],
+    ["stages.ldm"],
+    ["stages.samples"],
+    ["stages.quality", "stages.sweep", "stages.turing"],
+    ["stages.explain"],
+    ["graph", "doctor"],
+    ["report"],
+    ["execute"],
+    ["cli"],
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def rank(module):
+    return RANK["figures"] if module.startswith("figures") else RANK[module]
+
+
+def imported(module):
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("nafld_utils"):
+            base = node.module.removeprefix("nafld_utils").lstrip(".")
+            for alias in node.names:
+                name = f"{base}.{alias.name}" if base else alias.name
+                yield name if name in MODULES else base
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("nafld_utils."):
+                    yield alias.name.removeprefix("nafld_utils.")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_those_above_it(module):
+    for name in imported(module):
+        if name in ("", "figures", "stages"):
+            continue
+        assert rank(name) < rank(module) or (module.startswith("figures") and name.startswith("figures")), (
+            f"{module} imports {name}, which stands below it"
+        )
+
+
+def test_computing_modules_open_no_artifact():
+    for module in MODULES:
+        if not module.startswith("stages.") and rank(module) <= RANK["turing"]:
+            assert not [name for name in imported(module) if name.startswith("stages.")], module
+
+
+def test_importing_the_light_modules_loads_nothing_heavy():
+    heavy = ("torch", "diffusers", "timm", "shap", "sklearn", "matplotlib", "distributed")
+    code = (
+        "import sys\nfrom nafld_utils import params, artifacts, engine, graph, cli\n"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def test_there_are_eight_notebooks():
+    from nafld_utils import params
+
+    assert [path.stem for path in NOTEBOOKS] == list(params.STAGE_SECTIONS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_follow_the_skeleton(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = notebook["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), "committed with outputs"
+    tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+    assert ["".join(cell["source"]).split() for cell in tagged] == [["profile", "=", '"demo"', "overrides", "=", "{}"]]
+    title = "".join(cells[0]["source"])
+    assert title.startswith(f"# {path.stem[:2]}")
+    assert "?" in title.splitlines()[0]
+    assert "Paper" in title
+    assert "artifacts.finish(" in "".join(code[-1]["source"])
+    lines = [line for cell in code for line in "".join(cell["source"]).splitlines()]
+    assert len(lines) <= 170, "logic belongs in the package"
+    text = "\n".join(lines)
+    assert "artifacts.open_run(profile, overrides)" in text
+    assert "run.show(" in text
+    assert "record_claims(" in text
+    for banned in ("!pip", "%pip", "filterwarnings", "simplefilter", "/tmp", "artifacts/"):
+        assert banned not in text, banned
+    tree = ast.parse("\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))))
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.ClassDef)
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 5, f"{node.name} is over five lines"

@@ -1,0 +1,86 @@
+"""DDIM with guidance: timesteps as in the original, one seed an image, guidance that means what it says."""
+
+import pytest
+import torch
+
+from nafld_utils import diffusion, params, sampling
+
+CPU = torch.device("cpu")
+SHAPE = (4, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return diffusion.build_denoiser("class", params.load("smoke").section("ldm.class"), SHAPE, 5, 0).eval()
+
+
+@pytest.fixture(scope="module")
+def options():
+    return diffusion.schedule_options(params.load("smoke").section("ldm.class"), "v_prediction", 1000)
+
+
+def draw(denoiser, options, seeds, labels=None, steps=5, eta=0.0, guidance=1.5, null=False):
+    labels = torch.zeros(len(seeds), dtype=torch.long) if labels is None else torch.tensor(labels)
+    return sampling.sample(denoiser, options, labels, seeds, SHAPE, steps, eta, guidance, CPU, null)
+
+
+def test_timesteps_are_those_of_the_original_sampler(options):
+    sampler = sampling.build_sampler(options)
+    sampler.set_timesteps(500)
+    assert sampler.timesteps[:3].tolist() == [999, 997, 995]
+    assert sampler.timesteps[-1] == 1
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_an_image_depends_on_its_seed_and_not_on_its_neighbours(denoiser, options, eta):
+    together = draw(denoiser, options, [1, 2, 3], eta=eta)
+    alone = torch.cat([draw(denoiser, options, [seed], eta=eta) for seed in (1, 2, 3)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_ddim_is_deterministic_and_eta_adds_noise(denoiser, options):
+    assert torch.equal(draw(denoiser, options, [7]), draw(denoiser, options, [7]))
+    assert not torch.allclose(draw(denoiser, options, [7]), draw(denoiser, options, [7], eta=1.0))
+
+
+def test_guidance_one_is_the_conditional_prediction_in_one_pass(denoiser):
+    z, t, labels = torch.randn(2, *SHAPE), torch.tensor(500), torch.tensor([0, 1])
+    plain = denoiser(z, t.expand(2), labels)
+    assert torch.equal(sampling.predict(denoiser, z, t, labels, 1.0, null=False), plain)
+    calls = []
+    hook = denoiser.unet.register_forward_hook(lambda *_: calls.append(1))
+    sampling.predict(denoiser, z, t, labels, 1.0, null=False)
+    sampling.predict(denoiser, z, t, labels, 3.0, null=False)
+    hook.remove()
+    assert len(calls) == 2
+
+
+def test_guidance_extrapolates_from_the_null_prediction(denoiser):
+    z, t, labels = torch.randn(2, *SHAPE), torch.tensor(500), torch.tensor([0, 1])
+    conditional = denoiser(z, t.expand(2), labels)
+    null = denoiser(z, t.expand(2), torch.full((2,), diffusion.NULL_LABEL))
+    expected = null + 1.2 * (conditional - null)
+    found = sampling.predict(denoiser, z, t, labels, 1.2, null=False)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_null_samples_do_not_see_the_condition(denoiser, options):
+    a = draw(denoiser, options, [5], labels=[0], null=True)
+    assert torch.equal(a, draw(denoiser, options, [5], labels=[1], null=True))
+    assert not torch.allclose(draw(denoiser, options, [5], labels=[0]), draw(denoiser, options, [5], labels=[1]))
+
+
+def test_bad_requests_are_named(denoiser, options):
+    with pytest.raises(ValueError, match="one condition a seed, found 1 and 2"):
+        sampling.sample(denoiser, options, torch.zeros(1), [1, 2], SHAPE, 5, 0.0, 1.0, CPU)
+    with pytest.raises(ValueError, match=r"sampling\.steps must not exceed 1000, got 2000"):
+        draw(denoiser, options, [1], steps=2000)
+
+
+def test_gaussian_latents_match_the_moments_and_nothing_else():
+    latents = torch.randn(200, 2, 4, 4) * 3 + 1
+    drawn = sampling.gaussian_latents(latents, range(4000))
+    torch.testing.assert_close(drawn.mean(0), latents.mean(0), atol=0.25, rtol=0)
+    torch.testing.assert_close(drawn.std(0), latents.std(0), atol=0.25, rtol=0)
+    assert torch.equal(drawn[5], sampling.gaussian_latents(latents, [5])[0])
