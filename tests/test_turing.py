@@ -1,0 +1,460 @@
+"""The Turing test: the set that raters see, their answers, and the paper's Table 1."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from nafld_utils import artifacts, figures, params, turing
+from nafld_utils.figures import turing as draw
+
+NAMES = ("n_real_unhealthy", "n_real_healthy", "n_synthetic_unhealthy", "n_synthetic_healthy")
+
+
+def settings(*numbers, seed=0):
+    """The paper's numbers, or others in the order of `NAMES`."""
+    chosen = dict(zip(NAMES, numbers or turing.PAPER_SIZES, strict=True))
+    return params.load("paper").turing.model_copy(update={**chosen, "seed": seed})
+
+
+def real_table(n_healthy=17, n_unhealthy=38, frames=10):
+    patient = np.repeat(np.arange(1, n_healthy + n_unhealthy + 1), frames)
+    names = [f"p{p:03d}_f{i % frames:02d}" for i, p in enumerate(patient)]
+    label = (patient > n_healthy).astype(int)
+    return pd.DataFrame({"image_id": names, "patient_id": patient, "label": label, "fold": patient % 5})
+
+
+def synthetic_table(model, n=400):
+    rng = np.random.default_rng(len(model))
+    source = rng.integers(1, 56, n) if model == "semantic" else np.full(n, -1)
+    label = (source > 17).astype(int) if model == "semantic" else np.arange(n) % 2
+    table = pd.DataFrame({"label": label, "source_patient": source, "fold": np.arange(n) % 5, "row": np.arange(n)})
+    return table.assign(synthetic_id=[f"{model}_{i:05d}" for i in range(n)])
+
+
+def both_models(n=400):
+    return {model: synthetic_table(model, n) for model in ("semantic", "class")}
+
+
+@pytest.fixture(scope="module")
+def items():
+    return turing.draw_set(real_table(), both_models(), settings())
+
+
+# ---------------------------------------------------------------- the set
+
+
+def test_set_has_the_papers_numbers(items):
+    counts = items.groupby(["kind", "label"]).size().to_dict()
+    assert counts == {
+        ("real", 1): 13,
+        ("real", 0): 7,
+        ("semantic", 1): 9,
+        ("semantic", 0): 6,
+        ("class", 1): 9,
+        ("class", 0): 6,
+    }
+    assert items["order"].tolist() == list(range(1, 51))
+    assert (items["is_real"] == (items["kind"] == "real")).all()
+
+
+def test_set_keeps_the_labels_and_rows_of_its_sources(items):
+    real, synthetic = real_table(), both_models()
+    for item in items.itertuples():
+        source = (real if item.kind == "real" else synthetic[item.kind]).iloc[item.row]
+        name = source["image_id"] if item.kind == "real" else source["synthetic_id"]
+        assert (item.source_id, item.label, item.fold) == (name, source["label"], source["fold"])
+
+
+def test_no_patient_is_shown_twice_where_there_are_enough(items):
+    assert items["patient_id"].dropna().is_unique
+    assert items.loc[items["kind"] == "class", "patient_id"].isna().all()
+
+
+def test_patients_repeat_only_after_every_one_was_shown():
+    few = turing.draw_set(real_table(4, 5, frames=3), both_models(), settings())
+    per_patient = few[few["kind"] == "real"].groupby(["label", "patient_id"]).size()
+    assert sorted(per_patient[0]) == [1, 2, 2, 2]  # 7 images of 4 patients
+    assert sorted(per_patient[1]) == [2, 2, 3, 3, 3]  # 13 images of 5 patients
+    assert few["source_id"].is_unique
+
+
+def test_draw_and_order_are_fixed_by_the_seed(items):
+    again = turing.draw_set(real_table(), both_models(), settings())
+    pd.testing.assert_frame_equal(items, again)
+    other = turing.draw_set(real_table(), both_models(), settings(seed=1))
+    assert other["source_id"].tolist() != items["source_id"].tolist()
+
+
+def test_ids_and_order_do_not_tell_what_an_image_is(items):
+    assert items["image_id"].str.fullmatch("t[0-9a-f]{6}").all()
+    assert items["image_id"].is_unique
+    assert items["kind"].nunique() == 3
+    assert items["kind"].ne(items["kind"].shift()).sum() > 20  # mixed, not in blocks
+    # over many seeds a real image stands in the middle of the order on average
+    mean = [d.loc[d["is_real"] == 1, "order"].mean() for d in (draw_with(seed) for seed in range(30))]
+    assert np.mean(mean) == pytest.approx(25.5, abs=2)
+
+
+def draw_with(seed):
+    return turing.draw_set(real_table(), both_models(), settings(seed=seed))
+
+
+def test_odd_numbers_are_divided_so_that_models_stay_equal():
+    odd = turing.draw_set(real_table(), both_models(), settings(1, 1, 5, 3))
+    assert odd[odd["kind"] != "real"]["kind"].value_counts().to_dict() == {"semantic": 4, "class": 4}
+    alone = turing.draw_set(real_table(), {"class": synthetic_table("class")}, settings(1, 1, 5, 3))
+    assert (alone["kind"] == "class").sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("real", "synthetic", "says"),
+    [
+        (
+            real_table(17, 1, 10),
+            both_models(),
+            "the cohort: expected 13 unhealthy images .* found 10; lower turing.n_real_un",
+        ),
+        (real_table(2, 20, 3), both_models(), "the cohort: expected 7 healthy images .* found 6"),
+        (real_table(), both_models(16), "the class model's synthetic sets: expected 9 unhealthy .* found 8"),
+        (real_table(), {}, "at least one model"),
+    ],
+)
+def test_a_source_that_is_too_small_is_named(real, synthetic, says):
+    if "class" in synthetic and len(synthetic["class"]) == 16:
+        synthetic["semantic"] = synthetic_table("semantic")
+    with pytest.raises(ValueError, match=says):
+        turing.draw_set(real, synthetic, settings())
+
+
+# ---------------------------------------------------------------- Table 1
+
+
+def test_summary_by_eye():
+    # Two raters, one image in each cell: the first recognises everything, the second only the healthy ones.
+    ratings = turing.from_counts([[1, 1, 1, 1], [0, 1, 0, 1]], [1, 1, 1, 1])
+    table = turing.summarize(ratings).set_index(["group", "metric"])
+    assert table["mean"].xs("accuracy", level="metric").to_dict() == {"unhealthy": 0.5, "healthy": 1.0, "both": 0.75}
+    half = 12.706204736 * 0.5  # t of one degree of freedom times the standard error
+    assert table.loc[("unhealthy", "sensitivity"), ["low", "high"]].tolist() == pytest.approx([0.5 - half, 0.5 + half])
+    assert table.loc[("healthy", "accuracy"), "note"] == "all raters alike: the interval has no width"
+
+
+def test_sensitivity_is_of_real_and_specificity_of_synthetic_images():
+    ratings = turing.from_counts([[3, 2, 0, 0], [3, 2, 0, 0]], [3, 2, 4, 5])  # "real" to everything
+    table = turing.summarize(ratings).set_index(["metric", "group"])["mean"]
+    assert ratings["said_real"].eq(1).all()
+    assert table["sensitivity"].eq(1).all()
+    assert table["specificity"].eq(0).all()
+    assert table["accuracy", "both"] == pytest.approx(5 / 14)
+
+
+def test_summary_reproduces_the_papers_table_1():
+    mine, paper = turing.summarize(turing.paper_ratings()), turing.paper_summary()
+    assert mine[["group", "metric", "n_raters"]].equals(paper[["group", "metric", "n_raters"]])
+    for column in ("mean", "low", "high"):
+        np.testing.assert_allclose(mine[column], paper[column], atol=0.00051)
+    pd.testing.assert_frame_equal(turing.as_table_1(mine), turing.as_table_1(paper))
+    assert turing.as_table_1(mine).loc["healthy", "sensitivity"] == "0.629 [0.240, 1.017]"
+
+
+def test_no_other_answers_of_five_raters_give_the_papers_table_1():
+    t = scipy_stats.t.ppf(0.975, 4)
+
+    def rounds_to(counts, size, printed):
+        rates = np.asarray(counts) / size
+        half = t * rates.std(ddof=1, axis=-1) / np.sqrt(5)
+        numbers = np.stack([rates.mean(axis=-1), rates.mean(axis=-1) - half, rates.mean(axis=-1) + half], axis=-1)
+        return (np.abs(numbers - printed) <= 0.00051).all(axis=-1)
+
+    def ways(size, printed):
+        every = np.array(list(itertools.combinations_with_replacement(range(size + 1), 5)))
+        return every[rounds_to(every, size, printed)]
+
+    def joined(first, second, size, printed):
+        orders = np.array(list(itertools.permutations(range(5))))
+        pairs = {
+            (tuple(a), tuple(b[order]))
+            for a in first
+            for b in second
+            for order in orders
+            if rounds_to(a + b[order], size, printed)
+        }
+        return [np.array(pair) for pair in sorted(pairs)]
+
+    (_, sens_u, spec_u), (_, sens_h, spec_h), (acc, sens, spec) = turing.PAPER_TABLE.values()
+    acc_u, acc_h = turing.PAPER_TABLE["unhealthy"][0], turing.PAPER_TABLE["healthy"][0]
+    n_ru, n_rh, n_su, n_sh = turing.PAPER_SIZES
+    real = joined(ways(n_ru, sens_u), ways(n_rh, sens_h), n_ru + n_rh, sens)
+    fake = joined(ways(n_su, spec_u), ways(n_sh, spec_h), n_su + n_sh, spec)
+    orders = np.array(list(itertools.permutations(range(5))))
+    found = set()
+    for (ru, rh), (su, sh) in itertools.product(real, fake):
+        fits = rounds_to(ru + su[orders], n_ru + n_su, acc_u) & rounds_to(rh + sh[orders], n_rh + n_sh, acc_h)
+        fits &= rounds_to(ru + rh + su[orders] + sh[orders], 50, acc)
+        found |= {tuple(sorted(map(tuple, np.stack([ru, rh, su[o], sh[o]], axis=1).tolist()))) for o in orders[fits]}
+    assert found == {tuple(sorted(turing.PAPER_COUNTS))}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_intervals_equal_scipy_for_any_counts(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 30, 4)
+    counts = rng.integers(0, sizes + 1, size=(int(rng.integers(2, 9)), 4))
+    table = turing.summarize(turing.from_counts(counts, sizes)).set_index(["group", "metric"])
+    rates = {
+        ("both", "accuracy"): counts.sum(1) / sizes.sum(),
+        ("unhealthy", "accuracy"): counts[:, [0, 2]].sum(1) / sizes[[0, 2]].sum(),
+        ("healthy", "specificity"): counts[:, 3] / sizes[3],
+        ("both", "sensitivity"): counts[:, :2].sum(1) / sizes[:2].sum(),
+    }
+    for key, rate in rates.items():
+        assert table.loc[key, "mean"] == pytest.approx(rate.mean(), abs=1e-12)
+        if np.ptp(rate):
+            expected = scipy_stats.t.interval(0.95, len(rate) - 1, rate.mean(), scipy_stats.sem(rate))
+            np.testing.assert_allclose(table.loc[key, ["low", "high"]].astype(float), expected, rtol=0, atol=1e-12)
+
+
+def test_unbalanced_raters_count_once_each():
+    long = turing.from_counts([[4, 4, 4, 4]], [4, 4, 4, 4], ["a"])
+    short = turing.from_counts([[0, 0, 0, 0]], [1, 1, 1, 1], ["b"])
+    table = turing.summarize(pd.concat([long, short]))
+    assert table["mean"].eq(0.5).all()
+
+
+def test_one_rater_has_means_and_says_why_there_is_no_interval():
+    table = turing.summarize(turing.from_counts([[1, 1, 1, 1]], [2, 2, 2, 2]))
+    assert table["mean"].eq(0.5).all()
+    assert table["low"].isna().all()
+    assert table["note"].eq("one rater: no interval over raters").all()
+    assert turing.as_table_1(table).loc["both", "accuracy"] == "0.500 [one rater]"
+
+
+def test_perfect_raters_are_finite():
+    ratings = turing.from_counts([[13, 7, 18, 12]] * 3, turing.PAPER_SIZES)
+    table = turing.summarize(ratings)
+    assert table[["mean", "low", "high"]].eq(1).all(axis=None)
+    assert np.isfinite(turing.per_rater(ratings)[["d_prime", "criterion", "p"]]).all(axis=None)
+    assert turing.agreement(ratings) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda t: t[~((t["label"] == 0) & (t["is_real"] == 1))], "found no real healthy one"),
+        (lambda t: t[t["is_real"] == 1], "found no synthetic unhealthy one"),
+        (lambda t: t[t["label"] == 1], "found no healthy one"),
+        (lambda t: t[(t["rater"] != "rater 2") | (t["is_real"] == 0)], "ratings of 'rater 2'"),
+        (lambda t: t.assign(said_real=0.5), "0 or 1 in said_real, found 0.5"),
+        (lambda t: t.assign(said_real=np.nan), "0 or 1 in said_real"),
+        (lambda t: t.assign(rater=None), "a rater and an image in every row"),
+        (lambda t: pd.concat([t, t.iloc[[3]]]), "found a second for 'real unhealthy 04'"),
+        (lambda t: t.drop(columns="label"), "found no label"),
+        (lambda t: t.iloc[:0], "found no row"),
+    ],
+)
+def test_ratings_that_cannot_be_summarized_are_refused(spoil, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        turing.summarize(spoil(turing.paper_ratings()))
+    assert "\n" not in str(caught.value)
+
+
+def test_counts_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="right answers"):
+        turing.from_counts([[2, 0, 0, 0]], [1, 1, 1, 1])
+    with pytest.raises(ValueError, match="a row a rater"):
+        turing.from_counts([[1, 1]], [1, 1])
+
+
+# ---------------------------------------------------------------- raters and images
+
+
+def test_discrimination_is_free_of_the_inclination_to_say_synthetic():
+    always = turing.from_counts([[0, 0, 18, 12]], turing.PAPER_SIZES)  # "synthetic" to all 50
+    row = turing.per_rater(always).iloc[0]
+    assert row.accuracy == 0.6
+    assert row.said_real == 0
+    assert row.d_prime == pytest.approx(0, abs=0.25)  # not exactly 0: the correction depends on the number of images
+    assert row.criterion > 1.5
+    expected = scipy_stats.binomtest(30, 50).proportion_ci(0.95, "exact")
+    assert (row.low, row.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_per_image_counts_raters():
+    ratings = turing.from_counts([[1, 0, 1, 1], [1, 0, 0, 1]], [1, 1, 1, 1])
+    right = turing.per_image(ratings).set_index("image_id")["right"].to_dict()
+    assert right == {
+        "real unhealthy 01": 1.0,
+        "real healthy 01": 0.0,
+        "synthetic unhealthy 01": 0.5,
+        "synthetic healthy 01": 1.0,
+    }
+
+
+def test_agreement_equals_fleiss_formula_and_needs_two_raters():
+    ratings = turing.from_counts([[2, 1, 2, 3], [1, 2, 2, 1], [3, 3, 0, 2]], [3, 3, 3, 3])
+    yes = ratings.groupby("image_id")["said_real"].sum().to_numpy()
+    pairs = (yes * (yes - 1) + (3 - yes) * (2 - yes)) / 6  # share of rater pairs who agree, an image
+    chance = (yes.mean() / 3) ** 2 + (1 - yes.mean() / 3) ** 2
+    assert turing.agreement(ratings) == pytest.approx((pairs.mean() - chance) / (1 - chance))
+    with pytest.raises(ValueError, match="two or more raters"):
+        turing.agreement(ratings[ratings["rater"] == "rater 1"])
+    with pytest.raises(ValueError, match="kappa is not defined"):
+        turing.agreement(ratings.assign(said_real=1))
+
+
+def test_simulated_raters_guess_by_default_and_say_that_they_are_simulated(items):
+    guesses = turing.simulate_raters(items, 200, seed=1)
+    assert guesses["simulated"].all()
+    assert guesses["rater"].str.startswith("simulated").all()
+    truth = guesses["image_id"].map(items.set_index("image_id")["is_real"])
+    told = guesses.groupby(truth.to_numpy())["said_real"].mean()
+    assert told[1] - told[0] == pytest.approx(0, abs=0.15)
+    sharp = turing.simulate_raters(items, 20, seed=1, d_prime=4.0)
+    assert (sharp["said_real"].to_numpy() == truth[: len(sharp)].to_numpy()).mean() > 0.9
+
+
+# ---------------------------------------------------------------- files of ratings
+
+
+def written(tmp_path, table, name="ratings.csv"):
+    path = tmp_path / name
+    table.to_csv(path, index=False)
+    return path
+
+
+def test_ratings_file_is_read_and_the_key_attached(tmp_path, items):
+    answers = turing.simulate_raters(items, 2, seed=0)[list(turing.RATING_COLUMNS)].assign(seconds=3)
+    read = turing.read_ratings(written(tmp_path, answers), items)
+    pd.testing.assert_frame_equal(read, answers[list(turing.RATING_COLUMNS)], check_dtype=False)
+    keyed = turing.attach_key(read, items)
+    assert not keyed["simulated"].any()
+    assert keyed["order"].tolist() == 2 * list(range(1, 51))
+    assert len(turing.summarize(keyed)) == 9
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda t: t.drop(columns="said_real"), "found no said_real"),
+        (lambda t: t.assign(said_real=2), "line 2: expected a rater and said_real 0 or 1"),
+        (lambda t: t.assign(rater=""), "line 2"),
+        (lambda t: t.iloc[:-1], r"expected 50 answers from each rater, found 49 from 'simulated 2' \('t"),
+        (lambda t: pd.concat([t, t.iloc[[0]]]), "found a second for 't"),
+        (lambda t: t.assign(image_id="p001_f00"), "answers to another set"),
+        (lambda t: t.iloc[:0], "found none"),
+    ],
+)
+def test_faulty_ratings_are_refused_with_the_files_name(tmp_path, items, spoil, says):
+    path = written(tmp_path, spoil(turing.simulate_raters(items, 2, seed=0)))
+    with pytest.raises(ValueError, match=says) as caught:
+        turing.read_ratings(path, items)
+    assert "ratings.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00garbage", b'rater,image_id\n"a,b'])
+def test_files_that_are_no_table_are_refused(tmp_path, items, content):
+    path = tmp_path / "ratings.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"ratings\.csv: expected"):
+        turing.read_ratings(path, items)
+
+
+# ---------------------------------------------------------------- the stage
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    """The stage on a made-up upstream: image content names its source, so that mixed-up pixels are seen."""
+    from nafld_utils.stages import turing as stage
+
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    real = real_table(4, 5, frames=3)
+    pool = np.broadcast_to(np.arange(len(real), dtype=np.uint8)[:, None, None, None], (len(real), 2, 8, 8))
+    upstream = SimpleNamespace(images=real, pool=pool)
+
+    def open_synthetic(run, conditioning, fold):
+        table = synthetic_table(conditioning, 40).assign(fold=fold).drop(columns="row")
+        base = 100 + 50 * (conditioning == "class") + 10 * fold
+        return SimpleNamespace(table=table, images=np.full((40, 8, 8), base, dtype=np.uint8))
+
+    monkeypatch.setattr(stage.prepare, "open_preprocessed", lambda run: upstream)
+    monkeypatch.setattr(stage.prepare, "preprocess_unit", lambda run: "preprocess")
+    monkeypatch.setattr(stage.samples, "open_synthetic", open_synthetic)
+    monkeypatch.setattr(stage.samples, "synthetic_unit", lambda run, *key: "-".join(map(str, key)))
+    return stage
+
+
+def test_stage_shows_every_item_with_its_own_pixels(stage):
+    run = artifacts.open_run("smoke")
+    shown = stage.make_set(run)
+    assert shown.images.dtype == np.uint8
+    assert len(shown.images) == len(shown.items) == 18
+    for image, item in zip(shown.images, shown.items.itertuples(), strict=True):
+        value = item.row if item.kind == "real" else 100 + 50 * (item.kind == "class") + 10 * item.fold
+        assert (image == value).all()
+        assert (item.crop >= 0) == (item.kind == "real")
+    again = stage.make_set(run)
+    pd.testing.assert_frame_equal(again.items, shown.items)
+
+
+def test_stage_says_simulated_on_every_table_and_compares_nothing(stage):
+    run = artifacts.open_run("smoke")
+    done = stage.analyse(run)
+    assert done.simulated
+    assert done.source == "5 simulated raters"
+    assert all(table["simulated"].all() for table in (done.ratings, done.summary, done.raters, done.images))
+    claims = stage.claims(run, done)
+    assert [row["paper"] for row in claims] == [0.512, 0.590, 0.460]
+    assert all(row["same_protocol"].startswith("simulated raters: not to be compared; ") for row in claims)
+    artifacts.record_claims(run, stage.STAGE, claims)
+
+
+def test_stage_reads_real_ratings_and_notices_when_they_change(stage, tmp_path):
+    items = stage.make_set(artifacts.open_run("smoke")).items
+    answers = turing.simulate_raters(items, 3, seed=0)
+    written(tmp_path, answers)
+    run = artifacts.open_run("smoke", ["turing.ratings=ratings.csv"])
+    first = stage.analyse(run)
+    assert not first.simulated
+    assert first.source == "3 raters"
+    assert "simulated raters" not in stage.protocol(run, first)
+    written(tmp_path, answers.assign(said_real=1 - answers["said_real"]))
+    second = stage.analyse(run)
+    assert second.unit.hash != first.unit.hash
+    flipped = 1 - first.summary["mean"]
+    np.testing.assert_allclose(second.summary["mean"], flipped)
+
+
+def test_stage_refuses_missing_ratings_and_leaves_nothing(stage, tmp_path):
+    run = artifacts.open_run("smoke", ["turing.ratings=nowhere.csv"])
+    with pytest.raises(ValueError, match=r"nowhere\.csv: expected a CSV of ratings, found no file"):
+        stage.analyse(run)
+    assert not (run.root / "turing" / "analysis").exists()
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_figures_draw_what_they_are_given(items):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    ratings = turing.attach_key(turing.simulate_raters(items, 5, seed=0), items)
+    images = np.random.default_rng(0).integers(0, 255, (50, 16, 16), dtype=np.uint8)
+    with figures.style():
+        fig, axes = plt.subplots(1, 3, figsize=(12, 4))
+        assert len(draw.contact_sheet(images, items, axes[0], reveal=True).texts) == 50
+        summaries = {"a": turing.summarize(ratings), "b": turing.paper_summary()}
+        assert len(draw.rates(summaries, axes[1]).get_yticklabels()) == 9
+        assert len(draw.recognised(turing.per_image(ratings), axes[2]).get_yticklabels()) == 6
+        draw.mark_raters(fig, True)
+        assert "simulated raters" in [text.get_text() for text in fig.texts]
+        plt.close(fig)
