@@ -1,0 +1,386 @@
+"""Distances, the score, equal draws and the check of the condition: by eye, at the edges, then two ways agreeing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import linalg
+
+from nafld_utils import quality
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# ---------------------------------------------------------------- Frechet distance
+
+
+def test_frechet_checkable_by_eye():
+    """Equal spread: the squared distance of the means; equal means, spreads s and t: (s - t)² a dimension."""
+    assert quality.frechet_distance([[0.0], [2.0]], [[3.0], [5.0]]) == pytest.approx(9.0)
+    assert quality.frechet_distance([[-1.0], [1.0]], [[-3.0], [3.0]]) == pytest.approx((np.sqrt(2) - np.sqrt(18)) ** 2)
+
+
+def test_frechet_of_identical_sets_is_zero_also_when_rank_deficient():
+    for shape in ((300, 8), (20, 500)):
+        x = rng().normal(size=shape)
+        scale = x.var(axis=0).sum()
+        assert abs(quality.frechet_distance(x, x)) < 1e-10 * scale
+        assert abs(quality.frechet_distance(x, rng(1).permutation(x))) < 1e-10 * scale
+
+
+def test_frechet_of_one_repeated_image_is_the_spread_of_the_other_set():
+    x = rng().normal(size=(40, 6))
+    y = np.repeat(x.mean(axis=0, keepdims=True), 12, axis=0)
+    assert quality.frechet_distance(x, y) == pytest.approx(np.cov(x, rowvar=False).trace())
+
+
+def slow_frechet(a, b):
+    """The definition, with an explicit matrix root of the product of covariances."""
+    mean = a.mean(axis=0) - b.mean(axis=0)
+    s, t = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(s)
+    return mean @ mean + np.trace(s + t - 2 * np.real(linalg.sqrtm(root @ t @ root)))
+
+
+def test_frechet_agrees_with_the_definition():
+    a, b = rng(1).normal(size=(200, 12)) @ rng(2).normal(size=(12, 12)), rng(3).normal(size=(90, 12)) + 1
+    assert quality.frechet_distance(a, b) == pytest.approx(slow_frechet(a, b), rel=1e-8)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(200, 90, 32), (500, 400, 64), (30, 50, 128)])
+def test_frechet_agrees_with_torchmetrics_and_torch_fidelity(n, m, d):
+    """The two libraries' formulas, float64: `_compute_fid(mu, sigma, mu, sigma)`, `fid_statistics_to_metric`."""
+    import torch
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torchmetrics.image.fid import _compute_fid
+
+    a, b = np.abs(rng(4).normal(size=(n, d))), np.abs(rng(5).normal(size=(m, d))) * 1.3
+    stats = [{"mu": x.mean(axis=0), "sigma": np.cov(x, rowvar=False)} for x in (a, b)]
+    tensors = [torch.from_numpy(one[key]) for one in stats for key in ("mu", "sigma")]
+    mine = quality.frechet_distance(a.astype(np.float32).astype(float), b.astype(np.float32).astype(float))
+    assert quality.frechet_distance(a, b) == pytest.approx(float(_compute_fid(*tensors)), rel=1e-6)
+    fidelity = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
+    assert quality.frechet_distance(a, b) == pytest.approx(fidelity, rel=1e-6)
+    assert mine == pytest.approx(fidelity, rel=1e-5)  # features are stored as float32
+
+
+def test_frechet_is_symmetric_and_grows_as_sets_shrink():
+    a, b = rng(6).normal(size=(400, 64)), rng(7).normal(size=(400, 64))
+    assert quality.frechet_distance(a, b) == pytest.approx(quality.frechet_distance(b, a), rel=1e-9)
+    assert quality.frechet_distance(a[:40], b[:40]) > 2 * quality.frechet_distance(a, b)
+
+
+@pytest.mark.parametrize("function", [quality.frechet_distance, quality.kernel_distance])
+def test_bad_features_are_named(function):
+    good = rng().normal(size=(10, 4))
+    bad = good.copy()
+    bad[3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"validation images: expected finite .* 1 of 10 rows, the first is row 3"):
+        function(good, bad, names=("semantic", "validation images"))
+    with pytest.raises(ValueError, match=r"^semantic: expected features of shape \(n, d\) with n >= 2, found \(1, 4\)"):
+        function(good[:1], good, names=("semantic", "validation images"))
+    with pytest.raises(ValueError, match=r"^validation images: expected 4 features an image as in semantic, found 3"):
+        function(good, good[:, :3], names=("semantic", "validation images"))
+    with pytest.raises(ValueError, match=r"^the first set: expected features of shape"):
+        function(good[0], good)
+
+
+# ---------------------------------------------------------------- kernel distance and score
+
+
+def slow_kernel(a, b):
+    """Unbiased squared MMD by its double sums."""
+    kernel = lambda x, y: (x @ y / a.shape[1] + 1) ** 3  # noqa: E731
+    within = [np.mean([kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j]) for x in (a, b)]
+    return sum(within) - 2 * np.mean([kernel(x, y) for x in a for y in b])
+
+
+def test_kernel_distance_agrees_with_double_sums():
+    a, b = rng(1).normal(size=(12, 5)), rng(2).normal(size=(12, 5)) + 0.5
+    assert quality.kernel_distance(a, b, n_subsets=2, subset_size=12) == pytest.approx(slow_kernel(a, b), rel=1e-9)
+
+
+def test_kernel_distance_does_not_depend_on_size_and_vanishes_for_like_sets():
+    a, b = rng(3).normal(size=(600, 16)), rng(4).normal(size=(600, 16))
+    like = [quality.kernel_distance(a[:n], b[:n], 100, 50) for n in (60, 600)]
+    far = [quality.kernel_distance(a[:n], b[:n] + 1, 100, 50) for n in (60, 600)]
+    assert max(map(abs, like)) < 0.05 < 0.3 < min(far)
+    assert far[0] == pytest.approx(far[1], rel=0.2)
+
+
+def test_kernel_distance_takes_the_smaller_set_whole():
+    a, b = rng(1).normal(size=(7, 5)), rng(2).normal(size=(30, 5))
+    assert np.isfinite(quality.kernel_distance(a, b, n_subsets=3, subset_size=50))
+
+
+def test_score_by_eye():
+    """Sure and different: the number of classes; all alike, or all unsure: 1."""
+    sure = 50.0 * np.eye(5)
+    assert quality.inception_score(sure) == pytest.approx(5.0)
+    assert quality.inception_score(np.repeat(sure[:1], 6, axis=0)) == pytest.approx(1.0)
+    assert quality.inception_score(np.zeros((6, 5))) == pytest.approx(1.0)
+
+
+def test_score_splits():
+    logits = rng().normal(size=(40, 10))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    whole = np.exp((p * np.log(p / p.mean(axis=0))).sum(axis=1).mean())
+    assert quality.inception_score(logits) == pytest.approx(whole)
+    assert quality.inception_score(logits, splits=4) < whole  # fewer images a split see less variety
+    with pytest.raises(ValueError, match="semantic: expected at least two images a split, found 40 for 21 splits"):
+        quality.inception_score(logits, splits=21, name="semantic")
+
+
+def test_nearest_distance_and_typical_image():
+    reference = np.array([[0.0, 0.0], [1.0, 0.0], [9.0, 9.0]])
+    assert quality.nearest_distance([[0.0, 0.0], [9.0, 9.0]], reference, k=2)[0] == pytest.approx(0.5)
+    assert quality.typical([[0.0], [-30.0], [5.0], [40.0], [-4.0]]) == 4
+
+
+# ---------------------------------------------------------------- one fold's table
+
+
+def feature_set(name, role, n, labels, shift=0.0, seed=0):
+    draw = rng(seed)
+    labels = None if labels is None else np.asarray(labels)
+    return quality.FeatureSet(name, role, draw.normal(size=(n, 6)) + shift, draw.normal(size=(n, 9)), labels)
+
+
+def fold():
+    reference = feature_set("real_validation", "reference", 12, [0] * 4 + [1] * 8, seed=1)
+    sets = [
+        feature_set("real_training", "floor", 30, [0] * 9 + [1] * 21, seed=2),
+        feature_set("semantic", "model", 40, [0] * 20 + [1] * 20, 0.8, seed=3),
+        feature_set("noise", "ceiling", 25, None, 4.0, seed=4),
+        feature_set("gaussian_semantic", "ceiling", 25, None, 3.0, seed=5),
+    ]
+    return reference, sets
+
+
+def test_every_set_is_compared_at_one_size_and_class_mix():
+    reference, sets = fold()
+    assert quality.common_counts(reference, sets, 0) == (9, 0)
+    assert quality.common_counts(reference, sets, 1) == (0, 20)
+    assert quality.common_counts(reference, sets, None) == (8, 16)  # noise is the smallest, one healthy to two fatty
+    rows = quality.draw_rows(sets[1].labels, 40, (8, 16), rng())
+    assert len(set(rows)) == 24
+    assert sets[1].labels[rows].sum() == 16
+    assert len(set(quality.draw_rows(None, 25, (8, 16), rng()))) == 24
+
+
+def test_measure_orders_floor_model_ceiling_and_names_features():
+    table = quality.measure(*fold(), "lite0", rng(), n_subsets=5, subset_size=5)
+    assert set(table["features"]) == {"EfficientNet-Lite0"}
+    assert not any(
+        word in name for name in quality.FEATURES["lite0"].metrics.values() for word in ("FID", "KID", "IS ")
+    )
+    equal = table[(table["sample"] == "equal") & (table["metric"] == "frechet")]
+    for _, part in equal.groupby("class"):
+        assert len(set(part["n_images"])) == 1
+        value = part.set_index("model")["value"]
+        assert value["real_training"] < value["semantic"] < value["gaussian_semantic"] < value["noise"]
+    whole = table[(table["sample"] == "all") & (table["model"] == "semantic") & (table["class"] == "both")]
+    assert set(whole["n_images"]) == {40}
+    pd.testing.assert_frame_equal(table, quality.measure(*fold(), "lite0", rng(), n_subsets=5, subset_size=5))
+
+
+def test_a_class_with_too_few_images_is_named_not_averaged_away():
+    reference, sets = fold()
+    reference = feature_set("real_validation", "reference", 9, [0] + [1] * 8, seed=1)
+    thin = quality.measure(reference, sets, "lite0", rng(), 2, 4).assign(fold=1)
+    whole = quality.measure(*fold(), "lite0", rng(), 2, 4).assign(fold=0)
+    assert thin.loc[(thin["class"] == "healthy"), "value"].isna().all()
+    table = quality.fold_intervals(pd.concat([whole, thin]))
+    healthy = table[(table["class"] == "healthy") & (table["model"] == "semantic")]
+    assert set(healthy["n"]) == {1}
+    assert healthy["note"].str.startswith("fold 1: fewer than two images").all()
+
+
+def test_fold_intervals_are_student_t_and_places_compare_with_every_own_ceiling():
+    rows = []
+    values = {
+        ("semantic", "model"): [4.0, 5.0, 6.0],
+        ("class", "model"): [4.0, 5.0, 6.0],
+        ("real_training", "floor"): [1.0, 1.0, 1.0],
+        ("noise", "ceiling"): [20.0, 20.0, 20.0],
+        ("untrained_semantic", "ceiling"): [11.0, 11.0, 11.0],
+        ("untrained_class", "ceiling"): [5.5, 6.5, 7.5],
+    }
+    for (model, role), numbers in values.items():
+        for k, value in enumerate(numbers):
+            rows.append({"model": model, "role": role, "fold": k, "value": value})
+    facts = {"class": "both", "metric": "frechet", "features": "x", "sample": "equal", "n_images": 9, "n_reference": 9}
+    table = quality.fold_intervals(pd.DataFrame(rows).assign(**facts))
+    row = table[table["model"] == "semantic"].iloc[0]
+    assert row["mean"] == 5
+    assert row["high"] - row["mean"] == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)  # t(0.975, 2)
+    places = quality.against_references(table).set_index("model")
+    assert places.loc["semantic", "ceiling"] == "untrained_semantic"
+    assert places.loc["semantic", "place"] == pytest.approx(0.4)
+    assert places.loc["semantic", "below_every_ceiling"]
+    assert not places.loc["class", "below_every_ceiling"]  # below on average, but the intervals overlap
+
+
+# ---------------------------------------------------------------- does the condition show?
+
+
+def test_map_agreement_by_eye():
+    a = np.array([[[0, 0], [1, 1]]])
+    assert [x[0] for x in quality.map_agreement(a, a, 3)] == [1.0, 1.0]  # an absent class does not count
+    accuracy, dice = quality.map_agreement(a, np.array([[[0, 0], [1, 2]]]), 3)
+    assert accuracy[0] == 0.75
+    assert dice[0] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    with pytest.raises(ValueError, match="use one map size"):
+        quality.map_agreement(a, np.zeros((1, 3, 3), int), 3)
+
+
+def test_condition_agreement_shows_what_is_there_and_nothing_else():
+    draw = rng()
+    conditions = draw.integers(0, 4, (30, 8, 8))
+    patients = np.repeat(np.arange(6), 5)
+    noisy = np.where(draw.random(conditions.shape) < 0.5, conditions, draw.integers(0, 4, conditions.shape))
+    own = quality.condition_agreement(noisy, conditions, patients, 4, rng())
+    null = quality.condition_agreement(draw.integers(0, 4, conditions.shape), conditions, patients, 4, rng())
+    for name in ("accuracy", "dice"):
+        mean, low, high = quality.cluster_interval(own[name] - own[f"{name}_shuffled"], own["patient"], rng())
+        assert low > 0.25
+        mean, low, high = quality.cluster_interval(null[name] - null[f"{name}_shuffled"], null["patient"], rng())
+        assert low < 0 < high
+        assert abs(mean) < 0.05
+
+
+def test_shuffled_conditions_come_from_other_patients():
+    """All images of a patient share one map and differ from the other patient's: shuffled agreement must be nil."""
+    conditions = np.repeat([np.zeros((4, 4), int), np.ones((4, 4), int)], 5, axis=0)
+    patients = np.repeat([7, 9], 5)
+    table = quality.condition_agreement(conditions, conditions, patients, 2, rng())
+    assert (table["accuracy"] == 1).all()
+    assert (table["accuracy_shuffled"] == 0).all()
+    with pytest.raises(ValueError, match="two or more source patients"):
+        quality.condition_agreement(conditions, conditions, np.ones(10), 2, rng())
+
+
+def test_cluster_interval_is_wider_than_one_over_images():
+    """Ten equal values a patient carry the information of one."""
+    values = np.repeat(rng(8).normal(size=20), 10)
+    _, low, high = quality.cluster_interval(values, np.repeat(np.arange(20), 10), rng())
+    _, naive_low, naive_high = quality.cluster_interval(values, np.arange(200), rng())
+    assert 2.4 < (high - low) / (naive_high - naive_low) < 3.9  # sqrt(10) = 3.2
+    with pytest.raises(ValueError, match="two or more to resample"):
+        quality.cluster_interval(values, np.zeros(200), rng())
+
+
+def test_condition_separation_finds_a_label_and_no_more():
+    draw = rng(9)
+    labels = np.arange(80) % 2
+    train = draw.normal(size=(80, 30)) + labels[:, None]
+    parts, null = [], []
+    for k in range(3):
+        part = pd.DataFrame({"fold": k, "label": np.arange(60) % 2})
+        shown = draw.normal(size=(60, 30)) + 0.4 * part["label"].to_numpy()[:, None]
+        parts.append(part.assign(score=quality.condition_separation(train, labels, shown)))
+        null.append(part.assign(score=quality.condition_separation(train, labels, draw.normal(size=(60, 30)))))
+    mean, low, high = quality.separation_interval(pd.concat(parts), rng())
+    assert 0.8 < low < mean < high <= 1
+    mean, low, high = quality.separation_interval(pd.concat(null), rng())
+    assert low < 0.5 < high
+    with pytest.raises(ValueError, match="fold 0: expected generated images of both labels"):
+        quality.separation_interval(parts[0].assign(label=1), rng())
+    with pytest.raises(ValueError, match="expected labels 0 and 1, found one class"):
+        quality.condition_separation(train, np.ones(80), train)
+
+
+def test_separation_interval_agrees_with_sklearn_and_a_plain_bootstrap():
+    from sklearn.metrics import roc_auc_score
+
+    draw = rng(10)
+    table = pd.DataFrame({"fold": np.repeat([0, 1], 40), "label": np.arange(80) % 2})
+    table["score"] = np.round(draw.normal(size=80) + 0.8 * table["label"], 1)  # rounded: ties
+    mean, low, high = quality.separation_interval(table, rng(), n_resamples=4000)
+    folds = [part for _, part in table.groupby("fold")]
+    assert mean == pytest.approx(np.mean([roc_auc_score(part["label"], part["score"]) for part in folds]))
+    draws = []
+    for _ in range(600):
+        aucs = []
+        for part in folds:
+            healthy, fatty = (draw.choice(part.loc[part["label"] == k, "score"], 20) for k in (0, 1))
+            aucs.append(np.mean([(f > h) + 0.5 * (f == h) for f in fatty for h in healthy]))
+        draws.append(np.mean(aucs))
+    np.testing.assert_allclose([low, high], np.quantile(draws, [0.025, 0.975]), atol=0.02)
+
+
+# ---------------------------------------------------------------- features
+
+
+def test_lite0_features_and_logits_in_one_pass():
+    import torch
+
+    from nafld_utils import backbones
+
+    images = rng().integers(0, 256, (3, 64, 64), dtype=np.uint8)
+    features, logits = quality.extract(images, "lite0", batch_size=2)
+    assert (features.shape, logits.shape) == ((3, 1280), (3, 1000))
+    model = backbones.load(quality.LITE0, weights="bundled")
+    np.testing.assert_allclose(logits, backbones.logits(model, images, quality.LITE0), atol=1e-4)
+    assert not torch.is_grad_enabled() or np.isfinite(features).all()
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """A file in the published file's layout with random weights: the machinery, without its 95 MB download."""
+    import torch
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        torch.manual_seed(0)
+        network = module.FeatureExtractorInceptionV3("random", ["2048"])
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_inception_from_a_local_file_agrees_with_torchmetrics(inception_weights, monkeypatch):
+    """torchmetrics' own extractor without antialiasing, on the same weights."""
+    import torch
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    from nafld_utils.artifacts import file_sha256
+
+    monkeypatch.setattr(quality, "INCEPTION_SHA256_PREFIX", file_sha256(inception_weights)[:8])
+    monkeypatch.setattr(quality.inception_file, "__defaults__", (None, file_sha256(inception_weights)[:8]))
+    images = rng().integers(0, 256, (3, 64, 64), dtype=np.uint8)
+    features, logits = quality.extract(images, "inception", str(inception_weights), batch_size=2)
+    assert (features.shape, logits.shape) == ((3, 2048), (3, 1008))
+    network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(inception_weights), antialias=False)
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(images).unsqueeze(1).expand(-1, 3, -1, -1)).numpy()
+    np.testing.assert_allclose(features, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
+
+
+def test_inception_refuses_other_content_and_a_missing_file(inception_weights, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a SHA-256 beginning with 6726825d, found .*quality\.weights"):
+        quality.inception_file(str(inception_weights))
+    with pytest.raises(ValueError, match=r"found no file; set quality\.weights"):
+        quality.inception_file(str(tmp_path / "absent.pth"))
+
+
+def test_inception_without_network_says_what_to_do(tmp_path, monkeypatch):
+    import torch
+
+    def unplugged(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unplugged)
+    with pytest.raises(ValueError, match=r"expected a download, found Network is unreachable; set quality\.weights"):
+        quality.inception_file()
+
+
+def test_extract_refuses_what_it_cannot_read():
+    with pytest.raises(ValueError, match="expected one of inception, lite0, found 'clip'"):
+        quality.extract(np.zeros((2, 8, 8), np.uint8), "clip")
+    with pytest.raises(ValueError, match=r"expected \(N, S, S\) uint8"):
+        quality.extract(np.zeros((2, 8, 8), np.float32), "lite0")
