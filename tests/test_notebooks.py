@@ -1,0 +1,198 @@
+"""All eight notebooks, run by make with the smoke profile and the network shut: what they leave, what is stale then.
+
+One run serves all tests of this file, in a temporary folder; the project's own artifacts and reports are untouched.
+"""
+
+import ast
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import PROJECT, run_make
+from test_report import assert_self_contained, chromium, open_and_look
+
+from nafld_utils import artifacts, graph, report
+
+GUARD = Path(__file__).parent / "guard"
+NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in graph.STAGES]
+BUDGET = 300.0  # seconds for the smoke profile on two free cores
+
+pytestmark = pytest.mark.slow
+
+
+class Smoke:
+    """A finished smoke run."""
+
+    def __init__(self, root):
+        self.root, self.log = root, root / "network.log"
+        started = time.monotonic()
+        self.done = self.make("all", timeout=1200)
+        self.seconds = time.monotonic() - started
+        self.reports, self.artifacts = root / "reports" / "smoke", root / "artifacts" / "smoke"
+
+    def make(self, *arguments, **options):
+        guarded = {"PYTHONPATH": str(GUARD), "NAFLD_NETWORK_LOG": str(self.log)}
+        return run_make(*arguments, "PROFILE=smoke", root=self.root, **guarded, **options)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    run = Smoke(tmp_path_factory.mktemp("smoke"))
+    assert run.done.returncode == 0, f"{run.done.stdout[-6000:]}\n{run.done.stderr[-6000:]}"
+    return run
+
+
+@pytest.fixture
+def run(smoke, monkeypatch):
+    """The smoke run as the package sees it."""
+    monkeypatch.setenv("NAFLD_ROOT", str(smoke.root))
+    return artifacts.open_run("smoke")
+
+
+def test_all_notebooks_run_within_the_budget(smoke):
+    assert all((smoke.reports / f"{stage}.ipynb").exists() for stage in graph.STAGES)
+    assert smoke.seconds < BUDGET * 2, f"{smoke.seconds:.0f} s, {BUDGET:.0f} s on two free cores are the aim"
+
+
+def test_no_network_was_touched(smoke):
+    assert not smoke.log.exists(), smoke.log.read_text(encoding="utf-8")
+
+
+def test_progress_reached_the_terminal(smoke):
+    for stage in graph.STAGES:
+        assert re.search(rf"^{stage}\s+\d+:\d\d  \[", smoke.done.stdout, re.MULTILINE), stage
+    assert "Traceback" not in smoke.done.stderr
+
+
+def test_every_stage_recorded_units_and_claims(run):
+    for stage in graph.STAGES:
+        assert artifacts.stage_fault(run, stage) is None, stage
+        table = pd.read_csv(run.root / stage / "claims.csv")
+        assert list(table.columns) == list(artifacts.CLAIM_COLUMNS)
+        assert len(table), stage
+        assert table["same_protocol"].notna().all(), stage
+        bounded = table.dropna(subset=["low", "high"])
+        assert (bounded["low"] <= bounded["high"]).all(), stage
+        assert bounded["over"].notna().all(), f"{stage}: an interval says what it is over"
+
+
+def test_executed_notebooks_hold_no_error_and_no_warning(smoke):
+    for stage in graph.STAGES:
+        notebook = nbformat.read(smoke.reports / f"{stage}.ipynb", as_version=4)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert outputs, stage
+        assert not [output for output in outputs if output.output_type == "error"], stage
+        noise = [output.text for output in outputs if output.get("name") == "stderr"]
+        assert not noise, f"{stage}: {noise[0][:500]}"
+
+
+def test_every_page_is_self_contained_and_says_simulated(smoke):
+    for name in (*graph.STAGES, "index"):
+        page = (smoke.reports / f"{name}.html").read_text(encoding="utf-8")
+        assert_self_contained(page)
+        assert "SIMULATED COHORT" in page, name
+        assert str(smoke.root) not in page, f"{name} shows a path of this machine"
+
+
+def test_front_page_sums_up_all_stages(smoke, run):
+    page = (smoke.reports / "index.html").read_text(encoding="utf-8")
+    table = report.claims_table(run)
+    assert set(table["stage"]) == set(graph.STAGES)
+    assert page.count('<tr><th colspan="8">') == len(graph.STAGES)
+    assert all(f'href="{stage}.html"' in page and f'href="{stage}.ipynb"' in page for stage in graph.STAGES)
+    assert page.count("<figure>") >= 6
+    assert "not recorded" not in page
+    assert "not run" not in page
+
+
+def test_a_browser_opens_every_page_without_a_request(smoke):
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            for name in ("index", *graph.STAGES):
+                open_and_look(browser, smoke.reports / f"{name}.html")
+        finally:
+            browser.close()
+
+
+def test_a_second_make_runs_nothing(smoke):
+    before = {path: path.stat().st_mtime_ns for path in smoke.root.rglob("*") if path.is_file()}
+    said = smoke.make("all", check=0).stdout
+    assert not re.search(r"\d:\d\d  ", said), said
+    after = {path: path.stat().st_mtime_ns for path in smoke.root.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def planned(overrides=""):
+    """Stages that make would run now, with their reasons."""
+    run, _ = graph.open_run("smoke", overrides=overrides)
+    return graph.plan(run, PROJECT / "notebooks")
+
+
+@pytest.mark.parametrize(
+    ("setting", "stale"),
+    [
+        ("shap.n_samples=11", ["07_shap"]),
+        ("turing.seed=5", ["08_turing_test"]),
+        ("quality.kid_subsets=6", ["05_quality_metrics"]),
+        ("sweep.steps=5", ["06_classification_sweep", "07_shap"]),
+        ("sampling.steps=5", list(graph.STAGES[3:])),
+        ("folds.seed=5", list(graph.STAGES[1:])),
+        ("cohort.simulation_seed=5", list(graph.STAGES)),
+        ("engine.threads=2", []),
+    ],
+)
+def test_a_setting_makes_stale_what_depends_on_it(run, setting, stale):
+    assert list(planned(setting)) == stale
+
+
+def test_a_deleted_unit_is_made_again_and_the_rest_is_kept(smoke, run):
+    (manifest, *_) = sorted((smoke.artifacts / "turing").rglob("run.json"))
+    kept = {path: path.stat().st_mtime_ns for path in smoke.artifacts.rglob("run.json") if path != manifest}
+    shutil.rmtree(manifest.parent)
+    assert list(planned()) == ["08_turing_test"]
+    smoke.make("all", check=0, timeout=300)
+    assert json.loads(manifest.read_text(encoding="utf-8"))["hash"]
+    others = {path: time for path, time in kept.items() if "turing" not in path.parts}
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+    assert planned() == {}
+
+
+# ---------------------------------------------------------------- the notebooks as they are committed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_the_projects_shape(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    assert "parameters" in code[0].metadata.get("tags", [])
+    assert ast.literal_eval(re.search(r"^profile = (.*)$", code[0].source, re.MULTILINE)[1]) == "demo"
+    assert "artifacts.finish(" in code[-1].source
+    assert any(report.KEY_FIGURE in cell.metadata.get("tags", []) for cell in code), "a figure for the front page"
+    assert not any(cell.outputs or cell.execution_count for cell in code), "committed without outputs"
+    assert any("assert " in cell.source for cell in code), "checks that tell a story"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_holds_no_machinery(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        assert not re.search(r"^\s*[!%]|filterwarnings|simplefilter", cell.source, re.MULTILINE), cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.ClassDef | ast.While), cell.source
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 5, f"{node.name} belongs into the package"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.match(r"(/|\.\./|artifacts/|reports/|data/)", node.value), f"a path: {node.value}"

@@ -1,0 +1,255 @@
+"""Reports: what they say, that they carry all they need, and how a browser sees them."""
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from nafld_utils import artifacts, figures, graph, report
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one red pixel
+)
+STAGE = "06_classification_sweep"
+
+
+LOADING = {"src", "data", "poster", "srcset", "background"}
+
+
+class Addresses(HTMLParser):
+    """Every address that a page loads or links to."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.linked, self.scripts = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.scripts += tag == "script"
+        for name, value in attrs:
+            if name in LOADING or (name == "href" and tag == "link"):
+                self.loaded.append(value or "")
+            elif name == "href":
+                self.linked.append(value or "")
+
+
+def addresses(page):
+    parser = Addresses()
+    parser.feed(page)
+    return parser
+
+
+def assert_self_contained(page):
+    """No script, no style sheet, no image that lies outside the file."""
+    found = addresses(page)
+    assert not found.scripts
+    assert all(address.startswith("data:") for address in found.loaded), found.loaded
+    assert not re.search(r"@import|url\((?!['\"]?data:)", page)
+
+
+def executed(stage, cells=(), duration=83.2):
+    """An executed notebook with a figure, a table, a widget and a script in its outputs."""
+    image = nbformat.v4.new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
+    html = nbformat.v4.new_output(
+        "execute_result", {"text/html": "<table class='dataframe'><tr><td>1</td></tr></table>"}
+    )
+    widget = nbformat.v4.new_output(
+        "display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "interactive()"}
+    )
+    script = nbformat.v4.new_output("display_data", {"application/javascript": "alert(1)"})
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {stage[:2]} · Does it *help*?\n\nDo synthetic images help a classifier?"),
+        nbformat.v4.new_code_cell("1 < 2", outputs=[html, widget, script]),
+        nbformat.v4.new_markdown_cell("## Image-level AUC over the mixing rate"),
+        nbformat.v4.new_code_cell("plot()", outputs=[image], metadata={"tags": [report.KEY_FIGURE]}),
+        nbformat.v4.new_markdown_cell("Boxes are over **seeds**, not patients.\n\nMore text."),
+        nbformat.v4.new_code_cell("other()", outputs=[image]),
+        *cells,
+    ]
+    note = {"duration": duration, "end_time": "2026-01-02T03:04:05.6"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"papermill": note})
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run with a cohort, two executed stages and claims, one of which tries to be HTML."""
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    run, _ = graph.open_run("smoke", overrides="sweep.n_seeds=3")
+    cohort = run.unit("cohort", settings={})
+    with cohort.writing(device="cpu", seconds=61.0) as folder:
+        patients = pd.DataFrame({"patient_id": [1, 2, 3], "label": [0, 1, 1], "grade": [0, 5, 60]})
+        artifacts.save_table(folder / "patients.csv", patients)
+        artifacts.save_table(folder / "images.csv", pd.DataFrame({"image_id": ["a", "b", "c", "d"]}))
+        artifacts.save_json(folder / "provenance.json", {"kind": "simulated", "text": "3 <patients>", "sha256": "ab12"})
+    artifacts.finish(run, "01_data_analysis", [cohort])
+    rows = [
+        {"claim": "AUC <b>real</b> & semantic", "paper": 0.882, "this_run": 0.87654, "low": 0.75, "high": 0.955,
+         "over": "patients", "n": 3, "unit": "AUC", "same_protocol": "simulated cohort"},
+        {"claim": "accuracy", "paper": "0.512 [0.406, 0.618]", "this_run": np.nan, "same_protocol": "no raters yet"},
+        {"claim": "Frechet distance", "paper": 72.95, "this_run": 312.14, "same_protocol": "other features"},
+        {"claim": "patients", "paper": "55.0", "this_run": 3, "same_protocol": "simulated cohort"},
+    ]  # fmt: skip
+    artifacts.record_claims(run, STAGE, rows)
+    for stage in ("01_data_analysis", STAGE):
+        run.reports.mkdir(parents=True, exist_ok=True)
+        nbformat.write(executed(stage), run.reports / f"{stage}.ipynb")
+    return run
+
+
+def test_front_page_says_what_was_found(run):
+    page = report.index_html(run)
+    assert "SIMULATED COHORT" in page
+    assert '<td class="number">0.882</td><td class="number">0.877</td><td class="number">[0.75, 0.955]</td>' in page
+    assert "0.512 [0.406, 0.618]" in page
+    assert '<td class="number">72.95</td>' in page, "the paper's own digits"
+    assert '<td class="number">55</td>' in page
+    assert "3: 1 healthy, 2 fatty" in page
+    assert "3 &lt;patients&gt;" in page
+    assert "AUC &lt;b&gt;real&lt;/b&gt; &amp; semantic" in page
+    assert "1 min 23 s" in page, "how long the notebook took"
+    assert "1 min 01 s" in page, "how long its units took"
+    assert "<td><code>sweep.n_seeds</code></td><td>3</td><td>25</td>" in page
+    assert "Do synthetic images help a classifier?" in page
+    assert 'href="06_classification_sweep.html"' in page
+    assert "not run" in page, "the six other stages"
+    assert f"torch {artifacts.environment()['versions']['torch']}" in page
+
+
+def test_front_page_shows_the_tagged_figure_else_the_first(run):
+    notebook = executed(STAGE)
+    (figure,) = report.key_figures(STAGE, notebook)
+    assert figure["caption"] == "Image-level AUC over the mixing rate. Boxes are over seeds, not patients."
+    assert figure["alt"] == "Figure: Image-level AUC over the mixing rate"
+    assert base64.b64decode(figure["data"]).startswith(b"\x89PNG")
+    del notebook.cells[3].metadata["tags"]
+    assert len(report.key_figures(STAGE, notebook)) == 1
+    notebook.cells[3].outputs = notebook.cells[5].outputs = []
+    assert report.key_figures(STAGE, notebook) == []
+
+
+def test_real_cohort_has_no_banner(run, tmp_path):
+    real, _ = graph.open_run("cpu", run="smoke")
+    assert "SIMULATED" not in report.index_html(real)
+    assert "SIMULATED" not in report.notebook_html(real, STAGE, executed(STAGE))
+
+
+def test_pages_carry_all_they_need(run):
+    for page in (report.index_html(run), report.notebook_html(run, STAGE, executed(STAGE))):
+        assert_self_contained(page)
+        assert "alert(1)" not in page
+    linked = addresses(report.index_html(run)).linked
+    assert all(re.fullmatch(r"#?[\w.-]+", link) for link in linked), linked
+
+
+def test_notebook_page_folds_code_and_names_its_figures(run):
+    page = report.notebook_html(run, STAGE, executed(STAGE))
+    assert page.count('<details class="code"><summary>code</summary>') == 3
+    assert "SIMULATED COHORT" in page
+    assert 'alt="Figure: Image-level AUC over the mixing rate"' in page
+    assert "Interactive in JupyterLab only" in page
+    assert "interactive()" not in page
+    assert 'href="05_quality_metrics.html"' in page
+    assert 'href="07_shap.html"' in page
+    assert "&lt;" in page, "code is escaped"
+
+
+def test_an_unfinished_run_has_a_front_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    empty, _ = graph.open_run("demo")
+    path = report.write_index(empty)
+    assert "No stage has recorded a claim yet" in path.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match=r"expected an executed notebook, found none; run make 07_shap\."):
+        report.write_notebook(empty, "07_shap")
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [("0.86123", "0.861"), ("550", "550"), ("550.0", "550"), ("72.95", "73.0"), ("312.14", "312.1"), ("1234.5", "1234"),
+     ("-12.39", "-12.4"), ("6.43e-12", "6.43e-12"), ("", ""), (float("nan"), ""), ("inf", "inf"),
+     ("0.5 [0.4, 0.6]", "0.5 [0.4, 0.6]")],
+)  # fmt: skip
+def test_numbers_are_read_not_stored(stored, shown):
+    assert report.number(stored) == shown
+
+
+def test_command_on_the_page_gives_the_same_run(run):
+    given = {"profile": "smoke", "overrides": {"sweep.n_seeds": 3, "cohort.path": "a b'.mat", "run": "x"}}
+    artifacts.save_json(run.root / "settings" / "run.json", given)
+    page = report.index_html(run)
+    assert "make all PROFILE=smoke" in page
+
+
+def chromium():
+    """Headless Chromium through Playwright; skipped with a reason where it is not installed."""
+    path = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
+    if path is None:
+        pytest.skip("no chromium on PATH; on Debian: apt-get install chromium")
+    return path
+
+
+def test_a_browser_fetches_nothing_and_shows_the_pages(run, tmp_path):
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    pages = [report.write_index(run), report.write_notebook(run, STAGE)]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            for path in pages:
+                open_and_look(browser, path)
+        finally:
+            browser.close()
+
+
+def open_and_look(browser, path):
+    """Open a page from disk: no request leaves, no message appears in the console, nothing is wider than the page."""
+    requests, messages = [], []
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.goto(path.as_uri(), wait_until="networkidle")
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    assert not messages
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert len(set(page.screenshot())) > 50
+    assert page.title()
+    page.emulate_media(media="print")
+    assert page.evaluate("[...document.querySelectorAll('nav, details.code')].every(part => part.offsetHeight === 0)")
+    assert json.loads(page.evaluate("JSON.stringify(document.body.innerText.length)")) > 100
+    page.close()
+
+
+def test_style_is_a_context_or_stays():
+    import matplotlib as mpl
+
+    before = mpl.rcParams["axes.grid"]
+    with figures.style({"font.size": 12}):
+        assert mpl.rcParams["axes.grid"]
+        assert mpl.rcParams["font.size"] == 12
+    assert mpl.rcParams["axes.grid"] == before
+    sizes = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
+    with figures.style():
+        assert all(mpl.rcParams[name] >= 9 for name in sizes)
+
+
+@pytest.mark.parametrize("layout", ["constrained", "none"])
+def test_figures_of_simulated_patients_say_so(run, layout):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(layout=layout)
+    axes.set_xlabel("r")
+    mark = figures.mark_simulated(figure, run)
+    figure.canvas.draw()
+    assert mark.get_text() == "simulated cohort"
+    assert not mark.get_window_extent().overlaps(axes.xaxis.label.get_window_extent())
+    assert figures.mark_simulated(figure, graph.open_run("cpu")[0]) is None
+    plt.close(figure)
