@@ -71,6 +71,7 @@ def save(stage: autoencoder.FirstStage, path: Path, facts: dict[str, object]) ->
     halves = {n: t if n.startswith("latent_") else t.half() for n, t in tensors.items()}
     with replacing(path) as temporary:
         save_file(halves, temporary)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner reads
     save_json(path.with_suffix(".json"), facts)
 
 
