@@ -313,7 +313,7 @@ def train_tiny(
 
 def to_unit(images: np.ndarray) -> torch.Tensor:
     """(N, H, W) uint8 to (N, 1, H, W) float32 in [-1, 1] [paper, preprocessing]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1).float() / 127.5 - 1.0
+    return torch.from_numpy(np.array(images)).unsqueeze(1).float() / 127.5 - 1.0
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:

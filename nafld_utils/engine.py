@@ -165,7 +165,9 @@ def _client(settings: EngineSettings, n_tasks: int) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
-    dask.config.set({"distributed.comm.timeouts.connect": "60s"})
+    # Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
+    keep_pages = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
+    dask.config.set({"distributed.comm.timeouts.connect": "60s", "distributed.nanny.pre-spawn-environ": keep_pages})
     if settings.mode == "cluster" and settings.address:
         with Client(settings.address) as client:
             yield client
@@ -189,7 +191,7 @@ def _client(settings: EngineSettings, n_tasks: int) -> Iterator[Any]:
             n_workers=n_workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address=":0",
             host="127.0.0.1",
             silence_logs=logging.ERROR,
             memory_limit=0,

@@ -61,7 +61,7 @@ def test_cluster_without_address_or_library_says_what_to_install(monkeypatch, tm
 def test_a_running_scheduler_is_used_by_address(tmp_path):
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1") as cluster:
         chosen = settings(mode="cluster", address=cluster.scheduler_address)
         table = engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
     assert (table["error"] == "").all()

@@ -136,7 +136,7 @@ def condition_effect(table: pd.DataFrame, ax: Axes) -> Axes:
     spread = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
     ax.errorbar(table["mean"], y, xerr=spread, fmt="o", color="#222222", capsize=3)
     ax.axvline(table["expected_without"].iloc[0], color=COLORS["semantic"], lw=1.2, ls="--", label="no effect")
-    words = {"condition": "with its condition", "null": "null condition"}
+    words = {"condition": "with its condition", "no condition": "null condition"}
     ax.set_yticks(
         y, [f"{words[a]}\n(interval over {b})" for a, b in zip(table["drawn_with"], table["over"], strict=True)]
     )

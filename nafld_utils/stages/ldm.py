@@ -183,7 +183,7 @@ def latent_pools(
     data = prepare.open_preprocessed(run)
     moments = torch.from_numpy(np.asarray(latents_unit(run, conditioning, fold).load_array("moments.npy")))
     if conditioning == "semantic":
-        conditions = torch.from_numpy(np.asarray(data.pool_maps))
+        conditions = torch.from_numpy(np.array(data.pool_maps))
     else:
         conditions = torch.from_numpy(data.images["label"].to_numpy(dtype=np.int64))
     train = torch.from_numpy(data.images["fold"].to_numpy() != fold)
