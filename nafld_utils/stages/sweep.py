@@ -1,0 +1,622 @@
+"""Stage 06: frozen-prefix features, the trainings of the grid, the check of the protocol. Opens and writes files."""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import backbones, engine, folds, params, preprocess, stats, sweep
+from nafld_utils.artifacts import Run, Unit, digest, load_array, revision, save_array, save_table, unit_seed
+from nafld_utils.stages import prepare, samples
+
+REVISION = 1
+STAGE = "06_classification_sweep"
+FREEZE = "paper"
+# Choice: half the disk and memory of float32; it moves a loss by at most 6e-4.
+PRECISION = "float16"
+BASELINE = "tf_efficientnet_lite0"
+BASELINE_SIZE = 256  # pixels; the same in every profile, so that its AUC can be compared between runs
+_SHARED = -1  # fold of features that every fold shares
+
+
+# ---------------------------------------------------------------- features of the frozen prefix
+
+
+def features_unit(run: Run, backbone: str, kind: str, fold: int = _SHARED) -> Unit:
+    """Unit of a set's prefix features.
+
+    Parameters
+    ----------
+    run : Run
+    backbone : str
+        timm name.
+    kind : str
+        ``real`` (stored crops and deterministic resize), ``traditional`` (rotated crops), or a model's name.
+    fold : int
+        The model's fold; the real sets are shared by all folds, since the prefix is never trained.
+    """
+    shared = kind in (sweep.REAL, "traditional")
+    settings = {"backbone": backbone, "weights": run.settings.sweep.weights, "freeze": FREEZE, "kept_in": PRECISION}
+    if kind == sweep.REAL:
+        source = prepare.preprocess_unit(run)
+    elif kind == "traditional":
+        source = prepare.traditional_unit(run)
+    else:
+        source = samples.synthetic_unit(run, kind, fold)
+    keys = (kind,) if shared else (kind, f"fold{fold}")
+    modules = ["backbones", "trial"]
+    return run.unit(
+        "features_prefix", backbone, *keys, settings={**settings, "set": kind}, inputs=[source], modules=modules
+    )
+
+
+def make_features(run: Run, backbone: str, kind: str, fold: int = _SHARED) -> None:
+    """Compute the prefix features of one set; does nothing when they are there.
+
+    Writes ``pool.npy`` (n, K, C, h, w), K views an image, and of real images ``resized.npy`` (n, 1, C, h, w).
+    """
+    from nafld_utils import trial
+
+    unit = features_unit(run, backbone, kind, fold)
+    if unit.done():
+        return
+    device = engine.device(run.settings.engine)
+    prefix, _ = _network(backbone, run.settings.sweep.weights)
+    arrays = {}
+    if kind in (sweep.REAL, "traditional"):
+        data = prepare.open_preprocessed(run)
+        arrays["pool"] = data.pool if kind == sweep.REAL else data.traditional_pool
+        if kind == sweep.REAL:
+            arrays["resized"] = data.resized[:, None]  # one view an image
+    else:
+        arrays["pool"] = samples.open_synthetic(run, kind, fold).images[:, None]
+    with unit.writing(device=str(device)) as folder:
+        for name, images in arrays.items():
+            flat = images.reshape(-1, *images.shape[2:])
+            out = trial.prefix_features(prefix, flat, backbone, device, precision=PRECISION)
+            save_array(folder / f"{name}.npy", out.reshape(*images.shape[:2], *out.shape[1:]))
+
+
+def feature_tasks(run: Run) -> list[dict[str, Any]]:
+    """One task a set whose prefix features the grid needs."""
+    chosen, tasks = run.settings.sweep, []
+    for backbone in chosen.backbones:
+        for kind in (sweep.REAL, *chosen.arms):
+            shared = kind in (sweep.REAL, "traditional")
+            for fold in [_SHARED] if shared else sweep.folds_of(run.settings):
+                tasks.append({"run": run, "backbone": backbone, "kind": kind, "fold": fold})
+    return tasks
+
+
+def build_features(run: Run) -> None:
+    """Make the prefix features that are not there yet."""
+    tasks = [task for task in feature_tasks(run) if not features_unit(**task).done()]
+    if any(task["kind"] == "traditional" for task in tasks):
+        prepare.build_traditional(run)
+    if tasks:
+        engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix")
+
+
+@functools.lru_cache(maxsize=2)
+def _network(backbone: str, weights: str) -> tuple[Any, Any]:
+    """Frozen prefix and pretrained tail, read once a process; a training copies the tail."""
+    return backbones.split(backbones.load(backbone, weights), backbone, FREEZE)
+
+
+# ---------------------------------------------------------------- trials
+
+
+def store(run: Run) -> Path:
+    """Folder of the finished trials."""
+    return run.root / "sweep"
+
+
+def recipe(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
+    """All that a trial depends on besides its name: settings, the hashes of its inputs, code revisions."""
+    chosen = run.settings.sweep
+    names = ("steps", "batch_size", "learning_rate", "weight_decay")
+    inputs = [features_unit(run, trial["backbone"], sweep.REAL).hash]
+    if trial["arm"] != sweep.REAL:
+        inputs.append(features_unit(run, trial["backbone"], trial["arm"], trial["fold"]).hash)
+    return {
+        "settings": {**{name: getattr(chosen, name) for name in names}, "root_seed": run.settings.seed},
+        "inputs": inputs,
+        "revisions": {name: revision(name) for name in ("trial", "sweep")},
+    }
+
+
+def trials(run: Run) -> pd.DataFrame:
+    """The grid with each trial's hash: ``backbone, arm, rate, fold, seed, hash``."""
+    table = sweep.grid(run.settings)
+    return table.assign(hash=[sweep.trial_hash(row, recipe(run, row)) for row in table.to_dict("records")])
+
+
+def training_set(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
+    """What a trial is trained and judged on, after every refusal that can come before training.
+
+    Returns
+    -------
+    dict
+        ``real``, ``mixed`` (`trial.Views`; `mixed` None for real images alone), ``drawn`` (rows of the synthetic set,
+        or of the flattened pool of rotated crops), ``held_out`` (features of the held-out images), ``images`` XX
+
+    Raises
+    ------
+    ValueError
+        A patient on both sides; a synthetic set of another fold or split; a rate above the set's size.
+    """
+    from nafld_utils import trial as training
+
+    backbone, arm, fold = trial["backbone"], trial["arm"], int(trial["fold"])
+    images = prepare.open_preprocessed(run).images
+    synthetic = samples.open_synthetic(run, arm, fold) if arm not in (sweep.REAL, "traditional") else None
+    held_out = sweep.check_fold(images, fold, None if synthetic is None else synthetic.table)
+    stored = functools.partial(_stored, device=engine.device(run.settings.engine))
+    unit = features_unit(run, backbone, sweep.REAL)
+    label = images["label"].to_numpy()
+    rows = np.flatnonzero(~held_out)
+    real = training.Views(stored(unit, "pool.npy"), label[rows], rows)
+    mixed, drawn = None, np.empty(0, dtype=np.int64)
+    if arm == "traditional":
+        pool = stored(features_unit(run, backbone, arm), "pool.npy")
+        n_views = pool.shape[1]
+        drawn = training.draw_synthetic(len(rows), trial["rate"], len(rows) * n_views, _seed(run, trial))
+        sources = rows[drawn // n_views]
+        mixed = training.Views(pool, label[sources], sources, drawn % n_views)
+    elif synthetic is not None:
+        drawn = training.draw_synthetic(len(rows), trial["rate"], len(synthetic.table), _seed(run, trial))
+        pool = stored(features_unit(run, backbone, arm, fold), "pool.npy")
+        mixed = training.Views(pool, synthetic.table["label"].to_numpy()[drawn], drawn)
+    outside = np.flatnonzero(held_out)
+    return {
+        "real": real,
+        "mixed": mixed,
+        "drawn": drawn,
+        "held_out": training.Views(stored(unit, "resized.npy"), label[outside], outside),
+        "images": images[held_out],
+    }
+
+
+def _stored(unit: Unit, name: str, device: Any) -> Any:
+    """A stored array: memory-mapped for a CPU, whose processes share it; kept on the device for a GPU."""
+    return _opened(unit.require().file(name), unit.hash, str(device) if device.type == "cuda" else "")
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(path: Path, _hash: str, device: str) -> Any:
+    array = load_array(path, mmap=True)
+    if not device:
+        return array
+    import torch
+
+    return torch.from_numpy(np.array(array)).to(device)
+
+
+def _seed(run: Run, trial: dict[str, Any]) -> int:
+    """Seed of a training: the same for every arm and rate of a fold, so that arms are compared in pairs."""
+    return unit_seed(run.settings.seed, "sweep", int(trial["fold"]), int(trial["seed"]))
+
+
+def train(run: Run, trial: dict[str, Any]) -> tuple[Any, pd.DataFrame, dict[str, Any]]:
+    """Train one trial; writes nothing.
+
+    Returns
+    -------
+    tail : torch.nn.Sequential
+        The trained tail.
+    scores : pandas.DataFrame
+        ``image_id, patient_id, label, score`` of the held-out images.
+    facts : dict
+        What it was trained on and how long it took.
+    """
+    import torch
+
+    from nafld_utils import trial as training
+
+    started = time.perf_counter()
+    device = engine.device(run.settings.engine)
+    data = training_set(run, trial)
+    chosen, seed = run.settings.sweep, _seed(run, trial)
+    options = training.Options(chosen.steps, chosen.batch_size, chosen.learning_rate, chosen.weight_decay)
+    _, pretrained = _network(trial["backbone"], chosen.weights)
+    try:
+        tail = training.fresh_tail(pretrained, seed)
+        tail, losses = training.train_tail(tail, data["real"], data["mixed"], options, seed, device)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"batch of {chosen.batch_size} does not fit {device}; lower sweep.batch_size.") from error
+    scores = data["images"][["image_id", "patient_id", "label"]].assign(
+        score=training.predict(tail, data["held_out"], device)
+    )
+    mixed = data["mixed"]
+    facts = {
+        **{name: trial[name] for name in sweep.TRIAL_COLUMNS},
+        "n_real": len(data["real"]),
+        "n_synthetic": 0 if mixed is None else len(mixed),
+        "fatty_share": float(np.concatenate([data["real"].labels, [] if mixed is None else mixed.labels]).mean()),
+        "first_loss": float(losses[:5].mean()),
+        "last_loss": float(losses[-5:].mean()),
+        "losses": [round(float(loss), 5) for loss in losses],
+        "device": str(device),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return tail, scores, facts
+
+
+def run_trial(run: Run, **trial: Any) -> None:
+    """Train one trial of the grid and put it in the store; does nothing when it is there, notes why when it fails."""
+    key = trial.pop("hash", None) or sweep.trial_hash(trial, recipe(run, trial))
+    if sweep.is_done(store(run), key):
+        return
+    try:
+        _, scores, facts = train(run, trial)
+    except Exception as error:
+        sweep.record_failure(store(run), trial, key, error)
+        raise
+    sweep.write_trial(store(run), key, scores, facts)
+
+
+def status(run: Run) -> pd.DataFrame:
+    """State of every trial of the grid, as `sweep.read_store`."""
+    return sweep.read_store(store(run), trials(run))[1]
+
+
+def dry_run(run: Run) -> pd.DataFrame:
+    """Trainings in all, done, failed and to do, and the time they will take here; trains nothing (see `sweep.plan`)."""
+    now = status(run)
+    todo = [name for name, part in now.groupby("backbone") if not (part["state"] == "done").any()]
+    n_workers = 1 if run.settings.engine.mode == "serial" else run.settings.engine.n_workers or engine.default_workers()
+    return sweep.plan(now, {name: _time_training(run, name) for name in todo}, n_workers)
+
+
+def _time_training(run: Run, backbone: str, steps: int = 3) -> float:
+    """Seconds of one training, from a few steps on features of noise."""
+    from nafld_utils import trial as training
+
+    device, chosen = engine.device(run.settings.engine), run.settings.sweep
+    prefix, tail = _network(backbone, chosen.weights)
+    size = run.settings.preprocess.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (2, size, size), dtype=np.uint8)
+    pool = training.prefix_features(prefix, noise, backbone, device)[:, None]
+    views = training.Views(pool, np.array([0, 1]))
+    seconds = []
+    for n in (1, steps + 1):
+        options = training.Options(n, chosen.batch_size, chosen.learning_rate, chosen.weight_decay)
+        started = time.perf_counter()
+        training.train_tail(training.fresh_tail(tail, 0), views, None, options, 0, device)
+        seconds.append(time.perf_counter() - started)
+    return (seconds[1] - seconds[0]) / steps * chosen.steps
+
+
+def run_sweep(run: Run, retry_failed: bool = False) -> pd.DataFrame:
+    """Make what is missing, features first, and return the state of every trial; a failed trial stops no other.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `sweep.read_store`'s status.
+    """
+    build_features(run)
+    todo = sweep.to_train(status(run), retry_failed)
+    for row in todo[todo["state"] == "damaged"].itertuples():
+        engine.announce(row.reason)
+    names = [*sweep.TRIAL_COLUMNS, "hash"]
+    tasks = [{"run": run, **row} for row in todo[names].to_dict("records")]
+    if tasks:
+        engine.map_units(run_trial, tasks, run.settings.engine, "trainings", raise_failed=False)
+    return status(run)
+
+
+def summarise_cell(part: pd.DataFrame) -> pd.Series:
+    """One row of the notebook's table of trainings, from the status rows of one arm and rate."""
+    done = part[part["state"] == "done"]
+    facts = {"trainings": len(part), "done": len(done), "real images": done["n_real"].mean()}
+    facts |= {"mixed in": done["n_synthetic"].mean(), "fatty share": done["fatty_share"].mean()}
+    facts |= {"loss, first steps": done["first_loss"].mean(), "loss, last steps": done["last_loss"].mean()}
+    return pd.Series({**facts, "seconds each": done["seconds"].median()}).round(3)
+
+
+# ---------------------------------------------------------------- scores of the whole grid
+
+
+def scores_unit(run: Run) -> Unit:
+    """Unit of the scores of all trials put together."""
+    keys = digest(sorted(trials(run)["hash"]))
+    return run.unit("sweep_scores", settings={}, inputs=[keys], modules=["sweep"])
+
+
+def build_scores(run: Run, allow_missing: bool = False) -> tuple[pd.DataFrame, str]:
+    """Held-out scores of the complete grid, sealed as one unit, and a sentence on what is missing from them.
+
+    Raises
+    ------
+    ValueError
+        A trial is missing and `allow_missing` is false. An incomplete table is returned but never sealed.
+    """
+    scores, now = sweep.read_store(store(run), trials(run))
+    kept, note = sweep.require_complete(scores, now, allow_missing)
+    unit = scores_unit(run)
+    if not note and not unit.done():
+        with unit.writing() as folder:
+            save_table(folder / "scores.parquet", kept)
+            save_table(folder / "trials.csv", now)
+    return kept, note
+
+
+# ---------------------------------------------------------------- the check of the protocol
+
+
+def frozen_unit(run: Run) -> Unit:
+    """Unit of the baseline's frozen features of the real crops."""
+    settings = {"backbone": BASELINE, "weights": run.settings.sweep.baseline_weights, "size": BASELINE_SIZE}
+    return run.unit(
+        "features_frozen", BASELINE, settings=settings, inputs=[prepare.preprocess_unit(run)], modules=["backbones"]
+    )
+
+
+def baseline_unit(run: Run) -> Unit:
+    """Unit of the protocol check."""
+    settings = {"splits": run.settings.sweep.baseline_splits, "n_splits": run.settings.folds.n_splits}
+    return run.unit("baseline", settings=settings, inputs=[frozen_unit(run)], modules=["sweep", "folds", "stats"])
+
+
+def build_baseline(run: Run) -> pd.DataFrame:
+    """AUC of a linear classifier on frozen features over many split seeds, split by patient and by image.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``split_by`` ("patient" or "image"), ``seed``, ``auc``.
+    """
+    unit = baseline_unit(run)
+    if not unit.done():
+        frozen = frozen_unit(run)
+        data = prepare.open_preprocessed(run)
+        if not frozen.done():
+            with frozen.writing() as folder:
+                save_array(folder / "features.npy", frozen_features(run, data.crops))
+        table = protocol_check(
+            frozen.load_array("features.npy"),
+            data.images,
+            run.settings.folds.n_splits,
+            range(run.settings.sweep.baseline_splits),
+        )
+        with unit.writing() as folder:
+            save_table(folder / "auc.csv", table)
+    return unit.load_table("auc.csv")
+
+
+def frozen_features(run: Run, crops: np.ndarray) -> np.ndarray:
+    """Pooled EfficientNet-Lite0 features (N, 1280) float32 of whole crops at `BASELINE_SIZE` pixels."""
+    images = np.stack([preprocess.resize_box(crop, preprocess.whole_box(crop), BASELINE_SIZE) for crop in crops])
+    model = backbones.load(BASELINE, run.settings.sweep.baseline_weights)
+    return backbones.features(model, images, BASELINE, engine.device(run.settings.engine))
+
+
+def protocol_check(features: np.ndarray, images: pd.DataFrame, n_splits: int, seeds: Any) -> pd.DataFrame:
+    """Out-of-fold AUC for every split seed, by patient and by image: ``split_by, seed, auc``.
+
+    Parameters
+    ----------
+    features : (N, d) float
+        Frozen features, a row an image.
+    images : pandas.DataFrame
+        ``patient_id, label``, in the same order.
+    n_splits : int
+        Folds.
+    seeds : iterable of int
+        Split seeds.
+    """
+    label = images["label"].to_numpy()
+    patients = images[["patient_id", "label"]].drop_duplicates("patient_id")
+    rows = []
+    for seed in seeds:
+        by_patient = folds.make_folds(patients, n_splits, seed).set_index("patient_id")["fold"]
+        assignments = {
+            "patient": images["patient_id"].map(by_patient).to_numpy(),
+            "image": sweep.image_folds(label, n_splits, seed),
+        }
+        for name, fold in assignments.items():
+            rows.append((name, seed, stats.auc(label, sweep.linear_scores(features, label, fold))))
+    return pd.DataFrame(rows, columns=["split_by", "seed", "auc"])
+
+
+# ---------------------------------------------------------------- the answer
+
+# Image-level AUC with real images alone and with r = 1.5 semantic (paper, Results and Fig. 5B), by network.
+PAPER_AUC = {
+    "resnet50": ("ResNet-50", 0.861, 0.882),
+    "tf_efficientnet_b0": ("EfficientNet v1", 0.871, 0.884),
+    "tf_efficientnetv2_s": ("EfficientNet v2", 0.864, 0.879),
+}
+PAPER_T = 12.39  # ResNet-50, 25 seeds, p 6.43e-12; printed with the opposite sign (real minus mixed)
+PAPER_BEST_SEED = 0.904  # EfficientNet v1, the maximum over seeds
+
+
+def tables_unit(run: Run) -> Unit:
+    """Unit of the sweep's tables."""
+    chosen = run.settings.sweep
+    settings = {"n_resamples": chosen.n_resamples, "primary": [chosen.primary_arm, chosen.primary_rate]}
+    return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=["sweep", "stats"])
+
+
+def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd.DataFrame]:
+    """Every table of the notebook; sealed as a unit where the grid is complete.
+
+    Parameters
+    ----------
+    run : Run
+    scores : pandas.DataFrame
+        From `build_scores`.
+    note : str
+        What is missing; with a note nothing is stored.
+
+    Returns
+    -------
+    dict of str to pandas.DataFrame
+        ``comparisons`` (`stats.compare_arms`), ``arms`` (`stats.arm_intervals`), ``seeds`` (`stats.auc_by_seed`), each
+        with a column ``level`` (image or patient); ``roc`` (`sweep.roc_curves` with the mean ``auc`` over seeds).
+    """
+    unit = tables_unit(run)
+    if not note and unit.done():
+        return {name: unit.load_table(f"{name}.parquet") for name in ("comparisons", "arms", "seeds", "roc")}
+    chosen = run.settings.sweep
+    options = {"n_resamples": chosen.n_resamples, "seed": run.settings.seed}
+    primary = (chosen.primary_arm, chosen.primary_rate)
+    levels: dict[str, list[pd.DataFrame]] = {"comparisons": [], "arms": [], "seeds": []}
+    for level in stats.LEVELS:
+        compared = stats.compare_arms(scores, level, sweep.REAL, primary, **options)
+        levels["comparisons"].append(compared.assign(level=level))
+        levels["arms"].append(stats.arm_intervals(scores, level, **options).assign(level=level))
+        levels["seeds"].append(stats.auc_by_seed(scores, level).assign(level=level))
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
+    means = tables["arms"].query("level == 'image'").rename(columns={"mean_auc": "auc"})
+    keys = ["backbone", "arm", "rate"]
+    tables["roc"] = sweep.roc_curves(scores).merge(means[[*keys, "auc"]], on=keys, validate="many_to_one")
+    if not note:
+        with unit.writing() as folder:
+            for name, table in tables.items():
+                save_table(folder / f"{name}.parquet", table)
+    return tables
+
+
+def at(table: pd.DataFrame, level: str, backbone: str) -> pd.DataFrame:
+    """Rows of one level (image or patient) and backbone."""
+    return table[(table["level"] == level) & (table["backbone"] == backbone)].reset_index(drop=True)
+
+
+def shown(table: pd.DataFrame, *columns: str) -> Any:
+    """Some columns as a styled table with three digits."""
+    return table[list(columns)].style.format(precision=3, na_rep="").hide(axis="index")
+
+
+def primary_curves(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> pd.DataFrame:
+    """ROC curves of the declared comparison: real images alone, and the primary arm at the primary rate."""
+    curves, chosen = tables["roc"], run.settings.sweep
+    declared = (curves["arm"] == chosen.primary_arm) & (curves["rate"] == chosen.primary_rate)
+    return curves[(curves["backbone"] == backbone) & ((curves["arm"] == sweep.REAL) | declared)]
+
+
+def held_out_images(run: Run) -> pd.DataFrame:
+    """Images that the grid scores, with the fold that holds them out: ``image_id, patient_id, label, fold``."""
+    images = prepare.open_preprocessed(run).images
+    kept = images[images["fold"].isin(sweep.folds_of(run.settings))]
+    return kept[["image_id", "patient_id", "label", "fold"]].reset_index(drop=True)
+
+
+def primary(run: Run, tables: dict[str, pd.DataFrame], level: str = "image") -> pd.Series:
+    """The one comparison that was declared beforehand, with the first backbone."""
+    table, backbone = tables["comparisons"], run.settings.sweep.backbones[0]
+    return table[table["primary"] & (table["level"] == level) & (table["backbone"] == backbone)].iloc[0]
+
+
+def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
+    """Whether synthetic images helped, in three sentences: the difference, what each interval is over, the verdict."""
+    row = primary(run, tables)
+    simulated = " on simulated patients" if run.is_simulated else ""
+    text = [
+        f"Mixing in {row.arm} images at r = {row.rate:g} moved the image-level AUC from {row.mean_auc_base:.3f} to"
+        f" {row.mean_auc:.3f}, by {row.difference:+.3f}{simulated}.",
+    ]
+    if np.isfinite(row.low_seeds):
+        text.append(
+            "Trained again on the same patients, the mean difference lies in"
+            f" [{row.low_seeds:+.3f}, {row.high_seeds:+.3f}] (95 %, Student t over {row.n_seeds} seeds)."
+        )
+    text.append(
+        f"On other patients like these it lies in [{row.low_patients:+.3f}, {row.high_patients:+.3f}]"
+        f" (95 %, bootstrap of {row.n_patients} patients and of the seeds), so {_verdict(row)};"
+        f" the smallest difference that so many patients could show is about {row.smallest_effect:.3f}."
+    )
+    return " ".join(text)
+
+
+def _verdict(row: pd.Series) -> str:
+    if row.low_patients > 0:
+        return "the images helped, as far as this split and these training runs show"
+    if row.high_patients < 0:
+        return "the images did harm, as far as this split and these training runs show"
+    return "this run does not tell whether the images help"
+
+
+def protocol(run: Run) -> str:
+    """``"yes"``, or what differs from the paper's protocol."""
+    paper, chosen = params.load(params.BASE_PROFILE), run.settings
+    differs = ["simulated cohort"] if run.is_simulated else []
+    if chosen.sweep.backbones != paper.sweep.backbones:
+        differs.append(f"{', '.join(chosen.sweep.backbones)} instead of ResNet-50")
+    names = {"steps": "steps", "learning_rate": "learning rate", "batch_size": "batch size", "n_seeds": "seeds"}
+    for name, text in names.items():
+        if getattr(chosen.sweep, name) != getattr(paper.sweep, name):
+            differs.append(f"{text} {getattr(chosen.sweep, name):g}")
+    if (chosen.sweep.primary_arm, chosen.sweep.primary_rate) != (paper.sweep.primary_arm, paper.sweep.primary_rate):
+        differs.append(f"{chosen.sweep.primary_arm} r = {chosen.sweep.primary_rate:g}")
+    if chosen.preprocess.image_size != paper.preprocess.image_size:
+        differs.append(f"{chosen.preprocess.image_size} px")
+    if chosen.section("ldm") != paper.section("ldm") or chosen.section("autoencoder") != paper.section("autoencoder"):
+        differs.append("other diffusion models")
+    return f"no: {'; '.join(differs)}" if differs else "yes"
+
+
+def claims(run: Run, tables: dict[str, pd.DataFrame], check: pd.DataFrame) -> list[dict[str, Any]]:
+    """Headline numbers of the sweep beside the paper's; `check` is the table of `build_baseline`."""
+    rows, same = [], protocol(run)
+    for backbone in run.settings.sweep.backbones:
+        rows += _claims_of(run, tables, backbone, same)
+    for name, part in check.groupby("split_by", sort=False):
+        values = part["auc"]
+        low, high = values.min(), values.max()
+        row = {
+            "claim": f"frozen features + logistic regression, split by {name}",
+            "this_run": values.median(),
+            "low": low,
+        }
+        row |= {"high": high, "over": "split seeds (range)", "n": len(values), "unit": "image-level AUC, median"}
+        rows.append({**row, "same_protocol": "not in the paper; the check of the protocol"})
+    return rows
+
+
+def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str, same: str) -> list[dict[str, Any]]:
+    network, before, after = PAPER_AUC.get(backbone.partition(".")[0], PAPER_AUC["resnet50"])
+    compared, arms = (tables[name][tables[name]["backbone"] == backbone] for name in ("comparisons", "arms"))
+    rows = []
+    for level in stats.LEVELS:
+        row = compared[compared["primary"] & (compared["level"] == level)].iloc[0]
+        paper = (before, after) if level == "image" else (None, None)
+        cells = ((sweep.REAL, 0.0, "real images alone"), (row.arm, row.rate, f"{row.arm}, r = {row.rate:g}"))
+        for (arm, rate, text), value in zip(cells, paper, strict=True):
+            at = arms[(arms["arm"] == arm) & (arms["rate"] == rate) & (arms["level"] == level)].iloc[0]
+            facts = {"claim": f"{text} (paper: {network})", "paper": value, "this_run": at.mean_auc, "low": at.low}
+            facts |= {"high": at.high, "over": at.over, "n": at.n_patients, "unit": f"{level}-level AUC"}
+            rows.append({**facts, "same_protocol": same})
+    row = compared[compared["primary"] & (compared["level"] == "image")].iloc[0]
+    gain = {"claim": f"gain by {row.arm} images, r = {row.rate:g}", "paper": round(after - before, 3)}
+    gain |= {"this_run": row.difference, "unit": "image-level AUC", "same_protocol": same}
+    over = {"seeds": stats.OVER_SEEDS, "patients": stats.OVER_BOTH if row.n_seeds > 1 else stats.OVER_PATIENTS}
+    for name, count in (("seeds", row.n_seeds), ("patients", row.n_patients)):
+        rows.append({**gain, "low": row[f"low_{name}"], "high": row[f"high_{name}"], "over": over[name], "n": count})
+    if network == "ResNet-50" and np.isfinite(row.t):
+        facts = {"claim": "paired t of the gain over seeds", "paper": PAPER_T, "this_run": row.t, "n": row.n_seeds}
+        rows.append({**facts, "over": stats.OVER_SEEDS, "unit": "t", "same_protocol": same})
+    best = arms[(arms["arm"] == row.arm) & (arms["rate"] == row.rate) & (arms["level"] == "image")].iloc[0]
+    facts = {"claim": "best single seed, an optimistic maximum (paper: EfficientNet v1)", "paper": PAPER_BEST_SEED}
+    facts |= {"this_run": best.best_seed_auc, "n": best.n_seeds, "over": "no interval: a maximum"}
+    rows.append({**facts, "unit": "image-level AUC", "same_protocol": same})
+    return rows
+
+
+# ---------------------------------------------------------------- what the stage hands on
+
+
+def units(run: Run) -> list[Unit]:
+    """Every unit stage 06 stands on."""
+    return [
+        *(features_unit(**task) for task in feature_tasks(run)),
+        scores_unit(run),
+        tables_unit(run),
+        baseline_unit(run),
+    ]

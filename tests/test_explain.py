@@ -1,0 +1,212 @@
+"""Attributions: exact for a linear classifier, seeds, additivity, which images are picked, the stage, the figure."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from nafld_utils import artifacts, backbones, explain, figures, sweep, trial
+from nafld_utils.figures import explain as draw
+from nafld_utils.stages import explain as stage
+from nafld_utils.stages import prepare, samples
+from nafld_utils.stages import sweep as sweep_stage
+
+# shap's own colour maps; nothing of ours can avoid it
+pytestmark = pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
+SIZE = 8
+
+
+class Linear(nn.Module):
+    """Log-odds that are a weighted sum of pixels, so that attributions are known in closed form."""
+
+    def __init__(self):
+        super().__init__()
+        weight = torch.linspace(-1, 1, SIZE * SIZE)
+        self.register_buffer("weight", weight.view(1, 1, SIZE, SIZE))
+
+    def forward(self, images):
+        return (images * self.weight).sum(dim=(1, 2, 3))[:, None]
+
+
+def pictures(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, SIZE, SIZE), dtype=np.uint8)
+
+
+def test_a_linear_classifier_against_one_background_image_is_exact():
+    """weight times (image minus background), whatever is drawn."""
+    images, background = pictures(2), pictures(1, seed=1)
+    values = explain.attributions(Linear(), background, images, n_samples=5, seed=0)
+    difference = (images.astype(float) - background.astype(float)) / 127.5
+    np.testing.assert_allclose(values, difference * Linear().weight[0].numpy(), atol=1e-5)
+    outputs = explain.log_odds(Linear(), images)
+    base = explain.log_odds(Linear(), background).mean()
+    table = explain.additivity(values, outputs, base)
+    assert table["error"].abs().max() < 1e-4
+    np.testing.assert_allclose(table["explained"], outputs - base)
+
+
+def test_more_samples_add_up_better_for_a_background_of_many():
+    images, background = pictures(3), pictures(20, seed=1)
+    outputs, base = explain.log_odds(Linear(), images), explain.log_odds(Linear(), background).mean()
+    errors = [
+        explain.additivity(explain.attributions(Linear(), background, images, n, 0), outputs, base)["error"]
+        .abs()
+        .mean()
+        for n in (5, 2000)
+    ]
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_the_seed_decides_and_numpys_generator_is_left_as_it_was():
+    images, background = pictures(1), pictures(9, seed=1)
+    np.random.seed(4)  # noqa: NPY002
+    wanted = np.random.random(3)  # noqa: NPY002
+    np.random.seed(4)  # noqa: NPY002
+    runs = [explain.attributions(Linear(), background, images, 8, seed) for seed in (1, 1, 2)]
+    assert np.array_equal(np.random.random(3), wanted)  # noqa: NPY002
+    assert np.array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
+def test_additivity_checkable_by_eye():
+    table = explain.additivity(np.array([[[1.0, 2.0], [0.0, 0.5]]]), np.array([5.0]), base=1.0).iloc[0]
+    assert (table.explained, table.attributed, table.error, table.relative_error) == (4.0, 3.5, -0.5, 0.125)
+
+
+@pytest.mark.parametrize("background", [pictures(0), np.zeros((2, SIZE, SIZE + 1), np.uint8)])
+def test_a_background_that_does_not_fit_is_refused(background):
+    with pytest.raises(ValueError, match="background: expected images of"):
+        explain.attributions(Linear(), background, pictures(1), 2, 0)
+
+
+def test_the_grey_classifier_is_the_network():
+    """The same log-odds as the network fed by `backbones.to_input`, and no gradient for weights."""
+    model = backbones.load("resnet18", "random")
+    prefix, tail = backbones.split(model, "resnet18")
+    tail = trial.fresh_tail(tail, 0)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    classifier = explain.GreyClassifier(prefix, tail, "resnet18")
+    with torch.no_grad():
+        out = tail(prefix(backbones.to_input(images, "resnet18")))
+    np.testing.assert_allclose(explain.log_odds(classifier, images), out[:, 1] - out[:, 0], atol=1e-4)
+    assert not any(p.requires_grad for p in classifier.parameters())
+
+
+def test_smoothing_keeps_the_sum_and_the_scale_is_shared():
+    values = np.zeros((2, 32, 32))
+    values[0, 16, 16], values[1, 16, 16] = 1.0, -3.0
+    soft = explain.smooth(values, 2.0)
+    np.testing.assert_allclose(soft.sum(axis=(1, 2)), [1.0, -3.0], rtol=1e-3)
+    assert explain.shared_limit(values, 1.0) == 3.0
+    assert explain.shared_limit(np.zeros((1, 2, 2))) == 1.0
+
+
+# ---------------------------------------------------------------- which images
+
+
+def table_of(labels):
+    return pd.DataFrame({"label": labels, "synthetic_id": [f"s{i}" for i in range(len(labels))]})
+
+
+def test_the_first_drawn_of_each_class_fatty_first():
+    picked = explain.pick(table_of([0, 1, 0, 1, 1, 0]), np.array([4, 2, 0, 3]), n_per_class=2)
+    assert picked["row"].tolist() == [4, 3, 2, 0]
+    assert picked["label"].tolist() == [1, 1, 0, 0]
+    assert picked["in_training"].all()
+
+
+def test_others_follow_where_the_training_drew_too_few_and_say_so():
+    picked = explain.pick(table_of([0, 1, 0, 1]), np.array([1, 0]), n_per_class=2)
+    assert picked["row"].tolist() == [1, 3, 0, 2]
+    assert picked["in_training"].tolist() == [True, False, True, False]
+
+
+def test_a_set_without_a_class_is_refused():
+    with pytest.raises(ValueError, match="expected 2 images of class 0, found 0"):
+        explain.pick(table_of([1, 1, 1]), np.array([0]), 2)
+
+
+# ---------------------------------------------------------------- the stage
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(1, 9), 2)
+    images = pd.DataFrame({"patient_id": patient, "label": patient % 2, "fold": (patient > 4).astype(int)})
+    images["image_id"] = images["sha256"] = [f"i{i}" for i in range(16)]
+    pool = rng.integers(0, 256, (16, 2, 32, 32)).astype(np.uint8)
+    data = SimpleNamespace(images=images, pool=pool, resized=pool[:, 0])
+    fakes = pd.DataFrame({"fold": 0, "source_patient": 5 + np.arange(12) % 4, "label": (5 + np.arange(12)) % 2})
+    fakes["synthetic_id"] = [f"s{i}" for i in range(12)]
+    pixels = rng.integers(0, 256, (12, 32, 32)).astype(np.uint8)
+    overrides = {"sweep.weights": "random", "sweep.backbones": ["resnet18"], "sweep.arms": ["semantic"]}
+    overrides |= {
+        "sweep.steps": 2,
+        "sweep.n_seeds": 1,
+        "ldm.folds": [0],
+        "engine.mode": "serial",
+        "engine.device": "cpu",
+    }
+    run = artifacts.open_run("smoke", overrides)
+    unit = run.unit("preprocess", settings={})
+    monkeypatch.setattr(prepare, "open_preprocessed", lambda run: data)
+    monkeypatch.setattr(prepare, "preprocess_unit", lambda run: unit)
+    monkeypatch.setattr(samples, "synthetic_unit", lambda run, c, k: run.unit("synthetic", c, k, settings={}))
+    monkeypatch.setattr(samples, "open_synthetic", lambda run, c, k: SimpleNamespace(images=pixels, table=fakes))
+    return run
+
+
+def test_the_stage_explains_the_sweeps_own_classifier(run, monkeypatch):
+    assert (sweep_stage.run_sweep(run)["state"] == "done").all()
+    unit = stage.train_classifier(run)
+    again = unit.load_table("scores.csv")
+    assert again["difference"].max() < 1e-6
+    assert len(again) == 8
+    found = stage.explain_classifier(run)
+    assert found.attributions.shape == found.images.shape == (4, 32, 32)
+    assert found.table["label"].tolist() == [1, 1, 0, 0]
+    np.testing.assert_allclose(found.attributions.sum(axis=(1, 2)), found.table["attributed"], rtol=1e-3, atol=1e-5)
+    stored = stage.open_classifier(run)
+    np.testing.assert_allclose(explain.log_odds(stored, found.images), found.table["log_odds"], atol=1e-5)
+    artifacts.record_claims(run, stage.STAGE, stage.claims(run, found))
+    assert len(artifacts.finish(run, stage.STAGE, stage.units(run)))
+    monkeypatch.setattr(stage, "_make", None)
+    assert np.array_equal(stage.explain_classifier(run).attributions, found.attributions), "made once"
+
+
+def test_background_comes_from_training_patients_alone(run):
+    data = prepare.open_preprocessed(run)
+    inside = {image.tobytes() for image in data.pool[8:].reshape(-1, 32, 32)}
+    background = stage.draw_background(run, 0, 6)
+    assert len(background) == 6
+    assert {image.tobytes() for image in background} <= inside
+    assert len(stage.draw_background(run, 0, 99)) == 8
+
+
+def test_a_trial_outside_the_sweep_is_refused(run):
+    other = artifacts.open_run("smoke", {"shap.seed": 7})
+    with pytest.raises(ValueError, match="expected a trial of the sweep with synthetic images, found arm semantic"):
+        stage.trial(other)
+    assert stage.trial(run)["hash"] in set(sweep_stage.trials(run)["hash"])
+    assert list(stage.trial(run))[:5] == list(sweep.TRIAL_COLUMNS)
+
+
+def test_figure_has_one_symmetric_scale():
+    import matplotlib.pyplot as plt
+
+    image, values = pictures(1)[0], np.linspace(-1, 1, SIZE * SIZE).reshape(SIZE, SIZE)
+    with figures.style():
+        fig, axes = plt.subplots(2, 2)
+        for ax, limit in zip(axes[:, 1], (2.0, 2.0), strict=True):
+            draw.overlay(image, values, limit, ax)
+            assert ax.images[1].get_clim() == (-2.0, 2.0)
+        draw.picture(image, "title", axes[0, 0])
+        colors = draw.scale(fig, axes.ravel(), 2.0)
+        assert colors.get_clim() == (-2.0, 2.0)
+        fig.canvas.draw()
+        plt.close(fig)
