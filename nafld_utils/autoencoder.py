@@ -56,8 +56,8 @@ class FirstStage:
         return int(self.model.config.in_channels)
 
     def to(self, device: torch.device | str) -> FirstStage:
-        """Move to a device."""
-        self.model.to(device)
+        """Move to a device, in the memory layout that convolutions run fastest in."""
+        self.model.to(device, memory_format=torch.channels_last)
         self.shift, self.scale = self.shift.to(device), self.scale.to(device)
         return self
 

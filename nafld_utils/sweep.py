@@ -430,9 +430,17 @@ def linear_scores(features: np.ndarray, label: np.ndarray, fold: np.ndarray, str
         if len(np.unique(label[train])) < 2:
             raise ValueError(f"fold {k}: expected both classes in training, found one; use fewer folds.")
         mean, spread = features[train].mean(axis=0), features[train].std(axis=0)
-        scaled = (features - mean) / np.where(spread > 0, spread, 1.0)
-        axes = np.linalg.svd(scaled[train], full_matrices=False)[2].T if train.sum() < scaled.shape[1] else None
-        inputs = scaled if axes is None else scaled @ axes
+        inputs = _in_span((features - mean) / np.where(spread > 0, spread, 1.0), train)
         model = LogisticRegression(C=strength, max_iter=2000).fit(inputs[train], label[train])
         scores[~train] = model.predict_proba(inputs[~train])[:, 1]
     return scores
+
+
+def _in_span(rows: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """All rows in the principal axes of the training rows, from their Gram matrix where that is the smaller one."""
+    if train.sum() >= rows.shape[1]:
+        return rows
+    gram = rows.astype(np.float64) @ rows[train].T.astype(np.float64)
+    values, vectors = np.linalg.eigh(gram[train])
+    kept = values > 1e-9 * values[-1]
+    return gram @ (vectors[:, kept] / np.sqrt(values[kept]))

@@ -31,19 +31,36 @@ def tasks(run: Run) -> list[dict[str, Any]]:
     return [{"run": run, "conditioning": c, "fold": k} for c in run.settings.ldm.conditionings for k in folds_of(run)]
 
 
+def autoencoder_tasks(run: Run) -> list[dict[str, Any]]:
+    """One task an autoencoder that is trained here; none where every model's is shipped or pretrained."""
+    trained = [task for task in tasks(run) if _trained(run, task["conditioning"])]
+    return list({autoencoder_unit(**task).path: task for task in reversed(trained)}.values())[::-1]
+
+
+def latent_tasks(run: Run) -> list[dict[str, Any]]:
+    """One task a distinct set of latents: models and folds that share an autoencoder share them."""
+    return list({latents_unit(**task).path: task for task in reversed(tasks(run))}.values())[::-1]
+
+
 # ---------------------------------------------------------------- first stages
 
 
+def _trained(run: Run, conditioning: str) -> bool:
+    return run.settings.section(f"autoencoder.{conditioning}")["source"] == "train"
+
+
 def _owner(run: Run, conditioning: str) -> str:
-    """Model whose autoencoder this one uses: equal settings share one."""
+    """Model whose autoencoder this one uses: two that read the same settings share one."""
+    read = {"shipped": (), "train": ("train_steps",), "path": ("path", "kind", "scale")}
+    hub = ("hub_id", "subfolder", "revision", "kind", "scale")
     both = run.settings.section("autoencoder")
-    return "semantic" if both["semantic"] == both["class"] else conditioning
+    mine, other = ([s[key] for key in ("source", *read.get(s["source"], hub))] for s in both.values())
+    return "semantic" if mine == other else conditioning
 
 
 def _place(run: Run, conditioning: str, fold: int) -> str:
     """Folder of what depends on the autoencoder: one a fold where it is trained on the fold, else shared."""
-    trained = run.settings.section(f"autoencoder.{conditioning}")["source"] == "train"
-    return f"fold{fold}" if trained else "shared"
+    return f"fold{fold}" if _trained(run, conditioning) else "shared"
 
 
 def autoencoder_unit(run: Run, conditioning: str, fold: int) -> Unit:
@@ -91,13 +108,11 @@ def first_stage(run: Run, conditioning: str, fold: int) -> autoencoder.FirstStag
 
 
 def train_autoencoder(run: Run, conditioning: str, fold: int) -> None:
-    """Fine-tune the shipped small autoencoder on the fold's training patients; does nothing for other sources.
+    """Fine-tune the shipped small autoencoder on the fold's training patients; does nothing when the unit is done.
 
     Choice: it starts from the shipped weights, which saw simulated frames only, so no held-out patient enters.
     """
     settings = run.settings.section(f"autoencoder.{conditioning}")
-    if settings["source"] != "train" or _owner(run, conditioning) != conditioning:
-        return
     unit = autoencoder_unit(run, conditioning, fold)
     if unit.done():
         return
@@ -313,12 +328,9 @@ def curves(run: Run) -> pd.DataFrame:
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 03 stands on."""
-    found = []
-    for task in tasks(run):
-        if run.settings.section(f"autoencoder.{task['conditioning']}")["source"] == "train":
-            found.append(autoencoder_unit(**task))
-        found += [latents_unit(**task), ldm_unit(**task)]
-    return list({unit.path: unit for unit in found}.values())
+    found = [autoencoder_unit(**task) for task in autoencoder_tasks(run)]
+    found += [latents_unit(**task) for task in latent_tasks(run)]
+    return found + [ldm_unit(**task) for task in tasks(run)]
 
 
 def claims(run: Run) -> list[dict[str, Any]]:
