@@ -275,7 +275,9 @@ class Training:
         self.step, self.recent = int(facts["step"]), list(facts["recent"])
         self.curve = [dict(row) for row in facts["curve"]]
         self.rate.last_epoch = self.step
-        for group, rate in zip(self.optimizer.param_groups, self.rate.get_lr(), strict=True):
+        rates = [base * at(self.step) for base, at in zip(self.rate.base_lrs, self.rate.lr_lambdas, strict=True)]
+        self.rate._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
     def averaged(self) -> dict[str, torch.Tensor]:

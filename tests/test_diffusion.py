@@ -184,8 +184,9 @@ def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
 
 @pytest.mark.slow
 def test_the_training_code_can_learn_four_images():
-    chosen = settings(steps=400, batch_size=8, learning_rate=2e-3, warmup_steps=10, condition_dropout=0.0, log_every=20)
+    chosen = settings(steps=300, batch_size=8, learning_rate=2e-3, warmup_steps=10, condition_dropout=0.0, log_every=20)
     data = pool("class", n=4)
+    data.moments = data.moments[:, :1, :, :1, :1].expand(-1, 1, -1, 8, 8)  # four flat images, one crop each
     training = diffusion.start_training(tiny("class"), chosen)
     for _ in diffusion.train(training, data, data, chosen, "l2", noiser("class"), 0, CPU):
         pass
