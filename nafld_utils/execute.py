@@ -200,6 +200,7 @@ def _environment(run: Run) -> Iterator[Path]:
     values = {
         engine.PROGRESS_FILE: name,
         "NAFLD_ROOT": str(artifacts.work_root().absolute()),  # the kernel starts in the notebook's folder
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # another one in force would lose every figure
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns into every notebook
     }
     if not graph.needs_hub(run):

@@ -200,7 +200,7 @@ def latent_pools(
     if conditioning == "semantic":
         conditions = torch.from_numpy(np.array(data.pool_maps))
     else:
-        conditions = torch.from_numpy(data.images["label"].to_numpy(dtype=np.int64))
+        conditions = torch.from_numpy(np.array(data.images["label"], dtype=np.int64))
     train = torch.from_numpy(data.images["fold"].to_numpy() != fold)
     return tuple(diffusion.LatentPool(moments[rows], conditions[rows], stage.draw) for rows in (train, ~train))
 

@@ -84,7 +84,7 @@ def draw_conditions(run: Run, conditioning: str, fold: int, n: int) -> tuple[pd.
     table["synthetic_id"] = [f"{conditioning}_f{fold}_{i:05d}" for i in range(n)]
     if conditioning == "class":
         table = table.assign(label=table["index"] % 2, source_patient=-1, source_image="")
-        return table, table["label"].to_numpy(dtype=np.int64)
+        return table, np.array(table["label"], dtype=np.int64)
     data = prepare.open_preprocessed(run)
     training = np.flatnonzero(data.images["fold"].to_numpy() != fold)
     options = run.settings.preprocess
