@@ -31,9 +31,9 @@ SIMULATED = "simulated cohort"
 _GREY = "#444444"
 _STYLE: dict[str, Any] = {
     "figure.figsize": (7.0, 4.2),
-    "figure.dpi": 110,
+    "figure.dpi": 200,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 150,
+    "savefig.dpi": 200,
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",

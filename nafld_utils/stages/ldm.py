@@ -161,11 +161,11 @@ def make_latents(run: Run, conditioning: str, fold: int) -> None:
     data = prepare.open_preprocessed(run)
     stage = first_stage(run, conditioning, fold)
     n, k, size, _ = data.pool.shape
-    moments = autoencoder.encode_images(stage, data.pool.reshape(n * k, size, size), device)
-    copies = autoencoder.reconstruct(stage, data.resized, device)
     table = data.images[["image_id", "patient_id", "label", "fold"]].copy()
-    table = table.assign(**autoencoder.reconstruction_error(data.resized, copies))
     with unit.writing(device=str(device), autoencoder=autoencoder.describe(stage)) as folder:
+        moments = autoencoder.encode_images(stage, data.pool.reshape(n * k, size, size), device)
+        copies = autoencoder.reconstruct(stage, data.resized, device)
+        table = table.assign(**autoencoder.reconstruction_error(data.resized, copies))
         np.save(folder / "moments.npy", moments.reshape(n, k, *moments.shape[1:]))
         np.save(folder / "reconstructions.npy", copies)
         table.to_csv(folder / "reconstruction.csv", index=False)
