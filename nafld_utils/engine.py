@@ -240,6 +240,20 @@ def thread_environment(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def worker_threads(settings: EngineSettings) -> Iterator[None]:
+    """Compute here with as many threads as a worker has, so that sums round as there; serial changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    if settings.mode != "serial":
+        torch.set_num_threads(settings.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class StepMeter:
     """Says how far a long unit is, with an estimate, in the terminal of a headless run.
 

@@ -90,3 +90,14 @@ def test_thread_counts_are_set_for_children_and_put_back(monkeypatch):
         assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ
+
+
+def test_work_beside_the_workers_rounds_as_theirs_does():
+    import torch
+
+    before = torch.get_num_threads()
+    with engine.worker_threads(settings(mode="local", threads=before + 1)):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with engine.worker_threads(settings(mode="serial", threads=before + 1)):
+        assert torch.get_num_threads() == before

@@ -84,7 +84,8 @@ def train_classifier(run: Run) -> Unit:
         return unit
     wanted = trial(run)
     stored, _ = grid.read_trial(sweep.store(run), wanted["hash"])
-    tail, scores, facts = sweep.train(run, wanted)
+    with engine.worker_threads(run.settings.engine):
+        tail, scores, facts = sweep.train(run, wanted)
     paired = stored.merge(scores, on="image_id", validate="one_to_one", suffixes=("_stored", "_again"))
     paired["difference"] = (paired["score_stored"] - paired["score_again"]).abs()
     with unit.writing(device=facts["device"], largest_score_difference=float(paired["difference"].max())) as folder:
