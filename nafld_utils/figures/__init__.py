@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
@@ -87,6 +88,16 @@ def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
     restore = ExitStack()
     restore.callback(mpl.rcParams.update, before)
     return restore
+
+
+def bare(ax: Axes, title: str = "") -> None:
+    """Strip ticks, grid and frame from an Axes that shows a picture; an empty title is left out."""
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    if title:
+        ax.set_title(title, fontsize=9, fontweight="normal", loc="center")
 
 
 def mark_simulated(figure: Figure, run: Run) -> Text | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils.figures import COLORS
+from nafld_utils.figures import COLORS, bare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 
 CLASS_COLORS = (COLORS["healthy"], COLORS["fatty"])  # label 0, label 1
 _REGION, _CROP, _LOST = "#F0E442", "#56B4E9", (0.84, 0.37, 0.0)
-
-
-def _bare(ax: Axes, title: str = "") -> None:
-    ax.set(xticks=[], yticks=[])
-    ax.grid(visible=False)
-    for side in ax.spines.values():
-        side.set_visible(False)
-    if title:
-        ax.set_title(title, fontsize=9, fontweight="normal", loc="center")
 
 
 def grades(patients: pd.DataFrame, class_names: tuple[str, str], threshold: float, ax: Axes) -> Axes:
@@ -152,7 +143,7 @@ def frame_grid(
         spread = places[np.rint(np.linspace(0, len(places) - 1, n_frames)).astype(int)]
         for ax, place in zip(axes[row], spread, strict=True):
             ax.imshow(cohort.pixels[place], cmap="gray", vmin=0, vmax=255)
-            _bare(ax, caption(cohort.images.iloc[place], names))
+            bare(ax, caption(cohort.images.iloc[place], names))
 
 
 def caption(image: Any, names: tuple[str, str]) -> str:
@@ -235,7 +226,7 @@ def region_overlay(frame: np.ndarray, region: np.ndarray, corner: tuple[int, int
     ax.imshow(tint)
     ax.contour(region, levels=[0.5], colors=_REGION, linewidths=0.9)
     ax.add_patch(Rectangle((left - 0.5, top - 0.5), size, size, fill=False, ec=_CROP, lw=1.3))
-    _bare(ax)
+    bare(ax)
     return ax
 
 
@@ -270,10 +261,10 @@ def steps(
     region_overlay(frame, region, corner, crop.shape[0], axes[0])
     axes[0].set_title(name, fontsize=9, fontweight="normal", loc="center")
     axes[1].imshow(crop, cmap="gray", vmin=0, vmax=255)
-    _bare(axes[1], f"centre crop, {crop.shape[0]} px")
+    bare(axes[1], f"centre crop, {crop.shape[0]} px")
     for number, (ax, image) in enumerate(zip(axes[2:], pool, strict=False)):
         ax.imshow(image, cmap="gray", vmin=0, vmax=255)
-        _bare(ax, f"random crop {number}, {image.shape[0]} px")
+        bare(ax, f"random crop {number}, {image.shape[0]} px")
 
 
 def label_map(labels: np.ndarray, classes: int, ax: Axes, title: str = "") -> Axes:
@@ -293,7 +284,7 @@ def label_map(labels: np.ndarray, classes: int, ax: Axes, title: str = "") -> Ax
     import matplotlib as mpl
 
     ax.imshow(labels, cmap=mpl.colormaps["cividis"].resampled(classes), vmin=-0.5, vmax=classes - 0.5)
-    _bare(ax, title)
+    bare(ax, title)
     return ax
 
 

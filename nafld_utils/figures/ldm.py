@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nafld_utils.figures import COLORS
+from nafld_utils.figures import COLORS, bare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,12 +61,7 @@ def image_row(images: Sequence[np.ndarray], titles: Sequence[str], axes: Sequenc
     for image, title, ax in zip(images, titles, axes, strict=True):
         top = 255 if cmap == "gray" else None
         ax.imshow(image, cmap=cmap, vmin=0, vmax=top)
-        ax.set(xticks=[], yticks=[])
-        ax.grid(visible=False)
-        for side in ax.spines.values():
-            side.set_visible(False)
-        if title:
-            ax.set_title(title, fontsize=9, fontweight="normal", loc="center")
+        bare(ax, title)
 
 
 def mosaic(images: np.ndarray, n_columns: int, ax: Axes, title: str = "") -> Axes:
@@ -92,10 +87,7 @@ def mosaic(images: np.ndarray, n_columns: int, ax: Axes, title: str = "") -> Axe
             row * (height + 3) : row * (height + 3) + height, column * (width + 3) : column * (width + 3) + width
         ] = image
     ax.imshow(canvas, cmap="gray", vmin=0, vmax=255)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(visible=False)
-    for side in ax.spines.values():
-        side.set_visible(False)
+    bare(ax)
     ax.set_title(title)
     return ax
 
