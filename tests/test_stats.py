@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
-from nafld_utils import stats
+from nafld_utils import stats, sweep_tables
 
 # Two healthy (a, b) and two fatty patients (c, d), two images each.
 LABEL = np.array([0, 0, 0, 0, 1, 1, 1, 1])
@@ -214,13 +214,13 @@ def test_bad_input_is_refused_in_one_sentence(call, says):
 
 def test_patient_level_is_the_mean_of_a_patients_images():
     table = pd.DataFrame({"image_id": list("12345678"), "patient_id": PATIENT, "label": LABEL, "score": SCORE})
-    assert stats.patient_level(table)["score"].tolist() == [1.5, 3.5, 3.75, 6.5]
-    assert stats.patient_level(table)["n_images"].tolist() == [2, 2, 2, 2]
+    assert sweep_tables.patient_level(table)["score"].tolist() == [1.5, 3.5, 3.75, 6.5]
+    assert sweep_tables.patient_level(table)["n_images"].tolist() == [2, 2, 2, 2]
 
 
 def test_auc_by_seed_pools_folds_and_averages_over_them():
     table = sweep_table({("real", 0.0): 0.0}, n_seeds=2)
-    out = stats.auc_by_seed(table)
+    out = sweep_tables.auc_by_seed(table)
     part = table[table["seed"] == 1]
     assert out.loc[1, "auc"] == pytest.approx(roc_auc_score(part["label"], part["score"]))
     folds = [roc_auc_score(f["label"], f["score"]) for _, f in part.groupby("fold")]
@@ -230,13 +230,13 @@ def test_auc_by_seed_pools_folds_and_averages_over_them():
 
 def test_compare_arms_puts_seeds_and_patients_side_by_side():
     table = sweep_table({("real", 0.0): 0.0, ("semantic", 1.5): 0.4, ("class", 0.5): 0.0, ("class", 1.0): 0.2})
-    out = stats.compare_arms(table, primary=("semantic", 1.5), n_resamples=300)
+    out = sweep_tables.compare_arms(table, primary=("semantic", 1.5), n_resamples=300)
     row = out.iloc[0]
     assert (row.arm, row.rate, row.n_seeds, row.n_patients) == ("semantic", 1.5, 3, 20)
     assert 0 < row.low_patients < row.difference < row.high_patients
     assert row.high_patients - row.low_patients > row.high_seeds - row.low_seeds
     assert row.difference == pytest.approx(row.mean_auc - row.mean_auc_base)
-    each = stats.auc_by_seed(table).set_index(["arm", "seed"])["auc"]
+    each = sweep_tables.auc_by_seed(table).set_index(["arm", "seed"])["auc"]
     expected = scipy_stats.ttest_rel(each["semantic"], each["real"])
     assert (row.t, row.p) == pytest.approx((expected.statistic, expected.pvalue))
     assert "seeds" in row.over
@@ -250,28 +250,28 @@ def test_compare_arms_puts_seeds_and_patients_side_by_side():
 def test_compare_arms_works_on_patients_and_keeps_backbones_apart():
     table = sweep_table({("real", 0.0): 0.0, ("class", 1.0): 0.3})
     both = pd.concat([table.assign(backbone="a"), table.assign(backbone="b")])
-    out = stats.compare_arms(both, "patient", n_resamples=100)
+    out = sweep_tables.compare_arms(both, "patient", n_resamples=100)
     assert out["backbone"].tolist() == ["a", "b"]
-    one = stats.compare_arms(table, "patient", n_resamples=100).drop(columns="p_holm")
+    one = sweep_tables.compare_arms(table, "patient", n_resamples=100).drop(columns="p_holm")
     pd.testing.assert_frame_equal(out.iloc[[1]][one.columns].reset_index(drop=True), one)
     assert out["p_holm"].to_numpy() == pytest.approx(2 * out["p"].to_numpy())
-    declared = stats.compare_arms(both, "patient", primary=("b", "class", 1.0), n_resamples=100)
+    declared = sweep_tables.compare_arms(both, "patient", primary=("b", "class", 1.0), n_resamples=100)
     assert declared["primary"].tolist() == [False, True]
     with pytest.raises(ValueError, match="found 2 among 2"):
-        stats.compare_arms(both, "patient", primary=("class", 1.0), n_resamples=100)
+        sweep_tables.compare_arms(both, "patient", primary=("class", 1.0), n_resamples=100)
 
 
 def test_one_seed_says_why_there_is_no_test_over_seeds():
     table = sweep_table({("real", 0.0): 0.0, ("class", 1.0): 0.3}, n_seeds=1)
-    row = stats.compare_arms(table, n_resamples=100).iloc[0]
+    row = sweep_tables.compare_arms(table, n_resamples=100).iloc[0]
     assert np.isnan([row.t, row.p, row.low_seeds]).all()
     assert row.note == "one seed: no test over seeds"
-    assert stats.arm_intervals(table, n_resamples=100)["over"].eq(stats.OVER_PATIENTS).all()
+    assert sweep_tables.arm_intervals(table, n_resamples=100)["over"].eq(sweep_tables.OVER_PATIENTS).all()
 
 
 def test_arm_intervals_agree_with_auc_interval_for_one_seed():
     table = sweep_table({("real", 0.0): 0.0}, n_seeds=1)
-    row = stats.arm_intervals(table, n_resamples=200, seed=2).iloc[0]
+    row = sweep_tables.arm_intervals(table, n_resamples=200, seed=2).iloc[0]
     expected = stats.auc_interval(table["label"], table["score"], table["patient_id"], 200, 2)
     assert (row.mean_auc, row.low, row.high) == pytest.approx(expected)
 
@@ -291,7 +291,7 @@ def test_arm_intervals_agree_with_auc_interval_for_one_seed():
 def test_no_table_averages_over_what_is_missing(spoil, says):
     table = sweep_table({("real", 0.0): 0.0, ("class", 1.0): 0.3})
     with pytest.raises(ValueError, match=says):
-        stats.compare_arms(spoil(table), n_resamples=100)
+        sweep_tables.compare_arms(spoil(table), n_resamples=100)
 
 
 def test_shuffled_labels_have_no_auc():

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from nafld_utils import artifacts, figures, params, turing
+from nafld_utils import artifacts, figures, params, turing, turing_sitting
 from nafld_utils.figures import turing as draw
 
 NAMES = ("n_real_unhealthy", "n_real_healthy", "n_synthetic_unhealthy", "n_synthetic_healthy")
@@ -41,7 +41,7 @@ def both_models(n=400):
 
 @pytest.fixture(scope="module")
 def items():
-    return turing.draw_set(real_table(), both_models(), settings())
+    return turing_sitting.draw_set(real_table(), both_models(), settings())
 
 
 # ---------------------------------------------------------------- the set
@@ -75,7 +75,7 @@ def test_no_patient_is_shown_twice_where_there_are_enough(items):
 
 
 def test_patients_repeat_only_after_every_one_was_shown():
-    few = turing.draw_set(real_table(4, 5, frames=3), both_models(), settings())
+    few = turing_sitting.draw_set(real_table(4, 5, frames=3), both_models(), settings())
     per_patient = few[few["kind"] == "real"].groupby(["label", "patient_id"]).size()
     assert sorted(per_patient[0]) == [1, 2, 2, 2]  # 7 images of 4 patients
     assert sorted(per_patient[1]) == [2, 2, 3, 3, 3]  # 13 images of 5 patients
@@ -83,9 +83,9 @@ def test_patients_repeat_only_after_every_one_was_shown():
 
 
 def test_draw_and_order_are_fixed_by_the_seed(items):
-    again = turing.draw_set(real_table(), both_models(), settings())
+    again = turing_sitting.draw_set(real_table(), both_models(), settings())
     pd.testing.assert_frame_equal(items, again)
-    other = turing.draw_set(real_table(), both_models(), settings(seed=1))
+    other = turing_sitting.draw_set(real_table(), both_models(), settings(seed=1))
     assert other["source_id"].tolist() != items["source_id"].tolist()
 
 
@@ -100,13 +100,13 @@ def test_ids_and_order_do_not_tell_what_an_image_is(items):
 
 
 def draw_with(seed):
-    return turing.draw_set(real_table(), both_models(), settings(seed=seed))
+    return turing_sitting.draw_set(real_table(), both_models(), settings(seed=seed))
 
 
 def test_odd_numbers_are_divided_so_that_models_stay_equal():
-    odd = turing.draw_set(real_table(), both_models(), settings(1, 1, 5, 3))
+    odd = turing_sitting.draw_set(real_table(), both_models(), settings(1, 1, 5, 3))
     assert odd[odd["kind"] != "real"]["kind"].value_counts().to_dict() == {"semantic": 4, "class": 4}
-    alone = turing.draw_set(real_table(), {"class": synthetic_table("class")}, settings(1, 1, 5, 3))
+    alone = turing_sitting.draw_set(real_table(), {"class": synthetic_table("class")}, settings(1, 1, 5, 3))
     assert (alone["kind"] == "class").sum() == 8
 
 
@@ -127,7 +127,7 @@ def test_a_source_that_is_too_small_is_named(real, synthetic, says):
     if "class" in synthetic and len(synthetic["class"]) == 16:
         synthetic["semantic"] = synthetic_table("semantic")
     with pytest.raises(ValueError, match=says):
-        turing.draw_set(real, synthetic, settings())
+        turing_sitting.draw_set(real, synthetic, settings())
 
 
 # ---------------------------------------------------------------- Table 1
@@ -307,13 +307,13 @@ def test_agreement_equals_fleiss_formula_and_needs_two_raters():
 
 
 def test_simulated_raters_guess_by_default_and_say_that_they_are_simulated(items):
-    guesses = turing.simulate_raters(items, 200, seed=1)
+    guesses = turing_sitting.simulate_raters(items, 200, seed=1)
     assert guesses["simulated"].all()
     assert guesses["rater"].str.startswith("simulated").all()
     truth = guesses["image_id"].map(items.set_index("image_id")["is_real"])
     told = guesses.groupby(truth.to_numpy())["said_real"].mean()
     assert told[1] - told[0] == pytest.approx(0, abs=0.15)
-    sharp = turing.simulate_raters(items, 20, seed=1, d_prime=4.0)
+    sharp = turing_sitting.simulate_raters(items, 20, seed=1, d_prime=4.0)
     assert (sharp["said_real"].to_numpy() == truth[: len(sharp)].to_numpy()).mean() > 0.9
 
 
@@ -327,10 +327,10 @@ def written(tmp_path, table, name="ratings.csv"):
 
 
 def test_ratings_file_is_read_and_the_key_attached(tmp_path, items):
-    answers = turing.simulate_raters(items, 2, seed=0)[list(turing.RATING_COLUMNS)].assign(seconds=3)
-    read = turing.read_ratings(written(tmp_path, answers), items)
-    pd.testing.assert_frame_equal(read, answers[list(turing.RATING_COLUMNS)], check_dtype=False)
-    keyed = turing.attach_key(read, items)
+    answers = turing_sitting.simulate_raters(items, 2, seed=0)[list(turing_sitting.RATING_COLUMNS)].assign(seconds=3)
+    read = turing_sitting.read_ratings(written(tmp_path, answers), items)
+    pd.testing.assert_frame_equal(read, answers[list(turing_sitting.RATING_COLUMNS)], check_dtype=False)
+    keyed = turing_sitting.attach_key(read, items)
     assert not keyed["simulated"].any()
     assert keyed["order"].tolist() == 2 * list(range(1, 51))
     assert len(turing.summarize(keyed)) == 9
@@ -349,9 +349,9 @@ def test_ratings_file_is_read_and_the_key_attached(tmp_path, items):
     ],
 )
 def test_faulty_ratings_are_refused_with_the_files_name(tmp_path, items, spoil, says):
-    path = written(tmp_path, spoil(turing.simulate_raters(items, 2, seed=0)))
+    path = written(tmp_path, spoil(turing_sitting.simulate_raters(items, 2, seed=0)))
     with pytest.raises(ValueError, match=says) as caught:
-        turing.read_ratings(path, items)
+        turing_sitting.read_ratings(path, items)
     assert "ratings.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -362,7 +362,7 @@ def test_files_that_are_no_table_are_refused(tmp_path, items, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r"ratings\.csv: expected"):
-        turing.read_ratings(path, items)
+        turing_sitting.read_ratings(path, items)
 
 
 # ---------------------------------------------------------------- the stage
@@ -417,7 +417,7 @@ def test_stage_says_simulated_on_every_table_and_compares_nothing(stage):
 
 def test_stage_reads_real_ratings_and_notices_when_they_change(stage, tmp_path):
     items = stage.make_set(artifacts.open_run("smoke")).items
-    answers = turing.simulate_raters(items, 3, seed=0)
+    answers = turing_sitting.simulate_raters(items, 3, seed=0)
     written(tmp_path, answers)
     run = artifacts.open_run("smoke", ["turing.ratings=ratings.csv"])
     first = stage.analyse(run)
@@ -447,7 +447,7 @@ def test_figures_draw_what_they_are_given(items):
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    ratings = turing.attach_key(turing.simulate_raters(items, 5, seed=0), items)
+    ratings = turing_sitting.attach_key(turing_sitting.simulate_raters(items, 5, seed=0), items)
     images = np.random.default_rng(0).integers(0, 255, (50, 16, 16), dtype=np.uint8)
     with figures.style():
         fig, axes = plt.subplots(1, 3, figsize=(12, 4))

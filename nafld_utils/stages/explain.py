@@ -11,7 +11,7 @@ import pandas as pd
 from nafld_utils import backbones, engine, explain
 from nafld_utils import sweep as grid
 from nafld_utils.artifacts import Run, Unit, save_array, save_table, unit_seed
-from nafld_utils.stages import prepare, samples, sweep
+from nafld_utils.stages import prepare, samples, sweep, sweep_answer
 
 REVISION = 1
 STAGE = "07_shap"
@@ -171,7 +171,8 @@ def draw_background(run: Run, fold: int, n: int) -> np.ndarray:
 
 def protocol(run: Run) -> str:
     """What differs from the paper's analysis."""
-    differs = [] if sweep.protocol(run) == "yes" else [sweep.protocol(run).removeprefix("no: ")]
+    swept = sweep_answer.protocol(run)
+    differs = [] if swept == "yes" else [swept.removeprefix("no: ")]
     return f"no: {'; '.join([*differs, 'the paper shows maps and no number'])}"
 
 

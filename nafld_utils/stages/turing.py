@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import turing
+from nafld_utils import turing, turing_sitting
 from nafld_utils.artifacts import Run, Unit, file_sha256, save_array, save_table, unit_seed, work_root
 from nafld_utils.stages import ldm, prepare, samples
 
@@ -28,8 +28,8 @@ class TuringSet:
     Attributes
     ----------
     items : pandas.DataFrame
-        From `nafld_utils.turing.draw_set`, and ``crop``: which stored crop of a real image is shown (-1: synthetic).
-        The key of the test: it stays on the analyst's side.
+        From `nafld_utils.turing_sitting.draw_set`, and ``crop``: which stored crop of a real image is shown (-1:
+        synthetic). The key of the test: it stays on the analyst's side.
     images : numpy.ndarray, shape (n, S, S), uint8
         Row i is item i.
     unit : Unit
@@ -48,7 +48,7 @@ class Analysis:
     Attributes
     ----------
     ratings : pandas.DataFrame
-        From `nafld_utils.turing.attach_key`.
+        From `nafld_utils.turing_sitting.attach_key`.
     summary, raters, images : pandas.DataFrame
         From `summarize`, `per_rater` and `per_image` of `nafld_utils.turing`.
     simulated : bool
@@ -77,7 +77,7 @@ def set_unit(run: Run) -> Unit:
     inputs = [prepare.preprocess_unit(run)]
     inputs += [samples.synthetic_unit(run, task["conditioning"], task["fold"]) for task in ldm.tasks(run)]
     settings = {name: section[name] for name in _NUMBERS} | {"synthetic": list(run.settings.ldm.conditionings)}
-    return run.unit("turing", "set", settings=settings, inputs=inputs, modules=["turing", "stages.turing"])
+    return run.unit("turing", "set", settings=settings, inputs=inputs, modules=["turing_sitting", "stages.turing"])
 
 
 def make_set(run: Run) -> TuringSet:
@@ -103,7 +103,7 @@ def make_set(run: Run) -> TuringSet:
         real = prepare.open_preprocessed(run)
         sets = {(t["conditioning"], t["fold"]): samples.open_synthetic(**t) for t in ldm.tasks(run)}
         tables = {model: _all_folds(sets, model) for model in run.settings.ldm.conditionings}
-        items = turing.draw_set(real.images, tables, run.settings.turing)
+        items = turing_sitting.draw_set(real.images, tables, run.settings.turing)
         rng = np.random.default_rng(unit_seed(run.settings.turing.seed, "turing", "crop"))
         crops = rng.integers(real.pool.shape[1], size=len(items))
         items["crop"] = np.where(items["is_real"] == 1, crops, -1)
@@ -141,7 +141,7 @@ def analyse(run: Run) -> Analysis:
     Raises
     ------
     ValueError
-        The set cannot be drawn, or the ratings do not answer it; see `nafld_utils.turing.read_ratings`.
+        The set cannot be drawn, or the ratings do not answer it; see `nafld_utils.turing_sitting.read_ratings`.
     """
     shown, path = make_set(run), ratings_path(run)
     if path is None:
@@ -151,9 +151,10 @@ def analyse(run: Run) -> Analysis:
         }
     else:
         answered = {"ratings": file_sha256(path) if path.is_file() else "missing"}
-    unit = run.unit("turing", "analysis", settings=answered, inputs=[shown.unit], modules=["turing", "stats"])
+    modules = ["turing", "turing_sitting", "stats"]
+    unit = run.unit("turing", "analysis", settings=answered, inputs=[shown.unit], modules=modules)
     if not unit.done():
-        ratings = turing.attach_key(_collect(run, shown.items, path), shown.items)
+        ratings = turing_sitting.attach_key(_collect(run, shown.items, path), shown.items)
         tables = {
             "ratings": ratings,
             "summary": turing.summarize(ratings),
@@ -172,8 +173,8 @@ def analyse(run: Run) -> Analysis:
 def _collect(run: Run, items: pd.DataFrame, path: Path | None) -> pd.DataFrame:
     if path is None:
         seed = unit_seed(run.settings.seed, "turing", "raters")
-        return turing.simulate_raters(items, run.settings.turing.n_simulated_raters, seed)
-    return turing.read_ratings(path, items)
+        return turing_sitting.simulate_raters(items, run.settings.turing.n_simulated_raters, seed)
+    return turing_sitting.read_ratings(path, items)
 
 
 def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
