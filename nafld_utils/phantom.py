@@ -38,7 +38,7 @@ __all__ = [
     "simulate_patient",
 ]
 
-REVISION = 1
+REVISION = 2
 
 # Geometry of the real frames, measured on all 550 (fit residual below 0.6 pixel; pixels, row first).
 FRAME_SHAPE = (434, 636)
@@ -51,7 +51,8 @@ MM_PER_PIXEL = 0.373  # as published with the data set
 FREQUENCY = 2.5  # MHz
 
 N_RANGE, N_ANGLE = 364, 400  # polar grid: one pixel in range, angles a third of a degree apart
-CONTRAST = (25.5, 36.0)  # grey levels, SD on the polar grid: 22 to 32 in a frame; real patients 20.5 to 34.2
+CONTRAST = (25.5, 35.0)  # grey levels, SD on the polar grid: 22 to 32 in a frame; real patients 20.5 to 34.2
+CORRELATION = (0.60, 0.72)  # of two frames before persistence, which adds 0.1 to 0.2; real patients 0.65 to 0.92
 MAX_ANGLE = 62.0  # degrees; wider than the sector so that the filters' wrap-around stays outside
 N_SCATTERERS = 180_000
 _WAVE_NUMBER = 2 * np.pi / (1.54 / FREQUENCY) * MM_PER_PIXEL  # radians per pixel, one way
@@ -177,7 +178,7 @@ def simulate_patient(seed, index, fat, n_frames=10):
     frames = np.zeros((n_frames, *FRAME_SHAPE), np.uint8)
     masks = np.zeros_like(frames)
     intensity = patient.envelope(-1) ** 2
-    patient.adjust(intensity)
+    patient.adjust(intensity, patient.envelope(0) ** 2)
     for f in range(n_frames):
         # Persistence: the scanner shows a running average of frames.
         intensity += (1 - patient.persistence) * (patient.envelope(f) ** 2 - intensity)
@@ -233,7 +234,7 @@ class Patient:
         onset = 1 / (1 + np.exp(-(radius - 45) / 14))
         signal = -loss + tgc + curve + shadow * onset - 0.0022 * angle**2
         blank = -9 * np.exp(-(((radius - 22) / 8.0) ** 2)) + 8 * np.exp(-((radius / 8.0) ** 2))
-        noise = -20.5 + rng.normal(0, 2) + 0.032 * radius + 0 * angle
+        noise = -20.5 + min(rng.normal(0, 2), 3) + 0.032 * radius + 0 * angle
         return _amplitude(signal + blank), _amplitude(noise)
 
     def _place_scatterers(self, rng):
@@ -307,22 +308,34 @@ class Patient:
         grey = (10 * np.log10(intensity + 1e-9) + self.gain) * (255 / self.dynamic_range) + 87
         return np.clip(grey, 1, 226)
 
-    def adjust(self, intensity):
-        """Fit display and decorrelation to the ranges of the real cohort, from the frame before the first.
+    def adjust(self, before, first):
+        """Fit display and decorrelation to the ranges of the real cohort, from frames -1 and 0.
 
-        The dynamic range brings the contrast inside `CONTRAST`. Choice: where organs stand out little, a larger share
-        of the scatterers stays in the plane, so that neighbouring frames correlate as those of real patients do.
+        The dynamic range brings the contrast inside `CONTRAST`, then the share of scatterers that stay in the plane
+        and the persistence bring the correlation of the two frames towards `CORRELATION`.
 
         Parameters
         ----------
-        intensity : (364, 400) float32
+        before, first : (364, 400) float32
+            Squared envelopes.
+
+        Notes
+        -----
+        Two fields that share a part s of their scatterers' power have speckle correlated by s**2 in intensity, so
+        frames whose organs make up a part a of the variance correlate by a + (1 - a) s**2.
         """
-        grey = self.compress(intensity)
-        weight = np.broadcast_to(np.arange(N_RANGE)[:, None], grey.shape)  # a row's area grows with its range
+        weight = np.broadcast_to(np.arange(N_RANGE)[:, None], before.shape)  # a row's area grows with its range
+        grey = self.compress(before)
         mean = np.average(grey, weights=weight)
         spread = np.sqrt(np.average((grey - mean) ** 2, weights=weight))
         self.dynamic_range *= spread / np.clip(spread, *CONTRAST)
-        self.static_share += np.clip(0.03 * (28.0 - spread), -0.2, 0.3)
+        pair = np.cov(self.compress(before).ravel(), self.compress(first).ravel(), aweights=weight.ravel())
+        found, shared = pair[0, 1] / np.sqrt(pair[0, 0] * pair[1, 1]), self.static_share**2
+        organs = (found - shared) / (1 - shared)
+        wanted = (np.clip(found, *CORRELATION) - organs) / (1 - organs)
+        self.static_share = float(np.sqrt(np.clip(wanted, 0.01, 0.8)))
+        # Where noise, new in every frame, or contrast decides, only the persistence is left to turn.
+        self.persistence += 0.4 * (np.clip(found, 0.5, CORRELATION[1]) - found)
 
     def mask(self, frame):
         """Tissue codes of one frame, (434, 636) uint8."""
@@ -483,7 +496,7 @@ def _draw_ecg(pen, settings, number):
 
     trace = 407 - settings["t_wave"] * bump(0.32, 0.07) - 3 * bump(0.86, 0.03)
     trace -= settings["r_wave"] * (bump(0.0, 0.018) + bump(1.0, 0.012)) - 12 * bump(0.045, 0.02)
-    pen.line([(31 + i, y) for i, y in enumerate(trace)], fill=130, width=1)
+    pen.line([(31 + i, y) for i, y in enumerate(trace)], fill=190, width=1)
     for c in (31, 31 + length):
         pen.line([c, 381, c, 433], fill=162, width=1)
     pen.polygon([(27, 404), (27, 411), (30, 407)], fill=162)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-REVISION = 1
+REVISION = 2
 
 TISSUES = {
     "outside": 0,  # no ultrasound: outside the sector
@@ -90,8 +90,8 @@ def draw_anatomy(rng, fat):
 def _draw_kidney(rng):
     """Centre, half axes (pixels) and tilt (radians, right end down) of the kidney and its sinus."""
     tilt = math.radians(min(max(rng.normal(22, 13), -5), 45))
-    x = rng.normal(-88, 36)
-    a, b = rng.normal(104, 10), rng.normal(48, 5)
+    x = rng.normal(-88, 40)
+    a, b = rng.normal(103, 13), rng.normal(47, 6.5)
     top = rng.normal(165, 20)  # depth of the kidney's upper border at its centre
     return {
         "x": x, "z": top + b / math.cos(tilt), "a": a, "b": b, "tilt": tilt,
@@ -128,10 +128,10 @@ def _draw_layout(rng, x, z, kidney):
     codes, radius = TISSUES, np.hypot(x, z)
     u, v = _kidney_frame(kidney, x, z)
     t = np.arctan2(v, u)
-    rim = 1 + _ripple(rng, t, 0.06)
+    rim = 1 + _ripple(rng, t, 0.075)
     rho = np.hypot(u, v) / rim
     du, dv, su, sv = kidney["sinus"]
-    sinus = np.hypot((u - du) / su, (v - dv) / sv) < 1 + _ripple(rng, np.arctan2(v - dv, u - du), 0.3)
+    sinus = np.hypot((u - du) / su, (v - dv) / sv) < 1 + _ripple(rng, np.arctan2(v - dv, u - du), 0.38)
     # Retroperitoneal surface: along the kidney's axis, then down behind the liver.
     axis = kidney["z"] + math.tan(kidney["tilt"]) * (x - kidney["x"])
     end = kidney["x"] + kidney["a"] * math.cos(kidney["tilt"])
@@ -281,7 +281,7 @@ def _draw_echo(rng, x, z, labels, kidney, load):
     streaks = 2.2 * _streaks(rng, x, z, 0.8, 1.8)
     echo += np.where(rough, streaks + 1.4 * _noise(rng, (8, 24)), 0)
     echo += np.where(
-        labels == codes["kidney_cortex"], 0.35 * streaks + 0.8 * _noise(rng, 6) + 1.2 * _noise(rng, (12, 25)), 0
+        labels == codes["kidney_cortex"], 0.5 * streaks + 1.0 * _noise(rng, 6) + 1.5 * _noise(rng, (12, 25)), 0
     )
     # Medullary pyramids: dark patches around the sinus.
     u, v = _kidney_frame(kidney, x, z)
