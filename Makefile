@@ -6,6 +6,7 @@ PROFILE   := demo
 RUN       :=
 SET       :=
 DATA      :=
+JOBS      := 2
 NOTEBOOKS := notebooks
 
 override RUN := $(or $(strip $(RUN)),$(PROFILE))
@@ -21,6 +22,7 @@ export NAFLD_PROFILE := $(PROFILE)
 export NAFLD_RUN     := $(RUN)
 export NAFLD_SET     := $(value SET)
 export NAFLD_DATA    := $(value DATA)
+export NAFLD_JOBS    := $(JOBS)
 NAFLD   = $(VENV)/bin/nafld
 OPTIONS = --profile "$$NAFLD_PROFILE" --run "$$NAFLD_RUN" --set "$$NAFLD_SET" --data "$$NAFLD_DATA" --notebooks $(NOTEBOOKS)
 
@@ -36,11 +38,11 @@ endif
 ## Study ---------------------------------------------------------------------------------------------------------
 
 all: settings            ## run every stage that is stale and write the reports
-	@$(MAKE) --no-print-directory $(REPORTS)/index.html
+	@$(MAKE) --no-print-directory -j$(JOBS) $(REPORTS)/index.html
 	@echo "$(RUN): up to date, open $(REPORTS)/index.html"
 
 $(STAGES): settings      ## run one stage and what it needs, e.g. make 05_quality_metrics
-	@$(MAKE) --no-print-directory $(REPORTS)/$@.html
+	@$(MAKE) --no-print-directory -j$(JOBS) $(REPORTS)/$@.html
 	@echo "$(RUN): up to date, open $(REPORTS)/$@.html"
 
 plan: $(VENV)/.ready     ## say which stages would run, and why
@@ -97,7 +99,7 @@ clean:                   ## remove everything that RUN has computed; data/ stays
 	  else echo "nothing at $$folder"; fi; done
 
 help:                    ## show this
-	@echo 'make <target> [PROFILE=demo] [RUN=name] [SET="a.b=c ..."] [DATA=cohort.mat]'; echo
+	@echo 'make <target> [PROFILE=demo] [RUN=name] [SET="a.b=c ..."] [DATA=cohort.mat] [JOBS=2]'; echo
 	@sed -n 's/^\([$$()A-Za-z_]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
 	  | sed 's/^$$(STAGES)/<stage>/' | while IFS="$$(printf '\t')" read -r name text; do printf '  %-9s %s\n' "$$name" "$$text"; done
 	@echo; echo '  profiles: smoke (the tests), demo (simulated, 10 min), cpu (real cohort, no GPU), paper (one GPU)'

@@ -7,6 +7,7 @@ units in flight.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -101,6 +102,7 @@ def map_units(
     settings: EngineSettings,
     label: str,
     raise_failed: bool = True,
+    unit_of: Callable[..., Any] | None = None,
 ) -> pd.DataFrame:
     """Run `function(**task)` for every task; a failed task is recorded and the others go on.
 
@@ -116,6 +118,9 @@ def map_units(
         What the progress line says.
     raise_failed : bool
         Raise after the last task if any failed; else only report in the table.
+    unit_of : callable, optional
+        The unit of a task, called as `function` is. Tasks whose unit is done are not sent anywhere, so that opening
+        finished work starts no workers.
 
     Returns
     -------
@@ -128,11 +133,10 @@ def map_units(
         Some tasks failed and `raise_failed`; names the first one.
     """
     tasks = list(tasks)
-    if settings.mode == "serial" or (settings.mode == "local" and len(tasks) <= 1):
-        results = [_guarded(function, task) for task in progress(tasks, label)]
-    else:
-        with _client(settings, len(tasks)) as client:
-            results = _gather(client, function, tasks, label)
+    waiting = [i for i, task in enumerate(tasks) if unit_of is None or not unit_of(**task).done()]
+    results = [(0.0, "")] * len(tasks)
+    for i, result in zip(waiting, _run(function, [tasks[i] for i in waiting], settings, label), strict=True):
+        results[i] = result
     rows = []
     for task, (seconds, error) in zip(tasks, results, strict=True):
         plain = {key: value for key, value in task.items() if isinstance(value, str | int | float | bool)}
@@ -149,6 +153,23 @@ def map_units(
     return table
 
 
+def _run(
+    function: Callable[..., Any], tasks: list[Any], settings: EngineSettings, label: str
+) -> list[tuple[float, str]]:
+    if settings.mode == "serial" or (settings.mode == "local" and len(tasks) <= 1):
+        return [_guarded(function, task) for task in progress(tasks, label)]
+    if not tasks:
+        return []
+    if settings.mode == "local":
+        try:
+            return _gather(_local_client(settings, len(tasks)), function, tasks, label)
+        except BaseException:  # an interrupted cell must not leave workers computing
+            release_workers()
+            raise
+    with _cluster_client(settings, len(tasks)) as client:
+        return _gather(client, function, tasks, label)
+
+
 def _guarded(function: Callable[..., Any], task: Mapping[str, Any]) -> tuple[float, str]:
     started = time.perf_counter()
     try:
@@ -159,35 +180,28 @@ def _guarded(function: Callable[..., Any], task: Mapping[str, Any]) -> tuple[flo
     return time.perf_counter() - started, ""
 
 
-@contextlib.contextmanager
-def _client(settings: EngineSettings, n_tasks: int) -> Iterator[Any]:
-    """A Dask client on local processes, a running scheduler or a Slurm cluster."""
-    import dask
+_workers: dict[tuple[Any, ...], tuple[contextlib.ExitStack, Any]] = {}
+
+
+def _local_client(settings: EngineSettings, n_tasks: int) -> Any:
+    """A Dask client on local processes; they stay for the next call, because starting them costs seconds."""
     from distributed import Client, LocalCluster
 
-    # Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
-    keep_pages = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
-    dask.config.set({"distributed.comm.timeouts.connect": "60s", "distributed.nanny.pre-spawn-environ": keep_pages})
-    if settings.mode == "cluster" and settings.address:
-        with Client(settings.address) as client:
-            yield client
-        return
-    if settings.mode == "cluster":
-        try:
-            from dask_jobqueue import SLURMCluster
-        except ImportError:
-            raise ValueError(
-                "engine.mode is cluster without engine.address: expected dask-jobqueue, found none;"
-                " install the slurm extra."
-            ) from None
-        with SLURMCluster(**settings.slurm) as cluster, Client(cluster) as client:
-            cluster.scale(jobs=settings.n_workers or n_tasks)
-            yield client
-        return
+    _configure_dask()
     n_workers = min(settings.n_workers or default_workers(), n_tasks)
-    with (
-        thread_environment(settings.threads),
-        LocalCluster(
+    inherited = tuple(os.environ.get(name) for name in (PROGRESS_FILE, "NAFLD_ROOT"))
+    key = (os.getpid(), settings.threads, os.getcwd(), *inherited)
+    if key in _workers:
+        client = _workers[key][1]
+        if len(client.cluster.workers) < n_workers:
+            with thread_environment(settings.threads):
+                client.cluster.scale(n_workers)
+                client.wait_for_workers(n_workers)
+        return client
+    release_workers()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(thread_environment(settings.threads))
+        cluster = LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
             processes=True,
@@ -195,9 +209,49 @@ def _client(settings: EngineSettings, n_tasks: int) -> Iterator[Any]:
             host="127.0.0.1",
             silence_logs=logging.ERROR,
             memory_limit=0,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+        )
+    kept = contextlib.ExitStack()
+    client = kept.enter_context(Client(kept.enter_context(cluster)))
+    _workers[key] = kept, client
+    return client
+
+
+@atexit.register
+def release_workers() -> None:
+    """Stop the local worker processes that earlier calls left running."""
+    while _workers:
+        key, (kept, _) = _workers.popitem()
+        if key[0] == os.getpid():  # a forked child does not own them
+            kept.close()
+
+
+def _configure_dask() -> None:
+    import dask
+
+    # Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
+    keep_pages = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
+    dask.config.set({"distributed.comm.timeouts.connect": "60s", "distributed.nanny.pre-spawn-environ": keep_pages})
+
+
+@contextlib.contextmanager
+def _cluster_client(settings: EngineSettings, n_tasks: int) -> Iterator[Any]:
+    """A Dask client on a running scheduler or a Slurm cluster."""
+    from distributed import Client
+
+    _configure_dask()
+    if settings.address:
+        with Client(settings.address) as client:
+            yield client
+        return
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError:
+        raise ValueError(
+            "engine.mode is cluster without engine.address: expected dask-jobqueue, found none;"
+            " install the slurm extra."
+        ) from None
+    with SLURMCluster(**settings.slurm) as cluster, Client(cluster) as client:
+        cluster.scale(jobs=settings.n_workers or n_tasks)
         yield client
 
 
@@ -221,6 +275,11 @@ def default_workers() -> int:
 
     if torch.cuda.is_available():
         return torch.cuda.device_count()
+    return cores()
+
+
+def cores() -> int:
+    """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 

@@ -203,6 +203,10 @@ def _environment(run: Run) -> Iterator[Path]:
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # another one in force would lose every figure
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns into every notebook
     }
+    # Two notebooks at a time share the cores; OpenMP threads that spin while they wait would take them from each other.
+    jobs = int(os.environ.get("NAFLD_JOBS") or 1)
+    shared = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(1, engine.cores() // jobs))}
+    values |= {key: value for key, value in shared.items() if key not in os.environ}
     if not graph.needs_hub(run):
         values["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: without it timm and diffusers retry for a minute offline
     before = {key: os.environ.get(key) for key in values}

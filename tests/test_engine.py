@@ -35,6 +35,30 @@ def test_every_unit_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, m
     assert (str(os.getpid()) in workers) == (mode == "serial")
 
 
+class Marker:
+    """A unit that is done when its file is there."""
+
+    def __init__(self, folder, name, fail=False):
+        self.path = os.path.join(folder, name)
+
+    def done(self):
+        return os.path.exists(self.path)
+
+
+def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypatch):
+    chosen = settings(mode="local", n_workers=2)
+    engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
+    first = {(tmp_path / str(i)).read_text() for i in range(4)}
+    (tmp_path / "1").unlink()
+    (tmp_path / "3").unlink()
+    table = engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)
+    assert (table["error"] == "").all()
+    assert {(tmp_path / "1").read_text(), (tmp_path / "3").read_text()} <= first
+    engine.release_workers()
+    monkeypatch.setattr(engine, "_local_client", None)
+    assert (engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)["seconds"] == 0).all()
+
+
 def test_failed_units_are_named_after_the_others_ran(tmp_path):
     with pytest.raises(engine.UnitError, match=r"toy: 1 of 4 units failed, the first .*name=2.*KeyError: 'no 2'"):
         engine.map_units(touch, toy_tasks(tmp_path, failing={2}), settings(), "toy")

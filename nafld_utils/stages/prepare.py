@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,15 +107,11 @@ def _simulated(run: Run, folder: Path) -> Cohort:
     from nafld_utils import phantom
 
     s = run.settings.cohort
-    jobs = 1 if run.settings.engine.mode == "serial" else run.settings.engine.n_workers or _cores()
+    jobs = 1 if run.settings.engine.mode == "serial" else run.settings.engine.n_workers or engine.cores()
     engine.announce(f"simulating {s.n_patients} patients")
     made = phantom.simulate(s.n_patients, s.simulation_seed, n_jobs=min(jobs, s.n_patients))
     path = cohorts.write_mat(folder / "cohort.mat", made)
     return replace(cohorts.load(path, s.class_names, s.fat_threshold), masks=made.masks)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def open_cohort(run: Run) -> Cohort:
