@@ -371,8 +371,14 @@ class Run:
 
     @property
     def is_simulated(self) -> bool:
-        """Whether the cohort is simulated."""
-        return self.settings.cohort.source == "simulated"
+        """Whether the cohort is simulated, here or in a file that carries the mark of `cohort.write_mat`."""
+        if self.settings.cohort.source == "simulated":
+            return True
+        try:
+            stored = json.loads((self.root / "cohort" / "provenance.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False  # not loaded yet
+        return stored.get("kind") == "simulated"
 
     def unit(
         self,

@@ -180,3 +180,13 @@ def test_show_names_what_differs_from_the_paper(run):
     assert table.loc["folds.n_splits", "paper profile, where it differs"] == "5"
     assert "ldm.prediction" in table.index
     assert "ldm.steps" not in table.index
+
+
+def test_a_cohort_file_that_carries_the_mark_counts_as_simulated(run):
+    real = artifacts.open_run("smoke", {"cohort.source": "file", "cohort.path": "somewhere.mat"})
+    assert run.is_simulated
+    assert not real.is_simulated
+    artifacts.save_json(real.root / "cohort" / "provenance.json", {"kind": "simulated"})
+    assert real.is_simulated
+    artifacts.save_json(real.root / "cohort" / "provenance.json", {"kind": "other content"})
+    assert not real.is_simulated

@@ -48,7 +48,7 @@ def cohort_unit(run: Run, fetch: bool = False) -> Unit:
     """
     s = run.settings.cohort
     settings = {"frames_per_patient": s.frames_per_patient, "fat_threshold": s.fat_threshold, "classes": s.class_names}
-    if run.is_simulated:
+    if run.settings.cohort.source == "simulated":
         settings |= {"n_patients": s.n_patients, "simulation_seed": s.simulation_seed}
         return run.unit(COHORT, settings=settings, modules=("cohort", "phantom", "phantom_anatomy"))
     return run.unit(COHORT, settings=settings, inputs=_source(run, fetch), modules=("cohort",))
@@ -85,7 +85,7 @@ def build_cohort(run: Run) -> Unit:
     if unit.done():
         return unit
     with unit.writing() as folder:
-        found = _simulated(run, folder) if run.is_simulated else _real(run)
+        found = _simulated(run, folder) if run.settings.cohort.source == "simulated" else _real(run)
         whole = len(found.images)
         found = found.subset_frames(run.settings.cohort.frames_per_patient)
         save_table(folder / "images.csv", found.images)
