@@ -40,6 +40,7 @@ def build_unet(
     heads: int = 8,
     head_channels: int = 32,
     cross_attention_dim: int = 512,
+    cross_attention_from: int = 0,
 ) -> nn.Module:
     """The denoiser of one model, without its conditioner.
 
@@ -63,6 +64,9 @@ def build_unet(
         Channels an attention head of the class model.
     cross_attention_dim : int
         Width of the class embedding [paper: 512].
+    cross_attention_from : int
+        First level of the class model with cross-attention, counted from the largest [LDM configurations: 0, every
+        level]. Choice: a small network on a CPU spends half its time on the largest level's attention.
 
     Returns
     -------
@@ -105,6 +109,7 @@ def build_unet(
         )
     if conditioning == "class":
         width = tuple((model_channels or 256) * m for m in channel_mult)
+        attends = [level >= cross_attention_from for level in range(levels)]
         channels = latent_channels or 4
         return UNet2DConditionModel(
             sample_size=sample_size or 32,
@@ -112,8 +117,8 @@ def build_unet(
             out_channels=channels,
             layers_per_block=layers_per_block,
             block_out_channels=width,
-            down_block_types=("CrossAttnDownBlock2D",) * levels,
-            up_block_types=("CrossAttnUpBlock2D",) * levels,
+            down_block_types=tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends),
+            up_block_types=tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in attends[::-1]),
             cross_attention_dim=cross_attention_dim,
             # diffusers means the NUMBER of heads a level by this name
             attention_head_dim=tuple(w // head_channels for w in width),
@@ -176,7 +181,7 @@ def build_denoiser(
     The initial weights are a function of `seed`; the global generator is left as it was.
     """
     names = ("model_channels", "channel_mult", "layers_per_block", "attention", "heads", "head_channels")
-    options = {name: network[name] for name in (*names, "cross_attention_dim")}
+    options = {name: network[name] for name in (*names, "cross_attention_dim", "cross_attention_from")}
     options["channel_mult"] = tuple(options["channel_mult"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -133,6 +133,7 @@ class DenoiserSettings(_Section):
     beta_start: Positive
     beta_end: Positive
     cross_attention_dim: Count
+    cross_attention_from: Annotated[int, Field(ge=0)]
 
 
 Conditioning = Literal["semantic", "class"]
