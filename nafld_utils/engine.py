@@ -156,10 +156,13 @@ def map_units(
 def _run(
     function: Callable[..., Any], tasks: list[Any], settings: EngineSettings, label: str
 ) -> list[tuple[float, str]]:
-    if settings.mode == "serial" or (settings.mode == "local" and len(tasks) <= 1):
-        return [_guarded(function, task) for task in progress(tasks, label)]
     if not tasks:
         return []
+    if settings.mode == "serial":
+        return [_guarded(function, task) for task in progress(tasks, label)]
+    if settings.mode == "local" and len(tasks) == 1:
+        with compute_threads(cores()):  # alone it may have every core
+            return [_guarded(function, task) for task in progress(tasks, label)]
     if settings.mode == "local":
         try:
             return _gather(_local_client(settings, len(tasks)), function, tasks, label)
@@ -300,17 +303,21 @@ def thread_environment(threads: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def worker_threads(settings: EngineSettings) -> Iterator[None]:
-    """Compute here with as many threads as a worker has, so that sums round as there; serial changes nothing."""
+def compute_threads(n: int) -> Iterator[None]:
+    """Let torch compute with `n` threads in this process."""
     import torch
 
     before = torch.get_num_threads()
-    if settings.mode != "serial":
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(n)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def worker_threads(settings: EngineSettings) -> contextlib.AbstractContextManager[None]:
+    """Compute here with as many threads as a worker has, so that sums round as there; serial changes nothing."""
+    return contextlib.nullcontext() if settings.mode == "serial" else compute_threads(settings.threads)
 
 
 class StepMeter:
