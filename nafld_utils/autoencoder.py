@@ -8,7 +8,6 @@ latents are drawn from moments just in time, with zero mean and unit variance a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-REVISION = 1
+REVISION = 2
 SHIPPED = Path(__file__).parent / "weights" / "autoencoder_tiny_f8.safetensors"
 TINY_OPTIONS = {
     "in_channels": 1,
@@ -187,9 +185,6 @@ def load_pretrained(
     return FirstStage(model.eval().requires_grad_(False), kind, zeros, scales)
 
 
-# ---------------------------------------------------------------- training a small one
-
-
 def standardise(model: nn.Module, images: torch.Tensor, batch_size: int = 32) -> FirstStage:
     """Wrap a small autoencoder with the shift and scale that standardise its latents over `images`.
 
@@ -211,101 +206,6 @@ def standardise(model: nn.Module, images: torch.Tensor, batch_size: int = 32) ->
     stage.shift = latents.mean(dim=(0, 2, 3))
     stage.scale = 1.0 / latents.std(dim=(0, 2, 3)).clamp_min(1e-3)
     return stage
-
-
-def perceptual_features(backbone: nn.Module) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    """A function from images (N, 1, H, W) to the unit-normalised feature maps of a frozen timm EfficientNet.
-
-    Choice: differences of normalised feature maps, as LPIPS has them but without its learned weights, keep speckle
-    texture that a pixel loss averages away.
-    """
-    backbone = backbone.eval().requires_grad_(False)
-
-    def maps(images: torch.Tensor) -> list[torch.Tensor]:
-        x = backbone.bn1(backbone.conv_stem(images.expand(-1, 3, -1, -1)))
-        out = [x]
-        for block in backbone.blocks[:5]:
-            x = block(x)
-            out.append(x)
-        return [F.normalize(y, dim=1) for y in out]
-
-    return maps
-
-
-def train_tiny(
-    images: np.ndarray,
-    model: nn.Module,
-    features: Callable[[torch.Tensor], list[torch.Tensor]],
-    seeds: Iterable[int],
-    steps: int,
-    device: torch.device,
-    batch_size: int = 8,
-    learning_rate: float = 1e-3,
-    perceptual_weight: float = 0.2,
-    patch: int = 64,
-    report: Callable[[int, float], None] = lambda step, loss: None,
-) -> tuple[FirstStage, list[dict[str, float]]]:
-    """Train a small autoencoder with an L1 and a perceptual loss.
-
-    Parameters
-    ----------
-    images : numpy.ndarray, shape (N, H, W), uint8
-        Training images; never held-out patients.
-    model : torch.nn.Module
-        From `build_tiny`, trained in place.
-    features : callable
-        From `perceptual_features`.
-    seeds : iterable of int
-        One seed a step, so that a step's batch depends on nothing else.
-    steps : int
-        Optimiser steps.
-    device : torch.device
-        Where to train.
-    batch_size, learning_rate, perceptual_weight : int, float, float
-        Choice: found on simulated frames by Frechet distance of held-out reconstructions.
-    patch : int
-        Side in pixels of the random patches a step sees. Choice: the network has no layer that mixes distant
-        pixels, and a quarter of the image costs a quarter of the time.
-    report : callable
-        Called with step and loss.
-
-    Returns
-    -------
-    FirstStage
-        Standardised over `images`.
-    list of dict
-        ``step, loss, l1, perceptual``.
-    """
-    model.to(device).train().requires_grad_(True)
-    patch = min(patch, *images.shape[1:])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.05)
-    curve = []
-    for step, seed in zip(range(steps), seeds, strict=False):
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randint(len(images), (batch_size,), generator=generator).numpy()
-        top, left = (int(torch.randint(side - patch + 1, (), generator=generator)) for side in images.shape[1:])
-        x = to_unit(images[rows, top : top + patch, left : left + patch]).to(device)
-        # not model(x): AutoencoderTiny.forward rounds the latents to bytes, which stops the encoder's gradient
-        y = model.decode(model.encode(x).latents).sample
-        l1 = F.l1_loss(y, x)
-        with torch.no_grad():
-            wanted = features(x)
-        distance = sum(F.mse_loss(a, b) * a.shape[1] for a, b in zip(features(y), wanted, strict=True))
-        loss = l1 + perceptual_weight * distance
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"autoencoder: the loss is {loss.item()} at step {step}; lower the learning rate.")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0 or step == steps - 1:
-            row = {"step": step, "loss": loss.item(), "l1": l1.item(), "perceptual": distance.item()}
-            curve.append(row)
-        report(step, loss.item())
-    spread = np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)
-    return standardise(model, to_unit(images[spread]).to(device)), curve
 
 
 # ---------------------------------------------------------------- arrays

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from nafld_utils import autoencoder, diffusion, engine, stats
+from nafld_utils import autoencoder, autoencoder_training, diffusion, engine, stats
 from nafld_utils.artifacts import Run, Unit, file_sha256, load_table, replacing, save_table, unit_seed
 from nafld_utils.stages import prepare
 
@@ -72,7 +72,7 @@ def autoencoder_unit(run: Run, conditioning: str, fold: int) -> Unit:
         f"fold{fold}",
         settings={"train_steps": settings["train_steps"], "seed": run.settings.seed},
         inputs=[prepare.preprocess_unit(run), file_sha256(autoencoder.SHIPPED)],
-        modules=["autoencoder", "backbones"],
+        modules=["autoencoder", "autoencoder_training", "backbones"],
     )
 
 
@@ -122,14 +122,14 @@ def train_autoencoder(run: Run, conditioning: str, fold: int) -> None:
     data = prepare.open_preprocessed(run)
     images = data.pool[data.images["fold"].to_numpy() != fold]
     images = np.ascontiguousarray(images.reshape(-1, *images.shape[2:]))
-    features = autoencoder.perceptual_features(backbones.load("tf_efficientnet_lite2", "bundled").to(device))
+    features = autoencoder_training.feature_maps(backbones.load("tf_efficientnet_lite2", "bundled").to(device))
     model = autoencoder.build_tiny()
     model.load_state_dict(autoencoder.load_shipped().model.state_dict())
     steps, label = settings["train_steps"], f"autoencoder fold {fold}"
     seeds = (unit_seed(run.settings.seed, "autoencoder", fold, step) for step in range(steps))
     meter = engine.StepMeter(label, steps)
     with unit.writing(device=str(device)) as folder:
-        stage, curve = autoencoder.train_tiny(
+        stage, curve = autoencoder_training.train_tiny(
             images, model, features, seeds, steps, device, learning_rate=5e-4, report=meter
         )
         save_file(autoencoder.to_tensors(stage), folder / "autoencoder.safetensors")

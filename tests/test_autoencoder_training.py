@@ -1,0 +1,71 @@
+"""The loss of the small autoencoder: blind where it should be, and training that depends on its seeds alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from nafld_utils import autoencoder, autoencoder_training, backbones
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def features():
+    return autoencoder_training.feature_maps(backbones.load("tf_efficientnet_lite0", "bundled"))
+
+
+def speckle(n, seed, size=32):
+    """Rayleigh noise: the same texture everywhere, never the same pixels."""
+    rng = np.random.default_rng(seed)
+    field = np.hypot(*rng.normal(size=(2, n, size, size)))
+    return np.clip(50 * field, 0, 255).astype(np.uint8)
+
+
+def test_texture_terms_prefer_other_speckle_to_a_smooth_image(features):
+    """Pixel by pixel the mean image wins; what the texture phase compares says the opposite."""
+    images, other = (autoencoder.to_unit(speckle(4, seed)) for seed in (0, 1))
+    smooth = torch.full_like(images, images.mean())
+    loss = autoencoder_training.ReconstructionLoss("texture", features, images)
+    same, flat = loss.terms(other, images), loss.terms(smooth, images)
+    assert flat["pixels"] < same["pixels"]
+    for name in ("texture", "moments"):
+        assert flat[name] > 2 * same[name], name
+    assert set(same) == set(autoencoder_training.PHASES["texture"])
+    assert all(term.item() == pytest.approx(0, abs=1e-5) for term in loss.terms(images, images).values())
+
+
+def test_structure_phase_compares_place_by_place_only(features):
+    images = autoencoder.to_unit(speckle(2, 0))
+    loss = autoencoder_training.ReconstructionLoss("structure", features, images)
+    assert set(loss.terms(images, images)) == set(autoencoder_training.PHASES["structure"])
+
+
+def test_reconstruction_terms_reach_the_decoder_and_the_encoder(features):
+    model = autoencoder.build_tiny()
+    images = autoencoder.to_unit(speckle(2, 0))
+    loss = autoencoder_training.ReconstructionLoss("texture", features, images)
+    sum(loss.terms(model.decode(model.encode(images).latents).sample, images).values()).backward()
+    for part in (model.encoder, model.decoder):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["structure", "texture"])
+def test_training_lowers_the_loss_and_depends_on_seeds_alone(features, phase):
+    def train():
+        torch.manual_seed(0)
+        model = autoencoder.build_tiny()
+        return autoencoder_training.train_tiny(speckle(8, 2), model, features, range(41), 41, CPU, phase, batch_size=2)
+
+    stage, curve = train()
+    again, _ = train()
+    assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
+    assert all(torch.equal(v, autoencoder.to_tensors(again)[k]) for k, v in autoencoder.to_tensors(stage).items())
+
+
+def test_a_loss_that_is_not_finite_stops(features):
+    model = autoencoder.build_tiny()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="autoencoder: the loss is nan at step 0; lower the learning rate"):
+        autoencoder_training.train_tiny(speckle(2, 0), model, features, range(1), 1, CPU, batch_size=2)
