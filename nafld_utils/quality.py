@@ -355,6 +355,8 @@ class FeatureSet:
     logits : numpy.ndarray, shape (n, C)
     labels : numpy.ndarray of int, shape (n,), or None
         0 or 1; None where images have no class (noise): such a set stands beside every class.
+    groups : tuple of int or None
+        Where the set is compared: with a class, and with both together (None).
     """
 
     name: str
@@ -362,6 +364,7 @@ class FeatureSet:
     features: np.ndarray
     logits: np.ndarray
     labels: np.ndarray | None = None
+    groups: tuple[int | None, ...] = (0, 1, None)
 
     def rows(self, label: int | None) -> np.ndarray:
         """Rows of one class, or all of them where `label` is None or the set has no classes."""
@@ -435,8 +438,9 @@ def measure(
     rows = []
     for label, group in [*enumerate(class_names), (None, BOTH)]:
         real = reference.rows(label)
-        counts = common_counts(reference, sets, label)
-        for item in sets:
+        present = [item for item in sets if label in item.groups]
+        counts = common_counts(reference, present, label)
+        for item in present:
             draws = {"equal": item.rows(label)[:0]}
             if sum(counts) >= 2:
                 draws["equal"] = draw_rows(item.labels, len(item.features), counts, rng)

@@ -185,6 +185,17 @@ def test_measure_orders_floor_model_ceiling_and_names_features():
     pd.testing.assert_frame_equal(table, quality.measure(*fold(), "lite0", rng(), n_subsets=5, subset_size=5))
 
 
+def test_a_set_is_compared_only_where_it_belongs():
+    reference, sets = fold()
+    for group, shift in ((0, 1.0), (None, 2.0)):
+        one = feature_set("repeated_image", "ceiling", 40, None, shift, seed=6)
+        sets.append(quality.FeatureSet(one.name, one.role, one.features, one.logits, None, (group,)))
+    table = quality.measure(reference, sets, "lite0", rng(), 2, 4)
+    part = table[(table["model"] == "repeated_image") & (table["metric"] == "frechet")]
+    assert part["class"].tolist() == ["healthy", "both"]
+    assert part["value"].is_monotonic_increasing
+
+
 def test_a_class_with_too_few_images_is_named_not_averaged_away():
     reference, sets = fold()
     reference = feature_set("real_validation", "reference", 9, [0] + [1] * 8, seed=1)

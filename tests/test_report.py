@@ -133,7 +133,7 @@ def test_front_page_shows_the_tagged_figure_else_the_first(run):
 
 
 def test_real_cohort_has_no_banner(run, tmp_path):
-    real, _ = graph.open_run("cpu", run="smoke")
+    real, _ = graph.open_run("cpu", run="another")
     assert "SIMULATED" not in report.index_html(real)
     assert "SIMULATED" not in report.notebook_html(real, STAGE, executed(STAGE))
 

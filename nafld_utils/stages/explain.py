@@ -150,7 +150,8 @@ def _make(run: Run, unit: Unit) -> None:
     background = draw_background(run, wanted["fold"], chosen.n_background)
     classifier, device = open_classifier(run), engine.device(run.settings.engine)
     seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
-    with unit.writing(device=str(device), n_background=len(background)) as folder:
+    threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
+    with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
         outputs = explain.log_odds(classifier, images, device)
         base = float(explain.log_odds(classifier, background, device).mean())
         values = explain.attributions(classifier, background, images, chosen.n_samples, seed, device)

@@ -12,7 +12,7 @@ from nafld_utils import engine, quality
 from nafld_utils.artifacts import Run, Unit, file_sha256, save_array, save_table, unit_seed
 from nafld_utils.stages import ldm, prepare, samples
 
-REVISION = 2
+REVISION = 3
 STAGE = "05_quality_metrics"
 REAL, NOISE, REPEATED, VALIDATION = "real", "noise", "repeated_image", "real_validation"
 SERIAL_BELOW = 8000  # images; choice: starting workers costs more than a network of this size takes for fewer
@@ -173,18 +173,22 @@ def fold_sets(run: Run, fold: int) -> tuple[quality.FeatureSet, list[quality.Fea
             drawn = samples.open_synthetic(run, conditioning, fold, KINDS[prefix]).table["label"].to_numpy()
             own = None if prefix == "gaussian_" else drawn  # moments of all training images: no class
             sets.append(quality.FeatureSet(name, role, *load_features(run, kind, name, fold), own))
-    sets.append(_repeated(*real, n=max(len(item.features) for item in sets)))
+    sets += _repeated(*real, n=max(len(item.features) for item in sets))
     sets.append(quality.FeatureSet(NOISE, "ceiling", *load_features(run, kind, NOISE, fold)))
     return reference, sets
 
 
-def _repeated(features: np.ndarray, logits: np.ndarray, labels: np.ndarray, n: int) -> quality.FeatureSet:
-    """One training crop of each class, `n` times. Choice: at the median distance from its class's mean."""
-    rows = []
-    for label in (0, 1):
-        members = np.flatnonzero(labels == label)
-        rows += [members[quality.typical(features[members])]] * n
-    return quality.FeatureSet(REPEATED, "ceiling", features[rows], logits[rows], labels[rows])
+def _repeated(features: np.ndarray, logits: np.ndarray, labels: np.ndarray, n: int) -> list[quality.FeatureSet]:
+    """One training crop `n` times, one for each class and one for both together.
+
+    Choice: the crop at the median distance from the mean of its group.
+    """
+    sets: list[quality.FeatureSet] = []
+    for group in (0, 1, None):
+        members = np.arange(len(labels)) if group is None else np.flatnonzero(labels == group)
+        rows = [members[quality.typical(features[members])]] * n
+        sets.append(quality.FeatureSet(REPEATED, "ceiling", features[rows], logits[rows], None, (group,)))
+    return sets
 
 
 def build_table(run: Run) -> Unit:
