@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import sys
 import time
@@ -339,15 +340,16 @@ class StepMeter:
         self.label, self.total, self.first, self.every = label, total, first, every
         self.started = self.shown = time.monotonic()
 
-    def __call__(self, step: int, loss: float) -> None:
-        """Report a step and its loss."""
+    def __call__(self, step: int, loss: float = float("nan")) -> None:
+        """Report a step and its loss, if it has one."""
         now = time.monotonic()
         done = step - self.first
         if now - self.shown < self.every or done < 1:
             return
         self.shown = now
         left = _clock((now - self.started) / done * (self.total - step))
-        announce(f"{self.label}: step {step}/{self.total}, loss {loss:.4f}, about {left} left")
+        value = "" if math.isnan(loss) else f", loss {loss:.4f}"
+        announce(f"{self.label}: step {step}/{self.total}{value}, about {left} left")
 
     def seconds(self) -> float:
         """Seconds since the meter was made."""

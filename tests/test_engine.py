@@ -99,6 +99,8 @@ def test_progress_writes_lines_for_the_terminal_of_a_headless_run(tmp_path, monk
     meter = engine.StepMeter("training", 10, every=0.0)
     meter(4, 0.5)
     assert "training: step 4/10, loss 0.5000, about" in path.read_text()
+    meter(5)
+    assert "training: step 5/10, about" in path.read_text()
 
 
 def test_progress_is_silent_without_a_terminal(monkeypatch, capsys):

@@ -123,7 +123,7 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic") ->
             shard = autoencoder.decode_latents(stage, latents, device)
             save_array(path, shard)
         shards.append(shard)
-        meter(start + len(part), float("nan"))
+        meter(start + len(part))
     with unit.writing(device=str(device), seconds=meter.seconds()) as folder:
         np.save(folder / "images.npy", np.concatenate(shards))
         table.to_csv(folder / "table.csv", index=False)
