@@ -3,8 +3,8 @@
 Speckle has no meaning pixel by pixel, yet a decoder that leaves it out makes smooth images, and an encoder that
 writes it down fills the latents with what no denoiser can predict. So structure is compared place by place, coarse
 grey levels and deep feature maps first, texture only by statistics of a patch, and the latents carry noise while
-training: what is below it has to be drawn by the decoder, which takes the noise as its seed. Two
-phases follow each other, structure then texture, so that texture is asked of a network that already reconstructs.
+training: what is below it has to be drawn by the decoder, which takes the noise as its seed. Two phases follow each
+other, structure then texture, so that texture is asked of a network that already reconstructs.
 """
 
 from __future__ import annotations

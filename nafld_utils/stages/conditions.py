@@ -27,7 +27,7 @@ def unit_of(run: Run) -> Unit:
         "quality",
         "conditions",
         settings=settings | {"seed": run.settings.seed},
-        inputs=[quality.unit_of(task) for task in feature_tasks(run)],
+        inputs=[quality.features_unit(**task) for task in feature_tasks(run)],
         modules=["condition_checks", "preprocess", "stages.conditions"],
     )
 
@@ -125,4 +125,4 @@ def claims(run: Run) -> list[dict[str, Any]]:
 
 def units(run: Run) -> list[Unit]:
     """Every unit the check of the condition stands on."""
-    return [*(quality.unit_of(task) for task in feature_tasks(run)), unit_of(run)]
+    return [*(quality.features_unit(**task) for task in feature_tasks(run)), unit_of(run)]

@@ -48,7 +48,7 @@ def cohort_unit(run: Run, fetch: bool = False) -> Unit:
     """
     s = run.settings.cohort
     settings = {"frames_per_patient": s.frames_per_patient, "fat_threshold": s.fat_threshold, "classes": s.class_names}
-    if run.settings.cohort.source == "simulated":
+    if s.source == "simulated":
         settings |= {"n_patients": s.n_patients, "simulation_seed": s.simulation_seed}
         return run.unit(COHORT, settings=settings, modules=("cohort", "phantom", "phantom_anatomy"))
     return run.unit(COHORT, settings=settings, inputs=_source(run, fetch), modules=("cohort",))

@@ -115,7 +115,7 @@ def table_tasks(run: Run) -> list[dict[str, Any]]:
 def build_features(run: Run, tasks: list[dict[str, Any]], label: str = "features") -> pd.DataFrame:
     """Make the features that are not there yet: ``kind, name, fold, seconds, error``, one row a set."""
     settings = run.settings.engine
-    waiting = sum(not unit_of(task).done() for task in tasks)
+    waiting = sum(not features_unit(**task).done() for task in tasks)
     images = waiting * max(run.settings.sampling.n_images, run.settings.quality.n_reference)
     if settings.mode == "local" and images < SERIAL_BELOW:
         settings = settings.model_copy(update={"mode": "serial"})
@@ -149,14 +149,9 @@ def table_unit(run: Run) -> Unit:
         "quality",
         "table",
         settings=settings | {"seed": run.settings.seed, "class_names": run.settings.cohort.class_names},
-        inputs=[unit_of(task) for task in table_tasks(run)],
+        inputs=[features_unit(**task) for task in table_tasks(run)],
         modules=["quality", "stages.quality"],
     )
-
-
-def unit_of(task: dict[str, Any]) -> Unit:
-    """Unit of one of `feature_tasks`."""
-    return features_unit(task["run"], task["kind"], task["name"], task["fold"])
 
 
 def fold_sets(run: Run, fold: int) -> tuple[quality.FeatureSet, list[quality.FeatureSet]]:
@@ -315,4 +310,4 @@ def claim(text: str, paper: float | None, row: Any, same: str, unit: str = "") -
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 05 stands on."""
-    return [*(unit_of(task) for task in table_tasks(run)), table_unit(run)]
+    return [*(features_unit(**task) for task in table_tasks(run)), table_unit(run)]
