@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-REVISION = 2
+REVISION = 3
 SHIPPED = Path(__file__).parent / "weights" / "autoencoder_tiny_f8.safetensors"
 TINY_OPTIONS = {
     "in_channels": 1,

@@ -206,6 +206,8 @@ def _environment(run: Run) -> Iterator[Path]:
     # Two notebooks at a time share the cores; OpenMP threads that spin while they wait would take them from each other.
     jobs = int(os.environ.get("NAFLD_JOBS") or 1)
     shared = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(1, engine.cores() // jobs))}
+    # glibc hands large buffers back to the system after every layer of a network, and asks for them again at the next.
+    shared |= {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
     values |= {key: value for key, value in shared.items() if key not in os.environ}
     if not graph.needs_hub(run):
         values["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: without it timm and diffusers retry for a minute offline

@@ -153,7 +153,10 @@ def latents_unit(run: Run, conditioning: str, fold: int) -> Unit:
 
 
 def make_latents(run: Run, conditioning: str, fold: int) -> None:
-    """Encode every stored crop, and reconstruct every image once to measure what the autoencoder loses."""
+    """Encode every stored crop, and reconstruct held-out images to measure what the autoencoder loses.
+
+    An autoencoder that was trained on a fold reconstructs that fold's held-out images, a shared one every image.
+    """
     unit = latents_unit(run, conditioning, fold)
     if unit.done():
         return
@@ -162,10 +165,12 @@ def make_latents(run: Run, conditioning: str, fold: int) -> None:
     stage = first_stage(run, conditioning, fold)
     n, k, size, _ = data.pool.shape
     table = data.images[["image_id", "patient_id", "label", "fold"]].copy()
+    rows = np.flatnonzero(table["fold"] == fold) if _trained(run, conditioning) else np.arange(n)
     with unit.writing(device=str(device), autoencoder=autoencoder.describe(stage)) as folder:
         moments = autoencoder.encode_images(stage, data.pool.reshape(n * k, size, size), device)
-        copies = autoencoder.reconstruct(stage, data.resized, device)
-        table = table.assign(**autoencoder.reconstruction_error(data.resized, copies))
+        originals = np.asarray(data.resized[rows])
+        copies = autoencoder.reconstruct(stage, originals, device)
+        table = table.iloc[rows].assign(row=rows, **autoencoder.reconstruction_error(originals, copies))
         np.save(folder / "moments.npy", moments.reshape(n, k, *moments.shape[1:]))
         np.save(folder / "reconstructions.npy", copies)
         table.to_csv(folder / "reconstruction.csv", index=False)
@@ -177,7 +182,7 @@ def reconstruction_table(run: Run, conditioning: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``image_id, patient_id, label, fold, psnr, ssim``, each image once.
+        ``image_id, patient_id, label, fold, row, psnr, ssim``, each image once; `row` is its row of the images table.
     """
     parts = []
     for fold in folds_of(run):
@@ -186,9 +191,12 @@ def reconstruction_table(run: Run, conditioning: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def reconstructions(run: Run, conditioning: str, fold: int) -> np.ndarray:
-    """Reconstructed images (N, S, S) uint8, row for row with the images table."""
-    return latents_unit(run, conditioning, fold).load_array("reconstructions.npy", mmap=True)
+def reconstructions(run: Run, conditioning: str, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n,) of a fold's held-out images in the images table, and their reconstructions (n, S, S) uint8."""
+    unit = latents_unit(run, conditioning, fold).require()
+    table = unit.load_table("reconstruction.csv")
+    held_out = np.flatnonzero(table["fold"] == fold)
+    return table["row"].to_numpy()[held_out], unit.load_array("reconstructions.npy", mmap=True)[held_out]
 
 
 def latent_pools(
