@@ -160,6 +160,36 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
 
 
+def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of one of our own weight files, which are safetensors and never anything else.
+
+    Raises
+    ------
+    ValueError
+        The file is missing, damaged, or a pickle.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        found = _kind(Path(path)) or str(error)
+        raise ValueError(
+            f"{path}: expected safetensors weights, found {found}; remove it and run its stage again."
+        ) from None
+
+
+def _kind(path: Path) -> str | None:
+    """What a file that is not safetensors is, where that is easily told."""
+    if not path.is_file():
+        return "no file"
+    with open(path, "rb") as handle:
+        start = handle.read(4)
+    # torch.save writes a zip archive of a pickle, older versions the pickle itself
+    return "a pickle, which is never opened" if start.startswith((b"PK", b"\x80")) else None
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hex."""
     with open(path, "rb") as handle:

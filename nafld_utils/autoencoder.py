@@ -7,6 +7,7 @@ latents are drawn from moments just in time, with zero mean and unit variance a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,12 @@ from torch import nn
 
 REVISION = 3
 SHIPPED = Path(__file__).parent / "weights" / "autoencoder_tiny_f8.safetensors"
+# (kind, factor): channel multipliers, attention on the smallest level, the rest [LDM configurations]
+PUBLISHED: dict[tuple[str, int], tuple[tuple[int, ...], bool, dict[str, int]]] = {
+    ("vq", 4): ((1, 2, 4), False, {"latent_channels": 3, "num_vq_embeddings": 8192}),
+    ("vq", 8): ((1, 2, 2, 4), True, {"latent_channels": 4, "num_vq_embeddings": 16384}),
+    ("kl", 8): ((1, 2, 4, 4), False, {"latent_channels": 4}),
+}
 TINY_OPTIONS = {
     "in_channels": 1,
     "out_channels": 1,
@@ -40,7 +47,8 @@ class FirstStage:
     kind : {"tiny", "kl", "vq"}
         Which of them.
     shift, scale : torch.Tensor, shape (C,)
-        Latents are ``(z - shift) * scale``.
+        Latents are ``(z - shift) * scale``; VQ-f4 and VQ-f8 as published are used unscaled, KL-f8 at 0.18215 [LDM
+        configurations], one that was trained here is standardised over its training images.
     """
 
     model: nn.Module
@@ -98,11 +106,65 @@ def latent_shape(stage: FirstStage, image_size: int) -> tuple[int, int, int]:
     return tuple(stage.draw(moments).shape[1:])
 
 
-def build_tiny() -> nn.Module:
-    """The small autoencoder of this project: AutoencoderTiny, factor 8, 4 latent channels, grey in and out."""
-    from diffusers import AutoencoderTiny
+def build(kind: str, factor: int = 8, base_channels: int = 128) -> nn.Module:
+    """An untrained autoencoder; its initial weights follow torch's global generator.
 
-    return AutoencoderTiny(**TINY_OPTIONS)
+    Parameters
+    ----------
+    kind : {"vq", "kl", "tiny"}
+        Vector-quantised, Kullback-Leibler, or the small one of this project (grey, factor 8, 4 latent channels).
+    factor : {4, 8}
+        Pixels a latent pixel. VQ-f4: 3 latent channels, 8192 codes; VQ-f8: 4 channels, 16384 codes; KL-f8: 4 channels
+        [LDM configurations].
+    base_channels : int
+        Channels of the first level, 128 in the published networks; not read by the small one.
+
+    Returns
+    -------
+    torch.nn.Module
+        55,322,782 parameters for VQ-f4, 67,717,295 for VQ-f8, 83,653,863 for KL-f8 at 128 base channels.
+
+    Raises
+    ------
+    ValueError
+        There is no such network.
+
+    Examples
+    --------
+    >>> with torch.device("meta"):
+    ...     net = build("vq", 4)
+    >>> sum(p.numel() for p in net.parameters())
+    55322782
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+
+    if (kind, factor) == ("tiny", 8):
+        return AutoencoderTiny(**TINY_OPTIONS)
+    if (kind, factor) not in PUBLISHED:
+        names = ", ".join(f"{name}-f{f}" for name, f in (*PUBLISHED, ("tiny", 8)))
+        raise ValueError(f"autoencoder {kind}-f{factor}: expected one of {names}.")
+    mult, attends, own = PUBLISHED[kind, factor]
+    down = ["DownEncoderBlock2D"] * len(mult)
+    up = ["UpDecoderBlock2D"] * len(mult)
+    if attends:
+        down[-1], up[0] = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
+    return {"vq": VQModel, "kl": AutoencoderKL}[kind](
+        block_out_channels=tuple(base_channels * m for m in mult),
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        layers_per_block=2,
+        sample_size=256,
+        **own,
+    )
+
+
+def fingerprint(stage: FirstStage) -> str:
+    """SHA-256 over weights and latent scaling, in hex: latents of another autoencoder are told apart by it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(to_tensors(stage).items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- where they come from
@@ -125,19 +187,35 @@ def load_shipped(path: Path = SHIPPED) -> FirstStage:
     return from_tensors(tensors)
 
 
-def from_tensors(tensors: dict[str, torch.Tensor]) -> FirstStage:
-    """Rebuild a small autoencoder from `to_tensors`."""
+def from_tensors(
+    tensors: dict[str, torch.Tensor], kind: str = "tiny", factor: int = 8, base_channels: int = 128
+) -> FirstStage:
+    """Rebuild an autoencoder that was trained here from `to_tensors` and the arguments of its `build`."""
     tensors = dict(tensors)
     shift, scale = tensors.pop("latent_shift"), tensors.pop("latent_scale")
-    model = build_tiny()
+    model = build(kind, factor, base_channels)
     model.load_state_dict(tensors)
-    return FirstStage(model.eval().requires_grad_(False), "tiny", shift, scale)
+    return FirstStage(model.eval().requires_grad_(False), kind, shift, scale)
 
 
 def to_tensors(stage: FirstStage) -> dict[str, torch.Tensor]:
-    """Weights and latent scaling of a small autoencoder, for safetensors."""
+    """Weights and latent scaling of an autoencoder, for safetensors."""
     weights = {name: value.detach().cpu().contiguous() for name, value in stage.model.state_dict().items()}
     return {**weights, "latent_shift": stage.shift.cpu(), "latent_scale": stage.scale.cpu()}
+
+
+def untrained(kind: str, factor: int, base_channels: int, scale: float, seed: int = 0) -> FirstStage:
+    """An autoencoder with random weights: for tests of the machinery at full size, its images mean nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return published(build(kind, factor, base_channels), kind, scale)
+
+
+def published(model: nn.Module, kind: str, scale: float) -> FirstStage:
+    """Wrap a network whose latents have one published scale and no shift (VQ: 1.0; KL-f8: 0.18215)."""
+    channels = int(model.config.latent_channels)
+    zeros, scales = torch.zeros(channels), torch.full((channels,), float(scale))
+    return FirstStage(model.eval().requires_grad_(False), kind, zeros, scales)
 
 
 def load_pretrained(
@@ -169,40 +247,39 @@ def load_pretrained(
     import diffusers
 
     cls = {"vq": diffusers.VQModel, "kl": diffusers.AutoencoderKL, "tiny": diffusers.AutoencoderTiny}[kind]
-    source = path or hub_id
+    source = str(Path(path).expanduser()) if path else hub_id
     try:
-        model = cls.from_pretrained(
-            source, subfolder=subfolder, revision=revision, use_safetensors=None if hub_id else True
-        )
+        # safetensors only: a pickle from the hub comes without a checksum to hold it against
+        model = cls.from_pretrained(source, subfolder=subfolder, revision=revision, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"autoencoder {source}: expected diffusers weights of kind {kind}, found {reason};"
             " without network set autoencoder.*.source=path and autoencoder.*.path to a local copy."
         ) from None
-    channels = int(model.config.latent_channels)
-    zeros, scales = torch.zeros(channels), torch.full((channels,), float(scale))
-    return FirstStage(model.eval().requires_grad_(False), kind, zeros, scales)
+    return published(model, kind, scale)
 
 
-def standardise(model: nn.Module, images: torch.Tensor, batch_size: int = 32) -> FirstStage:
-    """Wrap a small autoencoder with the shift and scale that standardise its latents over `images`.
+def standardise(model: nn.Module, images: torch.Tensor, kind: str = "tiny", batch_size: int = 32) -> FirstStage:
+    """Wrap an autoencoder with the shift and scale that standardise its latents over `images`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        From `build_tiny`.
+        From `build`.
     images : torch.Tensor, shape (N, 1, H, W), float32 in [-1, 1]
         Training images only.
+    kind : {"vq", "kl", "tiny"}
+        Of `model`.
     batch_size : int
         Images at once.
     """
     channels = int(model.config.latent_channels)
     device = images.device
     stage = FirstStage(
-        model.eval().requires_grad_(False), "tiny", torch.zeros(channels).to(device), torch.ones(channels).to(device)
+        model.eval().requires_grad_(False), kind, torch.zeros(channels).to(device), torch.ones(channels).to(device)
     )
-    latents = torch.cat([stage.encode(part) for part in images.split(batch_size)])
+    latents = torch.cat([stage.draw(stage.encode(part)) for part in images.split(batch_size)])
     stage.shift = latents.mean(dim=(0, 2, 3))
     stage.scale = 1.0 / latents.std(dim=(0, 2, 3)).clamp_min(1e-3)
     return stage

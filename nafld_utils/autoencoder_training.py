@@ -1,4 +1,4 @@
-"""Training of the small autoencoder: a loss that asks for the right structure and for believable speckle.
+"""Training of autoencoders: a loss that asks for the right structure and for believable speckle.
 
 Speckle has no meaning pixel by pixel, yet a decoder that leaves it out makes smooth images, and an encoder that
 writes it down fills the latents with what no denoiser can predict. So structure is compared place by place, coarse
@@ -24,7 +24,8 @@ PHASES = {
     "structure": {"pixels": 1.0, "perceptual": 0.2},
     "texture": {"pixels": 1.0, "coarse": 2.0, "perceptual": 0.1, "texture": 1.0, "moments": 0.1},
 }
-LATENT_NOISE = {"structure": 0.0, "texture": 0.35}  # standard deviations of a channel
+LATENT_NOISE = {"structure": 0.0, "texture": 0.35}  # standard deviations of a channel, the small kind only
+KL_WEIGHT = 1e-6  # [LDM configurations]
 COARSE = 4  # pixels a side that a coarse grey level averages
 TEXTURE = slice(0, 5)  # feature maps compared by Gram matrices
 PERCEPTUAL = {"structure": slice(0, 6), "texture": slice(2, 6)}  # feature maps compared place by place
@@ -105,9 +106,10 @@ def _deviation(flat: Tensor) -> Tensor:
     return (flat.var(2, correction=0) + 1e-4).sqrt()  # the root has no slope at zero, where a map is one pixel
 
 
-def train_tiny(
+def train(
     images: np.ndarray,
     model: nn.Module,
+    kind: str,
     features: Callable[[Tensor], list[Tensor]],
     seeds: Iterable[int],
     steps: int,
@@ -118,14 +120,16 @@ def train_tiny(
     patch: int = 64,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> tuple[FirstStage, list[dict[str, float]]]:
-    """Train a small autoencoder through one phase.
+    """Train an autoencoder through one phase.
 
     Parameters
     ----------
     images : numpy.ndarray, shape (N, H, W), uint8
         Training images; never held-out patients.
     model : torch.nn.Module
-        From `autoencoder.build_tiny`, trained in place.
+        From `autoencoder.build`, trained in place.
+    kind : {"vq", "kl", "tiny"}
+        Of `model`.
     features : callable
         From `feature_maps`.
     seeds : iterable of int
@@ -167,12 +171,9 @@ def train_tiny(
     for step, seed in zip(range(steps), seeds, strict=False):
         generator = torch.Generator().manual_seed(seed)
         x = _patches(images, batch_size, patch, generator).to(device)
-        # not model(x): AutoencoderTiny.forward rounds the latents to bytes, which stops the encoder's gradient
-        latents = model.encode(x).latents
-        deviation = latents.detach().std((0, 2, 3), keepdim=True) + 1e-6
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        terms = loss_of.terms(model.decode(latents + LATENT_NOISE[phase] * deviation * noise).sample, x)
-        loss = sum(PHASES[phase][name] * term for name, term in terms.items())
+        copies, penalty = _reconstruct(model, kind, x, LATENT_NOISE[phase], generator)
+        terms = loss_of.terms(copies, x)
+        loss = penalty + sum(PHASES[phase][name] * term for name, term in terms.items())
         if not torch.isfinite(loss):
             raise FloatingPointError(f"autoencoder: the loss is {loss.item()} at step {step}; lower the learning rate.")
         optimizer.zero_grad(set_to_none=True)
@@ -183,7 +184,28 @@ def train_tiny(
         if step % 20 == 0 or step == steps - 1:
             curve.append({"step": step, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}})
         report(step, loss.item())
-    return standardise(model, sample.to(device)), curve
+    return standardise(model, sample.to(device), kind), curve
+
+
+def _reconstruct(
+    model: nn.Module, kind: str, images: Tensor, noise: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Grey copies (N, 1, H, W) through noisy latents, and what the latents themselves cost, a scalar tensor."""
+    x = images.expand(-1, int(model.config.in_channels), -1, -1)
+    if kind == "kl":
+        posterior = model.encode(x).latent_dist
+        draw = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
+        copies, penalty = model.decode(posterior.mean + posterior.std * draw).sample, KL_WEIGHT * posterior.kl().mean()
+    elif kind == "vq":
+        codes, penalty, _ = model.quantize(model.encode(x).latents)
+        copies = model.decode(codes, force_not_quantize=True).sample
+    else:
+        # not model(x): AutoencoderTiny.forward rounds the latents to bytes, which stops the encoder's gradient
+        latents = model.encode(x).latents
+        deviation = latents.detach().std((0, 2, 3), keepdim=True) + 1e-6
+        draw = torch.randn(latents.shape, generator=generator).to(x.device)
+        copies, penalty = model.decode(latents + noise * deviation * draw).sample, latents.new_zeros(())
+    return copies.mean(1, keepdim=True), penalty
 
 
 def _middle(images: Tensor, side: int) -> Tensor:

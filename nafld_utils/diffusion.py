@@ -1,26 +1,21 @@
-"""Latent diffusion: the two denoisers, their conditioners, the noise schedule and the training loop.
+"""Latent diffusion: the two denoisers, their conditioners, the noise schedule and the loss.
 
-Contract: one training path serves both models and every size. Whatever is random in a step is a function of
-(seed, step) alone, so a run that was killed and resumed ends with the weights of one that was not. Latents come as
-stored moments and are drawn just in time. The null condition is the same in training and in sampling: a map of zeros
-in every channel for the semantic model, a third embedding for the class model.
+Contract: the null condition is the same in training and in sampling: a map of zeros in every channel for the semantic
+model, a third embedding for the class model.
 
-Sources: Hardy et al. 2023, Methods; Rombach et al. 2022, arXiv 2112.10752; Ho & Salimans 2022, arXiv 2207.12598.
+Sources: Hardy et al. 2023, Methods; Rombach et al. 2022, arXiv 2112.10752; Ho & Salimans 2022, arXiv 2207.12598;
+Hang et al. 2023, arXiv 2303.09556 (min-SNR).
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from nafld_utils.artifacts import unit_seed
 
 REVISION = 1
 NULL_LABEL = 2
@@ -200,109 +195,7 @@ def schedule_options(network: Mapping[str, Any], prediction: str, train_timestep
     }
 
 
-# ---------------------------------------------------------------- training data
-
-
-@dataclass
-class LatentPool:
-    """Training or held-out latents of one fold.
-
-    Attributes
-    ----------
-    moments : torch.Tensor, shape (N, K, C or 2C, h, w), float32
-        Encoder moments of K random crops of N images.
-    conditions : torch.Tensor
-        Semantic: (N, K, M, M) uint8 maps of the same crops; class: (N,) int64 labels.
-    draw : callable
-        ``FirstStage.draw``: scaled latents from moments and noise.
-    """
-
-    moments: torch.Tensor
-    conditions: torch.Tensor
-    draw: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (size, C, h, w) and conditions of images and crops drawn uniformly."""
-        rows = torch.randint(self.moments.shape[0], (size,), generator=generator)
-        crops = torch.randint(self.moments.shape[1], (size,), generator=generator)
-        moments = self.moments[rows, crops]
-        noise = torch.randn(moments.shape, generator=generator)[:, : self.channels]
-        conditions = self.conditions[rows, crops] if self.conditions.ndim > 1 else self.conditions[rows]
-        return self.draw(moments, noise), conditions
-
-    @property
-    def channels(self) -> int:
-        """Channels of a drawn latent."""
-        return self.draw(self.moments[:1, 0], torch.zeros(())).shape[1]
-
-
-# ---------------------------------------------------------------- training
-
-
-@dataclass
-class Training:
-    """State of a training: what a checkpoint holds."""
-
-    denoiser: nn.Module
-    optimizer: torch.optim.Optimizer
-    rate: Any
-    ema: Any
-    step: int = 0
-    curve: list[dict[str, float]] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Weights, running average and optimiser moments under flat names, on the CPU."""
-        out = {f"model.{name}": value for name, value in self.denoiser.state_dict().items()}
-        out |= {f"ema.{i}": value for i, value in enumerate(self.ema.shadow_params)}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            out |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        return {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
-
-    def facts(self) -> dict[str, Any]:
-        """What is not a tensor: step, loss curve and the losses since its last row."""
-        return {"step": self.step, "curve": self.curve, "recent": self.recent}
-
-    def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Continue from `tensors` and `facts`."""
-        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        self.denoiser.load_state_dict(model)
-        device = next(self.denoiser.parameters()).device
-        self.ema.shadow_params = [tensors[f"ema.{i}"].to(device) for i in range(len(self.ema.shadow_params))]
-        self.ema.optimization_step = int(facts["step"])
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.step, self.recent = int(facts["step"]), list(facts["recent"])
-        self.curve = [dict(row) for row in facts["curve"]]
-        self.rate.last_epoch = self.step
-        rates = [base * at(self.step) for base, at in zip(self.rate.base_lrs, self.rate.lr_lambdas, strict=True)]
-        self.rate._last_lr = rates
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-
-    def averaged(self) -> dict[str, torch.Tensor]:
-        """State of the denoiser with its parameters replaced by their running average, on the CPU."""
-        names = [name for name, _ in self.denoiser.named_parameters()]
-        average = dict(zip(names, self.ema.shadow_params, strict=True))
-        state = self.denoiser.state_dict() | average
-        return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-
-
-def start_training(denoiser: nn.Module, settings: Mapping[str, Any]) -> Training:
-    """Optimiser, cosine schedule with warm-up and running average for a denoiser, from the ``ldm`` section."""
-    from diffusers.optimization import get_cosine_schedule_with_warmup
-    from diffusers.training_utils import EMAModel
-
-    optimizer = torch.optim.AdamW(
-        denoiser.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
-    )
-    rate = get_cosine_schedule_with_warmup(optimizer, settings["warmup_steps"], settings["steps"])
-    return Training(denoiser, optimizer, rate, EMAModel(denoiser.parameters(), decay=settings["ema_decay"]))
+# ---------------------------------------------------------------- loss
 
 
 def diffusion_loss(
@@ -313,6 +206,7 @@ def diffusion_loss(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
     loss: str,
+    min_snr_gamma: float | None = None,
 ) -> torch.Tensor:
     """Mean L1 or L2 error of the prediction of noise or velocity, a scalar tensor.
 
@@ -330,105 +224,30 @@ def diffusion_loss(
         In [0, train timesteps).
     loss : {"l1", "l2"}
         Norm.
+    min_snr_gamma : float, optional
+        Weighs each timestep by min(SNR, gamma) / SNR (noise) or min(SNR, gamma) / (SNR + 1) (velocity) [Hang et al.];
+        None weighs all alike.
     """
     noisy = noiser.add_noise(latents, noise, timesteps)
     target = noise
     if noiser.config.prediction_type == "v_prediction":
         target = noiser.get_velocity(latents, noise, timesteps)
     predicted = denoiser(noisy, timesteps, condition).float()
-    return F.l1_loss(predicted, target) if loss == "l1" else F.mse_loss(predicted, target)
+    error = F.l1_loss if loss == "l1" else F.mse_loss
+    if min_snr_gamma is None:
+        return error(predicted, target)
+    weight = min_snr_weight(noiser, timesteps, min_snr_gamma)
+    return (weight * error(predicted, target, reduction="none").flatten(1).mean(1)).mean()
 
 
-def train(
-    training: Training,
-    pool: LatentPool,
-    held_out: LatentPool | None,
-    settings: Mapping[str, Any],
-    loss: str,
-    noiser: Any,
-    seed: int,
-    device: torch.device,
-) -> Iterator[Training]:
-    """Train to ``settings["steps"]``, yielding the state after every step; resumes from ``training.step``.
-
-    Parameters
-    ----------
-    training : Training
-        From `start_training`, possibly restored.
-    pool, held_out : LatentPool
-        Training patients' latents; held-out patients' only for a validation loss at fixed noise, which is shown and
-        never used to choose a step or weights.
-    settings : mapping
-        The ``ldm`` section.
-    loss : {"l1", "l2"}
-        Norm of this model's loss.
-    noiser : diffusers.DDPMScheduler
-        Forward process.
-    seed : int
-        Root of all randomness.
-    device : torch.device
-        Where to train.
-
-    Raises
-    ------
-    FloatingPointError
-        The loss is not finite; the step's update is not applied.
-
-    Notes
-    -----
-    A row of ``training.curve`` holds the mean loss of the steps since the row before it.
-    """
-    denoiser, total = training.denoiser, int(noiser.config.num_train_timesteps)
-    autocast = torch.autocast(
-        device.type, torch.bfloat16, enabled=settings["precision"] == "bf16" and device.type != "cpu"
-    )
-    while training.step < settings["steps"]:
-        generator = torch.Generator().manual_seed(unit_seed(seed, "step", training.step))
-        latents, conditions = pool.batch(settings["batch_size"], generator)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        timesteps = torch.randint(total, (len(latents),), generator=generator).to(device)
-        keep = (torch.rand(len(latents), generator=generator) >= settings["condition_dropout"]).to(device)
-        denoiser.train()
-        with autocast:
-            condition = denoiser.condition(conditions.to(device), keep)
-            value = diffusion_loss(denoiser, noiser, latents.to(device), condition, noise, timesteps, loss)
-        if not math.isfinite(value.item()):
-            raise FloatingPointError(
-                f"diffusion training: the loss is {value.item()} at step {training.step};"
-                " lower ldm.learning_rate or set ldm.precision=fp32, the last checkpoint is kept."
-            )
-        training.optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        norm = nn.utils.clip_grad_norm_(denoiser.parameters(), settings["gradient_clip"])
-        training.optimizer.step()
-        training.rate.step()
-        training.ema.step(denoiser.parameters())
-        training.step += 1
-        training.recent.append(value.item())
-        if training.step % settings["log_every"] == 0 or training.step == settings["steps"]:
-            mean_loss = sum(training.recent) / len(training.recent)
-            training.recent.clear()
-            row = {"step": training.step, "loss": mean_loss, "gradient_norm": float(norm)}
-            row["learning_rate"] = float(training.rate.get_last_lr()[0])
-            row["validation"] = validation_loss(denoiser, noiser, held_out, loss, seed, device)
-            training.curve.append(row)
-        yield training
+def min_snr_weight(noiser: Any, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Weight of each timestep in the loss, shape (N,), Hang et al. 2023."""
+    kept = noiser.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = kept / (1 - kept)
+    return snr.clamp(max=gamma) / (snr + 1 if noiser.config.prediction_type == "v_prediction" else snr)
 
 
-@torch.no_grad()
-def validation_loss(
-    denoiser: nn.Module, noiser: Any, held_out: LatentPool | None, loss: str, seed: int, device: torch.device
-) -> float:
-    """Loss on 32 held-out latents at the same noise and timesteps in every call; NaN without held-out images."""
-    if held_out is None or not len(held_out.moments):
-        return float("nan")
-    generator = torch.Generator().manual_seed(unit_seed(seed, "validation"))
-    latents, conditions = held_out.batch(32, generator)
-    noise = torch.randn(latents.shape, generator=generator).to(device)
-    timesteps = torch.linspace(0, noiser.config.num_train_timesteps - 1, len(latents)).long().to(device)
-    denoiser.eval()
-    condition = denoiser.condition(conditions.to(device))
-    return diffusion_loss(denoiser, noiser, latents.to(device), condition, noise, timesteps, loss).item()
+# ---------------------------------------------------------------- size and cost
 
 
 def count_parameters(denoiser: nn.Module) -> dict[str, int]:
@@ -437,6 +256,17 @@ def count_parameters(denoiser: nn.Module) -> dict[str, int]:
     return {"denoiser": network, "conditioner": sum(p.numel() for p in denoiser.parameters()) - network}
 
 
-def facts_json(training: Training) -> str:
-    """`Training.facts` as JSON text."""
-    return json.dumps(training.facts())
+def forward_flops(denoiser: nn.Module, latent_shape: tuple[int, int, int], map_size: int = 128) -> int:
+    """Floating-point operations of one forward pass of one image, two a multiply-add; nothing is computed.
+
+    A training step costs about three times that an image, a sampling step with guidance twice.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ghost = copy.deepcopy(denoiser).to("meta")
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        z = torch.empty(1, *latent_shape)
+        semantic = denoiser.conditioning == "semantic"
+        condition = torch.empty(1, denoiser.map_classes, map_size, map_size) if semantic else torch.zeros(1).long()
+        ghost(z, torch.zeros(1), condition)
+    return counter.get_total_flops()

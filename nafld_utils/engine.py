@@ -40,7 +40,9 @@ def device(settings: EngineSettings) -> Any:
     import torch
 
     if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", _own_gpu(torch.cuda.device_count()))
     wanted = torch.device(settings.device)
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ValueError(
@@ -48,6 +50,18 @@ def device(settings: EngineSettings) -> Any:
             " set engine.device=auto or check the driver with `make doctor`."
         )
     return wanted
+
+
+def _own_gpu(n: int) -> int:
+    """GPU of this process: its worker's place among the workers of a machine, so that units do not share one."""
+    from distributed import get_worker
+
+    try:
+        name = get_worker().name
+    except ValueError:  # not a Dask worker
+        return 0
+    # local workers are numbered; a cluster's jobs see the GPUs that Slurm gave them, the first is theirs
+    return int(name) % n if isinstance(name, int) else 0
 
 
 def announce(text: str) -> None:

@@ -92,17 +92,23 @@ class PreprocessSettings(_Section):
         return self
 
 
+NETWORKS = {("vq", 4), ("vq", 8), ("kl", 8), ("tiny", 8)}
+
+
 class AutoencoderSettings(_Section):
     """The first stage of one model."""
 
-    source: Literal["shipped", "hub", "path", "train"]
+    source: Literal["shipped", "hub", "path", "ldm_checkpoint", "train", "random"]
     kind: Literal["vq", "kl", "tiny"]
+    factor: Literal[4, 8]
+    base_channels: Annotated[int, Field(ge=32, multiple_of=32)]
     hub_id: str | None
     subfolder: str | None
     revision: str | None
     path: str | None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None
     scale: Positive
-    train_steps: Count
+    train_steps: Annotated[int, Field(ge=2)]
 
     @model_validator(mode="after")
     def _origin(self) -> AutoencoderSettings:
@@ -110,6 +116,10 @@ class AutoencoderSettings(_Section):
             raise ValueError("hub_id must name a hub repository when source is hub")
         if self.source == "path" and not self.path:
             raise ValueError("path must name a diffusers folder when source is path")
+        if self.source == "ldm_checkpoint" and not (self.path and self.sha256):
+            raise ValueError("path and sha256 must name a checkpoint and its SHA-256 when source is ldm_checkpoint")
+        if self.source in ("ldm_checkpoint", "train", "random") and (self.kind, self.factor) not in NETWORKS:
+            raise ValueError(f"kind and factor must be one of {sorted(NETWORKS)}, got ({self.kind!r}, {self.factor})")
         return self
 
 
@@ -137,6 +147,9 @@ class DenoiserSettings(_Section):
 
 
 Conditioning = Literal["semantic", "class"]
+Guidance = Annotated[float, Field(ge=1.0, le=20.0)]
+Balance = Literal["none", "oversample"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class LdmSettings(_Section):
@@ -146,7 +159,11 @@ class LdmSettings(_Section):
     folds: tuple[NonNegative, ...] | None
     semantic: DenoiserSettings
     class_: DenoiserSettings = Field(alias="class")
+    balance: Annotated[tuple[Balance, ...], Field(min_length=1)]
+    latents: Literal["pool", "on_the_fly"]
+    init_from: Name | None
     prediction: Literal["epsilon", "v_prediction"]
+    min_snr_gamma: Positive | None
     train_timesteps: Annotated[int, Field(ge=10)]
     steps: Count
     batch_size: Count
@@ -156,9 +173,20 @@ class LdmSettings(_Section):
     gradient_clip: Positive
     condition_dropout: Share
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
+    accumulate: Count
     checkpoint_every: Count
+    keep_checkpoints: Count
+    preview_every: NonNegative
     log_every: Count
+
+    @model_validator(mode="after")
+    def _batches(self) -> LdmSettings:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
+        if "none" not in self.balance or len(set(self.balance)) != len(self.balance):
+            raise ValueError(f"balance must hold none, and each value once, got {list(self.balance)}")
+        return self
 
 
 class SamplingSettings(_Section):
@@ -166,11 +194,21 @@ class SamplingSettings(_Section):
 
     n_images: Count
     n_null: Count
-    scheduler: Literal["ddim"]
+    scheduler: Literal["ddim", "dpmsolver++", "unipc"]
     steps: Count
     eta: Share
-    guidance: Annotated[float, Field(ge=1.0, le=20.0)]
+    guidance: Guidance
+    precision: Precision
     batch_size: Count
+    n_compared: NonNegative
+    compared_guidance: tuple[Guidance, ...]
+    compared_steps: tuple[Count, ...]
+
+    @model_validator(mode="after")
+    def _deterministic(self) -> SamplingSettings:
+        if self.scheduler != "ddim" and self.eta > 0:
+            raise ValueError(f"eta must be 0 with {self.scheduler}, which draws no noise, got {self.eta:g}")
+        return self
 
 
 class QualitySettings(_Section):
@@ -247,6 +285,7 @@ class EngineSettings(_Section):
     n_workers: Count | None
     threads: Count
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    compile: bool
     address: str | None
     slurm: dict[str, Any]
     min_free_gib: Annotated[float, Field(ge=0)]

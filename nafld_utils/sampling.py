@@ -1,35 +1,52 @@
-"""Drawing latents from a trained denoiser: DDIM with classifier-free guidance, every image its own seed.
+"""Drawing latents from a trained denoiser with classifier-free guidance, every image its own seed.
 
 Contract: image i is a function of its own seed and condition. Noise is drawn an image at a time on the CPU, so
-neither the batch size nor the number of workers enters (floating-point kernels may still round differently).
+neither the batch size nor the number of workers enters: to the bit on a CPU, where the network always sees groups of
+`CPU_GROUP` images, to float tolerance on a GPU.
 
-Sources: Song et al. 2021, arXiv 2010.02502 (DDIM); Ho & Salimans 2022, arXiv 2207.12598 (guidance); paper, Methods.
+Sources: Song et al. 2021, arXiv 2010.02502 (DDIM); Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++); Zhao et al. 2023,
+arXiv 2302.04867 (UniPC); Ho & Salimans 2022, arXiv 2207.12598 (guidance); paper, Methods.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-REVISION = 1
+from nafld_utils.diffusion_training import arithmetic
+
+REVISION = 2
+CPU_GROUP = 8  # images a pass on a CPU; kernels are chosen by shape, so one shape makes one result
 
 
-def build_sampler(options: Mapping[str, Any]) -> Any:
-    """DDIM as the original latent diffusion code walks it: timesteps 999, 997, ... 1 at 500 steps.
+def build_sampler(options: Mapping[str, Any], scheduler: str = "ddim") -> Any:
+    """A diffusers sampler.
 
     Parameters
     ----------
     options : mapping
         From `diffusion.schedule_options`.
+    scheduler : {"ddim", "dpmsolver++", "unipc"}
+        DDIM as the original latent diffusion code walks it: timesteps 999, 997, ... 1 at 500 steps [paper]; or a
+        multistep solver of second order, which needs 20 to 50 steps. Choice: those start from the last timestep
+        ("trailing"), where the noise is that of training.
     """
-    from diffusers import DDIMScheduler
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-    return DDIMScheduler(
-        **options, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
-    )
+    if scheduler == "ddim":
+        return DDIMScheduler(
+            **options, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
+        )
+    fast = {**options, "solver_order": 2, "timestep_spacing": "trailing"}
+    if scheduler == "dpmsolver++":
+        return DPMSolverMultistepScheduler(**fast, algorithm_type="dpmsolver++")
+    if scheduler == "unipc":
+        return UniPCMultistepScheduler(**fast)
+    raise ValueError(f"scheduler must be ddim, dpmsolver++ or unipc, got {scheduler!r}.")
 
 
 def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float) -> torch.Tensor:
@@ -62,6 +79,8 @@ def sample(
     guidance: float,
     device: torch.device,
     null: bool = False,
+    scheduler: str = "ddim",
+    precision: str = "fp32",
 ) -> torch.Tensor:
     """Draw one latent for every seed.
 
@@ -78,15 +97,19 @@ def sample(
     latent_shape : tuple of int
         C, h, w.
     steps : int
-        DDIM steps.
+        Sampler steps.
     eta : float
-        0 is deterministic, 1 adds the noise of the ancestral sampler.
+        DDIM only: 0 is deterministic, 1 adds the noise of the ancestral sampler.
     guidance : float
         At least 1; 1.2 in the paper.
     device : torch.device
         Where to compute.
     null : bool
         Drop every condition, to show what the condition does.
+    scheduler : {"ddim", "dpmsolver++", "unipc"}
+        See `build_sampler`.
+    precision : {"fp32", "tf32", "bf16"}
+        Of the network on a GPU; the sampler always computes in fp32.
 
     Returns
     -------
@@ -100,18 +123,44 @@ def sample(
     """
     if len(seeds) != len(conditions):
         raise ValueError(f"sample: expected one condition a seed, found {len(conditions)} and {len(seeds)}.")
-    sampler = build_sampler(options)
-    if steps > sampler.config.num_train_timesteps:
-        raise ValueError(f"sampling.steps must not exceed {sampler.config.num_train_timesteps}, got {steps}.")
-    sampler.set_timesteps(steps, device=device)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    z = _noise(generators, latent_shape, device) * sampler.init_noise_sigma
-    conditions = conditions.to(device)
+    if not 1 <= steps <= options["num_train_timesteps"]:
+        raise ValueError(f"sampling.steps must not exceed {options['num_train_timesteps']}, got {steps}.")
     denoiser.eval()
+    n = len(seeds)
+    size = CPU_GROUP if device.type == "cpu" else n
+    drawn = []
+    for start in range(0, n, size):
+        # the last group is filled up with its own last image, so that every group has one shape
+        rows = [min(row, n - 1) for row in range(start, start + size)]
+        generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
+        sampler = build_sampler(options, scheduler)
+        sampler.set_timesteps(steps, device=device)
+        with arithmetic(precision, device):
+            z = _walk(denoiser, sampler, conditions[rows].to(device), generators, latent_shape, eta, guidance, null)
+        drawn.append(z[: n - start])
+    return torch.cat(drawn)
+
+
+def _walk(
+    denoiser: nn.Module,
+    sampler: Any,
+    conditions: torch.Tensor,
+    generators: Sequence[torch.Generator],
+    latent_shape: tuple[int, int, int],
+    eta: float,
+    guidance: float,
+    null: bool,
+) -> torch.Tensor:
+    """All steps of one group, (n, C, h, w) float32."""
+    device = conditions.device
+    z = _noise(generators, latent_shape, device) * sampler.init_noise_sigma
+    is_ddim = "eta" in inspect.signature(sampler.step).parameters
     for t in sampler.timesteps:
-        predicted = predict(denoiser, z, t, conditions, guidance, null)
-        noise = _noise(generators, latent_shape, device) if eta > 0 else None
-        z = sampler.step(predicted.float(), t, z, eta=eta, variance_noise=noise).prev_sample
+        predicted = predict(denoiser, z, t, conditions, guidance, null).float()
+        noise = {}
+        if is_ddim:
+            noise = {"eta": eta, "variance_noise": _noise(generators, latent_shape, device) if eta > 0 else None}
+        z = sampler.step(predicted, t, z, **noise).prev_sample
     return z
 
 

@@ -44,7 +44,7 @@ def train(images: np.ndarray, steps: dict[str, int], seed: int = FIRST_SEED) -> 
     """Train the small autoencoder through the phases in `steps`; prints its progress."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = autoencoder.build_tiny()
+        model = autoencoder.build("tiny")
     features = autoencoder_training.feature_maps(backbones.load("tf_efficientnet_lite2", "bundled"))
     for phase, n in steps.items():
         stage = train_phase(images, model, features, phase, n, seed)
@@ -62,8 +62,8 @@ def train_phase(
             print(f"{phase}: step {step}/{steps}, loss {loss:.4f}, {time.monotonic() - started:.0f} s", flush=True)
 
     seeds = (unit_seed(seed, "shipped", phase, step) for step in range(steps))
-    return autoencoder_training.train_tiny(
-        images, model, features, seeds, steps, torch.device("cpu"), phase, report=report
+    return autoencoder_training.train(
+        images, model, "tiny", features, seeds, steps, torch.device("cpu"), phase, report=report
     )[0]
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
 
 PROJECT = Path(__file__).resolve().parent.parent
+GUARD = Path(__file__).resolve().parent / "guard"
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 # What an outer make hands to its children, and what belongs to the machine rather than to a test.
 _NOT_INHERITED = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PROFILE", "RUN", "SET", "DATA", "TESTS")
@@ -77,3 +79,34 @@ def run_make(*arguments, root, timeout=120, check=None, **environment):
     if check is not None:
         assert done.returncode == check, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+class Smoke:
+    """A finished smoke run, with the network shut, in a temporary folder; one serves all tests."""
+
+    def __init__(self, root):
+        self.root, self.log = root, root / "network.log"
+        started = time.monotonic()
+        self.done = self.make("all", timeout=1200)
+        self.seconds = time.monotonic() - started
+        self.reports, self.artifacts = root / "reports" / "smoke", root / "artifacts" / "smoke"
+
+    def make(self, *arguments, **options):
+        guarded = {"PYTHONPATH": str(GUARD), "NAFLD_NETWORK_LOG": str(self.log)}
+        return run_make(*arguments, "PROFILE=smoke", root=self.root, **guarded, **options)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    run = Smoke(tmp_path_factory.mktemp("smoke"))
+    assert run.done.returncode == 0, f"{run.done.stdout[-6000:]}\n{run.done.stderr[-6000:]}"
+    return run
+
+
+@pytest.fixture
+def run(smoke, monkeypatch):
+    """The smoke run as the package sees it."""
+    from nafld_utils import artifacts
+
+    monkeypatch.setenv("NAFLD_ROOT", str(smoke.root))
+    return artifacts.open_run("smoke")

@@ -31,7 +31,7 @@ def wrap(kind):
             up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=3, num_vq_embeddings=16,
         )  # fmt: skip
     else:
-        model = autoencoder.build_tiny()
+        model = autoencoder.build("tiny")
     channels = model.config.latent_channels
     zeros, ones = torch.zeros(channels), torch.full((channels,), 0.5)
     return autoencoder.FirstStage(model.eval().requires_grad_(False), kind, zeros, ones)
@@ -128,3 +128,30 @@ def test_shipped_weights_are_small_and_better_than_a_blur():
 def test_a_missing_shipped_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="shipped autoencoder, found no file"):
         autoencoder.load_shipped(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "count"), [("vq", 4, 55_322_782), ("vq", 8, 67_717_295), ("kl", 8, 83_653_863)]
+)
+def test_published_first_stages_have_the_published_number_of_weights(kind, factor, count):
+    with torch.device("meta"):
+        model = autoencoder.build(kind, factor)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_an_architecture_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="autoencoder kl-f4: expected one of vq-f4, vq-f8, kl-f8, tiny-f8"):
+        autoencoder.build("kl", 4)
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("vq", 4), ("kl", 8), ("tiny", 8)])
+def test_every_architecture_survives_its_tensors_and_is_told_from_another(kind, factor):
+    stage = autoencoder.untrained(kind, factor, 32, 0.5, seed=1)
+    again = autoencoder.from_tensors(autoencoder.to_tensors(stage), kind, factor, 32)
+    images = pictures(1)
+    assert np.array_equal(autoencoder.reconstruct(stage, images, CPU), autoencoder.reconstruct(again, images, CPU))
+    assert autoencoder.fingerprint(stage) == autoencoder.fingerprint(again)
+    other = autoencoder.untrained(kind, factor, 32, 0.5, seed=2)
+    assert autoencoder.fingerprint(stage) != autoencoder.fingerprint(other)
+    rescaled = autoencoder.FirstStage(stage.model, kind, stage.shift, stage.scale * 2)
+    assert autoencoder.fingerprint(stage) != autoencoder.fingerprint(rescaled)

@@ -41,7 +41,7 @@ def test_structure_phase_compares_place_by_place_only(features):
 
 
 def test_reconstruction_terms_reach_the_decoder_and_the_encoder(features):
-    model = autoencoder.build_tiny()
+    model = autoencoder.build("tiny")
     images = autoencoder.to_unit(speckle(2, 0))
     loss = autoencoder_training.ReconstructionLoss("texture", features, images)
     sum(loss.terms(model.decode(model.encode(images).latents).sample, images).values()).backward()
@@ -50,22 +50,28 @@ def test_reconstruction_terms_reach_the_decoder_and_the_encoder(features):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["structure", "texture"])
-def test_training_lowers_the_loss_and_depends_on_seeds_alone(features, phase):
-    def train():
-        torch.manual_seed(0)
-        model = autoencoder.build_tiny()
-        return autoencoder_training.train_tiny(speckle(8, 2), model, features, range(41), 41, CPU, phase, batch_size=2)
+@pytest.mark.parametrize(
+    ("kind", "factor", "phase"),
+    [("tiny", 8, "structure"), ("tiny", 8, "texture"), ("kl", 8, "structure"), ("vq", 4, "structure")],
+)
+def test_training_lowers_the_loss_and_depends_on_seeds_alone(features, kind, factor, phase):
+    def train(steps):
+        model = autoencoder.untrained(kind, factor, 32, 1.0, seed=0).model
+        return autoencoder_training.train(
+            speckle(8, 2), model, kind, features, range(steps), steps, CPU, phase, batch_size=2
+        )
 
-    stage, curve = train()
-    again, _ = train()
+    stage, curve = train(41)
     assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
-    assert all(torch.equal(v, autoencoder.to_tensors(again)[k]) for k, v in autoencoder.to_tensors(stage).items())
+    once, again = (autoencoder.to_tensors(train(3)[0]) for _ in range(2))
+    assert all(torch.equal(value, again[name]) for name, value in once.items())
+    latents = stage.draw(stage.encode(autoencoder.to_unit(speckle(8, 2))))
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(latents.shape[1]), atol=0.3, rtol=0)
 
 
 def test_a_loss_that_is_not_finite_stops(features):
-    model = autoencoder.build_tiny()
+    model = autoencoder.build("tiny")
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="autoencoder: the loss is nan at step 0; lower the learning rate"):
-        autoencoder_training.train_tiny(speckle(2, 0), model, features, range(1), 1, CPU, batch_size=2)
+        autoencoder_training.train(speckle(2, 0), model, "tiny", features, range(1), 1, CPU, batch_size=2)

@@ -1,17 +1,11 @@
-"""The two networks, the schedule, and a training loop that learns and resumes to the bit."""
+"""The two networks: sizes, conditions, schedule and loss."""
 
-import copy
-import math
-
-import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from nafld_utils import diffusion, params
-from nafld_utils.stages import ldm as stage
 
-CPU = torch.device("cpu")
 SHAPE = (4, 8, 8)
 
 
@@ -45,35 +39,6 @@ def tiny(conditioning, seed=0):
     return diffusion.build_denoiser(conditioning, network, SHAPE, 5, seed)
 
 
-def settings(**changes):
-    base = params.load("smoke").section("ldm")
-    return base | {"steps": 12, "log_every": 1, "warmup_steps": 2, "batch_size": 4} | changes
-
-
-def pool(conditioning, n=6, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    moments = torch.randn(n, 2, *SHAPE, generator=generator)
-    maps = torch.randint(5, (n, 2, 16, 16), generator=generator, dtype=torch.uint8)
-    conditions = maps if conditioning == "semantic" else torch.arange(n) % 2
-    return diffusion.LatentPool(moments, conditions, lambda m, noise: m)
-
-
-def noiser(conditioning, prediction="v_prediction"):
-    network = params.load("smoke").section(f"ldm.{conditioning}")
-    return DDPMScheduler(**diffusion.schedule_options(network, prediction, 1000))
-
-
-def fit(conditioning, training=None, stop=None, seed=3, **changes):
-    chosen = settings(**changes)
-    training = training or diffusion.start_training(tiny(conditioning), chosen)
-    loss = chosen[conditioning]["loss"]
-    data = pool(conditioning)
-    for state in diffusion.train(training, data, data, chosen, loss, noiser(conditioning), seed, CPU):
-        if state.step == stop:
-            break
-    return training
-
-
 def test_initial_weights_depend_on_the_seed_alone():
     before = torch.random.get_rng_state()
     a, b, c = tiny("class", 1), tiny("class", 1), tiny("class", 2)
@@ -98,97 +63,41 @@ def test_averaging_a_map_equals_bilinear_at_half_size():
     torch.testing.assert_close(half, bilinear)
 
 
-@pytest.mark.parametrize("conditioning", ["semantic", "class"])
-def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, tmp_path):
-    whole = fit(conditioning)
-    interrupted = fit(conditioning, stop=7)
-    stage.checkpoint(interrupted, tmp_path)
-    resumed = diffusion.start_training(tiny(conditioning, seed=99), settings())
-    assert stage.resume(resumed, tmp_path)
-    assert resumed.step == 7
-    fit(conditioning, training=resumed)
-    for name, value in whole.tensors().items():
-        assert torch.equal(value, resumed.tensors()[name]), name
-    assert whole.facts() == resumed.facts()
+@pytest.mark.parametrize(
+    ("options", "gflop"),
+    [
+        ({"conditioning": "semantic"}, 65.7),
+        ({"conditioning": "semantic", "channel_mult": [1, 4, 8]}, 207.6),
+        ({"conditioning": "class"}, 114.1),
+    ],
+)
+def test_paper_size_networks_cost_the_published_operations(options, gflop):
+    name = options["conditioning"]
+    network = params.load("paper").section(f"ldm.{name}") | options
+    shape = (3, 64, 64) if name == "semantic" else (4, 32, 32)
+    with torch.device("meta"):
+        denoiser = diffusion.build_denoiser(name, network, shape, 5, 0)
+    assert diffusion.forward_flops(denoiser, shape) / 1e9 == pytest.approx(gflop, rel=0.005)
 
 
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path):
-    stage.checkpoint(fit("class", stop=3), tmp_path)
-    stage.checkpoint(fit("class", stop=6), tmp_path)
-    newest = sorted(tmp_path.glob("step-*"))[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    training = diffusion.start_training(tiny("class"), settings())
-    assert stage.resume(training, tmp_path)
-    assert training.step == 3
-    assert not newest.exists()
-
-
-def test_only_the_last_checkpoints_are_kept(tmp_path):
-    training = fit("class", stop=1)
-    for step in (1, 2, 3, 4):
-        training.step = step
-        stage.checkpoint(training, tmp_path)
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000003.safetensors", "step-00000004.safetensors"]
-
-
-def test_average_differs_from_the_raw_weights_after_ten_steps_and_keeps_every_name():
-    training = fit("semantic", stop=10)
-    raw, averaged = training.denoiser.state_dict(), training.averaged()
-    assert raw.keys() == averaged.keys()
-    assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
-
-
-def test_the_rate_warms_up_and_falls_to_zero():
-    rates = [row["learning_rate"] for row in fit("class").curve]
-    assert rates[1] == max(rates)
-    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
-
-
-def test_one_step_agrees_with_a_plain_diffusers_loop():
-    chosen = settings(condition_dropout=0.0)
-    training = diffusion.start_training(tiny("class"), chosen)
-    plain = copy.deepcopy(training.denoiser)
-    data, process = pool("class"), noiser("class")
-    next(diffusion.train(training, data, None, chosen, "l2", process, 3, CPU))
-
-    generator = torch.Generator().manual_seed(diffusion.unit_seed(3, "step", 0))
-    latents, labels = data.batch(4, generator)
-    noise = torch.randn(latents.shape, generator=generator)
-    t = torch.randint(1000, (4,), generator=generator)
-    predicted = plain.unet(process.add_noise(latents, noise, t), t, plain.embed(labels)[:, None]).sample
-    alpha = process.alphas_cumprod[t][:, None, None, None]
-    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-    loss = ((predicted - velocity) ** 2).mean()
-    assert training.recent == [] or math.isclose(training.recent[-1], loss.item(), rel_tol=1e-6)
-    assert training.curve[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_update():
-    chosen = settings()
-    training = diffusion.start_training(tiny("class"), chosen)
-    before = training.tensors()
-    data = pool("class")
-    data.moments[:] = float("nan")
-    with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
-        next(diffusion.train(training, data, None, chosen, "l2", noiser("class"), 0, CPU))
-    assert all(torch.equal(value, before[name]) for name, value in training.tensors().items())
-
-
-def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
-    denoiser, data = tiny("class"), pool("class")
-    first = diffusion.validation_loss(denoiser, noiser("class"), data, "l2", 0, CPU)
-    torch.rand(3)
-    assert diffusion.validation_loss(denoiser, noiser("class"), data, "l2", 0, CPU) == first
-    assert math.isnan(diffusion.validation_loss(denoiser, noiser("class"), None, "l2", 0, CPU))
-
-
-@pytest.mark.slow
-def test_the_training_code_can_learn_four_images():
-    chosen = settings(steps=300, batch_size=8, learning_rate=2e-3, warmup_steps=10, condition_dropout=0.0, log_every=20)
-    data = pool("class", n=4)
-    data.moments = data.moments[:, :1, :, :1, :1].expand(-1, 1, -1, 8, 8)  # four flat images, one crop each
-    training = diffusion.start_training(tiny("class"), chosen)
-    for _ in diffusion.train(training, data, data, chosen, "l2", noiser("class"), 0, CPU):
-        pass
-    losses = np.array([row["loss"] for row in training.curve])
-    assert losses[-1] < 0.35 * losses[0]
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_as_published_and_not_at_all_without_gamma(prediction):
+    network = params.load("smoke").section("ldm.class")
+    noiser = DDPMScheduler(**diffusion.schedule_options(network, prediction, 1000))
+    t = torch.tensor([0, 400, 999])
+    alpha = noiser.alphas_cumprod[t]
+    snr = alpha / (1 - alpha)
+    assert snr[0] > 5 > snr[2], "both sides of gamma"
+    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr if prediction == "epsilon" else snr + 1)
+    torch.testing.assert_close(diffusion.min_snr_weight(noiser, t, 5.0), expected)
+    denoiser, z, noise = tiny("class").eval(), torch.randn(3, *SHAPE), torch.randn(3, *SHAPE)
+    arguments = (denoiser, noiser, z, torch.tensor([0, 1, 2]), noise, t, "l2")
+    single = [
+        diffusion.diffusion_loss(
+            denoiser, noiser, z[i : i + 1], torch.tensor([i]), noise[i : i + 1], t[i : i + 1], "l2"
+        )
+        for i in range(3)
+    ]
+    weighted = sum(w * value for w, value in zip(expected, single, strict=True)) / 3
+    torch.testing.assert_close(diffusion.diffusion_loss(*arguments, 5.0), weighted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(diffusion.diffusion_loss(*arguments), sum(single) / 3, rtol=1e-4, atol=1e-5)

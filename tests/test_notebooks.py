@@ -7,51 +7,19 @@ import ast
 import json
 import re
 import shutil
-import time
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
-from conftest import PROJECT, run_make
+from conftest import PROJECT
 from test_report import assert_self_contained, chromium, open_and_look
 
 from nafld_utils import artifacts, graph, report
 
-GUARD = Path(__file__).parent / "guard"
 NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in graph.STAGES]
 BUDGET = 300.0  # seconds for the smoke profile on two free cores
 
 pytestmark = pytest.mark.slow
-
-
-class Smoke:
-    """A finished smoke run."""
-
-    def __init__(self, root):
-        self.root, self.log = root, root / "network.log"
-        started = time.monotonic()
-        self.done = self.make("all", timeout=1200)
-        self.seconds = time.monotonic() - started
-        self.reports, self.artifacts = root / "reports" / "smoke", root / "artifacts" / "smoke"
-
-    def make(self, *arguments, **options):
-        guarded = {"PYTHONPATH": str(GUARD), "NAFLD_NETWORK_LOG": str(self.log)}
-        return run_make(*arguments, "PROFILE=smoke", root=self.root, **guarded, **options)
-
-
-@pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
-    run = Smoke(tmp_path_factory.mktemp("smoke"))
-    assert run.done.returncode == 0, f"{run.done.stdout[-6000:]}\n{run.done.stderr[-6000:]}"
-    return run
-
-
-@pytest.fixture
-def run(smoke, monkeypatch):
-    """The smoke run as the package sees it."""
-    monkeypatch.setenv("NAFLD_ROOT", str(smoke.root))
-    return artifacts.open_run("smoke")
 
 
 def test_all_notebooks_run_within_the_budget(smoke):

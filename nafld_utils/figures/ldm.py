@@ -20,14 +20,14 @@ def loss_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
     Parameters
     ----------
     curves : pandas.DataFrame
-        ``conditioning, fold, step, loss, validation`` of one model or several.
+        ``model, fold, step, loss, validation`` of one model or several.
     ax : Axes
         Where to draw.
     """
     from matplotlib.lines import Line2D
 
-    for name, part in curves.groupby("conditioning", sort=False):
-        color = COLORS[str(name)]
+    for name, part in curves.groupby("model", sort=False):
+        color = COLORS[str(name).removesuffix("_balanced")]
         for column, dashes in (("loss", "-"), ("validation", ":")):
             wide = part.pivot_table(index="step", columns="fold", values=column)
             if wide.empty:
@@ -135,4 +135,38 @@ def condition_effect(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.grid(axis="x")
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.legend(loc="best")
+    return ax
+
+
+def sampler_comparison(table: pd.DataFrame, varied: str, value: str, label: str, ax: Axes) -> Axes:
+    """A value of small sets over one setting of the sampler, a line a model; the run's own setting drawn twice.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``model, seeds`` and the two columns named by `varied` and `value`.
+    varied : str
+        ``guidance`` or ``steps``.
+    value : str
+        ``frechet`` or ``condition``.
+    label : str
+        Label of the axis.
+    ax : Axes
+        Where to draw.
+    """
+    for name, part in table.groupby("model", sort=False):
+        own, other = part[part["seeds"] == "own"].sort_values(varied), part[part["seeds"] == "other"]
+        ax.plot(own[varied], own[value], "o-", color=COLORS[str(name)], label=f"{name} model")
+        ax.plot(other[varied], other[value], "D", mfc="none", ms=8, color=COLORS[str(name)])
+    if varied == "steps":
+        ax.set_xscale("log")
+        steps = sorted(table[varied].unique())
+        ax.set_xticks(steps, [str(step) for step in steps])
+        ax.minorticks_off()
+    handles, _ = ax.get_legend_handles_labels()
+    from matplotlib.lines import Line2D
+
+    other = Line2D([], [], marker="D", mfc="none", ms=8, ls="", color="#444444", label="the same, other seeds")
+    ax.legend(handles=[*handles, other])
+    ax.set(xlabel=varied, ylabel=label)
     return ax

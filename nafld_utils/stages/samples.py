@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 
 from nafld_utils import autoencoder, engine, preprocess, sampling
 from nafld_utils.artifacts import Run, Unit, load_array, save_array, unit_seed
-from nafld_utils.stages import ldm, prepare
+from nafld_utils.stages import first_stages, ldm, prepare
 
 KINDS = ("synthetic", "synthetic_null", "synthetic_untrained", "synthetic_gaussian")
 
@@ -44,33 +46,39 @@ def _count(run: Run, kind: str) -> int:
     return counts.get(kind, run.settings.quality.n_reference)
 
 
-def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "synthetic") -> Unit:
-    """Unit of a set; `kind` is one of `KINDS`."""
+def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "synthetic", balance: str = "none") -> Unit:
+    """Unit of a set; `kind` is one of `KINDS`. Sets of several sizes lie side by side."""
     if kind not in KINDS:
         raise ValueError(f"synthetic set {kind!r}: expected one of {', '.join(KINDS)}.")
-    settings = {key: value for key, value in run.settings.section("sampling").items() if key != "batch_size"}
-    counts = ("n_images", "n_null")
-    settings = {key: value for key, value in settings.items() if key not in counts} | {"n": _count(run, kind)}
+    read = ("scheduler", "steps", "eta", "guidance", "precision")
+    settings = {key: run.settings.section("sampling")[key] for key in read} | {"n": _count(run, kind)}
     warp = run.settings.preprocess
     settings |= {"warp": [warp.warp_points, warp.warp_strength], "seed": run.settings.seed, "kind": kind, "fold": fold}
-    made_by = ldm.latents_unit if kind in ("synthetic_untrained", "synthetic_gaussian") else ldm.ldm_unit
+    if kind in ("synthetic_untrained", "synthetic_gaussian"):
+        made_by = first_stages.latents_unit(run, conditioning, fold)
+    else:
+        made_by = ldm.ldm_unit(run, conditioning, fold, balance)
     if kind == "synthetic_untrained":
         settings["network"] = run.settings.section(f"ldm.{conditioning}")
     return run.unit(
         kind,
-        conditioning,
+        ldm.model_name(conditioning, balance),
         f"fold{fold}",
+        f"n{_count(run, kind):05d}",
         settings=settings,
-        inputs=[made_by(run, conditioning, fold), prepare.preprocess_unit(run)],
+        inputs=[made_by, prepare.preprocess_unit(run)],
         modules=["sampling", "diffusion", "autoencoder"],
     )
 
 
-def draw_conditions(run: Run, conditioning: str, fold: int, n: int) -> tuple[pd.DataFrame, np.ndarray]:
+def draw_conditions(
+    run: Run, conditioning: str, fold: int, n: int, balance: str = "none"
+) -> tuple[pd.DataFrame, np.ndarray]:
     """Conditions of n images, each a function of its own seed.
 
     Semantic: maps of training patients' crops, uniformly over training frames, under a weak piecewise-affine warp;
-    class: labels half and half [paper, Synthetic image generation].
+    class: labels half and half [paper, Synthetic image generation]. A model of the balanced cohort draws maps as its
+    cohort holds them: from both classes alike.
 
     Returns
     -------
@@ -81,17 +89,18 @@ def draw_conditions(run: Run, conditioning: str, fold: int, n: int) -> tuple[pd.
     """
     seeds = [unit_seed(run.settings.seed, "synthetic", conditioning, fold, i) for i in range(n)]
     table = pd.DataFrame({"index": range(n), "seed": seeds}).assign(conditioning=conditioning, fold=fold)
-    table["synthetic_id"] = [f"{conditioning}_f{fold}_{i:05d}" for i in range(n)]
+    table["synthetic_id"] = [f"{ldm.model_name(conditioning, balance)}_f{fold}_{i:05d}" for i in range(n)]
     if conditioning == "class":
         table = table.assign(label=table["index"] % 2, source_patient=-1, source_image="")
         return table, np.array(table["label"], dtype=np.int64)
     data = prepare.open_preprocessed(run)
     training = np.flatnonzero(data.images["fold"].to_numpy() != fold)
-    options = run.settings.preprocess
+    options, label = run.settings.preprocess, data.images["label"].to_numpy()
+    by_class = [training[label[training] == value] for value in (0, 1)]
     rows, maps = [], []
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        row = int(rng.choice(training))
+        row = int(rng.choice(training if balance == "none" else by_class[rng.integers(2)]))
         crop = int(rng.integers(data.pool_maps.shape[1]))
         rows.append(row)
         maps.append(preprocess.warp_map(data.pool_maps[row, crop], rng, options.warp_points, options.warp_strength))
@@ -102,36 +111,40 @@ def draw_conditions(run: Run, conditioning: str, fold: int, n: int) -> tuple[pd.
     return table, np.stack(maps)
 
 
-def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic") -> None:
+def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", balance: str = "none") -> None:
     """Draw one set, in shards that a killed run resumes from; does nothing when the unit is done."""
-    unit = synthetic_unit(run, conditioning, fold, kind)
+    unit = synthetic_unit(run, conditioning, fold, kind, balance)
     if unit.done():
         return
     device = engine.device(run.settings.engine)
-    table, conditions = draw_conditions(run, conditioning, fold, _count(run, kind))
-    stage = ldm.first_stage(run, conditioning, fold).to(device)
-    draw = _drawer(run, conditioning, fold, kind, stage, device)
-    size = run.settings.sampling.batch_size
-    meter = engine.StepMeter(f"{kind} {conditioning} fold {fold}", len(table))
-    shards = []
+    table, conditions = draw_conditions(run, conditioning, fold, _count(run, kind), balance)
+    stage = first_stages.first_stage(run, conditioning, fold).to(device)
+    draw = _drawer(run, conditioning, fold, kind, stage, device, balance)
+    size, image_size = run.settings.sampling.batch_size, run.settings.preprocess.image_size
+    meter = engine.StepMeter(f"{unit.recipe['unit']}", len(table))
     for start in range(0, len(table), size):
-        path = unit.work / f"shard-{start:06d}.npy"
-        part = table.iloc[start : start + size]
-        shard = _whole_shard(path, len(part))
-        if shard is None:
-            latents = draw(torch.from_numpy(conditions[start : start + size]), part["seed"].tolist())
-            shard = autoencoder.decode_latents(stage, latents, device)
-            save_array(path, shard)
-        shards.append(shard)
+        path, part = _shard(unit, start), table.iloc[start : start + size]
+        if _whole_shard(path, len(part)) is None:
+            latents = draw(part, conditions[start : start + size])
+            save_array(path, autoencoder.decode_latents(stage, latents, device))
         meter(start + len(part))
     with unit.writing(device=str(device), seconds=meter.seconds()) as folder:
-        np.save(folder / "images.npy", np.concatenate(shards))
+        # the set may be larger than memory: it goes from shard to file
+        images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(table), image_size, image_size))
+        for start in range(0, len(table), size):
+            images[start : start + size] = load_array(_shard(unit, start))
+        images.flush()
+        del images
         table.to_csv(folder / "table.csv", index=False)
         if conditioning == "semantic":
             np.save(folder / "conditions.npy", conditions)
 
 
-def _whole_shard(path: Any, n: int) -> np.ndarray | None:
+def _shard(unit: Unit, start: int) -> Path:
+    return unit.work / f"shard-{start:06d}.npy"
+
+
+def _whole_shard(path: Path, n: int) -> np.ndarray | None:
     try:
         shard = load_array(path)
     except (OSError, ValueError, EOFError):
@@ -139,28 +152,101 @@ def _whole_shard(path: Any, n: int) -> np.ndarray | None:
     return shard if len(shard) == n else None
 
 
+def check_sources(run: Run, fold: int, table: pd.DataFrame, origin: str) -> None:
+    """Refuse conditions from patients whom a fold holds out: its model must never meet them.
+
+    Raises
+    ------
+    ValueError
+        Names `origin` and the patients.
+    """
+    images = prepare.open_preprocessed(run).images
+    leaked = set(images.loc[images["fold"] == fold, "patient_id"]) & set(table["source_patient"])
+    if leaked:
+        raise ValueError(
+            f"{origin}: source patients {sorted(leaked)} are held out in fold {fold}; draw conditions from that fold's"
+            " training patients, and make the set again."
+        )
+
+
+Drawer = Callable[[pd.DataFrame, np.ndarray], torch.Tensor]
+
+
 def _drawer(
-    run: Run, conditioning: str, fold: int, kind: str, stage: autoencoder.FirstStage, device: torch.device
-) -> Any:
-    """Function from conditions and seeds to scaled latents."""
+    run: Run,
+    conditioning: str,
+    fold: int,
+    kind: str,
+    stage: autoencoder.FirstStage,
+    device: torch.device,
+    balance: str = "none",
+) -> Drawer:
+    """Function from rows of the table and their conditions to scaled latents."""
     if kind == "synthetic_gaussian":
-        pool, _ = ldm.latent_pools(run, conditioning, fold, stage.to("cpu"))
+        pool, _ = first_stages.latent_pools(run, conditioning, fold, stage)
         latents = pool.draw(pool.moments.flatten(0, 1), None)
-        stage.to(device)
-        return lambda conditions, seeds: sampling.gaussian_latents(latents, seeds).to(device)
-    shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
+        return lambda rows, conditions: sampling.gaussian_latents(latents, rows["seed"].tolist()).to(device)
     if kind == "synthetic_untrained":
-        denoiser = ldm.new_denoiser(run, conditioning, fold, shape).to(device)
+        shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
+        denoiser = ldm.new_denoiser(run, conditioning, fold, shape)
     else:
-        denoiser = ldm.load_denoiser(run, conditioning, fold).to(device)
-    options, s = ldm.schedule_options(run, conditioning), run.settings.sampling
-    null = kind == "synthetic_null"
-    return lambda conditions, seeds: sampling.sample(
-        denoiser, options, conditions, seeds, shape, s.steps, s.eta, s.guidance, device, null
-    )
+        denoiser = ldm.load_denoiser(run, conditioning, fold, balance)
+    s = run.settings.sampling
+    options = {"scheduler": s.scheduler, "steps": s.steps, "eta": s.eta, "guidance": s.guidance}
+    return sampler(run, conditioning, fold, denoiser, stage, device, options, null=kind == "synthetic_null")
 
 
-def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "synthetic") -> Synthetic:
+def sampler(
+    run: Run,
+    conditioning: str,
+    fold: int,
+    denoiser: torch.nn.Module,
+    stage: autoencoder.FirstStage,
+    device: torch.device,
+    options: Mapping[str, Any],
+    null: bool = False,
+) -> Drawer:
+    """Function from rows of a table and their conditions to scaled latents of one fold's denoiser.
+
+    Parameters
+    ----------
+    run, conditioning, fold
+        The model.
+    denoiser : torch.nn.Module
+        Its denoiser, on the CPU.
+    stage : FirstStage
+        Its autoencoder.
+    device : torch.device
+        Where to compute.
+    options : mapping
+        ``scheduler, steps, eta, guidance``.
+    null : bool
+        Drop every condition.
+    """
+    shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
+    denoiser = ldm.placed(denoiser, device)
+    if run.settings.engine.compile:
+        denoiser.unet.compile()
+    schedule, precision = ldm.schedule_options(run, conditioning), run.settings.sampling.precision
+
+    def draw(rows: pd.DataFrame, conditions: np.ndarray) -> torch.Tensor:
+        check_sources(run, fold, rows, f"conditions of the {conditioning} model")
+        return sampling.sample(
+            denoiser,
+            schedule,
+            torch.from_numpy(conditions),
+            rows["seed"].tolist(),
+            shape,
+            device=device,
+            null=null,
+            precision=precision,
+            **options,
+        )
+
+    return draw
+
+
+def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "synthetic", balance: str = "none") -> Synthetic:
     """Open a set of one model and fold.
 
     Raises
@@ -169,24 +255,19 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
         The set is not made, was made with another split or other settings, belongs to another fold, or has a source
         patient who is held out in this fold.
     """
-    unit = synthetic_unit(run, conditioning, fold, kind).require()
+    unit = synthetic_unit(run, conditioning, fold, kind, balance).require()
     table = unit.load_table("table.csv").astype({"source_image": object}).fillna({"source_image": ""})
     if set(table["fold"]) != {fold}:
         raise ValueError(f"{unit.path}: expected images of fold {fold}, found folds {sorted(set(table['fold']))}.")
-    images = prepare.open_preprocessed(run).images
-    held_out = set(images.loc[images["fold"] == fold, "patient_id"])
-    leaked = held_out & set(table["source_patient"])
-    if leaked:
-        raise ValueError(
-            f"{unit.path}: source patients {sorted(leaked)} are held out in fold {fold}; make the set again."
-        )
+    check_sources(run, fold, table, str(unit.path))
     maps = unit.load_array("conditions.npy", mmap=True) if conditioning == "semantic" else None
     return Synthetic(unit.load_array("images.npy", mmap=True), table, maps, unit)
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
     """One task a (set, model, fold); a Gaussian set is independent of the network and made once a model as well."""
-    return [{**task, "kind": kind} for kind in KINDS for task in ldm.tasks(run)]
+    plain = [{**task, "kind": kind} for kind in KINDS for task in ldm.tasks(run)]
+    return plain + [{**task, "kind": "synthetic"} for task in ldm.balanced_tasks(run)]
 
 
 def units(run: Run) -> list[Unit]:
@@ -198,8 +279,9 @@ def class_mix(run: Run) -> pd.DataFrame:
     """Images a class in every synthetic set: ``model, fold, healthy, fatty`` under the cohort's class names."""
     names = dict(enumerate(run.settings.cohort.class_names))
     rows = []
-    for task in ldm.tasks(run):
+    for task in [*ldm.tasks(run), *ldm.balanced_tasks(run)]:
         table = open_synthetic(**task).table
         counts = table["label"].map(names).value_counts().reindex(list(names.values()), fill_value=0)
-        rows.append({"model": task["conditioning"], "fold": task["fold"], **counts.to_dict()})
+        model = ldm.model_name(task["conditioning"], task.get("balance", "none"))
+        rows.append({"model": model, "fold": task["fold"], **counts.to_dict()})
     return pd.DataFrame(rows)

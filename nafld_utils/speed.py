@@ -1,0 +1,197 @@
+"""How fast a device trains and samples a denoiser: seconds, memory, and the share of its matrix rate.
+
+Contract: what is timed is the loop that the study runs (`diffusion_training.train`, `sampling.sample`) on random
+latents; weights are random too, since time does not depend on them. Operations are counted, never assumed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nafld_utils import diffusion, sampling
+from nafld_utils.diffusion_training import LatentPool, Training, start_training, train
+
+TRAINING_PASSES = 3  # a backward pass costs about two forward passes
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measurement.
+
+    Attributes
+    ----------
+    seconds : float
+        Of one training step at the batch asked for, or of one image.
+    flops : float
+        Floating-point operations in that time, two a multiply-add.
+    memory_gib : float
+        Peak memory on a GPU; NaN on a CPU.
+    """
+
+    seconds: float
+    flops: float
+    memory_gib: float
+
+    @property
+    def rate(self) -> float:
+        """Operations a second."""
+        return self.flops / self.seconds
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16, side: int | None = None) -> float:
+    """Operations a second of a large square matrix product: what the device can do at best, measured.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where.
+    dtype : torch.dtype
+        Of the matrices.
+    side : int, optional
+        Their side; 8192 on a GPU, 1024 on a CPU.
+    """
+    side = side or (8192 if device.type == "cuda" else 1024)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = min(timed(lambda: a @ b, device, 10 if device.type == "cuda" else 3) for _ in range(3))
+    return 2 * side**3 / best
+
+
+def timed(call: Callable[[], Any], device: torch.device, repeats: int = 1) -> float:
+    """Seconds of one `call`, after a first one that is not counted."""
+    call()
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _wait(device)
+    return (time.perf_counter() - started) / repeats
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+
+
+def latents_for(denoiser: nn.Module, shape: tuple[int, int, int], map_size: int, n: int = 64) -> LatentPool:
+    """Random latents and conditions that a denoiser can be trained on."""
+    conditions = torch.arange(n) % 2
+    if denoiser.conditioning == "semantic":
+        conditions = torch.randint(denoiser.map_classes, (n, 1, map_size, map_size), dtype=torch.uint8)
+    return LatentPool(torch.randn(n, 1, *shape), conditions, lambda moments, noise: moments)
+
+
+def affordable(denoiser: nn.Module, shape: tuple[int, int, int], map_size: int, n: int, device: torch.device) -> int:
+    """Images to time a step on: all n on a GPU, as many as a CPU does in about a second elsewhere."""
+    if device.type == "cuda":
+        return n
+    flops = diffusion.forward_flops(denoiser, shape, map_size)
+    return int(min(n, max(1, 3e10 // flops)))
+
+
+def time_training(
+    denoiser: nn.Module,
+    shape: tuple[int, int, int],
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    device: torch.device,
+    map_size: int,
+    n_steps: int = 2,
+    warmup: int = 1,
+    n_images: int | None = None,
+) -> Timing:
+    """Time training steps of a denoiser that is on its device already.
+
+    Parameters
+    ----------
+    denoiser : torch.nn.Module
+        Trained in place.
+    shape : tuple of int
+        Of a latent.
+    settings : mapping
+        The ``ldm`` section.
+    options : mapping
+        From `diffusion.schedule_options`.
+    device : torch.device
+        Where it is.
+    map_size : int
+        Side of a semantic map.
+    n_steps, warmup : int
+        Steps that are timed, and steps before them.
+    n_images : int, optional
+        Images a step, where fewer than the batch are timed and scaled up.
+    """
+    from diffusers import DDPMScheduler
+
+    n = n_images or settings["batch_size"]
+    settings = {**settings, "batch_size": n, "steps": n_steps + warmup + 1, "log_every": 10**9}
+    settings["accumulate"] = min(settings["accumulate"], n)
+    training: Training = start_training(denoiser, settings)
+    pool = latents_for(denoiser, shape, map_size)
+    loss = settings[denoiser.conditioning]["loss"]
+    steps = train(training, pool, None, settings, loss, DDPMScheduler(**options), 0, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(warmup):
+        next(steps)
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(n_steps):
+        next(steps)
+    _wait(device)
+    seconds = (time.perf_counter() - started) / n_steps
+    flops = TRAINING_PASSES * n * diffusion.forward_flops(denoiser, shape, map_size)
+    return Timing(seconds, flops, _peak(device))
+
+
+def time_sampling(
+    denoiser: nn.Module,
+    shape: tuple[int, int, int],
+    options: Mapping[str, Any],
+    device: torch.device,
+    map_size: int,
+    n_images: int,
+    steps: int,
+    timed_steps: int | None = None,
+    **how: Any,
+) -> Timing:
+    """Time the drawing of images by a denoiser that is on its device already, scaled to one image.
+
+    Parameters
+    ----------
+    denoiser, shape, options, device, map_size
+        As in `time_training`.
+    n_images : int
+        Drawn at once.
+    steps : int
+        Sampler steps of the image whose time is asked for.
+    timed_steps : int, optional
+        Steps that are timed, where fewer; the rest is scaled.
+    **how
+        ``scheduler, eta, guidance, precision`` of `sampling.sample`.
+    """
+    walked = min(timed_steps or steps, steps)
+    conditions = latents_for(denoiser, shape, map_size, n_images).conditions
+    conditions = conditions[:, 0] if conditions.ndim > 1 else conditions
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    whole = timed(
+        lambda: sampling.sample(
+            denoiser, options, conditions, list(range(n_images)), shape, walked, device=device, **how
+        ),
+        device,
+    )
+    # a CPU computes whole groups
+    drawn = -(-n_images // sampling.CPU_GROUP) * sampling.CPU_GROUP if device.type == "cpu" else n_images
+    passes = 1 if how.get("guidance", 1.0) == 1.0 else 2
+    flops = passes * steps * diffusion.forward_flops(denoiser, shape, map_size)
+    return Timing(whole / drawn * steps / walked, flops, _peak(device))

@@ -1,0 +1,295 @@
+"""Training of the denoisers: what a step reads, a loop that learns, resumes to the bit and survives kill -9."""
+
+import copy
+import math
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from safetensors.torch import load_file, save_file
+
+from nafld_utils import artifacts, diffusion, diffusion_training, params, sampling
+from nafld_utils.stages import ldm as stage
+
+CPU = torch.device("cpu")
+SHAPE = (4, 8, 8)
+
+
+def tiny(conditioning, seed=0):
+    network = params.load("smoke").section(f"ldm.{conditioning}")
+    return diffusion.build_denoiser(conditioning, network, SHAPE, 5, seed)
+
+
+def settings(**changes):
+    base = params.load("smoke").section("ldm")
+    return base | {"steps": 12, "log_every": 1, "warmup_steps": 2, "batch_size": 4} | changes
+
+
+def pool(conditioning, n=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    moments = torch.randn(n, 2, *SHAPE, generator=generator)
+    maps = torch.randint(5, (n, 2, 16, 16), generator=generator, dtype=torch.uint8)
+    conditions = maps if conditioning == "semantic" else torch.arange(n) % 2
+    return diffusion_training.LatentPool(moments, conditions, lambda m, noise: m)
+
+
+def noiser(conditioning, prediction="v_prediction"):
+    network = params.load("smoke").section(f"ldm.{conditioning}")
+    return DDPMScheduler(**diffusion.schedule_options(network, prediction, 1000))
+
+
+def fit(conditioning, training=None, stop=None, seed=3, **changes):
+    chosen = settings(**changes)
+    training = training or diffusion_training.start_training(tiny(conditioning), chosen)
+    loss = chosen[conditioning]["loss"]
+    data = pool(conditioning)
+    for state in diffusion_training.train(training, data, data, chosen, loss, noiser(conditioning), seed, CPU):
+        if state.step == stop:
+            break
+    return training
+
+
+def unit(tmp_path, hash_="a" * 64):
+    return artifacts.Unit(tmp_path / "fold0", hash_)
+
+
+@pytest.mark.parametrize("conditioning", ["semantic", "class"])
+def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, tmp_path):
+    whole = fit(conditioning)
+    interrupted = fit(conditioning, stop=7)
+    stage.checkpoint(interrupted, unit(tmp_path))
+    resumed = diffusion_training.start_training(tiny(conditioning, seed=99), settings())
+    assert stage.resume(resumed, unit(tmp_path))
+    assert resumed.step == 7
+    fit(conditioning, training=resumed)
+    for name, value in whole.tensors().items():
+        assert torch.equal(value, resumed.tensors()[name]), name
+    assert whole.facts() == resumed.facts()
+
+
+def test_a_damaged_checkpoint_is_removed_and_the_one_before_is_used(tmp_path):
+    stage.checkpoint(fit("class", stop=3), unit(tmp_path))
+    stage.checkpoint(fit("class", stop=6), unit(tmp_path))
+    newest = sorted(unit(tmp_path).work.glob("step-*"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    training = diffusion_training.start_training(tiny("class"), settings())
+    assert stage.resume(training, unit(tmp_path))
+    assert training.step == 3
+    assert not newest.exists()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    stage.checkpoint(fit("class", stop=3), unit(tmp_path))
+    other = unit(tmp_path, "b" * 64)
+    unit(tmp_path).work.rename(other.work)
+    with pytest.raises(ValueError, match=r"checkpoint of these settings \(b{12}\), found one of others \(a{12}\)"):
+        stage.resume(diffusion_training.start_training(tiny("class"), settings()), other)
+
+
+def test_a_pickle_is_never_opened_as_a_weight_file(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "averaged.safetensors")
+    with pytest.raises(ValueError, match="expected safetensors weights, found a pickle, which is never opened"):
+        artifacts.load_weights(tmp_path / "averaged.safetensors")
+    with pytest.raises(ValueError, match="found no file"):
+        artifacts.load_weights(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_the_last_checkpoints_are_kept(tmp_path, keep):
+    training = fit("class", stop=1)
+    for step in (1, 2, 3, 4):
+        training.step = step
+        stage.checkpoint(training, unit(tmp_path), keep)
+    names = [f"step-{step:08d}.safetensors" for step in (1, 2, 3, 4)]
+    assert [p.name for p in sorted(unit(tmp_path).work.iterdir())] == names[-keep:]
+
+
+def test_average_differs_from_the_raw_weights_after_ten_steps_and_keeps_every_name():
+    training = fit("semantic", stop=10)
+    raw, averaged = training.denoiser.state_dict(), training.averaged()
+    assert raw.keys() == averaged.keys()
+    assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    rates = [row["learning_rate"] for row in fit("class").curve]
+    assert rates[1] == max(rates)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_one_step_agrees_with_a_plain_diffusers_loop():
+    chosen = settings(condition_dropout=0.0)
+    training = diffusion_training.start_training(tiny("class"), chosen)
+    plain = copy.deepcopy(training.denoiser)
+    data, process = pool("class"), noiser("class")
+    next(diffusion_training.train(training, data, None, chosen, "l2", process, 3, CPU))
+
+    generator = torch.Generator().manual_seed(diffusion_training.unit_seed(3, "step", 0))
+    latents, labels = data.batch(4, generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    t = torch.randint(1000, (4,), generator=generator)
+    predicted = plain.unet(process.add_noise(latents, noise, t), t, plain.embed(labels)[:, None]).sample
+    alpha = process.alphas_cumprod[t][:, None, None, None]
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    loss = ((predicted - velocity) ** 2).mean()
+    assert training.recent == [] or math.isclose(training.recent[-1], loss.item(), rel_tol=1e-6)
+    assert training.curve[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
+    chosen = settings()
+    training = diffusion_training.start_training(tiny("class"), chosen)
+    before = training.tensors()
+    data = pool("class")
+    data.moments[:] = float("nan")
+    with pytest.raises(FloatingPointError, match="loss is nan and its gradient nan at step 0"):
+        next(diffusion_training.train(training, data, None, chosen, "l2", noiser("class"), 0, CPU))
+    assert all(torch.equal(value, before[name]) for name, value in training.tensors().items())
+
+
+def validation(denoiser, data):
+    return diffusion_training.validation_loss(denoiser, noiser("class"), data, settings(), "l2", 0, CPU)
+
+
+def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
+    denoiser, data = tiny("class"), pool("class")
+    first = validation(denoiser, data)
+    torch.rand(3)
+    assert validation(denoiser, data) == first
+    assert math.isnan(validation(denoiser, None))
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient():
+    whole, parts = fit("semantic", stop=3), fit("semantic", stop=3, accumulate=2)
+    assert parts.curve[-1]["loss"] == pytest.approx(whole.curve[-1]["loss"], rel=1e-5)
+    assert parts.curve[-1]["gradient_norm"] == pytest.approx(whole.curve[-1]["gradient_norm"], rel=1e-4)
+
+
+def test_oversampling_draws_both_classes_alike_whatever_their_numbers():
+    labels = torch.tensor([0] * 3 + [1] * 27)
+    generator = torch.Generator().manual_seed(0)
+    rows = diffusion_training.draw_rows(30, 6000, generator, labels)
+    counts = torch.bincount(rows, minlength=30).double()
+    assert counts[:3].sum() / 6000 == pytest.approx(0.5, abs=0.03)
+    assert counts[:3].min() > 800, "each of three healthy images in a sixth of the draws"
+    assert counts[3:].min() > 60, "each of 27 fatty images in a fifty-fourth"
+    plain = diffusion_training.draw_rows(30, 6000, generator)
+    assert (plain < 3).double().mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_look_at_averaged_weights_leaves_the_training_as_it_was():
+    training = fit("class", stop=5)
+    before, average = training.tensors(), training.averaged()
+    with training.with_average() as denoiser:
+        assert all(torch.equal(value, average[name]) for name, value in denoiser.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in training.tensors().items())
+
+
+def distinct_images():
+    """Four latents of smooth shapes, each told by its own map."""
+    grid = torch.linspace(-1, 1, 8)
+    y, x = torch.meshgrid(grid, grid, indexing="ij")
+    shapes = torch.stack([x, y, x * y, x**2 - y**2])
+    latents = torch.stack([shapes.roll(i, 0) * 2 for i in range(4)])[:, None]
+    maps = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 16, 16)
+    return latents, maps.contiguous()
+
+
+@pytest.mark.slow
+def test_the_training_code_learns_four_images_by_heart():
+    chosen = settings(
+        steps=800, batch_size=16, learning_rate=3e-3, warmup_steps=10, condition_dropout=0.0, log_every=50
+    )
+    latents, maps = distinct_images()
+    data = diffusion_training.LatentPool(latents, maps, lambda moments, noise: moments)
+    training = diffusion_training.start_training(tiny("semantic"), chosen)
+    for _ in diffusion_training.train(training, data, None, chosen, "l2", noiser("semantic"), 0, CPU):
+        pass
+    losses = [row["loss"] for row in training.curve]
+    assert losses[-1] < 0.03 < 0.5 < losses[0]
+    options = diffusion.schedule_options(params.load("smoke").section("ldm.semantic"), "v_prediction", 1000)
+    drawn = sampling.sample(training.denoiser, options, maps[:, 0], [5, 6, 7, 8], SHAPE, 20, 0.0, 1.0, CPU)
+    error = (drawn[:, None] - latents[:, 0][None]).square().mean((2, 3, 4))
+    assert error.argmin(1).tolist() == [0, 1, 2, 3]
+    assert error.diagonal().max() < 0.1 * latents.var()
+
+
+# ---------------------------------------------------------------- kill -9
+
+STEPS = 54
+PRELOAD = [
+    "pytest",
+    "diffusers.models.unets.unet_2d",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.optimization",
+    "diffusers.schedulers.scheduling_ddpm",
+    "diffusers.training_utils",
+    "nafld_utils.stages.ldm",
+]
+
+
+def train_until_killed(folder, die_after, die_in_write):
+    """Train with a checkpoint a step; SIGKILL after a step, or with half a checkpoint on disk."""
+    torch.set_num_threads(1)
+    here = unit(folder)
+    chosen = settings(steps=STEPS, log_every=5)
+    training = diffusion_training.start_training(tiny("class"), chosen)
+    stage.resume(training, here)
+    data = pool("class")
+    for written, state in enumerate(
+        diffusion_training.train(training, data, data, chosen, "l2", noiser("class"), 3, CPU)
+    ):
+        if state.step == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if written == 1 and die_in_write:
+            stage.save_file = write_half_and_die
+        stage.checkpoint(state, here)
+    save_file(training.tensors(), folder / "end.safetensors")
+
+
+def write_half_and_die(tensors, path, metadata):
+    save_file(tensors, path, metadata=metadata)
+    with open(path, "r+b") as handle:
+        handle.truncate(os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_a_process(context, *arguments):
+    process = context.Process(target=train_until_killed, args=arguments)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.mark.slow
+def test_fifty_kills_in_the_midst_of_a_write_and_three_between_change_nothing(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)  # imported once, so that a process costs no more than its steps
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir(), killed.mkdir()
+    assert in_a_process(context, whole, None, False) == 0
+    between = sorted(np.random.default_rng(0).choice(np.arange(5, 45), 3, replace=False).tolist())
+    writes = 0
+    while writes < 50:
+        step = newest_step(killed)
+        if between and step >= between[0] - 1:
+            assert in_a_process(context, killed, between.pop(0), False) == -signal.SIGKILL
+            assert newest_step(killed) == step, "the step after the last checkpoint is lost, no more"
+            continue
+        assert in_a_process(context, killed, None, True) == -signal.SIGKILL
+        assert newest_step(killed) == step + 1, "a half-written checkpoint was picked up, or a whole one was not"
+        writes += 1
+    assert not between
+    assert in_a_process(context, killed, None, False) == 0
+    ends = [load_file(folder / "end.safetensors") for folder in (whole, killed)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def newest_step(folder):
+    names = [path.stem for path in unit(folder).work.glob("step-*.safetensors")]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)

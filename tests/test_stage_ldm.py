@@ -1,0 +1,152 @@
+"""Stages 03 and 04 on a finished small run: what they refuse, what they store, and how models of a fold stay apart."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from nafld_utils import artifacts, autoencoder, params
+from nafld_utils.stages import comparison, cost, first_stages, ldm, prepare, samples
+
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+
+
+def test_a_fold_model_does_not_take_another_folds_maps(run):
+    stage = autoencoder.load_shipped()
+    options = {"scheduler": "ddim", "steps": 2, "eta": 0.0, "guidance": 1.0}
+    draw = samples.sampler(run, "semantic", 0, ldm.load_denoiser(run, "semantic", 0), stage, CPU, options)
+    table, maps = samples.draw_conditions(run, "semantic", 0, 3)
+    assert draw(table, maps).shape[0] == 3
+    foreign, maps = samples.draw_conditions(run, "semantic", 1, 12)
+    with pytest.raises(ValueError, match=r"conditions of the semantic model: source patients .* held out in fold 0"):
+        draw(foreign, maps)
+
+
+def test_latents_and_denoisers_of_another_autoencoder_are_refused(run, monkeypatch):
+    other = autoencoder.untrained("tiny", 8, 128, 1.0)
+    with pytest.raises(ValueError, match="expected latents of the autoencoder in force, found those of another one"):
+        first_stages.latent_pools(run, "class", 0, other)
+    monkeypatch.setattr(first_stages, "first_stage", lambda *_: other)
+    with pytest.raises(ValueError, match="expected a denoiser of the autoencoder in force, found one of another"):
+        ldm.load_denoiser(run, "class", 0)
+
+
+def test_a_model_starts_from_another_runs_weights_unless_they_saw_held_out_images(run, monkeypatch):
+    following = artifacts.open_run("smoke", {"run": "following", "ldm.init_from": "smoke"})
+    mine = prepare.open_preprocessed(run)
+    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: mine)
+    origin = ldm._origin(following, "class", 0, "none")
+    assert origin == ldm.ldm_unit(run, "class", 0).file("averaged.safetensors")
+    assert ldm.ldm_unit(following, "class", 0).hash != ldm.ldm_unit(run, "class", 0).hash
+    shifted = dataclasses.replace(mine, images=mine.images.assign(fold=(mine.images["fold"] + 1) % 2))
+    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: shifted)
+    with pytest.raises(ValueError, match=r"ldm\.init_from is smoke: \d+ images that are held out in fold 0 trained"):
+        ldm._origin(following, "class", 0, "none")
+    with pytest.raises(ValueError, match=r"ldm\.init_from is nobody: expected"):
+        ldm._origin(artifacts.open_run("smoke", {"ldm.init_from": "nobody"}), "class", 0, "none")
+
+
+def test_the_balanced_models_are_units_of_their_own_and_draw_from_both_classes_alike(run):
+    both = artifacts.open_run("smoke", {"ldm.balance": ["none", "oversample"]})
+    assert [unit.hash for unit in ldm.units(run)] == [unit.hash for unit in ldm.units(both)][: len(ldm.units(run))]
+    assert len(ldm.balanced_tasks(both)) == len(ldm.tasks(both)) == 4
+    assert ldm.ldm_unit(both, "class", 1, "oversample").path.parts[-2:] == ("class_balanced", "fold1")
+    plain, _ = samples.draw_conditions(both, "semantic", 0, 200)
+    balanced, _ = samples.draw_conditions(both, "semantic", 0, 200, "oversample")
+    share = prepare.open_preprocessed(run).images.query("fold != 0")["label"].mean()
+    assert plain["label"].mean() == pytest.approx(share, abs=0.12)
+    assert balanced["label"].mean() == pytest.approx(0.5, abs=0.12)
+    pool, _ = first_stages.latent_pools(both, "class", 0, autoencoder.load_shipped(), "oversample")
+    labels = pool.batch(400, torch.Generator().manual_seed(0))[1]
+    assert labels.double().mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_small_set_begins_a_large_one_and_lies_beside_it(run):
+    large = artifacts.open_run("smoke", {"sampling.n_images": 4400})
+    assert samples.synthetic_unit(large, "class", 0).path.name == "n04400"
+    assert samples.synthetic_unit(run, "class", 0).path.name == "n00024"
+    few, maps = samples.draw_conditions(run, "semantic", 1, 5)
+    many, more = samples.draw_conditions(run, "semantic", 1, 9)
+    pd.testing.assert_frame_equal(few, many.iloc[:5])
+    assert np.array_equal(maps, more[:5])
+
+
+def test_crops_drawn_on_the_fly_depend_on_the_generator_alone_and_on_training_images_only(run):
+    fresh = artifacts.open_run("smoke", {"ldm.latents": "on_the_fly"})
+    for conditioning in ("semantic", "class"):
+        pool, _ = first_stages.latent_pools(fresh, conditioning, 0, autoencoder.load_shipped())
+        (a, maps), (b, _) = (pool.batch(3, torch.Generator().manual_seed(4)) for _ in range(2))
+        assert torch.equal(a, b)
+        assert a.shape == (3, 4, 8, 8)
+        assert maps.shape == ((3, 64, 64) if conditioning == "semantic" else (3,))
+        images = prepare.open_preprocessed(run).images
+        assert (images.iloc[pool.rows]["fold"] != 0).all()
+    stored, _ = first_stages.latent_pools(run, "class", 0, autoencoder.load_shipped())
+    assert not torch.isin(a[0], stored.moments).all(), "a new crop, not a stored one"
+
+
+def test_previews_and_scalars_are_kept(run):
+    looks = ldm.previews(run, "class", 0)
+    assert list(looks) == [6, 12]
+    assert looks[12].shape == (ldm.N_PREVIEW, 64, 64)
+    assert not np.array_equal(looks[6], looks[12])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(run.root / "tensorboard" / "class" / "fold0")).Reload()
+    curve = ldm.curves(run).query("model == 'class' and fold == 0")
+    assert [event.step for event in log.Scalars("loss")] == curve["step"].tolist()
+    assert [event.value for event in log.Scalars("validation")] == pytest.approx(curve["validation"].tolist())
+
+
+def test_the_estimate_counts_what_is_left(run):
+    table = cost.estimate(run)
+    assert (table["minutes_left"] == 0).all(), "all is done"
+    assert table["units"].tolist() == [2, 2, 2, 2, 8]
+    more = artifacts.open_run("smoke", {"ldm.steps": 1000, "sampling.n_images": 500, "engine.n_workers": 1})
+    table = cost.estimate(more)
+    assert table["done"].sum() == 0
+    assert (table["minutes_left"] > 0).all()
+    assert table["minutes_left"].iloc[-1] == pytest.approx(table["minutes_left"].iloc[:-1].sum())
+    shown = cost.networks(run).set_index("model")
+    assert shown.loc["class", "parameters"] == 1_055_044
+
+
+def test_the_comparison_holds_every_setting_once_and_another_set_of_seeds(run):
+    table = comparison.build(run)
+    wanted = comparison.variants(run)
+    assert len(table) == 2 * (len(wanted) + 1)
+    assert (table["seeds"] == "other").sum() == 2
+    assert np.isfinite(table[["frechet", "condition", "seconds"]]).all().all()
+
+
+@pytest.mark.parametrize("source", ["random", "train"])
+def test_first_stages_of_the_published_shapes_pass_through_the_stage(run, source, monkeypatch):
+    changed = {"autoencoder.semantic": {"source": source, "kind": "vq", "factor": 4, "base_channels": 32}}
+    changed["autoencoder.semantic"]["train_steps"] = 2
+    mine = artifacts.open_run("smoke", {**changed, "run": "published"})
+    stored = prepare.open_preprocessed(run)
+    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
+    if source == "train":
+        assert [task["conditioning"] for task in first_stages.autoencoder_tasks(mine)] == ["semantic", "semantic"]
+        first_stages.train_autoencoder(mine, "semantic", 1)
+    first_stages.make_latents(mine, "semantic", 1)
+    stage = first_stages.first_stage(mine, "semantic", 1)
+    pool, held_out = first_stages.latent_pools(mine, "semantic", 1, stage)
+    assert pool.moments.shape[2:] == held_out.moments.shape[2:] == (3, 16, 16)
+    rows, copies = first_stages.reconstructions(mine, "semantic", 1)
+    assert len(rows) == len(copies) == (stored.images["fold"] == 1).sum()
+
+
+def test_settings_that_contradict_each_other_are_named():
+    for overrides, words in (
+        (["ldm.accumulate=3"], "accumulate must divide batch_size 32, got 3"),
+        (["ldm.balance=[oversample]"], "balance must hold none"),
+        (["sampling.scheduler=unipc"], "eta must be 0 with unipc"),
+        (["autoencoder.class.source=ldm_checkpoint"], "path and sha256 must name a checkpoint"),
+        (["autoencoder.class.source=train", "autoencoder.class.factor=4"], "kind and factor must be one of"),
+    ):
+        with pytest.raises(params.SettingsError, match=words):
+            params.load("paper", overrides)
