@@ -30,7 +30,9 @@ ifneq ($(words $(RUN)) $(findstring /,$(RUN)) $(words $(ROOT)),1  1)
 $(error RUN and NAFLD_ROOT must not hold blanks, and RUN no slash: RUN is "$(RUN)", NAFLD_ROOT is "$(NAFLD_ROOT)")
 endif
 
-.PHONY: all plan test lint lab doctor clean help settings $(STAGES)
+BENCH     :=
+
+.PHONY: all plan test bench lint lab doctor clean help settings $(STAGES)
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .SECONDARY:
@@ -80,6 +82,9 @@ lab: $(VENV)/.ready      ## open the notebooks in JupyterLab
 
 test: $(VENV)/.ready     ## run the tests
 	$(VENV)/bin/python -m pytest $(TESTS)
+
+bench: $(VENV)/.ready    ## measure training and sampling on this device, e.g. BENCH="--run demo"
+	$(VENV)/bin/python -m nafld_utils.benchmarks $(BENCH)
 
 lint: $(VENV)/.ready     ## check style of code and notebooks
 	$(VENV)/bin/ruff check .

@@ -214,7 +214,7 @@ class SamplingSettings(_Section):
 class QualitySettings(_Section):
     """Distances between synthetic and real images."""
 
-    features: Literal["inception", "lite0"]
+    features: Literal["inception", "lite0", "random"]
     weights: str | None
     n_reference: Annotated[int, Field(ge=2)]
     kid_subsets: Count

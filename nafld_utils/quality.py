@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,15 @@ FEATURES: dict[str, FeatureKind] = {
         2048,
         {"frechet": "FID (Inception-v3)", "kernel": "KID (Inception-v3)", "score": "IS (Inception-v3)"},
     ),
+    "random": FeatureKind(  # for tests of the machinery at full size: no metric of it means anything
+        "untrained Inception-v3",
+        2048,
+        {
+            "frechet": "Frechet distance (untrained Inception-v3)",
+            "kernel": "Kernel distance (untrained Inception-v3)",
+            "score": "Classifier score (untrained Inception-v3)",
+        },
+    ),
     "lite0": FeatureKind(
         "EfficientNet-Lite0",
         1280,
@@ -76,7 +86,7 @@ def extract(
     ----------
     images : numpy.ndarray, shape (N, S, S), uint8
         Grey images; the channel is repeated.
-    kind : {"inception", "lite0"}
+    kind : {"inception", "lite0", "random"}
         Key of `FEATURES`. Inception-v3 is the TensorFlow network of the published FID with its own bilinear resize to
         299 pixels and without its bias (torchmetrics' ``antialias=False``); Lite0 sees the images at their own size.
     weights : str, optional
@@ -131,9 +141,21 @@ def _network(kind: str, weights: str | None, device: str) -> Any:
         return backbones.load(LITE0, weights="bundled").to(device)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    network = FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_file(weights))
-    )
+    class Bare(FeatureExtractorInceptionV3):
+        """Without the reading of weights at construction, which would open a pickle whole."""
+
+        def load_state_dict(self, state: Any, **options: Any) -> Any:
+            return super().load_state_dict(state, **options) if state else None
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        outputs = ["2048", "logits_unbiased"]
+        network = Bare("inception-v3-compat", outputs, feature_extractor_weights_path=nothing)
+    if kind == "inception":
+        network.load_state_dict(torch.load(inception_file(weights), map_location="cpu", weights_only=True))
     return network.to(device, memory_format=torch.channels_last)
 
 

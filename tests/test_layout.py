@@ -49,6 +49,8 @@ ORDER = [
     ["stages.quality", "stages.sweep", "stages.turing"],
     ["stages.sweep_answer"],
     ["stages.conditions", "stages.explain"],
+    ["benchmarks"],
+    ["gpu_study"],
     ["graph", "doctor"],
     ["report"],
     ["execute"],

@@ -283,6 +283,33 @@ def test_inception_from_a_local_file_agrees_with_torchmetrics(inception_weights,
     np.testing.assert_allclose(features, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
 
 
+def test_a_weight_file_that_is_more_than_tensors_is_not_executed(tmp_path, monkeypatch):
+    import pickle
+
+    import torch
+
+    from nafld_utils.artifacts import file_sha256
+
+    class Payload:
+        def __reduce__(self):
+            return exec, ("raise SystemExit('a pickle was executed')",)
+
+    path = tmp_path / "inception.pth"
+    torch.save({"weight": Payload()}, path)
+    monkeypatch.setattr(quality.inception_file, "__defaults__", (None, file_sha256(path)[:8]))
+    with pytest.raises(pickle.UnpicklingError):
+        quality.extract(np.zeros((1, 64, 64), np.uint8), "inception", str(path))
+
+
+def test_features_of_an_untrained_network_carry_its_name_and_are_the_same_at_every_call():
+    images = rng().integers(0, 256, (2, 64, 64), dtype=np.uint8)
+    first, logits = quality.extract(images, "random")
+    quality._network.cache_clear()
+    assert np.array_equal(first, quality.extract(images, "random")[0])
+    assert (first.shape, logits.shape) == ((2, 2048), (2, 1008))
+    assert all("untrained" in name for name in quality.FEATURES["random"].metrics.values())
+
+
 def test_inception_refuses_other_content_and_a_missing_file(inception_weights, tmp_path):
     with pytest.raises(ValueError, match=r"expected a SHA-256 beginning with 6726825d, found .*quality\.weights"):
         quality.inception_file(str(inception_weights))

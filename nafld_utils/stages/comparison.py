@@ -62,7 +62,7 @@ def compare(run: Run, conditioning: str) -> None:
     fold, device = first_stages.folds_of(run)[0], engine.device(run.settings.engine)
     stage = first_stages.first_stage(run, conditioning, fold).to(device)
     denoiser = ldm.load_denoiser(run, conditioning, fold)
-    judge = _Judge(run, conditioning, fold, str(device))
+    judge = Judge(run, conditioning, fold, str(device))
     rows, wanted = [], variants(run)
     for seeds, options in [*(("own", item) for item in wanted), ("other", wanted[0])]:
         table, conditions = samples.draw_conditions(run, conditioning, fold, run.settings.sampling.n_compared)
@@ -78,8 +78,8 @@ def compare(run: Run, conditioning: str) -> None:
         save_table(folder / "table.csv", pd.DataFrame(rows))
 
 
-class _Judge:
-    """Distance to held-out patients and effect of the condition, of one fold."""
+class Judge:
+    """Distance to held-out patients and effect of the condition, of one model and fold."""
 
     def __init__(self, run: Run, conditioning: str, fold: int, device: str):
         self.run, self.conditioning, self.fold, self.device = run, conditioning, fold, device
@@ -94,6 +94,7 @@ class _Judge:
         return backbones.features(self.network, np.asarray(images), NETWORK, self.device)
 
     def __call__(self, images: np.ndarray, table: pd.DataFrame, conditions: np.ndarray) -> dict[str, float]:
+        """``frechet`` and ``condition`` of (n, S, S) uint8 images with their rows and conditions, see `compare`."""
         features = self._features(images)
         frechet = quality.frechet_distance(features, self.held_out)
         if self.conditioning == "class":

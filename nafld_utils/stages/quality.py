@@ -47,7 +47,7 @@ def features_unit(run: Run, kind: str, name: str, fold: int = SHARED) -> Unit:
     Parameters
     ----------
     run : Run
-    kind : {"inception", "lite0"}
+    kind : {"inception", "lite0", "random"}
     name : str
         ``real`` (every stored crop of all real images, `fold` is `SHARED`), ``noise``, or a conditioning, alone or
         after ``null_``, ``untrained_`` or ``gaussian_``.

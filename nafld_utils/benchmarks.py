@@ -1,0 +1,230 @@
+"""``make bench``: what training and sampling cost here, against a plain loop and DDIM-500, in one run.
+
+A ratio is taken between neighbours in time, since a shared machine drifts; every rate stands beside the device's own
+matrix rate, measured in the same run. Speed of a sampler means nothing without what it draws: with ``--run`` the
+denoisers of a finished run are drawn from, and both samplers' distances to held-out patients stand beside the seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from nafld_utils import artifacts, diffusion, engine, params, speed
+from nafld_utils.diffusion_training import arithmetic
+from nafld_utils.sampling import build_sampler, guided
+
+PLAIN, OURS = "plain loop", "this project"
+SHAPES = {"semantic": (3, 64, 64), "class": (4, 32, 32)}  # of the paper's latents
+DEMO_SHAPE = (4, 16, 16)
+
+
+def network(profile: str, conditioning: str, device: torch.device) -> tuple[torch.nn.Module, tuple[int, int, int]]:
+    """A denoiser of a profile on a device, with the shape of its latents."""
+    shape = SHAPES[conditioning] if profile == "paper" else DEMO_SHAPE
+    section = params.load(profile).section(f"ldm.{conditioning}")
+    return diffusion.build_denoiser(conditioning, section, shape, 5, 0).to(device), shape
+
+
+def plain_training(denoiser: torch.nn.Module, batch: Any, settings: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Function that does one step as a plain diffusers script does: fp32, eager, all of it in the order of the text."""
+    from diffusers import DDPMScheduler
+    from diffusers.optimization import get_cosine_schedule_with_warmup
+    from diffusers.training_utils import EMAModel
+
+    device = next(denoiser.parameters()).device
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=settings["learning_rate"])
+    rate = get_cosine_schedule_with_warmup(optimizer, 10, 1000)
+    ema, noiser = EMAModel(denoiser.parameters(), decay=0.999), DDPMScheduler(**options)
+    loss_of = torch.nn.functional.l1_loss if denoiser.conditioning == "semantic" else torch.nn.functional.mse_loss
+
+    def step() -> None:
+        latents, conditions = batch()
+        latents, conditions = latents.to(device), conditions.to(device)
+        noise = torch.randn_like(latents)
+        t = torch.randint(1000, (len(latents),), device=device)
+        keep = torch.rand(len(latents), device=device) >= 0.1
+        predicted = denoiser(noiser.add_noise(latents, noise, t), t, denoiser.condition(conditions, keep))
+        target = noise if options["prediction_type"] == "epsilon" else noiser.get_velocity(latents, noise, t)
+        loss = loss_of(predicted, target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimizer.step()
+        rate.step()
+        optimizer.zero_grad()
+        ema.step(denoiser.parameters())
+        loss.item()
+
+    return step
+
+
+@torch.no_grad()
+def plain_sampling(
+    denoiser: torch.nn.Module, options: dict[str, Any], conditions: torch.Tensor, z: torch.Tensor, steps: int,
+    guidance: float, walked: int | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """DDIM in fp32 with two passes a step, one for the condition and one without."""
+    sampler = build_sampler(options)
+    sampler.set_timesteps(steps, device=z.device)
+    n = len(z)
+    keep = torch.ones(n, dtype=torch.bool, device=z.device)
+    with_condition, without = denoiser.condition(conditions, keep), denoiser.condition(conditions, ~keep)
+    for t in sampler.timesteps[:walked]:
+        both = denoiser(z, t.expand(n), with_condition), denoiser(z, t.expand(n), without)
+        z = sampler.step(guided(*both, guidance), t, z, eta=0.0).prev_sample
+    return z
+
+
+def measure(profile: str, conditioning: str, device: torch.device, fast_steps: int, compiled: bool) -> Iterator[dict]:
+    """Rows of one network: training a step and sampling an image, plain and ours, one after the other."""
+    settings = params.load(profile).section("ldm")
+    side = params.load(profile).preprocess.map_size
+    options = diffusion.schedule_options(settings[conditioning], settings["prediction"], settings["train_timesteps"])
+    denoiser, shape = network(profile, conditioning, device)
+    n = speed.affordable(denoiser, shape, side, settings["batch_size"], device)
+    on_gpu = device.type == "cuda"
+    repeats, flops = (20 if on_gpu else 6), diffusion.forward_flops(denoiser, shape, side)
+    pool = speed.latents_for(denoiser, shape, side)
+    generator = torch.Generator().manual_seed(0)
+    ours = copy.deepcopy(denoiser).to(memory_format=torch.channels_last if on_gpu else torch.contiguous_format)
+    if compiled:
+        ours.unet.compile()
+    step = plain_training(denoiser, lambda: pool.batch(n, generator), settings, options)
+    common = {"network": conditioning, "work": "training step", "images": n}
+    with arithmetic("fp32", device):
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds = min(speed.timed(step, device, repeats) for _ in range(2))
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else float("nan")
+    yield row(common, PLAIN, speed.Timing(seconds, speed.TRAINING_PASSES * n * flops, peak))
+    timings = [
+        speed.time_training(ours, shape, settings, options, device, side, repeats, 5 if on_gpu else 2, n)
+        for _ in range(2)
+    ]
+    yield row(common, OURS, min(timings, key=lambda timing: timing.seconds))
+
+    guidance = 1.2
+    at_once = 50 if on_gpu else min(8, max(1, n))
+    walked = 20 if on_gpu else 3
+    common = {"network": conditioning, "work": "image", "images": at_once}
+    conditions = pool.conditions[:at_once] if conditioning == "class" else pool.conditions[:at_once, 0]
+    z, conditions = torch.randn(at_once, *shape, device=device), conditions.to(device)
+    denoiser.eval()
+    with arithmetic("fp32", device):
+        seconds = speed.timed(lambda: plain_sampling(denoiser, options, conditions, z, 500, guidance, walked), device)
+    plain = speed.Timing(seconds / walked * 500 / at_once, 2 * 500 * flops, float("nan"))
+    yield row(common, f"{PLAIN}: DDIM, 500 steps, two passes", plain)
+    for name, scheduler, steps in (("DDIM", "ddim", 500), ("DPM-Solver++", "dpmsolver++", fast_steps)):
+        how = {"scheduler": scheduler, "eta": 0.0, "guidance": guidance, "precision": settings["precision"]}
+        timing = speed.time_sampling(ours, shape, options, device, side, at_once, steps, walked, **how)
+        yield row(common, f"{OURS}: {name}, {steps} steps", timing)
+
+
+def row(common: dict[str, Any], how: str, timing: speed.Timing) -> dict[str, Any]:
+    """One line of the table."""
+    tflops = timing.rate / 1e12
+    return {**common, "how": how, "seconds": timing.seconds, "TFLOP/s": tflops, "peak GiB": timing.memory_gib}
+
+
+def table(profile: str, device: torch.device, fast_steps: int = 20, compiled: bool = False) -> pd.DataFrame:
+    """All rows, with the ratio to the plain loop and the share of the device's bf16 (CPU: fp32) matrix rate.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``network, work, images, how, seconds, TFLOP/s, peak GiB, times faster than plain, share of matrix rate``.
+    """
+    best = speed.matrix_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    rows = []
+    for conditioning in ("semantic", "class"):
+        for item in measure(profile, conditioning, device, fast_steps, compiled):
+            engine.announce(f"{item['network']} {item['how']}: {item['seconds']:.4f} s")
+            rows.append(item)
+    found = pd.DataFrame(rows)
+    plain = found[found["how"].str.startswith(PLAIN)].set_index(["network", "work"])["seconds"]
+    keys = pd.MultiIndex.from_frame(found[["network", "work"]])
+    found["times faster than plain"] = plain.reindex(keys).to_numpy() / found["seconds"].to_numpy()
+    found["share of matrix rate"] = found["TFLOP/s"] * 1e12 / best
+    found.attrs["matrix rate"] = best
+    return found
+
+
+def drawn(run: artifacts.Run, n: int, fast_steps: int) -> pd.DataFrame:
+    """Both samplers on a finished run's first fold: seconds an image and Lite0 Frechet distance to held-out patients.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``network, how, seeds, seconds, frechet``, DDIM-500 with two passes and the fast sampler, each with the same
+        two sets of seeds: the distance between the two sets of one sampler is the spread that chance makes.
+    """
+    from nafld_utils import autoencoder
+    from nafld_utils.stages import comparison, first_stages, ldm, samples
+
+    device, fold = engine.device(run.settings.engine), first_stages.folds_of(run)[0]
+    guidance, rows = run.settings.sampling.guidance, []
+    for conditioning in run.settings.ldm.conditionings:
+        stage = first_stages.first_stage(run, conditioning, fold).to(device)
+        shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
+        denoiser = ldm.placed(ldm.load_denoiser(run, conditioning, fold), device)
+        schedule, judge = (
+            ldm.schedule_options(run, conditioning),
+            comparison.Judge(run, conditioning, fold, str(device)),
+        )
+        facts, conditions = samples.draw_conditions(run, conditioning, fold, n)
+        fast = {"scheduler": "dpmsolver++", "steps": fast_steps, "eta": 0.0, "guidance": guidance}
+        for seeds in ("first", "second"):
+            chosen = facts.assign(seed=[artifacts.unit_seed(seed, seeds) for seed in facts["seed"]])
+            z = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in chosen["seed"]])
+            started = time.perf_counter()
+            parts = zip(z.to(device).split(50), torch.from_numpy(conditions).to(device).split(50), strict=True)
+            plain = torch.cat([plain_sampling(denoiser, schedule, c, part, 500, guidance) for part, c in parts])
+            between = time.perf_counter()
+            ours = samples.sampler(run, conditioning, fold, denoiser, stage, device, fast)(chosen, conditions)
+            took = (between - started) / n, (time.perf_counter() - between) / n
+            names = f"{PLAIN}: DDIM, 500 steps, two passes", f"{OURS}: DPM-Solver++, {fast_steps} steps"
+            for how, seconds, latents in zip(names, took, (plain, ours), strict=True):
+                found = judge(autoencoder.decode_latents(stage, latents, device), facts, conditions)
+                rows.append({"network": conditioning, "how": how, "seeds": seeds, "seconds": seconds, **found})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Command line; writes ``bench.csv`` (and ``bench_drawn.csv``) and prints them."""
+    parser = argparse.ArgumentParser(description="Measure training and sampling on this device.")
+    parser.add_argument("--networks", choices=("auto", "demo", "cpu", "paper"), default="auto")
+    parser.add_argument("--fast-steps", type=int, default=20)
+    parser.add_argument("--compile", action="store_true", help="torch.compile of this project's networks")
+    parser.add_argument("--run", help="profile of a finished run whose denoisers are drawn from as well")
+    parser.add_argument("--n", type=int, default=32, help="images a sampler and set of seeds with --run")
+    parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "bench")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    profile = options.networks
+    if profile == "auto":
+        profile = "paper" if device.type == "cuda" else "demo"
+    found = table(profile, device, options.fast_steps, options.compile)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    print(f"{name}{threads}, networks of {profile}, matrix rate {found.attrs['matrix rate'] / 1e12:.2f} TFLOP/s")
+    show("bench", found, options.out)
+    if options.run:
+        show("bench_drawn", drawn(artifacts.open_run(options.run), options.n, options.fast_steps), options.out)
+
+
+def show(name: str, found: pd.DataFrame, folder: Path) -> None:
+    """Print a table and save it."""
+    artifacts.save_table(folder / f"{name}.csv", found)
+    print(found.round(4).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
