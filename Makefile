@@ -32,7 +32,7 @@ endif
 
 BENCH     :=
 
-.PHONY: all plan test bench lint lab doctor clean help settings $(STAGES)
+.PHONY: all plan test test-faults bench lint lab doctor clean help settings $(STAGES)
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .SECONDARY:
@@ -81,7 +81,10 @@ lab: $(VENV)/.ready      ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
 test: $(VENV)/.ready     ## run the tests
-	$(VENV)/bin/python -m pytest $(TESTS)
+	$(VENV)/bin/python -m pytest -m "not faults" $(TESTS)
+
+test-faults: $(VENV)/.ready ## kill processes in the midst of their work and compare what they end with
+	$(VENV)/bin/python -m pytest -m faults
 
 bench: $(VENV)/.ready    ## measure training and sampling on this device, e.g. BENCH="--run demo"
 	$(VENV)/bin/python -m nafld_utils.benchmarks $(BENCH)
@@ -105,8 +108,8 @@ clean:                   ## remove everything that RUN has computed; data/ stays
 
 help:                    ## show this
 	@echo 'make <target> [PROFILE=demo] [RUN=name] [SET="a.b=c ..."] [DATA=cohort.mat] [JOBS=2]'; echo
-	@sed -n 's/^\([$$()A-Za-z_]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
-	  | sed 's/^$$(STAGES)/<stage>/' | while IFS="$$(printf '\t')" read -r name text; do printf '  %-9s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([$$()A-Za-z_-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
+	  | sed 's/^$$(STAGES)/<stage>/' | while IFS="$$(printf '\t')" read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 	@echo; echo '  profiles: smoke (the tests), demo (simulated, 10 min), cpu (real cohort, no GPU), paper (one GPU)'
 	@echo '  stages:   $(STAGES)' | fold -s -w 100
 

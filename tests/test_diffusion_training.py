@@ -265,7 +265,7 @@ def in_a_process(context, *arguments):
     return process.exitcode
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_fifty_kills_in_the_midst_of_a_write_and_three_between_change_nothing(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)  # imported once, so that a process costs no more than its steps

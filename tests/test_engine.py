@@ -1,6 +1,7 @@
 """Units run wherever the settings say, failures are recorded and the others go on."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,3 +128,19 @@ def test_work_beside_the_workers_rounds_as_theirs_does():
     assert torch.get_num_threads() == before
     with engine.worker_threads(settings(mode="serial", threads=before + 1)):
         assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("name", "gpu"), [(0, 0), (1, 1), (3, 1), ("SLURMCluster-2", 0), (None, 0)])
+def test_every_local_worker_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch):
+    import distributed
+    import torch
+
+    def worker():
+        if name is None:
+            raise ValueError("No worker found")
+        return SimpleNamespace(name=name)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed, "get_worker", worker)
+    assert engine.device(params.load("smoke").engine) == torch.device("cuda", gpu)
