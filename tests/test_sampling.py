@@ -19,9 +19,9 @@ def options():
     return diffusion.schedule_options(params.load("smoke").section("ldm.class"), "v_prediction", 1000)
 
 
-def draw(denoiser, options, seeds, labels=None, steps=5, eta=0.0, guidance=1.5, null=False):
+def draw(denoiser, options, seeds, labels=None, steps=5, eta=0.0, guidance=1.5, null=False, scheduler="ddim"):
     labels = torch.zeros(len(seeds), dtype=torch.long) if labels is None else torch.tensor(labels)
-    return sampling.sample(denoiser, options, labels, seeds, SHAPE, steps, eta, guidance, CPU, null)
+    return sampling.sample(denoiser, options, labels, seeds, SHAPE, steps, eta, guidance, CPU, null, scheduler)
 
 
 def test_timesteps_are_those_of_the_original_sampler(options):
@@ -31,12 +31,24 @@ def test_timesteps_are_those_of_the_original_sampler(options):
     assert sampler.timesteps[-1] == 1
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_an_image_depends_on_its_seed_and_not_on_its_neighbours(denoiser, options, eta):
-    together = draw(denoiser, options, [1, 2, 3], eta=eta)
-    alone = torch.cat([draw(denoiser, options, [seed], eta=eta) for seed in (1, 2, 3)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(together[0], together[1])
+@pytest.mark.parametrize(("scheduler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmsolver++", 0.0), ("unipc", 0.0)])
+def test_an_image_depends_to_the_bit_on_its_seed_and_not_on_its_neighbours(denoiser, options, scheduler, eta):
+    seeds = list(range(11))  # more than one group
+    together = draw(denoiser, options, seeds, [i % 2 for i in seeds], eta=eta, scheduler=scheduler)
+    for few in ([3], [9, 10], [4, 3, 7, 8, 9, 0]):
+        alone = draw(denoiser, options, few, [i % 2 for i in few], eta=eta, scheduler=scheduler)
+        assert torch.equal(alone, together[few])
+    assert not torch.allclose(together[0], together[2])
+
+
+@pytest.mark.parametrize("scheduler", ["dpmsolver++", "unipc"])
+def test_fast_solvers_end_where_ddim_ends_in_far_more_steps(denoiser, options, scheduler):
+    slow = draw(denoiser, options, [1, 2], steps=500)
+    fast = draw(denoiser, options, [1, 2], steps=25, scheduler=scheduler)
+    coarse = draw(denoiser, options, [1, 2], steps=25)
+    assert (fast - slow).abs().mean() < 0.5 * (coarse - slow).abs().mean()
+    with pytest.raises(ValueError, match="scheduler must be ddim"):
+        sampling.build_sampler(options, "euler")
 
 
 def test_ddim_is_deterministic_and_eta_adds_noise(denoiser, options):

@@ -14,14 +14,18 @@ from safetensors.torch import save_file
 from nafld_utils import (
     autoencoder,
     autoencoder_training,
+    backbones,
     diffusion_training,
     engine,
     ldm_checkpoint,
     preprocess,
+    quality,
 )
 from nafld_utils.artifacts import Run, Unit, file_sha256, load_table, load_weights, read_manifest, save_table, unit_seed
 from nafld_utils.stages import prepare
 
+REVISION = 1
+NETWORK = "tf_efficientnet_lite0"  # installed with the package; distances carry its name
 # The settings that an autoencoder of each source depends on.
 READ = {
     "shipped": (),
@@ -162,8 +166,6 @@ def _train_phases(
     fold: int,
     device: torch.device,
 ) -> tuple[autoencoder.FirstStage, pd.DataFrame]:
-    from nafld_utils import backbones
-
     features = autoencoder_training.feature_maps(backbones.load("tf_efficientnet_lite2", "bundled").to(device))
     curves = []
     for phase, steps in phases.items():
@@ -188,7 +190,7 @@ def latents_unit(run: Run, conditioning: str, fold: int) -> Unit:
         _place(run, owner, fold),
         settings={"kind": run.settings.section(f"autoencoder.{owner}")["kind"]},
         inputs=[prepare.preprocess_unit(run), _identity(run, owner, fold)],
-        modules=["autoencoder"],
+        modules=["autoencoder", "backbones", "stages.first_stages"],
     )
 
 
@@ -215,6 +217,32 @@ def make_latents(run: Run, conditioning: str, fold: int) -> None:
         np.save(folder / "moments.npy", moments.reshape(n, k, *moments.shape[1:]))
         np.save(folder / "reconstructions.npy", copies)
         table.to_csv(folder / "reconstruction.csv", index=False)
+        save_table(folder / "distance.csv", _distances(originals, copies, table["fold"].to_numpy(), str(device)))
+
+
+def _distances(originals: np.ndarray, copies: np.ndarray, fold: np.ndarray, device: str) -> pd.DataFrame:
+    """Lite0 Frechet distance of each fold's reconstructions to the images they are made of: ``fold, frechet, n``."""
+    network = backbones.load(NETWORK)
+    real, made = (backbones.features(network, images, NETWORK, device) for images in (originals, copies))
+    rows = []
+    for k in np.unique(fold):
+        mine = fold == k
+        distance = quality.frechet_distance(made[mine], real[mine]) if mine.sum() > 1 else float("nan")
+        rows.append({"fold": int(k), "frechet": distance, "n": int(mine.sum())})
+    return pd.DataFrame(rows)
+
+
+def reconstruction_distance(run: Run, conditioning: str) -> pd.DataFrame:
+    """What the autoencoder alone costs: ``fold, frechet, n``, held-out images against their reconstructions.
+
+    EfficientNet-Lite0 features, the two sets of a fold as large as each other; no sample of a fold can be expected to
+    come nearer to real images than its reconstructions do.
+    """
+    parts = []
+    for fold in folds_of(run):
+        table = latents_unit(run, conditioning, fold).load_table("distance.csv")
+        parts.append(table[table["fold"] == fold])
+    return pd.concat(parts, ignore_index=True)
 
 
 def reconstruction_table(run: Run, conditioning: str) -> pd.DataFrame:

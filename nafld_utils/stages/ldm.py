@@ -332,4 +332,9 @@ def claims(run: Run) -> list[dict[str, Any]]:
         mean, low, high = stats.student_t_interval(psnr)[:3]
         row = {"claim": f"reconstruction of held-out images, {name} model", "this_run": mean, "low": low, "high": high}
         rows.append({**row, "over": "folds", "n": len(psnr), "unit": "dB PSNR", "same_protocol": UNSTATED})
+        lost = first_stages.reconstruction_distance(run, name)["frechet"]
+        mean, low, high = stats.student_t_interval(lost)[:3]
+        row = {"claim": f"reconstructions against their held-out images, {name} model", "this_run": mean}
+        row |= {"low": low, "high": high, "over": "folds", "n": len(lost), "same_protocol": UNSTATED}
+        rows.append({**row, "unit": "Frechet distance (EfficientNet-Lite0)"})
     return rows
