@@ -18,6 +18,7 @@ from nafld_utils import diffusion, sampling
 from nafld_utils.diffusion_training import LatentPool, Training, start_training, train
 
 TRAINING_PASSES = 3  # a backward pass costs about two forward passes
+LONG = 1e11  # operations that keep a CPU busy for a second
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16, side:
     return 2 * side**3 / best
 
 
-def timed(call: Callable[[], Any], device: torch.device, repeats: int = 1) -> float:
-    """Seconds of one `call`, after a first one that is not counted."""
-    call()
+def timed(call: Callable[[], Any], device: torch.device, repeats: int = 1, warm: bool = True) -> float:
+    """Seconds of one `call`, after a first one that is not counted where `warm`."""
+    if warm:
+        call()
     _wait(device)
     started = time.perf_counter()
     for _ in range(repeats):
@@ -184,14 +186,15 @@ def time_sampling(
     conditions = conditions[:, 0] if conditions.ndim > 1 else conditions
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    # a CPU computes whole groups
+    drawn = -(-n_images // sampling.CPU_GROUP) * sampling.CPU_GROUP if device.type == "cpu" else n_images
+    passes = 1 if how.get("guidance", 1.0) == 1.0 else 2
+    flops = passes * steps * diffusion.forward_flops(denoiser, shape, map_size)
     whole = timed(
         lambda: sampling.sample(
             denoiser, options, conditions, list(range(n_images)), shape, walked, device=device, **how
         ),
         device,
+        warm=device.type == "cuda" or flops / steps * walked * drawn < LONG,  # a long first call says enough
     )
-    # a CPU computes whole groups
-    drawn = -(-n_images // sampling.CPU_GROUP) * sampling.CPU_GROUP if device.type == "cpu" else n_images
-    passes = 1 if how.get("guidance", 1.0) == 1.0 else 2
-    flops = passes * steps * diffusion.forward_flops(denoiser, shape, map_size)
     return Timing(whole / drawn * steps / walked, flops, _peak(device))

@@ -45,6 +45,7 @@ NOT_READ = (
     "accumulate",
     "checkpoint_every",
     "keep_checkpoints",
+    "preview_every",
 )
 
 
