@@ -12,6 +12,7 @@ from nafld_utils.figures import COLORS, bare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def loss_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
@@ -139,12 +140,12 @@ def condition_effect(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def sampler_comparison(table: pd.DataFrame, varied: str, value: str, label: str, ax: Axes) -> Axes:
-    """A value of small sets over one setting of the sampler, a line a model; the run's own setting drawn twice.
+    """A value of small sets over one setting of the sampler; the run's own setting drawn twice.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        ``model, seeds`` and the two columns named by `varied` and `value`.
+        ``model, scheduler, seeds`` and the two columns named by `varied` and `value`.
     varied : str
         ``guidance`` or ``steps``.
     value : str
@@ -154,19 +155,30 @@ def sampler_comparison(table: pd.DataFrame, varied: str, value: str, label: str,
     ax : Axes
         Where to draw.
     """
-    for name, part in table.groupby("model", sort=False):
+    for (name, scheduler), part in table.groupby(["model", "scheduler"], sort=False):
+        look = {"color": COLORS[str(name)], "marker": _SAMPLERS[str(scheduler)][0]}
         own, other = part[part["seeds"] == "own"].sort_values(varied), part[part["seeds"] == "other"]
-        ax.plot(own[varied], own[value], "o-", color=COLORS[str(name)], label=f"{name} model")
-        ax.plot(other[varied], other[value], "D", mfc="none", ms=8, color=COLORS[str(name)])
+        ax.plot(own[varied], own[value], **look)
+        ax.plot(other[varied], other[value], ls="", mfc="none", ms=9, **look)
     if varied == "steps":
         ax.set_xscale("log")
         steps = sorted(table[varied].unique())
         ax.set_xticks(steps, [str(step) for step in steps])
         ax.minorticks_off()
-    handles, _ = ax.get_legend_handles_labels()
-    from matplotlib.lines import Line2D
-
-    other = Line2D([], [], marker="D", mfc="none", ms=8, ls="", color="#444444", label="the same, other seeds")
-    ax.legend(handles=[*handles, other])
     ax.set(xlabel=varied, ylabel=label)
     return ax
+
+
+_SAMPLERS = {"ddim": ("s", "DDIM"), "dpmsolver++": ("o", "DPM-Solver++"), "unipc": ("^", "UniPC")}
+
+
+def sampler_legend(table: pd.DataFrame, figure: Figure) -> None:
+    """What colours and markers of `sampler_comparison` mean, below all panels of a figure."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=COLORS[str(name)], label=f"{name} model") for name in table["model"].unique()]
+    for name in table["scheduler"].unique():
+        marker, words = _SAMPLERS[str(name)]
+        handles.append(Line2D([], [], ls="", color="#444444", marker=marker, label=words))
+    handles.append(Line2D([], [], ls="", color="#444444", marker="s", mfc="none", ms=9, label="hollow: other seeds"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
