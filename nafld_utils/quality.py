@@ -53,15 +53,6 @@ FEATURES: dict[str, FeatureKind] = {
         2048,
         {"frechet": "FID (Inception-v3)", "kernel": "KID (Inception-v3)", "score": "IS (Inception-v3)"},
     ),
-    "random": FeatureKind(  # for tests of the machinery at full size: no metric of it means anything
-        "untrained Inception-v3",
-        2048,
-        {
-            "frechet": "Frechet distance (untrained Inception-v3)",
-            "kernel": "Kernel distance (untrained Inception-v3)",
-            "score": "Classifier score (untrained Inception-v3)",
-        },
-    ),
     "lite0": FeatureKind(
         "EfficientNet-Lite0",
         1280,
@@ -69,6 +60,15 @@ FEATURES: dict[str, FeatureKind] = {
             "frechet": "Frechet distance (EfficientNet-Lite0)",
             "kernel": "Kernel distance (EfficientNet-Lite0)",
             "score": "Classifier score (EfficientNet-Lite0)",
+        },
+    ),
+    "random": FeatureKind(  # for tests of the machinery at full size: no metric of it means anything
+        "untrained Inception-v3",
+        2048,
+        {
+            "frechet": "Frechet distance (untrained Inception-v3)",
+            "kernel": "Kernel distance (untrained Inception-v3)",
+            "score": "Classifier score (untrained Inception-v3)",
         },
     ),
 }

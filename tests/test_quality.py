@@ -330,7 +330,7 @@ def test_inception_without_network_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_extract_refuses_what_it_cannot_read():
-    with pytest.raises(ValueError, match="expected one of inception, lite0, found 'clip'"):
+    with pytest.raises(ValueError, match="expected one of inception, lite0, random, found 'clip'"):
         quality.extract(np.zeros((2, 8, 8), np.uint8), "clip")
     with pytest.raises(ValueError, match=r"expected \(N, S, S\) uint8"):
         quality.extract(np.zeros((2, 8, 8), np.float32), "lite0")
