@@ -1,8 +1,10 @@
 """What all tests share: no window, one thread, no skip unseen in CI, and a small study made of toy notebooks."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -60,47 +62,79 @@ def real_cohort():
     return Path(path)
 
 
+def make_command(*arguments, root, **environment):
+    """Command and environment of the project's Makefile for artifacts and reports under `root`."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    command = ["make", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}", *arguments]
+    return command, {**inherited, "NAFLD_ROOT": str(root), **environment}
+
+
 def run_make(*arguments, root, timeout=120, check=None, **environment):
     """Run the project's Makefile for artifacts and reports under `root`, with the environment of these tests.
 
     `check` is the exit status that is asked for; None takes any.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    command = ["make", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}", *arguments]
-    done = subprocess.run(
-        command,
-        cwd=PROJECT,
-        env={**inherited, "NAFLD_ROOT": str(root), **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    command, env = make_command(*arguments, root=root, **environment)
+    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
     if check is not None:
         assert done.returncode == check, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
+# ---------------------------------------------------------------- one small run for all
+
+
 class Smoke:
-    """A finished smoke run, with the network shut, in a temporary folder; one serves all tests."""
+    """All eight notebooks on the smoke profile, with the network shut, in a temporary folder; one run serves all tests.
+
+    It starts when the tests start and is waited for by the first test that needs it, so that it has the second core.
+    """
 
     def __init__(self, root):
         self.root, self.log = root, root / "network.log"
-        started = time.monotonic()
-        self.done = self.make("all", timeout=1200)
-        self.seconds = time.monotonic() - started
         self.reports, self.artifacts = root / "reports" / "smoke", root / "artifacts" / "smoke"
+        self.started, self.done = time.time(), None
+        command, env = make_command("all", "PROFILE=smoke", root=root, **self._guarded())
+        with open(root / "out.txt", "w") as out, open(root / "err.txt", "w") as err:
+            self.process = subprocess.Popen(command, cwd=PROJECT, env=env, stdout=out, stderr=err)
+
+    def wait(self):
+        """Wait for the run; sets `done` and `seconds`."""
+        status = self.process.wait(1200)
+        out, err = ((self.root / name).read_text(encoding="utf-8") for name in ("out.txt", "err.txt"))
+        self.done = subprocess.CompletedProcess([], status, out, err)
+        assert status == 0, f"{out[-6000:]}\n{err[-6000:]}"
+        self.seconds = (self.reports / "index.html").stat().st_mtime - self.started
+        return self
 
     def make(self, *arguments, **options):
-        guarded = {"PYTHONPATH": str(GUARD), "NAFLD_NETWORK_LOG": str(self.log)}
-        return run_make(*arguments, "PROFILE=smoke", root=self.root, **guarded, **options)
+        """Another make of the same run."""
+        return run_make(*arguments, "PROFILE=smoke", root=self.root, **self._guarded(), **options)
+
+    def _guarded(self):
+        return {"PYTHONPATH": str(GUARD), "NAFLD_NETWORK_LOG": str(self.log)}
+
+
+_SMOKE = pytest.StashKey()
+
+
+def pytest_collection_finish(session):
+    """Start the small run beside the first tests, where a test needs it."""
+    if not session.config.option.collectonly and any("smoke" in item.fixturenames for item in session.items):
+        session.config.stash[_SMOKE] = Smoke(Path(tempfile.mkdtemp(prefix="nafld-smoke-")))
+
+
+def pytest_unconfigure(config):
+    """Stop the small run if it still goes, and remove it."""
+    if _SMOKE in config.stash:
+        config.stash[_SMOKE].process.terminate()
+        config.stash[_SMOKE].process.wait(60)
+        shutil.rmtree(config.stash[_SMOKE].root, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
-    run = Smoke(tmp_path_factory.mktemp("smoke"))
-    assert run.done.returncode == 0, f"{run.done.stdout[-6000:]}\n{run.done.stderr[-6000:]}"
-    return run
+def smoke(pytestconfig):
+    return pytestconfig.stash[_SMOKE].wait()
 
 
 @pytest.fixture
