@@ -101,6 +101,15 @@ def test_previews_and_scalars_are_kept(run):
     assert [event.value for event in log.Scalars("validation")] == pytest.approx(curve["validation"].tolist())
 
 
+def test_one_fold_alone_has_claims_without_an_interval(run):
+    one = artifacts.open_run("smoke", {"ldm.folds": [0]})
+    table = pd.DataFrame(ldm.claims(one))
+    assert (table["n"] == 1).all()
+    assert table["this_run"].notna().all()
+    assert table[["low", "high"]].isna().all().all()
+    assert pd.DataFrame(ldm.claims(run)).query("over == 'folds'")[["low", "high"]].notna().all().all()
+
+
 def test_the_estimate_counts_what_is_left(run):
     table = cost.estimate(run)
     assert (table["minutes_left"] == 0).all(), "all is done"
