@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from nafld_utils.artifacts import load_weights
+
 REVISION = 3
 SHIPPED = Path(__file__).parent / "weights" / "autoencoder_tiny_f8.safetensors"
 # (kind, factor): channel multipliers, attention on the smallest level, the rest [LDM configurations]
@@ -178,13 +180,9 @@ def load_shipped(path: Path = SHIPPED) -> FirstStage:
     ValueError
         The file is missing or holds other tensors.
     """
-    from safetensors import safe_open
-
     if not path.is_file():
         raise ValueError(f"{path}: expected the shipped autoencoder, found no file; reinstall the package.")
-    with safe_open(path, "pt") as handle:
-        tensors = {name: handle.get_tensor(name).float() for name in handle.keys()}  # noqa: SIM118 (not a mapping)
-    return from_tensors(tensors)
+    return from_tensors({name: tensor.float() for name, tensor in load_weights(path)[0].items()})
 
 
 def from_tensors(
@@ -274,11 +272,7 @@ def standardise(model: nn.Module, images: torch.Tensor, kind: str = "tiny", batc
     batch_size : int
         Images at once.
     """
-    channels = int(model.config.latent_channels)
-    device = images.device
-    stage = FirstStage(
-        model.eval().requires_grad_(False), kind, torch.zeros(channels).to(device), torch.ones(channels).to(device)
-    )
+    stage = published(model, kind, 1.0).to(images.device)
     latents = torch.cat([stage.draw(stage.encode(part)) for part in images.split(batch_size)])
     stage.shift = latents.mean(dim=(0, 2, 3))
     stage.scale = 1.0 / latents.std(dim=(0, 2, 3)).clamp_min(1e-3)

@@ -175,10 +175,8 @@ def drawn(run: artifacts.Run, n: int, fast_steps: int) -> pd.DataFrame:
         stage = first_stages.first_stage(run, conditioning, fold).to(device)
         shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
         denoiser = ldm.placed(ldm.load_denoiser(run, conditioning, fold), device)
-        schedule, judge = (
-            ldm.schedule_options(run, conditioning),
-            comparison.Judge(run, conditioning, fold, str(device)),
-        )
+        schedule = ldm.schedule_options(run, conditioning)
+        judge = comparison.Judge(run, conditioning, fold, str(device))
         facts, conditions = samples.draw_conditions(run, conditioning, fold, n)
         fast = {"scheduler": "dpmsolver++", "steps": fast_steps, "eta": 0.0, "guidance": guidance}
         for seeds in ("first", "second"):

@@ -83,10 +83,10 @@ def distances(run: Run, out: Path) -> pd.DataFrame:
     """
     (task,) = ldm.tasks(run)
     data, device = prepare.open_preprocessed(run), str(engine.device(run.settings.engine))
-    network = backbones.load(comparison.NETWORK)
+    network = backbones.load(quality.LITE0)
 
     def features(images: np.ndarray) -> np.ndarray:
-        return backbones.features(network, np.ascontiguousarray(images), comparison.NETWORK, device)
+        return backbones.features(network, np.ascontiguousarray(images), quality.LITE0, device)
 
     held = data.images["fold"].to_numpy() == task["fold"]
     rows, copies = first_stages.reconstructions(**task)

@@ -25,7 +25,6 @@ from nafld_utils.artifacts import Run, Unit, file_sha256, load_table, load_weigh
 from nafld_utils.stages import prepare
 
 REVISION = 1
-NETWORK = "tf_efficientnet_lite0"  # installed with the package; distances carry its name
 # The settings that an autoencoder of each source depends on.
 READ = {
     "shipped": (),
@@ -222,8 +221,8 @@ def make_latents(run: Run, conditioning: str, fold: int) -> None:
 
 def _distances(originals: np.ndarray, copies: np.ndarray, fold: np.ndarray, device: str) -> pd.DataFrame:
     """Lite0 Frechet distance of each fold's reconstructions to the images they are made of: ``fold, frechet, n``."""
-    network = backbones.load(NETWORK)
-    real, made = (backbones.features(network, images, NETWORK, device) for images in (originals, copies))
+    network = backbones.load(quality.LITE0)
+    real, made = (backbones.features(network, images, quality.LITE0, device) for images in (originals, copies))
     rows = []
     for k in np.unique(fold):
         mine = fold == k
