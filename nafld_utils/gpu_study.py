@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import artifacts, backbones, benchmarks, engine, graph, quality
+from nafld_utils import artifacts, backbones, benchmarks, engine, feature_networks, graph, quality
 from nafld_utils.artifacts import Run, save_array, save_table
 from nafld_utils.stages import comparison, cost, first_stages, ldm, prepare, samples
 
@@ -83,10 +83,10 @@ def distances(run: Run, out: Path) -> pd.DataFrame:
     """
     (task,) = ldm.tasks(run)
     data, device = prepare.open_preprocessed(run), str(engine.device(run.settings.engine))
-    network = backbones.load(quality.LITE0)
+    network = backbones.load(feature_networks.LITE0)
 
     def features(images: np.ndarray) -> np.ndarray:
-        return backbones.features(network, np.ascontiguousarray(images), quality.LITE0, device)
+        return backbones.features(network, np.ascontiguousarray(images), feature_networks.LITE0, device)
 
     held = data.images["fold"].to_numpy() == task["fold"]
     rows, copies = first_stages.reconstructions(**task)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import linalg
 
-from nafld_utils import quality
+from nafld_utils import feature_networks, quality, quality_tables
 
 
 def rng(seed=0):
@@ -144,7 +144,7 @@ def test_nearest_distance_and_typical_image():
 def feature_set(name, role, n, labels, shift=0.0, seed=0):
     draw = rng(seed)
     labels = None if labels is None else np.asarray(labels)
-    return quality.FeatureSet(name, role, draw.normal(size=(n, 6)) + shift, draw.normal(size=(n, 9)), labels)
+    return quality_tables.FeatureSet(name, role, draw.normal(size=(n, 6)) + shift, draw.normal(size=(n, 9)), labels)
 
 
 def fold():
@@ -160,20 +160,23 @@ def fold():
 
 def test_every_set_is_compared_at_one_size_and_class_mix():
     reference, sets = fold()
-    assert quality.common_counts(reference, sets, 0) == (9, 0)
-    assert quality.common_counts(reference, sets, 1) == (0, 20)
-    assert quality.common_counts(reference, sets, None) == (8, 16)  # noise is the smallest, one healthy to two fatty
-    rows = quality.draw_rows(sets[1].labels, 40, (8, 16), rng())
+    assert quality_tables.common_counts(reference, sets, 0) == (9, 0)
+    assert quality_tables.common_counts(reference, sets, 1) == (0, 20)
+    assert quality_tables.common_counts(reference, sets, None) == (
+        8,
+        16,
+    )  # noise is the smallest, one healthy to two fatty
+    rows = quality_tables.draw_rows(sets[1].labels, 40, (8, 16), rng())
     assert len(set(rows)) == 24
     assert sets[1].labels[rows].sum() == 16
-    assert len(set(quality.draw_rows(None, 25, (8, 16), rng()))) == 24
+    assert len(set(quality_tables.draw_rows(None, 25, (8, 16), rng()))) == 24
 
 
 def test_measure_orders_floor_model_ceiling_and_names_features():
-    table = quality.measure(*fold(), "lite0", rng(), n_subsets=5, subset_size=5)
+    table = quality_tables.measure(*fold(), "lite0", rng(), n_subsets=5, subset_size=5)
     assert set(table["features"]) == {"EfficientNet-Lite0"}
     assert not any(
-        word in name for name in quality.FEATURES["lite0"].metrics.values() for word in ("FID", "KID", "IS ")
+        word in name for name in feature_networks.FEATURES["lite0"].metrics.values() for word in ("FID", "KID", "IS ")
     )
     equal = table[(table["sample"] == "equal") & (table["metric"] == "frechet")]
     for _, part in equal.groupby("class"):
@@ -182,15 +185,15 @@ def test_measure_orders_floor_model_ceiling_and_names_features():
         assert value["real_training"] < value["semantic"] < value["gaussian_semantic"] < value["noise"]
     whole = table[(table["sample"] == "all") & (table["model"] == "semantic") & (table["class"] == "both")]
     assert set(whole["n_images"]) == {40}
-    pd.testing.assert_frame_equal(table, quality.measure(*fold(), "lite0", rng(), n_subsets=5, subset_size=5))
+    pd.testing.assert_frame_equal(table, quality_tables.measure(*fold(), "lite0", rng(), n_subsets=5, subset_size=5))
 
 
 def test_a_set_is_compared_only_where_it_belongs():
     reference, sets = fold()
     for group, shift in ((0, 1.0), (None, 2.0)):
         one = feature_set("repeated_image", "ceiling", 40, None, shift, seed=6)
-        sets.append(quality.FeatureSet(one.name, one.role, one.features, one.logits, None, (group,)))
-    table = quality.measure(reference, sets, "lite0", rng(), 2, 4)
+        sets.append(quality_tables.FeatureSet(one.name, one.role, one.features, one.logits, None, (group,)))
+    table = quality_tables.measure(reference, sets, "lite0", rng(), 2, 4)
     part = table[(table["model"] == "repeated_image") & (table["metric"] == "frechet")]
     assert part["class"].tolist() == ["healthy", "both"]
     assert part["value"].is_monotonic_increasing
@@ -199,11 +202,11 @@ def test_a_set_is_compared_only_where_it_belongs():
 def test_a_class_with_too_few_images_is_named_not_averaged_away():
     reference, sets = fold()
     reference = feature_set("real_validation", "reference", 9, [0] + [1] * 8, seed=1)
-    thin = quality.measure(reference, sets, "lite0", rng(), 2, 4).assign(fold=1)
-    whole = quality.measure(*fold(), "lite0", rng(), 2, 4).assign(fold=0)
+    thin = quality_tables.measure(reference, sets, "lite0", rng(), 2, 4).assign(fold=1)
+    whole = quality_tables.measure(*fold(), "lite0", rng(), 2, 4).assign(fold=0)
     assert thin.loc[(thin["class"] == "healthy"), "value"].isna().all()
-    table = quality.fold_intervals(pd.concat([whole, thin]))
-    healthy = table[(table["class"] == "healthy") & (table["model"] == "semantic")]
+    table = quality_tables.fold_intervals(pd.concat([whole, thin]))
+    healthy = table[(table["class"] == "healthy") & (table["model"] == "semantic") & (table["metric"] == "frechet")]
     assert set(healthy["n"]) == {1}
     assert healthy["note"].str.startswith("fold 1: fewer than two images").all()
 
@@ -222,11 +225,11 @@ def test_fold_intervals_are_student_t_and_places_compare_with_every_own_ceiling(
         for k, value in enumerate(numbers):
             rows.append({"model": model, "role": role, "fold": k, "value": value})
     facts = {"class": "both", "metric": "frechet", "features": "x", "sample": "equal", "n_images": 9, "n_reference": 9}
-    table = quality.fold_intervals(pd.DataFrame(rows).assign(**facts))
+    table = quality_tables.fold_intervals(pd.DataFrame(rows).assign(**facts))
     row = table[table["model"] == "semantic"].iloc[0]
     assert row["mean"] == 5
     assert row["high"] - row["mean"] == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)  # t(0.975, 2)
-    places = quality.against_references(table).set_index("model")
+    places = quality_tables.against_references(table).set_index("model")
     assert places.loc["semantic", "ceiling"] == "untrained_semantic"
     assert places.loc["semantic", "place"] == pytest.approx(0.4)
     assert places.loc["semantic", "below_every_ceiling"]
@@ -242,10 +245,10 @@ def test_lite0_features_and_logits_in_one_pass():
     from nafld_utils import backbones
 
     images = rng().integers(0, 256, (3, 64, 64), dtype=np.uint8)
-    features, logits = quality.extract(images, "lite0", batch_size=2)
+    features, logits = feature_networks.extract(images, "lite0", batch_size=2)
     assert (features.shape, logits.shape) == ((3, 1280), (3, 1000))
-    model = backbones.load(quality.LITE0, weights="bundled")
-    np.testing.assert_allclose(logits, backbones.logits(model, images, quality.LITE0), atol=1e-4)
+    model = backbones.load(feature_networks.LITE0, weights="bundled")
+    np.testing.assert_allclose(logits, backbones.logits(model, images, feature_networks.LITE0), atol=1e-4)
     assert not torch.is_grad_enabled() or np.isfinite(features).all()
 
 
@@ -272,10 +275,10 @@ def test_inception_from_a_local_file_agrees_with_torchmetrics(inception_weights,
 
     from nafld_utils.artifacts import file_sha256
 
-    monkeypatch.setattr(quality, "INCEPTION_SHA256_PREFIX", file_sha256(inception_weights)[:8])
-    monkeypatch.setattr(quality.inception_file, "__defaults__", (None, file_sha256(inception_weights)[:8]))
+    monkeypatch.setattr(feature_networks, "INCEPTION_SHA256_PREFIX", file_sha256(inception_weights)[:8])
+    monkeypatch.setattr(feature_networks.inception_file, "__defaults__", (None, file_sha256(inception_weights)[:8]))
     images = rng().integers(0, 256, (3, 64, 64), dtype=np.uint8)
-    features, logits = quality.extract(images, "inception", str(inception_weights), batch_size=2)
+    features, logits = feature_networks.extract(images, "inception", str(inception_weights), batch_size=2)
     assert (features.shape, logits.shape) == ((3, 2048), (3, 1008))
     network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(inception_weights), antialias=False)
     with torch.inference_mode():
@@ -296,25 +299,25 @@ def test_a_weight_file_that_is_more_than_tensors_is_not_executed(tmp_path, monke
 
     path = tmp_path / "inception.pth"
     torch.save({"weight": Payload()}, path)
-    monkeypatch.setattr(quality.inception_file, "__defaults__", (None, file_sha256(path)[:8]))
+    monkeypatch.setattr(feature_networks.inception_file, "__defaults__", (None, file_sha256(path)[:8]))
     with pytest.raises(pickle.UnpicklingError):
-        quality.extract(np.zeros((1, 64, 64), np.uint8), "inception", str(path))
+        feature_networks.extract(np.zeros((1, 64, 64), np.uint8), "inception", str(path))
 
 
 def test_features_of_an_untrained_network_carry_its_name_and_are_the_same_at_every_call():
     images = rng().integers(0, 256, (2, 64, 64), dtype=np.uint8)
-    first, logits = quality.extract(images, "random")
-    quality._network.cache_clear()
-    assert np.array_equal(first, quality.extract(images, "random")[0])
+    first, logits = feature_networks.extract(images, "random")
+    feature_networks._network.cache_clear()
+    assert np.array_equal(first, feature_networks.extract(images, "random")[0])
     assert (first.shape, logits.shape) == ((2, 2048), (2, 1008))
-    assert all("untrained" in name for name in quality.FEATURES["random"].metrics.values())
+    assert all("untrained" in name for name in feature_networks.FEATURES["random"].metrics.values())
 
 
 def test_inception_refuses_other_content_and_a_missing_file(inception_weights, tmp_path):
     with pytest.raises(ValueError, match=r"expected a SHA-256 beginning with 6726825d, found .*quality\.weights"):
-        quality.inception_file(str(inception_weights))
+        feature_networks.inception_file(str(inception_weights))
     with pytest.raises(ValueError, match=r"found no file; set quality\.weights"):
-        quality.inception_file(str(tmp_path / "absent.pth"))
+        feature_networks.inception_file(str(tmp_path / "absent.pth"))
 
 
 def test_inception_without_network_says_what_to_do(tmp_path, monkeypatch):
@@ -326,11 +329,11 @@ def test_inception_without_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unplugged)
     with pytest.raises(ValueError, match=r"expected a download, found Network is unreachable; set quality\.weights"):
-        quality.inception_file()
+        feature_networks.inception_file()
 
 
 def test_extract_refuses_what_it_cannot_read():
-    with pytest.raises(ValueError, match="expected one of inception, lite0, random, found 'clip'"):
-        quality.extract(np.zeros((2, 8, 8), np.uint8), "clip")
-    with pytest.raises(ValueError, match=r"expected \(N, S, S\) uint8"):
-        quality.extract(np.zeros((2, 8, 8), np.float32), "lite0")
+    with pytest.raises(ValueError, match="expected one of inception, lite0, lite1, random, found 'clip'"):
+        feature_networks.extract(np.zeros((2, 8, 8), np.uint8), "clip")
+    with pytest.raises(ValueError, match=r"expected grey images \(N, S, S\), uint8"):
+        feature_networks.extract(np.zeros((2, 8, 8), np.float32), "lite0")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import autoencoder, backbones, condition_checks, engine, preprocess, quality, stats
+from nafld_utils import autoencoder, backbones, condition_checks, engine, feature_networks, preprocess, quality, stats
 from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare, samples
 
@@ -82,7 +82,7 @@ class Judge:
 
     def __init__(self, run: Run, conditioning: str, fold: int, device: str):
         self.run, self.conditioning, self.fold, self.device = run, conditioning, fold, device
-        self.network = backbones.load(quality.LITE0)
+        self.network = backbones.load(feature_networks.LITE0)
         data = prepare.open_preprocessed(run)
         held = data.images["fold"].to_numpy() == fold
         self.held_out = self._features(data.pool[held, 0])
@@ -90,7 +90,7 @@ class Judge:
         self.labels = data.images["label"].to_numpy()[~held]
 
     def _features(self, images: np.ndarray) -> np.ndarray:
-        return backbones.features(self.network, np.asarray(images), quality.LITE0, self.device)
+        return backbones.features(self.network, np.asarray(images), feature_networks.LITE0, self.device)
 
     def __call__(self, images: np.ndarray, table: pd.DataFrame, conditions: np.ndarray) -> dict[str, float]:
         """``frechet`` and ``condition`` of (n, S, S) uint8 images with their rows and conditions, see `compare`."""

@@ -1,0 +1,239 @@
+"""Frozen ImageNet networks that turn images into features, and the names their metrics may carry.
+
+Contract: checked images in, features and logits out, batch by batch. Only Inception-v3's features earn the names FID,
+KID and IS; the same formulas on other features are named for what they are. Weight files are opened only after their
+checksum was compared, and never as whole pickles.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REVISION = 1
+LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
+LITE = {"lite0": LITE0, "lite1": LITE1}
+INCEPTION_SHA256_PREFIX = "6726825d"  # part of the published file's name
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """A frozen ImageNet network and the names its metrics may carry.
+
+    Attributes
+    ----------
+    network : str
+        Name of the network in text.
+    width : int
+        Number of features an image.
+    metrics : dict
+        ``frechet, kernel, score`` to the name of each in tables and on axes.
+    """
+
+    network: str
+    width: int
+    metrics: Mapping[str, str]
+
+
+FEATURES: dict[str, FeatureKind] = {
+    "inception": FeatureKind(
+        "Inception-v3",
+        2048,
+        {"frechet": "FID (Inception-v3)", "kernel": "KID (Inception-v3)", "score": "IS (Inception-v3)"},
+    ),
+    "lite0": FeatureKind(
+        "EfficientNet-Lite0",
+        1280,
+        {
+            "frechet": "Frechet distance (EfficientNet-Lite0)",
+            "kernel": "Kernel distance (EfficientNet-Lite0)",
+            "score": "Classifier score (EfficientNet-Lite0)",
+        },
+    ),
+    "lite1": FeatureKind(
+        "EfficientNet-Lite1",
+        1280,
+        {
+            "frechet": "Frechet distance (EfficientNet-Lite1)",
+            "kernel": "Kernel distance (EfficientNet-Lite1)",
+            "score": "Classifier score (EfficientNet-Lite1)",
+        },
+    ),
+    "random": FeatureKind(  # for tests of the machinery at full size: no metric of it means anything
+        "untrained Inception-v3",
+        2048,
+        {
+            "frechet": "Frechet distance (untrained Inception-v3)",
+            "kernel": "Kernel distance (untrained Inception-v3)",
+            "score": "Classifier score (untrained Inception-v3)",
+        },
+    ),
+}
+
+
+# ---------------------------------------------------------------- features
+
+
+def checked_images(images: Any, name: str = "the set") -> np.ndarray:
+    """A set of grey 8-bit images as an array (N, S, S), without copying it.
+
+    Parameters
+    ----------
+    images : array or sequence of arrays
+        Meant to be (N, S, S) uint8, N > 0; a memory map stays one.
+    name : str
+        What the set is called in an error.
+
+    Raises
+    ------
+    ValueError
+        The set is empty, images differ in size, have colours, are not 8-bit or hold NaN: one sentence names the set,
+        what was found and what to do.
+    """
+    expected = f"{name}: expected grey images (N, S, S), uint8 from 0 to 255"
+    if not isinstance(images, np.ndarray):
+        sizes = sorted({np.shape(image) for image in images})
+        if len(sizes) > 1:
+            raise ValueError(f"{expected}, found sizes {', '.join(map(str, sizes[:4]))}; resize them to one size.")
+        images = np.asarray(images)
+    if not images.size:
+        raise ValueError(f"{expected}, found none; make the set first.")
+    if images.ndim == 4:
+        raise ValueError(f"{expected}, found {images.shape[-1]} channels {images.shape}; convert them to grey.")
+    if images.ndim != 3:
+        raise ValueError(f"{expected}, found shape {images.shape}; stack them to (N, S, S).")
+    if images.dtype != np.uint8:
+        low, high = images.min(), images.max()
+        found = "NaN" if np.isnan(low) or np.isnan(high) else f"values from {low:g} to {high:g}"
+        raise ValueError(f"{expected}, found {images.dtype} with {found}; scale them to 0..255 and convert.")
+    return images
+
+
+def extract(
+    images: np.ndarray,
+    kind: str,
+    weights: str | None = None,
+    device: Any = "cpu",
+    batch_size: int = 64,
+    name: str = "the set",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features and class logits of images from a frozen ImageNet network.
+
+    Parameters
+    ----------
+    images : numpy.ndarray, shape (N, S, S), uint8
+        Grey images; the channel is repeated.
+    kind : {"inception", "lite0", "lite1", "random"}
+        Key of `FEATURES`. Inception-v3 is the TensorFlow network of the published FID with its own bilinear resize to
+        299 pixels and without its bias (torchmetrics' ``antialias=False``); Lite0 and Lite1 see the images at their
+        own size.
+    weights : str, optional
+        Path of Inception-v3's weight file; None downloads it once. Lite's weights are installed with packages.
+    device : torch.device or str
+        Where to compute.
+    batch_size : int
+        Images at once, read as they are needed from a memory map; does not change the result beyond rounding.
+    name : str
+        What the set is called in an error.
+
+    Returns
+    -------
+    features : numpy.ndarray, shape (N, d), float32
+    logits : numpy.ndarray, shape (N, C), float32
+        C is 1008 (Inception-v3) or 1000 (Lite).
+
+    Raises
+    ------
+    ValueError
+        Unknown `kind`, what `checked_images` refuses, or a weight file of other content.
+    """
+    import torch
+
+    if kind not in FEATURES:
+        raise ValueError(f"quality.features: expected one of {', '.join(FEATURES)}, found {kind!r}.")
+    images = checked_images(images, name)
+    network = _network(kind, weights, str(device))
+    if kind in LITE:
+        from nafld_utils import backbones
+
+        features = np.asarray(backbones.features(network, images, LITE[kind], device, batch_size=batch_size))
+        with torch.no_grad():  # the head alone: one pass over the images gives both
+            logits = network.get_classifier()(torch.from_numpy(features).to(device)).cpu().numpy()
+        return features, logits
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            x = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+            x = x.unsqueeze(1).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+            parts.append([part.float().cpu().numpy() for part in network(x)])
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+@functools.lru_cache(maxsize=2)
+def _network(kind: str, weights: str | None, device: str) -> Any:
+    import torch
+
+    if kind in LITE:
+        from nafld_utils import backbones
+
+        return backbones.load(LITE[kind], weights="bundled").to(device)
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Bare(FeatureExtractorInceptionV3):
+        """Without the reading of weights at construction, which would open a pickle whole."""
+
+        def load_state_dict(self, state: Any, **options: Any) -> Any:
+            return super().load_state_dict(state, **options) if state else None
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        outputs = ["2048", "logits_unbiased"]
+        network = Bare("inception-v3-compat", outputs, feature_extractor_weights_path=nothing)
+    if kind == "inception":
+        network.load_state_dict(torch.load(inception_file(weights), map_location="cpu", weights_only=True))
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def inception_file(path: str | None = None, sha256_prefix: str = INCEPTION_SHA256_PREFIX) -> Path:
+    """Weight file of the published FID's Inception-v3: the given one, or torch-fidelity's download, checksum compared.
+
+    Parameters
+    ----------
+    path : str, optional
+        A local copy.
+    sha256_prefix : str
+        First hex digits of the file's SHA-256.
+
+    Raises
+    ------
+    ValueError
+        No file there and no network, or other content.
+    """
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    file = Path(path) if path else Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    hint = "set quality.weights to a copy of weights-inception-2015-12-05-6726825d.pth, or quality.features=lite0"
+    if not file.is_file():
+        if path:
+            raise ValueError(f"{file}: expected Inception-v3's weights, found no file; {hint}.")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=sha256_prefix, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{file.name}: expected a download, found {error}; {hint}.") from None
+    with open(file, "rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    if not found.startswith(sha256_prefix):
+        raise ValueError(f"{file}: expected a SHA-256 beginning with {sha256_prefix}, found {found[:8]}; {hint}.")
+    return file
