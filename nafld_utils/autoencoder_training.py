@@ -18,17 +18,27 @@ from torch.nn import functional as F
 
 from nafld_utils.autoencoder import FirstStage, standardise, to_unit
 
-REVISION = 1
+REVISION = 2
 # Choice: found on simulated frames by the Frechet distance of held-out reconstructions and of a short LDM's samples.
 PHASES = {
     "structure": {"pixels": 1.0, "perceptual": 0.2},
     "texture": {"pixels": 1.0, "coarse": 2.0, "perceptual": 0.1, "texture": 1.0, "moments": 0.1},
+    "polish": {"pixels": 1.0, "coarse": 2.0, "perceptual": 0.1, "texture": 1.0, "moments": 1.0, "drift": 30.0},
 }
-LATENT_NOISE = {"structure": 0.0, "texture": 0.35}  # standard deviations of a channel, the small kind only
+# Standard deviations of a channel, the small kind only.
+LATENT_NOISE = {"structure": 0.0, "texture": 0.35, "polish": 0.0}
+# Side in pixels of the patches a step sees. Choice: the network has no layer that mixes distant pixels, and a quarter
+# of the image costs a quarter of the time; the statistics of the polish are those of whole images.
+PATCH = {"structure": 64, "texture": 64, "polish": 128}
+LEARNING_RATE = {"structure": 1e-3, "texture": 1e-3, "polish": 3e-4}  # choice: the polish at 1e-3 goes astray
 KL_WEIGHT = 1e-6  # [LDM configurations]
 COARSE = 4  # pixels a side that a coarse grey level averages
 TEXTURE = slice(0, 5)  # feature maps compared by Gram matrices
-PERCEPTUAL = {"structure": slice(0, 6), "texture": slice(2, 6)}  # feature maps compared place by place
+PERCEPTUAL = {
+    "structure": slice(0, 6),
+    "texture": slice(2, 6),
+    "polish": slice(2, 6),
+}  # feature maps compared place by place
 
 
 def feature_maps(backbone: nn.Module) -> Callable[[Tensor], list[Tensor]]:
@@ -50,7 +60,7 @@ class ReconstructionLoss:
 
     Parameters
     ----------
-    phase : {"structure", "texture"}
+    phase : {"structure", "texture", "polish"}
         Key of `PHASES`.
     features : callable
         From `feature_maps`.
@@ -80,10 +90,12 @@ class ReconstructionLoss:
             "pixels": F.l1_loss(copies, images),
             "perceptual": sum(_directions(a, b) for a, b, _ in pairs[PERCEPTUAL[self.phase]]),
         }
-        if self.phase == "texture":
+        if self.phase != "structure":
             terms["coarse"] = F.l1_loss(F.avg_pool2d(copies, COARSE), F.avg_pool2d(images, COARSE))
             terms["texture"] = sum(_texture(a / s, b / s) for a, b, s in pairs[TEXTURE])
             terms["moments"] = sum(_moments(a / s, b / s) for a, b, s in pairs)
+        if self.phase == "polish":
+            terms["drift"] = sum(_drift(a / s, b / s) for a, b, s in pairs)
         return terms
 
 
@@ -102,6 +114,11 @@ def _moments(a: Tensor, b: Tensor) -> Tensor:
     return 10 * (F.mse_loss(a.mean(2), b.mean(2)) + F.mse_loss(_deviation(a), _deviation(b)))
 
 
+def _drift(a: Tensor, b: Tensor) -> Tensor:
+    """How far the batch's mean feature moved: what all copies share is what a Frechet distance counts first."""
+    return (a.mean((2, 3)) - b.mean((2, 3))).mean(0).square().mean()
+
+
 def _deviation(flat: Tensor) -> Tensor:
     return (flat.var(2, correction=0) + 1e-4).sqrt()  # the root has no slope at zero, where a map is one pixel
 
@@ -116,8 +133,8 @@ def train(
     device: torch.device,
     phase: str = "texture",
     batch_size: int = 8,
-    learning_rate: float = 1e-3,
-    patch: int = 64,
+    learning_rate: float | None = None,
+    patch: int | None = None,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> tuple[FirstStage, list[dict[str, float]]]:
     """Train an autoencoder through one phase.
@@ -138,13 +155,14 @@ def train(
         Optimiser steps.
     device : torch.device
         Where to train.
-    phase : {"structure", "texture"}
-        Which loss and how much noise on the latents.
-    batch_size, learning_rate : int, float
+    phase : {"structure", "texture", "polish"}
+        Which loss and how much noise on the latents; the last trains the decoder alone.
+    batch_size : int
         Choice: as far as two CPU cores go in half an hour.
-    patch : int
-        Side in pixels of the random patches a step sees. Choice: the network has no layer that mixes distant
-        pixels, and a quarter of the image costs a quarter of the time.
+    learning_rate : float, optional
+        None is the phase's, `LEARNING_RATE`.
+    patch : int, optional
+        Side in pixels of the random patches a step sees; None is the phase's, `PATCH`.
     report : callable
         Called with step and loss.
 
@@ -161,7 +179,10 @@ def train(
         The loss is not finite.
     """
     model.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
-    patch = min(patch, *images.shape[1:])
+    if phase == "polish":
+        model.encoder.requires_grad_(False)
+    patch = min(patch or PATCH[phase], *images.shape[1:])
+    learning_rate = learning_rate or LEARNING_RATE[phase]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.05)
     spread = np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)

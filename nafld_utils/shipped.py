@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from nafld_utils import autoencoder, autoencoder_training, backbones, params, phantom, phantom_anatomy, preprocess
 from nafld_utils.artifacts import replacing, save_json, unit_seed
+from nafld_utils.feature_networks import LITE0
+from nafld_utils.quality import frechet_distance
 
 FIRST_SEED = 9000
 
@@ -67,6 +70,61 @@ def train_phase(
     )[0]
 
 
+def patch_pca(training: np.ndarray, images: np.ndarray, side: int = 8, components: int = 4) -> np.ndarray:
+    """Images rebuilt from the first principal components of their patches: as many numbers as the latents have.
+
+    Parameters
+    ----------
+    training, images : numpy.ndarray, shapes (N, S, S) and (M, S, S), uint8
+        Images the components come from, and images to rebuild.
+    side, components : int
+        Pixels a side of a patch, and components kept.
+
+    Returns
+    -------
+    numpy.ndarray, shape (M, S, S), uint8
+    """
+
+    def patches(some: np.ndarray) -> np.ndarray:
+        n, k = len(some), some.shape[1] // side
+        return some.reshape(n, k, side, k, side).transpose(0, 1, 3, 2, 4).reshape(-1, side * side).astype(np.float32)
+
+    known = patches(training[:: max(1, len(training) // 100)])
+    mean = known.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(known - mean, rowvar=False))
+    axes = vectors[:, np.argsort(values)[-components:]]
+    rebuilt = (patches(images) - mean) @ axes @ axes.T + mean
+    k = images.shape[1] // side
+    tiles = rebuilt.reshape(len(images), k, k, side, side).transpose(0, 1, 3, 2, 4)
+    return tiles.reshape(images.shape).round().clip(0, 255).astype(np.uint8)
+
+
+def measure(stage: autoencoder.FirstStage, image_size: int = 128, n_patients: int = 60) -> pd.DataFrame:
+    """What the autoencoder keeps of other simulated patients, beside patch PCA and beside still other patients.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``images, psnr`` (dB), ``ssim, frechet`` (EfficientNet-Lite0, to the images they were made from).
+    """
+    training, held_out, others = (
+        training_images(n_patients, image_size, 1, FIRST_SEED + offset) for offset in (0, 3000, 4000)
+    )
+    network = backbones.load(LITE0)
+    real = backbones.features(network, held_out, LITE0)
+    sets = {
+        "reconstructions": autoencoder.reconstruct(stage, held_out, torch.device("cpu")),
+        "patch PCA": patch_pca(training, held_out),
+        "other patients": others,
+    }
+    rows = []
+    for name, images in sets.items():
+        found = autoencoder.reconstruction_error(held_out, images) if name != "other patients" else {}
+        row = {"images": name, **{key: float(np.mean(value)) for key, value in found.items()}}
+        rows.append({**row, "frechet": frechet_distance(backbones.features(network, images, LITE0), real)})
+    return pd.DataFrame(rows)
+
+
 def save(stage: autoencoder.FirstStage, path: Path, facts: dict[str, object]) -> None:
     """Write half-precision weights (under 2 MB) and, beside them, how they were made."""
     from safetensors.torch import save_file
@@ -87,11 +145,17 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--structure-steps", type=int, default=1800)
     parser.add_argument("--texture-steps", type=int, default=2400)
+    parser.add_argument("--polish-steps", type=int, default=500)
+    parser.add_argument("--measure", action="store_true", help="train nothing, measure the shipped file on other seeds")
     parser.add_argument("--out", type=Path, default=autoencoder.SHIPPED)
     options = parser.parse_args()
+    if options.measure:
+        print(measure(autoencoder.load_shipped(options.out), options.image_size).round(3).to_string(index=False))
+        return
     images = training_images(options.patients, options.image_size, options.crops)
-    stage = train(images, {"structure": options.structure_steps, "texture": options.texture_steps})
-    facts = {name: value for name, value in vars(options).items() if name != "out"}
+    steps = {phase: getattr(options, f"{phase}_steps") for phase in autoencoder_training.PHASES}
+    stage = train(images, steps)
+    facts = {name: value for name, value in vars(options).items() if name not in ("out", "measure")}
     facts |= {"first_seed": FIRST_SEED, "phantom_revision": f"{phantom.REVISION}.{phantom_anatomy.REVISION}"}
     save(stage, options.out, {"command": "python -m nafld_utils.shipped", **facts})
 

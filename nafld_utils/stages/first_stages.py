@@ -17,6 +17,7 @@ from nafld_utils import (
     backbones,
     diffusion_training,
     engine,
+    feature_networks,
     ldm_checkpoint,
     preprocess,
     quality,
@@ -70,7 +71,7 @@ def _trained(run: Run, conditioning: str) -> bool:
     return run.settings.section(f"autoencoder.{conditioning}")["source"] == "train"
 
 
-def _owner(run: Run, conditioning: str) -> str:
+def owner(run: Run, conditioning: str) -> str:
     """Model whose autoencoder this one uses: two that read the same settings share one."""
     both = run.settings.section("autoencoder")
     mine, other = ([s[key] for key in ("source", *READ[s["source"]])] for s in both.values())
@@ -87,7 +88,7 @@ def autoencoder_unit(run: Run, conditioning: str, fold: int) -> Unit:
     settings = run.settings.section(f"autoencoder.{conditioning}")
     return run.unit(
         "autoencoder",
-        _owner(run, conditioning),
+        owner(run, conditioning),
         f"fold{fold}",
         settings={**{key: settings[key] for key in READ["train"]}, "seed": run.settings.seed},
         inputs=[prepare.preprocess_unit(run), file_sha256(autoencoder.SHIPPED)],
@@ -143,7 +144,9 @@ def train_autoencoder(run: Run, conditioning: str, fold: int) -> None:
     data = prepare.open_preprocessed(run)
     images = data.pool[data.images["fold"].to_numpy() != fold]
     images = np.ascontiguousarray(images.reshape(-1, *images.shape[2:]))
-    phases = {"texture": settings["train_steps"]}
+    # Choice: a fifth of the steps for the polish, whose steps see four times the pixels.
+    polish = settings["train_steps"] // 5
+    phases = {"texture": settings["train_steps"] - polish, "polish": polish}
     if settings["kind"] == "tiny":
         model = autoencoder.load_shipped().model
     else:
@@ -168,10 +171,21 @@ def _train_phases(
     features = autoencoder_training.feature_maps(backbones.load("tf_efficientnet_lite2", "bundled").to(device))
     curves = []
     for phase, steps in phases.items():
+        if not steps:
+            continue
         seeds = (unit_seed(run.settings.seed, "autoencoder", fold, phase, step) for step in range(steps))
         meter = engine.StepMeter(f"autoencoder fold {fold}, {phase}", steps)
         stage, curve = autoencoder_training.train(
-            images, model, kind, features, seeds, steps, device, phase, learning_rate=5e-4, report=meter
+            images,
+            model,
+            kind,
+            features,
+            seeds,
+            steps,
+            device,
+            phase,
+            report=meter,
+            learning_rate=min(5e-4, autoencoder_training.LEARNING_RATE[phase]),
         )
         curves.append(pd.DataFrame(curve).assign(phase=phase))
     return stage, pd.concat(curves, ignore_index=True)
@@ -182,13 +196,13 @@ def _train_phases(
 
 def latents_unit(run: Run, conditioning: str, fold: int) -> Unit:
     """Unit of the encoder moments of the stored crops."""
-    owner = _owner(run, conditioning)
+    model = owner(run, conditioning)
     return run.unit(
         "latents",
-        owner,
-        _place(run, owner, fold),
-        settings={"kind": run.settings.section(f"autoencoder.{owner}")["kind"]},
-        inputs=[prepare.preprocess_unit(run), _identity(run, owner, fold)],
+        model,
+        _place(run, model, fold),
+        settings={"kind": run.settings.section(f"autoencoder.{model}")["kind"]},
+        inputs=[prepare.preprocess_unit(run), _identity(run, model, fold)],
         modules=["autoencoder", "backbones", "stages.first_stages"],
     )
 
@@ -221,8 +235,8 @@ def make_latents(run: Run, conditioning: str, fold: int) -> None:
 
 def _distances(originals: np.ndarray, copies: np.ndarray, fold: np.ndarray, device: str) -> pd.DataFrame:
     """Lite0 Frechet distance of each fold's reconstructions to the images they are made of: ``fold, frechet, n``."""
-    network = backbones.load(quality.LITE0)
-    real, made = (backbones.features(network, images, quality.LITE0, device) for images in (originals, copies))
+    network = backbones.load(feature_networks.LITE0)
+    real, made = (backbones.features(network, images, feature_networks.LITE0, device) for images in (originals, copies))
     rows = []
     for k in np.unique(fold):
         mine = fold == k
