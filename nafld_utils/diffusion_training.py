@@ -117,6 +117,7 @@ class Training:
     rate: Any
     ema: Any
     step: int = 0
+    seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
 
@@ -129,8 +130,8 @@ class Training:
         return {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
 
     def facts(self) -> dict[str, Any]:
-        """What is not a tensor: step, loss curve and the losses since its last row."""
-        return {"step": self.step, "curve": self.curve, "recent": self.recent}
+        """What is not a tensor: step, seconds so far, loss curve and the losses since its last row."""
+        return {"step": self.step, "seconds": self.seconds, "curve": self.curve, "recent": self.recent}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Continue from `tensors` and `facts`."""
@@ -147,6 +148,7 @@ class Training:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.recent = int(facts["step"]), list(facts["recent"])
+        self.seconds = float(facts["seconds"])
         self.curve = [dict(row) for row in facts["curve"]]
         self.rate.last_epoch = self.step
         rates = [base * at(self.step) for base, at in zip(self.rate.base_lrs, self.rate.lr_lambdas, strict=True)]

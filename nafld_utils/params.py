@@ -28,9 +28,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "01_data_analysis": ("seed", "cohort"),
     "02_preprocessing": ("seed", "cohort", "folds", "preprocess"),
-    "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm"),
-    "04_sampling": ("seed", "preprocess", "ldm", "sampling"),
-    "05_quality_metrics": ("seed", "ldm", "quality"),
+    "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm", "gan"),
+    "04_sampling": ("seed", "preprocess", "ldm", "gan", "sampling"),
+    "05_quality_metrics": ("seed", "ldm", "gan", "quality", "sweep.rotation", "sweep.rotation_probability"),
     "06_classification_sweep": ("seed", "preprocess", "sweep"),
     "07_shap": ("seed", "sweep", "shap"),
     "08_turing_test": ("seed", "turing"),
@@ -211,17 +211,49 @@ class SamplingSettings(_Section):
         return self
 
 
-class QualitySettings(_Section):
-    """Distances between synthetic and real images."""
+class GanSettings(_Section):
+    """The GAN that the diffusion models are compared with."""
 
-    features: Literal["inception", "lite0", "random"]
+    enabled: bool
+    steps: Count | None
+    base_channels: Annotated[int, Field(ge=4, multiple_of=4)]
+    max_channels: Annotated[int, Field(ge=8, multiple_of=8)]
+    batch_size: Annotated[int, Field(ge=2, multiple_of=2)]
+    learning_rate: Positive
+    penalty: Positive
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    checkpoint_every: Count
+    keep_checkpoints: Count
+    log_every: Count
+
+
+Features = Literal["inception", "lite0", "lite1", "random"]
+
+
+class QualitySettings(_Section):
+    """Distances between synthetic and real images, and whether they are copies."""
+
+    features: Features
+    second_features: Features | None
     weights: str | None
     n_reference: Annotated[int, Field(ge=2)]
     kid_subsets: Count
     kid_subset_size: Annotated[int, Field(ge=2)]
+    neighbours: Count
+    subset_repeats: Count
+    half_samples: Annotated[int, Field(ge=2)]
+    n_planted: Annotated[int, Field(ge=1)]
+    filter_of: Literal["semantic", "class", "gan"]
+    filter_keep: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _two_spaces(self) -> QualitySettings:
+        if self.second_features == self.features:
+            raise ValueError(f"second_features must differ from features {self.features}, got the same")
+        return self
 
 
-Arm = Literal["traditional", "semantic", "class"]
+Arm = Literal["traditional", "semantic", "class", "gan", "filtered"]
 
 
 class SweepSettings(_Section):
@@ -302,6 +334,7 @@ class Settings(_Section):
     preprocess: PreprocessSettings
     autoencoder: AutoencodersSettings
     ldm: LdmSettings
+    gan: GanSettings
     sampling: SamplingSettings
     quality: QualitySettings
     sweep: SweepSettings
@@ -313,6 +346,9 @@ class Settings(_Section):
     def _across_sections(self) -> Settings:
         if self.shap.fold >= self.folds.n_splits:
             raise ValueError(f"shap.fold must be below folds.n_splits {self.folds.n_splits}, got {self.shap.fold}")
+        made = [*self.ldm.conditionings, *["gan"] * self.gan.enabled]
+        if self.quality.filter_of not in made:
+            raise ValueError(f"quality.filter_of must be a generator of this run {made}, got {self.quality.filter_of}")
         outside = [fold for fold in self.ldm.folds or () if fold >= self.folds.n_splits]
         if outside:
             raise ValueError(f"ldm.folds must be below folds.n_splits {self.folds.n_splits}, got {outside}")

@@ -64,13 +64,15 @@ def test_scientific_notation_that_yaml_reads_as_text_is_a_number():
         ("run=../elsewhere", ["run", "'../elsewhere'"]),
         ("engine.device=gpu", ["engine.device", "'gpu'"]),
         ("n_seeds", ["n_seeds", "key=value"]),
-        ("sweep.arms=[gan]", ["sweep.arms", "'gan'"]),
+        ("sweep.arms=[vae]", ["sweep.arms", "'vae'"]),
+        ("quality.second_features=lite0", ["second_features", "lite0"]),
+        ("gan.enabled=false quality.filter_of=gan", ["quality.filter_of", "gan"]),
         ("autoencoder.semantic.source=path", ["autoencoder.semantic", "path"]),
     ],
 )
 def test_wrong_settings_are_named_in_one_sentence(override, names):
     with pytest.raises(params.SettingsError) as caught:
-        params.load("demo", [override])
+        params.load("demo", override.split() if " " in override and "[" not in override else [override])
     message = str(caught.value)
     assert "\n" not in message
     assert message.endswith(".")

@@ -23,11 +23,19 @@ COLORS: dict[str, str] = {
     "semantic": "#D55E00",
     "class": "#0072B2",
     "traditional": "#56B4E9",
+    "gan": "#E69F00",
+    "filtered": "#999933",
     "healthy": "#009E73",
     "fatty": "#CC79A7",
 }
 
 SIMULATED = "simulated cohort"
+
+
+def color_of(name: str) -> str:
+    """Colour of a generator or arm; a balanced twin has its model's."""
+    return COLORS[name.removesuffix("_balanced")]
+
 
 _GREY = "#444444"
 _STYLE: dict[str, Any] = {

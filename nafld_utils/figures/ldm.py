@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nafld_utils.figures import COLORS, bare
+from nafld_utils.figures import COLORS, bare, color_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def loss_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
     from matplotlib.lines import Line2D
 
     for name, part in curves.groupby("model", sort=False):
-        color = COLORS[str(name).removesuffix("_balanced")]
+        color = color_of(str(name))
         for column, dashes in (("loss", "-"), ("validation", ":")):
             wide = part.pivot_table(index="step", columns="fold", values=column)
             if wide.empty:
@@ -39,6 +39,26 @@ def loss_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
     ax.set(xlabel="training step", ylabel="loss (dimensionless)", ylim=(0, None))
     handles, _ = ax.get_legend_handles_labels()
     ax.legend(handles=[*handles, Line2D([], [], color="#888888", lw=0.6, label="one fold")])
+    return ax
+
+
+def gan_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
+    """Losses of both networks of the GAN over steps, a thin line a fold.
+
+    Parameters
+    ----------
+    curves : pandas.DataFrame
+        ``fold, step, discriminator, generator``.
+    ax : Axes
+        Where to draw.
+    """
+    looks = {"discriminator": (COLORS["real"], ":"), "generator": (COLORS["gan"], "-")}
+    for name, (color, dashes) in looks.items():
+        for i, (_, part) in enumerate(curves.groupby("fold")):
+            ax.plot(part["step"], part[name], dashes, color=color, lw=1.0, label=name if i == 0 else None)
+    ax.axhline(np.log(2), color="#888888", lw=0.8, ls="--", label="log 2: neither side ahead")
+    ax.set(xlabel="training step", ylabel="relativistic loss (nats)")
+    ax.legend()
     return ax
 
 

@@ -9,14 +9,14 @@ import pandas as pd
 
 from nafld_utils import condition_checks, engine, preprocess, stats
 from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
-from nafld_utils.stages import ldm, quality, samples
+from nafld_utils.stages import features, ldm, quality, samples
 
 REVISION = 1
 
 
 def feature_tasks(run: Run) -> list[dict[str, Any]]:
     """One task a set that the check of the condition needs; always EfficientNet-Lite0, which is installed."""
-    return quality.feature_tasks(run, "lite0", ("", "null_"))
+    return features.feature_tasks(run, "lite0", features.prefixed(run, ("", "null_")))
 
 
 def unit_of(run: Run) -> Unit:
@@ -27,7 +27,7 @@ def unit_of(run: Run) -> Unit:
         "quality",
         "conditions",
         settings=settings | {"seed": run.settings.seed},
-        inputs=[quality.features_unit(**task) for task in feature_tasks(run)],
+        inputs=[features.features_unit(**task) for task in feature_tasks(run)],
         modules=["condition_checks", "preprocess", "stages.conditions"],
     )
 
@@ -63,7 +63,7 @@ def build(run: Run) -> Unit:
 
 
 def _agreement(run: Run, conditioning: str, fold: int, prefix: str) -> pd.DataFrame:
-    drawn, chosen = samples.open_synthetic(run, conditioning, fold, quality.KINDS[prefix]), run.settings.preprocess
+    drawn, chosen = samples.open_synthetic(run, conditioning, fold, features.KINDS[prefix]), run.settings.preprocess
     maps = preprocess.semantic_maps(np.asarray(drawn.images), chosen)
     rng = np.random.default_rng(unit_seed(run.settings.seed, "agreement", prefix, fold))
     patients = drawn.table["source_patient"].to_numpy()
@@ -71,12 +71,12 @@ def _agreement(run: Run, conditioning: str, fold: int, prefix: str) -> pd.DataFr
 
 
 def _separation(run: Run, conditioning: str, fold: int, prefix: str) -> pd.DataFrame:
-    table = quality.real_table(run)
+    table = features.real_table(run)
     training = table["fold"].to_numpy() != fold
-    real, _ = quality.load_features(run, "lite0", quality.REAL)
-    features, _ = quality.load_features(run, "lite0", f"{prefix}{conditioning}", fold)
-    score = condition_checks.condition_separation(real[training], table["label"].to_numpy()[training], features)
-    drawn = samples.open_synthetic(run, conditioning, fold, quality.KINDS[prefix]).table
+    real, _ = features.load_features(run, "lite0", features.REAL)
+    made, _ = features.load_features(run, "lite0", f"{prefix}{conditioning}", fold)
+    score = condition_checks.condition_separation(real[training], table["label"].to_numpy()[training], made)
+    drawn = samples.open_synthetic(run, conditioning, fold, features.KINDS[prefix]).table
     return drawn[["synthetic_id", "label"]].assign(score=score)
 
 
@@ -125,4 +125,4 @@ def claims(run: Run) -> list[dict[str, Any]]:
 
 def units(run: Run) -> list[Unit]:
     """Every unit the check of the condition stands on."""
-    return [*(quality.features_unit(**task) for task in feature_tasks(run)), unit_of(run)]
+    return [*(features.features_unit(**task) for task in feature_tasks(run)), unit_of(run)]

@@ -61,6 +61,12 @@ def model_name(conditioning: str, balance: str = "none") -> str:
     return conditioning if balance == "none" else f"{conditioning}_balanced"
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Conditioning and balance of a model's name, the inverse of `model_name`."""
+    conditioning = name.removesuffix("_balanced")
+    return conditioning, "none" if conditioning == name else "oversample"
+
+
 def ldm_unit(run: Run, conditioning: str, fold: int, balance: str = "none") -> Unit:
     """Unit of a trained denoiser."""
     section = run.settings.section("ldm")
@@ -118,12 +124,13 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
         denoiser.unet.compile()
     seed = unit_seed(run.settings.seed, "ldm training", conditioning, fold)
     noiser = DDPMScheduler(**schedule_options(run, conditioning))
-    meter = engine.StepMeter(f"{name} fold {fold}", settings["steps"], training.step)
+    meter, before = engine.StepMeter(f"{name} fold {fold}", settings["steps"], training.step), training.seconds
     with _scalars(run, name, fold, training.step) as write:
         steps = diffusion_training.train(
             training, pool, held_out, settings, settings[conditioning]["loss"], noiser, seed, device
         )
         for state in steps:
+            state.seconds = before + meter.seconds()
             meter(state.step, state.curve[-1]["loss"] if state.curve else float("nan"))
             write(state)
             if _due(state.step, settings["preview_every"], settings["steps"]):
@@ -132,7 +139,7 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
                 checkpoint(state, unit, settings["keep_checkpoints"])
     counts = diffusion.count_parameters(denoiser)
     facts = {"fold": str(fold), "model": name, "autoencoder": autoencoder.fingerprint(stage)}
-    with unit.writing(device=str(device), parameters=counts, latent_shape=shape, seconds=meter.seconds()) as folder:
+    with unit.writing(device=str(device), parameters=counts, latent_shape=shape, seconds=training.seconds) as folder:
         save_file(training.averaged(), folder / "averaged.safetensors", metadata=facts)
         raw = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
         save_file(raw, folder / "last.safetensors", metadata=facts)
@@ -326,22 +333,22 @@ def claims(run: Run) -> list[dict[str, Any]]:
         rows.append({**row, "over": "", "n": len(mine), "unit": "steps", "same_protocol": same})
         last = table[table["model"] == name].groupby("fold")[["loss"]].agg(["first", "last"])["loss"]
         ratio = last["last"] / last["first"]
-        mean, low, high = _over_folds(ratio)
+        mean, low, high = over_folds(ratio)
         row = {"claim": f"diffusion loss, last over first, {name} model", "this_run": mean, "low": low, "high": high}
         rows.append({**row, "over": "folds", "n": len(ratio), "unit": "ratio", "same_protocol": UNSTATED})
         psnr = first_stages.reconstruction_table(run, name).groupby("fold")["psnr"].mean()
-        mean, low, high = _over_folds(psnr)
+        mean, low, high = over_folds(psnr)
         row = {"claim": f"reconstruction of held-out images, {name} model", "this_run": mean, "low": low, "high": high}
         rows.append({**row, "over": "folds", "n": len(psnr), "unit": "dB PSNR", "same_protocol": UNSTATED})
         lost = first_stages.reconstruction_distance(run, name)["frechet"]
-        mean, low, high = _over_folds(lost)
+        mean, low, high = over_folds(lost)
         row = {"claim": f"reconstructions against their held-out images, {name} model", "this_run": mean}
         row |= {"low": low, "high": high, "over": "folds", "n": len(lost), "same_protocol": UNSTATED}
         rows.append({**row, "unit": "Frechet distance (EfficientNet-Lite0)"})
     return rows
 
 
-def _over_folds(values: pd.Series) -> tuple[float, float, float]:
+def over_folds(values: pd.Series) -> tuple[float, float, float]:
     """Mean and Student t interval over folds; no interval where one fold was trained."""
     if len(values) < 2:
         return float(values.mean()), float("nan"), float("nan")

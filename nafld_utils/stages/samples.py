@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import autoencoder, engine, preprocess, sampling
+from nafld_utils import autoencoder, engine, gan, preprocess, sampling
 from nafld_utils.artifacts import Run, Unit, load_array, save_array, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare
+from nafld_utils.stages import gan as gan_stage
 
 KINDS = ("synthetic", "synthetic_null", "synthetic_untrained", "synthetic_gaussian")
 
@@ -50,6 +51,8 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     """Unit of a set; `kind` is one of `KINDS`. Sets of several sizes lie side by side."""
     if kind not in KINDS:
         raise ValueError(f"synthetic set {kind!r}: expected one of {', '.join(KINDS)}.")
+    if conditioning == gan_stage.NAME:
+        return _gan_set_unit(run, fold)
     read = ("scheduler", "steps", "eta", "guidance", "precision")
     settings = {key: run.settings.section("sampling")[key] for key in read} | {"n": _count(run, kind)}
     warp = run.settings.preprocess
@@ -71,14 +74,27 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     )
 
 
+def _gan_set_unit(run: Run, fold: int) -> Unit:
+    n = run.settings.sampling.n_images
+    return run.unit(
+        "synthetic",
+        gan_stage.NAME,
+        f"fold{fold}",
+        f"n{n:05d}",
+        settings={"n": n, "seed": run.settings.seed, "fold": fold},
+        inputs=[gan_stage.gan_unit(run, fold), prepare.preprocess_unit(run)],
+        modules=["gan"],
+    )
+
+
 def draw_conditions(
     run: Run, conditioning: str, fold: int, n: int, balance: str = "none"
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Conditions of n images, each a function of its own seed.
 
     Semantic: maps of training patients' crops, uniformly over training frames, under a weak piecewise-affine warp;
-    class: labels half and half [paper, Synthetic image generation]. A model of the balanced cohort draws maps as its
-    cohort holds them: from both classes alike.
+    class: labels half and half [paper, Synthetic image generation], and so the GAN. A model of the balanced cohort
+    draws maps as its cohort holds them: from both classes alike.
 
     Returns
     -------
@@ -90,7 +106,7 @@ def draw_conditions(
     seeds = [unit_seed(run.settings.seed, "synthetic", conditioning, fold, i) for i in range(n)]
     table = pd.DataFrame({"index": range(n), "seed": seeds}).assign(conditioning=conditioning, fold=fold)
     table["synthetic_id"] = [f"{ldm.model_name(conditioning, balance)}_f{fold}_{i:05d}" for i in range(n)]
-    if conditioning == "class":
+    if conditioning != "semantic":  # the class model and the GAN
         table = table.assign(label=table["index"] % 2, source_patient=-1, source_image="")
         return table, np.array(table["label"], dtype=np.int64)
     data = prepare.open_preprocessed(run)
@@ -118,15 +134,13 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
         return
     device = engine.device(run.settings.engine)
     table, conditions = draw_conditions(run, conditioning, fold, _count(run, kind), balance)
-    stage = first_stages.first_stage(run, conditioning, fold).to(device)
-    draw = _drawer(run, conditioning, fold, kind, stage, device, balance)
+    paint = _painter(run, conditioning, fold, kind, device, balance)
     size, image_size = run.settings.sampling.batch_size, run.settings.preprocess.image_size
     meter = engine.StepMeter(f"{unit.recipe['unit']}", len(table))
     for start in range(0, len(table), size):
         path, part = _shard(unit, start), table.iloc[start : start + size]
         if _whole_shard(path, len(part)) is None:
-            latents = draw(part, conditions[start : start + size])
-            save_array(path, autoencoder.decode_latents(stage, latents, device))
+            save_array(path, paint(part, conditions[start : start + size]))
         meter(start + len(part))
     with unit.writing(device=str(device), seconds=meter.seconds()) as folder:
         # the set may be larger than memory: it goes from shard to file
@@ -170,6 +184,18 @@ def check_sources(run: Run, fold: int, table: pd.DataFrame, origin: str) -> None
 
 
 Drawer = Callable[[pd.DataFrame, np.ndarray], torch.Tensor]
+
+
+def _painter(
+    run: Run, conditioning: str, fold: int, kind: str, device: torch.device, balance: str
+) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:
+    """Function from rows of the table and their conditions to images (n, S, S) uint8."""
+    if conditioning == gan_stage.NAME:
+        network = gan_stage.load_generator(run, fold).to(device)
+        return lambda rows, labels: gan.sample(network, labels, rows["seed"].tolist(), device)
+    stage = first_stages.first_stage(run, conditioning, fold).to(device)
+    draw = _drawer(run, conditioning, fold, kind, stage, device, balance)
+    return lambda rows, conditions: autoencoder.decode_latents(stage, draw(rows, conditions), device)
 
 
 def _drawer(
@@ -264,10 +290,28 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     return Synthetic(unit.load_array("images.npy", mmap=True), table, maps, unit)
 
 
+def generators(run: Run) -> list[str]:
+    """Names of what draws synthetic sets: models, their balanced twins, the GAN."""
+    balanced = [ldm.model_name(task["conditioning"], task["balance"]) for task in ldm.balanced_tasks(run)]
+    gans = [gan_stage.NAME] * run.settings.gan.enabled
+    return [*run.settings.ldm.conditionings, *dict.fromkeys(balanced), *gans]
+
+
+def task_of(run: Run, generator: str, fold: int, kind: str = "synthetic") -> dict[str, Any]:
+    """Keyword arguments that name one set of a generator, e.g. ``class_balanced``, for the functions of this module."""
+    conditioning, balance = ldm.split_name(generator)
+    return {"run": run, "conditioning": conditioning, "fold": fold, "kind": kind, "balance": balance}
+
+
+def synthetic_tasks(run: Run) -> list[dict[str, Any]]:
+    """One task a (generator, fold): the synthetic sets, without those they are judged against."""
+    return [task_of(run, name, fold) for name in generators(run) for fold in first_stages.folds_of(run)]
+
+
 def tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a (set, model, fold); a Gaussian set is independent of the network and made once a model as well."""
-    plain = [{**task, "kind": kind} for kind in KINDS for task in ldm.tasks(run)]
-    return plain + [{**task, "kind": "synthetic"} for task in ldm.balanced_tasks(run)]
+    """One task a (set, generator, fold); a Gaussian set is independent of the network and made once a model as well."""
+    judged = [{**task, "kind": kind} for kind in KINDS[1:] for task in ldm.tasks(run)]
+    return synthetic_tasks(run) + judged
 
 
 def units(run: Run) -> list[Unit]:
@@ -279,9 +323,9 @@ def class_mix(run: Run) -> pd.DataFrame:
     """Images a class in every synthetic set: ``model, fold, healthy, fatty`` under the cohort's class names."""
     names = dict(enumerate(run.settings.cohort.class_names))
     rows = []
-    for task in [*ldm.tasks(run), *ldm.balanced_tasks(run)]:
-        table = open_synthetic(**task).table
-        counts = table["label"].map(names).value_counts().reindex(list(names.values()), fill_value=0)
-        model = ldm.model_name(task["conditioning"], task.get("balance", "none"))
-        rows.append({"model": model, "fold": task["fold"], **counts.to_dict()})
+    for name in generators(run):
+        for fold in first_stages.folds_of(run):
+            table = open_synthetic(**task_of(run, name, fold)).table
+            counts = table["label"].map(names).value_counts().reindex(list(names.values()), fill_value=0)
+            rows.append({"model": name, "fold": fold, **counts.to_dict()})
     return pd.DataFrame(rows)

@@ -1,0 +1,343 @@
+"""A class-conditional GAN for a few hundred grey images: the baseline that a latent diffusion model has to beat.
+
+Contract: networks, losses and the training loop; images ``(N, 1, S, S)`` float32 in [-1, 1], labels ``(N,)`` int64.
+Whatever is random in a step is a function of (seed, step), and a synthetic image is a function of its own seed alone.
+
+Sources: Huang et al. 2024, arXiv 2501.05441 (relativistic loss with gradient penalties on both sides, no tricks);
+Zhao et al. 2020, arXiv 2006.10738 (differentiable augmentation, for training sets of this size); Miyato and Koyama
+2018, arXiv 1802.05637 (projection of the class); Karras et al. 2019, arXiv 1812.04948 (noise a pixel, which draws
+speckle). The paper quotes GANs of another group; this one is ours, trained on the same folds.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nafld_utils.artifacts import unit_seed
+
+REVISION = 1
+LATENT = 64  # numbers an image is drawn from (choice)
+N_CLASSES = 2
+SMALLEST = 4  # pixels a side, about, that generation starts from
+BETAS = (0.0, 0.99)  # of Adam, as in R3GAN
+PENALTY_EVERY = 4  # steps between gradient penalties, weighed up by as much (Karras et al. 2020, lazy regularisation)
+# Choice: strengths of DiffAugment for ultrasound; no flips, since anatomy has sides, and no colours.
+BRIGHTNESS, CONTRAST, SHIFT, CUTOUT = 0.3, 0.3, 1 / 8, 1 / 4
+
+
+# ---------------------------------------------------------------- networks
+
+
+def widths(image_size: int, base: int, most: int) -> list[tuple[int, int]]:
+    """(side in pixels, channels) of every level, small to large; channels double towards the small end."""
+    n = max(1, int(math.log2(image_size / SMALLEST)))
+    while image_size % 2**n:
+        n -= 1
+    return [(image_size >> i, min(base * 2**i, most)) for i in range(n, -1, -1)]
+
+
+class GeneratorBlock(nn.Module):
+    """Twice the side: convolution, noise a pixel, scale and shift from the image's latent, gated linear unit."""
+
+    def __init__(self, n_in: int, n_out: int, n_style: int):
+        super().__init__()
+        self.conv = nn.Conv2d(n_in, 2 * n_out, 3, padding=1)
+        self.norm = nn.GroupNorm(min(8, n_out), 2 * n_out, affine=False)
+        self.style = nn.Linear(n_style, 4 * n_out)
+        self.noise = nn.Parameter(torch.full((2 * n_out,), 0.1))
+
+    def forward(self, x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
+        """Features (N, n_in, s, s), styles (N, n_style) and noise (N, 1, 2s, 2s) to (N, n_out, 2s, 2s)."""
+        x = self.norm(self.conv(F.interpolate(x, scale_factor=2, mode="nearest")))
+        scale, shift = self.style(style)[..., None, None].chunk(2, dim=1)
+        return F.glu(x * (1 + scale) + shift + noise * self.noise[:, None, None], dim=1)
+
+
+class Generator(nn.Module):
+    """Latents, labels and noise to images.
+
+    Parameters
+    ----------
+    image_size : int
+        Side in pixels.
+    base_channels, max_channels : int
+        Channels of the largest level, and of any.
+    """
+
+    def __init__(self, image_size: int, base_channels: int = 32, max_channels: int = 256):
+        super().__init__()
+        levels = widths(image_size, base_channels, max_channels)
+        self.sides = [side for side, _ in levels]
+        n_style = 2 * LATENT
+        self.embedding = nn.Embedding(N_CLASSES, LATENT)
+        self.mapping = nn.Sequential(nn.Linear(2 * LATENT, n_style), nn.SiLU(), nn.Linear(n_style, n_style), nn.SiLU())
+        self.start = nn.Linear(n_style, levels[0][1] * self.sides[0] ** 2)
+        self.blocks = nn.ModuleList(GeneratorBlock(a, b, n_style) for (_, a), (_, b) in itertools.pairwise(levels))
+        self.out = nn.Conv2d(levels[-1][1], 1, 3, padding=1)
+
+    def noise_shapes(self) -> list[tuple[int, int, int]]:
+        """Shapes (1, s, s) of the noise of one image, a block each."""
+        return [(1, side, side) for side in self.sides[1:]]
+
+    def forward(self, z: Tensor, labels: Tensor, noise: list[Tensor]) -> Tensor:
+        """Latents (N, `LATENT`), labels (N,) and noise, a (N, 1, s, s) tensor a block, to (N, 1, S, S) in [-1, 1]."""
+        style = self.mapping(torch.cat([F.normalize(z, dim=1) * math.sqrt(LATENT), self.embedding(labels)], dim=1))
+        x = self.start(style).reshape(len(z), -1, self.sides[0], self.sides[0])
+        for block, one in zip(self.blocks, noise, strict=True):
+            x = block(x, style, one)
+        return torch.tanh(self.out(x))
+
+
+class Discriminator(nn.Module):
+    """Images and labels to logits; the class enters by projection, variety by the spread over the batch."""
+
+    def __init__(self, image_size: int, base_channels: int = 32, max_channels: int = 256):
+        super().__init__()
+        levels = widths(image_size, base_channels, max_channels)[::-1]
+        self.first = nn.Conv2d(1, levels[0][1], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for (_, a), (_, b) in itertools.pairwise(levels):
+            layers = [nn.Conv2d(a, b, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(b, b, 3, padding=1)]
+            self.blocks.append(nn.ModuleDict({"main": nn.Sequential(*layers), "skip": nn.Conv2d(a, b, 1)}))
+        side, width = levels[-1]
+        self.last = nn.Sequential(nn.Conv2d(width + 1, width, 3, padding=1), nn.LeakyReLU(0.2), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(width * side**2, LATENT), nn.LeakyReLU(0.2))
+        self.logit, self.embedding = nn.Linear(LATENT, 1), nn.Embedding(N_CLASSES, LATENT)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Images (N, 1, S, S) and labels (N,) to logits (N,), high for real."""
+        x = F.leaky_relu(self.first(images), 0.2)
+        for block in self.blocks:
+            x = F.avg_pool2d(x, 2)
+            x = F.leaky_relu((block["main"](x) + block["skip"](x)) / math.sqrt(2), 0.2)
+        spread = (x.var(dim=0, correction=0) + 1e-8).sqrt().mean().expand(len(x), 1, *x.shape[2:])
+        features = self.head(self.last(torch.cat([x, spread], dim=1)))
+        return self.logit(features)[:, 0] + (features * self.embedding(labels)).sum(1) / math.sqrt(LATENT)
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """DiffAugment: brightness, contrast, a shift and a blank square, differentiable, each image its own draw."""
+    n, _, height, width = images.shape
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (torch.rand(n, generator=generator) * (high - low) + low).to(images.device)
+
+    x = images + uniform(-BRIGHTNESS, BRIGHTNESS)[:, None, None, None]
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * uniform(1 - CONTRAST, 1 + CONTRAST)[:, None, None, None] + mean
+    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    moved = []
+    for extent, axis in ((height, rows), (width, columns)):
+        step = (uniform(-SHIFT, SHIFT) * extent).round().long()
+        moved.append(axis[None] + step[:, None])
+    inside = ((moved[0] >= 0) & (moved[0] < height))[:, None, :, None]
+    inside = inside & ((moved[1] >= 0) & (moved[1] < width))[:, None, None, :]
+    a, b = moved[0].clamp(0, height - 1), moved[1].clamp(0, width - 1)
+    x = x[torch.arange(n, device=x.device)[:, None, None], 0, a[:, :, None], b[:, None, :]][:, None]
+    x = torch.where(inside, x, -1.0)  # black comes in from outside
+    top, left = uniform(0, 1) * height, uniform(0, 1) * width
+    blank = ((rows[None] - top[:, None]).abs() < CUTOUT * height / 2)[:, None, :, None]
+    blank = blank & ((columns[None] - left[:, None]).abs() < CUTOUT * width / 2)[:, None, None, :]
+    return torch.where(blank, 0.0, x)
+
+
+# ---------------------------------------------------------------- state
+
+
+@dataclass
+class Training:
+    """State of a training: what a checkpoint holds."""
+
+    generator: Generator
+    discriminator: Discriminator
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
+    average: Generator
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator, "average": self.average}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, running average and optimiser moments under flat names, on the CPU."""
+        out = {f"{key}/{name}": v for key, part in self._parts().items() for name, v in part.state_dict().items()}
+        for k, optimizer in enumerate(self.optimizers):
+            for i, state in optimizer.state_dict()["state"].items():
+                out |= {f"optimizer{k}/{i}/{name}": torch.as_tensor(value) for name, value in state.items()}
+        return {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
+
+    def facts_json(self) -> str:
+        """What is not a tensor, as JSON text: step, seconds so far, loss curve."""
+        return json.dumps({"step": self.step, "seconds": self.seconds, "curve": self.curve})
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Continue from `tensors` and the facts of `facts_json`."""
+        for key, part in self._parts().items():
+            own = {n.removeprefix(f"{key}/"): v for n, v in tensors.items() if n.startswith(f"{key}/")}
+            part.load_state_dict(own)
+        for k, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(f"optimizer{k}/"):
+                    _, index, entry = name.split("/")
+                    state.setdefault(int(index), {})[entry] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
+        self.curve = [dict(row) for row in facts["curve"]]
+
+
+def start_training(image_size: int, settings: Mapping[str, Any], seed: int, device: torch.device) -> Training:
+    """Networks, optimisers and running average from the ``gan`` section; global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        size = (image_size, settings["base_channels"], settings["max_channels"])
+        networks = Generator(*size).to(device), Discriminator(*size).to(device)
+    rate = settings["learning_rate"]
+    optimizers = tuple(torch.optim.Adam(net.parameters(), lr=rate, betas=BETAS) for net in networks)
+    return Training(*networks, optimizers, copy.deepcopy(networks[0]).eval().requires_grad_(False))
+
+
+# ---------------------------------------------------------------- loop
+
+
+def train(
+    training: Training,
+    images: np.ndarray,
+    labels: np.ndarray,
+    settings: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    device: torch.device,
+) -> Iterator[Training]:
+    """Train to `steps`, yielding the state after every step; resumes from ``training.step``.
+
+    Parameters
+    ----------
+    training : Training
+        From `start_training`, possibly restored.
+    images : numpy.ndarray, shape (n, S, S), uint8
+        Training patients' images, never held-out ones.
+    labels : numpy.ndarray, shape (n,)
+        0 or 1.
+    settings : mapping
+        The ``gan`` section.
+    steps : int
+        Where to stop; nothing is chosen by a held-out image.
+    seed : int
+        Root of all randomness.
+    device : torch.device
+        Where to train.
+
+    Raises
+    ------
+    FloatingPointError
+        A loss is not finite; the last checkpoint is kept.
+    """
+    by_class = [np.flatnonzero(labels == label) for label in range(N_CLASSES)]
+    while training.step < steps:
+        generator = torch.Generator().manual_seed(unit_seed(seed, "gan step", training.step))
+        y = torch.arange(settings["batch_size"]) % N_CLASSES
+        place = torch.rand(len(y), generator=generator, dtype=torch.float64).numpy()
+        rows = [by_class[label][int(u * len(by_class[label]))] for label, u in zip(y.tolist(), place, strict=True)]
+        real = (torch.from_numpy(np.asarray(images[rows])).float()[:, None] / 127.5 - 1.0).to(device)
+        y = y.to(device)
+        row = {"step": training.step + 1, **_step(training, real, y, settings, generator)}
+        if not all(map(math.isfinite, row.values())):
+            raise FloatingPointError(
+                f"GAN training: the losses are {row} at step {training.step}; lower gan.learning_rate or raise"
+                " gan.penalty, the last checkpoint is kept."
+            )
+        training.step += 1
+        if training.step % settings["log_every"] == 0 or training.step == steps:
+            training.curve.append(row)
+        yield training
+
+
+def _step(
+    training: Training, real: Tensor, y: Tensor, settings: Mapping[str, Any], generator: torch.Generator
+) -> dict[str, float]:
+    """One update of the discriminator, one of the generator."""
+    net, critic = training.generator, training.discriminator
+    optimize_net, optimize_critic = training.optimizers
+
+    def draw() -> Tensor:
+        z = torch.randn(len(y), LATENT, generator=generator).to(real.device)
+        noise = [torch.randn(len(y), *shape, generator=generator).to(real.device) for shape in net.noise_shapes()]
+        return net(z, y, noise)
+
+    penalised = training.step % PENALTY_EVERY == 0
+    with torch.no_grad():
+        made = augment(draw(), generator)
+    shown = augment(real, generator)
+    if penalised:
+        shown, made = shown.requires_grad_(), made.requires_grad_()
+    on_real, on_made = critic(shown, y), critic(made, y)
+    loss = F.softplus(on_made - on_real).mean()
+    penalty = real.new_zeros(())
+    if penalised:
+        slopes = torch.autograd.grad((on_real.sum(), on_made.sum()), (shown, made), create_graph=True)
+        penalty = sum(slope.square().sum((1, 2, 3)).mean() for slope in slopes)
+    optimize_critic.zero_grad(set_to_none=True)
+    (loss + settings["penalty"] / 2 * PENALTY_EVERY * penalty).backward()
+    optimize_critic.step()
+
+    critic.requires_grad_(False)
+    on_made = critic(augment(draw(), generator), y)
+    with torch.no_grad():
+        on_real = critic(augment(real, generator), y)
+    wanted = F.softplus(on_real - on_made).mean()
+    optimize_net.zero_grad(set_to_none=True)
+    wanted.backward()
+    optimize_net.step()
+    critic.requires_grad_(True)
+    with torch.no_grad():
+        decay = min(settings["ema_decay"], (1 + training.step) / (10 + training.step))
+        for kept, new in zip(training.average.parameters(), net.parameters(), strict=True):
+            kept.lerp_(new, 1 - decay)
+    losses = {"discriminator": loss.item(), "generator": wanted.item()}
+    return {**losses, "penalty": penalty.item()} if penalised else losses
+
+
+# ---------------------------------------------------------------- sampling
+
+
+@torch.no_grad()
+def sample(network: Generator, labels: np.ndarray, seeds: list[int], device: torch.device) -> np.ndarray:
+    """Images from their own seeds.
+
+    Parameters
+    ----------
+    network : Generator
+        In eval mode.
+    labels : numpy.ndarray, shape (n,)
+        0 or 1.
+    seeds : list of int
+        One an image: image i depends on seed i and label i alone.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n, S, S), uint8
+    """
+    out = []
+    for label, seed in zip(labels, seeds, strict=True):
+        generator = torch.Generator().manual_seed(int(seed))
+        z = torch.randn(1, LATENT, generator=generator).to(device)
+        noise = [torch.randn(1, *shape, generator=generator).to(device) for shape in network.noise_shapes()]
+        image = network(z, torch.tensor([int(label)], device=device), noise)
+        out.append(((image[0, 0] + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+    return np.stack(out)
