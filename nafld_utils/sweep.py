@@ -57,12 +57,12 @@ def grid(settings: Settings) -> pd.DataFrame:
         An arm asks for a diffusion model that the run does not train.
     """
     chosen = settings.sweep
-    generators = [arm for arm in chosen.arms if arm != "traditional"]
-    lacking = [arm for arm in generators if arm not in settings.ldm.conditionings]
+    made = [*settings.ldm.conditionings, "filtered", *["gan"] * settings.gan.enabled]
+    lacking = [arm for arm in chosen.arms if arm != "traditional" and arm not in made]
     if lacking:
         raise ValueError(
-            f"sweep.arms: expected models among ldm.conditionings {list(settings.ldm.conditionings)},"
-            f" found {lacking[0]!r}; add it there or drop the arm."
+            f"sweep.arms: expected generators of this run {made}, found {lacking[0]!r}; train it (ldm.conditionings,"
+            " gan.enabled) or drop the arm."
         )
     cells = [(REAL, 0.0), *((arm, float(rate)) for arm in chosen.arms for rate in chosen.rates)]
     rows = [

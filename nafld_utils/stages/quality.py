@@ -1,4 +1,4 @@
-"""Stage 05: features of every set, quality tables, and whether the condition matters. Opens and writes files."""
+"""Stage 05: quality tables of every set, fold by fold, and where they stand. Opens and writes files."""
 
 from __future__ import annotations
 
@@ -8,226 +8,173 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, quality
-from nafld_utils.artifacts import Run, Unit, file_sha256, save_array, save_table, unit_seed
-from nafld_utils.stages import ldm, prepare, samples
+from nafld_utils import engine, feature_networks, quality, quality_tables
+from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
+from nafld_utils.stages import features, ldm, samples
+from nafld_utils.stages.features import NOISE, REAL, TRADITIONAL
 
-REVISION = 3
+REVISION = 4
 STAGE = "05_quality_metrics"
-REAL, NOISE, REPEATED, VALIDATION = "real", "noise", "repeated_image", "real_validation"
-SERIAL_BELOW = 8000  # images; choice: starting workers costs more than a network of this size takes for fewer
-SHARED = -1  # fold of a set that every fold shares
-# Prefix of a set's name to the kind of stage 04's unit; the models themselves carry their conditioning's name alone.
-KINDS = {
-    "": "synthetic",
-    "null_": "synthetic_null",
-    "untrained_": "synthetic_untrained",
-    "gaussian_": "synthetic_gaussian",
-}
+REPEATED, VALIDATION = "repeated_image", "real_validation"
+CEILINGS = ("untrained_", "gaussian_")  # prefixes of the sets that no model had to learn
 # The paper's own numbers: the extremes of its Fig. 4, and those per class of its class-balanced variant.
 _PAPER_EXTREMES = {"frechet": 69.45, "score": 1.90}
 _PAPER_BALANCED = {
     "frechet": {"semantic": (104.83, 72.95), "class": (104.29, 69.77)},
     "score": {"semantic": (1.79, 1.81), "class": (1.84, 1.89)},
 }
+# As the paper quotes them: the best GANs of Che et al. 2021, whose networks and values per class are not known here.
+_QUOTED_GAN = {"frechet": 100.05, "score": 1.67}
 
 
-# ---------------------------------------------------------------- features
+def quoted(class_names: Iterable[str]) -> pd.DataFrame:
+    """Numbers that the paper states or quotes: ``metric, source, class, value``, a number a row, never this run's."""
+    names = list(class_names)
+    rows = [("LDM, best (paper)", "best of both classes", _PAPER_EXTREMES)]
+    rows += [("GAN, best (Che et al., quoted by the paper)", "best of both classes", _QUOTED_GAN)]
+    table = [{"source": s, "class": c, "metric": m, "value": v} for s, c, found in rows for m, v in found.items()]
+    for metric, models in _PAPER_BALANCED.items():
+        for model, values in models.items():
+            source = f"{model} LDM, balanced cohort (paper)"
+            table += [
+                {"source": source, "class": c, "metric": metric, "value": v} for c, v in zip(names, values, strict=True)
+            ]
+    return pd.DataFrame(table)
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """Kind of stage 04's unit and conditioning of a set's name."""
-    prefix, _, conditioning = name.rpartition("_")
-    return KINDS[f"{prefix}_" if prefix else ""], conditioning
-
-
-def features_unit(run: Run, kind: str, name: str, fold: int = SHARED) -> Unit:
-    """Unit of the features of one set.
-
-    Parameters
-    ----------
-    run : Run
-    kind : {"inception", "lite0", "random"}
-    name : str
-        ``real`` (every stored crop of all real images, `fold` is `SHARED`), ``noise``, or a conditioning, alone or
-        after ``null_``, ``untrained_`` or ``gaussian_``.
-    fold : int
-    """
-    settings: dict[str, Any] = {"kind": kind, "set": name}
-    inputs: list[Unit | str] = []
-    if kind == "inception":
-        path = run.settings.quality.weights
-        inputs.append(file_sha256(path) if path else quality.INCEPTION_SHA256_PREFIX)
-    if name in (REAL, NOISE):
-        inputs.append(prepare.preprocess_unit(run))
-        if name == NOISE:
-            settings |= {"n": run.settings.quality.n_reference, "seed": run.settings.seed, "fold": fold}
-    else:
-        source, conditioning = _parts(name)
-        inputs.append(samples.synthetic_unit(run, conditioning, fold, source))
-    keys = (kind, name) if fold == SHARED else (kind, name, f"fold{fold}")
-    return run.unit("features", *keys, settings=settings, inputs=inputs, modules=["quality", "backbones"])
-
-
-def make_features(run: Run, kind: str, name: str, fold: int = SHARED) -> None:
-    """Compute and store the features and logits of one set; does nothing when the unit is done."""
-    unit = features_unit(run, kind, name, fold)
-    if unit.done():
-        return
-    device = engine.device(run.settings.engine)
-    batch = 16 if device.type == "cpu" else 64  # small batches stay in a CPU's cache
-    with unit.writing(device=str(device)) as folder:
-        images = _images(run, name, fold)
-        features, logits = quality.extract(images, kind, run.settings.quality.weights, device, batch)
-        save_array(folder / "features.npy", features)
-        save_array(folder / "logits.npy", logits)
-
-
-def _images(run: Run, name: str, fold: int) -> np.ndarray:
-    if name not in (REAL, NOISE):
-        source, conditioning = _parts(name)
-        return samples.open_synthetic(run, conditioning, fold, source).images
-    data = prepare.open_preprocessed(run)
-    if name == REAL:
-        return data.pool.reshape(-1, *data.pool.shape[2:])
-    # Choice: the grey levels of the training images without their places, a stricter ceiling than uniform noise.
-    training = data.pool[data.images["fold"].to_numpy() != fold]
-    levels = np.bincount(training.ravel(), minlength=256)
-    rng = np.random.default_rng(unit_seed(run.settings.seed, NOISE, fold))
-    shape = (run.settings.quality.n_reference, *training.shape[2:])
-    return rng.choice(256, size=shape, p=levels / levels.sum()).astype(np.uint8)
-
-
-def feature_tasks(run: Run, kind: str, prefixes: Iterable[str], noise: bool = False) -> list[dict[str, Any]]:
-    """One task a set: the real images, and for every fold and model one set a prefix of `KINDS`, and noise."""
-    tasks = [{"run": run, "kind": kind, "name": REAL, "fold": SHARED}]
-    for fold in ldm.folds_of(run):
-        names = [f"{prefix}{name}" for prefix in prefixes for name in run.settings.ldm.conditionings]
-        tasks += [{"run": run, "kind": kind, "name": name, "fold": fold} for name in [*names, *[NOISE] * noise]]
-    return tasks
+def spaces(run: Run) -> list[str]:
+    """Feature spaces that the Frechet distance is measured in; the first one carries all metrics."""
+    chosen = run.settings.quality
+    return [kind for kind in (chosen.features, chosen.second_features) if kind]
 
 
 def table_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a set that the quality table needs."""
-    return feature_tasks(run, run.settings.quality.features, ("", "untrained_", "gaussian_"), noise=True)
-
-
-def build_features(run: Run, tasks: list[dict[str, Any]], label: str = "features") -> pd.DataFrame:
-    """Make the features that are not there yet: ``kind, name, fold, seconds, error``, one row a set."""
-    settings = run.settings.engine
-    waiting = sum(not features_unit(**task).done() for task in tasks)
-    images = waiting * max(run.settings.sampling.n_images, run.settings.quality.n_reference)
-    if settings.mode == "local" and images < SERIAL_BELOW:
-        settings = settings.model_copy(update={"mode": "serial"})
-    return engine.map_units(make_features, tasks, settings, label, unit_of=features_unit)
-
-
-def real_table(run: Run) -> pd.DataFrame:
-    """The images table with a row for every stored crop: the rows of the features of ``real``.
-
-    Choice: real images stand beside synthetic ones as random resized crops, because the models learnt from such
-    crops; whole images differ from them by their field of view more than healthy from fatty.
-    """
-    data = prepare.open_preprocessed(run)
-    return data.images.loc[data.images.index.repeat(data.pool.shape[1])].reset_index(drop=True)
-
-
-def load_features(run: Run, kind: str, name: str, fold: int = SHARED) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, d) and logits (n, C) of one set, which must be there."""
-    unit = features_unit(run, kind, name, fold)
-    return unit.load_array("features.npy"), unit.load_array("logits.npy")
+    """One task a set that the quality tables need."""
+    judged = [*features.prefixed(run, CEILINGS), NOISE]
+    tasks = []
+    for i, kind in enumerate(spaces(run)):
+        names = samples.generators(run) + (judged if i == 0 else [])
+        tasks += features.feature_tasks(run, kind, names, (REAL, TRADITIONAL))
+    return tasks
 
 
 # ---------------------------------------------------------------- the quality table
 
 
 def table_unit(run: Run) -> Unit:
-    """Unit of the quality table."""
+    """Unit of the quality tables."""
     settings = run.settings.section("quality")
-    settings = {key: settings[key] for key in ("features", "kid_subsets", "kid_subset_size")}
+    settings = {key: settings[key] for key in ("features", "kid_subsets", "kid_subset_size", "neighbours")}
     return run.unit(
         "quality",
         "table",
         settings=settings | {"seed": run.settings.seed, "class_names": run.settings.cohort.class_names},
-        inputs=[features_unit(**task) for task in table_tasks(run)],
-        modules=["quality", "stages.quality"],
+        inputs=[features.features_unit(**task) for task in table_tasks(run)],
+        modules=["quality", "quality_tables", "manifolds", "stages.quality"],
     )
 
 
-def fold_sets(run: Run, fold: int) -> tuple[quality.FeatureSet, list[quality.FeatureSet]]:
-    """A fold's held-out real images, and the models, floor and ceilings compared with them."""
-    kind, table = run.settings.quality.features, real_table(run)
+def fold_sets(
+    run: Run, fold: int, kind: str | None = None, judged: bool = True
+) -> tuple[quality_tables.FeatureSet, list[quality_tables.FeatureSet]]:
+    """A fold's held-out real images, and the generators, floor and ceilings compared with them.
+
+    Parameters
+    ----------
+    run, fold
+    kind : str, optional
+        Feature space; None is ``quality.features``.
+    judged : bool
+        With the ceilings, which are measured in the first feature space only.
+    """
+    kind, table = kind or run.settings.quality.features, features.real_table(run)
     held, labels = table["fold"].to_numpy() == fold, table["label"].to_numpy()
-    features, logits = load_features(run, kind, REAL)
-    reference = quality.FeatureSet(VALIDATION, "reference", features[held], logits[held], labels[held])
-    real = (features[~held], logits[~held], labels[~held])
-    sets = [quality.FeatureSet(quality.FLOOR, "floor", *real)]
-    for conditioning in run.settings.ldm.conditionings:
-        for prefix, role in (("", "model"), ("untrained_", "ceiling"), ("gaussian_", "ceiling")):
-            name = f"{prefix}{conditioning}"
-            drawn = samples.open_synthetic(run, conditioning, fold, KINDS[prefix]).table["label"].to_numpy()
-            own = None if prefix == "gaussian_" else drawn  # moments of all training images: no class
-            sets.append(quality.FeatureSet(name, role, *load_features(run, kind, name, fold), own))
-    sets += _repeated(*real, n=max(len(item.features) for item in sets))
-    sets.append(quality.FeatureSet(NOISE, "ceiling", *load_features(run, kind, NOISE, fold)))
+    patients = table["patient_id"].to_numpy()
+
+    def real(name: str, role: str, kind_of: str, rows: np.ndarray) -> quality_tables.FeatureSet:
+        found, logits = features.load_features(run, kind, kind_of)
+        own = {"labels": labels[rows], "patients": patients[rows]}
+        return quality_tables.FeatureSet(name, role, found[rows], logits[rows], **own)
+
+    reference = real(VALIDATION, "reference", REAL, held)
+    floor = real(quality_tables.FLOOR, "floor", REAL, ~held)
+    sets = [floor]
+    for name in samples.generators(run):
+        drawn = features.drawn_table(run, name, fold)
+        own = {"labels": drawn["label"].to_numpy(), "patients": features.patients_of(drawn)}
+        role = "baseline" if name == "gan" else "model"
+        sets.append(quality_tables.FeatureSet(name, role, *features.load_features(run, kind, name, fold), **own))
+    sets.append(real(TRADITIONAL, "baseline", TRADITIONAL, ~held))
+    if judged:
+        for name in features.prefixed(run, CEILINGS):
+            # Gaussian latents have the moments of all training images: no class
+            drawn = None if name.startswith("gaussian_") else features.drawn_table(run, name, fold)["label"].to_numpy()
+            found = features.load_features(run, kind, name, fold)
+            sets.append(quality_tables.FeatureSet(name, "ceiling", *found, drawn))
+        repeats = max(len(item.features) for item in sets if item.role == "model")
+        sets += _repeated(floor.features, floor.logits, floor.labels, n=repeats)
+        noise = features.load_features(run, kind, NOISE, fold)
+        sets.append(quality_tables.FeatureSet(NOISE, "ceiling", *noise))
     return reference, sets
 
 
-def _repeated(features: np.ndarray, logits: np.ndarray, labels: np.ndarray, n: int) -> list[quality.FeatureSet]:
+def _repeated(features: np.ndarray, logits: np.ndarray, labels: np.ndarray, n: int) -> list[quality_tables.FeatureSet]:
     """One training crop `n` times, one for each class and one for both together.
 
     Choice: the crop at the median distance from the mean of its group.
     """
-    sets: list[quality.FeatureSet] = []
+    sets: list[quality_tables.FeatureSet] = []
     for group in (0, 1, None):
         members = np.arange(len(labels)) if group is None else np.flatnonzero(labels == group)
         rows = [members[quality.typical(features[members])]] * n
-        sets.append(quality.FeatureSet(REPEATED, "ceiling", features[rows], logits[rows], None, (group,)))
+        sets.append(quality_tables.FeatureSet(REPEATED, "ceiling", features[rows], logits[rows], None, (group,)))
     return sets
 
 
 def build_table(run: Run) -> Unit:
-    """Measure every set of every fold; writes ``values.csv`` (a row a fold), ``intervals.csv``, ``places.csv``."""
+    """Measure every set of every fold; does nothing when the unit is done.
+
+    Writes ``values.csv`` (a row a fold), ``intervals.csv``, ``places.csv``, and ``second.csv``: intervals of the
+    Frechet distance in the second feature space, empty where there is none.
+    """
     unit = table_unit(run)
     if unit.done():
         return unit
-    chosen = run.settings.quality
-    parts = []
+    parts: dict[str, list[pd.DataFrame]] = {kind: [] for kind in spaces(run)}
+    chosen, names = run.settings.quality, run.settings.cohort.class_names
+    subsets = (chosen.kid_subsets, chosen.kid_subset_size)
     for fold in engine.progress(ldm.folds_of(run), "quality of each fold"):
-        rng = np.random.default_rng(unit_seed(run.settings.seed, "quality", fold))
-        part = quality.measure(
-            *fold_sets(run, fold),
-            chosen.features,
-            rng,
-            chosen.kid_subsets,
-            chosen.kid_subset_size,
-            run.settings.cohort.class_names,
-        )
-        parts.append(part.assign(fold=fold))
-    values = pd.concat(parts, ignore_index=True)
-    intervals = quality.fold_intervals(values)
+        for i, (kind, found) in enumerate(parts.items()):
+            rng = np.random.default_rng(unit_seed(run.settings.seed, "quality", *[kind] * i, fold))
+            sets = fold_sets(run, fold, kind, judged=i == 0)
+            table = quality_tables.measure(*sets, kind, rng, *subsets, names, chosen.neighbours)
+            found.append(table.assign(fold=fold))
+    values, *others = (pd.concat(found, ignore_index=True) for found in parts.values())
+    intervals = quality_tables.fold_intervals(values)
+    second = [quality_tables.fold_intervals(other[other["metric"] == "frechet"]) for other in others]
     with unit.writing() as folder:
         save_table(folder / "values.csv", values)
         save_table(folder / "intervals.csv", intervals)
-        save_table(folder / "places.csv", quality.against_references(intervals))
+        save_table(folder / "places.csv", quality_tables.against_references(intervals))
+        save_table(folder / "second.csv", second[0] if second else intervals.iloc[:0])
     return unit
 
 
-def load_intervals(run: Run) -> pd.DataFrame:
-    """``intervals.csv`` of the quality table, an empty note as an empty text."""
-    return table_unit(run).load_table("intervals.csv").fillna({"note": ""})
+def load_intervals(run: Run, name: str = "intervals.csv") -> pd.DataFrame:
+    """``intervals.csv`` (or ``second.csv``) of the quality tables, an empty note as an empty text."""
+    return table_unit(run).load_table(name).astype({"note": object}).fillna({"note": ""})
 
 
 def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
-    """One sentence a model, from `quality.against_references`, on where it stands between floor and ceilings."""
+    """One sentence a model, from `quality_tables.against_references`, on where it stands between floor and ceilings."""
     lines = []
     for model, part in places.groupby("model", sort=False):
         below = dict(zip(part["class"], part["below_every_ceiling"], strict=True))
-        yes = [name for name in [*class_names, quality.BOTH] if below[name]]
-        no = [name for name in [*class_names, quality.BOTH] if not below[name]]
+        yes = [name for name in [*class_names, quality_tables.BOTH] if below[name]]
+        no = [name for name in [*class_names, quality_tables.BOTH] if not below[name]]
         text = f"below every ceiling, intervals apart, for {', '.join(yes) or 'no class'}"
         text += f"; not for {', '.join(no)}" if no and yes else ""
-        row = part.set_index("class").loc[quality.BOTH]
+        row = part.set_index("class").loc[quality_tables.BOTH]
         share = f"{row['place']:.0%} of the way from the floor to the lowest ceiling"
         if not row["lowest_ceiling"] > row["floor"]:
             share = "the lowest ceiling is no farther than the floor, so this cohort is too small to tell"
@@ -235,7 +182,7 @@ def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
     return lines
 
 
-def gallery(run: Run, conditioning: str, n: int = 4) -> pd.DataFrame:
+def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
     """The `n` images of a model nearest to and farthest from held-out real images of their fold.
 
     Returns
@@ -244,15 +191,15 @@ def gallery(run: Run, conditioning: str, n: int = 4) -> pd.DataFrame:
         ``kind`` ("near" or "far"), ``distance`` (feature units), ``fold, label``, ``image`` ((S, S) uint8).
     """
     kind, rows = run.settings.quality.features, []
-    real, _ = load_features(run, kind, REAL)
-    folds = real_table(run)["fold"].to_numpy()
+    real, _ = features.load_features(run, kind, REAL)
+    folds = features.real_table(run)["fold"].to_numpy()
     for fold in ldm.folds_of(run):
-        features, _ = load_features(run, kind, conditioning, fold)
-        distance = quality.nearest_distance(features, real[folds == fold])
+        found, _ = features.load_features(run, kind, generator, fold)
+        distance = quality.nearest_distance(found, real[folds == fold])
         rows.append(pd.DataFrame({"distance": distance, "fold": fold, "row": range(len(distance))}))
     table = pd.concat(rows).sort_values("distance", kind="stable", ignore_index=True)
     table = pd.concat([table.head(n).assign(kind="near"), table.tail(n)[::-1].assign(kind="far")], ignore_index=True)
-    drawn = {fold: samples.open_synthetic(run, conditioning, fold) for fold in map(int, table["fold"].unique())}
+    drawn = {k: samples.open_synthetic(**samples.task_of(run, generator, k)) for k in map(int, table["fold"].unique())}
     table["label"] = [int(drawn[f].table["label"].iloc[i]) for f, i in zip(table["fold"], table["row"], strict=True)]
     table["image"] = [np.asarray(drawn[f].images[i]) for f, i in zip(table["fold"], table["row"], strict=True)]
     return table.drop(columns="row")
@@ -261,13 +208,19 @@ def gallery(run: Run, conditioning: str, n: int = 4) -> pd.DataFrame:
 # ---------------------------------------------------------------- what the report's front page shows
 
 
+def comparable(run: Run) -> bool:
+    """Whether distances and scores are in the paper's units at all: its features, on real patients."""
+    return run.settings.quality.features == "inception" and not run.is_simulated
+
+
 def protocol_difference(run: Run, conditioning: str | None = None) -> str:
     """What differs from the paper's protocol: "yes" (the same) or "no: ..."."""
     s, found = run.settings, []
     if run.is_simulated:
         found.append("simulated cohort")
     if s.quality.features != "inception":
-        found.append(f"features of {quality.FEATURES[s.quality.features].network}, not Inception-v3: other units")
+        network = feature_networks.FEATURES[s.quality.features].network
+        found.append(f"features of {network}, not Inception-v3: other units, so no number of the paper's beside it")
     if s.preprocess.image_size != 256:
         found.append(f"{s.preprocess.image_size} px")
     if s.sampling.n_images != 2000:
@@ -282,22 +235,33 @@ def protocol_difference(run: Run, conditioning: str | None = None) -> str:
 
 
 def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
-    """Headline numbers of stage 05 beside the paper's, of all images of a model as in the paper."""
-    names, rows = quality.FEATURES[run.settings.quality.features].metrics, []
+    """Headline numbers of the quality table, of all images of a model as in the paper.
+
+    The paper's numbers stand beside them only where both are in the same units; its values a class are those of its
+    balanced cohort, so they stand beside the balanced models alone.
+    """
+    names, rows = feature_networks.FEATURES[run.settings.quality.features].metrics, []
     models = intervals[(intervals["role"] == "model") & (intervals["sample"] == "all") & intervals["mean"].notna()]
+    class_names = run.settings.cohort.class_names
     for metric, word, pick in (("frechet", "lowest", "idxmin"), ("score", "highest", "idxmax")):
-        part = models[(models["metric"] == metric) & (models["class"] != quality.BOTH)]
+        part = models[(models["metric"] == metric) & (models["class"] != quality_tables.BOTH)]
         best = part.loc[getattr(part["mean"], pick)()]
         text = f"{names[metric]}, {word} of all models and classes (here {best['model']}, {best['class']})"
-        rows.append(claim(text, _PAPER_EXTREMES[metric], best, protocol_difference(run, best["model"])))
+        paper = _PAPER_EXTREMES[metric] if comparable(run) else None
+        rows.append(claim(text, paper, best, protocol_difference(run, ldm.split_name(best["model"])[0])))
         for row in part.to_dict("records"):
-            paper = _PAPER_BALANCED[metric][row["model"]][run.settings.cohort.class_names.index(row["class"])]
-            same = protocol_difference(run, row["model"]).removeprefix("no: ").removeprefix("yes")
-            same = "no: the paper's value is of its class-balanced variant" + (f", {same}" if same else "")
-            rows.append(claim(f"{names[metric]}, {row['model']} model, {row['class']}", paper, row, same))
-    floor = intervals[(intervals["role"] == "floor") & (intervals["metric"] == "frechet")]
-    for row in floor[floor["class"] == quality.BOTH].to_dict("records"):
-        text = f"{names['frechet']}, real training against held-out images (floor)"
+            conditioning, balance = ldm.split_name(row["model"])
+            text, same = f"{names[metric]}, {row['model']} model, {row['class']}", "not stated in the paper"
+            paper = None
+            if balance != "none":
+                same = protocol_difference(run, conditioning)
+                value = _PAPER_BALANCED[metric][conditioning][class_names.index(row["class"])]
+                paper = value if comparable(run) else None
+            rows.append(claim(text, paper, row, same))
+    others = intervals[(intervals["metric"] == "frechet") & (intervals["class"] == quality_tables.BOTH)]
+    for row in others[others["role"].isin(["floor", "baseline"]) & (others["sample"] == "equal")].to_dict("records"):
+        what = {"floor": "real training images (floor)", "baseline": f"{row['model']} images"}[row["role"]]
+        text = f"{names['frechet']}, {what} against held-out images, equal numbers"
         rows.append(claim(text, None, row, "not stated in the paper"))
     return rows
 
@@ -310,4 +274,4 @@ def claim(text: str, paper: float | None, row: Any, same: str, unit: str = "") -
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 05 stands on."""
-    return [*(features_unit(**task) for task in table_tasks(run)), table_unit(run)]
+    return [*(features.features_unit(**task) for task in table_tasks(run)), table_unit(run)]

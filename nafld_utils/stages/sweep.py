@@ -16,7 +16,7 @@ import pandas as pd
 
 from nafld_utils import backbones, engine, sweep
 from nafld_utils.artifacts import Run, Unit, digest, load_array, revision, save_array, save_table, unit_seed
-from nafld_utils.stages import prepare, samples
+from nafld_utils.stages import filtering, prepare
 
 REVISION = 1
 STAGE = "06_classification_sweep"
@@ -49,7 +49,7 @@ def features_unit(run: Run, backbone: str, kind: str, fold: int = _SHARED) -> Un
     elif kind == "traditional":
         source = prepare.traditional_unit(run)
     else:
-        source = samples.synthetic_unit(run, kind, fold)
+        source = filtering.set_unit(run, kind, fold)
     keys = (kind,) if shared else (kind, f"fold{fold}")
     modules = ["backbones", "trial"]
     return run.unit(
@@ -76,7 +76,7 @@ def make_features(run: Run, backbone: str, kind: str, fold: int = _SHARED) -> No
         if kind == sweep.REAL:
             arrays["resized"] = data.resized[:, None]  # one view an image
     else:
-        arrays["pool"] = samples.open_synthetic(run, kind, fold).images[:, None]
+        arrays["pool"] = filtering.open_set(run, kind, fold).images[:, None]
     with unit.writing(device=str(device)) as folder:
         for name, images in arrays.items():
             flat = images.reshape(-1, *images.shape[2:])
@@ -157,7 +157,7 @@ def training_set(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
 
     backbone, arm, fold = trial["backbone"], trial["arm"], int(trial["fold"])
     images = prepare.open_preprocessed(run).images
-    synthetic = samples.open_synthetic(run, arm, fold) if arm not in (sweep.REAL, "traditional") else None
+    synthetic = filtering.open_set(run, arm, fold) if arm not in (sweep.REAL, "traditional") else None
     held_out = sweep.check_fold(images, fold, None if synthetic is None else synthetic.table)
     stored = functools.partial(_stored, device=engine.device(run.settings.engine))
     unit = features_unit(run, backbone, sweep.REAL)
