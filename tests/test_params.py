@@ -64,7 +64,10 @@ def test_scientific_notation_that_yaml_reads_as_text_is_a_number():
         ("run=../elsewhere", ["run", "'../elsewhere'"]),
         ("engine.device=gpu", ["engine.device", "'gpu'"]),
         ("n_seeds", ["n_seeds", "key=value"]),
-        ("sweep.arms=[gan]", ["sweep.arms", "'gan'"]),
+        ("sweep.arms=[gam]", ["sweep.arms", "'gam'", "nearest is gan"]),
+        ("sweep.experiments=[fig5]", ["sweep.experiments", "nearest is fig5b"]),
+        ("experiments.s7.balance=over", ["experiments.s7.balance", "'over'"]),
+        ("sweep.rates=[-0.5]", ["sweep.rates", "found -0.5"]),
         ("autoencoder.semantic.source=path", ["autoencoder.semantic", "path"]),
     ],
 )
