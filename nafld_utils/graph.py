@@ -40,6 +40,7 @@ _FILES = {
     "cohort": ("cohort.path",),
     "autoencoder": ("autoencoder.semantic.path", "autoencoder.class.path"),
     "quality": ("quality.weights",),
+    "sweep": ("sweep.weights",),
     "turing": ("turing.ratings",),
 }
 _KEY = r"[A-Za-z_][\w.]*\s*="

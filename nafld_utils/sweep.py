@@ -184,7 +184,7 @@ def plan(status: pd.DataFrame, seconds: Mapping[tuple[str, str], float], n_worke
         rows.append((*network, len(part), len(done), failed, to_do, each, minutes, basis))
     columns = ["backbone", "freeze", "trainings", "done", "failed", "to_do", "seconds_each", "minutes_left"]
     table = pd.DataFrame(rows, columns=[*columns, "estimate_from"])
-    total = table[["trainings", "done", "failed", "to_do", "minutes_left"]].sum()
+    total = table[["trainings", "done", "failed", "to_do", "minutes_left"]].sum(skipna=False)
     return pd.concat([table, pd.DataFrame([{"backbone": "all", "freeze": "", **total}])], ignore_index=True).astype(
         {"trainings": int, "done": int, "failed": int, "to_do": int}
     )

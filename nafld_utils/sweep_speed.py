@@ -94,7 +94,12 @@ class Network:
         return seconds / at_once / GPU_STEPS * options.steps
 
 
-def plain_loop(network: Network, options: Options, layout: torch.memory_format) -> Callable[[], float]:
+def plain_loop(
+    network: Network,
+    options: Options,
+    layout: torch.memory_format,
+    draw: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None,
+) -> Callable[[], torch.Tensor]:
     """A step of the textbook's loop: whole images in memory through the whole network, its frozen part in eval mode.
 
     Parameters
@@ -105,6 +110,8 @@ def plain_loop(network: Network, options: Options, layout: torch.memory_format) 
         Batch size, learning rate, weight decay; on a GPU ``bf16`` autocast.
     layout : torch.memory_format
         Of weights and batches.
+    draw : callable, optional
+        Gives a batch of grey images ``(b, S, S)`` uint8 and labels; None draws from images that lie on the device.
 
     Returns
     -------
@@ -119,11 +126,15 @@ def plain_loop(network: Network, options: Options, layout: torch.memory_format) 
     images, labels = (torch.from_numpy(array).to(device) for array in (network.images, network.labels))
     decoder, generator = network.decoder.to(device), torch.Generator().manual_seed(0)
 
-    def step() -> float:
+    def from_device() -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.randperm(len(images), generator=generator)[: options.batch_size].to(device)
-        inputs = decoder(images[rows]).contiguous(memory_format=layout)
+        return images[rows], labels[rows]
+
+    def step() -> torch.Tensor:
+        batch, wanted = (draw or from_device)()
+        inputs = decoder(batch).contiguous(memory_format=layout)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and options.precision == "bf16"):
-            loss = nn.functional.cross_entropy(model(inputs), labels[rows])
+            loss = nn.functional.cross_entropy(model(inputs), wanted)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -58,6 +58,7 @@ ORDER = [
     ["sweep_bench"],
     ["benchmarks"],
     ["graph", "doctor"],
+    ["sweep_dry_run"],
     ["gpu_study"],
     ["report"],
     ["execute"],
