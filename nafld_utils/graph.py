@@ -40,7 +40,6 @@ _FILES = {
     "cohort": ("cohort.path",),
     "autoencoder": ("autoencoder.semantic.path", "autoencoder.class.path"),
     "quality": ("quality.weights",),
-    "sweep": ("sweep.weights",),
     "turing": ("turing.ratings",),
 }
 _KEY = r"[A-Za-z_][\w.]*\s*="
