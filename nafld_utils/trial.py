@@ -7,7 +7,8 @@ Nothing is chosen by held-out patients: the prediction is the last step's (paper
 Notes
 -----
 The prefix is frozen and in eval mode, so its output for an image is the same at every step, for every fold, seed and
-mixing rate: it is computed once per stored view. The losses equal those of the plain loop over whole images.
+mixing rate: it is computed once per stored view. The losses equal those of the plain loop over whole images. Where
+nothing is frozen the stored views are the images themselves, normalised on the device.
 The paper names neither optimiser nor schedule. Choice: AdamW, as for its diffusion models, at a constant learning
 rate; the tail's BatchNorm layers train, those of the prefix do not.
 """
@@ -15,7 +16,7 @@ rate; the tail's BatchNorm layers train, those of the prefix do not.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from nafld_utils import backbones
+from nafld_utils.trial_draws import draw_batch
 
-REVISION = 1
+REVISION = 2
 
 N_CLASSES = 2
-SCHEDULES = ("constant", "cosine")
-_CHECK_EVERY = 25  # steps between looks at the loss; each look waits for the device
+CHECK_EVERY = 25  # steps between looks at the loss; each look waits for the device
 
 
 class DivergedError(ArithmeticError):
@@ -38,12 +39,12 @@ class DivergedError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Views:
-    """Prefix features of a set of n images, one or several stored views (random crops) an image.
+    """Prefix features or images of a set of n images, one or several stored views (random crops) an image.
 
     Attributes
     ----------
-    features : (N, K, C, h, w) float16 or float32 array, memory map or Tensor
-        A store of K views of N images, of which the set takes some; never copied as a whole.
+    features : (N, K, C, h, w) or (N, K, C) float16 or float32, or (N, K, S, S) uint8: array, memory map or Tensor
+        A store of K views of N images, of which the set takes some; never copied as a whole. uint8 are grey images.
     labels : (n,) int64 array
         0 healthy, 1 fatty.
     rows : (n,) int64 array, optional
@@ -65,14 +66,18 @@ class Views:
         """Views that a step may draw of an image."""
         return self.features.shape[1] if self.views is None else 1
 
-    def take(self, places: np.ndarray, views: np.ndarray, device: torch.device | str) -> Tensor:
-        """Features of some images, ``(b, C, h, w)`` float32 on `device`; `views` is read where a step draws them."""
+    def address(self, places: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and views of the store for some images of the set; `views` counts where a step draws them."""
         rows = places if self.rows is None else self.rows[places]
-        views = views if self.views is None else self.views[places]
+        return rows, views % self.n_views if self.views is None else self.views[places]
+
+    def take(self, places: np.ndarray, views: np.ndarray, device: torch.device | str) -> Tensor:
+        """Some images as they are stored, ``(b, ...)`` on `device`."""
+        index = self.address(places, views)
         if isinstance(self.features, Tensor):
-            index = [torch.from_numpy(np.asarray(i)).to(self.features.device) for i in (rows, views)]
-            return self.features[index[0], index[1]].to(device).float()
-        return torch.from_numpy(np.asarray(self.features[rows, views])).to(device).float()
+            rows, views = (torch.from_numpy(np.asarray(i)).to(self.features.device) for i in index)
+            return self.features[rows, views].to(device)
+        return torch.from_numpy(np.asarray(self.features[index])).to(device)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Options:
     batch_size: int
     learning_rate: float
     weight_decay: float
-    schedule: str = "constant"
+    precision: str = "fp32"
 
 
 # ---------------------------------------------------------------- what a training sees
@@ -116,7 +121,7 @@ def prefix_features(
 
     Returns
     -------
-    (N, C, h, w) float32 or float16
+    (N, C, h, w) float32 or float16, or (N, C) where only the last linear layer is trained
 
     Raises
     ------
@@ -129,79 +134,52 @@ def prefix_features(
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = backbones.to_input(images[start : start + batch_size], name)
-            out = prefix(batch.to(device).contiguous(memory_format=torch.channels_last))
+            out = prefix(backbones.channels_last(batch.to(device)))
             with np.errstate(over="ignore"):  # refused below
                 parts.append(out.float().cpu().contiguous().numpy().astype(precision))
             if not np.isfinite(parts[-1]).all():
                 raise ValueError(
-                    f"features of {name}: expected finite {precision}, found overflow; keep them in float32."
+                    f"features of {name}: expected finite {precision}, found overflow; keep them in float32"
+                    " (sweep.features)."
                 )
     return np.concatenate(parts)
 
 
-def draw_synthetic(n_real: int, rate: float, n_available: int, seed: int) -> np.ndarray:
-    """Which synthetic images a training mixes in: ``round(rate * n_real)``, without replacement.
-
-    Choice: one order a seed, of which a rate takes the beginning, so the images of a small rate are also used at a
-    larger one and the rates differ by what is added.
-
-    Parameters
-    ----------
-    n_real : int
-        Real training images.
-    rate : float
-        The paper's r, synthetic to real.
-    n_available : int
-        Images in the fold's synthetic set.
-    seed : int
-        The training's seed.
-
-    Returns
-    -------
-    (n,) int64
-        Rows of the synthetic set.
+def check_classes(parts: Sequence[Views]) -> None:
+    """Refuse a training set of one class, or of no image.
 
     Raises
     ------
     ValueError
-        The rate is negative or needs more images than there are.
-
-    Examples
-    --------
-    >>> len(draw_synthetic(40, 0.5, 100, seed=0))
-    20
+        The classes are not 0 and 1.
     """
-    if rate < 0:
-        raise ValueError(f"mixing rate {rate:g}: expected 0 or more; correct sweep.rates.")
-    n = round(rate * n_real)
-    if n > n_available:
+    classes = sorted({int(label) for part in parts for label in np.unique(part.labels)})
+    if classes != [0, 1]:
         raise ValueError(
-            f"mixing rate {rate:g}: expected at most {n_available / n_real:.2f}, since it takes {n} synthetic images"
-            f" for {n_real} real ones and the set has {n_available}; lower sweep.rates or raise sampling.n_images."
+            f"training images: expected both classes (0 and 1), found {classes};"
+            " use fewer folds or more patients of the other class."
         )
-    return np.random.default_rng([seed, 1]).permutation(n_available)[:n]
 
 
-def draw_batch(
-    n_real: int, n_views: int, n_synthetic: int, batch_size: int, seed: int, step: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the union of real and synthetic images that a step sees, and the views of the real ones.
+def batch_of(parts: Sequence[Views], options: Options, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the union of the parts, and the views, that a step sees (`trial_draws.draw_batch`)."""
+    n_views = max(part.n_views for part in parts)
+    return draw_batch(sum(map(len, parts)), n_views, options.batch_size, seed, step)
 
-    Every image of the union is equally likely, so the share of synthetic images in a batch is that of the training
-    set on average (paper: r is "the proportion of synthetic images to real images in the training set"). No image
-    comes twice in a batch where the set is large enough.
 
-    Returns
-    -------
-    rows : (batch_size,) int64
-        Below `n_real`: a real image; from there on: a synthetic one.
-    views : (batch_size,) int64
-        In [0, n_views).
-    """
-    rng = np.random.default_rng([seed, 2, step])
-    n = n_real + n_synthetic
-    rows = rng.choice(n, batch_size, replace=n < batch_size)
-    return rows, rng.integers(n_views, size=batch_size)
+def gather(
+    parts: Sequence[Views], rows: np.ndarray, views: np.ndarray, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Images ``(b, ...)`` as stored and labels ``(b,)`` int64 of a batch from `batch_of`, part by part."""
+    inputs, labels, first = [], [], 0
+    for part in parts:
+        mine = (rows >= first) & (rows < first + len(part))
+        if mine.any():
+            places = rows[mine] - first
+            inputs.append(part.take(places, views[mine], device))
+            labels.append(part.labels[places])
+        first += len(part)
+    return torch.cat(inputs), torch.from_numpy(np.concatenate(labels).astype(np.int64)).to(device)
 
 
 # ---------------------------------------------------------------- training
@@ -218,12 +196,11 @@ def fresh_tail(tail: nn.Sequential, seed: int) -> nn.Sequential:
 
 def train_tail(
     tail: nn.Sequential,
-    real: Views,
-    synthetic: Views | None,
+    parts: Sequence[Views],
     options: Options,
     seed: int,
+    decoder: nn.Module,
     device: torch.device | str = "cpu",
-    report: Callable[[int, float], None] | None = None,
 ) -> tuple[nn.Sequential, np.ndarray]:
     """Train a tail with cross-entropy for a set number of steps.
 
@@ -231,18 +208,16 @@ def train_tail(
     ----------
     tail : torch.nn.Sequential
         From `fresh_tail`; trained in place.
-    real : Views
-        The fold's training images.
-    synthetic : Views or None
-        The images mixed in, already drawn; None for real images alone.
+    parts : sequence of Views
+        The training set: the fold's real images and the images mixed in, already drawn.
     options : Options
-        Steps, batch size, AdamW's learning rate and weight decay, schedule.
+        Steps, batch size, AdamW's learning rate and weight decay.
     seed : int
         The training's seed.
+    decoder : torch.nn.Module
+        `backbones.Decoder` of the network.
     device : torch.device or str
         Where to compute.
-    report : callable, optional
-        Called as ``report(step, loss)`` now and then.
 
     Returns
     -------
@@ -254,81 +229,70 @@ def train_tail(
     Raises
     ------
     ValueError
-        The training images hold one class; unknown schedule.
+        The training images hold one class.
     DivergedError
         The loss is not finite.
     """
-    _check(real, options)
+    check_classes(parts)
     tail.to(device=device, memory_format=torch.channels_last).train()
-    optimizer, schedule = _optimizer(tail, options, device)
-    n_synthetic = 0 if synthetic is None else len(synthetic)
+    decoder, optimizer = decoder.to(device), build_optimizer(tail, options)
     losses: list[Tensor] = []
     for step in range(options.steps):
-        rows, views = draw_batch(len(real), real.n_views, n_synthetic, options.batch_size, seed, step)
-        inputs, labels = gather(real, synthetic, rows, views, device)
-        loss = nn.functional.cross_entropy(tail(inputs), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.detach())
-        if (step + 1) % _CHECK_EVERY == 0 or step + 1 == options.steps:
-            _require_finite(losses, step, options)
-            if report:
-                report(step + 1, float(losses[-1]))
+        stored, labels = gather(parts, *batch_of(parts, options, seed, step), device)
+        losses.append(step_on(tail, decoder, optimizer, stored, labels, options))
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == options.steps:
+            require_finite(torch.stack(losses[-CHECK_EVERY:]), len(losses), options)
     return tail.eval(), torch.stack(losses).float().cpu().numpy()
 
 
-def gather(
-    real: Views, synthetic: Views | None, rows: np.ndarray, views: np.ndarray, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """Features ``(b, C, h, w)`` float32 and labels ``(b,)`` int64 of a batch from `draw_batch`, real images first."""
-    is_real = rows < len(real)
-    parts = [real.take(rows[is_real], views[is_real], device)]
-    labels = [real.labels[rows[is_real]]]
-    if synthetic is not None and not is_real.all():
-        place = rows[~is_real] - len(real)
-        parts.append(synthetic.take(place, views[~is_real] % synthetic.n_views, device))
-        labels.append(synthetic.labels[place])
-    inputs = torch.cat(parts).contiguous(memory_format=torch.channels_last)
-    return inputs, torch.from_numpy(np.concatenate(labels).astype(np.int64)).to(device)
+def step_on(
+    tail: nn.Module, decoder: nn.Module, optimizer: Any, stored: Tensor, labels: Tensor, options: Options
+) -> Tensor:
+    """One step on a batch as it is stored; returns its loss, without gradient."""
+    bf16 = stored.is_cuda and options.precision == "bf16"
+    # uncached: a recorded step must cast the weights of its own time
+    with torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False):
+        loss = nn.functional.cross_entropy(tail(decoder(stored)).float(), labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
-def _check(real: Views, options: Options) -> None:
-    classes = np.unique(real.labels)
-    if not np.array_equal(classes, [0, 1]):
-        raise ValueError(
-            f"training images: expected both classes (0 and 1), found {classes.tolist()};"
-            " use fewer folds or more patients of the other class."
-        )
-    if options.schedule not in SCHEDULES:
-        raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, found {options.schedule!r}.")
+def build_optimizer(tail: nn.Module, options: Options, capturable: bool = False) -> torch.optim.AdamW:
+    """AdamW as one fused kernel: the same update, and the tail has many small tensors.
 
-
-def _optimizer(tail: nn.Module, options: Options, device: torch.device | str) -> tuple[Any, Any]:
-    """AdamW as one fused kernel: the same update, and the tail has many small tensors."""
-    optimizer = torch.optim.AdamW(
-        [p for p in tail.parameters() if p.requires_grad],
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-        fused=True,
+    `capturable` keeps its step count on the GPU, where a recorded step needs it.
+    """
+    weights = [p for p in tail.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True, capturable=capturable
     )
-    if options.schedule == "cosine":
-        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
-def _require_finite(losses: list[Tensor], step: int, options: Options) -> None:
-    recent = torch.stack(losses[-_CHECK_EVERY:])
+def require_finite(recent: Tensor, n_done: int, options: Options) -> None:
+    """Stop a training whose latest losses, of steps up to `n_done`, are not all finite.
+
+    Raises
+    ------
+    DivergedError
+        Names the step and what to do.
+    """
     if not bool(torch.isfinite(recent).all()):
-        first = step + 1 - len(recent) + int(torch.nonzero(~torch.isfinite(recent))[0])
+        place = int(torch.nonzero(~torch.isfinite(recent))[0])
         raise DivergedError(
-            f"loss at step {first}: expected a finite number, found {float(losses[first])};"
+            f"loss at step {n_done - len(recent) + place}: expected a finite number, found {float(recent[place])};"
             f" lower sweep.learning_rate (now {options.learning_rate:g})."
         )
 
 
-def predict(tail: nn.Module, images: Views, device: torch.device | str = "cpu", batch_size: int = 128) -> np.ndarray:
+def predict(
+    tail: nn.Module,
+    images: Views,
+    decoder: nn.Module,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+) -> np.ndarray:
     """Probability of the second class (fatty).
 
     Parameters
@@ -337,10 +301,12 @@ def predict(tail: nn.Module, images: Views, device: torch.device | str = "cpu", 
         Set to eval mode.
     images : Views
         One view an image: its deterministic resize.
+    decoder : torch.nn.Module
+        `backbones.Decoder` of the network.
     device : torch.device or str
         Where to compute.
-    batch_size : int
-        Images at once; does not change the scores beyond rounding.
+    batch_size : int, optional
+        Images at once; does not change the scores beyond rounding. None is `backbones.inference_batch`.
 
     Returns
     -------
@@ -348,10 +314,12 @@ def predict(tail: nn.Module, images: Views, device: torch.device | str = "cpu", 
         Softmax in double precision, so that confident scores of different images do not tie at 1.
     """
     tail.eval().to(device)
+    decoder.to(device)
+    batch_size = batch_size or backbones.inference_batch(device)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
             places = np.arange(start, min(start + batch_size, len(images)))
-            inputs = images.take(places, np.zeros_like(places), device)
-            parts.append(tail(inputs.contiguous(memory_format=torch.channels_last)).double().cpu())
+            inputs = decoder(images.take(places, np.zeros_like(places), device))
+            parts.append(tail(inputs).double().cpu())
     return torch.softmax(torch.cat(parts), dim=1)[:, 1].numpy()

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nafld_utils import benchmarks, diffusion, gpu_study, params, speed
+from nafld_utils import benchmarks, diffusion, engine, gpu_study, params, speed, sweep_bench, sweep_dry_run, sweep_speed
+from nafld_utils import trial as training
 
 CPU = torch.device("cpu")
 
@@ -45,6 +46,73 @@ def test_a_plain_ddim_loop_draws_what_the_project_draws():
     plain = benchmarks.plain_sampling(denoiser, options, labels, z, 6, 1.7)
     ours = sampling.sample(denoiser, options, labels, seeds, (4, 8, 8), 6, 0.0, 1.7, CPU)
     torch.testing.assert_close(plain, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_a_training_is_timed_and_the_plain_loop_learns_what_it_is_shown():
+    network = sweep_speed.Network("resnet18", "paper", 32, CPU)
+    options = training.Options(100, 8, 1e-3, 0.01)
+    assert network.prefix_seconds > 0
+    assert network.seconds_a_training(options) > 0
+    step = sweep_speed.plain_loop(network, options, torch.channels_last)
+    frozen = {key: value.clone() for key, value in network.prefix.state_dict().items()}
+    losses = [float(step()) for _ in range(3)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert all(torch.equal(frozen[key], value) for key, value in network.prefix.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [1.0, 4.0])
+def test_ratios_are_to_the_faster_plain_loop_of_the_same_round(monkeypatch, share):
+    """Two rounds on a machine that drifts by half: the ratio stays, features are counted over Fig. 5A's trainings."""
+
+    def rounds(*args):
+        rows = []
+        for n, drift in enumerate((1.0, 1.5)):
+            for how, seconds in (
+                ("plain loop", 80.0),
+                ("plain loop, channels last", 60.0),
+                ("this project", 60 / share),
+            ):
+                prefix = 0.1 if how == "this project" else math.nan
+                rows.append((n, how, seconds * drift, 1, 1.0, prefix))
+        return pd.DataFrame(rows, columns=["round", "how", "seconds", "at once", "GiB", "prefix_seconds"])
+
+    monkeypatch.setattr(sweep_bench, "cpu_rounds", rounds)
+    found = sweep_bench.table(CPU, ("resnet50",)).set_index("how")
+    assert found.loc["this project", ["times as many", "least", "most"]].tolist() == pytest.approx([share] * 3)
+    assert found.loc["plain loop", "times as many"] == pytest.approx(0.75)
+    minutes = found.loc["this project", "features, minutes a sweep"]
+    assert minutes == pytest.approx(0.1 * (550 * 17 + 20000) / 60)
+    each = found.loc["this project", "seconds a training"]
+    counted = found.loc["this project", "times as many, features counted"]
+    assert counted == pytest.approx(75 / (each + minutes * 60 / 1625))
+
+
+def test_hours_of_figure_5_are_those_of_its_trainings():
+    names = ["resnet50", "tf_efficientnet_b0", "tf_efficientnetv2_s"]
+    found = pd.DataFrame({"backbone": names, "how": sweep_bench.OURS, "seconds a training": [3600.0, 7200.0, 0.0]})
+    assert sweep_bench.figure_5_hours(found) == pytest.approx(1625 + 2 * 250)
+    assert math.isnan(sweep_bench.figure_5_hours(found.iloc[:2]))
+
+
+def test_the_sweep_is_measured_beside_the_plain_loop(monkeypatch):
+    """On one core, so that no worker is started; `make bench` has one a core."""
+    monkeypatch.setattr(engine, "cores", lambda: 1)
+    found = sweep_bench.table(CPU, ("resnet18",), size=32, batch_size=4, n_rounds=1)
+    assert found["how"].tolist() == ["plain loop", "plain loop, channels last", "this project"]
+    assert (found["seconds a training"] > 0).all()
+    assert found["peak GiB"].between(0.1, 8).all()
+
+
+def test_a_dry_run_counts_from_the_settings_where_nothing_is_there_yet(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    changes = "sweep.backbones=[resnet18] sweep.experiments=[plain, s7] engine.device=cpu sweep.steps=100"
+    monkeypatch.setattr("sys.argv", ["dry-run", "--profile", "smoke", "--set", changes])
+    sweep_dry_run.main()
+    printed = capsys.readouterr().out
+    assert "Counted from the settings alone" in printed
+    counts = [line.split() for line in printed.splitlines() if line.lstrip().startswith(("plain", "s7", "all"))]
+    assert [line[-4:-2] for line in counts[:2]] == [["16", "16"], ["52", "52"]]
+    assert counts[2][1] == "68"
 
 
 @pytest.mark.slow

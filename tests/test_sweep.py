@@ -8,12 +8,17 @@ import pandas as pd
 import pytest
 
 from nafld_utils import artifacts, figures, params, preprocess, sweep, sweep_tables
+from nafld_utils import trial as training
 from nafld_utils.figures import sweep as draw
-from nafld_utils.stages import prepare, samples
+from nafld_utils.stages import prepare, filtering
 from nafld_utils.stages import sweep as stage
 from nafld_utils.stages import sweep_answer as answer
+from nafld_utils.stages import sweep_features as features
+from nafld_utils.stages import sweep_trials as stage_trials
 
-TRIAL = {"backbone": "net", "arm": "real", "rate": 0.0, "fold": 1, "seed": 2}
+TRIAL = {
+    "backbone": "net", "freeze": "paper", "balance": "none", "arm": "real", "rate": 0.0, "fold": 1, "seed": 2
+}  # fmt: skip
 
 
 def images_table(n_patients=10, frames=2, n_folds=5):
@@ -38,6 +43,14 @@ def scores_table(n=6, seed=0):
         ({}, 1625),  # Fig. 5A: 13 cells x 5 folds x 25 seeds
         ({"sweep.backbones": ["a", "b"], "sweep.arms": ["semantic"], "sweep.rates": [1.5]}, 500),  # Fig. 5B
         ({"sweep.n_seeds": 5, "ldm.folds": [0, 3]}, 130),
+        ({"sweep.experiments": ["fig5a"]}, 1625),
+        ({"sweep.experiments": ["fig5a", "fig5b"]}, 2125),
+        ({"sweep.experiments": ["fig5a", "fig5b", "s3", "s6a", "s6b"]}, 2125),  # read again
+        ({"sweep.experiments": ["s4", "s5"]}, 3250),
+        ({"sweep.experiments": ["s7"]}, 325),
+        ({"sweep.experiments": ["fig5a", "fig5b", "s3", "s4", "s5", "s6a", "s6b", "s7"]}, 5700),
+        ({"sweep.experiments": ["plain", "fig5a", "matched"]}, 1625 + 500),
+        ({"sweep.experiments": ["s7"], "sweep.n_seeds": 2}, 130),  # never more seeds than the run's
     ],
 )
 def test_the_papers_numbers_of_trainings(overrides, n):
@@ -47,6 +60,26 @@ def test_the_papers_numbers_of_trainings(overrides, n):
     real = table[table["arm"] == "real"]
     assert set(real["rate"]) == {0.0}
     assert set(table.loc[table["rate"] == 0, "arm"]) == {"real"}
+
+
+def test_every_experiment_is_a_grid_of_its_own_and_can_be_read_again():
+    settings = params.load("paper", {"sweep.experiments": list(params.load("paper").experiments)})
+    table = sweep.grid(settings)
+    assert not table.duplicated().any()
+    parts = {name: sweep.of_experiment(table, settings, name) for name in settings.experiments}
+    for name, part in parts.items():
+        wanted = sweep.experiment(settings, name)
+        assert set(part["backbone"]) == set(wanted.backbones), name
+        assert set(part["freeze"]) == {wanted.freeze}, name
+        assert set(part["balance"]) == {wanted.balance}, name
+        assert set(part["arm"]) == {"real", *wanted.arms}, name
+        assert (part.groupby(["backbone", "arm", "rate", "fold"])["seed"].nunique() == wanted.n_seeds).all(), name
+    assert sweep.experiment(settings, "s3").level == "fold"
+    assert sweep.experiment(settings, "s6a").level == "patient"
+    pd.testing.assert_frame_equal(parts["s3"], parts["fig5a"])
+    listed = sweep.experiments(settings, table.assign(state="not trained yet"))
+    assert listed["of these new"].sum() == len(table)
+    assert listed.set_index("experiment").loc["s3", "of these new"] == 0
 
 
 def test_an_arm_without_its_model_is_refused():
@@ -195,11 +228,13 @@ def test_no_table_from_an_incomplete_grid_unless_asked_and_then_it_says_so(tmp_p
 
 def test_plan_counts_and_estimates(tmp_path):
     _, status = sweep.read_store(tmp_path, grid_of(5, tmp_path))
-    row = sweep.plan(status, {}, n_workers=2).iloc[0]
+    table = sweep.plan(status, {}, n_workers=2)
+    row, total = table.iloc[0], table.iloc[-1]
+    assert (total.backbone, total.to_do, total.minutes_left) == ("all", 2, row.minutes_left)
     assert (row.trainings, row.done, row.to_do) == (5, 3, 2)
     assert row.seconds_each == 4.0
     assert row.minutes_left == pytest.approx(4.0 * 2 / 2 / 60)
-    fresh = sweep.plan(status.assign(state="not trained yet"), {"net": 30.0}, n_workers=1).iloc[0]
+    fresh = sweep.plan(status.assign(state="not trained yet"), {("net", "paper"): 30.0}, n_workers=1).iloc[0]
     assert fresh.minutes_left == pytest.approx(2.5)
     assert fresh.estimate_from == "a few timed steps"
 
@@ -213,7 +248,15 @@ def arms_table(n_seeds=3, n=40):
     parts = []
     for arm, rate, shift in (("real", 0.0, 0.3), ("semantic", 0.5, 0.6)):
         for seed in range(n_seeds):
-            facts = {"backbone": "net", "arm": arm, "rate": rate, "fold": np.arange(n) % 5, "seed": seed}
+            facts = {
+                "backbone": "net",
+                "freeze": "paper",
+                "balance": "none",
+                "arm": arm,
+                "rate": rate,
+                "fold": np.arange(n) % 5,
+                "seed": seed,
+            }
             names = [f"i{i}" for i in range(n)]
             score = label * shift + rng.random(n)
             parts.append(
@@ -336,8 +379,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "preprocess_unit", lambda run: unit)
     monkeypatch.setattr(prepare, "traditional_unit", lambda run: unit)
     monkeypatch.setattr(prepare, "build_traditional", lambda run: unit)
-    monkeypatch.setattr(samples, "synthetic_unit", lambda run, c, k: run.unit("synthetic", c, k, settings={}))
-    monkeypatch.setattr(samples, "open_synthetic", _synthetic)
+    monkeypatch.setattr(filtering, "set_unit", lambda run, c, k: run.unit("synthetic", c, k, settings={}))
+    monkeypatch.setattr(filtering, "open_set", _synthetic)
     return run
 
 
@@ -347,11 +390,12 @@ def _synthetic(run, conditioning, fold):
     table = pd.DataFrame({"fold": fold, "source_patient": source, "label": source % 2})
     table["synthetic_id"] = [f"s{i}" for i in range(N_SYNTHETIC)]
     pixels = np.random.default_rng(fold).integers(0, 256, (N_SYNTHETIC, SIZE, SIZE)).astype(np.uint8)
-    return SimpleNamespace(images=pixels, table=table)
+    return SimpleNamespace(images=pixels, table=table, unit=run.unit("synthetic", conditioning, fold, settings={}))
 
 
 def test_the_stage_from_features_to_claims_and_nothing_is_done_twice(run, monkeypatch):
-    assert stage.dry_run(run)["to_do"].tolist() == [12]
+    assert stage.dry_run(run)["to_do"].tolist() == [12, 12]
+    assert stage.experiments(run)["trainings"].tolist() == [12]
     status = stage.run_sweep(run)
     assert (status["state"] == "done").all()
     assert status.groupby("arm")["n_synthetic"].first().to_dict() == {"real": 0, "semantic": 4, "traditional": 4}
@@ -376,6 +420,147 @@ def test_the_stage_from_features_to_claims_and_nothing_is_done_twice(run, monkey
     monkeypatch.setattr(stage, "train", again)
     assert (stage.run_sweep(run)["state"] == "done").all()
     pd.testing.assert_frame_equal(answer.build_tables(run, scores)["arms"], tables["arms"], check_dtype=False)
+
+
+def test_every_kind_of_arm_balance_and_freezing_trains_on_what_it_says(run):
+    """One fold, every way to make a training set: who is in it, in which class mix, and no leak."""
+    arms_of = ["semantic", "semantic+class", "class_matched", "semantic_only", "traditional_only", "gan", "filtered"]
+    changes = {"sweep.arms": ["semantic"], "sweep.n_seeds": 1, "ldm.folds": [0], "sweep.crops": "fixed"}
+    run = artifacts.open_run("smoke", {**OVERRIDES, **changes})
+    trial = {**TRIAL, "backbone": "resnet18", "fold": 0, "seed": 0, "rate": 0.5}
+    images = prepare.open_preprocessed(run).images
+    inside = set(np.flatnonzero(images["fold"] != 0))
+    for freeze, balance in (("none", "oversample"), ("all", "none")):
+        for arm in ["real", *arms_of]:
+            this = {**trial, "arm": arm, "freeze": freeze, "balance": balance, "rate": 0.5 * (arm != "real")}
+            for kind in trials_made_of(arm):
+                if freeze != "none":
+                    fold = features.SHARED if kind in features.SHARED_KINDS else 0
+                    stage_features(run, "resnet18", kind, fold, freeze)
+            data = stage.training_set(run, this)
+            real = len(inside) if not arm.endswith("_only") else 0
+            assert (data["n_real"], data["n_synthetic"]) == (real, 0 if arm == "real" else 4), arm
+            assert set(data["drawn"]) == set(trials_made_of(arm)) - {"real"}
+            assert not set(data["images"].index) & inside
+            if real:
+                assert set(data["parts"][0].rows) <= inside
+                assert data["parts"][0].n_views == 1, "one fixed crop"
+    data = stage.training_set(run, {**trial, "arm": "class_matched"} | {"freeze": "none"})
+    assert data["parts"][1].labels.mean() == data["parts"][0].labels.mean()
+    _, scores, facts = stage.train(run, {**trial, "arm": "semantic+class", "freeze": "none", "balance": "oversample"})
+    assert (facts["n_real"], facts["n_synthetic"]) == (8, 4)
+    assert set(scores["image_id"]) == set(images.loc[images["fold"] == 0, "image_id"])
+
+
+def trials_made_of(arm):
+    return features.kinds_of([arm])
+
+
+def stage_features(run, *which):
+    features.make_features(run, *which)
+    assert features.features_unit(run, *which).done()
+
+
+def test_oversampling_is_of_the_training_images_and_rates_count_them(run, monkeypatch):
+    data = prepare.open_preprocessed(run)
+    label = np.where(np.arange(len(data.images)) % 8 < 2, 0, 1)
+    monkeypatch.setattr(data, "images", data.images.assign(label=label, patient_id=np.repeat(np.arange(1, 9), 2)))
+    trial = {**TRIAL, "backbone": "resnet18", "arm": "semantic", "rate": 0.5, "fold": 0, "freeze": "none"}
+    plain, balanced = (stage.training_set(run, {**trial, "balance": balance}) for balance in ("none", "oversample"))
+    assert np.bincount(plain["parts"][0].labels).tolist() == [2, 6]
+    assert np.bincount(balanced["parts"][0].labels).tolist() == [6, 6]
+    assert set(balanced["parts"][0].rows) == set(plain["parts"][0].rows)
+    assert (plain["n_synthetic"], balanced["n_synthetic"]) == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sweep.rates": [0.5, 2.0]}, r"expected at most 1\.25, since it takes 16 synthetic images for 8 real"),
+        ({"sweep.backbones": ["resnet81"]}, "nearest is resnet18"),
+        ({"sweep.freeze": "layr3"}, "nearest is layer3"),
+        ({"sweep.freeze": "head"}, "a stage of resnet18"),
+        ({"sweep.weights": "/no/such/file"}, "found no such file"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_first_training(run, monkeypatch, changes, words):
+    monkeypatch.setattr(stage, "run_trial", None)
+    run = artifacts.open_run("smoke", {**OVERRIDES, **changes})
+    with pytest.raises(ValueError, match=words):
+        stage.run_sweep(run)
+    assert not stage.store(run).exists()
+
+
+def test_a_fold_with_one_class_is_refused_before_training(run, monkeypatch):
+    data = prepare.open_preprocessed(run)
+    fold = data.images["fold"]
+    monkeypatch.setattr(data, "images", data.images.assign(label=np.where(fold == 0, data.images["label"], 1)))
+    with pytest.raises(ValueError, match="fold 0: expected both classes among the training images"):
+        stage.run_sweep(run)
+
+
+def test_too_little_memory_asks_for_a_smaller_batch_and_is_recorded(run, monkeypatch):
+    import torch
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(training, "train_tail", full)
+    status = stage.run_sweep(run)
+    assert set(status["state"]) == {"failed"}
+    assert status["reason"].str.contains("a batch of 8 .* does not fit its memory; lower sweep.batch_size").all()
+
+
+def test_a_loss_that_is_not_finite_is_recorded_and_the_others_go_on(run, monkeypatch):
+    fresh = training.fresh_tail
+
+    def spoilt(tail, seed):
+        tail = fresh(tail, seed)
+        if seed == stage_trials.seed_of(run, {"fold": 0, "seed": 1}):
+            tail[-1].weight.data[:] = float("nan")
+        return tail
+
+    monkeypatch.setattr(training, "fresh_tail", spoilt)
+    status = stage.run_sweep(run)
+    failed = status[status["state"] == "failed"]
+    assert set(zip(failed["fold"], failed["seed"], strict=True)) == {(0, 1)}
+    assert failed["reason"].str.startswith("DivergedError: loss at step 0").all()
+    assert (status["state"] == "done").sum() == 9
+
+
+def test_seeds_of_one_task_are_stored_apart_and_a_failed_one_alone_is_missing(run, monkeypatch):
+    """What a GPU does with several seeds at once, on a CPU: one task, one file a seed."""
+    train_tail = training.train_tail
+
+    def sometimes(tail, parts, options, seed, *args):
+        if seed == stage_trials.seed_of(run, {"fold": 1, "seed": 0}):
+            raise training.DivergedError("loss at step 0")
+        return train_tail(tail, parts, options, seed, *args)
+
+    monkeypatch.setattr(training, "train_tail", sometimes)
+    stage.build_features(run)
+    table = stage.trials(run)
+    group = table[(table["arm"] == "semantic") & (table["fold"] == 1)].to_dict("records")
+    with pytest.raises(training.DivergedError):
+        stage.run_trials(run, group)
+    states = stage.status(run).query("arm == 'semantic' and fold == 1").set_index("seed")["state"]
+    assert states.to_dict() == {0: "failed", 1: "done"}
+    monkeypatch.setattr(training, "train_tail", train_tail)
+    stage.run_trials(run, group)
+    assert (stage.status(run).query("arm == 'semantic' and fold == 1")["state"] == "done").all()
+
+
+def test_weights_from_a_local_file_enter_the_hash_by_their_content(run, tmp_path):
+    import torch
+
+    from nafld_utils import backbones
+
+    found = []
+    for seed in (0, 1, 0):
+        torch.save(backbones.load("resnet18", "random", seed=seed).state_dict(), tmp_path / "resnet18.pth")
+        local = artifacts.open_run("smoke", {**OVERRIDES, "sweep.weights": str(tmp_path)})
+        found.append(stage.trials(local)["hash"].iloc[0])
+    assert found[0] == found[2] != found[1]
 
 
 def test_a_failed_trial_is_listed_the_others_go_on_and_a_retry_mends_it(run, monkeypatch):
@@ -415,9 +600,12 @@ def test_a_truncated_trial_is_announced_and_gives_the_same_scores_again(run, mon
 def test_a_set_from_another_split_is_refused_before_training(run, monkeypatch):
     stage.run_sweep(run)  # the features are there
     foreign = lambda run, c, k: _synthetic(run, c, 1 - k)  # noqa: E731
-    monkeypatch.setattr(samples, "open_synthetic", foreign)
+    monkeypatch.setattr(filtering, "open_set", foreign)
     with pytest.raises(ValueError, match="found folds"):
         stage.train(run, {**TRIAL, "backbone": "resnet18", "arm": "semantic", "rate": 0.5, "fold": 0})
+    monkeypatch.setattr(stage, "train", None)
+    with pytest.raises(ValueError, match="found folds"):
+        stage.run_sweep(run)
 
 
 def test_changing_a_setting_changes_every_trial_and_another_stages_none(run):

@@ -53,7 +53,7 @@ def trial(run: Run) -> dict[str, Any]:
     """
     chosen, swept = run.settings.shap, run.settings.sweep
     wanted = {"backbone": swept.backbones[0], "arm": chosen.arm, "rate": float(chosen.rate)}
-    wanted |= {"fold": chosen.fold, "seed": chosen.seed}
+    wanted |= {"fold": chosen.fold, "seed": chosen.seed, "freeze": swept.freeze, "balance": swept.balance}
     trials = sweep.trials(run)
     found = trials[np.logical_and.reduce([trials[name] == value for name, value in wanted.items()])]
     if chosen.arm not in run.settings.ldm.conditionings or not len(found):
@@ -100,9 +100,10 @@ def open_classifier(run: Run) -> explain.GreyClassifier:
 
     from nafld_utils import trial as training
 
-    backbone = trial(run)["backbone"]
+    wanted = trial(run)
+    backbone = wanted["backbone"]
     model = backbones.load(backbone, run.settings.sweep.weights)
-    prefix, tail = backbones.split(model, backbone, sweep.FREEZE)
+    prefix, tail = backbones.split(model, backbone, wanted["freeze"])
     tail = training.fresh_tail(tail, seed=0)
     tail.load_state_dict(load_file(classifier_unit(run).require().file("tail.safetensors")))
     return explain.GreyClassifier(prefix, tail, backbone)
@@ -144,7 +145,7 @@ def explain_classifier(run: Run) -> Explanation:
 def _make(run: Run, unit: Unit) -> None:
     wanted, chosen = trial(run), run.settings.shap
     synthetic = samples.open_synthetic(run, wanted["arm"], wanted["fold"])
-    drawn = sweep.training_set(run, wanted)["drawn"]
+    drawn = sweep.training_set(run, wanted)["drawn"][wanted["arm"]]
     picked = explain.pick(synthetic.table, drawn, chosen.n_per_class)
     images = np.array(synthetic.images[picked["row"].to_numpy()])
     background = draw_background(run, wanted["fold"], chosen.n_background)

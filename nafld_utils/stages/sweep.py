@@ -1,116 +1,39 @@
-"""Stage 06, the grid: frozen-prefix features, its trainings, their scores. Opens and writes files.
+"""Stage 06, the grid: its trainings and their scores. Opens and writes files.
 
 Contract: features and scores lie in units, trials in the store; what is finished is never made again, and a failed
-trial stops no other. What the scores amount to is `nafld_utils.stages.sweep_answer`'s.
+trial stops no other. What a training reads is `nafld_utils.stages.sweep_features`', how one runs is
+`nafld_utils.stages.sweep_trials`', what the scores amount to `nafld_utils.stages.sweep_answer`'s.
 """
 
 from __future__ import annotations
 
-import functools
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from nafld_utils import backbones, engine, sweep
-from nafld_utils.artifacts import Run, Unit, digest, load_array, revision, save_array, save_table, unit_seed
-from nafld_utils.stages import filtering, prepare
+from nafld_utils import engine, sweep, sweep_speed
+from nafld_utils.artifacts import Run, Unit, digest, save_table
+from nafld_utils.stages import prepare
+from nafld_utils.stages.sweep_features import build_features, feature_tasks, features_unit
+from nafld_utils.stages.sweep_trials import (
+    Found,
+    options_of,
+    recipe,
+    refuse,
+    train_seeds,
+    training_set,
+)
 
-REVISION = 1
+__all__ = [
+    "STAGE", "build_features", "build_scores", "dry_run", "experiments", "feature_tasks",
+    "features_unit", "held_out_images", "recipe", "refuse", "run_sweep", "run_trial", "run_trials", "scores_unit",
+    "status", "store", "summarise_cell", "train", "training_set", "trials",
+]  # fmt: skip
+
+REVISION = 2
 STAGE = "06_classification_sweep"
-FREEZE = "paper"
-# Choice: half the disk and memory of float32; it moves a loss by at most 6e-4.
-PRECISION = "float16"
-_SHARED = -1  # fold of features that every fold shares
-
-
-# ---------------------------------------------------------------- features of the frozen prefix
-
-
-def features_unit(run: Run, backbone: str, kind: str, fold: int = _SHARED) -> Unit:
-    """Unit of a set's prefix features.
-
-    Parameters
-    ----------
-    run : Run
-    backbone : str
-        timm name.
-    kind : str
-        ``real`` (stored crops and deterministic resize), ``traditional`` (rotated crops), or a model's name.
-    fold : int
-        The model's fold; the real sets are shared by all folds, since the prefix is never trained.
-    """
-    shared = kind in (sweep.REAL, "traditional")
-    settings = {"backbone": backbone, "weights": run.settings.sweep.weights, "freeze": FREEZE, "kept_in": PRECISION}
-    if kind == sweep.REAL:
-        source = prepare.preprocess_unit(run)
-    elif kind == "traditional":
-        source = prepare.traditional_unit(run)
-    else:
-        source = filtering.set_unit(run, kind, fold)
-    keys = (kind,) if shared else (kind, f"fold{fold}")
-    modules = ["backbones", "trial"]
-    return run.unit(
-        "features_prefix", backbone, *keys, settings={**settings, "set": kind}, inputs=[source], modules=modules
-    )
-
-
-def make_features(run: Run, backbone: str, kind: str, fold: int = _SHARED) -> None:
-    """Compute the prefix features of one set; does nothing when they are there.
-
-    Writes ``pool.npy`` (n, K, C, h, w), K views an image, and of real images ``resized.npy`` (n, 1, C, h, w).
-    """
-    from nafld_utils import trial
-
-    unit = features_unit(run, backbone, kind, fold)
-    if unit.done():
-        return
-    device = engine.device(run.settings.engine)
-    prefix, _ = _network(backbone, run.settings.sweep.weights)
-    arrays = {}
-    if kind in (sweep.REAL, "traditional"):
-        data = prepare.open_preprocessed(run)
-        arrays["pool"] = data.pool if kind == sweep.REAL else data.traditional_pool
-        if kind == sweep.REAL:
-            arrays["resized"] = data.resized[:, None]  # one view an image
-    else:
-        arrays["pool"] = filtering.open_set(run, kind, fold).images[:, None]
-    with unit.writing(device=str(device)) as folder:
-        for name, images in arrays.items():
-            flat = images.reshape(-1, *images.shape[2:])
-            out = trial.prefix_features(prefix, flat, backbone, device, precision=PRECISION)
-            save_array(folder / f"{name}.npy", out.reshape(*images.shape[:2], *out.shape[1:]))
-
-
-def feature_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a set whose prefix features the grid needs."""
-    chosen, tasks = run.settings.sweep, []
-    for backbone in chosen.backbones:
-        for kind in (sweep.REAL, *chosen.arms):
-            shared = kind in (sweep.REAL, "traditional")
-            for fold in [_SHARED] if shared else sweep.folds_of(run.settings):
-                tasks.append({"run": run, "backbone": backbone, "kind": kind, "fold": fold})
-    return tasks
-
-
-def build_features(run: Run) -> None:
-    """Make the prefix features that are not there yet."""
-    tasks = [task for task in feature_tasks(run) if not features_unit(**task).done()]
-    if any(task["kind"] == "traditional" for task in tasks):
-        prepare.build_traditional(run)
-    if tasks:
-        engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix")
-
-
-@functools.lru_cache(maxsize=2)
-def _network(backbone: str, weights: str) -> tuple[Any, Any]:
-    """Frozen prefix and pretrained tail, read once a process; a training copies the tail."""
-    return backbones.split(backbones.load(backbone, weights), backbone, FREEZE)
-
-
-# ---------------------------------------------------------------- trials
 
 
 def store(run: Run) -> Path:
@@ -118,94 +41,56 @@ def store(run: Run) -> Path:
     return run.root / "sweep"
 
 
-def recipe(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
-    """All that a trial depends on besides its name: settings, the hashes of its inputs, code revisions."""
-    chosen = run.settings.sweep
-    names = ("steps", "batch_size", "learning_rate", "weight_decay")
-    inputs = [features_unit(run, trial["backbone"], sweep.REAL).hash]
-    if trial["arm"] != sweep.REAL:
-        inputs.append(features_unit(run, trial["backbone"], trial["arm"], trial["fold"]).hash)
-    return {
-        "settings": {**{name: getattr(chosen, name) for name in names}, "root_seed": run.settings.seed},
-        "inputs": inputs,
-        "revisions": {name: revision(name) for name in ("trial", "sweep")},
-    }
-
-
 def trials(run: Run) -> pd.DataFrame:
-    """The grid with each trial's hash: ``backbone, arm, rate, fold, seed, hash``."""
+    """The grid with each trial's hash: `sweep.TRIAL_COLUMNS` and ``hash``."""
     table = sweep.grid(run.settings)
-    return table.assign(hash=[sweep.trial_hash(row, recipe(run, row)) for row in table.to_dict("records")])
+    cells = ["backbone", "freeze", "arm", "fold"]  # all that a recipe reads of a trial
+    recipes = {key: recipe(run, part.iloc[0].to_dict()) for key, part in table.groupby(cells, sort=False)}
+    rows = table.to_dict("records")
+    return table.assign(hash=[sweep.trial_hash(row, recipes[tuple(row[name] for name in cells)]) for row in rows])
 
 
-def training_set(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
-    """What a trial is trained and judged on, after every refusal that can come before training.
-
-    Returns
-    -------
-    dict
-        ``real``, ``mixed`` (`trial.Views`; `mixed` None for real images alone), ``drawn`` (rows of the synthetic set,
-        or of the flattened pool of rotated crops), ``held_out`` (features of the held-out images), ``images`` (their
-        table)
-
-    Raises
-    ------
-    ValueError
-        A patient on both sides; a synthetic set of another fold or split; a rate above the set's size.
-    """
-    from nafld_utils import trial as training
-
-    backbone, arm, fold = trial["backbone"], trial["arm"], int(trial["fold"])
-    images = prepare.open_preprocessed(run).images
-    synthetic = filtering.open_set(run, arm, fold) if arm not in (sweep.REAL, "traditional") else None
-    held_out = sweep.check_fold(images, fold, None if synthetic is None else synthetic.table)
-    stored = functools.partial(_stored, device=engine.device(run.settings.engine))
-    unit = features_unit(run, backbone, sweep.REAL)
-    label = images["label"].to_numpy()
-    rows = np.flatnonzero(~held_out)
-    real = training.Views(stored(unit, "pool.npy"), label[rows], rows)
-    mixed, drawn = None, np.empty(0, dtype=np.int64)
-    if arm == "traditional":
-        pool = stored(features_unit(run, backbone, arm), "pool.npy")
-        n_views = pool.shape[1]
-        drawn = training.draw_synthetic(len(rows), trial["rate"], len(rows) * n_views, _seed(run, trial))
-        sources = rows[drawn // n_views]
-        mixed = training.Views(pool, label[sources], sources, drawn % n_views)
-    elif synthetic is not None:
-        drawn = training.draw_synthetic(len(rows), trial["rate"], len(synthetic.table), _seed(run, trial))
-        pool = stored(features_unit(run, backbone, arm, fold), "pool.npy")
-        mixed = training.Views(pool, synthetic.table["label"].to_numpy()[drawn], drawn)
-    outside = np.flatnonzero(held_out)
-    return {
-        "real": real,
-        "mixed": mixed,
-        "drawn": drawn,
-        "held_out": training.Views(stored(unit, "resized.npy"), label[outside], outside),
-        "images": images[held_out],
-    }
+def status(run: Run) -> pd.DataFrame:
+    """State of every trial of the grid, as `sweep.read_store`."""
+    return sweep.read_store(store(run), trials(run))[1]
 
 
-def _stored(unit: Unit, name: str, device: Any) -> Any:
-    """A stored array: memory-mapped for a CPU, whose processes share it; kept on the device for a GPU."""
-    return _opened(unit.require().file(name), unit.hash, str(device) if device.type == "cuda" else "")
+# ---------------------------------------------------------------- before
 
 
-@functools.lru_cache(maxsize=8)
-def _opened(path: Path, _hash: str, device: str) -> Any:
-    array = load_array(path, mmap=True)
-    if not device:
-        return array
-    import torch
-
-    return torch.from_numpy(np.array(array)).to(device)
+def experiments(run: Run) -> pd.DataFrame:
+    """The experiments of the run and how much of each is done, as `sweep.experiments`."""
+    return sweep.experiments(run.settings, status(run))
 
 
-def _seed(run: Run, trial: dict[str, Any]) -> int:
-    """Seed of a training: the same for every arm and rate of a fold, so that arms are compared in pairs."""
-    return unit_seed(run.settings.seed, "sweep", int(trial["fold"]), int(trial["seed"]))
+def dry_run(run: Run) -> pd.DataFrame:
+    """Trainings in all, done, failed and to do, and the time they will take here; trains nothing (see `sweep.plan`)."""
+    refuse(run)
+    now = status(run)
+    waiting = now.groupby(["backbone", "freeze"], sort=False)["state"].agg(lambda states: "done" not in set(states))
+    seconds = {key: time_training(run, *key) for key, none_done in waiting.items() if none_done}
+    return sweep.plan(now, seconds, side_by_side(run))
 
 
-def train(run: Run, trial: dict[str, Any]) -> tuple[Any, pd.DataFrame, dict[str, Any]]:
+def side_by_side(run: Run) -> int:
+    """Trainings that run at once on this machine; seeds that share a GPU count as one."""
+    if run.settings.engine.mode == "serial":
+        return 1
+    return run.settings.engine.n_workers or engine.default_workers()
+
+
+def time_training(run: Run, backbone: str, freeze: str = "paper") -> float:
+    """Seconds of one training on this device, from a few steps on noise; weights are random, time does not ask."""
+    device, chosen = engine.device(run.settings.engine), run.settings.sweep
+    network = sweep_speed.Network(backbone, freeze, run.settings.preprocess.image_size, device)
+    with engine.worker_threads(run.settings.engine):
+        return network.seconds_a_training(options_of(run), chosen.at_once, chosen.cuda_graphs)
+
+
+# ---------------------------------------------------------------- the trainings
+
+
+def train(run: Run, trial: dict[str, Any]) -> Found:
     """Train one trial; writes nothing.
 
     Returns
@@ -216,38 +101,18 @@ def train(run: Run, trial: dict[str, Any]) -> tuple[Any, pd.DataFrame, dict[str,
         ``image_id, patient_id, label, score`` of the held-out images.
     facts : dict
         What it was trained on and how long it took.
+
+    Raises
+    ------
+    DivergedError
+        Its loss is not finite.
+    MemoryError
+        A batch does not fit the device.
     """
-    import torch
-
-    from nafld_utils import trial as training
-
-    started = time.perf_counter()
-    device = engine.device(run.settings.engine)
-    data = training_set(run, trial)
-    chosen, seed = run.settings.sweep, _seed(run, trial)
-    options = training.Options(chosen.steps, chosen.batch_size, chosen.learning_rate, chosen.weight_decay)
-    _, pretrained = _network(trial["backbone"], chosen.weights)
-    try:
-        tail = training.fresh_tail(pretrained, seed)
-        tail, losses = training.train_tail(tail, data["real"], data["mixed"], options, seed, device)
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(f"batch of {chosen.batch_size} does not fit {device}; lower sweep.batch_size.") from error
-    scores = data["images"][["image_id", "patient_id", "label"]].assign(
-        score=training.predict(tail, data["held_out"], device)
-    )
-    mixed = data["mixed"]
-    facts = {
-        **{name: trial[name] for name in sweep.TRIAL_COLUMNS},
-        "n_real": len(data["real"]),
-        "n_synthetic": 0 if mixed is None else len(mixed),
-        "fatty_share": float(np.concatenate([data["real"].labels, [] if mixed is None else mixed.labels]).mean()),
-        "first_loss": float(losses[:5].mean()),
-        "last_loss": float(losses[-5:].mean()),
-        "losses": [round(float(loss), 5) for loss in losses],
-        "device": str(device),
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    return tail, scores, facts
+    (found,) = train_seeds(run, [trial])
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def run_trial(run: Run, **trial: Any) -> None:
@@ -263,36 +128,31 @@ def run_trial(run: Run, **trial: Any) -> None:
     sweep.write_trial(store(run), key, scores, facts)
 
 
-def status(run: Run) -> pd.DataFrame:
-    """State of every trial of the grid, as `sweep.read_store`."""
-    return sweep.read_store(store(run), trials(run))[1]
+def run_trials(run: Run, group: Sequence[dict[str, Any]]) -> None:
+    """As `run_trial`, for trials that differ in nothing but the seed; one that fails stops no other.
+
+    Raises
+    ------
+    Exception
+        What the first failed trial raised, when all others are in the store.
+    """
+    waiting = [trial for trial in group if not sweep.is_done(store(run), trial["hash"])]
+    failed = None
+    for trial, found in zip(waiting, _attempt(run, waiting), strict=True):
+        if isinstance(found, Exception):
+            sweep.record_failure(store(run), trial, trial["hash"], found)
+            failed = failed or found
+        else:
+            sweep.write_trial(store(run), trial["hash"], *found[1:])
+    if failed is not None:
+        raise failed
 
 
-def dry_run(run: Run) -> pd.DataFrame:
-    """Trainings in all, done, failed and to do, and the time they will take here; trains nothing (see `sweep.plan`)."""
-    now = status(run)
-    todo = [name for name, part in now.groupby("backbone") if not (part["state"] == "done").any()]
-    n_workers = 1 if run.settings.engine.mode == "serial" else run.settings.engine.n_workers or engine.default_workers()
-    return sweep.plan(now, {name: _time_training(run, name) for name in todo}, n_workers)
-
-
-def _time_training(run: Run, backbone: str, steps: int = 3) -> float:
-    """Seconds of one training, from a few steps on features of noise."""
-    from nafld_utils import trial as training
-
-    device, chosen = engine.device(run.settings.engine), run.settings.sweep
-    prefix, tail = _network(backbone, chosen.weights)
-    size = run.settings.preprocess.image_size
-    noise = np.random.default_rng(0).integers(0, 256, (2, size, size), dtype=np.uint8)
-    pool = training.prefix_features(prefix, noise, backbone, device)[:, None]
-    views = training.Views(pool, np.array([0, 1]))
-    seconds = []
-    for n in (1, steps + 1):
-        options = training.Options(n, chosen.batch_size, chosen.learning_rate, chosen.weight_decay)
-        started = time.perf_counter()
-        training.train_tail(training.fresh_tail(tail, 0), views, None, options, 0, device)
-        seconds.append(time.perf_counter() - started)
-    return (seconds[1] - seconds[0]) / steps * chosen.steps
+def _attempt(run: Run, group: list[dict[str, Any]]) -> list[Found | Exception]:
+    try:
+        return train_seeds(run, group) if group else []
+    except Exception as error:
+        return [error] * len(group)
 
 
 def run_sweep(run: Run, retry_failed: bool = False) -> pd.DataFrame:
@@ -302,16 +162,33 @@ def run_sweep(run: Run, retry_failed: bool = False) -> pd.DataFrame:
     -------
     pandas.DataFrame
         As `sweep.read_store`'s status.
+
+    Raises
+    ------
+    ValueError
+        Something makes a training of the grid impossible (`refuse`); nothing was trained.
     """
+    refuse(run)
     build_features(run)
     todo = sweep.to_train(status(run), retry_failed)
     for row in todo[todo["state"] == "damaged"].itertuples():
         engine.announce(row.reason)
-    names = [*sweep.TRIAL_COLUMNS, "hash"]
-    tasks = [{"run": run, **row} for row in todo[names].to_dict("records")]
-    if tasks:
-        engine.map_units(run_trial, tasks, run.settings.engine, "trainings", raise_failed=False)
+    if len(todo):
+        function, tasks = _tasks(run, todo[[*sweep.TRIAL_COLUMNS, "hash"]])
+        engine.map_units(function, tasks, run.settings.engine, "trainings", raise_failed=False)
     return status(run)
+
+
+def _tasks(run: Run, todo: pd.DataFrame) -> tuple[Any, list[dict[str, Any]]]:
+    """A task a training; of a GPU, or of a cluster, as many seeds a task as are to be trained at once."""
+    at_once, settings = run.settings.sweep.at_once, run.settings.engine
+    if at_once == 1 or (settings.mode != "cluster" and engine.device(settings).type != "cuda"):
+        return run_trial, [{"run": run, **row} for row in todo.to_dict("records")]
+    tasks = []
+    for _, part in todo.groupby([name for name in sweep.TRIAL_COLUMNS if name != "seed"], sort=False):
+        rows = part.to_dict("records")
+        tasks += [{"run": run, "group": rows[i : i + at_once]} for i in range(0, len(rows), at_once)]
+    return run_trials, tasks
 
 
 def summarise_cell(part: pd.DataFrame) -> pd.Series:

@@ -1,0 +1,80 @@
+"""Names of the sweep's arms: which images a training set is made of.
+
+Contract: pure functions of a name. An arm is ``real``, or one generator or two joined by ``+`` (half of r each), with
+``_matched`` where the synthetic images are drawn in the class mix of the real training images, and ``_only`` where no
+real image is among the training images.
+
+Notes
+-----
+At equal r the arms differ in class mix: semantic images inherit the cohort's (31/69 in the paper), class images are
+half and half. Choice: the matched arm brings a generator to the mix of the real images, not the real ones to 50/50,
+because then the arm, real images alone and the traditional arm differ in nothing but where images come from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from dataclasses import dataclass
+
+REAL = "real"
+# choice: two generators are enough to ask whether the two models complement each other
+GENERATORS = ("traditional", "semantic", "class", "gan", "filtered")
+MATCHED, ONLY = "_matched", "_only"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm's training set holds.
+
+    Attributes
+    ----------
+    name : str
+    generators : tuple of str
+        Sources of the images mixed in, each with an equal part of r; empty for real images alone.
+    with_real : bool
+        Whether the fold's real training images are in the set.
+    matched : bool
+        Whether images mixed in are drawn in the class mix of the real training images.
+    """
+
+    name: str
+    generators: tuple[str, ...]
+    with_real: bool = True
+    matched: bool = False
+
+
+def parse(name: str) -> Arm:
+    """What an arm's name stands for.
+
+    Raises
+    ------
+    ValueError
+        The name is not an arm's; the nearest is named.
+
+    Examples
+    --------
+    >>> parse("semantic+class").generators
+    ('semantic', 'class')
+    >>> parse("class_matched_only")
+    Arm(name='class_matched_only', generators=('class',), with_real=False, matched=True)
+    """
+    if name == REAL:
+        return Arm(name, ())
+    stem = name.removesuffix(ONLY)
+    generators = tuple(stem.removesuffix(MATCHED).split("+"))
+    # one order of the two, or the same training would have two names
+    if len(generators) > 2 or list(generators) != [known for known in GENERATORS if known in generators]:
+        close = difflib.get_close_matches(name, every(), n=1, cutoff=0.3)
+        nearest = f"; the nearest is {close[0]}" if close else ""
+        raise ValueError(
+            f"arm {name!r}: expected real, or one or two of {', '.join(GENERATORS)} joined by + in this order, with"
+            f" {MATCHED} or {ONLY} behind, found no such arm{nearest}."
+        )
+    return Arm(name, generators, with_real=stem == name, matched=stem.endswith(MATCHED))
+
+
+def every() -> list[str]:
+    """Every arm's name."""
+    stems = [*GENERATORS, *("+".join(pair) for pair in itertools.combinations(GENERATORS, 2))]
+    return [REAL, *(f"{stem}{suffix}" for stem in stems for suffix in ("", MATCHED, ONLY, MATCHED + ONLY))]

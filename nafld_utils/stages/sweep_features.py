@@ -1,0 +1,179 @@
+"""Stage 06, what trainings read: features of frozen prefixes as units, stored views of them. Opens and writes files.
+
+Contract: a set's features are computed once for every fold, seed and rate that uses them. Where nothing is frozen
+there are none, and a training reads the images themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nafld_utils import arms, backbones, engine, sweep
+from nafld_utils.artifacts import Run, Unit, file_sha256, load_array, save_array
+from nafld_utils.stages import filtering, prepare
+
+REVISION = 1
+
+SHARED = -1  # fold of sets that every fold shares
+SHARED_KINDS = (sweep.REAL, "traditional")
+NOTHING_FROZEN = "none"
+
+
+def source_unit(run: Run, kind: str, fold: int = SHARED) -> Unit:
+    """Unit of a set's images.
+
+    Parameters
+    ----------
+    run : Run
+    kind : str
+        ``real`` (stored crops and deterministic resize), ``traditional`` (rotated crops), or a generator's name.
+    fold : int
+        The generator's fold; the real sets are shared by all folds.
+    """
+    if kind == sweep.REAL:
+        return prepare.preprocess_unit(run)
+    if kind == "traditional":
+        return prepare.traditional_unit(run)
+    return filtering.set_unit(run, kind, fold)
+
+
+def source_images(run: Run, kind: str, fold: int = SHARED) -> dict[str, np.ndarray]:
+    """Images of a set, ``(N, K, S, S)`` uint8: ``pool``, K views an image, and of real ones ``resized``, one view."""
+    if kind == sweep.REAL:
+        data = prepare.open_preprocessed(run)
+        return {"pool": data.pool, "resized": data.resized[:, None]}
+    if kind == "traditional":
+        return {"pool": prepare.open_preprocessed(run).traditional_pool}
+    return {"pool": filtering.open_set(run, kind, fold).images[:, None]}
+
+
+# ---------------------------------------------------------------- features of the frozen prefix
+
+
+def features_unit(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze: str = "paper") -> Unit:
+    """Unit of a set's prefix features.
+
+    Parameters
+    ----------
+    run : Run
+    backbone : str
+        timm name.
+    kind, fold
+        As in `source_unit`; real sets are shared by all folds, since the prefix is never trained.
+    freeze : str
+        As in `backbones.split`.
+    """
+    weights = run.settings.sweep.weights
+    settings = {"backbone": backbone, "weights": identity(backbone, weights), "freeze": freeze}
+    settings |= {"kept_in": run.settings.sweep.features, "set": kind}
+    keys = (kind,) if kind in SHARED_KINDS else (kind, f"fold{fold}")
+    inputs, modules = [source_unit(run, kind, fold)], ["backbones", "trial"]
+    return run.unit("features_prefix", backbone, freeze, *keys, settings=settings, inputs=inputs, modules=modules)
+
+
+def identity(backbone: str, weights: str) -> str:
+    """What tells weights apart: their origin's name, or the content of a local file."""
+    if weights in backbones.WEIGHTS:
+        return weights
+    file = backbones.local_file(backbone, weights)
+    return _sha256(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(path: Path, _mtime: int) -> str:
+    return file_sha256(path)
+
+
+def make_features(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze: str = "paper") -> None:
+    """Compute the prefix features of one set; does nothing when they are there.
+
+    Writes ``pool.npy`` (n, K, C, h, w), K views an image, and of real images ``resized.npy`` (n, 1, C, h, w).
+    """
+    from nafld_utils import trial
+
+    unit = features_unit(run, backbone, kind, fold, freeze)
+    if unit.done():
+        return
+    device = engine.device(run.settings.engine)
+    prefix, _ = network(backbone, run.settings.sweep.weights, freeze)
+    with unit.writing(device=str(device)) as folder:
+        for name, images in source_images(run, kind, fold).items():
+            flat = images.reshape(-1, *images.shape[2:])
+            out = trial.prefix_features(prefix, flat, backbone, device, precision=run.settings.sweep.features)
+            save_array(folder / f"{name}.npy", out.reshape(*images.shape[:2], *out.shape[1:]))
+
+
+def feature_tasks(run: Run) -> list[dict[str, Any]]:
+    """One task a set whose prefix features the grid needs."""
+    tasks = []
+    for (backbone, freeze), part in sweep.grid(run.settings).groupby(["backbone", "freeze"], sort=False):
+        if freeze == NOTHING_FROZEN:
+            continue
+        for kind in kinds_of(part["arm"].unique()):
+            for fold in [SHARED] if kind in SHARED_KINDS else sweep.folds_of(run.settings):
+                tasks.append({"run": run, "backbone": backbone, "kind": kind, "fold": fold, "freeze": freeze})
+    return tasks
+
+
+def kinds_of(names: Any) -> list[str]:
+    """Sets that some arms are made of, real images first: held-out images are real in every arm."""
+    generators = (generator for name in names for generator in arms.parse(name).generators)
+    return list(dict.fromkeys([sweep.REAL, *generators]))
+
+
+def build_features(run: Run) -> None:
+    """Make the prefix features that are not there yet, and the crops that no training may make beside others."""
+    if "traditional" in kinds_of(sweep.grid(run.settings)["arm"].unique()):
+        prepare.build_traditional(run)
+    tasks = [task for task in feature_tasks(run) if not features_unit(**task).done()]
+    if tasks:
+        engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix")
+
+
+@functools.lru_cache(maxsize=2)
+def network(backbone: str, weights: str, freeze: str) -> tuple[Any, Any]:
+    """Frozen prefix and pretrained tail, read once a process; a training copies the tail."""
+    return backbones.split(backbones.load(backbone, weights), backbone, freeze)
+
+
+# ---------------------------------------------------------------- what a training reads of them
+
+
+def stored(run: Run, backbone: str, freeze: str, kind: str, fold: int = SHARED, name: str = "pool") -> Any:
+    """A set's views as trainings read them: memory-mapped for a CPU, whose processes share it; kept on a GPU.
+
+    Returns
+    -------
+    (N, K, ...) array or Tensor
+        Features of the frozen prefix; uint8 images where nothing is frozen.
+    """
+    device = engine.device(run.settings.engine)
+    fold = SHARED if kind in SHARED_KINDS else fold
+    if freeze == NOTHING_FROZEN:
+        unit, read = source_unit(run, kind, fold), lambda: source_images(run, kind, fold)[name]
+    else:
+        unit = features_unit(run, backbone, kind, fold, freeze)
+        read = functools.partial(load_array, unit.require().file(f"{name}.npy"), mmap=True)
+    return read() if device.type != "cuda" else _resident((unit.hash, name, str(device)), read)
+
+
+_RESIDENT: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+_MOST = 12  # sets on a GPU: the paper's largest take 2.3 GB each
+
+
+def _resident(key: tuple[str, str, str], read: Callable[[], np.ndarray]) -> Any:
+    """A set on a GPU, read once and kept while it is among the latest."""
+    import torch
+
+    if key not in _RESIDENT:
+        while len(_RESIDENT) >= _MOST:
+            _RESIDENT.popitem(last=False)
+        _RESIDENT[key] = torch.from_numpy(np.array(read())).to(key[2])
+    _RESIDENT.move_to_end(key)
+    return _RESIDENT[key]

@@ -1,0 +1,186 @@
+"""What a training draws: which images are mixed in, which crop, which batch.
+
+Contract: every draw is a function of its arguments and of ``(seed, step)`` alone, never of what ran before it, of its
+process or of a device's generator.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+REVISION = 1
+
+
+def draw_synthetic(n_real: int, rate: float, n_available: int, seed: int, part: tuple[int, int] = (0, 1)) -> np.ndarray:
+    """Which synthetic images a training mixes in: ``round(rate * n_real)``, without replacement.
+
+    Choice: one order a seed, of which a rate takes the beginning, so the images of a small rate are also used at a
+    larger one and the rates differ by what is added.
+
+    Parameters
+    ----------
+    n_real : int
+        Real training images.
+    rate : float
+        The paper's r, synthetic to real.
+    n_available : int
+        Images in the fold's synthetic set.
+    seed : int
+        The training's seed.
+    part : tuple of int
+        ``(i, n)``: the set is the i-th of n that share r in equal parts; the first ones take what is left over.
+
+    Returns
+    -------
+    (n,) int64
+        Rows of the synthetic set.
+
+    Raises
+    ------
+    ValueError
+        The rate is negative or needs more images than there are.
+
+    Examples
+    --------
+    >>> len(draw_synthetic(40, 0.5, 100, seed=0))
+    20
+    """
+    n = count_synthetic(n_real, rate, part)
+    if n > n_available:
+        _refuse(rate, n, n_real, f"the set has {n_available}", n_available * part[1] / n_real)
+    return np.random.default_rng([seed, 1]).permutation(n_available)[:n]
+
+
+def draw_matched(
+    real_labels: np.ndarray, rate: float, labels: np.ndarray, seed: int, part: tuple[int, int] = (0, 1)
+) -> np.ndarray:
+    """As `draw_synthetic`, in the class mix of the real training images.
+
+    Parameters
+    ----------
+    real_labels : (n_real,) int64
+        Classes of the real training images, 0 and 1.
+    rate : float
+        The paper's r.
+    labels : (n_available,) int64
+        Classes of the synthetic set.
+    seed : int
+        The training's seed.
+    part : tuple of int
+        As in `draw_synthetic`.
+
+    Returns
+    -------
+    (n,) int64
+        Rows of the synthetic set: of each class the beginning of that seed's order.
+
+    Raises
+    ------
+    ValueError
+        The rate is negative or needs more images of a class than there are.
+    """
+    n, order = count_synthetic(len(real_labels), rate, part), np.random.default_rng([seed, 1]).permutation(len(labels))
+    fatty = round(n * float(real_labels.mean()))
+    drawn = []
+    for label, wanted in ((0, n - fatty), (1, fatty)):
+        mine = order[labels[order] == label]
+        if wanted > len(mine):
+            share = wanted / n
+            most = len(mine) / share * part[1] / len(real_labels)
+            _refuse(rate, wanted, len(real_labels), f"the set has {len(mine)} of class {label}", most)
+        drawn.append(mine[:wanted])
+    return np.concatenate(drawn)
+
+
+def count_synthetic(n_real: int, rate: float, part: tuple[int, int] = (0, 1)) -> int:
+    """Images that one of several sets adds at a rate.
+
+    Raises
+    ------
+    ValueError
+        The rate is negative.
+
+    Examples
+    --------
+    >>> [count_synthetic(10, 1.5, (i, 2)) for i in (0, 1)]
+    [8, 7]
+    """
+    if rate < 0:
+        raise ValueError(f"mixing rate {rate:g}: expected 0 or more; correct sweep.rates.")
+    place, n_sets = part
+    whole = round(rate * n_real)
+    return whole // n_sets + (place < whole % n_sets)
+
+
+def _refuse(rate: float, n: int, n_real: int, found: str, most: float) -> None:
+    raise ValueError(
+        f"mixing rate {rate:g}: expected at most {most:.2f}, since it takes {n} synthetic images"
+        f" for {n_real} real ones and {found}; lower sweep.rates or raise sampling.n_images."
+    )
+
+
+def oversample(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Rows of a set in which the smaller class is repeated until both classes are alike.
+
+    Parameters
+    ----------
+    labels : (n,) int64
+        0 and 1.
+    seed : int
+        The training's seed, which draws the images that are repeated once more than the others.
+
+    Returns
+    -------
+    (2 * larger class,) int64
+        Every row at least once; rows of the smaller class as evenly repeated as the numbers allow.
+
+    Raises
+    ------
+    ValueError
+        There is one class.
+
+    Examples
+    --------
+    >>> np.bincount(oversample(np.array([0, 1, 1, 1]), seed=0)).tolist()
+    [3, 1, 1, 1]
+    """
+    counts = np.bincount(labels, minlength=2)
+    if not counts.all():
+        raise ValueError(f"training images: expected both classes to oversample one, found {counts.tolist()} of each.")
+    small = np.flatnonzero(labels == counts.argmin())
+    whole, rest = divmod(int(counts.max()), len(small))
+    extra = np.random.default_rng([seed, 4]).permutation(small)[:rest]
+    return np.concatenate([np.arange(len(labels)), np.tile(small, whole - 1), extra])
+
+
+def fixed_crops(n: int, n_views: int, seed: int) -> np.ndarray:
+    """The one stored crop that a training uses of each image, ``(n,)`` int64 in [0, n_views)."""
+    return np.random.default_rng([seed, 3]).integers(n_views, size=n)
+
+
+def draw_batch(n: int, n_views: int, batch_size: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training set that a step sees, and views of them.
+
+    Every image of the union of real and synthetic images is equally likely, so the share of synthetic images in a
+    batch is that of the training set on average (paper: r is "the proportion of synthetic images to real images in the
+    training set"). No row comes twice in a batch where the set is large enough.
+
+    Parameters
+    ----------
+    n : int
+        Images of the training set.
+    n_views : int
+        Stored views of an image.
+    batch_size : int
+    seed, step : int
+
+    Returns
+    -------
+    rows : (batch_size,) int64
+        In [0, n).
+    views : (batch_size,) int64
+        In [0, n_views).
+    """
+    rng = np.random.default_rng([seed, 2, step])
+    rows = rng.choice(n, batch_size, replace=n < batch_size)
+    return rows, rng.integers(n_views, size=batch_size)

@@ -1,0 +1,199 @@
+"""The store of finished trials: a folder with one ``<hash>.parquet`` a training.
+
+Contract: a trial's file is whole or absent, checked page by page when it is read, so that a killed worker or two
+sweeps at once cost time and never rows. A failed trial leaves ``<hash>.error.json``. No table is made from an
+incomplete grid unless that is asked for, and then it says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nafld_utils.artifacts import replacing, save_json
+
+TRIAL_COLUMNS = ("backbone", "freeze", "balance", "arm", "rate", "fold", "seed")
+SCORE_COLUMNS = ("image_id", "patient_id", "label", "score")
+STATES = ("done", "not trained yet", "damaged", "failed")
+_METADATA = b"nafld_trial"
+
+
+def trial_path(store: Path, key: str) -> Path:
+    """File of a finished trial."""
+    return store / f"{key}.parquet"
+
+
+def _error_path(store: Path, key: str) -> Path:
+    return store / f"{key}.error.json"
+
+
+def write_trial(store: Path, key: str, scores: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
+    """Write one finished trial atomically; clears the record of an earlier failure.
+
+    Parameters
+    ----------
+    store : Path
+        Folder of the store.
+    key : str
+        The trial's hash.
+    scores : pandas.DataFrame
+        ``image_id, patient_id, label, score``, a held-out image a row.
+    facts : mapping
+        JSON-able: the trial's name, how long it took, what it was trained on.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(scores[list(SCORE_COLUMNS)], preserve_index=False)
+    text = json.dumps({"hash": key, "rows": len(scores), **facts}, default=str)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA: text.encode()})
+    path = trial_path(store, key)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
+    _error_path(store, key).unlink(missing_ok=True)
+    return path
+
+
+def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Scores and facts of one finished trial.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is not trained yet.
+    ValueError
+        Its file is truncated, altered or another trial's.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = trial_path(store, key)
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        facts = json.loads(table.schema.metadata[_METADATA])
+        scores = table.select(list(SCORE_COLUMNS)).to_pandas()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{path}: expected a whole trial, found a damaged file ({reason}); it is trained again."
+        ) from None
+    if facts.get("hash") != key or facts.get("rows") != len(scores):
+        raise ValueError(f"{path}: expected trial {key}, found {facts.get('hash')}; it is trained again.")
+    return scores, facts
+
+
+def is_done(store: Path, key: str) -> bool:
+    """Whether a trial is in the store, whole."""
+    try:
+        read_trial(store, key)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def record_failure(store: Path, trial: Mapping[str, Any], key: str, error: BaseException) -> Path:
+    """Note why a trial failed, so that it is listed and the others go on."""
+    text = f"{type(error).__name__}: {error}"
+    return save_json(_error_path(store, key), {"hash": key, **{n: trial[n] for n in TRIAL_COLUMNS}, "error": text})
+
+
+def _failure(store: Path, key: str) -> str | None:
+    try:
+        return json.loads(_error_path(store, key).read_text(encoding="utf-8"))["error"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its error record is damaged"
+
+
+def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of the finished trials of a grid, and the state of every trial.
+
+    Parameters
+    ----------
+    store : Path
+        Folder of the store; trials of other grids in it are left alone.
+    trials : pandas.DataFrame
+        `TRIAL_COLUMNS` and ``hash``.
+
+    Returns
+    -------
+    scores : pandas.DataFrame
+        `TRIAL_COLUMNS` and `SCORE_COLUMNS`.
+    status : pandas.DataFrame
+        The rows of `trials` with ``state`` (see `STATES`), ``reason`` (empty where done) and, from the trial's facts,
+        ``seconds, n_real, n_synthetic, fatty_share, first_loss, last_loss`` (NaN where it is not done).
+    """
+    parts, rows = [], []
+    for trial in trials.to_dict("records"):
+        state, reason, facts = "done", "", {}
+        try:
+            scores, facts = read_trial(store, trial["hash"])
+            parts.append(scores.assign(**{name: trial[name] for name in TRIAL_COLUMNS}))
+        except FileNotFoundError:
+            reason = _failure(store, trial["hash"]) or ""
+            state = "failed" if reason else "not trained yet"
+        except ValueError as error:
+            state, reason = "damaged", str(error)
+        numbers = ("seconds", "n_real", "n_synthetic", "fatty_share", "first_loss", "last_loss")
+        rows.append({**trial, "state": state, "reason": reason, **{n: facts.get(n, float("nan")) for n in numbers}})
+    columns = [*TRIAL_COLUMNS, *SCORE_COLUMNS]
+    table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    return table, pd.DataFrame(rows)
+
+
+def to_train(status: pd.DataFrame, retry_failed: bool = False) -> pd.DataFrame:
+    """Trials that are still to be trained; those that failed before only on request."""
+    states = ["not trained yet", "damaged"] + (["failed"] if retry_failed else [])
+    return status[status["state"].isin(states)]
+
+
+def require_complete(
+    scores: pd.DataFrame, status: pd.DataFrame, allow_missing: bool = False
+) -> tuple[pd.DataFrame, str]:
+    """Scores that may be compared, and a sentence on what is missing from them.
+
+    Parameters
+    ----------
+    scores, status : pandas.DataFrame
+        From `read_store`.
+    allow_missing : bool
+        Go on with the seeds that every arm and fold has finished, each backbone, freeze and balance by itself; nothing
+        is averaged over less.
+
+    Returns
+    -------
+    scores : pandas.DataFrame
+        Complete seeds only.
+    note : str
+        Empty when nothing is missing.
+
+    Raises
+    ------
+    ValueError
+        A trial is missing and that was not allowed, or no seed is complete.
+
+    """
+    missing = status[status["state"] != "done"]
+    if not len(missing):
+        return scores, ""
+    counts = ", ".join(f"{n} {state}" for state, n in missing["state"].value_counts().items())
+    first = missing.iloc[0]
+    name = ", ".join(f"{n} {first[n]}" for n in TRIAL_COLUMNS)
+    text = f"{len(missing)} of {len(status)} trials are missing ({counts}; the first: {name})"
+    if not allow_missing:
+        raise ValueError(f"{text}; run the sweep again, or ask for the finished seeds alone with allow_missing=True.")
+    network = ["backbone", "freeze", "balance"]
+    bad = pd.MultiIndex.from_frame(missing[[*network, "seed"]].drop_duplicates())
+    kept = scores[~pd.MultiIndex.from_frame(scores[[*network, "seed"]]).isin(bad)]
+    if not len(kept):
+        raise ValueError(f"{text}; no seed is complete, run the sweep again.")
+    seeds = kept.groupby(network)["seed"].nunique()
+    shown = "; ".join(f"{', '.join(name)}: {n}" for name, n in seeds.items())
+    return kept.reset_index(drop=True), f"{text}: only complete seeds are shown ({shown})."
