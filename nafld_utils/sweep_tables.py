@@ -179,6 +179,7 @@ def compare_arms(
     n_resamples: int = 2000,
     seed: int = 0,
     method: str = "percentile",
+    fewer_seeds: bool = False,
 ) -> pd.DataFrame:
     """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
 
@@ -194,6 +195,9 @@ def compare_arms(
         Holm-adjusted among themselves.
     n_resamples, seed, method
         As in `stats.auc_interval`.
+    fewer_seeds : bool
+        Whether an arm may have been planned with fewer seeds than `base`, which is then taken with those seeds alone
+        and the note says so; for a grid that is known to be complete.
 
     Returns
     -------
@@ -222,7 +226,12 @@ def compare_arms(
                 f"scores: expected arm {base!r} at one rate, found it at {len(bases)} rates; score it first."
             )
         options = {"n_resamples": n_resamples, "seed": seed, "method": method}
-        rows += [_compare(c, found, bases[0], level, options) for c, found in members if c["arm"] != base]
+        for cell, found in members:
+            if cell["arm"] != base:
+                rows.append(_compare(cell, found, _like(bases[0], found, fewer_seeds), level, options))
+                if len(found.seeds) < len(bases[0].seeds):
+                    note = f"{len(found.seeds)} of the {len(bases[0].seeds)} seeds of {base}"
+                    rows[-1]["note"] = "; ".join(filter(None, [rows[-1]["note"], note]))
     if not rows:
         raise ValueError(f"scores: expected an arm beside {base!r}, found none; score one first.")
     table = pd.DataFrame(rows)
@@ -231,6 +240,14 @@ def compare_arms(
         adjusted = holm(table[name].to_numpy(), table["primary"].to_numpy())
         table.insert(table.columns.get_loc(name) + 1, f"{name}_holm", adjusted)
     return table
+
+
+def _like(base: Scored, arm: Scored, fewer_seeds: bool) -> Scored:
+    """The base arm with the seeds of an arm that has some of them, where that is allowed."""
+    if not fewer_seeds or not np.isin(arm.seeds, base.seeds).all():
+        return base
+    kept = np.isin(base.seeds, arm.seeds)
+    return base._replace(scores=base.scores[kept], seeds=base.seeds[kept])
 
 
 def _compare(cell: dict[str, Any], arm: Scored, base: Scored, level: str, options: Mapping[str, Any]) -> dict[str, Any]:

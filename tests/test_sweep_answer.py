@@ -80,6 +80,7 @@ def test_one_comparison_is_declared_whatever_else_the_run_holds(run):
     assert (row.arm, row.rate) == ("semantic", 0.5)
     assert tables["comparisons"]["primary"].sum() == 2
     assert len(answer.at(run, tables["comparisons"])) == 2
+    assert answer.networks(run, tables) == ["tf_efficientnet_lite0", "resnet18"]
     # a run that trains every layer and nothing else declares its comparison there
     only = answer.declared(run, made_up(freeze="none", balance="none"))
     assert only["freeze"] == "none"

@@ -151,6 +151,21 @@ def test_delong_stands_beside_the_bootstrap_at_patient_level_alone():
     assert "DeLong" not in image_level.over
 
 
+def test_an_arm_planned_with_fewer_seeds_meets_real_images_with_those_seeds():
+    table = sweep_table({("real", 0.0): 0.0, ("class", 1.0): 0.3})
+    fewer = table[~((table["arm"] == "class") & (table["seed"] == 2))]
+    row = sweep_tables.compare_arms(fewer, n_resamples=200, fewer_seeds=True).iloc[0]
+    expected = sweep_tables.compare_arms(table[table["seed"] < 2], n_resamples=200).iloc[0]
+    assert row.n_seeds == 2
+    assert row.note == "2 of the 3 seeds of real"
+    columns = ["mean_auc_base", "difference", "low_patients", "high_patients", "t"]
+    assert row[columns].tolist() == expected[columns].tolist()
+    # seeds that real images lack are never invented
+    other = table.assign(seed=table["seed"].where(table["arm"] == "real", table["seed"] + 5))
+    with pytest.raises(ValueError, match="expected the seeds and images of the base arm"):
+        sweep_tables.compare_arms(other, n_resamples=100, fewer_seeds=True)
+
+
 def test_holm_adjusts_the_exploratory_rows_alone():
     p, primary = np.array([0.04, 0.01, np.nan, 0.03, 0.02]), np.array([True, False, False, False, False])
     # by hand, three exploratory tests: 3 x 0.01, 2 x 0.02, 1 x 0.03 raised to the one before

@@ -93,7 +93,8 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     primary = declared(run, scores)
     levels: dict[str, list[pd.DataFrame]] = {"comparisons": [], "arms": [], "seeds": []}
     for level in sweep_tables.LEVELS:
-        compared = sweep_tables.compare_arms(scores, level, sweep.REAL, primary, **intervals)
+        # the grid is complete: an arm with fewer seeds was planned with them
+        compared = sweep_tables.compare_arms(scores, level, sweep.REAL, primary, **intervals, fewer_seeds=True)
         levels["comparisons"].append(compared.assign(level=level))
         levels["arms"].append(sweep_tables.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(sweep_tables.auc_by_seed(scores, level).assign(level=level))
@@ -130,6 +131,15 @@ def at(run: Run, table: pd.DataFrame, level: str | None = "image", **change: Any
     if level:
         keep["level"] = level
     return table[sweep_tables.where(table, keep)].reset_index(drop=True)
+
+
+def networks(run: Run, tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Networks trained in the main way with the declared arm and rate, that of the declared comparison first."""
+    compared = tables["comparisons"]
+    keep = declared(run, compared)
+    first = keep.pop("backbone")
+    others = compared.loc[sweep_tables.where(compared, keep), "backbone"]
+    return [first, *(name for name in dict.fromkeys(others) if name != first)]
 
 
 def shown(table: pd.DataFrame, *columns: str) -> Any:
@@ -247,7 +257,7 @@ def protocol(run: Run) -> str:
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of the sweep beside the paper's; those of the baselines are `stages.baselines.claims`."""
     same = protocol(run)
-    return [row for backbone in run.settings.sweep.backbones for row in _claims_of(run, tables, backbone, same)]
+    return [row for backbone in networks(run, tables) for row in _claims_of(run, tables, backbone, same)]
 
 
 def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str, same: str) -> list[dict[str, Any]]:
