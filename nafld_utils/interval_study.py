@@ -247,7 +247,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     changes = {"run": "interval-study", "engine.mode": options.pop("mode")}
     out = options.pop("out")
-    table = study(artifacts.open_run("demo", changes), Size(**options))
+    try:
+        table = study(artifacts.open_run("demo", changes), Size(**options))
+    finally:
+        engine.release_workers()  # at the interpreter's exit Dask's threads are gone, and closing waits for them
     out.parent.mkdir(parents=True, exist_ok=True)
     artifacts.save_table(out, table)
     print(report(out))
