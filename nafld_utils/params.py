@@ -311,6 +311,10 @@ class SweepSettings(_Section):
     n_resamples: Annotated[int, Field(ge=100)]
     baseline_splits: Count
     baseline_weights: Literal["bundled", "hub"]
+    interval_method: Literal["percentile", "bca"]
+    specificity: Annotated[float, Field(gt=0, lt=1)]
+    canary_shuffles: Count
+    baseline_backbone: str
 
     @model_validator(mode="after")
     def _primary(self) -> SweepSettings:

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats as scipy_stats
 
-REVISION = 1
+from nafld_utils import resampling
+
+REVISION = 2
 
 
 class Interval(NamedTuple):
@@ -79,16 +81,22 @@ def auc(label: Any, score: Any) -> float:
     >>> auc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8])
     0.875
     """
-    label, scores = _checked(label, score)
+    label, scores = checked(label, score)
     n_pos = int(label.sum())
     ranks = scipy_stats.rankdata(scores[0])
     return float((ranks[label].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * (len(label) - n_pos)))
 
 
 def auc_interval(
-    label: Any, score: Any, patient: Any, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
+    label: Any,
+    score: Any,
+    patient: Any,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    method: str = "percentile",
 ) -> Interval:
-    """Image-level AUC with a percentile interval over patients.
+    """Image-level AUC with an interval over patients.
 
     Parameters
     ----------
@@ -101,9 +109,11 @@ def auc_interval(
     n_resamples : int
         Bootstrap resamples. Patients are drawn with replacement within their class, with all their images.
     seed : int
-        Seed of the draws (class 1 first, then class 0).
+        Seed of the draws.
     level : float
         Coverage asked for.
+    method : {"percentile", "bca"}
+        As in `resampling.crossed_bootstrap`.
 
     Returns
     -------
@@ -118,7 +128,7 @@ def auc_interval(
     Notes
     -----
     Choice: percentile interval. The trained models stay fixed, so under shuffled labels a "95 %" interval of
-    cross-validated scores covers 0.5 less often (81 % in a check on the real cohort).
+    cross-validated scores covers 0.5 less often (86 % of 200 shuffles on the real cohort, frozen features).
 
     Examples
     --------
@@ -126,7 +136,7 @@ def auc_interval(
     >>> auc_interval(label, [1, 2, 3, 4, 2.5, 5, 6, 7], patient)
     Interval(auc=0.875, low=0.5, high=1.0)
     """
-    return mean_auc_interval(label, np.atleast_2d(score), patient, n_resamples, seed, level)
+    return mean_auc_interval(label, np.atleast_2d(score), patient, n_resamples, seed, level, method=method)
 
 
 def student_t_interval(values: Any, level: float = 0.95) -> MeanInterval:
@@ -205,7 +215,14 @@ def paired_t(new: Any, base: Any, level: float = 0.95) -> PairedT:
 
 
 def mean_auc_interval(
-    label: Any, scores: Any, patient: Any, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
+    label: Any,
+    scores: Any,
+    patient: Any,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    fold: Any = None,
+    method: str = "percentile",
 ) -> Interval:
     """Mean AUC over seeds with a crossed bootstrap interval over patients and seeds.
 
@@ -213,7 +230,10 @@ def mean_auc_interval(
     ----------
     scores : (n_seeds, n) array of float
         Row s holds the scores of training seed s for the same images. One row: an interval over patients alone.
-    label, patient, n_resamples, seed, level
+    fold : (n,) array, optional
+        Fold of each image: the AUC is then the mean of the folds' own AUCs (Supplementary Fig. 3), and patients are
+        drawn within class and fold. None ranks the folds' scores together.
+    label, patient, n_resamples, seed, level, method
         As in `auc_interval`.
 
     Returns
@@ -224,15 +244,22 @@ def mean_auc_interval(
     Raises
     ------
     ValueError
-        As in `auc_interval`.
+        As in `auc_interval`; with folds, fewer than two patients of a class in one of them.
     """
-    estimate, draws = _crossed(label, [scores], patient, n_resamples, seed)
-    return Interval(float(estimate[0]), *_percentiles(draws[0], level))
+    found = _crossed(label, scores, None, patient, fold, n_resamples, seed, level, method)
+    return Interval(found.estimate, found.low, found.high)
 
 
-def difference_interval(
-    label: Any, new: Any, base: Any, patient: Any, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[Interval, float]:
+def difference_bootstrap(
+    label: Any,
+    new: Any,
+    base: Any,
+    patient: Any,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    method: str = "percentile",
+) -> resampling.Resampled:
     """Mean AUC difference ``new - base`` with a crossed bootstrap interval over patients and seeds.
 
     Patients are drawn within class, the same draw for both arms; seeds are drawn independently of them, in pairs.
@@ -241,15 +268,13 @@ def difference_interval(
     ----------
     new, base : (n_seeds, n) array of float
         Row s of both was trained with the same seed.
-    label, patient, n_resamples, seed, level
+    label, patient, n_resamples, seed, level, method
         As in `auc_interval`.
 
     Returns
     -------
-    Interval
-        Difference (in its field ``auc``) with its bounds.
-    float
-        Bootstrap standard error of the difference.
+    resampling.Resampled
+        ``estimate, low, high, error, draws``.
 
     Raises
     ------
@@ -265,69 +290,75 @@ def difference_interval(
         raise ValueError(
             f"new and base: expected equal shapes (seeds, images), found {new.shape} and {base.shape}; pair them."
         )
-    estimate, draws = _crossed(label, [new, base], patient, n_resamples, seed)
-    gain = draws[0] - draws[1]
-    return Interval(float(estimate[0] - estimate[1]), *_percentiles(gain, level)), float(gain.std(ddof=1))
+    return _crossed(label, new, base, patient, None, n_resamples, seed, level, method)
+
+
+def difference_interval(
+    label: Any, new: Any, base: Any, patient: Any, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[Interval, float]:
+    """`difference_bootstrap` as an `Interval` (the difference in its field ``auc``) and its standard error."""
+    found = difference_bootstrap(label, new, base, patient, n_resamples, seed, level)
+    return Interval(found.estimate, found.low, found.high), found.error
 
 
 def _crossed(
-    label: Any, arms: Sequence[Any], patient: Any, n_resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean AUC of each arm, (arms,), and its bootstrap replicates, (arms, n_resamples); one draw serves all arms."""
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples: expected at least 1, found {n_resamples}; the default is 2000.")
-    wins = [_pair_wins(label, scores, patient) for scores in arms]
-    n_seeds, n_pos, n_neg = wins[0][0].shape
-    if min(n_pos, n_neg) < 2:
-        raise ValueError(
-            f"patient: expected two or more patients in each class for an interval over patients, found {n_neg} of"
-            f" class 0 and {n_pos} of class 1; add patients."
-        )
-    rng = np.random.default_rng(seed)
-    pos, neg = _draw_counts(rng, n_pos, n_resamples), _draw_counts(rng, n_neg, n_resamples)
-    seeds = _draw_counts(rng, n_seeds, n_resamples) / n_seeds
-    once = np.ones((1, n_pos)), np.ones((1, n_neg))
-    estimate = np.array([_weighted_auc(*pairs, *once).mean() for pairs in wins])
-    draws = np.array([(_weighted_auc(*pairs, pos, neg) * seeds).sum(axis=1) for pairs in wins])
-    return estimate, draws
+    label: Any, scores: Any, base: Any, patient: Any, fold: Any, n_resamples: int, seed: int, level: float, method: str
+) -> resampling.Resampled:
+    """Mean AUC over seeds, or its difference from `base`, resampled; one draw serves both arms."""
+    blocks = _pair_wins(label, scores, patient, fold)
+    other = blocks if base is None else _pair_wins(label, base, patient, fold)
+    sizes = [n for wins, _, _ in blocks for n in wins.shape[1:]]
+    n_seeds = len(blocks[0][0])
+
+    def statistic(*drawn: np.ndarray) -> np.ndarray:
+        seeds = resampling.counts(drawn[-1], n_seeds)
+        weights = [resampling.counts(index, n) for index, n in zip(drawn[:-1], sizes, strict=True)]
+        value = _weighted_auc(blocks, weights, seeds)
+        return value if base is None else value - _weighted_auc(other, weights, seeds)
+
+    return resampling.crossed_bootstrap(statistic, sizes, n_seeds, n_resamples, seed, level, method)
 
 
-def _pair_wins(label: Any, scores: Any, patient: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wins summed by pair of patients (seeds, P, N), images of each positive (P,) and negative (N,) patient."""
-    label, scores = _checked(label, scores)
+def _pair_wins(
+    label: Any, scores: Any, patient: Any, fold: Any = None
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """By fold: wins summed by pair of patients (seeds, P, N), images of each positive (P,) and negative (N,) patient.
+
+    Without folds one block of all images.
+    """
+    label, scores = checked(label, scores)
     code = patient_codes(label, patient)
-    images = np.bincount(code)
-    is_pos = np.zeros(len(images), dtype=bool)
-    is_pos[code[label]] = True
-    positives, negatives = np.flatnonzero(is_pos), np.flatnonzero(~is_pos)
-    place = np.searchsorted(positives, code[label])
-    wins = np.empty((len(scores), len(positives), len(negatives)))
-    for s, row in enumerate(scores):
-        for j, who in enumerate(negatives):
-            below = np.sort(row[code == who])
-            won = np.searchsorted(below, row[label], "left") + np.searchsorted(below, row[label], "right")
-            wins[s, :, j] = np.bincount(place, weights=won / 2, minlength=len(positives))
-    return wins, images[positives], images[negatives]
+    parts = np.zeros(len(label), dtype=int) if fold is None else np.unique(fold, return_inverse=True)[1]
+    blocks = []
+    for k in range(parts.max() + 1):
+        rows = np.flatnonzero(parts == k)
+        positives, place = np.unique(code[rows[label[rows]]], return_inverse=True)
+        negatives = np.unique(code[rows[~label[rows]]])
+        images = np.bincount(code[rows], minlength=code.max() + 1)
+        wins = np.empty((len(scores), len(positives), len(negatives)))
+        for s, row in enumerate(scores):
+            high = row[rows[label[rows]]]
+            for j, who in enumerate(negatives):
+                below = np.sort(row[rows[code[rows] == who]])
+                won = np.searchsorted(below, high, "left") + np.searchsorted(below, high, "right")
+                wins[s, :, j] = np.bincount(place, weights=won / 2, minlength=len(positives))
+        blocks.append((wins, images[positives], images[negatives]))
+    return blocks
 
 
 def _weighted_auc(
-    wins: np.ndarray, m_pos: np.ndarray, m_neg: np.ndarray, pos: np.ndarray, neg: np.ndarray
+    blocks: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], weights: Sequence[np.ndarray], seeds: np.ndarray
 ) -> np.ndarray:
-    """AUC (draws, seeds) when patients count `pos` (draws, P) and `neg` (draws, N) times."""
-    pairs = (pos @ m_pos) * (neg @ m_neg)
-    return np.stack([((pos @ matrix) * neg).sum(axis=1) / pairs for matrix in wins], axis=1)
+    """Mean AUC (...) over blocks and seeds when patients count `weights`, two arrays (..., n) a block, times."""
+    total = 0.0
+    for (wins, m_pos, m_neg), pos, neg in zip(blocks, weights[::2], weights[1::2], strict=True):
+        pairs = (pos @ m_pos) * (neg @ m_neg)
+        each = np.stack([((pos @ matrix) * neg).sum(axis=-1) / pairs for matrix in wins], axis=-1)
+        total = total + (each * seeds).sum(axis=-1) / seeds.sum(axis=-1)
+    return total / len(blocks)
 
 
-def _draw_counts(rng: np.random.Generator, n: int, n_resamples: int) -> np.ndarray:
-    return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
-
-
-def _percentiles(draws: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _checked(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+def checked(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """Label as (n,) bool and scores as (seeds, n) float64, or a ValueError."""
     label, scores = np.asarray(label), np.atleast_2d(np.asarray(scores, dtype=float))
     if label.ndim != 1 or scores.ndim != 2 or scores.shape[1] != len(label):

@@ -1,33 +1,61 @@
 """Tables of a sweep: the AUC of every arm and rate, and each arm against real images alone.
 
-Contract: tables in, tables out; a table of scores has a held-out image a row, with columns as in `auc_by_seed`. The
-same `seed` gives the same intervals, and every table names in `over` what its interval is over: training seeds or
-patients, the two sources of chance that `nafld_utils.stats` keeps apart. No table averages over what is missing.
+Contract: tables in, tables out; a table of scores has a held-out image a row, with columns as in `auc_by_seed`. Rows
+are told apart by whichever of `CELL` they have: a *group* is one network trained in one way, a *cell* an arm and rate
+of it, and an arm is compared with real images alone of its own group. The same `seed` gives the same intervals, and
+every table names in `over` what its interval is over. No table averages over what is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import stats
+from nafld_utils import delong, resampling, stats
 
-REVISION = 1
+REVISION = 2
 
+GROUP = ("backbone", "freeze", "balance")
+CELL = (*GROUP, "arm", "rate")
 LEVELS = ("image", "patient")
 OVER_SEEDS = "training seeds (Student t); these patients, this split"
 OVER_PATIENTS = "patients within class (bootstrap); these trained models, this split"
 OVER_BOTH = "patients within class and training seeds (crossed bootstrap); this split"
+OVER_FOLDS = "patients within class and fold, and training seeds (crossed bootstrap); this split"
 # Two-sided 5 % test with 80 % power: 1.96 + 0.84 standard errors.
 DETECTABLE = 2.8
+
+
+class Scored(NamedTuple):
+    """Scores of one cell: label (n,), patient (n,), scores (seeds, n), seeds, fold (n,) or None."""
+
+    label: np.ndarray
+    patient: np.ndarray
+    scores: np.ndarray
+    seeds: np.ndarray
+    fold: np.ndarray | None
 
 
 def over_patients(n_seeds: int) -> str:
     """What an interval over patients is over: the seeds too, where there are several."""
     return OVER_BOTH if n_seeds > 1 else OVER_PATIENTS
+
+
+def present(table: pd.DataFrame, names: Sequence[str] = CELL) -> list[str]:
+    """Those of `names` that are columns of the table, in that order."""
+    return [name for name in names if name in table]
+
+
+def where(table: pd.DataFrame, cell: Mapping[str, Any]) -> np.ndarray:
+    """Rows ``(n,) bool`` whose columns have the cell's values; names that the table lacks are ignored."""
+    keep = np.ones(len(table), dtype=bool)
+    for name, value in cell.items():
+        if name in table:
+            keep &= (table[name] == value).to_numpy()
+    return keep
 
 
 def patient_level(scores: pd.DataFrame) -> pd.DataFrame:
@@ -36,7 +64,7 @@ def patient_level(scores: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     scores : pandas.DataFrame
-        ``patient_id, label, score``, an image a row, and any of ``backbone, arm, rate, fold, seed``.
+        ``patient_id, label, score``, an image a row, and any of `CELL` and ``fold, seed``.
 
     Returns
     -------
@@ -51,26 +79,27 @@ def patient_level(scores: pd.DataFrame) -> pd.DataFrame:
     """
     _require(scores, ("patient_id", "label", "score"))
     stats.patient_codes(scores["label"].to_numpy().astype(bool), scores["patient_id"])
-    groups = [name for name in ("backbone", "arm", "rate", "fold", "seed") if name in scores]
+    groups = present(scores, (*CELL, "fold", "seed"))
     table = scores.groupby([*groups, "patient_id", "label"], as_index=False, sort=False, observed=True)
     table = table.agg(score=("score", "mean"), n_images=("score", "size"))
     return table.assign(image_id=table["patient_id"].astype(str))
 
 
 def auc_by_seed(scores: pd.DataFrame, level: str = "image") -> pd.DataFrame:
-    """AUC of every arm, rate and seed, from the folds' held-out scores put together, and its average over folds.
+    """AUC of every cell and seed, from the folds' held-out scores put together, and its average over folds.
 
     Parameters
     ----------
     scores : pandas.DataFrame
-        ``arm, rate, seed, image_id, patient_id, label, score``; ``backbone`` and ``fold`` where there are any.
+        ``arm, rate, seed, image_id, patient_id, label, score``; ``backbone, freeze, balance`` and ``fold`` where there
+        are any.
     level : {"image", "patient"}
         Whether a row or a patient's mean score is ranked.
 
     Returns
     -------
     pandas.DataFrame
-        ``[backbone], arm, rate, seed, auc, fold_auc, n_folds, n_patients``. `auc` is the paper's (concatenated);
+        The cell's columns, ``seed, auc, fold_auc, n_folds, n_patients``. `auc` is the paper's (concatenated);
         `fold_auc` is the mean over the `n_folds` folds that hold both classes (Supplementary S3), NaN where
         `n_folds` is 0.
 
@@ -79,8 +108,8 @@ def auc_by_seed(scores: pd.DataFrame, level: str = "image") -> pd.DataFrame:
     ValueError
         A column is missing, or a score is not finite.
     """
-    table = _at_level(scores, level)
-    keys = [name for name in ("backbone", "arm", "rate", "seed") if name in table]
+    table = at_level(scores, level)
+    keys = [*present(table), "seed"]
     rows = []
     for key, part in table.groupby(keys, sort=False, observed=True):
         folds = [f for _, f in part.groupby("fold")] if "fold" in part else []
@@ -90,22 +119,26 @@ def auc_by_seed(scores: pd.DataFrame, level: str = "image") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "auc", "fold_auc", "n_folds", "n_patients"])
 
 
-def arm_intervals(scores: pd.DataFrame, level: str = "image", n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Mean AUC of every arm and rate with its interval over patients and seeds.
+def arm_intervals(
+    scores: pd.DataFrame, level: str = "image", n_resamples: int = 2000, seed: int = 0, method: str = "percentile"
+) -> pd.DataFrame:
+    """Mean AUC of every cell with its interval over patients and seeds.
 
     Parameters
     ----------
     scores : pandas.DataFrame
         As in `auc_by_seed`.
     level : {"image", "patient"}
-    n_resamples, seed : int
+    n_resamples, seed, method
         As in `stats.auc_interval`.
 
     Returns
     -------
     pandas.DataFrame
-        ``[backbone], arm, rate, mean_auc, low, high, sd_seeds, best_seed_auc, n_seeds, n_patients, over``;
-        `best_seed_auc` is the optimistic maximum over seeds, `sd_seeds` NaN where there is one seed.
+        The cell's columns, ``mean_auc, low, high, fold_auc, fold_low, fold_high, sd_seeds, best_seed_auc, n_seeds,
+        n_patients, over, over_folds``; the `fold_` columns are of the mean of the folds' AUCs (Supplementary S3), NaN
+        where a fold has too few patients of a class. `best_seed_auc` is the optimistic maximum over seeds, `sd_seeds`
+        NaN where there is one seed.
 
     Raises
     ------
@@ -113,48 +146,68 @@ def arm_intervals(scores: pd.DataFrame, level: str = "image", n_resamples: int =
         As in `stats.auc_interval`; or seeds of one arm were scored on different images.
     """
     rows = []
-    for backbone, arms in _matrices(_at_level(scores, level)).items():
-        for (arm, rate), (label, patient, matrix, seeds) in arms.items():
-            mean, low, high = stats.mean_auc_interval(label, matrix, patient, n_resamples, seed)
-            each = [stats.auc(label, row) for row in matrix]
-            spread = float(np.std(each, ddof=1)) if len(each) > 1 else float("nan")
-            over = over_patients(len(seeds))
-            n = len(np.unique(patient))
-            rows.append((backbone, arm, rate, mean, low, high, spread, max(each), len(seeds), n, over))
-    columns = ["backbone", "arm", "rate", "mean_auc", "low", "high", "sd_seeds", "best_seed_auc"]
-    columns += ["n_seeds", "n_patients", "over"]
-    return _without_empty_backbone(pd.DataFrame(rows, columns=columns), scores)
+    for cell, found in cells(at_level(scores, level)):
+        mean, low, high = stats.mean_auc_interval(
+            found.label, found.scores, found.patient, n_resamples, seed, method=method
+        )
+        fold_mean, fold_low, fold_high = _fold_interval(found, n_resamples, seed, method)
+        each = [stats.auc(found.label, row) for row in found.scores]
+        row = {**cell, "mean_auc": mean, "low": low, "high": high, "fold_auc": fold_mean, "fold_low": fold_low}
+        row |= {"fold_high": fold_high, "sd_seeds": float(np.std(each, ddof=1)) if len(each) > 1 else float("nan")}
+        row |= {"best_seed_auc": max(each), "n_seeds": len(each), "n_patients": len(np.unique(found.patient))}
+        rows.append({**row, "over": over_patients(len(each)), "over_folds": OVER_FOLDS})
+    return pd.DataFrame(rows)
+
+
+def _fold_interval(found: Scored, n_resamples: int, seed: int, method: str) -> tuple[float, float, float]:
+    """Mean of the folds' AUCs with its interval; NaN where a fold has fewer than two patients of a class."""
+    if found.fold is None:
+        return (float("nan"),) * 3
+    patients = pd.DataFrame({"fold": found.fold, "label": found.label, "patient": found.patient}).drop_duplicates()
+    if pd.crosstab(patients["fold"], patients["label"]).to_numpy().min() < 2:
+        return (float("nan"),) * 3
+    return stats.mean_auc_interval(
+        found.label, found.scores, found.patient, n_resamples, seed, fold=found.fold, method=method
+    )
 
 
 def compare_arms(
     scores: pd.DataFrame,
     level: str = "image",
     base: str = "real",
-    primary: tuple[Any, ...] | None = None,
+    primary: Mapping[str, Any] | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
+    method: str = "percentile",
+    fewer_seeds: bool = False,
 ) -> pd.DataFrame:
     """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
 
     Parameters
     ----------
     scores : pandas.DataFrame
-        As in `auc_by_seed`; every arm with the seeds and images of `base`.
+        As in `auc_by_seed`; every arm with the seeds and images of its group's `base`.
     level : {"image", "patient"}
     base : str
         Arm that the others are compared with.
-    primary : (arm, rate) or (backbone, arm, rate), optional
-        The one comparison declared beforehand; the p values of all others are Holm-adjusted among themselves.
-    n_resamples, seed : int
+    primary : mapping, optional
+        Columns of `CELL` and values that name the one comparison declared beforehand; the p values of all others are
+        Holm-adjusted among themselves.
+    n_resamples, seed, method
         As in `stats.auc_interval`.
+    fewer_seeds : bool
+        Whether an arm may have been planned with fewer seeds than `base`, which is then taken with those seeds alone
+        and the note says so; for a grid that is known to be complete.
 
     Returns
     -------
     pandas.DataFrame
-        One row an arm and rate: ``[backbone], arm, rate, mean_auc, mean_auc_base, difference`` (arm minus base);
-        over seeds ``t, p, p_holm, low_seeds, high_seeds``; over patients and seeds ``low_patients, high_patients,
-        se_patients, smallest_effect`` (the difference that this many patients show with 80 % power: 2.8 standard
-        errors); ``n_seeds, n_patients, primary, over`` (what each interval is over), ``note`` (why an entry is NaN).
+        One row a cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus base); over seeds ``t, p,
+        p_holm, low_seeds, high_seeds``; over patients and seeds ``p_patients, p_patients_holm, low_patients,
+        high_patients, se_patients, smallest_effect`` (the difference that this many patients show with 80 % power: 2.8
+        standard errors); at patient level, seeds held fixed, DeLong's ``delong_p, delong_p_holm, delong_low,
+        delong_high`` (NaN at image level, where rows are not independent); ``n_seeds, n_patients, primary, over`` (what
+        each interval is over), ``note`` (why an entry is NaN).
 
     Raises
     ------
@@ -162,78 +215,97 @@ def compare_arms(
         `base` is missing, an arm was not scored with the same seeds and images as `base`, or `primary` names
         no row or several.
     """
+    groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], Scored]]] = {}
+    for cell, found in cells(at_level(scores, level)):
+        groups.setdefault(tuple(cell[name] for name in GROUP if name in cell), []).append((cell, found))
     rows = []
-    for backbone, arms in _matrices(_at_level(scores, level)).items():
-        bases = [key for key in arms if key[0] == base]
+    for members in groups.values():
+        bases = [found for cell, found in members if cell["arm"] == base]
         if len(bases) != 1:
             raise ValueError(
                 f"scores: expected arm {base!r} at one rate, found it at {len(bases)} rates; score it first."
             )
-        for key, arm in arms.items():
-            if key != bases[0]:
-                rows.append({"backbone": backbone, **_compare(key, arm, arms[bases[0]], n_resamples, seed)})
+        options = {"n_resamples": n_resamples, "seed": seed, "method": method}
+        for cell, found in members:
+            if cell["arm"] != base:
+                rows.append(_compare(cell, found, _like(bases[0], found, fewer_seeds), level, options))
+                if len(found.seeds) < len(bases[0].seeds):
+                    note = f"{len(found.seeds)} of the {len(bases[0].seeds)} seeds of {base}"
+                    rows[-1]["note"] = "; ".join(filter(None, [rows[-1]["note"], note]))
     if not rows:
         raise ValueError(f"scores: expected an arm beside {base!r}, found none; score one first.")
     table = pd.DataFrame(rows)
     table["primary"] = _is_primary(table, primary)
-    table.insert(table.columns.get_loc("p") + 1, "p_holm", _holm(table["p"].to_numpy(), table["primary"].to_numpy()))
-    return _without_empty_backbone(table, scores)
+    for name in ("p", "p_patients", "delong_p"):
+        adjusted = holm(table[name].to_numpy(), table["primary"].to_numpy())
+        table.insert(table.columns.get_loc(name) + 1, f"{name}_holm", adjusted)
+    return table
 
 
-def _compare(key: tuple[Any, Any], arm: tuple, base: tuple, n_resamples: int, seed: int) -> dict[str, Any]:
-    label, patient, new, seeds = arm
-    base_label, base_patient, old, base_seeds = base
-    same = np.array_equal(seeds, base_seeds) and new.shape == old.shape
-    if not (same and np.array_equal(patient, base_patient) and np.array_equal(label, base_label)):
+def _like(base: Scored, arm: Scored, fewer_seeds: bool) -> Scored:
+    """The base arm with the seeds of an arm that has some of them, where that is allowed."""
+    if not fewer_seeds or not np.isin(arm.seeds, base.seeds).all():
+        return base
+    kept = np.isin(base.seeds, arm.seeds)
+    return base._replace(scores=base.scores[kept], seeds=base.seeds[kept])
+
+
+def _compare(cell: dict[str, Any], arm: Scored, base: Scored, level: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    same = np.array_equal(arm.seeds, base.seeds) and arm.scores.shape == base.scores.shape
+    if not (same and np.array_equal(arm.patient, base.patient) and np.array_equal(arm.label, base.label)):
         raise ValueError(
-            f"scores of arm {key[0]} at rate {key[1]}: expected the seeds and images of the base arm, found seeds"
-            f" {seeds.tolist()} against {base_seeds.tolist()} and {new.shape[1]} against {old.shape[1]} images;"
-            " finish the missing trainings."
+            f"scores of arm {cell['arm']} at rate {cell['rate']}: expected the seeds and images of the base arm, found"
+            f" seeds {arm.seeds.tolist()} against {base.seeds.tolist()} and {arm.scores.shape[1]} against"
+            f" {base.scores.shape[1]} images; finish the missing trainings."
         )
-    gain, error = stats.difference_interval(label, new, old, patient, n_resamples, seed)
-    each, before = [stats.auc(label, row) for row in new], [stats.auc(label, row) for row in old]
+    gain = stats.difference_bootstrap(arm.label, arm.scores, base.scores, arm.patient, **options)
+    each, before = ([stats.auc(arm.label, row) for row in found.scores] for found in (arm, base))
     nan = float("nan")
     t, p, low, high, note = nan, nan, nan, nan, ""
     try:
         t, p, _, _, low, high = stats.paired_t(each, before)
     except ValueError:
-        note = "one seed: no test over seeds" if len(seeds) < 2 else "every seed differs alike: t is not defined"
+        note = "one seed: no test over seeds" if len(each) < 2 else "every seed differs alike: t is not defined"
+    tested = delong.compare(arm.label, arm.scores, base.scores) if level == "patient" else None
+    over = f"_seeds: {OVER_SEEDS} | _patients: {over_patients(len(each))}"
     return {
-        "arm": key[0],
-        "rate": key[1],
+        **cell,
         "mean_auc": float(np.mean(each)),
         "mean_auc_base": float(np.mean(before)),
-        "difference": gain.auc,
+        "difference": gain.estimate,
         "t": t,
         "p": p,
         "low_seeds": low,
         "high_seeds": high,
+        "p_patients": resampling.two_sided_p(gain.draws),
         "low_patients": gain.low,
         "high_patients": gain.high,
-        "se_patients": error,
-        "smallest_effect": DETECTABLE * error,
-        "n_seeds": len(seeds),
-        "n_patients": len(np.unique(patient)),
-        "over": f"_seeds: {OVER_SEEDS} | _patients: {over_patients(len(seeds))}",
+        "se_patients": gain.error,
+        "smallest_effect": DETECTABLE * gain.error,
+        "delong_p": tested.p if tested else nan,
+        "delong_low": tested.low if tested else nan,
+        "delong_high": tested.high if tested else nan,
+        "n_seeds": len(each),
+        "n_patients": len(np.unique(arm.patient)),
+        "over": f"{over} | delong_: patients (DeLong); these trained models, this split" if tested else over,
         "note": note,
     }
 
 
-def _is_primary(table: pd.DataFrame, primary: tuple[Any, ...] | None) -> np.ndarray:
+def _is_primary(table: pd.DataFrame, primary: Mapping[str, Any] | None) -> np.ndarray:
     if primary is None:
         return np.zeros(len(table), dtype=bool)
-    names = ["backbone", "arm", "rate"][-len(primary) :]
-    chosen = (table[names] == list(primary)).all(axis=1).to_numpy()
+    chosen = where(table, primary)
     if chosen.sum() != 1:
         raise ValueError(
-            f"primary: expected one comparison named {tuple(primary)}, found {chosen.sum()} among {len(table)};"
-            " name backbone, arm and rate."
+            f"primary: expected one comparison named {dict(primary)}, found {chosen.sum()} among {len(table)};"
+            f" name {', '.join(present(table))}."
         )
     return chosen
 
 
-def _holm(p: np.ndarray, primary: np.ndarray) -> np.ndarray:
-    """Holm-adjusted p of the exploratory rows; the primary row keeps its own."""
+def holm(p: np.ndarray, primary: np.ndarray) -> np.ndarray:
+    """Holm-adjusted p ``(n,)`` of the exploratory rows; the primary row keeps its own, NaN stays NaN."""
     from statsmodels.stats.multitest import multipletests
 
     adjusted = p.copy()
@@ -243,33 +315,43 @@ def _holm(p: np.ndarray, primary: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def _matrices(table: pd.DataFrame) -> dict[Any, dict[tuple[Any, Any], tuple]]:
-    """By backbone and (arm, rate): label (n,), patient (n,), scores (seeds, n), seeds; images in one fixed order."""
-    if "backbone" not in table:
-        table = table.assign(backbone="")
-    out: dict[Any, dict[tuple[Any, Any], tuple]] = {}
-    for (backbone, arm, rate), part in table.groupby(["backbone", "arm", "rate"], sort=False, observed=True):
+# ---------------------------------------------------------------- a table as matrices
+
+
+def cells(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Scored]]:
+    """Each cell's name by column and its scores as a matrix; images in one fixed order.
+
+    Raises
+    ------
+    ValueError
+        An image is scored twice with a seed, or a seed lacks one.
+    """
+    keys = present(table)
+    for key, part in table.groupby(keys, sort=False, observed=True):
+        cell = dict(zip(keys, key, strict=True))
+        name = f"scores of arm {cell['arm']} at rate {cell['rate']}"
         repeated = part.duplicated(["seed", "image_id"])
         if repeated.any():
             row = part[repeated].iloc[0]
             raise ValueError(
-                f"scores of arm {arm} at rate {rate}: expected image {row.image_id} once with seed {row.seed},"
+                f"{name}: expected image {row.image_id} once with seed {row.seed},"
                 " found it again; score each held-out image once."
             )
         # not pivot_table, which drops what is missing instead of showing it
         wide = part.pivot(index="seed", columns="image_id", values="score").sort_index()  # noqa: PD010
         if wide.isna().to_numpy().any():
             raise ValueError(
-                f"scores of arm {arm} at rate {rate}: expected {wide.shape[1]} scored images with every seed, found"
+                f"{name}: expected {wide.shape[1]} scored images with every seed, found"
                 f" {int(wide.isna().to_numpy().sum())} missing or not a number; finish or repeat these trainings."
             )
         facts = part.drop_duplicates("image_id").set_index("image_id").loc[wide.columns]
-        matrix = (facts["label"].to_numpy(), facts["patient_id"].to_numpy(), wide.to_numpy(), wide.index.to_numpy())
-        out.setdefault(backbone, {})[(arm, rate)] = matrix
-    return out
+        label, patient = facts["label"].to_numpy(), facts["patient_id"].to_numpy()
+        fold = facts["fold"].to_numpy() if "fold" in facts else None
+        yield cell, Scored(label, patient, wide.to_numpy(), wide.index.to_numpy(), fold)
 
 
-def _at_level(scores: pd.DataFrame, level: str) -> pd.DataFrame:
+def at_level(scores: pd.DataFrame, level: str) -> pd.DataFrame:
+    """Scores of images, or the patients' means; ValueError for another level, a missing column or no row."""
     _require(scores, ("arm", "rate", "seed", "image_id", "patient_id", "label", "score"))
     if level not in LEVELS:
         raise ValueError(f"level: expected one of {', '.join(LEVELS)}, found {level!r}.")
@@ -282,7 +364,3 @@ def _require(table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise ValueError(f"scores: expected columns {', '.join(columns)}, found no {', '.join(missing)}; add them.")
     if not len(table):
         raise ValueError("scores: expected one row a held-out image, found none; train first.")
-
-
-def _without_empty_backbone(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    return table if "backbone" in scores else table.drop(columns="backbone")

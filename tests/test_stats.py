@@ -1,14 +1,13 @@
-"""AUC intervals, tests over seeds and the tables of a sweep: by eye, at the edges, against slow or other code."""
+"""AUC intervals and tests over seeds: by eye, at the edges, against slow or other code."""
 
 import time
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
-from nafld_utils import stats, sweep_tables
+from nafld_utils import resampling, stats
 
 # Two healthy (a, b) and two fatty patients (c, d), two images each.
 LABEL = np.array([0, 0, 0, 0, 1, 1, 1, 1])
@@ -23,19 +22,6 @@ def cohort(seed, n_neg=17, n_pos=38, frames=10, effect=1.0, n_seeds=1):
     label = (patient >= n_neg).astype(int)
     common = effect * label + 0.8 * rng.normal(size=n_neg + n_pos)[patient] + 0.3 * rng.normal(size=len(patient))
     return label, common + 0.2 * rng.normal(size=(n_seeds, len(patient))), patient
-
-
-def sweep_table(arms, n_seeds=3, frames=4):
-    """A store's table; `arms` maps (arm, rate) to a shift of the fatty images' scores."""
-    rows = []
-    for i, ((arm, rate), shift) in enumerate(arms.items()):
-        label, scores, patient = cohort(5, 8, 12, frames, n_seeds=n_seeds)
-        noise = 0.05 * np.random.default_rng(100 + i).normal(size=scores.shape)
-        for seed, row in enumerate(scores + noise + shift * label):
-            facts = {"arm": arm, "rate": rate, "seed": seed, "fold": patient % 2, "patient_id": patient}
-            names = [f"p{p:03d}_f{k % frames:02d}" for k, p in enumerate(patient)]
-            rows.append(pd.DataFrame({**facts, "image_id": names, "label": label, "score": row}))
-    return pd.concat(rows, ignore_index=True)
 
 
 # ---------------------------------------------------------------- AUC
@@ -78,40 +64,73 @@ def test_interval_by_eye():
     assert (auc, low, high) == (0.875, low_case, 1.0)
 
 
-def test_interval_equals_a_slow_bootstrap_that_rebuilds_every_resample():
+def slow_auc(label, score, patient, positives, negatives):
+    """AUC of a resample, built row by row as a table of repeated patients."""
+    rows = np.concatenate([np.flatnonzero(patient == who) for who in np.concatenate([positives, negatives])])
+    return roc_auc_score(label[rows], score[rows])
+
+
+def by_scipy(statistic, samples, method="percentile", n=200, seed=11):
+    """The same bootstrap by scipy's plain loop, a resample at a time, with the same draws."""
+    return scipy_stats.bootstrap(
+        samples, statistic, n_resamples=n, vectorized=False, method=method, rng=np.random.default_rng(seed)
+    )
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_interval_equals_a_slow_bootstrap_that_rebuilds_every_resample(method):
     label, scores, patient = cohort(1, 5, 7, 3)
     label, patient = label[1:], patient[1:]  # the first patient has two images, not three
     score = np.round(scores[0, 1:], 1)
-    rng = np.random.default_rng(11)
-    positives, negatives = np.arange(5, 12), np.arange(5)
-    pos = rng.multinomial(7, np.full(7, 1 / 7), size=200)
-    neg = rng.multinomial(5, np.full(5, 1 / 5), size=200)
-    slow = []
-    for p, n in zip(pos, neg, strict=True):
-        drawn = np.concatenate([np.repeat(positives, p), np.repeat(negatives, n)])
-        rows = np.concatenate([np.flatnonzero(patient == who) for who in drawn])
-        slow.append(roc_auc_score(label[rows], score[rows]))
-    interval = stats.auc_interval(label, score, patient, n_resamples=200, seed=11)
-    np.testing.assert_allclose(interval[1:], np.quantile(slow, [0.025, 0.975]), atol=1e-13)
+
+    def statistic(pos, neg):
+        return round(slow_auc(label, score, patient, pos.astype(int) + 5, neg.astype(int)), 12)
+
+    slow = by_scipy(statistic, (np.arange(7), np.arange(5)), {"bca": "BCa"}.get(method, method))
+    interval = stats.auc_interval(label, score, patient, n_resamples=200, seed=11, method=method)
+    np.testing.assert_allclose(interval[1:], slow.confidence_interval, atol=1e-11)
 
 
-def test_crossed_difference_equals_a_slow_bootstrap():
+def test_crossed_difference_equals_three_samples_of_scipy():
     label, new, patient = cohort(2, 4, 6, 2, n_seeds=3)
     base = new - 0.3 * label + 0.1 * np.random.default_rng(0).normal(size=new.shape)
-    rng = np.random.default_rng(4)
-    pos, neg, seeds = (rng.multinomial(n, np.full(n, 1 / n), size=100) for n in (6, 4, 3))
-    slow = []
-    for p, n, s in zip(pos, neg, seeds, strict=True):
-        drawn = np.concatenate([np.repeat(np.arange(4, 10), p), np.repeat(np.arange(4), n)])
-        rows = np.concatenate([np.flatnonzero(patient == who) for who in drawn])
-        gain = [
-            roc_auc_score(label[rows], a[rows]) - roc_auc_score(label[rows], b[rows])
-            for a, b in zip(new, base, strict=True)
-        ]
-        slow.append(np.average(gain, weights=s))
-    interval, error = stats.difference_interval(label, new, base, patient, n_resamples=100, seed=4)
-    np.testing.assert_allclose(interval[1:], np.quantile(slow, [0.025, 0.975]), atol=1e-13)
-    assert error == pytest.approx(np.std(slow, ddof=1), abs=1e-13)
+
+    def statistic(pos, neg, seeds):
+        who = pos.astype(int) + 4, neg.astype(int)
+        gains = [slow_auc(label, new[s], patient, *who) - slow_auc(label, base[s], patient, *who) for s in seeds]
+        return np.mean(gains)
+
+    slow = by_scipy(statistic, (np.arange(6), np.arange(4), np.arange(3)), n=100, seed=4)
+    found = stats.difference_bootstrap(label, new, base, patient, n_resamples=100, seed=4)
+    np.testing.assert_allclose((found.low, found.high), slow.confidence_interval, atol=1e-11)
+    assert found.error == pytest.approx(slow.standard_error, abs=1e-11)
+    assert stats.difference_interval(label, new, base, patient, 100, 4)[0][1:] == (found.low, found.high)
+
+
+def test_mean_of_the_folds_aucs_is_resampled_within_folds():
+    label, scores, patient = cohort(3, 6, 8, 2)
+    fold = patient % 2
+    interval = stats.mean_auc_interval(label, scores, patient, 300, fold=fold)
+    each = [roc_auc_score(label[fold == k], scores[0][fold == k]) for k in (0, 1)]
+    assert interval.auc == pytest.approx(np.mean(each), abs=1e-14)
+    assert interval.low < interval.auc < interval.high
+    # a shift between folds spoils the pooled ranking and leaves the folds' own
+    shifted = stats.mean_auc_interval(label, scores + 9 * fold, patient, 300, fold=fold)
+    assert shifted == pytest.approx(interval)
+    with pytest.raises(ValueError, match="and fold, where folds"):
+        stats.mean_auc_interval(label, scores, patient, 300, fold=patient // 3)
+
+
+def test_bca_falls_back_where_it_is_not_defined():
+    label, patient = np.repeat([0, 1], 6), np.repeat(np.arange(6), 2)
+    perfect = np.arange(12.0)
+    assert stats.auc_interval(label, perfect, patient, method="bca") == (1.0, 1.0, 1.0)
+
+
+def test_p_of_a_bootstrap_by_eye():
+    assert resampling.two_sided_p(np.array([0.1, 0.2, 0.3, -0.1])) == 2 * (1 + 1) / 5
+    assert resampling.two_sided_p(np.zeros(9)) == 1.0
+    assert resampling.two_sided_p(np.linspace(1, 2, 1999)) == 2 / 2000
 
 
 def test_interval_is_repeatable_and_ignores_the_order_of_rows_and_the_names_of_patients():
@@ -198,7 +217,8 @@ def test_paired_t_equals_scipy_and_the_papers_p():
         (lambda: stats.auc_interval(LABEL, SCORE, PATIENT[:-1]), "one entry an image"),
         (lambda: stats.auc_interval(LABEL, np.where(SCORE > 6, np.nan, SCORE), PATIENT), "found 1 that are not"),
         (lambda: stats.auc_interval(LABEL, SCORE, list("aabbccda")), "patient a: expected one label"),
-        (lambda: stats.auc_interval(LABEL, SCORE, list("aaaaccdd")), "found 1 of class 0 and 2 of class 1"),
+        (lambda: stats.auc_interval(LABEL, SCORE, list("aaaaccdd")), r"two or more patients in each class .* \[2, 1\]"),
+        (lambda: stats.auc_interval(LABEL, SCORE, PATIENT, method="normal"), "percentile, bca"),
         (lambda: stats.auc_interval(LABEL, SCORE, PATIENT, n_resamples=0), "n_resamples"),
         (lambda: stats.difference_interval(LABEL, [SCORE], [SCORE, SCORE], PATIENT), "equal shapes"),
     ],
@@ -207,91 +227,6 @@ def test_bad_input_is_refused_in_one_sentence(call, says):
     with pytest.raises(ValueError, match=says) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-# ---------------------------------------------------------------- tables
-
-
-def test_patient_level_is_the_mean_of_a_patients_images():
-    table = pd.DataFrame({"image_id": list("12345678"), "patient_id": PATIENT, "label": LABEL, "score": SCORE})
-    assert sweep_tables.patient_level(table)["score"].tolist() == [1.5, 3.5, 3.75, 6.5]
-    assert sweep_tables.patient_level(table)["n_images"].tolist() == [2, 2, 2, 2]
-
-
-def test_auc_by_seed_pools_folds_and_averages_over_them():
-    table = sweep_table({("real", 0.0): 0.0}, n_seeds=2)
-    out = sweep_tables.auc_by_seed(table)
-    part = table[table["seed"] == 1]
-    assert out.loc[1, "auc"] == pytest.approx(roc_auc_score(part["label"], part["score"]))
-    folds = [roc_auc_score(f["label"], f["score"]) for _, f in part.groupby("fold")]
-    assert out.loc[1, "fold_auc"] == pytest.approx(np.mean(folds))
-    assert out.loc[1, "n_folds"] == 2
-
-
-def test_compare_arms_puts_seeds_and_patients_side_by_side():
-    table = sweep_table({("real", 0.0): 0.0, ("semantic", 1.5): 0.4, ("class", 0.5): 0.0, ("class", 1.0): 0.2})
-    out = sweep_tables.compare_arms(table, primary=("semantic", 1.5), n_resamples=300)
-    row = out.iloc[0]
-    assert (row.arm, row.rate, row.n_seeds, row.n_patients) == ("semantic", 1.5, 3, 20)
-    assert 0 < row.low_patients < row.difference < row.high_patients
-    assert row.high_patients - row.low_patients > row.high_seeds - row.low_seeds
-    assert row.difference == pytest.approx(row.mean_auc - row.mean_auc_base)
-    each = sweep_tables.auc_by_seed(table).set_index(["arm", "seed"])["auc"]
-    expected = scipy_stats.ttest_rel(each["semantic"], each["real"])
-    assert (row.t, row.p) == pytest.approx((expected.statistic, expected.pvalue))
-    assert "seeds" in row.over
-    assert "patients" in row.over
-    # the declared comparison keeps its p, the two exploratory ones are adjusted among themselves
-    assert out["primary"].tolist() == [True, False, False]
-    assert row.p_holm == row.p
-    assert out["p_holm"].iloc[1:].min() == pytest.approx(2 * out["p"].iloc[1:].min())
-
-
-def test_compare_arms_works_on_patients_and_keeps_backbones_apart():
-    table = sweep_table({("real", 0.0): 0.0, ("class", 1.0): 0.3})
-    both = pd.concat([table.assign(backbone="a"), table.assign(backbone="b")])
-    out = sweep_tables.compare_arms(both, "patient", n_resamples=100)
-    assert out["backbone"].tolist() == ["a", "b"]
-    one = sweep_tables.compare_arms(table, "patient", n_resamples=100).drop(columns="p_holm")
-    pd.testing.assert_frame_equal(out.iloc[[1]][one.columns].reset_index(drop=True), one)
-    assert out["p_holm"].to_numpy() == pytest.approx(2 * out["p"].to_numpy())
-    declared = sweep_tables.compare_arms(both, "patient", primary=("b", "class", 1.0), n_resamples=100)
-    assert declared["primary"].tolist() == [False, True]
-    with pytest.raises(ValueError, match="found 2 among 2"):
-        sweep_tables.compare_arms(both, "patient", primary=("class", 1.0), n_resamples=100)
-
-
-def test_one_seed_says_why_there_is_no_test_over_seeds():
-    table = sweep_table({("real", 0.0): 0.0, ("class", 1.0): 0.3}, n_seeds=1)
-    row = sweep_tables.compare_arms(table, n_resamples=100).iloc[0]
-    assert np.isnan([row.t, row.p, row.low_seeds]).all()
-    assert row.note == "one seed: no test over seeds"
-    assert sweep_tables.arm_intervals(table, n_resamples=100)["over"].eq(sweep_tables.OVER_PATIENTS).all()
-
-
-def test_arm_intervals_agree_with_auc_interval_for_one_seed():
-    table = sweep_table({("real", 0.0): 0.0}, n_seeds=1)
-    row = sweep_tables.arm_intervals(table, n_resamples=200, seed=2).iloc[0]
-    expected = stats.auc_interval(table["label"], table["score"], table["patient_id"], 200, 2)
-    assert (row.mean_auc, row.low, row.high) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda t: t[~((t["arm"] == "class") & (t["seed"] == 2))], r"seeds \[.*\] against"),
-        (lambda t: t.drop(index=t.index[-1]), "1 missing"),
-        (lambda t: pd.concat([t, t.iloc[[0]]]), "once with seed 0"),
-        (lambda t: t[t["arm"] == "class"], "expected arm 'real' at one rate"),
-        (lambda t: t[t["arm"] == "real"], "expected an arm beside 'real'"),
-        (lambda t: t.drop(columns="seed"), "found no seed"),
-        (lambda t: t.assign(score=np.nan), "missing or not a number"),
-    ],
-)
-def test_no_table_averages_over_what_is_missing(spoil, says):
-    table = sweep_table({("real", 0.0): 0.0, ("class", 1.0): 0.3})
-    with pytest.raises(ValueError, match=says):
-        sweep_tables.compare_arms(spoil(table), n_resamples=100)
 
 
 def test_shuffled_labels_have_no_auc():

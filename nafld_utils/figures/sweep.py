@@ -1,4 +1,4 @@
-"""Figures of the sweep: AUC over the mixing rate, ROC curves, the gain with both its intervals, the leak."""
+"""Figures of the sweep: AUC over the mixing rate, ROC curves, the gain with both its intervals, robustness variants."""
 
 from __future__ import annotations
 
@@ -11,49 +11,73 @@ from nafld_utils.figures import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ARM_NAMES = {
     "real": "real images alone",
     "traditional": "real + geometric copies",
     "semantic": "real + semantic LDM",
     "class": "real + class LDM",
+    "semantic+class": "real + both LDMs",
+    "gan": "real + GAN",
 }
+_MORE = ("#009E73", "#CC79A7", "#E69F00", "#8C6D31", "#7570B3", "#1B4965")
 _INK = "#222222"
-_LEAK = "#8C2D04"
 
 
-def _color(arm: str) -> str:
-    return COLORS.get(arm, "#999999")
+def arms_of(table: pd.DataFrame) -> list[str]:
+    """Arms of a table, known ones first and in one order, real images alone at the head."""
+    found = list(dict.fromkeys(table["arm"]))
+    known = [arm for arm in ARM_NAMES if arm in found]
+    return known + sorted(arm for arm in found if arm not in ARM_NAMES)
 
 
-def boxes(by_seed: pd.DataFrame, ax: Axes) -> Axes:
-    """AUC over the mixing rate, a dot a seed and a box of seeds an arm (the paper's Fig. 5A).
+def arm_colors(arms: list[str]) -> dict[str, str]:
+    """A colour an arm: the study's own where the arm has one, else the next that no arm has."""
+    spare = iter(_MORE * (1 + len(arms) // len(_MORE)))
+    return {arm: COLORS.get(arm) or next(spare) for arm in arms}
+
+
+def name_of(arm: str) -> str:
+    """An arm's name in words; its own where none is known."""
+    return ARM_NAMES.get(arm, arm.replace("_", " "))
+
+
+def boxes(by_seed: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
+    """AUC over the mixing rate: a box and dots of seeds, and beside them the mean's interval over patients (Fig. 5A).
 
     With fewer than five seeds a bar at their mean stands for the box, whose quartiles would be made up.
 
     Parameters
     ----------
     by_seed : pandas.DataFrame
-        ``arm, rate, seed, auc``, of one backbone.
+        ``arm, rate, seed, auc``, of one group.
+    arms : pandas.DataFrame
+        ``arm, rate, mean_auc, low, high``, of the same group; the bounds are over patients (and seeds).
     ax : Axes
     """
-    rates = sorted(by_seed["rate"].unique())
-    arms = [arm for arm in ARM_NAMES if arm in set(by_seed["arm"])]
-    width = 0.8 / max(1, len(arms) - 1)
+    rates, names = sorted(by_seed["rate"].unique()), arms_of(by_seed)
+    colors, others = arm_colors(names), [name for name in names if name != "real"]
+    width = 0.8 / max(1, len(others))
+    bounds = arms.set_index(["arm", "rate"])
     for (arm, rate), part in by_seed.groupby(["arm", "rate"], sort=False):
-        center = float(rates.index(rate))
+        center, color = float(rates.index(rate)), colors[arm]
         if arm != "real":
-            others = [name for name in arms if name != "real"]
             center += (others.index(arm) - (len(others) - 1) / 2) * width
-        color, values = _color(arm), part.sort_values("seed")["auc"].to_numpy()
+        values = part.sort_values("seed")["auc"].to_numpy()
         if len(values) >= 5:
-            _box(ax, values, center, width * 0.7, color)
+            _box(ax, values, center - width * 0.12, width * 0.5, color)
         else:
-            ax.plot([center - width * 0.3, center + width * 0.3], [values.mean()] * 2, color=color, lw=2.5)
+            ax.plot([center - width * 0.35, center + width * 0.1], [values.mean()] * 2, color=color, lw=2.5)
         spread = np.linspace(-0.15, 0.15, len(values)) * width if len(values) > 1 else [0.0]
-        ax.plot(center + np.asarray(spread), values, "o", color=color, ms=4, mec="white", mew=0.4, zorder=3)
-    for arm in arms:
-        ax.plot([], [], "s", color=_color(arm), ms=8, label=ARM_NAMES[arm])
+        dots = center - width * 0.12 + np.asarray(spread)
+        ax.plot(dots, values, "o", color=color, ms=4, mec="white", mew=0.4, zorder=3)
+        found = bounds.loc[(arm, rate)]
+        ax.plot([center + width * 0.3] * 2, [found["low"], found["high"]], color=color, lw=1.4)
+        ax.plot([center + width * 0.3], [found["mean_auc"]], "_", color=color, ms=7, mew=1.6)
+    for arm in names:
+        ax.plot([], [], "s", color=colors[arm], ms=8, label=name_of(arm))
+    ax.plot([], [], color="#777777", lw=1.4, label="95 % over patients")
     ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     ax.set_xlim(-0.6, len(rates) - 0.4)
     ax.set(xlabel="mixing rate r (synthetic to real images)", ylabel="ROC AUC, held-out patients")
@@ -68,27 +92,28 @@ def _box(ax: Axes, values: np.ndarray, center: float, width: float, color: str) 
     ax.boxplot(values, positions=[center], widths=width, showfliers=False, patch_artist=True, **options)
 
 
-def roc(curves: pd.DataFrame, ax: Axes) -> Axes:
-    """ROC curves: thin lines are seeds, bold lines their mean (the paper's Fig. 5B).
+def roc(curves: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
+    """Mean ROC curves over seeds, each with its pointwise 95 % band over patients (the paper's Fig. 5B).
 
     Parameters
     ----------
     curves : pandas.DataFrame
-        ``arm, rate, seed, fpr, tpr`` and ``auc`` (mean over seeds, for the legend); seed -1 is the mean.
+        ``arm, rate, fpr, tpr, low, high``, of one group.
+    arms : pandas.DataFrame
+        ``arm, rate, mean_auc, low, high``, of the same group, for the legend.
     ax : Axes
     """
     ax.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--", zorder=1)
     ax.annotate("chance", (0.62, 0.58), color="#666666", fontsize=9, rotation=45, ha="center", va="center")
+    colors, bounds = arm_colors(arms_of(curves)), arms.set_index(["arm", "rate"])
     for (arm, rate), part in curves.groupby(["arm", "rate"], sort=False):
-        for seed, line in part.groupby("seed"):
-            if seed != -1:
-                ax.plot(line["fpr"], line["tpr"], color=_color(arm), lw=0.7, alpha=0.45, zorder=2)
-        mean = part[part["seed"] == -1]
-        label = f"{ARM_NAMES.get(arm, arm)}, r = {rate:g}: AUC {part['auc'].iloc[0]:.3f}"
-        ax.plot(mean["fpr"], mean["tpr"], color=_color(arm), lw=2.4, zorder=3, label=label)
+        one = bounds.loc[(arm, rate)]
+        label = f"{name_of(arm)}, r = {rate:g}: {one['mean_auc']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+        ax.fill_between(part["fpr"], part["low"], part["high"], color=colors[arm], alpha=0.15, lw=0, zorder=2)
+        ax.plot(part["fpr"], part["tpr"], color=colors[arm], lw=2.4, zorder=3, label=label)
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     ax.grid(axis="both")
-    ax.legend(loc="lower right", fontsize=9)
+    ax.legend(loc="lower right", fontsize=9, title="AUC [95 % over patients]", title_fontsize=9)
     return ax
 
 
@@ -104,15 +129,14 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.axvline(0, color=_INK, lw=1, zorder=1)
     # A t interval over two or three seeds can be wider than an AUC can differ: it is cut off, with an arrow.
     reach = 1.6 * float(table[["low_patients", "high_patients", "difference"]].abs().to_numpy().max()) or 0.1
+    colors = arm_colors(arms_of(table))
     for row, item in enumerate(table.itertuples()):
-        color = _color(item.arm)
+        color = colors[item.arm]
         ax.plot([item.low_patients, item.high_patients], [row + 0.14] * 2, color=color, lw=5, solid_capstyle="butt")
         _seeds_interval(ax, row - 0.14, item, color, reach)
         ax.plot([item.difference] * 2, [row - 0.14, row + 0.14], "o", color=color, ms=5, mec="white", mew=0.6, zorder=3)
     ax.set_xlim(-reach, reach)
-    names = [
-        f"{ARM_NAMES.get(i.arm, i.arm)}\nr = {i.rate:g}{' (declared)' if i.primary else ''}" for i in table.itertuples()
-    ]
+    names = [f"{name_of(i.arm)}\nr = {i.rate:g}{' (declared)' if i.primary else ''}" for i in table.itertuples()]
     ax.set_yticks(range(len(table)), names)
     ax.set(ylim=(len(table) - 0.5, -0.5), xlabel="AUC minus that of real images alone")
     ax.grid(axis="x")
@@ -137,29 +161,42 @@ def _seeds_interval(ax: Axes, height: float, item: Any, color: str, reach: float
             ax.annotate(f"to {true:+.2f}", (end, height), fontsize=9, color=color, **note)
 
 
-def leak(table: pd.DataFrame, ax: Axes) -> Axes:
-    """AUC of a linear classifier on frozen features over split seeds, split by patient and by image.
+def small_multiples(variants: pd.DataFrame) -> Figure:
+    """One panel a robustness variant: AUC over the mixing rate by arm, bars are 95 % over patients; one scale for all.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        ``split_by`` ("patient" or "image"), ``seed``, ``auc``.
-    ax : Axes
+    variants : pandas.DataFrame
+        ``backbone, variant, arm, rate, auc, low, high`` (`sweep_summaries.variants`).
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure; the caller closes it.
     """
-    facts = {
-        "patient": ("by patient\n(as everywhere in this study)", _INK),
-        "image": ("by IMAGE\n(frames of a patient on both sides)", _LEAK),
-    }
-    for row, (name, (_, color)) in enumerate(facts.items()):
-        values = np.sort(table.loc[table["split_by"] == name, "auc"].to_numpy())
-        offsets = 0.22 * np.cos(np.arange(len(values)) * 2.4)  # golden angle: neighbours never overlap
-        ax.plot(values, row + offsets, "o", color=color, alpha=0.65, ms=5, mec="white", mew=0.4)
-        middle = float(np.median(values))
-        ax.plot([middle] * 2, [row - 0.34, row + 0.34], color=color, lw=2)
-        ax.annotate(f"median {middle:.3f}", (middle, row - 0.38), ha="center", va="bottom", color=color, fontsize=9)
-    ax.set_yticks(range(2), [text for text, _ in facts.values()])
-    ax.set(ylim=(1.6, -0.7), xlabel="ROC AUC of frozen features + logistic regression, a dot a split seed")
-    ax.set_xlim(min(0.5, float(table["auc"].min()) - 0.02), 1.01)
-    ax.grid(axis="x")
-    ax.grid(axis="y", visible=False)
-    return ax
+    import matplotlib.pyplot as plt
+
+    panels = list(variants.groupby(["backbone", "variant"], sort=False))
+    n_cols = min(3, len(panels))
+    n_rows = -(-len(panels) // n_cols)
+    size = (3.3 * n_cols + 0.4, 2.9 * n_rows + 0.5)
+    fig, axes = plt.subplots(n_rows, n_cols, figsize=size, squeeze=False, sharex=True, sharey=True)
+    names = arms_of(variants)
+    colors = arm_colors(names)
+    for ax, ((backbone, variant), part) in zip(axes.flat, panels, strict=False):
+        shift = 0.05 * max(0.1, float(part["rate"].max())) / max(1, len(names))
+        for k, arm in enumerate(names):
+            line = part[part["arm"] == arm].sort_values("rate")
+            x, bar = line["rate"] + (k - (len(names) - 1) / 2) * shift, [line["auc"] - line["low"]]
+            bar.append(line["high"] - line["auc"])
+            look = {"color": colors[arm], "ms": 4, "lw": 1.2, "elinewidth": 1.0, "fmt": "o-"}
+            ax.errorbar(x, line["auc"], yerr=np.clip(np.array(bar), 0, None), **look)
+        ax.set_title(f"{backbone}\n{variant}", fontsize=9, fontweight="normal")
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    handles = [plt.Line2D([], [], color=colors[arm], marker="o", ms=4, label=name_of(arm)) for arm in names]
+    fig.legend(handles=handles, loc="outside upper center", ncols=min(4, len(names)))
+    fig.supylabel("ROC AUC, 95 % over patients", fontsize=10)
+    for ax in axes[-1]:
+        ax.set_xlabel("mixing rate r")
+    return fig

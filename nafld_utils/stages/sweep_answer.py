@@ -1,4 +1,4 @@
-"""Stage 06, the answer: what the scores of the grid say, beside the check of the protocol. Opens and writes files.
+"""Stage 06, the answer: what the scores of the grid say, and what each arm cost. Opens and writes files.
 
 Contract: only units are opened and written, no path is named here; what is stored is computed once, and never from an
 incomplete grid. ``tables`` are always those of `build_tables`.
@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import backbones, engine, folds, params, preprocess, stats, sweep, sweep_tables
-from nafld_utils.artifacts import Run, Unit, save_array, save_table
-from nafld_utils.stages import prepare
+from nafld_utils import params, sweep, sweep_summaries, sweep_tables
+from nafld_utils.artifacts import Run, Unit, save_table
+from nafld_utils.stages import ldm, prepare, samples
 from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
 
-REVISION = 1
+REVISION = 2
 
-BASELINE = "tf_efficientnet_lite0"
-BASELINE_SIZE = 256  # pixels; the same in every profile, so that its AUC can be compared between runs
+TABLES = ("comparisons", "arms", "seeds", "measures", "optimistic", "variants", "roc", "reliability")
 
 # Image-level AUC with real images alone and with r = 1.5 semantic (paper, Results and Fig. 5B), by network.
 PAPER_AUC = {
@@ -31,93 +30,39 @@ PAPER_T = 12.39  # ResNet-50, 25 seeds, p 6.43e-12; printed with the opposite si
 PAPER_BEST_SEED = 0.904  # EfficientNet v1, the maximum over seeds
 
 
-# ---------------------------------------------------------------- the check of the protocol
-
-
-def frozen_unit(run: Run) -> Unit:
-    """Unit of the baseline's frozen features of the real crops."""
-    settings = {"backbone": BASELINE, "weights": run.settings.sweep.baseline_weights, "size": BASELINE_SIZE}
-    return run.unit(
-        "features_frozen", BASELINE, settings=settings, inputs=[prepare.preprocess_unit(run)], modules=["backbones"]
-    )
-
-
-def baseline_unit(run: Run) -> Unit:
-    """Unit of the protocol check."""
-    settings = {"splits": run.settings.sweep.baseline_splits, "n_splits": run.settings.folds.n_splits}
-    return run.unit("baseline", settings=settings, inputs=[frozen_unit(run)], modules=["sweep", "folds", "stats"])
-
-
-def build_baseline(run: Run) -> pd.DataFrame:
-    """AUC of a linear classifier on frozen features over many split seeds, split by patient and by image.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``split_by`` ("patient" or "image"), ``seed``, ``auc``.
-    """
-    unit = baseline_unit(run)
-    if not unit.done():
-        frozen = frozen_unit(run)
-        data = prepare.open_preprocessed(run)
-        if not frozen.done():
-            with frozen.writing() as folder:
-                save_array(folder / "features.npy", frozen_features(run, data.crops))
-        table = protocol_check(
-            frozen.load_array("features.npy"),
-            data.images,
-            run.settings.folds.n_splits,
-            range(run.settings.sweep.baseline_splits),
-        )
-        with unit.writing() as folder:
-            save_table(folder / "auc.csv", table)
-    return unit.load_table("auc.csv")
-
-
-def frozen_features(run: Run, crops: np.ndarray) -> np.ndarray:
-    """Pooled EfficientNet-Lite0 features (N, 1280) float32 of whole crops at `BASELINE_SIZE` pixels."""
-    images = np.stack([preprocess.resize_box(crop, preprocess.whole_box(crop), BASELINE_SIZE) for crop in crops])
-    model = backbones.load(BASELINE, run.settings.sweep.baseline_weights)
-    return backbones.features(model, images, BASELINE, engine.device(run.settings.engine))
-
-
-def protocol_check(features: np.ndarray, images: pd.DataFrame, n_splits: int, seeds: Any) -> pd.DataFrame:
-    """Out-of-fold AUC for every split seed, by patient and by image: ``split_by, seed, auc``.
-
-    Parameters
-    ----------
-    features : (N, d) float
-        Frozen features, a row an image.
-    images : pandas.DataFrame
-        ``patient_id, label``, in the same order.
-    n_splits : int
-        Folds.
-    seeds : iterable of int
-        Split seeds.
-    """
-    label = images["label"].to_numpy()
-    patients = images[["patient_id", "label"]].drop_duplicates("patient_id")
-    rows = []
-    for seed in seeds:
-        by_patient = folds.make_folds(patients, n_splits, seed).set_index("patient_id")["fold"]
-        assignments = {
-            "patient": images["patient_id"].map(by_patient).to_numpy(),
-            "image": sweep.image_folds(label, n_splits, seed),
-        }
-        for name, fold in assignments.items():
-            rows.append((name, seed, stats.auc(label, sweep.linear_scores(features, label, fold))))
-    return pd.DataFrame(rows, columns=["split_by", "seed", "auc"])
-
-
-# ---------------------------------------------------------------- the answer
+# ---------------------------------------------------------------- the tables
 
 
 def tables_unit(run: Run) -> Unit:
     """Unit of the sweep's tables."""
     chosen = run.settings.sweep
     settings = {"n_resamples": chosen.n_resamples, "primary": [chosen.primary_arm, chosen.primary_rate]}
-    modules = ["sweep", "sweep_tables", "stats"]
+    settings |= {"interval": chosen.interval_method, "specificity": chosen.specificity, "seed": run.settings.seed}
+    modules = ["sweep_tables", "sweep_summaries", "stats", "resampling", "delong", "measures"]
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
+
+
+def declared(run: Run, table: pd.DataFrame, arm: str | None = None, **change: Any) -> dict[str, Any]:
+    """The one comparison declared beforehand, as columns and values of `sweep_tables.CELL`.
+
+    Parameters
+    ----------
+    run : Run
+    table : pandas.DataFrame
+        A table with the cells' columns: where a run has no network frozen as in the paper, or none without
+        oversampling, its first way of training is meant.
+    arm : str, optional
+        Another arm of the same group; real images alone are at rate 0.
+    **change
+        Other values, e.g. ``backbone=...``.
+    """
+    chosen = run.settings.sweep
+    cell = {"backbone": chosen.backbones[0]}
+    for name, value in sweep_summaries.MAIN.items():
+        if name in table:
+            cell[name] = value if (table[name] == value).any() else table[name].iloc[0]
+    arm = arm or chosen.primary_arm
+    return {**cell, "arm": arm, "rate": 0.0 if arm == sweep.REAL else chosen.primary_rate, **change}
 
 
 def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd.DataFrame]:
@@ -135,25 +80,32 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     -------
     dict of str to pandas.DataFrame
         ``comparisons`` (`sweep_tables.compare_arms`), ``arms`` (`sweep_tables.arm_intervals`), ``seeds``
-        (`sweep_tables.auc_by_seed`), each with a column ``level`` (image or patient); ``roc`` (`sweep.roc_curves` with
-        the mean ``auc`` over seeds).
+        (`sweep_tables.auc_by_seed`), each with a column ``level`` (image or patient); ``measures``
+        (`sweep_summaries.patient_measures`), ``optimistic``, ``variants``, and of real images alone and of the declared
+        arm and rate, every group, ``roc`` (`sweep_summaries.roc_bands`) and ``reliability``.
     """
     unit = tables_unit(run)
     if not note and unit.done():
-        return {name: unit.load_table(f"{name}.parquet") for name in ("comparisons", "arms", "seeds", "roc")}
+        return {name: unit.load_table(f"{name}.parquet") for name in TABLES}
     chosen = run.settings.sweep
     options = {"n_resamples": chosen.n_resamples, "seed": run.settings.seed}
-    primary = (chosen.primary_arm, chosen.primary_rate)
+    intervals = {**options, "method": chosen.interval_method}
+    primary = declared(run, scores)
     levels: dict[str, list[pd.DataFrame]] = {"comparisons": [], "arms": [], "seeds": []}
     for level in sweep_tables.LEVELS:
-        compared = sweep_tables.compare_arms(scores, level, sweep.REAL, primary, **options)
+        # the grid is complete: an arm with fewer seeds was planned with them
+        compared = sweep_tables.compare_arms(scores, level, sweep.REAL, primary, **intervals, fewer_seeds=True)
         levels["comparisons"].append(compared.assign(level=level))
-        levels["arms"].append(sweep_tables.arm_intervals(scores, level, **options).assign(level=level))
+        levels["arms"].append(sweep_tables.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(sweep_tables.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
-    means = tables["arms"].query("level == 'image'").rename(columns={"mean_auc": "auc"})
-    keys = ["backbone", "arm", "rate"]
-    tables["roc"] = sweep.roc_curves(scores).merge(means[[*keys, "auc"]], on=keys, validate="many_to_one")
+    grade = fat(run)
+    tables["measures"] = sweep_summaries.patient_measures(scores, grade, chosen.specificity, **options)
+    tables["optimistic"] = sweep_summaries.optimistic(tables["arms"])
+    tables["variants"] = sweep_summaries.variants(tables["arms"])
+    both = scores[(scores["arm"] == sweep.REAL) | _at_primary(run, scores)]
+    tables["roc"] = sweep_summaries.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
+    tables["reliability"] = sweep_summaries.reliability(both)
     if not note:
         with unit.writing() as folder:
             for name, table in tables.items():
@@ -161,32 +113,50 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     return tables
 
 
-def at(table: pd.DataFrame, level: str, backbone: str) -> pd.DataFrame:
-    """Rows of one level (image or patient) and backbone."""
-    return table[(table["level"] == level) & (table["backbone"] == backbone)].reset_index(drop=True)
+def _at_primary(run: Run, table: pd.DataFrame) -> np.ndarray:
+    chosen = run.settings.sweep
+    return sweep_tables.where(table, {"arm": chosen.primary_arm, "rate": chosen.primary_rate})
+
+
+def fat(run: Run) -> dict[Any, float]:
+    """Fat percent of each patient; empty where the cohort has none."""
+    images = prepare.open_preprocessed(run).images
+    return dict(images.groupby("patient_id")["grade"].first()) if "grade" in images else {}
+
+
+def at(run: Run, table: pd.DataFrame, level: str | None = "image", **change: Any) -> pd.DataFrame:
+    """Rows of the main way of training (see `declared`), every arm and rate, at one level (image or patient)."""
+    cell = declared(run, table, **change)
+    keep = {name: value for name, value in cell.items() if name not in ("arm", "rate")}
+    if level:
+        keep["level"] = level
+    return table[sweep_tables.where(table, keep)].reset_index(drop=True)
+
+
+def networks(run: Run, tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Networks trained in the main way with the declared arm and rate, that of the declared comparison first."""
+    compared = tables["comparisons"]
+    keep = declared(run, compared)
+    first = keep.pop("backbone")
+    others = compared.loc[sweep_tables.where(compared, keep), "backbone"]
+    return [first, *(name for name in dict.fromkeys(others) if name != first)]
 
 
 def shown(table: pd.DataFrame, *columns: str) -> Any:
-    """Some columns as a styled table with three digits."""
-    return table[list(columns)].style.format(precision=3, na_rep="").hide(axis="index")
-
-
-def primary_curves(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> pd.DataFrame:
-    """ROC curves of the declared comparison: real images alone, and the primary arm at the primary rate."""
-    curves, chosen = tables["roc"], run.settings.sweep
-    declared = (curves["arm"] == chosen.primary_arm) & (curves["rate"] == chosen.primary_rate)
-    return curves[(curves["backbone"] == backbone) & ((curves["arm"] == sweep.REAL) | declared)]
+    """Some columns, those that the table has, as a styled table with three digits."""
+    names = [name for name in columns if name in table]
+    return table[names].style.format(precision=3, na_rep="").hide(axis="index")
 
 
 def primary(run: Run, tables: dict[str, pd.DataFrame], level: str = "image") -> pd.Series:
     """The one comparison that was declared beforehand, with the first backbone."""
-    table, backbone = tables["comparisons"], run.settings.sweep.backbones[0]
-    return table[table["primary"] & (table["level"] == level) & (table["backbone"] == backbone)].iloc[0]
+    table = tables["comparisons"]
+    return table[table["primary"] & (table["level"] == level)].iloc[0]
 
 
 def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
-    """Whether synthetic images helped, in three sentences: the difference, what each interval is over, the verdict."""
-    row = primary(run, tables)
+    """Whether synthetic images helped: the difference, what each interval is over, the verdict, what could be seen."""
+    row, whole = primary(run, tables), primary(run, tables, "patient")
     simulated = " on simulated patients" if run.is_simulated else ""
     text = [
         f"Mixing in {row.arm} images at r = {row.rate:g} moved the image-level AUC from {row.mean_auc_base:.3f} to"
@@ -202,6 +172,10 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
         f" (95 %, bootstrap of {row.n_patients} patients and of the seeds), so {_verdict(row)};"
         f" the smallest difference that so many patients could show is about {row.smallest_effect:.3f}."
     )
+    text.append(
+        f"With a patient counted once the difference is {whole.difference:+.3f}"
+        f" [{whole.low_patients:+.3f}, {whole.high_patients:+.3f}], DeLong p = {whole.delong_p:.2g}."
+    )
     return " ".join(text)
 
 
@@ -210,7 +184,55 @@ def _verdict(row: pd.Series) -> str:
         return "the images helped, as far as this split and these training runs show"
     if row.high_patients < 0:
         return "the images did harm, as far as this split and these training runs show"
-    return "this run does not tell whether the images help"
+    over_seeds = np.isfinite(row.low_seeds) and (row.low_seeds > 0 or row.high_seeds < 0)
+    seeds = "a difference over seeds alone, and " if over_seeds else ""
+    return f"{seeds}this run does not tell whether the images help"
+
+
+# ---------------------------------------------------------------- what an arm costs
+
+
+def costs(run: Run, status: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """What each arm cost on this device: its classifiers, and the diffusion models and sets that it mixes in.
+
+    Parameters
+    ----------
+    run : Run
+    status : pandas.DataFrame
+        From `stages.sweep.run_sweep`.
+    tables : dict
+        From `build_tables`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``arm, trainings, seconds_each`` (median), ``classifier_minutes, generator_minutes`` (training and sampling of
+        every model that the arm names, which arms may share; 0 for real images and copies, NaN where the models'
+        manifests are not at hand), ``best_difference`` (image level, over the main group's rates: optimistic).
+    """
+    done, compared = status[status["state"] == "done"], at(run, tables["comparisons"])
+    rows = []
+    for arm, part in done.groupby("arm", sort=False):
+        gain = compared.loc[compared["arm"] == arm, "difference"]
+        row = {"arm": arm, "trainings": len(part), "seconds_each": part["seconds"].median()}
+        row |= {"classifier_minutes": part["seconds"].sum() / 60, "generator_minutes": _generators(run, arm) / 60}
+        rows.append({**row, "best_difference": gain.max() if len(gain) else float("nan")})
+    return pd.DataFrame(rows)
+
+
+def _generators(run: Run, arm: str) -> float:
+    """Seconds of the models whose names the arm's name holds, e.g. both of ``semantic+class``."""
+    if arm in (sweep.REAL, "traditional"):
+        return 0.0
+    named = [name for name in run.settings.ldm.conditionings if name in arm.replace("-", "+").split("+")]
+    units = [f(run, name, k) for name in named for k in sweep.folds_of(run.settings) for f in _MAKERS]
+    return sum(unit.seconds() for unit in units) if units else float("nan")
+
+
+_MAKERS = (ldm.ldm_unit, samples.synthetic_unit)
+
+
+# ---------------------------------------------------------------- beside the paper
 
 
 def protocol(run: Run) -> str:
@@ -232,50 +254,57 @@ def protocol(run: Run) -> str:
     return f"no: {'; '.join(differs)}" if differs else "yes"
 
 
-def claims(run: Run, tables: dict[str, pd.DataFrame], check: pd.DataFrame) -> list[dict[str, Any]]:
-    """Headline numbers of the sweep beside the paper's; `check` is the table of `build_baseline`."""
-    rows, same = [], protocol(run)
-    for backbone in run.settings.sweep.backbones:
-        rows += _claims_of(run, tables, backbone, same)
-    for name, part in check.groupby("split_by", sort=False):
-        values = part["auc"]
-        low, high = values.min(), values.max()
-        row = {
-            "claim": f"frozen features + logistic regression, split by {name}",
-            "this_run": values.median(),
-            "low": low,
-        }
-        row |= {"high": high, "over": "split seeds (range)", "n": len(values), "unit": "image-level AUC, median"}
-        rows.append({**row, "same_protocol": "not in the paper; the check of the protocol"})
-    return rows
+def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """Headline numbers of the sweep beside the paper's; those of the baselines are `stages.baselines.claims`."""
+    same = protocol(run)
+    return [row for backbone in networks(run, tables) for row in _claims_of(run, tables, backbone, same)]
 
 
 def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str, same: str) -> list[dict[str, Any]]:
     network, before, after = PAPER_AUC.get(backbone.partition(".")[0], PAPER_AUC["resnet50"])
-    compared, arms = (tables[name][tables[name]["backbone"] == backbone] for name in ("comparisons", "arms"))
-    rows = []
+    compared, rows = {}, []
     for level in sweep_tables.LEVELS:
-        row = compared[compared["primary"] & (compared["level"] == level)].iloc[0]
+        found = at(run, tables["comparisons"], level, backbone=backbone)
+        row = compared[level] = found[_at_primary(run, found)].iloc[0]
+        arms = at(run, tables["arms"], level, backbone=backbone)
         paper = (before, after) if level == "image" else (None, None)
         cells = ((sweep.REAL, 0.0, "real images alone"), (row.arm, row.rate, f"{row.arm}, r = {row.rate:g}"))
         for (arm, rate, text), value in zip(cells, paper, strict=True):
-            at = arms[(arms["arm"] == arm) & (arms["rate"] == rate) & (arms["level"] == level)].iloc[0]
-            facts = {"claim": f"{text} (paper: {network})", "paper": value, "this_run": at.mean_auc, "low": at.low}
-            facts |= {"high": at.high, "over": at.over, "n": at.n_patients, "unit": f"{level}-level AUC"}
+            one = arms[(arms["arm"] == arm) & (arms["rate"] == rate)].iloc[0]
+            facts = {"claim": f"{text} (paper: {network})", "paper": value, "this_run": one.mean_auc, "low": one.low}
+            facts |= {"high": one.high, "over": one.over, "n": one.n_patients, "unit": f"{level}-level AUC"}
             rows.append({**facts, "same_protocol": same})
-    row = compared[compared["primary"] & (compared["level"] == "image")].iloc[0]
+    row = compared["image"]
     gain = {"claim": f"gain by {row.arm} images, r = {row.rate:g}", "paper": round(after - before, 3)}
     gain |= {"this_run": row.difference, "unit": "image-level AUC", "same_protocol": same}
     over = {"seeds": sweep_tables.OVER_SEEDS, "patients": sweep_tables.over_patients(row.n_seeds)}
     for name, count in (("seeds", row.n_seeds), ("patients", row.n_patients)):
         rows.append({**gain, "low": row[f"low_{name}"], "high": row[f"high_{name}"], "over": over[name], "n": count})
+    rows += _tests_of(run, tables, backbone, network, row, same)
+    return rows
+
+
+def _tests_of(
+    run: Run, tables: dict[str, pd.DataFrame], backbone: str, network: str, row: pd.Series, same: str
+) -> list[dict[str, Any]]:
+    """What else is said of the declared arm: what could be seen, the paper's t, its best seed, measures by patient."""
+    unit, rows = "image-level AUC", []
+    facts = {"claim": "smallest gain that these patients could show (80 % power)", "this_run": row.smallest_effect}
+    facts |= {"n": row.n_patients, "over": "2.8 standard errors over patients and seeds; no interval", "unit": unit}
+    rows.append({**facts, "same_protocol": "not in the paper"})
     if network == "ResNet-50" and np.isfinite(row.t):
         facts = {"claim": "paired t of the gain over seeds", "paper": PAPER_T, "this_run": row.t, "n": row.n_seeds}
         rows.append({**facts, "over": sweep_tables.OVER_SEEDS, "unit": "t", "same_protocol": same})
-    best = arms[(arms["arm"] == row.arm) & (arms["rate"] == row.rate) & (arms["level"] == "image")].iloc[0]
+    arms = at(run, tables["arms"], backbone=backbone)
+    best = arms[_at_primary(run, arms)].iloc[0]
     facts = {"claim": "best single seed, an optimistic maximum (paper: EfficientNet v1)", "paper": PAPER_BEST_SEED}
     facts |= {"this_run": best.best_seed_auc, "n": best.n_seeds, "over": "no interval: a maximum"}
-    rows.append({**facts, "unit": "image-level AUC", "same_protocol": same})
+    rows.append({**facts, "unit": unit, "same_protocol": same})
+    found = at(run, tables["measures"], None, backbone=backbone)
+    for one in found[_at_primary(run, found)].itertuples():
+        facts = {"claim": f"{one.measure}: {one.arm}, r = {one.rate:g}", "this_run": one.value, "low": one.low}
+        facts |= {"high": one.high, "over": one.over, "n": one.n_patients, "unit": "by patient"}
+        rows.append({**facts, "same_protocol": "not in the paper"})
     return rows
 
 
@@ -283,10 +312,5 @@ def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str, same: s
 
 
 def units(run: Run) -> list[Unit]:
-    """Every unit stage 06 stands on."""
-    return [
-        *(features_unit(**task) for task in feature_tasks(run)),
-        scores_unit(run),
-        tables_unit(run),
-        baseline_unit(run),
-    ]
+    """Units of the grid and its tables; those of the baselines are `stages.baselines.units`."""
+    return [*(features_unit(**task) for task in feature_tasks(run)), scores_unit(run), tables_unit(run)]

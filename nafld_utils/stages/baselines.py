@@ -1,0 +1,196 @@
+"""Stage 06, the baselines of a sceptic, the spread of splits and the canary. Opens and writes files.
+
+Contract: only units are opened and written. Frozen features are those of `BASELINE_SIZE` pixels in every profile, so
+that their AUC can be compared between runs; nothing here is trained by gradient steps or tuned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import backbones, baselines, engine, preprocess, sweep
+from nafld_utils.artifacts import Run, Unit, save_array, save_table
+from nafld_utils.stages import prepare
+
+REVISION = 1
+
+BASELINE_SIZE = 256  # pixels
+CHUNK = 20  # shuffles a unit of the canary
+
+
+# ---------------------------------------------------------------- features
+
+
+def frozen_unit(run: Run) -> Unit:
+    """Unit of the baseline's frozen features of the real crops."""
+    chosen = run.settings.sweep
+    settings = {"backbone": chosen.baseline_backbone, "weights": chosen.baseline_weights, "size": BASELINE_SIZE}
+    inputs = [prepare.preprocess_unit(run)]
+    return run.unit(
+        "features_frozen", chosen.baseline_backbone, settings=settings, inputs=inputs, modules=["backbones"]
+    )
+
+
+def texture_unit(run: Run) -> Unit:
+    """Unit of the texture features of the real crops."""
+    inputs = [prepare.preprocess_unit(run)]
+    return run.unit("features_texture", settings={}, inputs=inputs, modules=["baselines"])
+
+
+def frozen_features(run: Run, crops: np.ndarray) -> np.ndarray:
+    """Pooled features (N, d) float32 of whole crops at `BASELINE_SIZE` pixels."""
+    name = run.settings.sweep.baseline_backbone
+    images = np.stack([preprocess.resize_box(crop, preprocess.whole_box(crop), BASELINE_SIZE) for crop in crops])
+    model = backbones.load(name, run.settings.sweep.baseline_weights)
+    return backbones.features(model, images, name, engine.device(run.settings.engine))
+
+
+def open_learners(run: Run) -> dict[str, tuple[np.ndarray, baselines.Learner]]:
+    """Every learnt baseline by name: its features, made when they are not there, and what scores them."""
+    frozen, texture = frozen_unit(run), texture_unit(run)
+    if not frozen.done():
+        with frozen.writing() as folder:
+            save_array(folder / "features.npy", frozen_features(run, prepare.open_preprocessed(run).crops))
+    if not texture.done():
+        with texture.writing() as folder:
+            save_array(folder / "features.npy", baselines.glcm_features(prepare.open_preprocessed(run).crops))
+    features = frozen.load_array("features.npy")
+    return {
+        baselines.FEATURES_SVM: (features, baselines.svm_scores),
+        baselines.FEATURES_LOGISTIC: (features, sweep.linear_scores),
+        baselines.GLCM_SVM: (texture.load_array("features.npy"), baselines.svm_scores),
+    }
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def scores_unit(run: Run) -> Unit:
+    """Unit of the baselines' held-out scores and their AUCs."""
+    settings = {"n_resamples": run.settings.sweep.n_resamples, "seed": run.settings.seed}
+    modules = ["baselines", "sweep", "stats", "resampling"]
+    inputs = [frozen_unit(run), texture_unit(run)]
+    return run.unit("baselines", "scores", settings=settings, inputs=inputs, modules=modules)
+
+
+def spread_unit(run: Run) -> Unit:
+    """Unit of the learnt baselines over many splits."""
+    settings = {"splits": run.settings.sweep.baseline_splits, "n_splits": run.settings.folds.n_splits}
+    modules = ["baselines", "sweep", "folds", "stats"]
+    return run.unit(
+        "baselines", "spread", settings=settings, inputs=[frozen_unit(run), texture_unit(run)], modules=modules
+    )
+
+
+def canary_unit(run: Run, part: int) -> Unit:
+    """Unit of some of the canary's shuffles."""
+    seeds = canary_seeds(run, part)
+    settings = {"first": seeds.start, "stop": seeds.stop, "n_splits": run.settings.folds.n_splits}
+    modules = ["baselines", "sweep", "folds", "stats", "resampling"]
+    return run.unit(
+        "baselines", "canary", f"part{part:02d}", settings=settings, inputs=[frozen_unit(run)], modules=modules
+    )
+
+
+def canary_seeds(run: Run, part: int) -> range:
+    """Shuffles of one part."""
+    return range(part * CHUNK, min((part + 1) * CHUNK, run.settings.sweep.canary_shuffles))
+
+
+def make_canary(run: Run, part: int) -> None:
+    """Score some shuffles; does nothing when they are there."""
+    unit = canary_unit(run, part)
+    if unit.done():
+        return
+    features = frozen_unit(run).load_array("features.npy")
+    images, seeds = prepare.open_preprocessed(run).images, canary_seeds(run, part)
+    with unit.writing() as folder:
+        save_table(folder / "auc.csv", baselines.canary(features, images, run.settings.folds.n_splits, seeds))
+
+
+def canary_tasks(run: Run) -> list[dict[str, Any]]:
+    """One task a part of the canary."""
+    return [{"run": run, "part": part} for part in range(-(-run.settings.sweep.canary_shuffles // CHUNK))]
+
+
+def build(run: Run) -> dict[str, pd.DataFrame]:
+    """Every baseline, the spread of splits and the canary; only what is missing is computed.
+
+    Returns
+    -------
+    dict of str to pandas.DataFrame
+        ``auc`` (`baselines.baseline_table`), ``scores`` (`baselines.split_scores`), ``spread``
+        (`baselines.split_spread`), ``canary`` (`baselines.canary`), ``canary_summary``.
+    """
+    unit, spread = scores_unit(run), spread_unit(run)
+    if not (unit.done() and spread.done()):
+        learners, data = open_learners(run), prepare.open_preprocessed(run)
+        if not unit.done():
+            scores = _scores(learners, data)
+            table = baselines.baseline_table(scores, run.settings.sweep.n_resamples, run.settings.seed)
+            with unit.writing() as folder:
+                save_table(folder / "scores.parquet", scores)
+                save_table(folder / "auc.csv", table)
+        if not spread.done():
+            seeds = range(run.settings.sweep.baseline_splits)
+            with spread.writing() as folder:
+                table = baselines.split_spread(learners, data.images, run.settings.folds.n_splits, seeds)
+                save_table(folder / "auc.csv", table)
+    engine.map_units(make_canary, canary_tasks(run), run.settings.engine, "canary", unit_of=canary_unit)
+    shuffles = pd.concat([canary_unit(**task).load_table("auc.csv") for task in canary_tasks(run)], ignore_index=True)
+    tables = {"auc": unit.load_table("auc.csv"), "scores": unit.load_table("scores.parquet"), "canary": shuffles}
+    return {**tables, "spread": spread.load_table("auc.csv"), "canary_summary": baselines.canary_summary(shuffles)}
+
+
+def _scores(learners: dict[str, Any], data: prepare.Preprocessed) -> pd.DataFrame:
+    """Held-out scores of every baseline; the organs' ratio only where masks are known, in simulated cohorts."""
+    rules = {baselines.HALVES: baselines.half_ratio(data.crops)}
+    if data.tissue is not None:
+        from nafld_utils.phantom_anatomy import TISSUES
+
+        codes = (TISSUES["liver"], TISSUES["kidney_cortex"])
+        patients = data.images["patient_id"]
+        rules[baselines.RATIO] = baselines.organ_ratio(data.resized, data.tissue, *codes, patients)
+    learnt = baselines.split_scores(learners, data.images)
+    return pd.concat([learnt, baselines.fixed_scores(rules, data.images)], ignore_index=True)
+
+
+# ---------------------------------------------------------------- claims
+
+
+def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """Headline numbers: each baseline by patient beside the published one, the splits, the leak and the canary."""
+    rows = []
+    cohort = "simulated cohort; " if run.is_simulated else ""
+    whole = tables["auc"].query("level == 'patient'")
+    for row in whole.itertuples():
+        same = "not in the paper"
+        if np.isfinite(row.byra):
+            same = f"no: {cohort}{run.settings.sweep.baseline_backbone}, whole crops; published: Byra et al. 2018"
+        facts = {"claim": f"{row.baseline}, {row.split}", "paper": row.byra if np.isfinite(row.byra) else None}
+        facts |= {"this_run": row.auc, "low": row.low, "high": row.high, "over": row.over, "n": row.n_patients}
+        rows.append({**facts, "unit": "patient-level AUC", "same_protocol": same})
+    for (name, by), part in tables["spread"].groupby(["baseline", "split_by"], sort=False):
+        values = part["auc"]
+        facts = {"claim": f"{name}, split by {by}", "this_run": values.median(), "low": values.min()}
+        facts |= {"high": values.max(), "over": "split seeds (range)", "n": len(values)}
+        same = "not in the paper; the check of the protocol"
+        rows.append({**facts, "unit": "image-level AUC, median", "same_protocol": same})
+    for row in tables["canary_summary"].itertuples():
+        facts = {"claim": f"shuffled diagnoses, {row.split}: AUC", "this_run": row.mean_auc, "low": row.low}
+        facts |= {"high": row.high, "over": "shuffles of the diagnoses (Student t)", "n": row.shuffles, "unit": "AUC"}
+        rows.append({**facts, "same_protocol": "not in the paper; 0.5 is what a sound protocol gives"})
+        facts = {"claim": f"shuffled diagnoses, {row.split}: 95 % intervals that hold 0.5", "this_run": row.covers}
+        facts |= {"low": row.covers_low, "high": row.covers_high, "over": "shuffles of the diagnoses (Wilson)"}
+        facts |= {"n": row.shuffles, "unit": "share", "same_protocol": "not in the paper; 0.95 is what they promise"}
+        rows.append(facts)
+    return rows
+
+
+def units(run: Run) -> list[Unit]:
+    """Every unit of the baselines."""
+    parts = [canary_unit(**task) for task in canary_tasks(run)]
+    return [frozen_unit(run), texture_unit(run), scores_unit(run), spread_unit(run), *parts]

@@ -1,0 +1,259 @@
+"""The answer of stage 06 on made-up scores: what is declared, what is claimed, what an arm cost, and the figures."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from test_baselines import features_of, images_table, learners
+
+from nafld_utils import artifacts, baselines, figures, sweep, sweep_tables
+from nafld_utils.figures import sweep as draw
+from nafld_utils.figures import sweep_checks as checks
+from nafld_utils.stages import baselines as baseline_stage
+from nafld_utils.stages import prepare
+from nafld_utils.stages import sweep_answer as answer
+
+OVERRIDES = {"sweep.backbones": ["tf_efficientnet_lite0"], "sweep.n_resamples": 100, "engine.mode": "serial"}
+ARMS = {("real", 0.0): 0.0, ("traditional", 0.5): 0.0, ("semantic", 0.5): 0.6}
+
+
+class ToyData:
+    """What stage 02 would leave, as far as the answer reads it."""
+
+    images = images_table(20, 3, 2).assign(grade=lambda t: 5.0 * t["patient_id"])
+    tissue = None
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    monkeypatch.setattr(prepare, "open_preprocessed", lambda run: ToyData)
+    return artifacts.open_run("smoke", OVERRIDES)
+
+
+def made_up(backbone="tf_efficientnet_lite0", arms=None, n_seeds=3, **group):
+    """Scores in (0, 1); `arms` maps (arm, rate) to a shift of the fatty patients' scores."""
+    images, parts = ToyData.images, []
+    own = np.random.default_rng(7).normal(size=21)[images["patient_id"]]
+    for (arm, rate), shift in (arms or ARMS).items():
+        for seed in range(n_seeds):
+            noise = 0.2 * np.random.default_rng([seed, round(10 * shift)]).normal(size=len(images))
+            score = 1 / (1 + np.exp(-(own + noise + (0.5 + shift) * images["label"])))
+            facts = images[["image_id", "patient_id", "label", "fold"]]
+            parts.append(facts.assign(backbone=backbone, **group, arm=arm, rate=rate, seed=seed, score=score))
+    return pd.concat(parts, ignore_index=True)
+
+
+# ---------------------------------------------------------------- what is declared
+
+
+def test_tables_are_stored_once_and_come_back_alike(run, monkeypatch):
+    tables = answer.build_tables(run, made_up())
+    assert set(tables) == set(answer.TABLES)
+    assert tables["comparisons"].groupby("level")["primary"].sum().to_dict() == {"image": 1, "patient": 1}
+
+    def again(*args, **kwargs):
+        raise AssertionError("computed twice")
+
+    monkeypatch.setattr(sweep_tables, "compare_arms", again)
+    kept = answer.build_tables(run, made_up())
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(kept[name], table, check_dtype=False)
+
+
+def test_an_incomplete_grid_stores_nothing(run):
+    answer.build_tables(run, made_up(), note="1 of 12 trials are missing.")
+    assert not answer.tables_unit(run).done()
+
+
+def test_one_comparison_is_declared_whatever_else_the_run_holds(run):
+    groups = [
+        made_up(freeze="paper", balance="none"),
+        made_up(freeze="all", balance="none"),
+        made_up(freeze="paper", balance="oversample"),
+        made_up("resnet18", freeze="paper", balance="none"),
+    ]
+    scores = pd.concat(groups[::-1], ignore_index=True)
+    tables = answer.build_tables(run, scores)
+    row = answer.primary(run, tables)
+    assert (row.backbone, row.freeze, row.balance) == ("tf_efficientnet_lite0", "paper", "none")
+    assert (row.arm, row.rate) == ("semantic", 0.5)
+    assert tables["comparisons"]["primary"].sum() == 2
+    assert len(answer.at(run, tables["comparisons"])) == 2
+    assert answer.networks(run, tables) == ["tf_efficientnet_lite0", "resnet18"]
+    # a run that trains every layer and nothing else declares its comparison there
+    only = answer.declared(run, made_up(freeze="none", balance="none"))
+    assert only["freeze"] == "none"
+
+
+def test_verdict_says_whether_a_gain_is_one_of_seeds_alone(run):
+    row = answer.primary(run, answer.build_tables(run, made_up()))
+    text = {
+        "helped": {"low_patients": 0.1, "high_patients": 0.2},
+        "did harm": {"low_patients": -0.2, "high_patients": -0.1},
+        "over seeds alone": {"low_patients": -0.2, "high_patients": 0.1, "low_seeds": 0.01, "high_seeds": 0.02},
+        "this run does not tell": {"low_patients": -0.2, "high_patients": 0.1, "low_seeds": np.nan},
+    }
+    for words, change in text.items():
+        assert words in answer._verdict(pd.Series({**row.to_dict(), **change})), words
+
+
+def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are_simulated(run):
+    tables = answer.build_tables(run, made_up())
+    text = answer.answer(run, tables)
+    row = answer.primary(run, tables)
+    assert f"{row.difference:+.3f} on simulated patients" in text
+    assert "Student t over 3 seeds" in text
+    assert "bootstrap of 20 patients and of the seeds" in text
+    assert f"about {row.smallest_effect:.3f}" in text
+    assert row.smallest_effect == pytest.approx(2.8 * row.se_patients)
+    assert "DeLong p" in text
+
+
+# ---------------------------------------------------------------- claims and cost
+
+
+def test_claims_say_what_their_interval_is_over(run):
+    tables = answer.build_tables(run, made_up())
+    rows = answer.claims(run, tables)
+    table = artifacts.record_claims(run, "06_classification_sweep", rows)
+    assert {row["over"] for row in rows if row["claim"].startswith("gain")} == {
+        sweep_tables.OVER_SEEDS,
+        sweep_tables.OVER_BOTH,
+    }
+    assert all(row["same_protocol"].startswith("no") for row in rows)
+    bounded = table.dropna(subset=["low"])
+    assert bounded["over"].notna().all()
+    assert (bounded["low"] <= bounded["high"]).all()
+    assert table["claim"].str.contains("Spearman").any()
+    assert table["claim"].str.contains("smallest gain").any()
+
+
+def test_two_networks_have_claims_each(run, tmp_path):
+    both = artifacts.open_run("smoke", {**OVERRIDES, "sweep.backbones": ["tf_efficientnet_lite0", "resnet50.tv_in1k"]})
+    scores = pd.concat([made_up(), made_up("resnet50.tv_in1k")], ignore_index=True)
+    rows = answer.claims(both, answer.build_tables(both, scores))
+    assert sum(row["claim"].startswith("gain") for row in rows) == 4
+
+
+def test_paper_settings_are_the_papers_protocol():
+    assert answer.protocol(artifacts.open_run("paper")) == "yes"
+    text = answer.protocol(artifacts.open_run("demo"))
+    assert text.startswith("no: simulated cohort; tf_efficientnet_lite0 instead of ResNet-50")
+
+
+def test_cost_of_an_arm_counts_the_models_that_it_names(run, monkeypatch):
+    tables = answer.build_tables(run, made_up())
+    cells = [("real", 0.0), ("semantic", 0.5), ("semantic+class", 0.5), ("unheard_of", 0.5)]
+    status = pd.DataFrame([{"arm": a, "rate": r, "state": "done", "seconds": 30.0} for a, r in cells for _ in range(4)])
+
+    class Made:
+        def seconds(self):
+            return 60.0
+
+    monkeypatch.setattr(answer, "_MAKERS", (lambda run, name, fold: Made(),) * 2)
+    cost = answer.costs(run, status, tables).set_index("arm")
+    assert cost["classifier_minutes"].eq(2).all()
+    n_folds = len(sweep.folds_of(run.settings))
+    assert cost["generator_minutes"].tolist()[:3] == [0, 2 * n_folds, 4 * n_folds]
+    assert np.isnan(cost.loc["unheard_of", "generator_minutes"])
+
+
+# ---------------------------------------------------------------- the baselines' stage
+
+
+def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
+    features = features_of(ToyData.images, 1.0)
+    crops = np.random.default_rng(0).integers(1, 256, (60, 16, 16)).astype(np.uint8)
+    monkeypatch.setattr(ToyData, "crops", crops, raising=False)
+    calls = []
+    monkeypatch.setattr(baseline_stage, "frozen_features", lambda run, crops: calls.append(1) or features)
+    tables = baseline_stage.build(run)
+    assert set(tables["auc"]["baseline"]) == {
+        baselines.FEATURES_SVM,
+        baselines.FEATURES_LOGISTIC,
+        baselines.GLCM_SVM,
+        baselines.HALVES,
+    }
+    assert len(tables["canary"]) == 2 * run.settings.sweep.canary_shuffles
+    again = baseline_stage.build(run)
+    assert calls == [1]
+    pd.testing.assert_frame_equal(again["auc"], tables["auc"])
+    rows = baseline_stage.claims(run, tables)
+    published = {row["claim"]: row["paper"] for row in rows if row.get("paper")}
+    assert published == {
+        "frozen features + SVM, one patient left out": 0.977,
+        "GLCM texture + SVM, one patient left out": 0.893,
+    }
+    assert all("simulated" in row["same_protocol"] for row in rows if row.get("paper"))
+    assert sum("shuffled diagnoses" in row["claim"] for row in rows) == 4
+    assert all(unit.done() for unit in baseline_stage.units(run))
+    more = artifacts.open_run("smoke", {**OVERRIDES, "sweep.canary_shuffles": 45})
+    assert [len(baseline_stage.canary_seeds(more, i)) for i in range(3)] == [20, 20, 5]
+
+
+# ---------------------------------------------------------------- figures
+
+
+@pytest.fixture
+def tables(run):
+    return answer.build_tables(run, made_up(n_seeds=6))
+
+
+def test_figures_draw_what_they_are_given(run, tables):
+    with figures.style():
+        fig, axes = plt.subplots(2, 4, figsize=(20, 9))
+        arms = answer.at(run, tables["arms"])
+        draw.boxes(answer.at(run, tables["seeds"]), arms, axes[0, 0])
+        assert [t.get_text() for t in axes[0, 0].get_xticklabels()] == ["0", "0.5"]
+        draw.roc(answer.at(run, tables["roc"], None), arms, axes[0, 1])
+        assert len(axes[0, 1].collections) == 2, "a band a curve"
+        compared = answer.at(run, tables["comparisons"])
+        draw.differences(compared.assign(low_seeds=-9.0, high_seeds=9.0), axes[0, 2])
+        assert max(np.abs(axes[0, 2].get_xlim())) < 2, "an absurd interval over seeds does not set the scale"
+        draw.differences(compared.assign(low_seeds=np.nan, high_seeds=np.nan, note="one seed"), axes[0, 2])
+        checks.reliability(answer.at(run, tables["reliability"], None), axes[0, 3])
+        scores = baselines.split_scores(learners(features_of(ToyData.images, 1.0)), ToyData.images)
+        whole = baselines.baseline_table(scores, 50).query("level == 'patient'")
+        checks.baseline_bars(whole, answer.at(run, tables["arms"], "patient"), axes[1, 0])
+        assert len(axes[1, 0].get_yticklabels()) == 2 + 3
+        spread = pd.DataFrame({"baseline": "b", "split_by": ["patient", "image"] * 3, "seed": 0})
+        checks.leak(spread.assign(auc=np.linspace(0.7, 1, 6)), axes[1, 1])
+        canary = pd.DataFrame({"auc": [0.4, 0.6], "low": [0.3, 0.55], "high": [0.5, 0.7], "covers": [True, False]})
+        checks.canary(canary, axes[1, 2])
+        checks.patient_scores(made_up(n_seeds=1).query("arm == 'real'"), ("healthy", "fatty"), axes[1, 3])
+        fig.canvas.draw()
+        plt.close(fig)
+
+
+def test_small_multiples_have_a_panel_a_variant_and_one_scale(run, tables):
+    with figures.style():
+        fig = draw.small_multiples(tables["variants"])
+        shown = [ax for ax in fig.axes if ax.get_visible()]
+        assert len(shown) == tables["variants"].groupby(["backbone", "variant"]).ngroups == 3
+        assert len({ax.get_ylim() for ax in shown}) == 1
+        fig.canvas.draw()
+        plt.close(fig)
+
+
+def test_every_arm_has_a_colour_of_its_own():
+    arms = draw.arms_of(pd.DataFrame({"arm": ["odd", "gan", "filtered", "real", "semantic+class", "semantic"]}))
+    assert arms[:2] == ["real", "semantic"]
+    assert len(set(draw.arm_colors(arms).values())) == len(arms)
+
+
+def test_explorer_shows_what_is_stored_and_never_a_cell_that_is_not():
+    scores = pd.concat([made_up(n_seeds=2), made_up("other", {("real", 0.0): 0.0}, 1)], ignore_index=True)
+    box = checks.explorer(scores, ("healthy", "fatty"))
+    choices, text, picture = box.children
+    by_name = {child.description: child for child in choices.children}
+    assert list(by_name) == ["backbone", "arm", "rate", "seed"]
+    first = bytes(picture.value)
+    assert first.startswith(b"\x89PNG")
+    by_name["arm"].value = "semantic"
+    assert by_name["rate"].options == (0.5,)
+    part = made_up(n_seeds=1).query("arm == 'semantic'")
+    assert f"{sweep_tables.auc_by_seed(part)['auc'].iloc[0]:.3f}" in text.value
+    assert bytes(picture.value) != first
+    by_name["backbone"].value = "other"
+    assert (by_name["arm"].value, by_name["rate"].value, by_name["seed"].options) == ("real", 0.0, (0,))
