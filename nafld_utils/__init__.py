@@ -1,8 +1,7 @@
-"""Do synthetic images help a classifier, are they any good, and are they copies of patients?
+"""Synthetic liver ultrasounds for a classifier of fatty liver: do they help, are they any good, are they copies?
 
-The package under the eight notebooks of this study. Modules, in import order (a module imports only from those
-above it; ``tests/test_layout.py`` holds that): ``params``, ``artifacts``, ``engine``; ``cohort``, ``phantom``;
-``folds``, ``preprocess``; ``autoencoder``, ``diffusion``, ``sampling``; ``backbones``, ``quality``; ``trial``,
-``sweep``, ``resampling``, ``stats``, ``baselines``, ``delong``, ``measures``, ``sweep_tables``; ``explain``,
-``turing_sitting``, ``turing``; ``figures``; ``stages`` (the only ones that open files); ``report``.
+The package under the eight notebooks of this study. A module imports only from those above it, in the order that
+``tests/test_layout.py`` holds: settings, artifacts and engine; cohort and simulator; folds and preprocessing; networks,
+autoencoders, diffusion, GAN; quality and the search for copies; trainings, sweep and statistics; explanations and the
+Turing test; figures; ``stages``, the only ones that open files; reports.
 """

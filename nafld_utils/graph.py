@@ -145,7 +145,7 @@ def preflight(run: Run) -> None:
     for key in (key for keys in _FILES.values() for key in keys):
         path = run.settings.section(key)
         used = key != "cohort.path" or run.settings.cohort.source == "file"
-        if used and path and not Path(path).expanduser().exists():
+        if used and path and not _named(key, path).exists():
             raise SettingsError(f"setting {key}: expected an existing path, found none at {path}; correct it.")
     if run.settings.engine.device.startswith("cuda"):
         engine.device(run.settings.engine)
@@ -164,12 +164,20 @@ def report_path(run: Run, stage: str) -> Path:
 def stamp_content(run: Run, stage: str) -> dict[str, Any]:
     """Settings that a stage reads itself, and size and time of the files they name."""
     sections = params.STAGE_SECTIONS[stage]
-    paths = [run.settings.section(key) for name in sections for key in _FILES.get(name, ())]
-    files = [Path(path).expanduser() for path in paths if path]
+    keys = [key for name in sections for key in _FILES.get(name, ())]
+    files = [_named(key, run.settings.section(key)) for key in keys if run.settings.section(key)]
     if "cohort" in sections and run.settings.cohort.source == "file" and not run.settings.cohort.path:
         files += sorted(run.data.glob("*.mat"))
+    # a folder's own time does not tell that a file in it was edited
+    files += [inner for path in files if path.is_dir() for inner in sorted(path.rglob("*")) if inner.is_file()]
     marks = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()}
     return {"settings": {name: run.settings.section(name) for name in sections}, "files": marks}
+
+
+def _named(key: str, path: str) -> Path:
+    """The file of the user that a setting names; the stage of the Turing test reads relative to the work folder."""
+    named = Path(path).expanduser()
+    return artifacts.work_root() / named if key == "turing.ratings" else named
 
 
 def write_stamps(run: Run) -> dict[str, str]:

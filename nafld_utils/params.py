@@ -346,8 +346,12 @@ class TuringSettings(_Section):
     n_synthetic_unhealthy: NonNegative
     n_synthetic_healthy: NonNegative
     seed: NonNegative
+    language: Annotated[str, Field(pattern=r"^[A-Za-z-]{2,20}$")]
+    contact: Annotated[str, Field(max_length=200)] | None
     ratings: str | None
     n_simulated_raters: Annotated[int, Field(ge=1)]
+    equivalence_margin: Annotated[float, Field(gt=0, lt=0.5)]
+    equivalence_power: Annotated[float, Field(gt=0, lt=1)]
 
 
 class EngineSettings(_Section):

@@ -4,7 +4,7 @@ Contract: tables in, tables out. Ratings are a table as `summarize` describes it
 refuses with a ValueError a missing column or value, a value other than 0 and 1, and an image rated twice by one rater.
 As in the paper *sensitivity* is the share of real images recognised as real and *specificity* the share of synthetic
 images recognised as synthetic; a rater's rate is one observation, so means and intervals are over raters, for these
-images. Which images raters see, and how their answers are read, is `nafld_utils.turing_sitting`'s.
+images. Intervals that fit five raters better, and over images too, are `nafld_utils.turing_statistics`'.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from nafld_utils import stats, turing_sitting
+from nafld_utils import stats, turing_answers
 
 REVISION = 1
 
@@ -99,7 +99,7 @@ def rater_rates(ratings: pd.DataFrame) -> pd.DataFrame:
     ValueError
         As in `summarize`.
     """
-    table = _checked(ratings)
+    table = checked(ratings)
     rows = []
     for rater, own in table.groupby("rater", sort=False):
         for group in GROUPS:
@@ -130,29 +130,43 @@ def per_rater(ratings: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``rater, n, n_right, accuracy, low, high`` (Clopper-Pearson 95 %, over images), ``p`` (exact two-sided
-        binomial test against 0.5), ``said_real`` (share), ``d_prime`` (0: cannot tell), ``criterion`` (above 0:
+        binomial test against 0.5), ``said_real`` (share), ``chance`` (the accuracy that this inclination gives
+        without any skill), ``d_prime`` (0: cannot tell), ``d_low, d_high`` (95 %, normal), ``criterion`` (above 0:
         inclined to say synthetic), ``over``.
+
+    Raises
+    ------
+    ValueError
+        As in `summarize`.
 
     Notes
     -----
     With 20 real images in 50, a rater who always says "synthetic" is right in 0.6: the accuracy's chance level is
     0.5 only for a rater without inclination, that of d' is always 0. Rates enter d' as (k + 0.5) / (n + 1), which
-    keeps perfect raters finite (Hautus 1995, doi 10.3758/BF03203619).
+    keeps perfect raters finite (Hautus 1995, doi 10.3758/BF03203619); its variance is Gourevitch and Galanter's
+    (1967, doi 10.1007/BF02289457) at the same rates.
     """
     rows = []
-    for rater, own in _checked(ratings).groupby("rater", sort=False):
+    for rater, own in checked(ratings).groupby("rater", sort=False):
+        real, said = own["is_real"].mean(), own["said_real"].mean()
         right = int((own["said_real"] == own["is_real"]).sum())
         test = scipy_stats.binomtest(right, len(own), 0.5)
         low, high = test.proportion_ci(0.95, "exact")
-        hit, false_alarm = (_z(own.loc[own["is_real"] == real, "said_real"]) for real in (1, 0))
-        rates = (len(own), right, right / len(own), low, high, test.pvalue, own["said_real"].mean())
-        rows.append((rater, *rates, hit - false_alarm, -(hit + false_alarm) / 2, "images (exact binomial); this rater"))
-    columns = ["rater", "n", "n_right", "accuracy", "low", "high", "p", "said_real", "d_prime", "criterion", "over"]
-    return pd.DataFrame(rows, columns=columns)
+        (hit, v_hit), (false_alarm, v_false) = (_z(own.loc[own["is_real"] == kind, "said_real"]) for kind in (1, 0))
+        d, half = hit - false_alarm, scipy_stats.norm.ppf(0.975) * np.sqrt(v_hit + v_false)
+        rates = (len(own), right, right / len(own), low, high, test.pvalue, said, real * said + (1 - real) * (1 - said))
+        rows.append((rater, *rates, d, d - half, d + half, -(hit + false_alarm) / 2, "images; this rater"))
+    columns = ["rater", "n", "n_right", "accuracy", "low", "high", "p", "said_real", "chance"]
+    return pd.DataFrame(rows, columns=[*columns, "d_prime", "d_low", "d_high", "criterion", "over"])
 
 
-def _z(said_real: pd.Series) -> float:
-    return float(scipy_stats.norm.ppf((said_real.sum() + 0.5) / (len(said_real) + 1)))
+def _z(said_real: pd.Series) -> tuple[float, float]:
+    """Normal quantile of the corrected share of "real", and its variance."""
+    if said_real.empty:
+        raise ValueError("ratings: expected real and synthetic images from every rater, found one kind; complete them.")
+    rate = (said_real.sum() + 0.5) / (len(said_real) + 1)
+    z = scipy_stats.norm.ppf(rate)
+    return float(z), float(rate * (1 - rate) / (len(said_real) * scipy_stats.norm.pdf(z) ** 2))
 
 
 def per_image(ratings: pd.DataFrame) -> pd.DataFrame:
@@ -169,45 +183,15 @@ def per_image(ratings: pd.DataFrame) -> pd.DataFrame:
         ``image_id, [order, kind,] label, is_real, said_real`` (share of raters), ``right`` (share), ``n_raters``;
         the most often recognised first.
     """
-    table = _checked(ratings)
+    table = checked(ratings)
     keys = [name for name in ("image_id", "order", "kind", "label", "is_real") if name in table]
     table = table.assign(right=table["said_real"] == table["is_real"]).groupby(keys, as_index=False, sort=False)
     table = table.agg(said_real=("said_real", "mean"), right=("right", "mean"), n_raters=("right", "size"))
     return table.sort_values("right", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def agreement(ratings: pd.DataFrame) -> float:
-    """Fleiss' kappa of the answers: 0 is agreement by chance, 1 complete.
-
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        As in `summarize`, every image seen by the same number of raters.
-
-    Returns
-    -------
-    float
-        At most 1.
-
-    Raises
-    ------
-    ValueError
-        One rater, unequal numbers of raters an image, or one answer only (kappa is not defined).
-    """
-    from statsmodels.stats.inter_rater import fleiss_kappa
-
-    counts = _checked(ratings).groupby("image_id")["said_real"].agg(["size", "sum"])
-    if np.ptp(counts["size"]) or counts["size"].iloc[0] < 2:
-        raise ValueError(
-            "ratings: expected the same two or more raters for every image, found"
-            f" {sorted(counts['size'].unique().tolist())} raters an image; kappa needs equal numbers."
-        )
-    if counts["sum"].sum() in (0, counts["size"].sum()):
-        raise ValueError("ratings: expected both answers, found one only; kappa is not defined.")
-    return float(fleiss_kappa(np.stack([counts["sum"], counts["size"] - counts["sum"]], axis=1)))
-
-
-def _checked(ratings: pd.DataFrame) -> pd.DataFrame:
+def checked(ratings: pd.DataFrame) -> pd.DataFrame:
+    """The ratings with whole numbers, or a ValueError that names what `summarize` cannot take; see the contract."""
     columns = ["rater", "image_id", "label", "is_real", "said_real"]
     missing = [name for name in columns if name not in ratings]
     if missing or not len(ratings):
@@ -219,7 +203,10 @@ def _checked(ratings: pd.DataFrame) -> pd.DataFrame:
         if not ratings[name].isin([0, 1]).all():
             found = ratings.loc[~ratings[name].isin([0, 1]), name].iloc[0]
             raise ValueError(f"ratings: expected 0 or 1 in {name}, found {found}; correct that answer.")
-    turing_sitting.refuse_repeats(ratings)
+    try:
+        turing_answers.refuse_repeats(ratings)
+    except ValueError as error:
+        raise ValueError(f"ratings: {error}") from None
     return ratings.astype(dict.fromkeys(columns[2:], int))
 
 
@@ -301,7 +288,7 @@ def as_table_1(summary: pd.DataFrame) -> pd.DataFrame:
     cells = {
         (row.group, row.metric): f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]"
         if np.isfinite([row.low, row.high]).all()
-        else f"{row.mean:.3f} [one rater]"
+        else f"{row.mean:.3f} [{'one rater' if row.n_raters == 1 else 'no interval'}]"
         for row in summary.itertuples(index=False)
     }
     table = pd.DataFrame([[cells[group, metric] for metric in METRICS] for group in GROUPS], GROUPS, list(METRICS))

@@ -1,15 +1,16 @@
-"""A sitting of the image Turing test: which images raters see, and what they answer.
+"""A sitting of the image Turing test: which images raters see, in which order, and answers of raters who do not exist.
 
-Contract: tables in, tables out; only `read_ratings` opens a file. The *set* is the table of `draw_set`, an image a row,
-in the order in which every rater sees it. A *rating* is one answer: rater, image, and ``said_real`` (1 "real", 0
-"synthetic"); ratings are accepted only where every rater answered every image of the set once. What the answers amount
-to is `nafld_utils.turing`'s.
+Contract: tables and arrays in, tables out. The *set* is a table, an image a row, in the order in which every rater sees
+it. A *rating* is one answer: rater, image, ``said_real`` (1 "real", 0 "synthetic") and, where given, how sure the rater
+was. The page that raters open is `nafld_utils.turing_page`'s, reading their answers `nafld_utils.turing_import`'s, and
+what these amount to `nafld_utils.turing`'s.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +20,21 @@ from scipy import stats as scipy_stats
 if TYPE_CHECKING:
     from nafld_utils.params import TuringSettings
 
-REVISION = 1
+REVISION = 2
 
-RATING_COLUMNS = ("rater", "image_id", "said_real")
-ITEM_COLUMNS = ["order", "image_id", "kind", "is_real", "label", "patient_id", "fold", "source_id", "row"]
+# What a results file calls itself; the version is raised when its fields change.
+RESULTS_SCHEMA = "nafld-turing-results"
+RESULTS_VERSION = 1
+RATER_PATTERN = "^[A-Za-z0-9][A-Za-z0-9_-]{0,19}$"  # also fit for a file name
+CONFIDENCE_LEVELS = (50, 60, 70, 80, 90, 100)  # per cent sure of one's own answer; 50 is a guess
+ITEM_COLUMNS = ["kind", "is_real", "label", "patient_id", "fold", "source_id", "row"]
 
 
 # ---------------------------------------------------------------- the set
 
 
 def draw_set(real: pd.DataFrame, synthetic: Mapping[str, pd.DataFrame], settings: TuringSettings) -> pd.DataFrame:
-    """Draw the images that raters see, in one fixed random order.
+    """Draw the images that raters see.
 
     Parameters
     ----------
@@ -40,14 +45,14 @@ def draw_set(real: pd.DataFrame, synthetic: Mapping[str, pd.DataFrame], settings
         there is none), ``row``; the label of a semantic image is the one it inherits from its source map.
     settings : TuringSettings
         Numbers of images; the synthetic ones are divided evenly over the models (paper: 9 unhealthy and 6 healthy
-        each). ``settings.seed`` fixes the draw and the order.
+        each). ``settings.seed`` fixes the draw.
 
     Returns
     -------
     pandas.DataFrame
-        ``order`` (from 1), ``image_id`` (opaque: tells a rater nothing), ``kind`` (real or the model), ``is_real``,
-        ``label``, ``patient_id`` (of a real image, or of a semantic image's source; missing for the class model),
-        ``fold, source_id, row`` (where the pixels are). Integers are nullable where an entry can be missing.
+        Real images first: ``kind`` (real or the model), ``is_real, label, patient_id`` (of a real image, or of a
+        semantic image's source; missing for the class model), ``fold, source_id, row`` (where the pixels are).
+        Integers are nullable where an entry can be missing. `put_in_order` mixes them.
 
     Raises
     ------
@@ -74,12 +79,46 @@ def draw_set(real: pd.DataFrame, synthetic: Mapping[str, pd.DataFrame], settings
             part = _spread(pool, n, shown, rng)
             shown |= set(part["patient_id"].dropna())
             parts.append(part.assign(kind=kind, is_real=int(kind == "real")))
-    items = pd.concat(parts, ignore_index=True)
-    items = items.iloc[rng.permutation(len(items))].reset_index(drop=True)
-    items["order"] = np.arange(1, len(items) + 1)
-    # Opaque, and with a letter in front so that no spreadsheet takes it for a number.
-    items["image_id"] = [f"t{value:06x}" for value in rng.choice(16**6, size=len(items), replace=False)]
-    return items[ITEM_COLUMNS]
+    return pd.concat(parts, ignore_index=True)[ITEM_COLUMNS]
+
+
+def put_in_order(items: pd.DataFrame, images: np.ndarray, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Give the drawn images their one order and their names.
+
+    Parameters
+    ----------
+    items : pandas.DataFrame
+        From `draw_set`; row i belongs to image i.
+    images : (n, S, S) uint8 ndarray
+    seed : int
+        Another seed gives another order and other names.
+
+    Returns
+    -------
+    items : pandas.DataFrame
+        In the order of every sitting, with ``order`` (from 1) and ``image_id`` in front.
+    images : (n, S, S) uint8 ndarray
+        In the same order.
+
+    Notes
+    -----
+    Choice: order and names are hashes of the seed and the pixels, which every rater sees anyhow. So they cannot tell
+    what an image is, not even to someone who knows the seed and this code; a random number generator started from a
+    known seed could be run again and its permutation undone.
+    """
+    seen: Counter[bytes] = Counter()
+    places, names = [], []
+    for image in images:
+        pixels = np.ascontiguousarray(image).tobytes()
+        seen[pixels] += 1  # keeps the names of equal images apart
+        places.append(hashlib.sha256(f"order {seed} {seen[pixels]} ".encode() + pixels).hexdigest())
+        # a letter in front, so that no spreadsheet takes it for a number
+        names.append("t" + hashlib.sha256(f"name {seed} {seen[pixels]} ".encode() + pixels).hexdigest()[:8])
+    order = np.argsort(places)
+    out = items.iloc[order].reset_index(drop=True)
+    out.insert(0, "order", np.arange(1, len(out) + 1))
+    out.insert(1, "image_id", [names[i] for i in order])
+    return out, images[order]
 
 
 def _shares(models: Sequence[str], n_unhealthy: int, n_healthy: int) -> dict[str, tuple[int, int]]:
@@ -121,142 +160,7 @@ def _too_few(kind: str, label: int, expected: int, found: int) -> str:
     return f"{source}: expected {expected} {group} images for the Turing test, found {found}; lower {key} or {more}."
 
 
-# ---------------------------------------------------------------- ratings
-
-
-def read_ratings(path: str | Path, items: pd.DataFrame) -> pd.DataFrame:
-    """Read raters' answers and check them against the set they were shown.
-
-    Parameters
-    ----------
-    path : path
-        CSV with a header, UTF-8: ``rater, image_id, said_real`` (1 real, 0 synthetic); further columns are dropped.
-    items : pandas.DataFrame
-        The set, from `draw_set`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``rater`` str, ``image_id`` str, ``said_real`` int; every rater with every image once.
-
-    Raises
-    ------
-    ValueError
-        No such file, no CSV, a missing column, an answer other than 0 and 1, an unknown image, an image that a rater
-        answered twice or not at all. One sentence names the file and the line or the rater.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected a CSV of ratings, found no file; correct turing.ratings.") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: expected a CSV of ratings in UTF-8, found {reason}; export it again.") from None
-    missing = [name for name in RATING_COLUMNS if name not in table]
-    if missing:
-        raise ValueError(
-            f"{path}: expected columns {', '.join(RATING_COLUMNS)}, found no {', '.join(missing)}; add a header line."
-        )
-    table = table[list(RATING_COLUMNS)].apply(lambda column: column.str.strip())
-    wrong = np.flatnonzero(~table["said_real"].isin(["0", "1"]) | (table["rater"] == ""))
-    if len(wrong):
-        row = table.iloc[wrong[0]].to_dict()
-        raise ValueError(
-            f"{path}, line {wrong[0] + 2}: expected a rater and said_real 0 or 1, found {row}; correct that line."
-        )
-    table["said_real"] = table["said_real"].astype(int)
-    check_ratings(table, items, str(path))
-    return table
-
-
-def check_ratings(ratings: pd.DataFrame, items: pd.DataFrame, source: str = "ratings") -> None:
-    """Refuse ratings that do not answer every image of the set exactly once.
-
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        ``rater, image_id, said_real``.
-    items : pandas.DataFrame
-        The set, from `draw_set`.
-    source : str
-        What the message calls the ratings.
-
-    Raises
-    ------
-    ValueError
-        No rater, an unknown image, an image answered twice, an image not answered; names the first one.
-    """
-    if not len(ratings):
-        raise ValueError(f"{source}: expected one row an answer, found none; collect ratings first.")
-    unknown = ratings[~ratings["image_id"].isin(items["image_id"])]
-    if len(unknown):
-        row = unknown.iloc[0]
-        raise ValueError(
-            f"{source}: expected images of this set, found {row.image_id!r} by rater {row.rater!r}"
-            f" ({len(unknown)} such rows); these are answers to another set."
-        )
-    refuse_repeats(ratings, source)
-    answered = ratings.groupby("rater")["image_id"].nunique()
-    short = answered[answered < len(items)]
-    if len(short):
-        rater = short.index[0]
-        absent = items.loc[~items["image_id"].isin(ratings.loc[ratings["rater"] == rater, "image_id"]), "image_id"]
-        raise ValueError(
-            f"{source}: expected {len(items)} answers from each rater, found {short.iloc[0]} from {rater!r}"
-            f" ({absent.iloc[0]!r} is missing); complete them or leave this rater out."
-        )
-
-
-def refuse_repeats(ratings: pd.DataFrame, source: str = "ratings") -> None:
-    """Refuse two answers of one rater to one image.
-
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        ``rater, image_id`` at least.
-    source : str
-        What the message calls the ratings.
-
-    Raises
-    ------
-    ValueError
-        Names the first such image and its rater.
-    """
-    twice = ratings[ratings.duplicated(["rater", "image_id"])]
-    if len(twice):
-        row = twice.iloc[0]
-        raise ValueError(
-            f"{source}: expected one answer an image, found a second for {row.image_id!r} by rater {row.rater!r};"
-            " keep one of them."
-        )
-
-
-def attach_key(ratings: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
-    """Put the answers beside the truth, the form that `turing.summarize` takes.
-
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        ``rater, image_id, said_real``; ``simulated`` is kept where there is one.
-    items : pandas.DataFrame
-        The set, from `draw_set`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``rater, image_id, order, kind, label, is_real, said_real, simulated``, sorted by rater and order.
-
-    Raises
-    ------
-    ValueError
-        As in `check_ratings`.
-    """
-    check_ratings(ratings, items)
-    key = items[["image_id", "order", "kind", "label", "is_real"]]
-    answers = ratings[list(RATING_COLUMNS)].assign(simulated=ratings.get("simulated", False))
-    table = answers.merge(key, on="image_id", validate="many_to_one")
-    columns = ["rater", "image_id", "order", "kind", "label", "is_real", "said_real", "simulated"]
-    return table[columns].sort_values(["rater", "order"], kind="stable").reset_index(drop=True)
+# ---------------------------------------------------------------- raters who do not exist
 
 
 def simulate_raters(
@@ -280,25 +184,28 @@ def simulate_raters(
     Returns
     -------
     pandas.DataFrame
-        ``rater, image_id, said_real`` and ``simulated``, True in every row.
+        ``rater, image_id, said_real, confidence`` (per cent, one of `CONFIDENCE_LEVELS`) and ``simulated``, True in
+        every row.
 
     Notes
     -----
     Choice: equal-variance signal detection. Inclinations are evenly spaced normal quantiles, so that raters differ as
-    real ones do and the group leans neither way. By default nobody can tell, so whatever these answers show is
-    chance: they say nothing about the images.
+    real ones do and the group leans neither way. They are as sure as their impression is strong, and overconfident,
+    since by default nobody can tell; whatever these answers show is chance and says nothing about the images.
     """
     rng = np.random.default_rng(seed)
     looks = d_prime * (items["is_real"].to_numpy() - 0.5) + spread / 2 * rng.normal(size=len(items))
     criterion = spread * scipy_stats.norm.ppf((np.arange(n_raters)[:, None] + 0.5) / n_raters)
-    said = looks + rng.normal(size=(n_raters, len(items))) > criterion
+    evidence = looks + rng.normal(size=(n_raters, len(items))) - criterion
+    sure = 100 * scipy_stats.norm.cdf(np.abs(evidence))
     width = len(str(n_raters))
     names = [f"simulated {i + 1:0{width}d}" for i in range(n_raters)]
     return pd.DataFrame(
         {
             "rater": np.repeat(names, len(items)),
             "image_id": np.tile(items["image_id"].to_numpy(), n_raters),
-            "said_real": said.astype(int).ravel(),
+            "said_real": (evidence > 0).astype(int).ravel(),
+            "confidence": (np.round(sure / 10) * 10).ravel(),
             "simulated": True,
         }
     )

@@ -1,9 +1,9 @@
-"""Figures of the Turing test: the images, the rates beside the paper's, and which images fool whom."""
+"""Figures of the Turing test: the page, the images, the rates beside the paper's, who is fooled by what, and plans."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 KIND_NAMES = {"real": "real", "semantic": "semantic LDM", "class": "class LDM"}
 _INK, _ALERT = "#222222", "#8C2D04"
+# the page's own colours, of templates/turing.css
+_GROUND, _LINE, _LIGHT, _SOFT, _ACCENT = "#101214", "#6d747b", "#eceff1", "#b4bcc2", "#8ec5ff"
 
 
 def contact_sheet(images: np.ndarray, items: pd.DataFrame, ax: Axes, columns: int = 10, reveal: bool = False) -> Axes:
@@ -125,6 +127,144 @@ def recognised(images: pd.DataFrame, ax: Axes) -> Axes:
     )
     ax.grid(axis="x")
     ax.grid(visible=False, axis="y")
+    return ax
+
+
+def preview(image: np.ndarray, texts: Mapping[str, Any], n: int, levels: Sequence[int], ax: Axes) -> Axes:
+    """What a rater has on the screen, drawn from the page's own texts and colours; it is a drawing, not the page.
+
+    Parameters
+    ----------
+    image : (S, S) uint8
+        The first image of the sitting.
+    texts : mapping
+        From `nafld_utils.turing_page.load_texts`.
+    n : int
+        Images in the sitting.
+    levels : sequence of int
+        Confidences on offer, in per cent.
+    ax : Axes
+    """
+    ax.set(xlim=(0, 100), ylim=(136, 0), aspect="equal")
+    ax.axis("off")
+    _box(ax, (0, 0, 100, 136), _GROUND)
+    _say(ax, (5, 6.5), texts["item_heading"].format(i=1, n=n), ha="left", fontweight="bold", fontsize=11)
+    _box(ax, (5, 10.5, 90, 1.4), "#33383d")
+    _box(ax, (5, 10.5, 90 / n, 1.4), _ACCENT)
+    _box(ax, (5, 15, 90, 70), "black")
+    ax.imshow(image, vmin=0, vmax=255, extent=(15.5, 84.5, 84.5, 15.5), interpolation="bilinear", zorder=3)
+    _say(ax, (5, 89), texts["answer_legend"], ha="left", color=_SOFT)
+    for left, name in ((5, "real"), (51.5, "synthetic")):
+        _box(ax, (left, 91.5, 43.5, 9), _GROUND, edge=_LINE)
+        _say(ax, (left + 21.75, 96), f"{texts[name]}  [{texts[name + '_key']}]", fontweight="bold")
+    _say(ax, (5, 105), texts["confidence_legend"], ha="left", color=_SOFT)
+    labels = [texts["confidence_none"], *(texts["percent"].format(p=level) for level in levels)]
+    width = 90 / len(labels)
+    for i, label in enumerate(labels):
+        _box(ax, (5 + i * width, 107.5, width - 1.2, 7.5), _GROUND, edge=_ACCENT if i == 0 else _LINE)
+        at = (5 + i * width + (width - 1.2) / 2, 111.3)
+        _say(ax, at, label.replace(" ", "\n") if i == 0 else label, fontsize=9)
+    _box(ax, (5, 121, 20, 9), _GROUND, edge=_LINE)
+    _say(ax, (15, 125.5), texts["back"])
+    _box(ax, (28, 121, 67, 9), _ACCENT)
+    _say(ax, (61.5, 125.5), texts["next"], color=_GROUND, fontweight="bold")
+    return ax
+
+
+def _box(ax: Axes, place: tuple[float, float, float, float], face: str, edge: str = "none") -> None:
+    from matplotlib.patches import Rectangle
+
+    left, top, width, height = place
+    ax.add_patch(Rectangle((left, top), width, height, facecolor=face, edgecolor=edge, lw=1.2, zorder=2))
+
+
+def _say(ax: Axes, at: tuple[float, float], text: str, color: str = "", **look: Any) -> None:
+    look = {"ha": "center", "va": "center", "fontsize": 9, "linespacing": 0.9, "zorder": 4} | look
+    ax.text(*at, plain(text), color=color or _LIGHT, **look)
+
+
+def plain(text: str) -> str:
+    """Text from outside for a figure: a dollar sign stays one, where matplotlib would begin a formula."""
+    return str(text).replace("$", r"\$")
+
+
+def fooled(ratings: pd.DataFrame, ax: Axes) -> Axes:
+    """Which images fool whom: a row a rater, a column an image, filled where the rater was wrong (Supp. Fig. 2).
+
+    Parameters
+    ----------
+    ratings : pandas.DataFrame
+        ``rater, order, kind, is_real, said_real``; columns are grouped by kind, within it the most fooling first.
+    ax : Axes
+    """
+    table = ratings.assign(wrong=(ratings["said_real"] != ratings["is_real"]).astype(int))
+    images = table.groupby(["kind", "order"])["wrong"].mean().reset_index()
+    images["place"] = images["kind"].map(list(KIND_NAMES).index)
+    images = images.sort_values(["place", "wrong", "order"], ascending=[True, False, True])
+    raters = list(dict.fromkeys(table["rater"]))
+    grid = table.pivot_table(index="rater", columns="order", values="wrong").loc[raters, images["order"]]
+    shades = np.full((*grid.shape, 3), 1.0)
+    for column, kind in enumerate(images["kind"]):
+        shades[grid.to_numpy()[:, column] == 1, column] = [int(COLORS[kind][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    ax.imshow(shades, aspect="auto", interpolation="nearest")
+    ax.set_xticks(range(len(images)), [str(number) for number in images["order"]], rotation=90)
+    ax.set_yticks(range(len(raters)), [plain(rater) for rater in raters])
+    ax.set(
+        xticks=np.arange(len(images)),
+        xlabel="image (its number in the order), grouped by kind; filled: rater was wrong",
+    )
+    ax.vlines(np.arange(len(images) - 1) + 0.5, -0.5, len(raters) - 0.5, color="#DDDDDD", lw=0.6)
+    ax.hlines(np.arange(len(raters) - 1) + 0.5, -0.5, len(images) - 0.5, color="#DDDDDD", lw=0.6)
+    for kind, part in images.reset_index(drop=True).groupby("kind"):
+        middle = part.index.to_numpy().mean()
+        ax.text(middle, -0.65, KIND_NAMES[kind], ha="center", va="bottom", fontsize=9, color=COLORS[kind])
+    ax.grid(visible=False)
+    return ax
+
+
+def calibrated(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Share of right answers at each stated confidence, with intervals; the diagonal is a calibrated rater.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `nafld_utils.turing_statistics.calibration`; without rows the Axes says so.
+    ax : Axes
+    """
+    ax.plot([50, 100], [0.5, 1], color=_INK, lw=1, ls="--")
+    if len(table):
+        ax.vlines(table["confidence"], table["low"], table["high"], color=_INK, lw=2)
+        ax.plot(table["confidence"], table["right"], "o", color=_INK, ms=6)
+        for row in table.itertuples():
+            ax.annotate(f"{row.n}", (row.confidence, row.right), (5, 4), textcoords="offset points", fontsize=9)
+    else:
+        ax.text(0.5, 0.5, "nobody stated a confidence", transform=ax.transAxes, ha="center", va="center")
+    ax.set(xlim=(45, 105), ylim=(0, 1.02), xlabel="stated confidence, %", ylabel="share of right answers")
+    return ax
+
+
+def planned(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Images that each of so many raters must see, a line a basis; bases for which no number is enough are named.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `nafld_utils.turing_model.plans`.
+    ax : Axes
+    """
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
+    looks = [(_INK, "o-"), (_INK, "o--"), (COLORS["semantic"], "D-"), (COLORS["semantic"], "D--")]
+    for (color, form), (basis, part) in zip(looks, table.groupby("basis", sort=False), strict=False):
+        enough = part.dropna(subset=["n_images"])
+        label = basis if len(enough) else f"{basis}: no number is enough"
+        ax.plot(enough["n_raters"], enough["n_images"].astype(float), form, color=color, label=label, ms=5)
+    ax.set(xscale="log", yscale="log", xlabel="raters", ylabel="images each of them sees")
+    for axis, ticks in ((ax.xaxis, sorted(table["n_raters"].unique())), (ax.yaxis, (10, 20, 50, 100, 200, 500, 1000))):
+        axis.set_ticks(ticks)
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_locator(NullLocator())
+    ax.legend(fontsize=9)
     return ax
 
 

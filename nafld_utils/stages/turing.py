@@ -1,24 +1,54 @@
-"""Stage 08: the set of images raters see, and the analysis of their answers. Opens and writes files."""
+"""Stage 08: the images raters see, the page they take the test on, and the analysis of their answers. Opens files.
+
+The page is a unit of its own beside the set that holds the key, ``artifacts/<run>/turing/page``, and not a report: the
+report of notebook 08 shows the key, and what lies together is sent together. Only ``turing_test.html`` is for raters.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import turing, turing_sitting
-from nafld_utils.artifacts import Run, Unit, file_sha256, save_array, save_table, unit_seed, work_root
+from nafld_utils import (
+    turing,
+    turing_answers,
+    turing_import,
+    turing_model,
+    turing_page,
+    turing_sitting,
+    turing_statistics,
+)
+from nafld_utils.artifacts import (
+    Run,
+    Unit,
+    file_sha256,
+    save_array,
+    save_json,
+    save_table,
+    save_text,
+    unit_seed,
+    work_root,
+)
 from nafld_utils.stages import ldm, prepare, samples
 
-REVISION = 1
+if TYPE_CHECKING:
+    from nafld_utils.params import TuringSettings
+
+REVISION = 2
 
 STAGE = "08_turing_test"
 _NUMBERS = ("n_real_unhealthy", "n_real_healthy", "n_synthetic_unhealthy", "n_synthetic_healthy", "seed")
 _NULLABLE = {"patient_id": "Int64", "fold": "Int64"}
+_TEXT = ("note", "over", "rater", "file", "status")  # columns that stay text where they are empty
+_NOT_ANSWERS = ("thumbs.db", "desktop.ini")  # what file managers leave in a folder
+PAGE = "turing_test.html"
 
 
 @dataclass(frozen=True)
@@ -28,7 +58,7 @@ class TuringSet:
     Attributes
     ----------
     items : pandas.DataFrame
-        From `nafld_utils.turing_sitting.draw_set`, and ``crop``: which stored crop of a real image is shown (-1:
+        From `nafld_utils.turing_sitting.put_in_order`, and ``crop``: which stored crop of a real image is shown (-1:
         synthetic). The key of the test: it stays on the analyst's side.
     images : numpy.ndarray, shape (n, S, S), uint8
         Row i is item i.
@@ -47,27 +77,32 @@ class Analysis:
 
     Attributes
     ----------
-    ratings : pandas.DataFrame
-        From `nafld_utils.turing_sitting.attach_key`.
-    summary, raters, images : pandas.DataFrame
-        From `summarize`, `per_rater` and `per_image` of `nafld_utils.turing`.
+    tables : mapping of str to pandas.DataFrame
+        By name: ``ratings`` (answers beside the key), ``files`` (what was read, counted and refused); ``summary``
+        (the paper's Table 1), ``bounded``, ``crossed``, ``raters``, ``pooled``, ``model``, ``agreement``,
+        ``calibration``, ``overconfidence``, ``images``, ``unanimous`` and ``plans``, from the functions of
+        `nafld_utils.turing`, `nafld_utils.turing_statistics` and `nafld_utils.turing_model`.
+    equivalence : mapping
+        From `nafld_utils.turing_model.equivalence_test`.
     simulated : bool
-        Whether the raters are simulated.
+        Whether the raters are simulated; every table has a column that says so.
     unit : Unit
         Where it lies.
     """
 
-    ratings: pd.DataFrame
-    summary: pd.DataFrame
-    raters: pd.DataFrame
-    images: pd.DataFrame
+    tables: Mapping[str, pd.DataFrame]
+    equivalence: Mapping[str, Any]
     simulated: bool
     unit: Unit
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """One of the tables."""
+        return self.tables[name]
 
     @property
     def source(self) -> str:
         """Who answered, for titles and legends: ``"5 simulated raters"`` or ``"5 raters"``."""
-        n = self.ratings["rater"].nunique()
+        n = self["ratings"]["rater"].nunique()
         return f"{n} {'simulated ' if self.simulated else ''}rater{'' if n == 1 else 's'}"
 
 
@@ -104,10 +139,12 @@ def make_set(run: Run) -> TuringSet:
         sets = {(t["conditioning"], t["fold"]): samples.open_synthetic(**t) for t in ldm.tasks(run)}
         tables = {model: _all_folds(sets, model) for model in run.settings.ldm.conditionings}
         items = turing_sitting.draw_set(real.images, tables, run.settings.turing)
-        rng = np.random.default_rng(unit_seed(run.settings.turing.seed, "turing", "crop"))
+        seed = run.settings.turing.seed
+        rng = np.random.default_rng(unit_seed(seed, "turing", "crop"))
         crops = rng.integers(real.pool.shape[1], size=len(items))
         items["crop"] = np.where(items["is_real"] == 1, crops, -1)
         images = np.stack([_pixels(item, real.pool, sets) for item in items.itertuples()])
+        items, images = turing_sitting.put_in_order(items, images, seed)
         with unit.writing() as folder:
             save_table(folder / "items.csv", items)
             save_array(folder / "images.npy", images)
@@ -124,14 +161,70 @@ def _pixels(item: Any, pool: np.ndarray, sets: Mapping[tuple[str, int], samples.
     return pool[item.row, item.crop] if item.kind == "real" else sets[item.kind, int(item.fold)].images[item.row]
 
 
-def ratings_path(run: Run) -> Path | None:
-    """Where the ratings lie: ``turing.ratings``, relative to the work folder; None when raters are simulated."""
+def page_unit(run: Run, shown: TuringSet) -> Unit:
+    """Unit of the page that raters open; a template that was edited makes it anew."""
+    s = run.settings.turing
+    settings = {"language": s.language, "contact": s.contact, "simulated": run.is_simulated}
+    templates = [file_sha256(path) for path in turing_page.template_files(s.language)]
+    modules = ["turing_page", "turing_sitting"]
+    return run.unit("turing", "page", settings=settings, inputs=[shown.unit, *templates], modules=modules)
+
+
+def make_page(run: Run, shown: TuringSet) -> Unit:
+    """Write the page that raters open, ``turing_test.html``, unless it is there; it never holds the key.
+
+    Raises
+    ------
+    ValueError
+        There are no texts in the language of the settings.
+    """
+    s = run.settings.turing
+    texts = turing_page.load_texts(s.language)
+    unit = page_unit(run, shown)
+    if not unit.done():
+        page = turing_page.build(shown.images, shown.items, texts, run.is_simulated, s.contact)
+        with unit.writing() as folder:
+            save_text(folder / PAGE, page)
+    return unit
+
+
+def page_separation(shown: TuringSet, page: Unit) -> pd.DataFrame:
+    """What single numbers of the written page and its pictures tell; see `nafld_utils.turing_page.separation`."""
+    text = page.require().file(PAGE).read_text(encoding="utf-8")
+    return turing_page.separation(text, shown.images, shown.items)
+
+
+def ratings_files(run: Run) -> dict[str, bytes]:
+    """Content of the raters' files that ``turing.ratings`` names, by name; none where raters are simulated.
+
+    Returns
+    -------
+    dict of str to bytes
+        Relative to the work folder, the files of a folder (not of folders within) or one file; hidden ones are left
+        out, and of an oversized one only so much is read as shows that it is.
+
+    Raises
+    ------
+    ValueError
+        Nothing lies there.
+    """
     name = run.settings.turing.ratings
-    return None if name is None else work_root() / name
+    if name is None:
+        return {}
+    path = work_root() / Path(name).expanduser()
+    if not path.exists():
+        raise ValueError(f"{path}: expected a folder of results files, or one, found nothing; correct turing.ratings.")
+    found = [item for item in sorted(path.iterdir()) if item.is_file()] if path.is_dir() else [path]
+    found = [item for item in found if not item.name.startswith(".") and item.name.lower() not in _NOT_ANSWERS]
+    contents = {}
+    for item in found:
+        with open(item, "rb") as handle:
+            contents[item.name] = handle.read(turing_import.MAX_BYTES + 1)
+    return contents
 
 
 def analyse(run: Run) -> Analysis:
-    """Analyse the ratings named in the settings, or simulated ones, unless that is done, and open the result.
+    """Analyse the ratings that the settings name, or simulated ones where there are none, unless that is done.
 
     Returns
     -------
@@ -141,40 +234,89 @@ def analyse(run: Run) -> Analysis:
     Raises
     ------
     ValueError
-        The set cannot be drawn, or the ratings do not answer it; see `nafld_utils.turing_sitting.read_ratings`.
+        The set cannot be drawn, or there are files of answers and none of them counts; see
+        `nafld_utils.turing_import.collect`. Simulated raters never stand in for answers that were refused.
     """
-    shown, path = make_set(run), ratings_path(run)
-    if path is None:
-        answered: dict[str, Any] = {
-            "simulated_raters": run.settings.turing.n_simulated_raters,
-            "seed": run.settings.seed,
-        }
+    shown, files, s = make_set(run), ratings_files(run), run.settings
+    settings: dict[str, Any] = {"margin": s.turing.equivalence_margin, "power": s.turing.equivalence_power}
+    if files:
+        settings["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     else:
-        answered = {"ratings": file_sha256(path) if path.is_file() else "missing"}
-    modules = ["turing", "turing_sitting", "stats"]
-    unit = run.unit("turing", "analysis", settings=answered, inputs=[shown.unit], modules=modules)
+        settings |= {"simulated_raters": s.turing.n_simulated_raters, "seed": s.seed}
+    modules = ["stats", "turing", "turing_answers", "turing_import", "turing_model", "turing_page", "turing_sitting"]
+    modules += ["turing_statistics", "stages.turing"]
+    unit = run.unit("turing", "analysis", settings=settings, inputs=[shown.unit], modules=modules)
     if not unit.done():
-        ratings = turing_sitting.attach_key(_collect(run, shown.items, path), shown.items)
-        tables = {
-            "ratings": ratings,
-            "summary": turing.summarize(ratings),
-            "raters": turing.per_rater(ratings),
-            "images": turing.per_image(ratings),
-        }
-        with unit.writing(simulated_raters=path is None) as folder:
+        ratings, report = _collect(run, shown, files)
+        tables = {"files": report} | _statistics(turing_answers.attach_key(ratings, shown.items), s.turing)
+        equivalence = turing_model.equivalence_test(tables["ratings"], s.turing.equivalence_margin)
+        with unit.writing(simulated_raters=not files) as folder:
             for name, table in tables.items():
-                save_table(folder / f"{name}.csv", table.assign(simulated=path is None))
-    opened = {name: unit.load_table(f"{name}.csv") for name in ("ratings", "summary", "raters", "images")}
-    # a column of empty notes comes back from CSV as numbers
-    opened["summary"]["note"] = opened["summary"]["note"].astype(object).fillna("")
-    return Analysis(**opened, simulated=path is None, unit=unit)
+                save_table(folder / f"{name}.csv", table.assign(simulated=not files))
+            save_json(folder / "equivalence.json", equivalence | {"simulated": not files})
+    names = [path.stem for path in sorted(unit.path.glob("*.csv"))]
+    opened = {name: _opened(unit.load_table(f"{name}.csv")) for name in names}
+    equivalence = json.loads(unit.file("equivalence.json").read_text(encoding="utf-8"))
+    return Analysis(opened, equivalence, not files, unit)
 
 
-def _collect(run: Run, items: pd.DataFrame, path: Path | None) -> pd.DataFrame:
-    if path is None:
-        seed = unit_seed(run.settings.seed, "turing", "raters")
-        return turing_sitting.simulate_raters(items, run.settings.turing.n_simulated_raters, seed)
-    return turing_sitting.read_ratings(path, items)
+def _collect(run: Run, shown: TuringSet, files: Mapping[str, bytes]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    if files:
+        return turing_import.collect(files, shown.items, turing_page.set_id(shown.images, shown.items))
+    seed = unit_seed(run.settings.seed, "turing", "raters")
+    ratings = turing_sitting.simulate_raters(shown.items, run.settings.turing.n_simulated_raters, seed)
+    return ratings, pd.DataFrame(columns=turing_import.FILE_COLUMNS)
+
+
+def _statistics(ratings: pd.DataFrame, settings: TuringSettings) -> dict[str, pd.DataFrame]:
+    return {
+        "ratings": ratings,
+        "summary": turing.summarize(ratings),
+        "bounded": turing_statistics.bounded_summary(ratings),
+        "crossed": turing_statistics.crossed_summary(ratings),
+        "raters": turing.per_rater(ratings),
+        "pooled": turing_statistics.pooled(ratings),
+        "model": turing_model.mixed_model(ratings),
+        "agreement": turing_statistics.agreement_table(ratings),
+        "calibration": turing_statistics.calibration(ratings),
+        "overconfidence": turing_statistics.overconfidence(ratings),
+        "images": turing.per_image(ratings),
+        "unanimous": turing_statistics.unanimous(ratings),
+        "plans": turing_model.plans(ratings, settings.equivalence_margin, settings.equivalence_power),
+    }
+
+
+def _opened(table: pd.DataFrame) -> pd.DataFrame:
+    """A stored table, in which columns of text are text although CSV does not tell."""
+    text = {
+        name: table[name].astype(object).where(table[name].notna(), "").astype(str) for name in _TEXT if name in table
+    }
+    whole = {name: table[name].astype("Int64") for name in ("n_images", "n_answers") if name in table}
+    return table.assign(**text, **whole)
+
+
+def answer(run: Run, analysis: Analysis) -> str:
+    """The answer in words: what was found, how far it reaches, and what would be needed to know more."""
+    s, e = run.settings.turing, analysis.equivalence
+    accuracy = analysis["crossed"].set_index(["group", "metric"]).loc[("both", "accuracy")]
+    reach = f"95 % interval over raters and images {accuracy.low:.2f} to {accuracy.high:.2f}"
+    tests = e["note"] or f"two one-sided tests, p = {e['p']:.2g}"
+    lines = [
+        f"{analysis.source} recognised {accuracy['mean']:.1%} of the images ({accuracy['note'] or reach}).",
+        f"That accuracy lies within {100 * s.equivalence_margin:g} points of 0.5 is"
+        f" {'shown' if e['shown'] else 'NOT shown'} ({tests}).",
+    ]
+    plan = analysis["plans"]
+    plan = plan[(plan["basis"] == plan["basis"].iloc[0]) & plan["n_images"].notna()]
+    if len(plan):
+        least = plan.loc[plan["n_answers"].astype(int).idxmin()]
+        lines.append(
+            f"To show it with a chance of {s.equivalence_power:.0%}, if it is so: about {least.n_raters} raters with"
+            f" {least.n_images} images each, for raters who differ as {least.basis} do."
+        )
+    if analysis.simulated:
+        lines.append("These raters are SIMULATED and guess: nothing of this is about the images.")
+    return "\n".join(lines)
 
 
 def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
@@ -204,7 +346,7 @@ def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
 
 def protocol(run: Run, analysis: Analysis) -> str:
     """``"yes"`` where this test is the paper's, else what differs, in words."""
-    s, n_raters = run.settings, len(analysis.raters)
+    s, n_raters = run.settings, len(analysis["raters"])
     sizes = tuple(getattr(s.turing, name) for name in _NUMBERS[:4])
     wanted = (turing.PAPER_SIZES[0], turing.PAPER_SIZES[1], turing.PAPER_SIZES[2], turing.PAPER_SIZES[3])
     differs = {
@@ -220,23 +362,28 @@ def protocol(run: Run, analysis: Analysis) -> str:
 
 
 def claims(run: Run, analysis: Analysis) -> list[dict[str, Any]]:
-    """Rows for the report's table "paper beside this run": the three rates over both classes."""
+    """Rows for the report's table "paper beside this run": Table 1 over both classes, then what the paper lacks."""
     paper = turing.paper_summary().set_index(["group", "metric"])["mean"]
-    who = "simulated raters" if analysis.simulated else "raters"
+    who, same = ("simulated raters" if analysis.simulated else "raters"), protocol(run, analysis)
     names = {"accuracy": "", "sensitivity": " (real recognised)", "specificity": " (synthetic recognised)"}
-    rows = []
-    for row in analysis.summary[analysis.summary["group"] == "both"].itertuples():
-        rows.append(
-            {
-                "claim": f"Turing test, {who}: {row.metric}{names[row.metric]}",
-                "paper": paper["both", row.metric],
-                "this_run": row.mean,
-                "low": row.low,
-                "high": row.high,
-                "over": who,
-                "n": row.n_raters,
-                "unit": "share of answers",
-                "same_protocol": protocol(run, analysis),
-            }
-        )
+    rows: list[dict[str, Any]] = []
+
+    def add(claim: str, row: Any, over: str, unit: str, paper: float | None = None) -> None:
+        entry = {"claim": f"Turing test, {who}: {claim}", "paper": paper, "this_run": row[0], "low": row[1]}
+        rows.append(entry | {"high": row[2], "over": over, "n": row[3], "unit": unit, "same_protocol": same})
+
+    both = {
+        name: analysis[name][analysis[name]["group"] == "both"].set_index("metric") for name in ("summary", "crossed")
+    }
+    for metric, row in both["summary"].iterrows():
+        cells = row[["mean", "low", "high", "n_raters"]]
+        add(f"{metric}{names[metric]}", list(cells), who, "share of answers", paper["both", metric])
+    if not both["crossed"]["low"].isna().loc["accuracy"]:
+        cells = both["crossed"].loc["accuracy", ["mean", "low", "high", "n_raters"]]
+        add("accuracy, for other raters and images", list(cells), f"{who} and images", "share of answers")
+    pooled = analysis["pooled"].set_index("quantity").loc["d', mean over raters"]
+    add("d' (0: cannot tell)", list(pooled[["value", "low", "high", "n"]]), who, "standard deviations")
+    kappa = analysis["agreement"].iloc[0]
+    if np.isfinite(kappa["kappa"]):
+        add("agreement, Fleiss' kappa", list(kappa[["kappa", "low", "high", "n_images"]]), "images", "kappa")
     return rows

@@ -1,0 +1,373 @@
+"""Statistics of the image Turing test that fit few raters better than Table 1's: bounded, over images too, of doubt.
+
+Contract: tables in, tables out, ratings as `nafld_utils.turing.summarize` describes them; every interval is of 95 % and
+has a column ``over`` that says what it is over; a number that cannot be had is missing and ``note`` says why. What five
+raters can show is little: these intervals are wide because they are honest. The mixed model and the planning of a next
+test are `nafld_utils.turing_model`'s.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats as scipy_stats
+
+from nafld_utils import stats, turing
+
+REVISION = 1
+
+_NAN = float("nan")
+_COLUMNS = ["group", "metric", "mean", "low", "high", "n_raters", "over", "note"]
+
+
+# ---------------------------------------------------------------- Table 1 with bounded intervals
+
+
+def bounded_summary(ratings: pd.DataFrame) -> pd.DataFrame:
+    """Table 1's means with intervals that stay in [0, 1], over raters.
+
+    Parameters
+    ----------
+    ratings : pandas.DataFrame
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows and columns of `nafld_utils.turing.summarize`.
+
+    Notes
+    -----
+    Choice: Korn and Graubard (1998, Survey Methodology 24, 193): Clopper-Pearson at the effective number of answers
+    ``mean (1 - mean) / var(mean)``, at most the real one, shrunk by ``(t_{n-1} / t_{R-1})^2`` for R raters; R's
+    ``survey::svyciprop(method = "beta")`` is the same without the upper limit. It is defined where all raters are
+    alike or perfect, and with one rater it is the exact binomial interval over the images.
+    """
+    rates = turing.rater_rates(ratings)
+    rows = []
+    for group in turing.GROUPS:
+        for metric in turing.METRICS:
+            own = rates[(rates["group"] == group) & (rates["metric"] == metric)]
+            values, n = own["rate"].to_numpy(), int(own["n"].sum())
+            over, note = "raters (Korn-Graubard, bounded); these images", ""
+            if len(values) == 1:
+                over, note = "images (exact binomial); this rater", "one rater: nothing about other raters"
+            rows.append((group, metric, values.mean(), *_korn_graubard(values, n), len(values), over, note))
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _korn_graubard(rates: np.ndarray, n: int) -> tuple[float, float]:
+    """Interval of the mean of raters' rates, which are of n answers in all."""
+    mean, n_raters, effective = float(rates.mean()), len(rates), float(n)
+    if n_raters > 1:
+        variance = rates.var(ddof=1) / n_raters
+        effective = min(n, mean * (1 - mean) / variance) if variance > 0 else float(n)
+        if n > 1:
+            effective *= (scipy_stats.t.ppf(0.975, n - 1) / scipy_stats.t.ppf(0.975, n_raters - 1)) ** 2
+    right = effective * mean
+    low = scipy_stats.beta.ppf(0.025, right, effective - right + 1) if mean > 0 else 0.0
+    high = scipy_stats.beta.ppf(0.975, right + 1, effective - right) if mean < 1 else 1.0
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------- Table 1 over raters and images
+
+
+def crossed_summary(ratings: pd.DataFrame) -> pd.DataFrame:
+    """Table 1's means with intervals over raters AND images: what another panel would find on other such images.
+
+    Parameters
+    ----------
+    ratings : pandas.DataFrame
+        Every rater with the same images.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows and columns of `nafld_utils.turing.summarize`, and ``se, df`` of the mean.
+
+    Notes
+    -----
+    Choice: two-way crossed analysis of variance, raters by images, both random, images within their kind and class:
+    ``var(mean) = (MS_raters + MS_images - MS_rest) / (raters * images)``, no mean square taken below that of the rest
+    (no negative variance), with Satterthwaite's degrees of freedom; limits on the logit scale, so that they stay in
+    (0, 1). In simulated panels of five raters and 50 images (1500 for each of five
+    settings; SDs of 0 to 1 over raters and images on the log-odds scale) it held the truth in 95 to 98 %.
+    """
+    table = turing.checked(ratings)
+    turing.rater_rates(table)  # refuses a rater without one of the four kinds
+    subsets = {
+        "accuracy": table,
+        "sensitivity": table[table["is_real"] == 1],
+        "specificity": table[table["is_real"] == 0],
+    }
+    rows = []
+    for group in turing.GROUPS:
+        for metric in turing.METRICS:
+            part = subsets[metric]
+            if group != "both":
+                part = part[part["label"] == int(group == "unhealthy")]
+            rows.append((group, metric, *crossed_mean(part).values()))
+    return pd.DataFrame(rows, columns=[*_COLUMNS, "se", "df"])
+
+
+def crossed_mean(table: pd.DataFrame) -> dict[str, object]:
+    """Share of right answers with its interval over raters and images; see `crossed_summary`.
+
+    Returns
+    -------
+    dict
+        ``mean, low, high, n_raters, over, note, se, df``.
+    """
+    right = table.assign(right=(table["said_real"] == table["is_real"]).astype(float))
+    grid = right.pivot_table(index="rater", columns="image_id", values="right")
+    mean = float(right.groupby("rater")["right"].mean().mean())
+    out = {"mean": mean, "low": _NAN, "high": _NAN, "n_raters": len(grid), "over": "raters and images", "note": ""}
+    out |= {"se": _NAN, "df": _NAN}
+    cells = right.drop_duplicates("image_id").set_index("image_id").loc[grid.columns, ["is_real", "label"]]
+    n_cells = len(cells.drop_duplicates())
+    if len(grid) < 2 or grid.shape[1] <= n_cells:
+        what = "one rater" if len(grid) < 2 else "one image a kind"
+        return out | {"note": f"{what}: no interval over raters and images"}
+    if grid.isna().to_numpy().any():
+        return out | {"note": "raters saw different images: no crossed analysis"}
+    squares = mean_squares(grid.to_numpy(), cells.groupby(["is_real", "label"]).ngroup().to_numpy())
+    if mean in (0.0, 1.0) or max(squares[name] for name in ("raters", "images", "rest")) < 1e-12:
+        return out | {"note": "no answer differs within a kind: no spread to build an interval on"}
+    se, df = crossed_error(squares, grid.size)
+    half = scipy_stats.t.ppf(0.975, df) * se / (mean * (1 - mean))
+    low, high = scipy_stats.logistic.cdf(scipy_stats.logistic.ppf(mean) + np.array([-half, half]))
+    return out | {"low": float(low), "high": float(high), "se": se, "df": df}
+
+
+def crossed_error(squares: dict[str, float], n_answers: int) -> tuple[float, float]:
+    """Standard error of the grand mean and its degrees of freedom, from `mean_squares`; see `crossed_summary`."""
+    rest = squares["rest"]
+    raters, images = max(squares["raters"], rest), max(squares["images"], rest)
+    top = raters + images - rest
+    parts = raters**2 / squares["df_raters"] + images**2 / squares["df_images"] + rest**2 / squares["df_rest"]
+    return float(np.sqrt(top / n_answers)), float(top**2 / parts)
+
+
+def mean_squares(grid: np.ndarray, cell: np.ndarray) -> dict[str, float]:
+    """Mean squares and degrees of freedom of a raters-by-images grid, images nested in cells.
+
+    Parameters
+    ----------
+    grid : (R, n) ndarray of 0 and 1
+        Whether rater r was right about image i.
+    cell : (n,) ndarray of int
+        Kind and class of each image.
+
+    Returns
+    -------
+    dict of str to float
+        ``raters, images, rest`` and ``df_raters, df_images, df_rest``.
+    """
+    n_raters, n = grid.shape
+    _, cell = np.unique(cell, return_inverse=True)
+    n_cells = int(cell.max()) + 1
+    member = np.eye(n_cells)[cell] / np.bincount(cell)[cell][:, None]
+    by_rater_cell = (grid @ member)[:, cell]  # each rater's mean in the cell of each image
+    image, centre = grid.mean(0), grid.mean(0) @ member
+    rest = grid - by_rater_cell - image + centre[cell]
+    df = {
+        "df_raters": n_raters - 1.0,
+        "df_images": float(n - n_cells),
+        "df_rest": float((n_raters - 1) * (n - n_cells)),
+    }
+    return {
+        "raters": float(n * ((grid.mean(1) - grid.mean()) ** 2).sum() / df["df_raters"]),
+        "images": float(n_raters * ((image - centre[cell]) ** 2).sum() / df["df_images"]),
+        "rest": float((rest**2).sum() / df["df_rest"]),
+        **df,
+    }
+
+
+# ---------------------------------------------------------------- all raters together
+
+
+def pooled(ratings: pd.DataFrame) -> pd.DataFrame:
+    """All raters together: the pooled answers against 0.5, and d' and criterion over raters.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``quantity, value, low, high, p, n, over``; p is two-sided, against 0.5 for shares and 0 for d'.
+
+    Notes
+    -----
+    The exact test of the pooled answers takes each for an independent toss of a coin, which answers of one rater, or
+    about one image, are not: it is too sure of itself, and stands here because it is often reported.
+    """
+    table, raters = turing.checked(ratings), turing.per_rater(ratings)
+    right, n = int((table["said_real"] == table["is_real"]).sum()), len(table)
+    test = scipy_stats.binomtest(right, n, 0.5)
+    low, high = test.proportion_ci(0.95, "exact")
+    rows = [("accuracy, answers pooled", right / n, low, high, test.pvalue, n, "answers, taken for independent")]
+    for name, what in (("d_prime", "d', mean over raters"), ("criterion", "criterion, mean over raters")):
+        values = raters[name].to_numpy()
+        if len(values) < 2 or np.ptp(values) == 0:
+            over = "no interval: one rater" if len(values) < 2 else "no interval: all raters alike"
+            rows.append((what, values.mean(), _NAN, _NAN, _NAN, len(values), over))
+            continue
+        p = scipy_stats.ttest_1samp(values, 0).pvalue
+        rows.append((what, *stats.student_t_interval(values), p, len(values), "raters (Student t); these images"))
+    return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "p", "n", "over"])
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def agreement(ratings: pd.DataFrame) -> float:
+    """Fleiss' kappa of the answers: 0 is agreement by chance, 1 complete.
+
+    Parameters
+    ----------
+    ratings : pandas.DataFrame
+        Every image seen by the same number of raters.
+
+    Returns
+    -------
+    float
+        At most 1.
+
+    Raises
+    ------
+    ValueError
+        One rater, unequal numbers of raters an image, or one answer only (kappa is not defined).
+    """
+    from statsmodels.stats.inter_rater import fleiss_kappa
+
+    counts = turing.checked(ratings).groupby("image_id")["said_real"].agg(["size", "sum"])
+    if np.ptp(counts["size"]) or counts["size"].iloc[0] < 2:
+        raise ValueError(
+            "ratings: expected the same two or more raters for every image, found"
+            f" {sorted(counts['size'].unique().tolist())} raters an image; kappa needs equal numbers."
+        )
+    if counts["sum"].sum() in (0, counts["size"].sum()):
+        raise ValueError("ratings: expected both answers, found one only; kappa is not defined.")
+    return float(fleiss_kappa(np.stack([counts["sum"], counts["size"] - counts["sum"]], axis=1)))
+
+
+def agreement_table(ratings: pd.DataFrame, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Fleiss' kappa of all, of the real and of the synthetic images, with an interval over images.
+
+    Parameters
+    ----------
+    ratings : pandas.DataFrame
+    n_resamples : int
+        Bootstrap resamples of images; those with one answer only, where kappa is not defined, are left out.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``images, kappa, low, high, n_images, over, note``.
+    """
+    rng = np.random.default_rng(seed)
+    table = turing.checked(ratings)
+    rows = []
+    for name, part in (("all", table), *((k, table[table["is_real"] == (k == "real")]) for k in ("real", "synthetic"))):
+        n = part["image_id"].nunique()
+        try:
+            kappa = agreement(part)
+        except ValueError as error:
+            rows.append((name, _NAN, _NAN, _NAN, n, "", str(error)))
+            continue
+        said = part.groupby("image_id")["said_real"].agg(["size", "sum"])
+        draws = _kappas(said["sum"].to_numpy()[rng.integers(n, size=(n_resamples, n))], int(said["size"].iloc[0]))
+        low, high = np.nanpercentile(draws, [2.5, 97.5])
+        rows.append((name, kappa, low, high, n, "images (percentile bootstrap); these raters", ""))
+    return pd.DataFrame(rows, columns=["images", "kappa", "low", "high", "n_images", "over", "note"])
+
+
+def _kappas(said_real: np.ndarray, n_raters: int) -> np.ndarray:
+    """Fleiss' kappa of two answers along the last axis: (..., n_images) counts of "real"; NaN where not defined."""
+    said_synthetic = n_raters - said_real
+    pairs = said_real * (said_real - 1) + said_synthetic * (said_synthetic - 1)
+    agree = pairs.mean(-1) / (n_raters * (n_raters - 1))
+    share = said_real.mean(-1) / n_raters
+    chance = share**2 + (1 - share) ** 2
+    return np.where(chance < 1, (agree - chance) / np.where(chance < 1, 1 - chance, 1), np.nan)
+
+
+# ---------------------------------------------------------------- images that fool everyone, and doubt
+
+
+def unanimous(ratings: pd.DataFrame) -> pd.DataFrame:
+    """Images that all raters recognised and images that fooled all, beside what chance would give.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``images`` (recognised by all, by none), ``found``, ``expected``: the number if each rater's right answers
+        fell on the images of a kind at random and independently of the other raters.
+    """
+    table = turing.checked(ratings)
+    table["right"] = (table["said_real"] == table["is_real"]).astype(int)
+    images = table.groupby(["image_id", "is_real"])["right"].agg(["min", "max"]).reset_index()
+    counts = {"all": (images["min"] == 1).sum(), "none": (images["max"] == 0).sum()}
+    rates = table.groupby(["is_real", "rater"])["right"].mean()
+    expected = dict.fromkeys(counts, 0.0)
+    for kind, part in images.groupby("is_real"):
+        expected["all"] += len(part) * float(rates[kind].prod())
+        expected["none"] += len(part) * float((1 - rates[kind]).prod())
+    rows = [(f"recognised by {who}", int(counts[who]), expected[who]) for who in counts]
+    return pd.DataFrame(rows, columns=["images", "found", "expected"])
+
+
+def calibration(ratings: pd.DataFrame) -> pd.DataFrame:
+    """Do raters know when they know? The share of right answers at each stated confidence.
+
+    Parameters
+    ----------
+    ratings : pandas.DataFrame
+        With ``confidence`` (per cent, may be missing): how sure the rater was of the own answer.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``confidence, n, n_raters, right`` (share), ``low, high`` (Clopper-Pearson), ``over``; no row where nobody
+        stated a confidence.
+    """
+    table = _sure(ratings)
+    rows = []
+    for level, own in table.groupby("confidence"):
+        interval = scipy_stats.binomtest(int(own["right"].sum()), len(own)).proportion_ci(0.95, "exact")
+        raters = own["rater"].nunique()
+        rows.append((level, len(own), raters, own["right"].mean(), *interval, "answers, taken for independent"))
+    return pd.DataFrame(rows, columns=["confidence", "n", "n_raters", "right", "low", "high", "over"])
+
+
+def overconfidence(ratings: pd.DataFrame) -> pd.DataFrame:
+    """How much surer raters are than they are right, and whether their confidence is worth anything.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows "overconfidence" (mean stated confidence less share right; 0 is calibrated, above 0 too sure) and "Brier
+        score" (mean squared error of the stated probability of being right; 0.25 for always saying 50 %, lower is
+        better): ``quantity, value, low, high`` (Student t over raters), ``n`` raters, ``over, note``.
+    """
+    table = _sure(ratings)
+    table["overconfidence"] = table["confidence"] / 100 - table["right"]
+    table["Brier score"] = table["overconfidence"] ** 2
+    rows = []
+    for name in ("overconfidence", "Brier score"):
+        values = table.groupby("rater")[name].mean().to_numpy()
+        if len(values) == 0:
+            rows.append((name, _NAN, _NAN, _NAN, 0, "", "nobody stated a confidence"))
+        elif len(values) == 1:
+            rows.append((name, values[0], _NAN, _NAN, 1, "", "one rater: no interval over raters"))
+        else:
+            interval = stats.student_t_interval(values)
+            rows.append((name, *interval, len(values), "raters (Student t); these images", ""))
+    return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n", "over", "note"])
+
+
+def _sure(ratings: pd.DataFrame) -> pd.DataFrame:
+    table = turing.checked(ratings)
+    given = table["confidence"] if "confidence" in table else pd.Series(_NAN, table.index)
+    table = table.assign(confidence=pd.to_numeric(given), right=(table["said_real"] == table["is_real"]).astype(float))
+    return table.dropna(subset=["confidence"])
