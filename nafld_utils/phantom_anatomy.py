@@ -165,7 +165,7 @@ def _draw_layout(rng, x, z, kidney, shown=False):
     surface = axis + 0.25 * kidney["b"] + np.where(x > end - 30, 0.35 * (x - end + 30), 0) + _ripple(rng, x / 110, 14)
     dx, dz, dr = rng.normal(70, 25), rng.normal(95, 20), rng.normal(240, 16)
     if shown:
-        dr -= 40  # the liver's lower end, not the lower edge of the crop
+        dr -= 55  # the liver's lower end, not the lower edge of the crop
     bowl = np.hypot(x - dx, z - dz) + _ripple(rng, np.arctan2(z - dz, x - dx), 5)
     thickness = min(max(rng.normal(56, 9), 34), 80)
     wall_depth = thickness + 0.03 * np.abs(x) + _ripple(rng, x / 110, 2.5)
@@ -230,7 +230,7 @@ def _wall_lines(rng, thickness):
 def _draw_vessels(rng, x, z, labels, shown=False):
     """Cut a few vessels into the liver; portal ones get bright walls. With `shown` there are more, all with walls."""
     lines = []
-    for _ in range(30 if shown else rng.integers(1, 6)):
+    for _ in range(60 if shown else rng.integers(1, 6)):
         xc, zc = rng.uniform(-150, 150), rng.uniform(100, 330)
         a, b, tilt = rng.uniform(3, 17), rng.uniform(1.8, 4.0), rng.uniform(-0.9, 0.9)
         near = np.s_[int(zc) - Z0 - 24 : int(zc) - Z0 + 25, int(xc) - X0 - 24 : int(xc) - X0 + 25]
