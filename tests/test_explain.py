@@ -98,7 +98,7 @@ def test_the_grey_classifier_is_the_network():
 @pytest.fixture(scope="module")
 def linear_owen():
     images, background = pictures(2), pictures(5, seed=1)
-    return images, background, explain.attributions(Linear(), background, images, 400, 0, explainer="partition")
+    return images, background, explain.attributions(Linear(), background, images, 4000, 0, explainer="partition")
 
 
 def test_the_partition_explainer_adds_up_exactly_from_the_mean_image(linear_owen):

@@ -222,7 +222,7 @@ def test_labels_are_shuffled_by_patient():
     images = pd.DataFrame({"patient_id": np.repeat(np.arange(20), 3), "label": np.repeat(np.arange(20) % 2, 3)})
     label = stage.shuffle_by_patient(images, np.random.default_rng(0))
     by_patient = images.assign(label=label).groupby("patient_id")["label"]
-    assert (by_patient.nunique() == 1).all()
+    assert (by_patient.min() == by_patient.max()).all()
     assert by_patient.first().sum() == 10
     assert not np.array_equal(label, images["label"])
 
@@ -250,10 +250,9 @@ def test_the_stored_study_is_of_this_code_and_of_the_paper_profile():
     assert "Not made in this run" in study.note
 
 
-def test_a_stored_study_of_other_code_is_refused(monkeypatch):
+def test_a_stored_study_of_other_code_says_so(monkeypatch):
     monkeypatch.setattr(stage, "study_revisions", lambda: {"phantom": 99})
-    with pytest.raises(ValueError, match="found one of other revisions of phantom; make it anew with"):
-        stage.stored_study()
+    assert "made by other revisions of phantom and may not hold" in stage.stored_study().note
 
 
 # ---------------------------------------------------------------- cost and figures

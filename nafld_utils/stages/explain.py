@@ -325,7 +325,7 @@ def _explain(run: Run, unit: Unit, classifier: Any, images: np.ndarray, backgrou
     chosen, device = run.settings.shap, engine.device(run.settings.engine)
     seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
     threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
-    engine.announce(f"explaining {name}: {len(images)} images")
+    engine.announce(f"explaining {len(images)} images ({name})")
     with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
         outputs = explain.log_odds(classifier, images, device)
         base = explain.base_value(classifier, background, device, chosen.explainer)

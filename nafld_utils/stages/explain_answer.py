@@ -15,7 +15,7 @@ from nafld_utils.stages import sweep_answer
 from nafld_utils.stages.explain import Explanation
 
 # Choice: from here on a number is called good; below it the sentence says what that forbids.
-ADDS_UP, STABLE = 0.1, 0.7
+ADDS_UP, READABLE_SIGNS, STABLE = 0.1, 0.5, 0.7
 
 
 def interval(middle: float, low: float, high: float) -> str:
@@ -63,6 +63,8 @@ def _quality(auc: pd.DataFrame) -> tuple[str, str, str]:
 def _adds_up(found: Explanation) -> tuple[str, str, str]:
     error = explain.missing_share(found.table)
     verdict = "yes" if error <= ADDS_UP else "no: signs and places may be read, sizes may not; raise shap.n_samples"
+    if error > READABLE_SIGNS:
+        verdict = "no: too few draws for a reading of single images; raise shap.n_samples"
     return "Do the attributions add up to the log-odds?", f"{error:.0%} missing over {len(found.table)} images", verdict
 
 

@@ -319,27 +319,17 @@ def with_verdicts(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def stored_study() -> Study:
-    """The study as it was stored with the package, with a note on how it was made.
-
-    Raises
-    ------
-    ValueError
-        It was made by other revisions of the modules that it depends on.
-    """
-    stored = json.loads(STORED.read_text(encoding="utf-8"))
-    now = study_revisions()
-    if stored["revisions"] != now:
-        changed = sorted(name for name in now if stored["revisions"].get(name) != now[name])
-        raise ValueError(
-            f"{STORED.name}: expected the result of this code, found one of other revisions of {', '.join(changed)};"
-            f" make it anew with `{STORE_COMMAND}`, or set shap.feature_patients above 0."
-        )
+    """The study as it was stored with the package; its note says how it was made, and whether by other code."""
+    stored, now = json.loads(STORED.read_text(encoding="utf-8")), study_revisions()
     options = stored["options"]
     note = (
         f"Not made in this run: the stored result of `{STORE_COMMAND}`, three cohorts of {options['n_patients']}"
         f" simulated patients, half of them held out, {options['steps']} training steps."
         " Set shap.feature_patients above 0 to make it here."
     )
+    changed = sorted(name for name in now if stored["revisions"].get(name) != now[name])
+    if changed:
+        note += f" **It was made by other revisions of {', '.join(changed)} and may not hold for this code.**"
     return Study(with_verdicts(stored["rows"]), {}, note)
 
 
@@ -362,7 +352,8 @@ def main() -> None:
     found = build_study(run)
     rows = found.table.drop(columns="verdict").to_dict("records")
     record = {"command": STORE_COMMAND, "options": vars(feature_options(run)), "revisions": study_revisions()}
-    save_json(STORED, {**record, **artifacts.environment(), "rows": rows})
+    versions = {name: artifacts.environment()[name] for name in ("versions", "python", "machine")}
+    save_json(STORED, {**record, **versions, "rows": rows})
     print(found.table[["feature", "explainer", "auc", "low", "high", "verdict"]].to_string(index=False))
 
 
