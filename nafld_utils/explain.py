@@ -8,11 +8,15 @@ Notes
 The paper names SHAP (Lundberg & Lee 2017, arXiv:1705.07874) and neither the explainer, nor the background, nor what is
 explained. Choice: expected gradients (shap's GradientExplainer; Erion et al. 2021, doi 10.1038/s42256-021-00343-w),
 since the deep explainer fails on these networks; the log-odds of "fatty", since probabilities saturate; the fold's real
-training images as background. Attributions are with respect to the one grey channel, so they are the sum over the
-three equal colour channels that the network sees.
+training images as background. The other explainer, shap's PartitionExplainer, needs no gradient: it replaces ever
+smaller rectangles by the background's mean image, draws nothing and adds up exactly, at the cost of blocky maps.
+Attributions are with respect to the one grey channel, so they are the sum over the three equal colour channels that
+the network sees.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +25,10 @@ from torch import Tensor, nn
 
 from nafld_utils import backbones
 
-REVISION = 1
+REVISION = 2
+
+EXPLAINERS = ("gradient", "partition")
+OUTCOMES = {(1, 1): "true positive", (0, 1): "false positive", (0, 0): "true negative", (1, 0): "false negative"}
 
 
 class GreyClassifier(nn.Module):
@@ -73,8 +80,9 @@ def attributions(
     n_samples: int,
     seed: int,
     device: torch.device | str = "cpu",
+    explainer: str = "gradient",
 ) -> np.ndarray:
-    """Expected gradients: what each pixel adds to the log-odds of "fatty", against the background's mean.
+    """What each pixel adds to the log-odds of "fatty", against the background (see `base_value`).
 
     Parameters
     ----------
@@ -85,11 +93,14 @@ def attributions(
     images : (N, S, S) uint8
         Images to explain.
     n_samples : int
-        Draws of a background image and of a point between it and the image, per image.
+        Per image: draws of a background image and of a point between it and the image (gradient), or evaluations of
+        the classifier (partition).
     seed : int
-        Seed of these draws.
+        Seed of these draws; the partition explainer draws nothing.
     device : torch.device or str
         Where to compute.
+    explainer : {"gradient", "partition"}
+        shap's explainer.
 
     Returns
     -------
@@ -99,23 +110,82 @@ def attributions(
     Raises
     ------
     ValueError
-        There is no background, or the sizes differ.
+        There is no background, the sizes differ, or the explainer is unknown.
     """
     if len(background) == 0 or background.shape[1:] != images.shape[1:]:
         raise ValueError(
             f"background: expected images of {images.shape[1:]} pixels, found {background.shape};"
             " raise shap.n_background or explain images of the background's size."
         )
-    import shap
-
+    if explainer not in EXPLAINERS:
+        raise ValueError(f"shap.explainer: expected one of {', '.join(EXPLAINERS)}, found {explainer!r}; choose one.")
     classifier.to(device)
     state = np.random.get_state()  # noqa: NPY002  shap seeds numpy's global generator
     try:
-        explainer = shap.GradientExplainer(classifier, to_pixels(background).to(device), batch_size=16)
-        values = explainer.shap_values(to_pixels(images).to(device), nsamples=n_samples, rseed=seed)
+        how = _expected_gradients if explainer == "gradient" else _owen_values
+        values = how(classifier, background, images, n_samples, seed, device)
     finally:
         np.random.set_state(state)  # noqa: NPY002
     return np.asarray(values, dtype=np.float32).reshape(images.shape)
+
+
+def _expected_gradients(
+    classifier: nn.Module, background: np.ndarray, images: np.ndarray, n_samples: int, seed: int, device: Any
+) -> np.ndarray:
+    import shap
+
+    found = shap.GradientExplainer(classifier, to_pixels(background).to(device), batch_size=16)
+    return found.shap_values(to_pixels(images).to(device), nsamples=n_samples, rseed=seed)
+
+
+def _owen_values(
+    classifier: nn.Module, background: np.ndarray, images: np.ndarray, n_samples: int, seed: int, device: Any
+) -> np.ndarray:
+    import shap
+
+    def output(pixels: np.ndarray) -> np.ndarray:
+        return log_odds(classifier, pixels[..., 0], device)
+
+    masker = shap.maskers.Image(mean_image(background)[..., None], (*images.shape[1:], 1))
+    found = shap.PartitionExplainer(output, masker)
+    return found(images[..., None], max_evals=n_samples, batch_size=16, silent=True).values  # noqa: PD011  no table
+
+
+def mean_image(background: np.ndarray) -> np.ndarray:
+    """Mean of the background images, (S, S) uint8: the pixel that stands for "nothing known"."""
+    return np.round(np.mean(background, axis=0)).astype(np.uint8)
+
+
+def base_value(
+    classifier: nn.Module, background: np.ndarray, device: torch.device | str = "cpu", explainer: str = "gradient"
+) -> float:
+    """Log-odds from which attributions count: the background's mean output, or the output at its mean image."""
+    images = background if explainer == "gradient" else mean_image(background)[None]
+    return float(log_odds(classifier, images, device).mean())
+
+
+def halves(
+    classifier: nn.Module,
+    background: np.ndarray,
+    images: np.ndarray,
+    n_samples: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    explainer: str = "gradient",
+) -> np.ndarray:
+    """Attributions in two independent halves of the draws, whose mean is the map and whose agreement is its noise.
+
+    Returns
+    -------
+    (2, N, S, S) float32
+        The partition explainer draws nothing: (1, N, S, S).
+    """
+    if explainer == "partition":
+        return attributions(classifier, background, images, n_samples, seed, device, explainer)[None]
+    n = -(-n_samples // 2)
+    # far apart, so that runs whose seeds are neighbours share no half
+    seeds = (seed, (seed + 2**31) % 2**32)
+    return np.stack([attributions(classifier, background, images, n, s, device, explainer) for s in seeds])
 
 
 def additivity(values: np.ndarray, outputs: np.ndarray, base: float) -> pd.DataFrame:
@@ -142,6 +212,11 @@ def additivity(values: np.ndarray, outputs: np.ndarray, base: float) -> pd.DataF
     table = pd.DataFrame({"log_odds": outputs, "base": base, "explained": explained, "attributed": attributed})
     table["error"] = table["attributed"] - table["explained"]
     return table.assign(relative_error=(table["error"] / table["explained"]).abs())
+
+
+def missing_share(table: pd.DataFrame) -> float:
+    """Additivity error of several images: summed absolute error over the summed absolute log-odds to be explained."""
+    return float(table["error"].abs().sum() / table["explained"].abs().sum())
 
 
 def smooth(values: np.ndarray, width: float) -> np.ndarray:
@@ -199,4 +274,52 @@ def pick(table: pd.DataFrame, drawn: np.ndarray, n_per_class: int) -> pd.DataFra
                 " lower shap.n_per_class or raise sampling.n_images."
             )
         parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def pick_patients(images: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Rows of the first image of `n` patients, or of all where there are fewer; classes in turn, else in their order.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        ``patient_id, label``, a row an image.
+    n : int
+        Patients.
+    """
+    first = images[~images["patient_id"].duplicated()]
+    turn = first.groupby("label").cumcount()
+    return first.assign(turn=turn).sort_values(["turn", "label"], kind="stable").head(n).drop(columns="turn")
+
+
+def outcome(label: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Outcome of each image by its label and its score against one half: ``(n,)`` of `OUTCOMES`.
+
+    Examples
+    --------
+    >>> outcome(np.array([1, 0]), np.array([0.9, 0.8])).tolist()
+    ['true positive', 'false positive']
+    """
+    called = np.asarray(score) > 0.5
+    return np.array([OUTCOMES[int(a), int(b)] for a, b in zip(label, called, strict=True)])
+
+
+def pick_outcomes(scores: pd.DataFrame) -> pd.DataFrame:
+    """One image of each outcome that occurs, the one with the middle score: typical, and not picked by eye.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        ``image_id, label, score`` of held-out images.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows of `scores` with ``outcome``, in the order of `OUTCOMES`; fewer than four where one does not occur.
+    """
+    named = scores.assign(outcome=outcome(scores["label"].to_numpy(), scores["score"].to_numpy()))
+    parts = []
+    for name in OUTCOMES.values():
+        part = named[named["outcome"] == name].sort_values(["score", "image_id"])
+        parts.append(part.iloc[len(part) // 2 :][:1])
     return pd.concat(parts, ignore_index=True)

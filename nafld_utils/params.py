@@ -327,15 +327,35 @@ class SweepSettings(_Section):
 
 
 class ShapSettings(_Section):
-    """Which classifier and images are explained."""
+    """Which classifier and images are explained, and what the attributions are held against."""
 
+    backbone: str | None
     fold: NonNegative
     seed: NonNegative
-    arm: Arm
-    rate: Rate
+    arm: Arm | Literal["real"]
+    rate: Annotated[float, Field(ge=0.0, le=10.0)]
+    explainer: Literal["gradient", "partition"]
     n_per_class: Count
     n_background: Count
-    n_samples: Count
+    n_samples: Annotated[int, Field(ge=2)]
+    n_held_out: Annotated[int, Field(ge=2)]
+    n_compared: Count
+    n_classifiers: Count
+    smoothing: Annotated[float, Field(gt=0.0, le=0.1)]
+    border: Annotated[float, Field(gt=0.0, le=0.1)]
+    feature_patients: NonNegative
+    feature_steps: Count
+    feature_explained: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _trial(self) -> ShapSettings:
+        if (self.arm == "real") != (self.rate == 0):
+            raise ValueError(f"rate must be 0 with arm real and above 0 with others, got {self.arm} and {self.rate:g}")
+        if 0 < self.feature_patients < 8:
+            raise ValueError(f"feature_patients must be 0 or at least 8, got {self.feature_patients}")
+        if self.n_compared > self.n_held_out:
+            raise ValueError(f"n_compared must not exceed n_held_out {self.n_held_out}, got {self.n_compared}")
+        return self
 
 
 class TuringSettings(_Section):

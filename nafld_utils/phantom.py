@@ -25,9 +25,10 @@ from scipy import fft, ndimage
 
 from nafld_utils import phantom_anatomy as anatomy_model
 from nafld_utils.cohort import Cohort, array_sha256, image_id
-from nafld_utils.phantom_anatomy import TISSUES, draw_anatomy
+from nafld_utils.phantom_anatomy import FEATURES, TISSUES, draw_anatomy
 
 __all__ = [
+    "FEATURES",
     "TISSUES",
     "Patient",
     "draw_fat",
@@ -47,6 +48,7 @@ HALF_ANGLE = 52.52  # degrees, either side of straight down
 ARC = (5.51, 317.5, 360.9)  # centre row, centre column, radius of the lower border
 TOP_ROW = 9  # first row of the sector
 FATTY_FROM = 5  # percent of hepatocytes; label 1 from here on, as in the real cohort
+FEATURE_FAT = 80  # percent, of the patients with the feature where only one depends on the label; the effect is full
 MM_PER_PIXEL = 0.373  # as published with the data set
 FREQUENCY = 2.5  # MHz
 
@@ -58,7 +60,7 @@ N_SCATTERERS = 180_000
 _WAVE_NUMBER = 2 * np.pi / (1.54 / FREQUENCY) * MM_PER_PIXEL  # radians per pixel, one way
 
 
-def simulate(n_patients, seed, n_frames=10, n_jobs=1):
+def simulate(n_patients, seed, n_frames=10, n_jobs=1, feature=None):
     """Simulate a cohort in the structure of the real one.
 
     Parameters
@@ -71,6 +73,9 @@ def simulate(n_patients, seed, n_frames=10, n_jobs=1):
         Frames a patient; frame f does not depend on how many follow.
     n_jobs : int >= 1
         Processes that share the patients; the result does not depend on it.
+    feature : str, optional
+        One of `FEATURES`: the one thing in the images that depends on the label (see `phantom_anatomy.draw_anatomy`);
+        half of the patients then have no fat, the others `FEATURE_FAT` percent. None: all that steatosis changes.
 
     Returns
     -------
@@ -81,7 +86,7 @@ def simulate(n_patients, seed, n_frames=10, n_jobs=1):
     Raises
     ------
     ValueError
-        When a count is below its minimum.
+        When a count is below its minimum, or `feature` is unknown.
     """
     for name, value, least in (
         ("n_patients", n_patients, 1),
@@ -91,10 +96,12 @@ def simulate(n_patients, seed, n_frames=10, n_jobs=1):
     ):
         if int(value) != value or value < least:
             raise ValueError(f"{name}: expected an integer of at least {least}, found {value!r}; pass a valid one.")
-    fats = draw_fat(n_patients, seed)
+    if feature is not None and feature not in FEATURES:
+        raise ValueError(f"feature: expected one of {', '.join(FEATURES)} or None, found {feature!r}; choose one.")
+    fats = draw_fat(n_patients, seed) if feature is None else _with_and_without(n_patients, seed)
     pixels = np.empty((n_patients, n_frames, *FRAME_SHAPE), np.uint8)
     masks = np.empty_like(pixels)
-    for i, (frames, codes) in enumerate(_patients(n_patients, seed, fats, n_frames, n_jobs)):
+    for i, (frames, codes) in enumerate(_patients(n_patients, seed, fats, n_frames, n_jobs, feature)):
         pixels[i], masks[i] = frames, codes
     pixels, masks = pixels.reshape(-1, *FRAME_SHAPE), masks.reshape(-1, *FRAME_SHAPE)
     patients = pd.DataFrame(
@@ -111,14 +118,15 @@ def simulate(n_patients, seed, n_frames=10, n_jobs=1):
     provenance = {
         "kind": "simulated",
         "text": f"Simulated cohort: {n_patients} patients x {n_frames} frames, seed {seed}, "
-        f"phantom revision {REVISION}.{anatomy_model.REVISION}.",
+        f"phantom revision {REVISION}.{anatomy_model.REVISION}."
+        + (f" The label shows in {feature} alone." if feature else ""),
         "sha256": array_sha256(pixels),
     }
     return Cohort(images=images, patients=patients, pixels=pixels, provenance=provenance, masks=masks)
 
 
-def _patients(n_patients, seed, fats, n_frames, n_jobs):
-    tasks = [(seed, i, float(fats[i]), n_frames) for i in range(n_patients)]
+def _patients(n_patients, seed, fats, n_frames, n_jobs, feature=None):
+    tasks = [(seed, i, float(fats[i]), n_frames, feature) for i in range(n_patients)]
     if n_jobs == 1:
         yield from (simulate_patient(*task) for task in tasks)
         return
@@ -157,7 +165,14 @@ def draw_fat(n_patients, seed):
     return np.array(fats[:n_patients], dtype=np.int64)
 
 
-def simulate_patient(seed, index, fat, n_frames=10):
+def _with_and_without(n_patients, seed):
+    """Fat of a cohort about one feature: pairs of patients in random order, one without, one with."""
+    rng = np.random.default_rng([seed, 8])
+    pairs = [rng.permutation([0, FEATURE_FAT]) for _ in range(-(-n_patients // 2))]
+    return np.concatenate(pairs)[:n_patients].astype(np.int64)
+
+
+def simulate_patient(seed, index, fat, n_frames=10, feature=None):
     """Frames and tissue masks of one patient.
 
     Parameters
@@ -167,6 +182,8 @@ def simulate_patient(seed, index, fat, n_frames=10):
     fat : float in [0, 100]
         Percent of hepatocytes with fatty infiltration.
     n_frames : int
+    feature : str, optional
+        As in `simulate`.
 
     Returns
     -------
@@ -174,7 +191,7 @@ def simulate_patient(seed, index, fat, n_frames=10):
     masks : (n_frames, 434, 636) uint8
         Codes of `TISSUES`, 0 outside the sector.
     """
-    patient = Patient(seed, index, fat)
+    patient = Patient(seed, index, fat, feature)
     frames = np.zeros((n_frames, *FRAME_SHAPE), np.uint8)
     masks = np.zeros_like(frames)
     intensity = patient.envelope(-1) ** 2
@@ -195,6 +212,8 @@ class Patient:
     ----------
     seed, index : int
     fat : float in [0, 100]
+    feature : str, optional
+        As in `simulate`.
 
     Attributes
     ----------
@@ -203,10 +222,10 @@ class Patient:
         Weight of the frames before in the running average.
     """
 
-    def __init__(self, seed, index, fat):
+    def __init__(self, seed, index, fat, feature=None):
         self._key = [seed, 11, index]
         rng = np.random.default_rng([*self._key, 0])
-        self.anatomy = draw_anatomy(rng, fat)
+        self.anatomy = draw_anatomy(rng, fat, feature)
         self.persistence = rng.uniform(0.08, 0.26)
         self.static_share = rng.uniform(0.24, 0.34)  # of scatterer amplitude squared; the rest is new in every frame
         self.dynamic_range, self.gain = rng.uniform(42, 54), rng.normal(0, 2.0)

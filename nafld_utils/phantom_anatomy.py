@@ -32,6 +32,9 @@ STEATOSIS_GAIN = 9.5  # dB, liver over cortex at full load; Choice: gives the pu
 SHAPE = (424, 661)  # rows, columns of the map; it reaches past the sector on all sides
 # Attenuation of each tissue code in dB/cm/MHz, one way; Choice: textbook soft-tissue values, liver set per patient.
 _ATTENUATION = np.array([0.5, 0.75, 0.5, 0.1, 0.5, 0.5, 0.6, 0.8, 0.6, 0.6])
+# What steatosis changes in an image and a reader looks for, one at a time (see `draw_anatomy`).
+FEATURES = ("echogenicity", "vessel_blur", "diaphragm_blur")
+_BLUR_REACH = 9  # pixels around a vessel or the diaphragm in which a feature of its own blurs the map
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Anatomy:
     fat: float
 
 
-def draw_anatomy(rng, fat):
+def draw_anatomy(rng, fat, feature=None):
     """Draw one patient's anatomy.
 
     Parameters
@@ -69,21 +72,42 @@ def draw_anatomy(rng, fat):
         Decides everything.
     fat : float in [0, 100]
         Percent of hepatocytes with fatty infiltration.
+    feature : str, optional
+        One of `FEATURES`: the only thing that the fat changes. None: all of them, the liver's attenuation and every
+        border, as in the cohort.
 
     Returns
     -------
     Anatomy
         Steatosis raises the liver against the cortex, raises the liver's attenuation and blurs borders.
+
+    Raises
+    ------
+    ValueError
+        `feature` is none of `FEATURES`.
+
+    Notes
+    -----
+    With a `feature` every patient has vessels and a diaphragm inside the centre crop, whatever the feature, since what
+    is not in the picture cannot be learnt from it. The draws do not depend on the fat, so the same generator with
+    another fat gives the same patient with and without the feature.
     """
+    if feature is not None and feature not in FEATURES:
+        raise ValueError(f"feature: expected one of {', '.join(FEATURES)} or None, found {feature!r}; choose one.")
     z, x = np.mgrid[Z0 : Z0 + SHAPE[0], X0 : X0 + SHAPE[1]].astype(np.float32)
     kidney = _draw_kidney(rng)
-    labels, lines = _draw_layout(rng, x, z, kidney)
+    labels, lines = _draw_layout(rng, x, z, kidney, shown=feature is not None)
     load = 1 - np.exp(-fat / 20)  # Choice: the effect saturates, as brightness grades do
-    echo = _draw_echo(rng, x, z, labels, kidney, load)
+    loads = {name: load if feature in (None, name) else 0.0 for name in FEATURES}
+    echo = _draw_echo(rng, x, z, labels, kidney, loads, feature)
     attenuation = _ATTENUATION.copy()
-    attenuation[TISSUES["liver"]] = 0.52 + 0.10 * load + rng.normal(0, 0.03)
-    curves = np.concatenate([_trace(rng, *line) for line in lines])
-    curves[:, 4] *= 1 - 0.65 * load
+    attenuation[TISSUES["liver"]] = 0.52 + 0.10 * (load if feature is None else 0.0) + rng.normal(0, 0.03)
+    curves = []
+    for kind, line in lines:
+        points = _trace(rng, *line)
+        points[:, 4] *= 1 - 0.65 * (load if feature is None else loads.get(f"{kind}_blur", 0.0))
+        curves.append(points)
+    curves = np.concatenate(curves)
     return Anatomy(labels, echo.astype(np.float32), attenuation, curves.astype(np.float32), float(fat))
 
 
@@ -123,8 +147,11 @@ def _ripple(rng, t, scale):
     return table.astype(np.float32)[((t + np.pi) * (511 / (2 * np.pi))).astype(np.int16).clip(0, 511)]
 
 
-def _draw_layout(rng, x, z, kidney):
-    """Tissue codes, and the interfaces as (x, z, strength, thickness, grain) point lists."""
+def _draw_layout(rng, x, z, kidney, shown=False):
+    """Tissue codes, and the interfaces as pairs of their kind and an (x, z, strength, thickness, grain) point list.
+
+    `shown` brings the diaphragm and enough vessels into the centre crop of every patient.
+    """
     codes, radius = TISSUES, np.hypot(x, z)
     u, v = _kidney_frame(kidney, x, z)
     t = np.arctan2(v, u)
@@ -137,6 +164,8 @@ def _draw_layout(rng, x, z, kidney):
     end = kidney["x"] + kidney["a"] * math.cos(kidney["tilt"])
     surface = axis + 0.25 * kidney["b"] + np.where(x > end - 30, 0.35 * (x - end + 30), 0) + _ripple(rng, x / 110, 14)
     dx, dz, dr = rng.normal(70, 25), rng.normal(95, 20), rng.normal(240, 16)
+    if shown:
+        dr -= 55  # the liver's lower end, not the lower edge of the crop
     bowl = np.hypot(x - dx, z - dz) + _ripple(rng, np.arctan2(z - dz, x - dx), 5)
     thickness = min(max(rng.normal(56, 9), 34), 80)
     wall_depth = thickness + 0.03 * np.abs(x) + _ripple(rng, x / 110, 2.5)
@@ -152,8 +181,10 @@ def _draw_layout(rng, x, z, kidney):
     labels[rho < 1] = codes["kidney_cortex"]
     labels[(rho < 0.9) & sinus] = codes["kidney_sinus"]
     labels[radius < wall_depth] = codes["wall"]
-    lines = [*_cap_lines(rng, kidney), _diaphragm_line(rng, (dx, dz, dr), labels), *_wall_lines(rng, thickness)]
-    lines += _draw_vessels(rng, x, z, labels)
+    lines = [("capsule", line) for line in _cap_lines(rng, kidney)]
+    lines.append(("diaphragm", _diaphragm_line(rng, (dx, dz, dr), labels, shown)))
+    lines += [("wall", line) for line in _wall_lines(rng, thickness)]
+    lines += [("vessel", line) for line in _draw_vessels(rng, x, z, labels, shown)]
     return labels, lines
 
 
@@ -172,15 +203,16 @@ def _cap_lines(rng, kidney):
     ]
 
 
-def _diaphragm_line(rng, circle, labels):
-    """The stretch of the diaphragm that shows: often short, in some patients none."""
+def _diaphragm_line(rng, circle, labels, shown=False):
+    """The stretch of the diaphragm that shows: often short, in some patients none; with `shown` long and strong."""
     dx, dz, dr = circle
-    centre, width = np.radians(rng.uniform(35, 85)), np.radians(rng.uniform(15, 45))
+    degrees, half = ((60, 75), (40, 50)) if shown else ((35, 85), (15, 45))
+    centre, width = np.radians(rng.uniform(*degrees)), np.radians(rng.uniform(*half))
     t = np.linspace(centre - width, centre + width, 900)
     x, z = dx + dr * np.cos(t), dz + dr * np.sin(t)
     row, col = (z - Z0).astype(int).clip(0, SHAPE[0] - 1), (x - X0).astype(int).clip(0, SHAPE[1] - 1)
     keep = np.isin(labels[row, col], [TISSUES["diaphragm"], TISSUES["beyond"], TISSUES["liver"]])
-    strength = rng.gamma(1.3, 1.6) * np.cos((t - centre) / width * np.pi / 2)
+    strength = max(rng.gamma(1.3, 1.6), 3.0 if shown else 0.0) * np.cos((t - centre) / width * np.pi / 2)
     return x[keep], z[keep], strength[keep], rng.uniform(1.2, 2.8), 6
 
 
@@ -195,10 +227,10 @@ def _wall_lines(rng, thickness):
     return lines
 
 
-def _draw_vessels(rng, x, z, labels):
-    """Cut a few vessels into the liver; portal ones get bright walls."""
+def _draw_vessels(rng, x, z, labels, shown=False):
+    """Cut a few vessels into the liver; portal ones get bright walls. With `shown` there are more, all with walls."""
     lines = []
-    for _ in range(rng.integers(1, 6)):
+    for _ in range(60 if shown else rng.integers(1, 6)):
         xc, zc = rng.uniform(-150, 150), rng.uniform(100, 330)
         a, b, tilt = rng.uniform(3, 17), rng.uniform(1.8, 4.0), rng.uniform(-0.9, 0.9)
         near = np.s_[int(zc) - Z0 - 24 : int(zc) - Z0 + 25, int(xc) - X0 - 24 : int(xc) - X0 + 25]
@@ -209,7 +241,7 @@ def _draw_vessels(rng, x, z, labels):
         if not np.all(labels[near][inside] == TISSUES["liver"]):
             continue  # vessels stay clear of the liver's border
         labels[near][inside] = TISSUES["vessel"]
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 or shown:
             t = np.linspace(0, 2 * np.pi, 100)
             p, q = a * np.cos(t), 1.25 * b * np.sin(t) + 0.15 * a * np.cos(t) ** 2
             lines.append((
@@ -257,12 +289,25 @@ def _streaks(rng, x, z, radial, angular):
     return field[row, (np.degrees(np.arctan2(x, z)) + 90).astype(np.int16).clip(0, 179)]
 
 
-def _draw_echo(rng, x, z, labels, kidney, load):
-    """Backscatter map in dB relative to healthy liver."""
+def _blur_borders(echo, labels, loads, share, feature):
+    """The map blurred by the load: everywhere, or with a `feature` around the tissue that it is about."""
+    sigma = {name: 0.8 + 2.2 * load * share for name, load in loads.items()}
+    if feature is None:
+        return ndimage.gaussian_filter(echo, sigma["vessel_blur"], truncate=3)
+    sharp = ndimage.gaussian_filter(echo, 0.8, truncate=3)
+    if feature == "echogenicity":
+        return sharp
+    near = ndimage.distance_transform_edt(labels != TISSUES[feature.removesuffix("_blur")])
+    weight = np.clip(2 - 2 * near / _BLUR_REACH, 0, 1)  # full at the border, none from the reach on
+    return sharp + weight * (ndimage.gaussian_filter(echo, sigma[feature], truncate=3) - sharp)
+
+
+def _draw_echo(rng, x, z, labels, kidney, loads, feature=None):
+    """Backscatter map in dB relative to healthy liver; `loads` by feature in [0, 1]."""
     codes = TISSUES
     level = np.zeros(len(codes), np.float32)
-    contrast = rng.normal(1.0, 1.4) + STEATOSIS_GAIN * load  # liver over cortex in dB
-    level[codes["liver"]] = 0.5 * STEATOSIS_GAIN * load
+    contrast = rng.normal(1.0, 1.4) + STEATOSIS_GAIN * loads["echogenicity"]  # liver over cortex in dB
+    level[codes["liver"]] = 0.5 * STEATOSIS_GAIN * loads["echogenicity"]
     level[codes["kidney_cortex"]] = level[codes["liver"]] - contrast
     level[codes["kidney_sinus"]] = level[codes["kidney_cortex"]] + rng.normal(8.0, 2.5)
     level[codes["renal_fat"]] = rng.normal(4.5, 2.5)
@@ -270,12 +315,12 @@ def _draw_echo(rng, x, z, labels, kidney, load):
     level[codes["diaphragm"]] = rng.normal(4.0, 3.0)
     level[codes["beyond"]] = rng.normal(0.0, 3.0)
     level[codes["retroperitoneum"]] = rng.normal(5.0, 2.5)
-    level[codes["vessel"]] = -14 + 7 * load
+    level[codes["vessel"]] = -14 + 7 * loads["vessel_blur"]
     echo = level[labels]
     # To the right of the kidney the retroperitoneum turns into what looks like liver.
     right = x - kidney["x"] - kidney["a"] * math.cos(kidney["tilt"])
     echo = np.where(labels == codes["retroperitoneum"], echo / (1 + np.exp((right - 25) / 25)), echo)
-    echo = ndimage.gaussian_filter(echo, 0.8 + 2.2 * load * rng.uniform(0.6, 1.2), truncate=3).astype(np.float32)
+    echo = _blur_borders(echo, labels, loads, rng.uniform(0.6, 1.2), feature).astype(np.float32)
     echo += rng.uniform(0.3, 0.8) * _noise(rng, 3) + rng.uniform(0.4, 1.0) * _noise(rng, 20)
     rough = np.isin(labels, [codes["kidney_sinus"], codes["retroperitoneum"], codes["renal_fat"]])
     streaks = 2.2 * _streaks(rng, x, z, 0.8, 1.8)

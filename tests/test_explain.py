@@ -1,4 +1,4 @@
-"""Attributions: exact for a linear classifier, seeds, additivity, which images are picked, the stage, the figure."""
+"""Attributions: exact for a linear classifier, seeds, additivity, which images and trials are picked, the figure."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nafld_utils import artifacts, backbones, explain, figures, sweep, trial
+from nafld_utils import artifacts, backbones, explain, explain_truth, figures, stats, sweep, trial
 from nafld_utils.figures import explain as draw
 from nafld_utils.stages import explain as stage
 from nafld_utils.stages import prepare, samples
@@ -95,6 +95,48 @@ def test_the_grey_classifier_is_the_network():
     assert not any(p.requires_grad for p in classifier.parameters())
 
 
+@pytest.fixture(scope="module")
+def linear_owen():
+    images, background = pictures(2), pictures(5, seed=1)
+    return images, background, explain.attributions(Linear(), background, images, 4000, 0, explainer="partition")
+
+
+def test_the_partition_explainer_adds_up_exactly_from_the_mean_image(linear_owen):
+    images, background, values = linear_owen
+    base = explain.base_value(Linear(), background, explainer="partition")
+    assert base == pytest.approx(explain.log_odds(Linear(), explain.mean_image(background)[None])[0])
+    table = explain.additivity(values, explain.log_odds(Linear(), images), base)
+    assert table["error"].abs().max() < 1e-4
+
+
+def test_two_explainers_agree_on_a_linear_classifier(linear_owen):
+    """Both are weight times (image minus mean background), pixel by pixel."""
+    images, background, values = linear_owen
+    wanted = (images.astype(float) - explain.mean_image(background)) / 127.5 * Linear().weight[0].numpy()
+    np.testing.assert_allclose(values, wanted, atol=1e-4)
+    gradient = explain.attributions(Linear(), background, images, 3000, 0)
+    assert np.corrcoef(gradient.ravel(), wanted.ravel())[0, 1] > 0.95
+
+
+def test_an_unknown_explainer_is_refused():
+    with pytest.raises(ValueError, match=r"shap.explainer: expected one of gradient, partition, found 'deep'"):
+        explain.attributions(Linear(), pictures(1), pictures(1), 2, 0, explainer="deep")
+
+
+def test_halves_are_independent_and_partition_has_one():
+    images, background = pictures(2), pictures(9, seed=1)
+    values = explain.halves(Linear(), background, images, 12, seed=3)
+    assert values.shape == (2, 2, SIZE, SIZE)
+    assert not np.array_equal(*values)
+    assert np.array_equal(values[0], explain.attributions(Linear(), background, images, 6, 3))
+    assert explain.halves(Linear(), background, images, 12, 3, explainer="partition").shape == (1, 2, SIZE, SIZE)
+
+
+def test_missing_share_checkable_by_eye():
+    table = pd.DataFrame({"error": [1.0, -1.0], "explained": [-4.0, 1.0]})
+    assert explain.missing_share(table) == 0.4
+
+
 def test_smoothing_keeps_the_sum_and_the_scale_is_shared():
     values = np.zeros((2, 32, 32))
     values[0, 16, 16], values[1, 16, 16] = 1.0, -3.0
@@ -129,7 +171,34 @@ def test_a_set_without_a_class_is_refused():
         explain.pick(table_of([1, 1, 1]), np.array([0]), 2)
 
 
+def test_patients_are_picked_once_each_with_classes_in_turn():
+    images = pd.DataFrame({"patient_id": [1, 1, 2, 3, 4, 4], "label": [1, 1, 1, 1, 0, 0]})
+    assert explain.pick_patients(images, 3)["patient_id"].tolist() == [4, 1, 2]
+    assert explain.pick_patients(images, 9).index.tolist() == [4, 0, 2, 3]
+
+
+def test_the_middle_image_of_each_outcome_that_occurs():
+    scores = pd.DataFrame({"image_id": list("abcdef"), "label": [1, 1, 1, 0, 0, 1]})
+    scores["score"] = [0.6, 0.9, 0.7, 0.2, 0.8, 0.4]
+    found = explain.pick_outcomes(scores)
+    assert found["image_id"].tolist() == ["c", "e", "d", "f"]
+    assert found["outcome"].tolist() == list(explain.OUTCOMES.values())
+    assert explain.pick_outcomes(scores[:3])["outcome"].tolist() == ["true positive"]
+
+
 # ---------------------------------------------------------------- the stage
+
+
+OVERRIDES = {
+    "sweep.weights": "random",
+    "sweep.backbones": ["resnet18"],
+    "sweep.arms": ["semantic"],
+    "sweep.steps": 2,
+    "sweep.n_seeds": 1,
+    "ldm.folds": [0],
+    "engine.mode": "serial",
+    "engine.device": "cpu",
+}
 
 
 @pytest.fixture
@@ -140,19 +209,13 @@ def run(tmp_path, monkeypatch):
     images = pd.DataFrame({"patient_id": patient, "label": patient % 2, "fold": (patient > 4).astype(int)})
     images["image_id"] = images["sha256"] = [f"i{i}" for i in range(16)]
     pool = rng.integers(0, 256, (16, 2, 32, 32)).astype(np.uint8)
-    data = SimpleNamespace(images=images, pool=pool, resized=pool[:, 0])
+    data = SimpleNamespace(
+        images=images, pool=pool, resized=pool[:, 0], tissue=rng.integers(0, 10, (16, 32, 32)).astype(np.uint8)
+    )
     fakes = pd.DataFrame({"fold": 0, "source_patient": 5 + np.arange(12) % 4, "label": (5 + np.arange(12)) % 2})
     fakes["synthetic_id"] = [f"s{i}" for i in range(12)]
     pixels = rng.integers(0, 256, (12, 32, 32)).astype(np.uint8)
-    overrides = {"sweep.weights": "random", "sweep.backbones": ["resnet18"], "sweep.arms": ["semantic"]}
-    overrides |= {
-        "sweep.steps": 2,
-        "sweep.n_seeds": 1,
-        "ldm.folds": [0],
-        "engine.mode": "serial",
-        "engine.device": "cpu",
-    }
-    run = artifacts.open_run("smoke", overrides)
+    run = artifacts.open_run("smoke", OVERRIDES)
     unit = run.unit("preprocess", settings={})
     monkeypatch.setattr(prepare, "open_preprocessed", lambda run: data)
     monkeypatch.setattr(prepare, "preprocess_unit", lambda run: unit)
@@ -161,22 +224,67 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_the_stage_explains_the_sweeps_own_classifier(run, monkeypatch):
+@pytest.fixture
+def swept(run):
     assert (sweep_stage.run_sweep(run)["state"] == "done").all()
-    unit = stage.train_classifier(run)
+    return run
+
+
+def test_the_stage_explains_the_sweeps_own_classifier(swept, monkeypatch):
+    unit = stage.train_classifier(swept)
     again = unit.load_table("scores.csv")
     assert again["difference"].max() < 1e-6
     assert len(again) == 8
-    found = stage.explain_classifier(run)
-    assert found.attributions.shape == found.images.shape == (4, 32, 32)
-    assert found.table["label"].tolist() == [1, 1, 0, 0]
+    found = stage.explain_trial(swept)
+    assert found.halves.shape == (2, len(found.table), 32, 32)
+    assert found.attributions.shape == found.images.shape
     np.testing.assert_allclose(found.attributions.sum(axis=(1, 2)), found.table["attributed"], rtol=1e-3, atol=1e-5)
-    stored = stage.open_classifier(run)
+    stored = stage.open_classifier(swept)
     np.testing.assert_allclose(explain.log_odds(stored, found.images), found.table["log_odds"], atol=1e-5)
-    artifacts.record_claims(run, stage.STAGE, stage.claims(run, found))
-    assert len(artifacts.finish(run, stage.STAGE, stage.units(run)))
-    monkeypatch.setattr(stage, "_make", None)
-    assert np.array_equal(stage.explain_classifier(run).attributions, found.attributions), "made once"
+    real = found.table[found.table["origin"] == "held-out"].merge(again, left_on="name", right_on="image_id")
+    # the sweep keeps features in half precision
+    np.testing.assert_allclose(real["called"], real["score_stored"], atol=2e-3)
+    monkeypatch.setattr(stage, "_explain", None)
+    assert np.array_equal(stage.explain_trial(swept).halves, found.halves), "made once"
+
+
+def test_synthetic_images_of_the_training_and_one_real_image_of_each_outcome(swept):
+    table = stage.pick_images(swept).load_table("table.csv")
+    fakes, real = (table[table["origin"] == name] for name in ("synthetic", "held-out"))
+    assert fakes["label"].tolist() == [1, 1, 0, 0]
+    assert fakes["in_training"].any()
+    assert fakes["shown"].all()
+    assert set(real["patient_id"]) <= {1, 2, 3, 4}, "fold 0 is held out"
+    assert not real["in_training"].any()
+    scores = stage.stored_scores(swept, stage.trial(swept))
+    assert set(real.loc[real["shown"], "outcome"]) == set(explain.outcome(scores["label"], scores["score"]))
+    assert real.loc[real["judged"], "patient_id"].is_unique
+    assert real["compared"].sum() == swept.settings.shap.n_compared
+
+
+@pytest.mark.parametrize("wanted", [{"shap.arm": "real", "shap.rate": 0.0}, {"shap.fold": 0, "shap.seed": 1}])
+def test_any_trained_trial_can_be_explained(swept, wanted):
+    """Real images alone have no synthetic set of their own: the model's images are explained as ones not trained on."""
+    settings = {name: value for name, value in OVERRIDES.items() if name not in wanted}
+    other = artifacts.open_run("smoke", {**settings, "sweep.n_seeds": 2, **wanted})
+    sweep_stage.run_sweep(other)
+    found = stage.explain_trial(other)
+    assert stage.trial(other)["hash"] != stage.trial(swept)["hash"]
+    assert found.table.loc[found.table["origin"] == "synthetic", "in_training"].any() == ("shap.seed" in wanted)
+
+
+def test_peers_share_arm_rate_and_fold_and_the_explained_one_is_first(run):
+    more = {**OVERRIDES, "sweep.n_seeds": 3, "sweep.backbones": ["resnet18", "resnet34"], "shap.seed": 1}
+    other = artifacts.open_run("smoke", more)
+    found = stage.peers(other)
+    assert found.iloc[0]["hash"] == stage.trial(other)["hash"]
+    assert found[["backbone", "seed"]].to_numpy().tolist() == [
+        ["resnet18", 1],
+        ["resnet18", 0],
+        ["resnet34", 0],
+        ["resnet34", 1],
+    ]
+    assert len(found[["arm", "rate", "fold"]].drop_duplicates()) == 1
 
 
 def test_background_comes_from_training_patients_alone(run):
@@ -190,10 +298,27 @@ def test_background_comes_from_training_patients_alone(run):
 
 def test_a_trial_outside_the_sweep_is_refused(run):
     other = artifacts.open_run("smoke", {"shap.seed": 7})
-    with pytest.raises(ValueError, match="expected a trial of the sweep with synthetic images, found arm semantic"):
+    with pytest.raises(ValueError, match="expected a trial of the sweep, found none of network tf_efficientnet_lite0"):
         stage.trial(other)
     assert stage.trial(run)["hash"] in set(sweep_stage.trials(run)["hash"])
     assert list(stage.trial(run))[:-1] == list(sweep.TRIAL_COLUMNS)
+
+
+def test_the_auc_of_the_explained_classifier_is_over_its_own_held_out_patients(swept):
+    table = stage.held_out_auc(swept)
+    assert table["of"].tolist() == ["this classifier", "all 1 folds' classifiers"]
+    assert table["n_patients"].tolist() == [4, 4]
+    scores = stage.stored_scores(swept, stage.trial(swept))
+    assert table["auc"].iloc[0] == pytest.approx(stats.auc(scores["label"], scores["score"]))
+
+
+def test_an_auc_without_an_interval_is_not_a_number_and_never_readable():
+    scores = pd.DataFrame({"patient_id": [1, 1, 2], "label": [1, 1, 0], "score": [0.9, 0.8, 0.1]})
+    found = stage.stats_of(scores)
+    assert found["auc"] == 1.0
+    assert np.isnan(found["low"])
+    assert not explain_truth.readable(found["low"])
+    assert np.isnan(stage.stats_of(scores[:2])["auc"])
 
 
 def test_figure_has_one_symmetric_scale():

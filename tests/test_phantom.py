@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from nafld_utils import phantom
 from nafld_utils.phantom import TISSUES
@@ -74,7 +75,7 @@ def test_speckle_is_rayleigh_in_homogeneous_liver(monkeypatch):
     uniform = phantom.draw_anatomy(np.random.default_rng(0), 0.0)
     liver = np.full(SHAPE, TISSUES["liver"], np.uint8)
     uniform = type(uniform)(liver, np.zeros(SHAPE, np.float32), uniform.attenuation, np.zeros((0, 6), np.float32), 0.0)
-    monkeypatch.setattr(phantom, "draw_anatomy", lambda rng, fat: uniform)
+    monkeypatch.setattr(phantom, "draw_anatomy", lambda rng, fat, feature=None: uniform)
     ratios = []
     for index in range(3):
         envelope = phantom.Patient(1, index, 0.0).envelope(0)
@@ -164,3 +165,41 @@ def test_geometry_and_correlation_constants_hold_on_the_real_cohort():
     assert (lit & sector).sum() / (lit[30:] | sector[30:]).sum() > 0.985
     values = [_neighbour_correlation(patient) for patient in frames]
     assert np.percentile(values, [0, 50, 100]) == pytest.approx([0.653, REAL_MEDIAN, 0.923], abs=0.002)
+
+
+# ---------------------------------------------------------------- cohorts about one feature
+
+
+@pytest.mark.parametrize(
+    ("feature", "tissues"),
+    [
+        ("echogenicity", ["liver", "kidney_cortex", "kidney_sinus"]),
+        ("vessel_blur", ["vessel"]),
+        ("diaphragm_blur", ["diaphragm"]),
+    ],
+)
+def test_a_feature_alone_changes_the_same_patient_only_where_it_is(feature, tissues):
+    """The same patient with and without the feature: at least nine tenths of what differs lies on its tissue."""
+    without, mask = phantom.simulate_patient(77, 3, 0.0, 1, feature)
+    within, same = phantom.simulate_patient(77, 3, 80.0, 1, feature)
+    assert np.array_equal(mask, same)
+    assert all((mask == TISSUES[name]).any() for name in ("vessel", "diaphragm"))
+    difference = np.abs(within.astype(float) - without)[0]
+    # the display's range follows the contrast: a grey level or two may change everywhere
+    difference[difference < 8] = 0
+    band = np.isin(mask[0], [TISSUES[name] for name in tissues])
+    grown = ndimage.maximum_filter(band, 21)
+    assert difference[grown].sum() > 0.9 * difference.sum() > 0
+    assert difference[band].mean() > 5 * difference[~grown & (mask[0] > 0)].mean()
+
+
+def test_a_cohort_about_one_feature_has_pairs_of_patients_and_says_so():
+    found = phantom.simulate(4, seed=2, n_frames=1, feature="vessel_blur")
+    assert found.patients["label"].tolist() == (found.patients["grade"] == phantom.FEATURE_FAT).astype(int).tolist()
+    assert found.patients["label"].iloc[:2].sum() == found.patients["label"].iloc[2:].sum() == 1
+    assert "vessel_blur alone" in found.provenance["text"]
+
+
+def test_an_unknown_feature_is_refused():
+    with pytest.raises(ValueError, match="feature: expected one of echogenicity, vessel_blur, diaphragm_blur"):
+        phantom.simulate(2, seed=0, feature="colour")

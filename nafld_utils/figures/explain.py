@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
@@ -50,3 +51,98 @@ def scale(figure: Figure, axes: Sequence[Axes], limit: float) -> ScalarMappable:
     bar.set_label("log-odds of fatty liver that a pixel adds")
     bar.formatter.set_powerlimits((-2, 2))
     return colors
+
+
+def intervals(
+    names: Sequence[str], middle: Sequence[float], low: Sequence[float], high: Sequence[float], at: float, ax: Axes
+) -> Axes:
+    """Points with their intervals, one a line from the top, and a line at the value that means nothing.
+
+    Parameters
+    ----------
+    names : sequence of str
+        A point's name; points whose value is NaN keep their line and say "none".
+    middle, low, high : sequence of float
+        Values and bounds; a bound that is NaN draws no bar.
+    at : float
+        Where the reference line stands.
+    ax : Axes
+    """
+    places = np.arange(len(names))
+    middle, low, high = (np.asarray(values, dtype=float) for values in (middle, low, high))
+    ax.axvline(at, color="#999999", linewidth=1.0, linestyle="--")
+    ax.hlines(places, low, high, color="#0072B2", linewidth=1.5)
+    ax.plot(middle, places, "o", color="#0072B2", markersize=5)
+    for place in places[~np.isfinite(middle)]:
+        ax.text(at, place, " none", va="center", fontsize=9)
+    ax.set_yticks(places, labels=list(names))
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
+    return ax
+
+
+def curves(table: pd.DataFrame, mode: str, ax: Axes) -> Axes:
+    """Mean deletion or insertion curve of every map.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `explain_truth.curves`.
+    mode : str
+        ``deletion`` or ``insertion``.
+    ax : Axes
+    """
+    looks = {"SHAP": ("#D55E00", "-"), "random": ("#555555", "--")}
+    part = table[table["mode"] == mode]
+    for name, (color, line) in looks.items():
+        mean = part[part["map"] == name].groupby("fraction")["kept"].mean()
+        ax.plot(100 * mean.index, mean.to_numpy(), line, color=color, label=f"{name} order")
+    verb = "replaced" if mode == "deletion" else "put in"
+    ax.set_xlabel(f"pixels {verb} (%)")
+    ax.set_ylabel("log-odds on the image's side")
+    ax.set_title(mode)
+    return ax
+
+
+def features(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Single-feature study: attribution on the feature's place over that place's area, trained beside untrained.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Rows of `feature_study.study`, a feature and an explainer each.
+    ax : Axes
+    """
+    places = np.arange(len(table))
+    for prefix, color, label, shift in (("", "#D55E00", "trained", -0.1), ("untrained_", "#555555", "untrained", 0.1)):
+        ax.hlines(places + shift, table[f"{prefix}ratio_low"], table[f"{prefix}ratio_high"], color=color)
+        ax.plot(table[f"{prefix}ratio"], places + shift, "o", color=color, label=label, markersize=5)
+    ax.axvline(1.0, color="#999999", linewidth=1.0, linestyle="--")
+    names = [f"{row.feature.replace('_', ' ')}, {row.explainer}\nAUC {row.auc:.2f}" for row in table.itertuples()]
+    ax.set_yticks(places, labels=names)
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.set_xlabel("attribution on the feature's place, over that place's share of the area")
+    ax.grid(visible=False, axis="y")
+    ax.legend()
+    return ax
+
+
+def twin(feature: str, arrays: Mapping[str, np.ndarray], axes: Sequence[Axes]) -> None:
+    """First explained image of one feature, where the feature is, and where the attribution lies; three Axes.
+
+    Parameters
+    ----------
+    feature : str
+        Its name.
+    arrays : mapping
+        From `feature_study.study`.
+    axes : sequence of Axes
+        For the image, the difference from its twin in grey levels, and the attributions.
+    """
+    image, difference, values = (arrays[name][0] for name in ("images", "difference", "maps_gradient"))
+    picture(image, feature.replace("_", " "), axes[0])
+    axes[1].imshow(difference, cmap="PuOr_r", vmin=-60, vmax=60)
+    axes[1].set_title("minus its twin", fontsize=10, fontweight="normal")
+    axes[1].set_axis_off()
+    overlay(image, values, float(np.quantile(np.abs(values), 0.998)) or 1.0, axes[2])
+    axes[2].set_title("attribution", fontsize=10, fontweight="normal")

@@ -1,4 +1,9 @@
-"""Stage 07: the classifier that is explained, and its attributions on synthetic images. Opens and writes files."""
+"""Stage 07: the classifiers that are explained, and their attributions. Opens and writes files.
+
+Contract: any trained trial of the sweep can be explained; which one the notebook shows is named by section ``shap``.
+Images and background are the same for every classifier that is compared, so that maps differ by the classifier alone.
+What the maps are held against is `nafld_utils.stages.explain_truth`'s.
+"""
 
 from __future__ import annotations
 
@@ -8,82 +13,119 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import backbones, engine, explain
+from nafld_utils import backbones, engine, explain, stats
 from nafld_utils import sweep as grid
 from nafld_utils.artifacts import Run, Unit, save_array, save_table, unit_seed
-from nafld_utils.stages import prepare, samples, sweep, sweep_answer
+from nafld_utils.stages import prepare, samples, sweep
 
-REVISION = 1
+REVISION = 2
 STAGE = "07_shap"
-SMOOTHING = 1 / 64  # SD of the average that the figure shows, as a share of the image's side
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Attributions of a handful of synthetic images.
+    """Attributions of one classifier.
 
     Attributes
     ----------
     images : (n, S, S) uint8 ndarray
-    attributions : (n, S, S) float32 ndarray
-        Log-odds that each pixel adds.
+    halves : (2, n, S, S) float32 ndarray
+        Log-odds that each pixel adds, from two independent halves of the draws; (1, n, S, S) where nothing is drawn.
     table : pandas.DataFrame
-        ``synthetic_id, label, in_training, score`` and the columns of `explain.additivity`; row i belongs to image i.
+        Row i belongs to image i: the columns of `picked_images`, ``called`` (the classifier's probability of fatty),
+        and those of `explain.additivity`.
     unit : Unit
         Where it lies.
+    smoothing : float
+        SD of the average over neighbours, as a share of the side.
     """
 
     images: np.ndarray
-    attributions: np.ndarray
+    halves: np.ndarray
     table: pd.DataFrame
     unit: Unit
+    smoothing: float
 
-    def smoothed(self) -> np.ndarray:
-        """Attributions averaged over neighbours, as the figure shows them; their sum hardly changes."""
-        return explain.smooth(self.attributions, SMOOTHING * self.images.shape[1])
+    @property
+    def attributions(self) -> np.ndarray:
+        """Log-odds that each pixel adds, (n, S, S) float32."""
+        return self.halves.mean(axis=0)
+
+    def smoothed(self, half: int | None = None) -> np.ndarray:
+        """Attributions averaged over neighbours, as figures and measures take them; their sum hardly changes."""
+        values = self.attributions if half is None else self.halves[half]
+        return explain.smooth(values, self.smoothing * self.images.shape[1])
+
+
+# ---------------------------------------------------------------- which classifiers
+
+
+def find_trials(run: Run, **wanted: Any) -> pd.DataFrame:
+    """Trials of the sweep with these values, e.g. ``backbone=, arm=, rate=, fold=, seed=``; the section's own freezing."""
+    trials, swept = sweep.trials(run), run.settings.sweep
+    asked = {"freeze": swept.freeze, "balance": swept.balance, **wanted}
+    for name, value in asked.items():
+        trials = trials[trials[name] == value]
+    return trials.reset_index(drop=True)
 
 
 def trial(run: Run) -> dict[str, Any]:
-    """The sweep's trial that is explained: the first backbone at ``shap.arm, rate, fold, seed``.
+    """The sweep's trial that is explained: section ``shap``'s backbone, arm, rate, fold and seed.
 
     Raises
     ------
     ValueError
-        The sweep has no such trial, or its arm has no synthetic images.
+        The sweep has no such trial.
     """
     chosen, swept = run.settings.shap, run.settings.sweep
-    wanted = {"backbone": swept.backbones[0], "arm": chosen.arm, "rate": float(chosen.rate)}
-    wanted |= {"fold": chosen.fold, "seed": chosen.seed, "freeze": swept.freeze, "balance": swept.balance}
-    trials = sweep.trials(run)
-    found = trials[np.logical_and.reduce([trials[name] == value for name, value in wanted.items()])]
-    if chosen.arm not in run.settings.ldm.conditionings or not len(found):
+    backbone = chosen.backbone or swept.backbones[0]
+    wanted = {"backbone": backbone, "arm": chosen.arm, "rate": float(chosen.rate)}
+    found = find_trials(run, **wanted, fold=chosen.fold, seed=chosen.seed)
+    if not len(found):
         raise ValueError(
-            f"section shap: expected a trial of the sweep with synthetic images, found arm {chosen.arm}, rate"
-            f" {chosen.rate:g}, fold {chosen.fold}, seed {chosen.seed}; choose it among sweep.arms, rates and n_seeds."
+            f"section shap: expected a trial of the sweep, found none of network {backbone}, arm {chosen.arm}, rate"
+            f" {chosen.rate:g}, fold {chosen.fold}, seed {chosen.seed}; choose it among sweep.backbones, arms, rates"
+            " and n_seeds."
         )
     return found.iloc[0].to_dict()
 
 
-def classifier_unit(run: Run) -> Unit:
-    """Unit of the explained classifier."""
-    wanted = trial(run)
+def peers(run: Run) -> pd.DataFrame:
+    """Trials whose maps are compared: the explained one first, then its other training seeds and the other networks.
+
+    All have its arm, rate and fold, so that they saw the same patients. ``shap.n_classifiers`` seeds a network.
+    """
+    chosen, wanted = run.settings.shap, trial(run)
+    same = {name: wanted[name] for name in ("arm", "rate", "fold")}
+    found = find_trials(run, **same)
+    is_it = found["hash"] == wanted["hash"]
+    keys = [~is_it, found["backbone"] != wanted["backbone"], found["backbone"], found["seed"]]
+    order = pd.concat(keys, axis=1, keys=range(4)).sort_values([0, 1, 2, 3]).index
+    return found.loc[order].groupby("backbone", sort=False).head(chosen.n_classifiers).reset_index(drop=True)
+
+
+def classifier_unit(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
+    """Unit of an explained classifier; None is the one that section ``shap`` names."""
+    wanted = wanted or trial(run)
     settings = {name: wanted[name] for name in grid.TRIAL_COLUMNS}
-    return run.unit("shap", "classifier", settings=settings, inputs=[wanted["hash"]], modules=["trial", "sweep"])
+    inputs, modules = [wanted["hash"]], ["trial", "sweep"]
+    return run.unit("shap", "classifier", wanted["hash"], settings=settings, inputs=inputs, modules=modules)
 
 
-def train_classifier(run: Run) -> Unit:
-    """Train the sweep's trial again and keep its tail; does nothing when that is done.
+def train_classifier(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
+    """Train a trial of the sweep again and keep its tail; does nothing when that is done.
 
     A training is a function of its settings, so the sweep keeps scores and no weights. The largest difference between
     the two trainings' scores goes into the unit's manifest.
     """
     from safetensors.torch import save_file
 
-    unit = classifier_unit(run)
+    wanted = wanted or trial(run)
+    unit = classifier_unit(run, wanted)
     if unit.done():
         return unit
-    wanted = trial(run)
-    stored, _ = grid.read_trial(sweep.store(run), wanted["hash"])
+    stored = stored_scores(run, wanted)
+    engine.announce(f"training {wanted['backbone']}, seed {wanted['seed']} again, to explain it")
     with engine.worker_threads(run.settings.engine):
         tail, scores, facts = sweep.train(run, wanted)
     paired = stored.merge(scores, on="image_id", validate="one_to_one", suffixes=("_stored", "_again"))
@@ -94,72 +136,139 @@ def train_classifier(run: Run) -> Unit:
     return unit
 
 
-def open_classifier(run: Run) -> explain.GreyClassifier:
-    """The explained classifier as a function of grey pixels, on the CPU."""
-    from safetensors.torch import load_file
+def stored_scores(run: Run, wanted: dict[str, Any]) -> pd.DataFrame:
+    """Held-out scores that the sweep keeps of a trial: ``image_id, patient_id, label, score``."""
+    return grid.read_trial(sweep.store(run), wanted["hash"])[0]
 
+
+def open_classifier(run: Run, wanted: dict[str, Any] | None = None) -> explain.GreyClassifier:
+    """An explained classifier as a function of grey pixels, on the CPU."""
+    from nafld_utils import artifacts
+
+    wanted = wanted or trial(run)
+    weights, _ = artifacts.load_weights(classifier_unit(run, wanted).require().file("tail.safetensors"))
+    return with_tail(run, wanted, weights)
+
+
+def with_tail(run: Run, wanted: dict[str, Any], weights: dict[str, Any]) -> explain.GreyClassifier:
+    """The network of a trial with the weights of a trained tail."""
     from nafld_utils import trial as training
 
-    wanted = trial(run)
-    backbone = wanted["backbone"]
-    model = backbones.load(backbone, run.settings.sweep.weights)
-    prefix, tail = backbones.split(model, backbone, wanted["freeze"])
+    prefix, tail = network(run, wanted)
     tail = training.fresh_tail(tail, seed=0)
-    tail.load_state_dict(load_file(classifier_unit(run).require().file("tail.safetensors")))
-    return explain.GreyClassifier(prefix, tail, backbone)
+    tail.load_state_dict(weights)
+    return explain.GreyClassifier(prefix, tail, wanted["backbone"])
 
 
-def explanation_unit(run: Run) -> Unit:
-    """Unit of the attributions."""
-    chosen = run.settings.shap
-    settings = {"n_per_class": chosen.n_per_class, "n_background": chosen.n_background, "n_samples": chosen.n_samples}
-    settings["root_seed"] = run.settings.seed
+def network(run: Run, wanted: dict[str, Any], weights: str | None = None) -> tuple[Any, Any]:
+    """Frozen prefix and pretrained tail of a trial's network, cut where the trial cuts it."""
+    model = backbones.load(wanted["backbone"], weights or run.settings.sweep.weights)
+    return backbones.split(model, wanted["backbone"], wanted["freeze"])
+
+
+def held_out_auc(run: Run) -> pd.DataFrame:
+    """How good the explained classifier is on patients that it has not seen, with intervals over patients.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``of, auc, low, high, n_patients``: the explained classifier alone, on its fold's held-out patients, which
+        decides whether its maps are read; and the out-of-fold scores of all folds' classifiers of the same recipe and
+        seed. NaN bounds where a class has fewer than two held-out patients.
+    """
+    wanted = trial(run)
+    same = {name: wanted[name] for name in ("backbone", "arm", "rate", "seed")}
+    folds = find_trials(run, **same).to_dict("records")
+    parts = {"this classifier": [wanted], f"all {len(folds)} folds' classifiers": folds}
+    rows = []
+    for name, trials in parts.items():
+        scores = pd.concat([stored_scores(run, one) for one in trials])
+        rows.append({"of": name, **stats_of(scores, run.settings.sweep.n_resamples)})
+    return pd.DataFrame(rows)
+
+
+def stats_of(scores: pd.DataFrame, n_resamples: int = 2000) -> dict[str, Any]:
+    """Image-level AUC with its interval over patients; NaN where the patients do not allow it."""
+    counts = scores.drop_duplicates("patient_id")["label"].value_counts()
+    found = {"auc": np.nan, "low": np.nan, "high": np.nan, "n_patients": int(counts.sum())}
+    if len(counts) == 2:
+        found["auc"] = stats.auc(scores["label"], scores["score"])
+    if len(counts) == 2 and counts.min() > 1:
+        interval = stats.auc_interval(scores["label"], scores["score"], scores["patient_id"], n_resamples)
+        found |= interval._asdict()
+    return found
+
+
+# ---------------------------------------------------------------- which images
+
+
+def source_arm(run: Run) -> str:
+    """Model whose synthetic images are explained: the explained trial's own, else the run's first."""
+    arm, models = trial(run)["arm"], run.settings.ldm.conditionings
+    return arm if arm in models else models[0]
+
+
+def images_unit(run: Run) -> Unit:
+    """Unit of the explained images and of the background."""
+    chosen, wanted = run.settings.shap, trial(run)
+    names = ("n_per_class", "n_background", "n_held_out", "n_compared")
+    settings = {**{name: getattr(chosen, name) for name in names}, "root_seed": run.settings.seed}
     inputs = [
-        classifier_unit(run),
+        wanted["hash"],
         prepare.preprocess_unit(run),
-        samples.synthetic_unit(run, chosen.arm, chosen.fold),
+        samples.synthetic_unit(run, source_arm(run), chosen.fold),
     ]
-    return run.unit("shap", "attributions", settings=settings, inputs=inputs, modules=["explain"])
+    return run.unit("shap", "images", settings=settings, inputs=inputs, modules=["explain", "stages.explain"])
 
 
-def explain_classifier(run: Run) -> Explanation:
-    """Explain the classifier on synthetic images of its own training set, unless that is done, and open the result.
+def pick_images(run: Run) -> Unit:
+    """Choose what is explained, none of it by eye; does nothing when that is done.
+
+    Writes ``images.npy`` (n, S, S), ``background.npy`` (at most n_background, S, S) and ``table.csv``: ``name, origin``
+    (synthetic, held-out), ``patient_id`` (-1 where synthetic), ``label, in_training, outcome`` (empty where synthetic),
+    ``shown`` (in the figure), ``judged`` (one image a held-out patient), ``compared`` (between classifiers), ``row``.
 
     Notes
     -----
     Paper, Fig. 6: four images of the semantic model, two a class, "taken from the training set of the classifier".
-    Choice: background images are random crops of the fold's real training patients, as the classifier saw them; whole
-    images would show more of the sector, and its edge would be explained instead of the liver.
+    Choice: besides them one held-out image of each outcome, and one image each of some held-out patients. Background
+    images are random crops of the fold's real training patients, as the classifier saw them; whole images would show
+    more of the sector, and its edge would be explained instead of the liver.
     """
-    unit = explanation_unit(run)
-    if not unit.done():
-        _make(run, unit)
-    return Explanation(
-        images=unit.load_array("images.npy"),
-        attributions=unit.load_array("attributions.npy"),
-        table=unit.load_table("table.csv"),
-        unit=unit,
-    )
+    unit = images_unit(run)
+    if unit.done():
+        return unit
+    wanted, chosen, arm = trial(run), run.settings.shap, source_arm(run)
+    synthetic, data = samples.open_synthetic(run, arm, wanted["fold"]), prepare.open_preprocessed(run)
+    drawn = sweep.training_set(run, wanted)["drawn"] if arm == wanted["arm"] else np.empty(0, int)
+    fakes = explain.pick(synthetic.table, drawn, chosen.n_per_class).rename(columns={"synthetic_id": "name"})
+    fakes = fakes.assign(origin="synthetic", patient_id=-1, outcome="", shown=True, judged=False)
+    real = _held_out(run, data, wanted)
+    columns = ["name", "origin", "patient_id", "label", "in_training", "outcome", "shown", "judged", "row"]
+    table = pd.concat([fakes[columns], real[columns]], ignore_index=True)
+    table["compared"] = table["judged"] & (table["judged"].cumsum() <= chosen.n_compared)
+    pictures = [
+        (synthetic.images if row.origin == "synthetic" else data.resized)[row.row] for row in table.itertuples()
+    ]
+    with unit.writing() as folder:
+        save_table(folder / "table.csv", table)
+        save_array(folder / "images.npy", np.stack(pictures))
+        save_array(folder / "background.npy", draw_background(run, wanted["fold"], chosen.n_background))
+    return unit
 
 
-def _make(run: Run, unit: Unit) -> None:
-    wanted, chosen = trial(run), run.settings.shap
-    synthetic = samples.open_synthetic(run, wanted["arm"], wanted["fold"])
-    drawn = sweep.training_set(run, wanted)["drawn"][wanted["arm"]]
-    picked = explain.pick(synthetic.table, drawn, chosen.n_per_class)
-    images = np.array(synthetic.images[picked["row"].to_numpy()])
-    background = draw_background(run, wanted["fold"], chosen.n_background)
-    classifier, device = open_classifier(run), engine.device(run.settings.engine)
-    seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
-    threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
-    with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
-        outputs = explain.log_odds(classifier, images, device)
-        base = float(explain.log_odds(classifier, background, device).mean())
-        values = explain.attributions(classifier, background, images, chosen.n_samples, seed, device)
-        facts = picked[["synthetic_id", "label", "in_training"]].assign(score=1.0 / (1.0 + np.exp(-outputs)))
-        save_table(folder / "table.csv", pd.concat([facts, explain.additivity(values, outputs, base)], axis=1))
-        save_array(folder / "attributions.npy", values)
-        save_array(folder / "images.npy", images)
+def _held_out(run: Run, data: Any, wanted: dict[str, Any]) -> pd.DataFrame:
+    """Real images that are explained: one of each outcome, and one each of some held-out patients."""
+    held_out = data.images[data.images["fold"] == wanted["fold"]]
+    scores = stored_scores(run, wanted)[["image_id", "score"]]
+    listed = held_out.assign(row=held_out.index).merge(scores, on="image_id", validate="one_to_one")
+    typical = explain.pick_outcomes(listed)["image_id"]
+    judged = explain.pick_patients(listed, run.settings.shap.n_held_out)["image_id"]
+    names = list(dict.fromkeys([*typical, *judged]))
+    out = listed.set_index("image_id", drop=False).loc[names].reset_index(drop=True)
+    named = explain.outcome(out["label"].to_numpy(), out["score"].to_numpy())
+    out = out.assign(name=out["image_id"], origin="held-out", in_training=False, outcome=named)
+    return out.assign(shown=out["image_id"].isin(typical), judged=out["image_id"].isin(judged))
 
 
 def draw_background(run: Run, fold: int, n: int) -> np.ndarray:
@@ -171,26 +280,61 @@ def draw_background(run: Run, fold: int, n: int) -> np.ndarray:
     return np.array(data.pool[rows, rng.integers(data.pool.shape[1], size=len(rows))])
 
 
-def protocol(run: Run) -> str:
-    """What differs from the paper's analysis."""
-    swept = sweep_answer.protocol(run)
-    differs = [] if swept == "yes" else [swept.removeprefix("no: ")]
-    return f"no: {'; '.join([*differs, 'the paper shows maps and no number'])}"
+# ---------------------------------------------------------------- attributions
 
 
-def claims(run: Run, found: Explanation) -> list[dict[str, Any]]:
-    """Headline numbers of the stage."""
-    table = found.table
-    share = 100 * table["error"].abs().sum() / table["explained"].abs().sum()
-    right = ((table["score"] > 0.5) == (table["label"] == 1)).sum()
-    common = {"n": len(table), "same_protocol": protocol(run)}
-    rows = [
-        {"claim": "SHAP: images on the side of their own class", "this_run": right, "unit": f"of {len(table)} images"},
-        {"claim": "SHAP: additivity error", "this_run": share, "unit": "% of the explained log-odds"},
-    ]
-    return [{**row, "over": "no interval: a handful of images", **common} for row in rows]
+def attributions_unit(run: Run, name: str, source: Unit | str, which: str) -> Unit:
+    """Unit of a classifier's attributions; `source` is its unit or hash, `which` a column of the images or all."""
+    chosen = run.settings.shap
+    settings = {"explainer": chosen.explainer, "n_samples": chosen.n_samples, "which": which}
+    settings |= {"root_seed": run.settings.seed, "name": name}
+    inputs = [source, images_unit(run)]
+    return run.unit("shap", "attributions", name, settings=settings, inputs=inputs, modules=["explain"])
 
 
-def units(run: Run) -> list[Unit]:
-    """Every unit stage 07 stands on."""
-    return [classifier_unit(run), explanation_unit(run)]
+def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, which: str = "all") -> Explanation:
+    """Explain a classifier on the chosen images, unless that is done, and open the result.
+
+    Parameters
+    ----------
+    run : Run
+    name : str
+        Name of the classifier among the explained ones, a folder's name.
+    source : Unit or str
+        Unit or hash of the classifier.
+    classifier : callable
+        Gives the `explain.GreyClassifier`; not called when the attributions are there.
+    which : str
+        ``all``, or a column of the images' table: ``compared``.
+    """
+    unit = attributions_unit(run, name, source, which)
+    picked = pick_images(run)
+    table = picked.load_table("table.csv").assign(outcome=lambda t: t["outcome"].fillna(""))
+    rows = np.arange(len(table)) if which == "all" else np.flatnonzero(table[which])
+    images = picked.load_array("images.npy")[rows]
+    if not unit.done():
+        _explain(run, unit, classifier(), images, picked.load_array("background.npy"), name)
+    facts = unit.load_table("additivity.csv")
+    joined = pd.concat([table.iloc[rows].reset_index(drop=True), facts], axis=1)
+    return Explanation(images, unit.load_array("halves.npy"), joined, unit, run.settings.shap.smoothing)
+
+
+def _explain(run: Run, unit: Unit, classifier: Any, images: np.ndarray, background: np.ndarray, name: str) -> None:
+    chosen, device = run.settings.shap, engine.device(run.settings.engine)
+    seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
+    threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
+    engine.announce(f"explaining {len(images)} images ({name})")
+    with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
+        outputs = explain.log_odds(classifier, images, device)
+        base = explain.base_value(classifier, background, device, chosen.explainer)
+        values = explain.halves(classifier, background, images, chosen.n_samples, seed, device, chosen.explainer)
+        facts = explain.additivity(values.mean(axis=0), outputs, base)
+        save_table(folder / "additivity.csv", facts.assign(called=1.0 / (1.0 + np.exp(-outputs))))
+        save_array(folder / "halves.npy", values)
+
+
+def explain_trial(run: Run, wanted: dict[str, Any] | None = None, which: str = "all") -> Explanation:
+    """Train a trial of the sweep again and explain it, unless that is done; None is the one of section ``shap``."""
+    wanted = wanted or trial(run)
+    unit = train_classifier(run, wanted)
+    return make_attributions(run, wanted["hash"], unit, lambda: open_classifier(run, wanted), which)

@@ -1,0 +1,259 @@
+"""What attributions can be held against: tissue, another map of the same image, and the classifier's own answer.
+
+Contract: arrays in, tables out; nothing is trained, drawn or opened here, except that `curves` draws its random maps
+from the seed it is given. Shares of an image are of its *smoothed absolute* attribution, since single pixels of
+expected gradients are noise, and of what lies inside the sector.
+
+Notes
+-----
+The paper reads four maps by eye. Choice of measures: the share of attribution on a tissue against that tissue's share
+of the area, and the pointing game (Zhang et al. 2018, doi 10.1007/s11263-017-1059-x); rank correlation of maps after
+a sanity check (Adebayo et al. 2018, arXiv:1810.03292); deletion and insertion curves (Petsiuk et al. 2018,
+arXiv:1806.07421) against random maps as smooth as those that are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import stats
+
+REVISION = 1
+
+READABLE_FROM = 0.7  # lower bound of the held-out AUC from which attributions are interpreted; Choice: the study's rule
+
+# Regions of an image, by code. A border is a band around its tissue, so vessels belong to their border.
+REGIONS = ("outside", "other tissue", "liver", "kidney cortex", "vessel border", "diaphragm border")
+JUDGED = REGIONS[2:]  # what readers of liver ultrasound look at (paper, Data section)
+FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the pixels, in deletion and insertion
+
+
+def readable(low: float) -> bool:
+    """Whether attributions may be read: the held-out AUC's lower bound lies above `READABLE_FROM`; NaN never does."""
+    return bool(low > READABLE_FROM)
+
+
+# ---------------------------------------------------------------- tissue
+
+
+def regions(tissue: np.ndarray, codes: Mapping[str, int], border: int) -> np.ndarray:
+    """Regions that attributions are shared among; every pixel belongs to one.
+
+    Parameters
+    ----------
+    tissue : (N, S, S) uint8
+        Tissue codes of simulated images.
+    codes : mapping of str to int
+        Codes by tissue: ``outside, liver, vessel, kidney_cortex, diaphragm`` are read.
+    border : int
+        Half width in pixels of the band around a vessel or the diaphragm. Where bands meet, the diaphragm's is first.
+
+    Returns
+    -------
+    (N, S, S) uint8
+        Places in `REGIONS`.
+    """
+    from scipy import ndimage
+
+    out = np.full(tissue.shape, REGIONS.index("other tissue"), np.uint8)
+    out[tissue == codes["liver"]] = REGIONS.index("liver")
+    out[tissue == codes["kidney_cortex"]] = REGIONS.index("kidney cortex")
+    for name in ("vessel", "diaphragm"):
+        band = ndimage.maximum_filter(tissue == codes[name], size=(1, 2 * border + 1, 2 * border + 1))
+        out[band] = REGIONS.index(f"{name} border")
+    out[tissue == codes["outside"]] = REGIONS.index("outside")
+    return out
+
+
+def shares(values: np.ndarray, parts: np.ndarray) -> pd.DataFrame:
+    """Where the attribution of each image lies.
+
+    Parameters
+    ----------
+    values : (N, S, S) float
+        Smoothed attributions, log-odds a pixel.
+    parts : (N, S, S) uint8
+        From `regions`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row an image and region other than outside: ``image`` (row of `values`), ``region``, ``area`` and ``share``
+        (of the pixels and of the absolute attribution inside the sector, in [0, 1]; areas of an image add up to 1),
+        ``ratio`` (share over area; NaN where the image lacks the region), ``net`` (sum of the attribution, log-odds),
+        ``peak`` (the largest absolute attribution inside the sector lies here: the pointing game).
+
+    Raises
+    ------
+    ValueError
+        An image lies wholly outside the sector.
+    """
+    rows = []
+    for i, (value, part) in enumerate(zip(np.asarray(values, dtype=np.float64), parts, strict=True)):
+        inside = part > 0
+        if not inside.any():
+            raise ValueError(f"image {i}: expected pixels inside the sector, found none; check its tissue mask.")
+        strength = np.where(inside, np.abs(value), 0.0)
+        total, peak = strength.sum(), part.flat[strength.argmax()]
+        for code, name in enumerate(REGIONS[1:], start=1):
+            here = part == code
+            area, share = here.sum() / inside.sum(), strength[here].sum() / total if total > 0 else 0.0
+            ratio = share / area if area > 0 else np.nan
+            rows.append((i, name, area, share, ratio, value[here].sum(), peak == code and total > 0))
+    return pd.DataFrame(rows, columns=["image", "region", "area", "share", "ratio", "net", "peak"])
+
+
+def summarise_shares(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean of `shares` over images, one a patient, with Student t intervals over them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a region: ``region, n`` (images that hold it), ``area, share`` (means), ``ratio, low, high`` (mean of the
+        images' ratios; NaN bounds with fewer than two), ``net`` (mean log-odds), ``peaks`` and ``peaks_by_area`` (how
+        often the largest attribution lies here, and how often a point thrown at random would, both in [0, 1]).
+    """
+    rows = []
+    for name, part in table.groupby("region", sort=False):
+        held = part[part["area"] > 0]
+        middle = mean_interval(held["ratio"])
+        rows.append(
+            (name, len(held), part["area"].mean(), part["share"].mean(), *middle, part["net"].mean(),
+             part["peak"].mean(), part["area"].mean())
+        )  # fmt: skip
+    columns = ["region", "n", "area", "share", "ratio", "low", "high", "net", "peaks", "peaks_by_area"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def mean_interval(values: Any) -> tuple[float, float, float]:
+    """Mean with its 95 % Student t interval; NaN bounds for one value, all NaN for none."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return (float(values.mean()) if len(values) else np.nan, np.nan, np.nan)
+    return tuple(stats.student_t_interval(values))
+
+
+# ---------------------------------------------------------------- two maps of one image
+
+
+def agreement(a: np.ndarray, b: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
+    """Spearman's rank correlation of two sets of maps, image by image.
+
+    Parameters
+    ----------
+    a, b : (N, S, S) float
+        Maps of the same images, smoothed alike.
+    inside : (N, S, S) bool, optional
+        Pixels that count, e.g. those that are not black in the image; None takes all.
+
+    Returns
+    -------
+    (N,) float64 in [-1, 1]
+        0 where a map is constant: it orders nothing.
+
+    Examples
+    --------
+    >>> agreement(np.array([[[1.0, 2.0, 3.0]]]), np.array([[[2.0, 4.0, 9.0]]]))
+    array([1.])
+    """
+    from scipy.stats import rankdata
+
+    out = np.zeros(len(a))
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        kept = np.ones(x.shape, bool) if inside is None else inside[i]
+        ranks = [rankdata(value[kept]) for value in (x, y)]
+        if min(rank.std() for rank in ranks) > 0:
+            out[i] = np.corrcoef(*ranks)[0, 1]
+    return out
+
+
+def pairwise(maps: Mapping[str, np.ndarray], inside: np.ndarray | None = None) -> np.ndarray:
+    """Mean agreement of every pair of maps, image by image: ``(N,)``; at least two maps."""
+    values = list(maps.values())
+    pairs = [agreement(a, b, inside) for i, a in enumerate(values) for b in values[i + 1 :]]
+    if not pairs:
+        raise ValueError(f"maps: expected two or more to compare, found {len(values)}; explain more classifiers.")
+    return np.mean(pairs, axis=0)
+
+
+# ---------------------------------------------------------------- the classifier's own answer
+
+
+def curves(
+    score: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    baseline: np.ndarray,
+    fractions: tuple[float, ...] = FRACTIONS,
+) -> pd.DataFrame:
+    """Deletion and insertion: how the log-odds move as the pixels that a map ranks first are taken away or put in.
+
+    Parameters
+    ----------
+    score : callable
+        Log-odds ``(n,)`` of images ``(n, S, S)`` uint8.
+    images : (N, S, S) uint8
+        One a patient.
+    maps : mapping of str to (N, S, S) float
+        Maps to judge, by name; positive speaks for fatty. Pixels are ordered by how much they speak for the side of
+        the baseline on which the classifier puts the image.
+    baseline : (S, S) uint8
+        What stands for a pixel that is taken away.
+    fractions : tuple of float
+        Shares of the pixels, from 0 to 1.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``map, mode`` (deletion, insertion), ``image, fraction, kept``: log-odds on the image's side of the baseline,
+        so that deletion starts where insertion ends. A good map makes deletion fall and insertion rise early.
+    """
+    ends = score(np.concatenate([images, baseline[None]]))
+    side, origin = np.where(ends[:-1] >= ends[-1], 1.0, -1.0), ends[-1]
+    rows = []
+    for name, values in maps.items():
+        for i, image in enumerate(images):
+            order = np.argsort(-side[i] * np.asarray(values[i], dtype=np.float64), axis=None, kind="stable")
+            deleted, inserted = (_steps(*pair, order, fractions) for pair in ((image, baseline), (baseline, image)))
+            out = side[i] * (score(np.concatenate([deleted, inserted])) - origin)
+            for mode, part in zip(("deletion", "insertion"), np.split(out, 2), strict=True):
+                rows += [(name, mode, i, fraction, value) for fraction, value in zip(fractions, part, strict=True)]
+    return pd.DataFrame(rows, columns=["map", "mode", "image", "fraction", "kept"])
+
+
+def _steps(start: np.ndarray, end: np.ndarray, order: np.ndarray, fractions: tuple[float, ...]) -> np.ndarray:
+    """`start` with more and more of its pixels replaced by those of `end`, (fractions, S, S) uint8."""
+    out = np.repeat(start[None], len(fractions), axis=0)
+    for step, fraction in zip(out, fractions, strict=True):
+        places = order[: round(fraction * order.size)]
+        step.flat[places] = end.flat[places]
+    return out
+
+
+def random_maps(shape: tuple[int, int, int], seed: int) -> np.ndarray:
+    """Noise to be smoothed like a map that is judged: what an order that knows nothing amounts to."""
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def curve_gain(table: pd.DataFrame, judged: str, reference: str) -> pd.DataFrame:
+    """Area between the curves of two maps: positive where `judged` finds what moves the classifier.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a mode: ``mode, n`` (images), ``gain, low, high``: mean difference of the areas under the curves in
+        log-odds, reference minus judged for deletion and the reverse for insertion, with a Student t interval over
+        images.
+    """
+    area = table.groupby(["map", "mode", "image"]).apply(
+        lambda part: np.trapezoid(part["kept"], part["fraction"]), include_groups=False
+    )
+    rows = []
+    for mode, sign in (("deletion", -1.0), ("insertion", 1.0)):
+        gain = sign * (area[judged, mode] - area[reference, mode])
+        rows.append((mode, len(gain), *mean_interval(gain)))
+    return pd.DataFrame(rows, columns=["mode", "n", "gain", "low", "high"])

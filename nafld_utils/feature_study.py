@@ -1,0 +1,297 @@
+"""Does SHAP find the one feature that a label depends on? Small classifiers on simulated cohorts made for the question.
+
+Contract: settings and seeds in, tables and arrays out; the same settings give the same numbers on the same machine.
+Three cohorts show the same simulated patients. In each the label shows in one feature alone, so it is known what the
+classifier must have used, and the *twin* of an image (the same patient, the same speckle, without the feature or with
+it) shows to the pixel where that is.
+
+Notes
+-----
+Choice: EfficientNet-Lite0 with its bundled weights, 128 pixels, the first half of the network frozen as in the sweep;
+half of the patients are held out. Attributions of a classifier that has not learnt the feature say nothing about SHAP,
+so they are read only where the held-out AUC's lower bound lies above 0.7 (`explain_truth.readable`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import backbones, explain, folds, phantom, preprocess, stats, trial
+from nafld_utils import explain_truth as truth
+
+REVISION = 1
+
+NETWORK = "tf_efficientnet_lite0"
+SIZE, CROP = 128, 320  # pixels, as shown to the network and as cut out of a frame
+N_FRAMES, N_VIEWS = 2, 4  # frames a patient, random crops a training frame
+BATCH, LEARNING_RATE, WEIGHT_DECAY = 32, 5.0e-4, 0.01  # Choice: the sweep's, with a step for short runs
+# What a map must point at where the label shows in this alone.
+TARGETS = {
+    "echogenicity": ("liver", "kidney cortex"),
+    "vessel_blur": ("vessel border",),
+    "diaphragm_blur": ("diaphragm border",),
+}
+
+
+class Cohort(NamedTuple):
+    """Images of one cohort; row i of everything belongs to image i.
+
+    Attributes
+    ----------
+    images : pandas.DataFrame
+        ``patient_id, label, grade, fold, sha256, image_id``; fold 0 is held out.
+    resized : (N, S, S) uint8 ndarray
+        Whole crops.
+    pool : (N, K, S, S) uint8 ndarray
+        Random crops.
+    tissue : (N, S, S) uint8 ndarray
+        Tissue codes of `resized`.
+    """
+
+    images: pd.DataFrame
+    resized: np.ndarray
+    pool: np.ndarray
+    tissue: np.ndarray
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the study is made; see section ``shap`` of the settings."""
+
+    n_patients: int
+    steps: int
+    n_explained: int
+    n_background: int
+    n_samples: int
+    smoothing: float
+    border: float
+    seed: int
+    n_jobs: int = 1
+    network_weights: str = "bundled"
+
+
+# ---------------------------------------------------------------- images
+
+
+def crop_of(frame: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre crops of a frame and of its tissue mask, (320, 320) uint8 each, as the study's preprocessing cuts them."""
+    region = preprocess.region_mask(frame)
+    corner = preprocess.crop_corner(region, CROP)
+    return preprocess.cut(np.where(region, frame, 0).astype(np.uint8), corner, CROP), preprocess.cut(mask, corner, CROP)
+
+
+def make_cohort(feature: str, n_patients: int, seed: int, n_jobs: int = 1) -> Cohort:
+    """Simulate a cohort about one feature and cut it as the study does.
+
+    Parameters
+    ----------
+    feature : str
+        One of `phantom.FEATURES`.
+    n_patients : int
+        Two folds need at least two patients of each class.
+    seed : int
+        Decides patients, crops and the split.
+    n_jobs : int
+        Processes that simulate.
+    """
+    found = phantom.simulate(n_patients, seed, N_FRAMES, min(n_jobs, n_patients), feature)
+    assigned = folds.make_folds(found.patients, 2, seed)
+    images = found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
+    folds.split(images, 0)
+    resized, tissue = (np.empty((len(images), SIZE, SIZE), np.uint8) for _ in range(2))
+    pool = np.empty((len(images), N_VIEWS, SIZE, SIZE), np.uint8)
+    for i, (frame, mask) in enumerate(zip(found.pixels, found.masks, strict=True)):
+        crop, codes = crop_of(frame, mask)
+        resized[i] = preprocess.resize_box(crop, preprocess.whole_box(crop), SIZE)
+        tissue[i] = preprocess.resize_box(codes, preprocess.whole_box(codes), SIZE, labels=True)
+        rng = np.random.default_rng([seed, 21, i])
+        for j in range(N_VIEWS):
+            box = preprocess.random_box(crop.shape, (0.64, 1.0), (0.9, 1.1), rng)
+            pool[i, j] = preprocess.resize_box(crop, box, SIZE)
+    return Cohort(images, resized, pool, tissue)
+
+
+def twins(images: pd.DataFrame, feature: str, seed: int) -> np.ndarray:
+    """First frames of the same patients with the feature where they lack it and without where they have it.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        Rows of a `Cohort`, first frames; ``patient_id`` (from 1) and ``label``.
+
+    Returns
+    -------
+    (n, 128, 128) uint8
+    """
+    out = np.empty((len(images), SIZE, SIZE), np.uint8)
+    for i, row in enumerate(images.itertuples()):
+        fat = 0.0 if row.label else float(phantom.FEATURE_FAT)
+        frames, masks = phantom.simulate_patient(seed, int(row.patient_id) - 1, fat, 1, feature)
+        crop, _ = crop_of(frames[0], masks[0])
+        out[i] = preprocess.resize_box(crop, preprocess.whole_box(crop), SIZE)
+    return out
+
+
+# ---------------------------------------------------------------- one feature
+
+
+def train(cohort: Cohort, options: Options, device: Any = "cpu") -> tuple[explain.GreyClassifier, pd.DataFrame]:
+    """Train on the patients of fold 1 and score those of fold 0.
+
+    Returns
+    -------
+    GreyClassifier
+        The trained classifier.
+    pandas.DataFrame
+        ``image_id, patient_id, label, score`` of the held-out images.
+    """
+    prefix, pretrained = backbones.split(backbones.load(NETWORK, options.network_weights), NETWORK)
+    held_out = cohort.images["fold"].to_numpy() == 0
+    label = cohort.images["label"].to_numpy()
+    flat = cohort.pool[~held_out].reshape(-1, SIZE, SIZE)
+    features = trial.prefix_features(prefix, flat, NETWORK, device)
+    views = trial.Views(features.reshape(-1, N_VIEWS, *features.shape[1:]), label[~held_out])
+    how = trial.Options(options.steps, BATCH, LEARNING_RATE, WEIGHT_DECAY)
+    tail, _ = trial.train_tail(trial.fresh_tail(pretrained, options.seed), views, None, how, options.seed, device)
+    judged = trial.prefix_features(prefix, cohort.resized[held_out], NETWORK, device)[:, None]
+    score = trial.predict(tail, trial.Views(judged, label[held_out]), device)
+    scores = cohort.images.loc[held_out, ["image_id", "patient_id", "label"]].assign(score=score)
+    return explain.GreyClassifier(prefix, tail, NETWORK), scores.reset_index(drop=True)
+
+
+def untrained(seed: int) -> explain.GreyClassifier:
+    """The same network with random weights throughout."""
+    prefix, tail = backbones.split(backbones.load(NETWORK, "random", seed=seed), NETWORK)
+    return explain.GreyClassifier(prefix, trial.fresh_tail(tail, seed), NETWORK)
+
+
+def chosen_rows(images: pd.DataFrame, n: int) -> np.ndarray:
+    """Rows of the first frame of `n` held-out patients, classes in turn."""
+    held_out = images[(images["fold"] == 0) & ~images["patient_id"].duplicated()]
+    return explain.pick_patients(held_out, n).index.to_numpy()
+
+
+def study(feature: str, options: Options, device: Any = "cpu") -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Simulate, train, explain and judge one feature.
+
+    Returns
+    -------
+    list of dict
+        One row an explainer of `explain.EXPLAINERS`: ``feature, explainer, auc, low, high, n_patients`` (held out),
+        ``n_explained, moved`` (mean log-odds by which the classifier follows the feature within a patient, towards
+        fatty where it is put in), ``additivity_error`` and what `judge` gives.
+    dict of str to ndarray
+        ``images`` uint8, ``difference`` (image minus its twin, grey levels, float32) and ``maps_<explainer>`` (smoothed
+        attributions, float32) of the explained images, (n, 128, 128) each.
+    """
+    cohort = make_cohort(feature, options.n_patients, options.seed, options.n_jobs)
+    classifier, scores = train(cohort, options, device)
+    rows = chosen_rows(cohort.images, options.n_explained)
+    images, labels = cohort.resized[rows], cohort.images["label"].to_numpy()[rows]
+    training = np.flatnonzero(cohort.images["fold"].to_numpy() != 0)[::N_FRAMES][: options.n_background]
+    background = cohort.pool[training, 0]
+    other = twins(cohort.images.iloc[rows], feature, options.seed)
+    moved = explain.log_odds(classifier, images, device) - explain.log_odds(classifier, other, device)
+    facts = {**auc_of(scores), "n_explained": len(rows), "moved": float((moved * np.where(labels == 1, 1, -1)).mean())}
+    difference = images.astype(np.float32) - other
+    where = explain.smooth(np.abs(difference), options.smoothing * SIZE)
+    parts = truth.regions(cohort.tissue[rows], phantom.TISSUES, round(options.border * SIZE))
+    networks = {"trained": classifier, "untrained": untrained(options.seed)}
+    out, arrays = [], {"images": images, "difference": difference}
+    for explainer in explain.EXPLAINERS:
+        found = {
+            name: _explained(net, background, images, explainer, options, device) for name, net in networks.items()
+        }
+        maps = {name: values for name, (values, _) in found.items()}
+        row = {"feature": feature, "explainer": explainer, **facts, "additivity_error": found["trained"][1]}
+        out.append({**row, **judge(maps, where, parts, TARGETS[feature])})
+        arrays[f"maps_{explainer}"] = maps["trained"].astype(np.float32)
+    return out, arrays
+
+
+def _explained(
+    network: Any, background: np.ndarray, images: np.ndarray, explainer: str, options: Options, device: Any
+) -> tuple[np.ndarray, float]:
+    """Smoothed attributions of a network and their additivity error."""
+    how = (options.n_samples, options.seed, device, explainer)
+    values = explain.attributions(network, background, images, *how)
+    base = explain.base_value(network, background, device, explainer)
+    error = explain.missing_share(explain.additivity(values, explain.log_odds(network, images, device), base))
+    return explain.smooth(values, options.smoothing * SIZE), error
+
+
+def auc_of(scores: pd.DataFrame) -> dict[str, Any]:
+    """Image-level AUC over held-out patients with its interval: ``auc, low, high, n_patients``."""
+    patients = scores[["patient_id", "label"]].drop_duplicates()
+    facts = {"n_patients": len(patients)}
+    if patients["label"].nunique() < 2:
+        return {"auc": np.nan, "low": np.nan, "high": np.nan, **facts}
+    if patients["label"].value_counts().min() < 2:  # an interval over patients needs two of each class
+        return {"auc": stats.auc(scores["label"], scores["score"]), "low": np.nan, "high": np.nan, **facts}
+    found = stats.auc_interval(scores["label"], scores["score"], scores["patient_id"])
+    return {"auc": found.auc, "low": found.low, "high": found.high, **facts}
+
+
+def judge(
+    maps: Mapping[str, np.ndarray], difference: np.ndarray, parts: np.ndarray, targets: tuple[str, ...]
+) -> dict[str, Any]:
+    """Hold maps of a trained and an untrained network against where the feature is.
+
+    Parameters
+    ----------
+    maps : mapping
+        ``trained, untrained``: (N, S, S) smoothed attributions.
+    difference : (N, S, S) float
+        Smoothed absolute difference of each image from its twin.
+    parts : (N, S, S) uint8
+        From `explain_truth.regions`.
+    targets : tuple of str
+        Regions where the feature is.
+
+    Returns
+    -------
+    dict
+        ``target`` (its regions), ``area, share, peaks`` (see `explain_truth.shares`), ``ratio`` (share over area),
+        ``agreement`` (rank correlation of the absolute map with `difference`), both also as ``untrained_...``, and
+        ``gain`` (ratio of the trained less that of the untrained network); the three with ``..._low, ..._high``
+        (Student t over images, one a patient).
+    """
+    row: dict[str, Any] = {"target": " and ".join(targets)}
+    ratios, inside = {}, parts > 0
+    for name, values in maps.items():
+        prefix = "" if name == "trained" else "untrained_"
+        table = truth.shares(values, parts)
+        aimed = table[table["region"].isin(targets)].groupby("image")[["area", "share", "peak"]].sum()
+        ratios[name] = (aimed["share"] / aimed["area"].where(aimed["area"] > 0)).to_numpy()
+        if name == "trained":
+            row |= {"area": aimed["area"].mean(), "share": aimed["share"].mean(), "peaks": aimed["peak"].mean()}
+        row |= _with_bounds(f"{prefix}ratio", ratios[name])
+        row |= _with_bounds(f"{prefix}agreement", truth.agreement(np.abs(values), difference, inside))
+    return row | _with_bounds("gain", ratios["trained"] - ratios["untrained"])
+
+
+def _with_bounds(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean of the finite values under `name`, with its interval."""
+    middle, low, high = truth.mean_interval(values[np.isfinite(values)])
+    return {name: middle, f"{name}_low": low, f"{name}_high": high}
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What one row of the study shows, in a sentence that follows from its numbers."""
+    if not truth.readable(row["low"]):
+        bound = "no lower bound" if not np.isfinite(row["low"]) else f"a lower bound of {row['low']:.2f}"
+        return (
+            f"not interpreted: the held-out AUC {row['auc']:.2f} has {bound}, not above {truth.READABLE_FROM},"
+            " so it is not shown that the classifier uses the feature"
+        )
+    text = f"{row['ratio']:.2f} times its area's share [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+    if row["ratio_low"] > 1 and row["gain_low"] > 0:
+        return f"found: the {row['target']} carries {text}, more than with an untrained network"
+    if row["ratio_low"] > 1:
+        return f"not told apart from an untrained network: the {row['target']} carries {text}, but so it does there"
+    return f"not found: the {row['target']} carries {text}, although the classifier uses nothing else"

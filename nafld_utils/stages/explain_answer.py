@@ -1,0 +1,200 @@
+"""Stage 07, the answer: what SHAP can and cannot show in this run, in words that follow from the stored numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import explain
+from nafld_utils import explain_truth as truth
+from nafld_utils.artifacts import Run
+from nafld_utils.stages import explain_truth as held
+from nafld_utils.stages import sweep_answer
+from nafld_utils.stages.explain import Explanation
+
+# Choice: from here on a number is called good; below it the sentence says what that forbids.
+ADDS_UP, READABLE_SIGNS, STABLE = 0.1, 0.5, 0.7
+
+
+def interval(middle: float, low: float, high: float) -> str:
+    """``0.82 [0.61, 0.97]``, or without bounds where there are none."""
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{middle:.2f} [no interval]"
+
+
+def named(row: Any) -> str:
+    """A feature's name as a reader writes it."""
+    return row.feature.replace("_", " ")
+
+
+def is_readable(auc: pd.DataFrame) -> bool:
+    """Whether the explained classifier's maps are interpreted, by the first row of `stages.explain.held_out_auc`."""
+    return truth.readable(auc["low"].iloc[0])
+
+
+def what_shap_shows(
+    run: Run, found: Explanation, auc: pd.DataFrame, checks: held.Checks, study: held.Study
+) -> pd.DataFrame:
+    """The table of what SHAP can and cannot show here: ``question, measured, answer``, a question a row."""
+    rows = [_quality(auc), _adds_up(found), *_stability(checks), *_sanity(checks), _matters(checks)]
+    rows += _tissue(run, auc, checks)
+    for row in study.table.itertuples():
+        question = f"Does SHAP ({row.explainer}) find {named(row)} where the label shows in nothing else?"
+        rows.append((question, f"held-out AUC {interval(row.auc, row.low, row.high)}", row.verdict))
+    rows.append(("Where is the fat?", "nothing", "no map can show it: maps show what this classifier uses"))
+    rows.append(
+        ("Would another patient with such pixels be fatty?", "nothing", "no map can show it: maps state no cause")
+    )
+    return pd.DataFrame(rows, columns=["question", "measured", "answer"])
+
+
+def _quality(auc: pd.DataFrame) -> tuple[str, str, str]:
+    one = auc.iloc[0]
+    measured = f"held-out AUC {interval(one.auc, one.low, one.high)}, {one.n_patients} patients"
+    verdict = (
+        "yes: its maps are interpreted"
+        if is_readable(auc)
+        else f"no: the lower bound is not above {truth.READABLE_FROM}, so its maps are shown and not interpreted"
+    )
+    return "Is this classifier good enough for its maps to be read?", measured, verdict
+
+
+def _adds_up(found: Explanation) -> tuple[str, str, str]:
+    error = explain.missing_share(found.table)
+    verdict = "yes" if error <= ADDS_UP else "no: signs and places may be read, sizes may not; raise shap.n_samples"
+    if error > READABLE_SIGNS:
+        verdict = "no: too few draws for a reading of single images; raise shap.n_samples"
+    return "Do the attributions add up to the log-odds?", f"{error:.0%} missing over {len(found.table)} images", verdict
+
+
+def _stability(checks: held.Checks) -> list[tuple[str, str, str]]:
+    questions = {
+        held.HALF: "Is the map the same with other draws?",
+        held.SEED: "Is the map the same after another training seed?",
+        held.NETWORK: "Is the map the same with another network?",
+    }
+    rows = []
+    for row in checks.agreement.itertuples():
+        if row.with_ not in questions:
+            continue
+        if not row.n_maps:
+            rows.append((questions[row.with_], "nothing to compare", "not measured: this run has no other"))
+            continue
+        verdict = "yes" if row.agreement >= STABLE else "no: single spots of a map must not be read"
+        measured = f"rank correlation {interval(row.agreement, row.low, row.high)} over {row.n_images} images"
+        rows.append((questions[row.with_], measured, verdict))
+    return rows
+
+
+def _sanity(checks: held.Checks) -> list[tuple[str, str, str]]:
+    questions = {
+        held.UNTRAINED: "Does the map change when the network is untrained?",
+        held.SHUFFLED: "Does the map change when labels are shuffled?",
+        held.DIFFERENCE: "Is the map more than the image minus the mean?",
+    }
+    rows = []
+    for row in checks.agreement[checks.agreement["with_"].isin(questions)].itertuples():
+        measured = (
+            f"rank correlation {interval(row.agreement, row.low, row.high)},"
+            f" {interval(row.below, row.below_low, row.below_high)} below that of two halves of its own draws"
+        )
+        verdict = "yes" if row.below_low > 0 else "not shown: it differs no more than two halves of its own draws do"
+        rows.append((questions[row.with_], measured, verdict))
+    return rows
+
+
+def _matters(checks: held.Checks) -> tuple[str, str, str]:
+    measured = "; ".join(
+        f"{row.mode} {row.gain:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in checks.gains.itertuples()
+    )
+    verdict = "yes" if (checks.gains["low"] > 0).all() else "not shown for both"
+    question = "Do the pixels that the map ranks first move the classifier more than random ones?"
+    return question, f"log-odds over a random order: {measured}", verdict
+
+
+def _tissue(run: Run, auc: pd.DataFrame, checks: held.Checks) -> list[tuple[str, str, str]]:
+    question = "Do the maps lie on what readers look at?"
+    if checks.tissue is None:
+        return [(question, "nothing", "cannot be measured: a real cohort has no tissue masks")]
+    rows = []
+    for row in checks.tissue[checks.tissue["region"].isin(truth.JUDGED)].itertuples():
+        measured = f"{interval(row.ratio, row.low, row.high)} times its share of the area, {row.n} images"
+        verdict = "neither more nor less than its area" if is_readable(auc) else "not interpreted: see the first row"
+        if is_readable(auc) and row.low > 1:
+            verdict = "more than its area"
+        elif is_readable(auc) and row.high < 1:
+            verdict = "less than its area"
+        rows.append((f"{question[:-1]}: {row.region}?", measured, verdict))
+    return rows
+
+
+def answer(run: Run, auc: pd.DataFrame, checks: held.Checks, study: held.Study) -> str:
+    """The stage's answer in three sentences."""
+    one = auc.iloc[0]
+    simulated = " on simulated patients" if run.is_simulated else ""
+    text = f"The explained classifier has a held-out AUC of {interval(one.auc, one.low, one.high)}{simulated}"
+    if not is_readable(auc):
+        text += f", whose lower bound is not above {truth.READABLE_FROM}: its maps are shown and not interpreted."
+    elif checks.tissue is None:
+        text += ", so its maps may be read; where tissue lies is not known for real images, so no share is measured."
+    else:
+        named = checks.tissue[checks.tissue["region"].isin(truth.JUDGED)]
+        more = named.loc[named["low"] > 1, "region"].tolist()
+        text += f"; its maps lie more than by area on {', '.join(more)}." if more else "; its maps favour no tissue."
+    stable = checks.agreement.set_index("with_")["agreement"]
+    text += f" Two halves of the same draws agree by {stable[held.HALF]:.2f} in rank"
+    text += (
+        f", two training seeds by {stable[held.SEED]:.2f}."
+        if np.isfinite(stable[held.SEED])
+        else "; no other training seed was explained."
+    )
+    return f"{text} {_of_features(study.table)}"
+
+
+def _of_features(table: pd.DataFrame) -> str:
+    """What the single-feature study found, in a sentence."""
+    kinds = table.assign(kind=table["verdict"].str.partition(":")[0], name=[named(row) for row in table.itertuples()])
+    parts = [
+        f"{name} ({', '.join(part['explainer'] + ': ' + part['kind'])})"
+        for name, part in kinds.groupby("name", sort=False)
+    ]
+    return f"Where the label shows in one simulated feature alone: {'; '.join(parts)}."
+
+
+def protocol(run: Run) -> str:
+    """What differs from the paper's analysis."""
+    swept = sweep_answer.protocol(run)
+    differs = [] if swept == "yes" else [swept.removeprefix("no: ")]
+    return f"no: {'; '.join([*differs, 'the paper shows maps and no number'])}"
+
+
+def claims(
+    run: Run, found: Explanation, auc: pd.DataFrame, checks: held.Checks, study: held.Study
+) -> list[dict[str, Any]]:
+    """Headline numbers of the stage."""
+    table, one, same = found.table, auc.iloc[0], protocol(run)
+    right = int(((table["called"] > 0.5) == (table["label"] == 1)).sum())
+    few = "no interval: a handful of images"
+    rows = [
+        {"claim": "SHAP: held-out AUC of the explained classifier", "this_run": one.auc, "low": one.low}
+        | {"high": one.high, "over": "its held-out patients", "n": one.n_patients, "unit": "image-level AUC"},
+        {"claim": "SHAP: images on the side of their own class", "this_run": right, "over": few}
+        | {"n": len(table), "unit": f"of {len(table)} images"},
+        {"claim": "SHAP: additivity error", "this_run": 100 * explain.missing_share(table), "over": few}
+        | {"n": len(table), "unit": "% of the explained log-odds"},
+    ]
+    for row in checks.agreement[checks.agreement["n_maps"] > 0].itertuples():
+        facts = {"claim": f"SHAP: agreement of maps, {row.with_}", "this_run": row.agreement, "low": row.low}
+        rows.append(facts | {"high": row.high, "over": "images", "n": row.n_images, "unit": "rank correlation"})
+    if checks.tissue is not None:
+        for row in checks.tissue[checks.tissue["region"].isin(truth.JUDGED)].itertuples():
+            facts = {"claim": f"SHAP: attribution on {row.region} over its area", "this_run": row.ratio, "low": row.low}
+            rows.append(facts | {"high": row.high, "over": "images, one a patient", "n": row.n, "unit": "times"})
+    rows = [{**row, "same_protocol": same} for row in rows]
+    for row in study.table.itertuples():
+        facts = {"claim": f"SHAP ({row.explainer}): {named(row)} alone, attribution on it over its area"}
+        facts |= {"this_run": row.ratio, "low": row.ratio_low, "high": row.ratio_high, "n": row.n_explained}
+        facts |= {"over": "simulated patients", "unit": f"times; {row.verdict.partition(':')[0]}"}
+        rows.append({**facts, "same_protocol": "not in the paper; simulated patients"})
+    return rows

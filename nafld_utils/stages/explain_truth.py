@@ -1,0 +1,361 @@
+"""Stage 07, the check: what attributions are held against, and what they can show here. Opens and writes files.
+
+Contract: tables are computed once and stored as units; sentences follow from the stored numbers and from nothing else.
+Tissue is known for simulated patients alone; on a real cohort those tables are absent and the answer says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import artifacts, engine, explain, feature_study, phantom
+from nafld_utils import explain_truth as truth
+from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, unit_seed
+from nafld_utils.stages import explain as maps
+from nafld_utils.stages import prepare, sweep
+from nafld_utils.stages.explain import Explanation
+
+REVISION = 1
+
+STORED = Path(__file__).resolve().parent.parent / "stored" / "feature_study.json"
+STORE_COMMAND = "python -m nafld_utils.stages.explain_truth"
+_STUDY_MODULES = (
+    *("phantom", "phantom_anatomy", "preprocess", "folds", "backbones", "trial"),
+    *("explain", "explain_truth", "feature_study"),
+)
+HALF, SEED, NETWORK = "same classifier, other half of the draws", "other training seed", "other network"
+UNTRAINED, SHUFFLED = "untrained network", "labels shuffled between patients"
+DIFFERENCE = "image minus the background's mean, no classifier"
+
+
+# ---------------------------------------------------------------- classifiers that have learnt nothing
+
+
+def shuffled_unit(run: Run) -> Unit:
+    """Unit of the explained trial, trained with labels shuffled between patients."""
+    wanted = maps.trial(run)
+    return run.unit("shap", "shuffled", settings={}, inputs=[wanted["hash"]], modules=["trial", "stages.explain_truth"])
+
+
+def train_shuffled(run: Run) -> Unit:
+    """Train the explained trial with the labels of its training patients shuffled; does nothing when that is done.
+
+    Whole patients change labels, and synthetic images those of their place in the set, so that nothing is left to learn
+    but what tells these images apart by chance.
+    """
+    from safetensors.torch import save_file
+
+    from nafld_utils import trial as training
+
+    unit, wanted = shuffled_unit(run), maps.trial(run)
+    if unit.done():
+        return unit
+    data, chosen = sweep.training_set(run, wanted), run.settings.sweep
+    seed = unit_seed(run.settings.seed, "shap shuffled", wanted["fold"])
+    rng, images = np.random.default_rng(seed), prepare.open_preprocessed(run).images
+    real = replace(data["real"], labels=shuffle_by_patient(images.iloc[data["real"].rows], rng))
+    mixed = data["mixed"]
+    mixed = None if mixed is None else replace(mixed, labels=rng.permutation(mixed.labels))
+    options = training.Options(chosen.steps, chosen.batch_size, chosen.learning_rate, chosen.weight_decay)
+    device, (_, pretrained) = engine.device(run.settings.engine), maps.network(run, wanted)
+    with engine.compute_threads(engine.cores()), unit.writing(device=str(device)) as folder:
+        tail = training.fresh_tail(pretrained, seed)
+        tail, _ = training.train_tail(tail, real, mixed, options, seed, device)
+        scores = data["images"][["image_id", "patient_id", "label"]]
+        scores = scores.assign(score=training.predict(tail, data["held_out"], device))
+        save_file({k: v.cpu().contiguous() for k, v in tail.state_dict().items()}, folder / "tail.safetensors")
+        save_table(folder / "scores.csv", scores)
+    return unit
+
+
+def shuffle_by_patient(images: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """Labels of the images after the patients have exchanged theirs: ``(n,)`` int64, as many patients a class."""
+    patients = images.drop_duplicates("patient_id").set_index("patient_id")["label"]
+    exchanged = pd.Series(rng.permutation(patients.to_numpy()), index=patients.index)
+    return images["patient_id"].map(exchanged).to_numpy(dtype=np.int64)
+
+
+def explain_shuffled(run: Run) -> Explanation:
+    """Attributions of the classifier with shuffled labels, on the images that are compared."""
+    unit, wanted = train_shuffled(run), maps.trial(run)
+
+    def classifier() -> explain.GreyClassifier:
+        return maps.with_tail(run, wanted, artifacts.load_weights(unit.file("tail.safetensors"))[0])
+
+    return maps.make_attributions(run, "shuffled", unit, classifier, "compared")
+
+
+def explain_untrained(run: Run) -> Explanation:
+    """Attributions of the same network with random weights throughout, on the images that are compared."""
+    from nafld_utils import trial as training
+
+    wanted = maps.trial(run)
+
+    def classifier() -> explain.GreyClassifier:
+        prefix, tail = maps.network(run, wanted, "random")
+        return explain.GreyClassifier(prefix, training.fresh_tail(tail, seed=1), wanted["backbone"])
+
+    return maps.make_attributions(run, "untrained", wanted["backbone"], classifier, "compared")
+
+
+# ---------------------------------------------------------------- the maps held against something
+
+
+class Checks(NamedTuple):
+    """What the explained classifier's maps were held against.
+
+    Attributes
+    ----------
+    agreement : pandas.DataFrame
+        ``with_, n_maps, n_images, agreement, low, high``, see `compare`, and ``below, below_low, below_high``: how far
+        the agreement lies below that of the classifier's own two halves, over the same images.
+    curves : pandas.DataFrame
+        From `explain_truth.curves`, maps ``SHAP`` and ``random``.
+    gains : pandas.DataFrame
+        From `explain_truth.curve_gain`.
+    tissue : pandas.DataFrame or None
+        From `explain_truth.summarise_shares`; None where no tissue is known.
+    shuffled : dict
+        Held-out AUC of the classifier with shuffled labels.
+    unit : Unit
+        Where it lies.
+    """
+
+    agreement: pd.DataFrame
+    curves: pd.DataFrame
+    gains: pd.DataFrame
+    tissue: pd.DataFrame | None
+    shuffled: dict[str, Any]
+    unit: Unit
+
+
+def explain_all(run: Run) -> dict[str, Explanation]:
+    """Attributions of every classifier that is compared, by name: the explained one's (``explained``) come first."""
+    trials = maps.peers(run).to_dict("records")
+    found = {"explained": maps.explain_trial(run, trials[0])}
+    for one in trials[1:]:
+        found[f"{one['backbone']}, seed {one['seed']}"] = maps.explain_trial(run, one, "compared")
+    return {**found, UNTRAINED: explain_untrained(run), SHUFFLED: explain_shuffled(run)}
+
+
+def checks_unit(run: Run, found: dict[str, Explanation]) -> Unit:
+    """Unit of the checks."""
+    chosen = run.settings.shap
+    settings = {"smoothing": chosen.smoothing, "border": chosen.border, "root_seed": run.settings.seed}
+    inputs = [one.unit for one in found.values()]
+    return run.unit(
+        "shap", "checks", settings=settings, inputs=inputs, modules=["explain_truth", "stages.explain_truth"]
+    )
+
+
+def build_checks(run: Run, found: dict[str, Explanation]) -> Checks:
+    """Hold the maps against each other, the classifier and, where it is known, the tissue; skipped when done."""
+    unit = checks_unit(run, found)
+    if not unit.done():
+        with engine.compute_threads(engine.cores()), unit.writing() as folder:
+            save_table(folder / "agreement.csv", compare(run, found))
+            save_table(folder / "curves.csv", _curves(run, found["explained"]))
+            shares = share_tissue(run, found["explained"])
+            if shares is not None:
+                save_table(folder / "tissue.csv", shares)
+    curves = unit.load_table("curves.csv")
+    tissue = unit.load_table("tissue.csv") if unit.file("tissue.csv").exists() else None
+    return Checks(
+        agreement=unit.load_table("agreement.csv"),
+        curves=curves,
+        gains=truth.curve_gain(curves, "SHAP", "random"),
+        tissue=None if tissue is None else truth.summarise_shares(tissue),
+        shuffled=maps.stats_of(shuffled_unit(run).load_table("scores.csv")),
+        unit=unit,
+    )
+
+
+def compare(run: Run, found: dict[str, Explanation]) -> pd.DataFrame:
+    """Rank agreement of the explained classifier's smoothed maps with others of the same images.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``with_`` (what), ``n_maps`` (maps compared an image, 0 where there is none), ``n_images``, ``agreement`` (mean
+        Spearman correlation over the pixels of the sector), ``low, high`` (Student t over images, one a patient) and
+        ``below...`` as in `Checks`.
+    """
+    own, wanted = found["explained"], maps.trial(run)
+    rows = own.table["compared"].to_numpy()
+    images = own.images[rows]
+    inside, background = images > 0, maps.images_unit(run).load_array("background.npy")
+    mine = own.smoothed()[rows]
+    others = {name: one.smoothed() for name, one in found.items() if name not in ("explained", UNTRAINED, SHUFFLED)}
+    seeds = {name: value for name, value in others.items() if name.startswith(f"{wanted['backbone']}, ")}
+    networks = {name: value for name, value in others.items() if name not in seeds}
+    levels = images.astype(float) - explain.mean_image(background)
+    sets = {
+        SEED: list(seeds.values()),
+        NETWORK: list(networks.values()),
+        UNTRAINED: [found[UNTRAINED].smoothed()],
+        SHUFFLED: [found[SHUFFLED].smoothed()],
+        DIFFERENCE: [explain.smooth(levels, own.smoothing * images.shape[1])],
+    }
+    if len(own.halves) == 2:
+        ceiling = truth.agreement(own.smoothed(0)[rows], own.smoothed(1)[rows], inside)
+    else:
+        ceiling = np.ones(len(images))  # nothing is drawn
+    out = [_agreement_row(HALF, 1, ceiling, ceiling)]
+    for name, values in sets.items():
+        # every pair of the training seeds counts; other comparisons are with the explained classifier
+        pairs = {"explained": mine, **{str(i): value for i, value in enumerate(values)}}
+        if name == SEED and values:
+            out.append(_agreement_row(name, len(pairs), truth.pairwise(pairs, inside), ceiling))
+        else:
+            each = [truth.agreement(mine, value, inside) for value in values]
+            out.append(_agreement_row(name, len(each), np.mean(each, axis=0) if each else np.empty(0), ceiling))
+    return pd.DataFrame(out)
+
+
+def _agreement_row(name: str, n_maps: int, values: np.ndarray, ceiling: np.ndarray) -> dict[str, Any]:
+    row: dict[str, Any] = {"with_": name, "n_maps": n_maps, "n_images": len(values)}
+    below = ceiling - values if len(values) else values
+    for prefix, part in (("", values), ("below", below)):
+        names = ("agreement", "low", "high") if not prefix else ("below", "below_low", "below_high")
+        row |= dict(zip(names, truth.mean_interval(part), strict=True))
+    return row
+
+
+def _curves(run: Run, own: Explanation) -> pd.DataFrame:
+    """Deletion and insertion on one image a held-out patient, towards the background's mean image."""
+    rows = own.table["judged"].to_numpy()
+    device, classifier = engine.device(run.settings.engine), maps.open_classifier(run)
+    noise = truth.random_maps(own.images[rows].shape, unit_seed(run.settings.seed, "shap random"))
+    judged = {"SHAP": own.smoothed()[rows], "random": explain.smooth(noise, own.smoothing * own.images.shape[1])}
+    baseline = explain.mean_image(maps.images_unit(run).load_array("background.npy"))
+    return truth.curves(lambda images: explain.log_odds(classifier, images, device), own.images[rows], judged, baseline)
+
+
+def share_tissue(run: Run, own: Explanation) -> pd.DataFrame | None:
+    """`explain_truth.shares` of the judged images; None where the cohort has no tissue masks."""
+    tissue = prepare.open_preprocessed(run).tissue
+    if tissue is None:
+        return None
+    rows = np.flatnonzero(own.table["judged"])
+    codes = np.array(tissue[own.table["row"].to_numpy()[rows]])
+    border = max(1, round(run.settings.shap.border * codes.shape[1]))
+    return truth.shares(own.smoothed()[rows], truth.regions(codes, phantom.TISSUES, border))
+
+
+# ---------------------------------------------------------------- one feature at a time
+
+
+class Study(NamedTuple):
+    """The single-feature study: its table, the arrays of `feature_study.study` where it was made here, its origin."""
+
+    table: pd.DataFrame
+    arrays: dict[str, dict[str, np.ndarray]]
+    note: str
+
+
+def feature_options(run: Run) -> feature_study.Options:
+    """Options of the single-feature study; nothing of the run's own cohort enters it."""
+    chosen = run.settings.shap
+    return feature_study.Options(
+        n_patients=chosen.feature_patients,
+        steps=chosen.feature_steps,
+        n_explained=chosen.feature_explained,
+        n_background=chosen.n_background,
+        n_samples=chosen.n_samples,
+        smoothing=chosen.smoothing,
+        border=chosen.border,
+        seed=run.settings.seed,
+    )
+
+
+def feature_unit(run: Run, feature: str) -> Unit:
+    """Unit of one feature's study."""
+    settings = {"feature": feature, **vars(feature_options(run))}
+    return run.unit("shap", "features", feature, settings=settings, modules=_STUDY_MODULES)
+
+
+def make_feature(run: Run, feature: str) -> None:
+    """Study one feature; does nothing when that is done."""
+    unit = feature_unit(run, feature)
+    if unit.done():
+        return
+    device = engine.device(run.settings.engine)
+    with unit.writing(device=str(device)) as folder:
+        rows, arrays = feature_study.study(feature, feature_options(run), device)
+        save_json(folder / "rows.json", rows)
+        for name, array in arrays.items():
+            save_array(folder / f"{name}.npy", array)
+
+
+def build_study(run: Run) -> Study:
+    """Make the single-feature study, or open the stored one where ``shap.feature_patients`` is 0."""
+    if not run.settings.shap.feature_patients:
+        return stored_study()
+    tasks = [{"run": run, "feature": name} for name in phantom.FEATURES]
+    engine.map_units(make_feature, tasks, run.settings.engine, "single-feature study", unit_of=feature_unit)
+    rows, arrays = [], {}
+    for task in tasks:
+        unit = feature_unit(**task).require()
+        rows += json.loads(unit.file("rows.json").read_text(encoding="utf-8"))
+        arrays[task["feature"]] = {path.stem: unit.load_array(path.name) for path in sorted(unit.path.glob("*.npy"))}
+    chosen = run.settings.shap
+    note = (
+        f"Made in this run: three cohorts of {chosen.feature_patients} simulated patients, half of them held out,"
+        f" {chosen.feature_steps} training steps."
+    )
+    return Study(with_verdicts(rows), arrays, note)
+
+
+def with_verdicts(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The study's table, each row with the verdict that follows from its numbers."""
+    table = pd.DataFrame(rows)
+    return table.assign(verdict=[feature_study.verdict(row) for row in table.to_dict("records")])
+
+
+def stored_study() -> Study:
+    """The study as it was stored with the package; its note says how it was made, and whether by other code."""
+    stored, now = json.loads(STORED.read_text(encoding="utf-8")), study_revisions()
+    options = stored["options"]
+    note = (
+        f"Not made in this run: the stored result of `{STORE_COMMAND}`, three cohorts of {options['n_patients']}"
+        f" simulated patients, half of them held out, {options['steps']} training steps."
+        " Set shap.feature_patients above 0 to make it here."
+    )
+    changed = sorted(name for name in now if stored["revisions"].get(name) != now[name])
+    if changed:
+        note += f" **It was made by other revisions of {', '.join(changed)} and may not hold for this code.**"
+    return Study(with_verdicts(stored["rows"]), {}, note)
+
+
+def study_revisions() -> dict[str, int]:
+    """Revision of every module that the study's numbers depend on."""
+    return {name: artifacts.revision(name) for name in _STUDY_MODULES}
+
+
+def units(run: Run, found: dict[str, Explanation], checks: Checks) -> list[Unit]:
+    """Every unit stage 07 stands on."""
+    trials = maps.peers(run).to_dict("records")
+    out = [*(maps.classifier_unit(run, one) for one in trials), shuffled_unit(run), maps.images_unit(run)]
+    out += [one.unit for one in found.values()] + [checks.unit]
+    return out + [feature_unit(run, name) for name in phantom.FEATURES if run.settings.shap.feature_patients]
+
+
+def main() -> None:
+    """Make the study with the settings of ``params/paper.yaml`` and store it with the package."""
+    run = artifacts.open_run("paper", {"run": "feature-study", "engine.mode": "local"})
+    found = build_study(run)
+    rows = found.table.drop(columns="verdict").to_dict("records")
+    record = {"command": STORE_COMMAND, "options": vars(feature_options(run)), "revisions": study_revisions()}
+    versions = {name: artifacts.environment()[name] for name in ("versions", "python", "machine")}
+    save_json(STORED, {**record, **versions, "rows": rows})
+    print(found.table[["feature", "explainer", "auc", "low", "high", "verdict"]].to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
