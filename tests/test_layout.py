@@ -15,6 +15,7 @@ PACKAGE = ROOT / "nafld_utils"
 ORDER = [
     ["params"],
     ["artifacts"],
+    ["workers"],
     ["engine"],
     ["download"],
     ["cohort_files"],

@@ -101,7 +101,7 @@ def build_features(run: Run) -> None:
     if any(task["kind"] == "traditional" for task in tasks):
         prepare.build_traditional(run)
     if tasks:
-        engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix")
+        engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix", unit_of=features_unit)
 
 
 @functools.lru_cache(maxsize=2)
@@ -306,12 +306,22 @@ def run_sweep(run: Run, retry_failed: bool = False) -> pd.DataFrame:
     build_features(run)
     todo = sweep.to_train(status(run), retry_failed)
     for row in todo[todo["state"] == "damaged"].itertuples():
-        engine.announce(row.reason)
+        engine.notice(row.reason)
     names = [*sweep.TRIAL_COLUMNS, "hash"]
     tasks = [{"run": run, **row} for row in todo[names].to_dict("records")]
     if tasks:
-        engine.map_units(run_trial, tasks, run.settings.engine, "trainings", raise_failed=False)
+        where = run.settings.engine
+        made = engine.map_units(run_trial, tasks, where, "trainings", raise_failed=False, files_of=trial_files)
+        for task, error in zip(tasks, made["error"], strict=True):
+            if error.startswith("KilledWorker") and not sweep.is_done(store(run), task["hash"]):
+                # it took its workers with it and so could not note anything itself
+                sweep.record_failure(store(run), task, task["hash"], engine.UnitError(error))
     return status(run)
+
+
+def trial_files(run: Run, **trial: Any) -> list[Path]:
+    """The file that `run_trial` makes."""
+    return [sweep.trial_path(store(run), trial["hash"])]
 
 
 def summarise_cell(part: pd.DataFrame) -> pd.Series:
