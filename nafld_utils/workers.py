@@ -252,8 +252,8 @@ def _slurm(settings: EngineSettings, n_tasks: int) -> Iterator[tuple[Any, Callab
         )
     options = job_options(settings)
     try:
-        cluster = SLURMCluster(**options)
-    except (ValueError, TypeError, OSError) as error:
+        cluster = SLURMCluster(**options, job_cls=_job_class())
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise ValueError(f"engine.slurm: {' '.join(str(error).split())}") from None
     with cluster:
         _ask_slurm(cluster.job_script())
@@ -261,6 +261,19 @@ def _slurm(settings: EngineSettings, n_tasks: int) -> Iterator[tuple[Any, Callab
         cluster.scale(jobs=jobs.n)
         with Client(cluster) as client:
             yield client, jobs.look_after
+
+
+def _job_class() -> type:
+    """Slurm's job of dask-jobqueue, which forgets to say that it is closed; Dask asserts that when a cluster ends."""
+    from dask_jobqueue.slurm import SLURMJob
+    from distributed import Status
+
+    class ClosedJob(SLURMJob):
+        async def close(self) -> None:
+            await super().close()
+            self.status = Status.closed
+
+    return ClosedJob
 
 
 def job_options(settings: EngineSettings) -> dict[str, Any]:
@@ -340,13 +353,14 @@ class SlurmJobs:
         RuntimeError
             Job after job ends before its worker connects.
         """
-        jobs = dict(self.cluster.workers)  # before the queue is asked, so that a new job is never taken for a lost one
+        # before the queue is asked, so that a new job is never taken for a lost one
+        jobs = {name: job.job_id for name, job in self.cluster.workers.items()}
         queued = _queued()
         if queued is None:  # the controller does not answer; it may the next time
             return "Slurm does not answer"
         workers = [str(worker["name"]) for worker in self.cluster.scheduler_info["workers"].values()]
         alive = {name for name in jobs if any(w == name or w.startswith(f"{name}-") for w in workers)}
-        gone = {name for name, job in jobs.items() if name not in alive and job.job_id not in queued}
+        gone = {name for name, number in jobs.items() if name not in alive and number not in queued}
         self._count(alive, gone)
         if (gone or len(jobs) < self.n) and self.stillborn < 3 * self.n:
             self.cluster.sync(self.cluster.scale_down, list(gone))

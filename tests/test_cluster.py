@@ -83,6 +83,14 @@ def test_slurm_refuses_a_job_before_anything_waits_for_it(slurm):
         engine.map_units(toy_sweep.train, [{"store": "x"}], settings(slurm=job), "refused")
 
 
+@pytest.mark.faults
+def test_jobs_that_slurm_starts_in_vain_end_the_sweep_with_a_sentence(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    job = {**JOB, "job_script_prologue": ["exit 1"]}
+    with pytest.raises(RuntimeError, match=r"Slurm: 3 jobs ended before .* read the jobs' output in .*\.slurm"):
+        toy_sweep.run(tmp_path / "sweep", mode="cluster", n_workers=1, slurm=job)
+
+
 # ---------------------------------------------------------------- without Slurm
 
 
