@@ -7,61 +7,48 @@ units in flight.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import fcntl
+import functools
 import logging
 import math
 import os
+import queue
+import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from nafld_utils.artifacts import work_root
 from nafld_utils.params import EngineSettings
+from nafld_utils.workers import (
+    PROGRESS_FILE,
+    compute_threads,
+    cores,
+    default_workers,
+    device,
+    open_pool,
+    release_workers,
+    thread_environment,
+    worker_threads,
+)
 
-PROGRESS_FILE = "NAFLD_PROGRESS"  # set by the headless runner: lines written there are shown in its terminal
+__all__ = [
+    "PROGRESS_FILE", "StepMeter", "UnitError", "alone", "announce", "compute_threads", "cores", "default_workers",
+    "device", "map_units", "notice", "progress", "release_workers", "thread_environment", "worker_threads",
+]  # fmt: skip
+
+LOOK_EVERY = 5.0  # s between two looks after the workers
 
 
 class UnitError(RuntimeError):
     """Some units failed; the others are done and kept."""
-
-
-def device(settings: EngineSettings) -> Any:
-    """The torch device of these settings.
-
-    Raises
-    ------
-    ValueError
-        ``engine.device`` asks for a GPU that is not there.
-    """
-    import torch
-
-    if settings.device == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", _own_gpu(torch.cuda.device_count()))
-    wanted = torch.device(settings.device)
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"engine.device is {settings.device}, expected that GPU, found {torch.cuda.device_count()} GPUs;"
-            " set engine.device=auto or check the driver with `make doctor`."
-        )
-    return wanted
-
-
-def _own_gpu(n: int) -> int:
-    """GPU of this process: its worker's place among the workers of a machine, so that units do not share one."""
-    from distributed import get_worker
-
-    try:
-        name = get_worker().name
-    except ValueError:  # not a Dask worker
-        return 0
-    # local workers are numbered; a cluster's jobs see the GPUs that Slurm gave them, the first is theirs
-    return int(name) % n if isinstance(name, int) else 0
 
 
 def announce(text: str) -> None:
@@ -70,6 +57,12 @@ def announce(text: str) -> None:
     if path:
         with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as handle:
             handle.write(text + "\n")
+
+
+def notice(text: str) -> None:
+    """Say what must not go unseen: in the terminal of a headless run, and as a warning where the code runs."""
+    announce(text)
+    logging.getLogger(__name__).warning(text)
 
 
 def progress(items: Iterable[Any], label: str, total: int | None = None, every: float = 5.0) -> Iterator[Any]:
@@ -118,6 +111,7 @@ def map_units(
     label: str,
     raise_failed: bool = True,
     unit_of: Callable[..., Any] | None = None,
+    files_of: Callable[..., Sequence[Path]] | None = None,
 ) -> pd.DataFrame:
     """Run `function(**task)` for every task; a failed task is recorded and the others go on.
 
@@ -128,14 +122,18 @@ def map_units(
     tasks : sequence of mapping
         Keyword arguments of each call.
     settings : EngineSettings
-        ``serial`` runs in this process, ``local`` in one worker a GPU or core, ``cluster`` on a Dask scheduler.
+        ``serial`` runs in this process, ``local`` in one worker a GPU or core, ``cluster`` on a Dask scheduler or in
+        Slurm jobs.
     label : str
         What the progress line says.
     raise_failed : bool
-        Raise after the last task if any failed; else only report in the table.
+        Raise after the last task if any failed; else say so and report in the table.
     unit_of : callable, optional
         The unit of a task, called as `function` is. Tasks whose unit is done are not sent anywhere, so that opening
-        finished work starts no workers.
+        finished work starts no workers; what another process makes is waited for and not made twice.
+    files_of : callable, optional
+        The files that a task makes, called as `function` is, where it makes no unit: they are made by one process at
+        a time, and `function` skips those that it finds.
 
     Returns
     -------
@@ -148,9 +146,10 @@ def map_units(
         Some tasks failed and `raise_failed`; names the first one.
     """
     tasks = list(tasks)
+    call = functools.partial(_apart, function, unit_of, files_of) if unit_of or files_of else function
     waiting = [i for i, task in enumerate(tasks) if unit_of is None or not unit_of(**task).done()]
     results = [(0.0, "")] * len(tasks)
-    for i, result in zip(waiting, _run(function, [tasks[i] for i in waiting], settings, label), strict=True):
+    for i, result in zip(waiting, _run(call, [tasks[i] for i in waiting], settings, label), strict=True):
         results[i] = result
     rows = []
     for task, (seconds, error) in zip(tasks, results, strict=True):
@@ -158,13 +157,13 @@ def map_units(
         rows.append({**plain, "seconds": seconds, "error": error})
     table = pd.DataFrame(rows)
     failed = table[table["error"] != ""] if len(table) else table
-    if raise_failed and len(failed):
+    if len(failed):
         first = failed.iloc[0]
         names = ", ".join(f"{k}={first[k]}" for k in table.columns if k not in ("seconds", "error"))
-        raise UnitError(
-            f"{label}: {len(failed)} of {len(table)} units failed, the first ({names}) with {first['error']};"
-            " the others are kept, correct the cause and run again."
-        )
+        text = f"{label}: {len(failed)} of {len(table)} units failed, the first ({names}) with {first['error']}"
+        if raise_failed:
+            raise UnitError(f"{text}; the others are kept, correct the cause and run again.")
+        notice(text)
     return table
 
 
@@ -178,161 +177,151 @@ def _run(
     if settings.mode == "local" and len(tasks) == 1:
         with compute_threads(cores()):  # alone it may have every core
             return [_guarded(function, task) for task in progress(tasks, label)]
-    if settings.mode == "local":
-        try:
-            return _gather(_local_client(settings, len(tasks)), function, tasks, label)
-        except BaseException:  # an interrupted cell must not leave workers computing
-            release_workers()
-            raise
-    with _cluster_client(settings, len(tasks)) as client:
-        return _gather(client, function, tasks, label)
+    with open_pool(settings, len(tasks)) as (client, look_after):
+        if settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
+            root = work_root().resolve()
+            root.mkdir(parents=True, exist_ok=True)
+            function = functools.partial(_in_folder, function, root)
+        return _gather(client, look_after, function, tasks, label)
+
+
+_one_unit = threading.RLock()  # a unit may have every thread of its worker, however many Dask gave it
 
 
 def _guarded(function: Callable[..., Any], task: Mapping[str, Any]) -> tuple[float, str]:
-    started = time.perf_counter()
-    try:
-        function(**task)
-    except Exception as error:  # a unit must not take the others down
-        logging.getLogger(__name__).debug("unit failed\n%s", traceback.format_exc())
-        return time.perf_counter() - started, f"{type(error).__name__}: {error}"
-    return time.perf_counter() - started, ""
+    with _one_unit:
+        started = time.perf_counter()
+        try:
+            function(**task)
+        except Exception as error:  # a unit must not take the others down
+            logging.getLogger(__name__).debug("unit failed\n%s", traceback.format_exc())
+            return time.perf_counter() - started, f"{type(error).__name__}: {error}"
+        return time.perf_counter() - started, ""
 
 
-_workers: dict[tuple[Any, ...], tuple[contextlib.ExitStack, Any]] = {}
+def _apart(
+    function: Callable[..., Any],
+    unit_of: Callable[..., Any] | None,
+    files_of: Callable[..., Sequence[Path]] | None,
+    /,
+    **task: Any,
+) -> None:
+    """Call `function` while no other process makes the same; not at all where one has."""
+    unit = unit_of(**task) if unit_of else None
+    with alone(*([unit.path] if unit else []), *(files_of(**task) if files_of else [])):
+        if unit is None or not unit.done():
+            function(**task)
 
 
-def _local_client(settings: EngineSettings, n_tasks: int) -> Any:
-    """A Dask client on local processes; they stay for the next call, because starting them costs seconds."""
-    from distributed import Client, LocalCluster
-
-    _configure_dask()
-    n_workers = min(settings.n_workers or default_workers(), n_tasks)
-    inherited = tuple(os.environ.get(name) for name in (PROGRESS_FILE, "NAFLD_ROOT"))
-    key = (os.getpid(), settings.threads, os.getcwd(), *inherited)
-    if key in _workers:
-        client = _workers[key][1]
-        if len(client.cluster.workers) < n_workers:
-            with thread_environment(settings.threads):
-                client.cluster.scale(n_workers)
-                client.wait_for_workers(n_workers)
-        return client
-    release_workers()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(thread_environment(settings.threads))
-        cluster = LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            host="127.0.0.1",
-            silence_logs=logging.ERROR,
-            memory_limit=0,
+def _in_folder(function: Callable[..., Any], root: Path, /, **task: Any) -> None:
+    """Call `function` in a worker elsewhere, which is to read and write where the driver does."""
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"worker on {socket.gethostname()}: expected the work folder {root}, found none;"
+            " engine.mode=cluster needs it on a file system that all machines share (NAFLD_ROOT)."
         )
-    kept = contextlib.ExitStack()
-    client = kept.enter_context(Client(kept.enter_context(cluster)))
-    _workers[key] = kept, client
-    return client
+    os.environ["NAFLD_ROOT"] = str(root)
+    function(**task)
 
 
-@atexit.register
-def release_workers() -> None:
-    """Stop the local worker processes that earlier calls left running."""
-    while _workers:
-        key, (kept, _) = _workers.popitem()
-        if key[0] == os.getpid():  # a forked child does not own them
-            kept.close()
-
-
-def _configure_dask() -> None:
-    import dask
-
-    # Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
-    keep_pages = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
-    dask.config.set({"distributed.comm.timeouts.connect": "60s", "distributed.nanny.pre-spawn-environ": keep_pages})
-
-
-@contextlib.contextmanager
-def _cluster_client(settings: EngineSettings, n_tasks: int) -> Iterator[Any]:
-    """A Dask client on a running scheduler or a Slurm cluster."""
-    from distributed import Client
-
-    _configure_dask()
-    if settings.address:
-        with Client(settings.address) as client:
-            yield client
-        return
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError:
-        raise ValueError(
-            "engine.mode is cluster without engine.address: expected dask-jobqueue, found none;"
-            " install the slurm extra."
-        ) from None
-    with SLURMCluster(**settings.slurm) as cluster, Client(cluster) as client:
-        cluster.scale(jobs=settings.n_workers or n_tasks)
-        yield client
-
-
-def _gather(client: Any, function: Callable[..., Any], tasks: list[Any], label: str) -> list[tuple[float, str]]:
-    from distributed import as_completed
-
+def _gather(
+    client: Any, look_after: Callable[[], str], function: Callable[..., Any], tasks: list[Any], label: str
+) -> list[tuple[float, str]]:
+    """Results in the order of the tasks; a worker that dies has its unit done by another one."""
+    finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
     futures = [client.submit(_guarded, function, task, pure=False) for task in tasks]
     place = {future.key: i for i, future in enumerate(futures)}
+    for future in futures:
+        future.add_done_callback(finished.put)
     results: list[tuple[float, str]] = [(float("nan"), "not run")] * len(tasks)
-    for future in progress(as_completed(futures), label, total=len(futures)):
-        try:
-            results[place[future.key]] = future.result()
-        except Exception as error:  # the worker died more often than Dask allows
-            results[place[future.key]] = (float("nan"), f"{type(error).__name__}: {error}")
+    for future in progress(_each(finished, len(tasks), look_after, label), label, total=len(tasks)):
+        results[place[future.key]] = _fetch(future, look_after)
+        future.release()  # else the unit is done again where the worker that remembers its result dies
     return results
 
 
-def default_workers() -> int:
-    """One worker a GPU, else one a core this process may use."""
-    import torch
+def _each(finished: queue.SimpleQueue[Any], n: int, look_after: Callable[[], str], label: str) -> Iterator[Any]:
+    """Yield `n` futures as they finish; look after the workers meanwhile and say when they lack."""
+    lacking = ""
+    looked = time.monotonic()
+    for _ in range(n):
+        while True:
+            with contextlib.suppress(queue.Empty):
+                future = finished.get(timeout=max(0.0, looked + LOOK_EVERY - time.monotonic()))
+                break
+            before, lacking = lacking, look_after()
+            looked = time.monotonic()
+            if lacking != before:
+                announce(f"{label}: {lacking or 'all workers are there'}")
+        yield future
 
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return cores()
 
+def _fetch(future: Any, look_after: Callable[[], str]) -> tuple[float, str]:
+    from distributed import KilledWorker
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    while True:
+        try:
+            return future.result(timeout=LOOK_EVERY)
+        except TimeoutError:  # the worker that remembered it has died in the meantime; it is done again
+            look_after()
+        except KilledWorker:
+            text = "every worker that began it died, out of memory or killed by hand; give a worker more memory"
+            return float("nan"), f"KilledWorker: {text}"
+        except Exception as error:  # nothing that a unit raises comes here
+            return float("nan"), f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
-def thread_environment(threads: int) -> Iterator[None]:
-    """Set the thread counts that child processes inherit; worker processes and OpenMP fight over cores otherwise."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
-    try:
+def alone(*paths: str | Path) -> Iterator[None]:
+    """Make these things in one process at a time: runs at once share the work instead of doing it twice.
+
+    Parameters
+    ----------
+    *paths : path
+        What is made. A lock file lies beside each meanwhile; the system drops the lock of a process that dies.
+
+    Notes
+    -----
+    Look whether the things are there after entering, not before. On a file system without locks nothing is waited for:
+    whole files are renamed into place, so that work is done twice there and never damaged.
+    """
+    with contextlib.ExitStack() as held:
+        for path in sorted(map(Path, set(paths))):  # in one order everywhere, or two processes wait for each other
+            held.enter_context(_locked(path))
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager
-def compute_threads(n: int) -> Iterator[None]:
-    """Let torch compute with `n` threads in this process."""
-    import torch
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(lock, "ab") as handle:
+            _lock(handle, path)
+            if not _is_at(handle, lock):  # whoever had it has removed it
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
+
+def _lock(handle: Any, path: Path) -> None:
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        announce(f"{path.name}: another process makes it, waiting for that")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        logging.getLogger(__name__).debug("%s cannot be locked: %s", path, error)
 
 
-def worker_threads(settings: EngineSettings) -> contextlib.AbstractContextManager[None]:
-    """Compute here with as many threads as a worker has, so that sums round as there; serial changes nothing."""
-    return contextlib.nullcontext() if settings.mode == "serial" else compute_threads(settings.threads)
+def _is_at(handle: Any, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 class StepMeter:

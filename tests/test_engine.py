@@ -1,6 +1,9 @@
 """Units run wherever the settings say, failures are recorded and the others go on."""
 
 import os
+import signal
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -56,7 +59,7 @@ def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypa
     assert (table["error"] == "").all()
     assert {(tmp_path / "1").read_text(), (tmp_path / "3").read_text()} <= first
     engine.release_workers()
-    monkeypatch.setattr(engine, "_local_client", None)
+    monkeypatch.setattr(engine, "open_pool", None)
     assert (engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)["seconds"] == 0).all()
 
 
@@ -130,7 +133,10 @@ def test_work_beside_the_workers_rounds_as_theirs_does():
         assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("name", "gpu"), [(0, 0), (1, 1), (3, 1), ("SLURMCluster-2", 0), (None, 0)])
+WORKER_NAMES = [(0, 0), (1, 1), (3, 1), ("SLURMCluster-2", 0), ("SLURMCluster-2-1", 1), ("gpu-1", 1), (None, 0)]
+
+
+@pytest.mark.parametrize(("name", "gpu"), [*WORKER_NAMES, ("tcp://10.0.0.1:8787", 0)])
 def test_every_local_worker_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch):
     import distributed
     import torch
@@ -143,4 +149,84 @@ def test_every_local_worker_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(distributed, "get_worker", worker)
-    assert engine.device(params.load("smoke").engine) == torch.device("cuda", gpu)
+    assert engine.device(settings()) == engine.device(settings(device="cuda")) == torch.device("cuda", gpu)
+    assert engine.device(settings(device="cuda:1")) == torch.device("cuda", 1)
+
+
+def wait_for_turn(folder, name):
+    """A unit that shows whether another one is made at the same time."""
+    with engine.alone(Path(folder) / "unit"):
+        lines = Path(folder) / "lines"
+        with open(lines, "a") as handle:
+            handle.write(f"in {name}\n")
+        time.sleep(0.2)
+        with open(lines, "a") as handle:
+            handle.write(f"out {name}\n")
+
+
+def test_one_thing_is_made_by_one_process_at_a_time(tmp_path):
+    tasks = [{"folder": str(tmp_path), "name": str(i)} for i in range(4)]
+    engine.map_units(wait_for_turn, tasks, settings(mode="local", n_workers=2), "toy")
+    lines = [line.split() for line in (tmp_path / "lines").read_text().splitlines()]
+    assert [what for what, _ in lines] == ["in", "out"] * 4
+    assert all(first[1] == second[1] for first, second in zip(lines[::2], lines[1::2], strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["lines"], "a lock is left"
+
+
+def test_a_lock_survives_an_error_inside_and_a_file_system_without_locks(tmp_path, monkeypatch):
+    with pytest.raises(KeyError), engine.alone(tmp_path / "a", tmp_path / "b"):
+        raise KeyError("inside")
+
+    def no_locks(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(engine.fcntl, "flock", no_locks)
+    with engine.alone(tmp_path / "a"):
+        assert (tmp_path / ".a.lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_unit_that_another_process_made_meanwhile_is_not_made_again(tmp_path):
+    (tmp_path / "0").touch()
+    engine._apart(touch, Marker, None, folder=str(tmp_path), name="0")
+    assert (tmp_path / "0").read_text() == ""
+    engine._apart(touch, Marker, None, folder=str(tmp_path), name="1")
+    assert (tmp_path / "1").read_text() == str(os.getpid())
+
+
+def kill_own_process(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.faults
+def test_a_unit_that_takes_every_worker_with_it_is_reported_as_that(tmp_path, caplog):
+    tasks = [{"folder": str(tmp_path)}, {"folder": str(tmp_path)}]
+    chosen = settings(mode="local", n_workers=1)
+    table = engine.map_units(kill_own_process, tasks, chosen, "deadly", raise_failed=False)
+    assert table["error"].str.startswith("KilledWorker: every worker that began it died").all()
+    assert "deadly: 2 of 2 units failed, the first" in caplog.text
+    engine.release_workers()
+
+
+def test_failures_that_stop_nothing_are_said_in_notebook_and_terminal(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(engine.PROGRESS_FILE, str(tmp_path / "progress"))
+    (tmp_path / "units").mkdir()
+    engine.map_units(touch, toy_tasks(tmp_path / "units", failing={1}), settings(), "toy", raise_failed=False)
+    sentence = "toy: 1 of 4 units failed, the first"
+    assert sentence in caplog.text
+    assert sentence in (tmp_path / "progress").read_text()
+
+
+def test_a_terminal_shows_a_bar_with_an_estimate(monkeypatch, capsys):
+    monkeypatch.delenv(engine.PROGRESS_FILE, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for i in engine.progress(range(3), "counting"):
+        time.sleep(0.15 * i)
+    shown = capsys.readouterr().err
+    assert "counting:  67%" in shown
+    assert "00:00<00:00" in shown
+
+
+def test_a_worker_without_the_work_folder_says_what_it_needs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected the work folder .*none.* all machines share"):
+        engine._in_folder(touch, tmp_path / "none", folder=str(tmp_path), name="0")

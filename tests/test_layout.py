@@ -16,6 +16,7 @@ ORDER = [
     ["arms"],
     ["params"],
     ["artifacts"],
+    ["workers"],
     ["engine"],
     ["download"],
     ["cohort_files"],

@@ -61,7 +61,7 @@ class Explanation:
 
 
 def find_trials(run: Run, **wanted: Any) -> pd.DataFrame:
-    """Trials of the sweep with these values, e.g. ``backbone=, arm=, rate=, fold=, seed=``; the section's own freezing."""
+    """Trials of the sweep with these values, e.g. ``backbone=, arm=, fold=, seed=``; the section's own freezing."""
     trials, swept = sweep.trials(run), run.settings.sweep
     asked = {"freeze": swept.freeze, "balance": swept.balance, **wanted}
     for name, value in asked.items():

@@ -29,7 +29,7 @@ from nafld_utils.stages.sweep_trials import (
 __all__ = [
     "STAGE", "build_features", "build_scores", "dry_run", "experiments", "feature_tasks",
     "features_unit", "held_out_images", "recipe", "refuse", "run_sweep", "run_trial", "run_trials", "scores_unit",
-    "status", "store", "summarise_cell", "train", "training_set", "trials",
+    "status", "store", "summarise_cell", "train", "training_set", "trial_files", "trials",
 ]  # fmt: skip
 
 REVISION = 2
@@ -172,11 +172,26 @@ def run_sweep(run: Run, retry_failed: bool = False) -> pd.DataFrame:
     build_features(run)
     todo = sweep.to_train(status(run), retry_failed)
     for row in todo[todo["state"] == "damaged"].itertuples():
-        engine.announce(row.reason)
+        engine.notice(row.reason)
     if len(todo):
         function, tasks = _tasks(run, todo[[*sweep.TRIAL_COLUMNS, "hash"]])
-        engine.map_units(function, tasks, run.settings.engine, "trainings", raise_failed=False)
+        where = run.settings.engine
+        made = engine.map_units(function, tasks, where, "trainings", raise_failed=False, files_of=trial_files)
+        _note_killed(run, tasks, made["error"])
     return status(run)
+
+
+def trial_files(run: Run, group: Sequence[dict[str, Any]] | None = None, **trial: Any) -> list[Path]:
+    """The files that `run_trial`, or `run_trials` of a group, makes."""
+    return [sweep.trial_path(store(run), one["hash"]) for one in group or [trial]]
+
+
+def _note_killed(run: Run, tasks: list[dict[str, Any]], errors: Sequence[str]) -> None:
+    """Record trainings that took their workers with them and so could not note anything themselves."""
+    for task, error in zip(tasks, errors, strict=True):
+        for trial in task.get("group", [task]) if error.startswith("KilledWorker") else []:
+            if not sweep.is_done(store(run), trial["hash"]):
+                sweep.record_failure(store(run), trial, trial["hash"], engine.UnitError(error))
 
 
 def _tasks(run: Run, todo: pd.DataFrame) -> tuple[Any, list[dict[str, Any]]]:

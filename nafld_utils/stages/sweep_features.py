@@ -133,7 +133,7 @@ def build_features(run: Run) -> None:
         prepare.build_traditional(run)
     tasks = [task for task in feature_tasks(run) if not features_unit(**task).done()]
     if tasks:
-        engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix")
+        engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix", unit_of=features_unit)
 
 
 @functools.lru_cache(maxsize=2)

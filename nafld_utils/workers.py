@@ -1,0 +1,390 @@
+"""The processes that make units: this machine's, those of a running Dask scheduler, or jobs of Slurm.
+
+Contract: a *pool* is a Dask client and a function that looks after its workers; whoever waits for results calls it
+every few seconds. Workers make one unit at a time with ``engine.threads`` threads. Nothing here knows what a unit is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import difflib
+import inspect
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from nafld_utils.artifacts import work_root
+from nafld_utils.params import EngineSettings
+
+PROGRESS_FILE = "NAFLD_PROGRESS"  # set by the headless runner: lines written there are shown in its terminal
+CONNECT_SECONDS = 20.0  # for a scheduler that should be running already
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
+_KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
+
+
+# ---------------------------------------------------------------- devices and threads
+
+
+def device(settings: EngineSettings) -> Any:
+    """The torch device of these settings; each worker of a machine has a GPU of its own.
+
+    Raises
+    ------
+    ValueError
+        ``engine.device`` asks for a GPU that is not there.
+    """
+    import torch
+
+    if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    n, named = torch.cuda.device_count(), torch.device("cuda" if settings.device == "auto" else settings.device).index
+    if n <= (named or 0):
+        raise ValueError(
+            f"engine.device is {settings.device}, expected that GPU, found {n} GPUs;"
+            " set engine.device=auto or check the driver with `make doctor`."
+        )
+    return torch.device("cuda", _own_gpu(n) if named is None else named)
+
+
+def _own_gpu(n: int) -> int:
+    """GPU of this process among the `n` it sees: by the number at the end of its worker's name, the first without one.
+
+    Notes
+    -----
+    Local workers are called 0, 1, ...; ``dask worker --nworkers 4 --name gpu`` calls them gpu-0 to gpu-3, and so does a
+    Slurm job of several processes. A Slurm job of one process sees the one GPU that Slurm gave it.
+    """
+    from distributed import get_worker
+
+    try:
+        name = str(get_worker().name)
+    except ValueError:  # not a Dask worker
+        return 0
+    number = re.search(r"(?:^|-)(\d+)$", name)
+    return int(number.group(1)) % n if number else 0
+
+
+def default_workers() -> int:
+    """One worker a GPU, else one a core this process may use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return cores()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def thread_environment(threads: int) -> Iterator[None]:
+    """Set the thread counts that child processes inherit; worker processes and OpenMP fight over cores otherwise."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def compute_threads(n: int) -> Iterator[None]:
+    """Let torch compute with `n` threads in this process."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def worker_threads(settings: EngineSettings) -> contextlib.AbstractContextManager[None]:
+    """Compute here with as many threads as a worker has, so that sums round as there; serial changes nothing."""
+    return contextlib.nullcontext() if settings.mode == "serial" else compute_threads(settings.threads)
+
+
+# ---------------------------------------------------------------- pools
+
+
+@contextlib.contextmanager
+def open_pool(settings: EngineSettings, n_tasks: int) -> Iterator[tuple[Any, Callable[[], str]]]:
+    """A Dask client for `n_tasks` units, and a function that looks after its workers.
+
+    Parameters
+    ----------
+    settings : EngineSettings
+        ``mode`` is ``local`` or ``cluster``.
+    n_tasks : int
+        Units at hand; no more workers than that are started.
+
+    Yields
+    ------
+    client : distributed.Client
+    look_after : callable
+        Replaces workers that are gone for good and returns a sentence on what is lacking, or nothing.
+
+    Raises
+    ------
+    ValueError
+        No scheduler answers at ``engine.address``, or Slurm is absent, or refuses what ``engine.slurm`` asks for.
+    """
+    _configure_dask()
+    if settings.mode == "cluster" and settings.address:
+        with _running_scheduler(settings.address) as pool:
+            yield pool
+    elif settings.mode == "cluster":
+        with _slurm(settings, n_tasks) as pool:
+            yield pool
+    else:
+        try:
+            yield _local_client(settings, n_tasks), str  # its nannies restart a worker that dies
+        except BaseException:  # an interrupted cell must not leave workers computing
+            release_workers()
+            raise
+
+
+_workers: dict[tuple[Any, ...], tuple[contextlib.ExitStack, Any]] = {}
+
+
+def _local_client(settings: EngineSettings, n_tasks: int) -> Any:
+    """A Dask client on local processes; they stay for the next call, because starting them costs seconds."""
+    from distributed import Client, LocalCluster
+
+    n_workers = min(settings.n_workers or default_workers(), n_tasks)
+    inherited = tuple(os.environ.get(name) for name in (PROGRESS_FILE, "NAFLD_ROOT"))
+    key = (os.getpid(), settings.threads, os.getcwd(), *inherited)
+    if key in _workers:
+        client = _workers[key][1]
+        if len(client.cluster.workers) < n_workers:
+            with thread_environment(settings.threads):
+                client.cluster.scale(n_workers)
+                client.wait_for_workers(n_workers)
+        return client
+    release_workers()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(thread_environment(settings.threads))
+        cluster = LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+            host="127.0.0.1",
+            silence_logs=logging.ERROR,
+            memory_limit=0,
+        )
+    kept = contextlib.ExitStack()
+    client = kept.enter_context(Client(kept.enter_context(cluster)))
+    _workers[key] = kept, client
+    return client
+
+
+@atexit.register
+def release_workers() -> None:
+    """Stop the local worker processes that earlier calls left running."""
+    while _workers:
+        key, (kept, _) = _workers.popitem()
+        if key[0] == os.getpid():  # a forked child does not own them
+            kept.close()
+
+
+def _configure_dask() -> None:
+    import dask
+
+    keep_pages = dict(_KEEP_PAGES)  # a copy, because Dask writes its defaults into it
+    dask.config.set({"distributed.comm.timeouts.connect": "60s", "distributed.nanny.pre-spawn-environ": keep_pages})
+
+
+@contextlib.contextmanager
+def _running_scheduler(address: str) -> Iterator[tuple[Any, Callable[[], str]]]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"engine.address is {address}, expected a running Dask scheduler, found none ({error});"
+            " start one with `dask scheduler` or correct the address."
+        ) from None
+    with client:
+
+        def look_after() -> str:
+            return "" if client.nthreads() else f"no worker is connected to {address}"
+
+        yield client, look_after
+
+
+# ---------------------------------------------------------------- Slurm
+
+
+@contextlib.contextmanager
+def _slurm(settings: EngineSettings, n_tasks: int) -> Iterator[tuple[Any, Callable[[], str]]]:
+    """A Dask client on ``engine.n_workers`` Slurm jobs, which end with the call so that no node stands idle."""
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError:
+        raise ValueError(
+            "engine.mode is cluster without engine.address: expected dask-jobqueue, found none;"
+            " install the slurm extra."
+        ) from None
+    from distributed import Client
+
+    if settings.n_workers is None:
+        raise ValueError("engine.n_workers is null, expected the number of Slurm jobs for engine.mode=cluster; set it.")
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            "engine.mode is cluster without engine.address: expected Slurm's sbatch on PATH, found none;"
+            " start the run where jobs can be submitted, or set engine.address."
+        )
+    options = job_options(settings)
+    try:
+        cluster = SLURMCluster(**options, job_cls=_job_class())
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise ValueError(f"engine.slurm: {' '.join(str(error).split())}") from None
+    with cluster:
+        _ask_slurm(cluster.job_script())
+        jobs = SlurmJobs(cluster, min(settings.n_workers, n_tasks), options["log_directory"])
+        cluster.scale(jobs=jobs.n)
+        with Client(cluster) as client:
+            yield client, jobs.look_after
+
+
+def _job_class() -> type:
+    """Slurm's job of dask-jobqueue, which forgets to say that it is closed; Dask asserts that when a cluster ends."""
+    from dask_jobqueue.slurm import SLURMJob
+    from distributed import Status
+
+    class ClosedJob(SLURMJob):
+        async def close(self) -> None:
+            await super().close()
+            self.status = Status.closed
+
+    return ClosedJob
+
+
+def job_options(settings: EngineSettings) -> dict[str, Any]:
+    """Keyword arguments of `dask_jobqueue.SLURMCluster`: those of ``engine.slurm`` and what a unit needs of a worker.
+
+    Raises
+    ------
+    ValueError
+        ``engine.slurm`` has a key that SLURMCluster does not take; names the nearest one.
+    """
+    from dask_jobqueue.core import Job, JobQueueCluster
+    from dask_jobqueue.slurm import SLURMJob
+
+    known = {name for cls in (Job, JobQueueCluster, SLURMJob) for name in inspect.signature(cls).parameters}
+    for key in settings.slurm:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(
+                f"engine.slurm: expected keyword arguments of dask_jobqueue.SLURMCluster, found {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "; remove it.")
+            )
+    given = dict(settings.slurm)
+    exports = {**dict.fromkeys(_THREAD_VARIABLES, settings.threads), **_KEEP_PAGES}
+    prologue = [f"export {name}={value}" for name, value in exports.items()]
+    # One unit at a time a process. Slurm watches the memory; Dask would count pages of shared, memory-mapped files.
+    worker = ["--nthreads", "1", "--memory-limit", "0"]
+    return {
+        "processes": max(1, int(given.get("cores") or 1) // settings.threads),
+        "log_directory": str(work_root().resolve() / "artifacts" / ".slurm"),
+        **given,
+        "job_script_prologue": [*prologue, *given.get("job_script_prologue", [])],
+        "worker_extra_args": [*given.get("worker_extra_args", []), *worker],
+        "scheduler_options": {"dashboard_address": ":0", **given.get("scheduler_options", {})},
+    }
+
+
+def _ask_slurm(script: str) -> None:
+    """Let Slurm check a job without submitting it: a wrong partition or account shows here and not in a silent wait."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as handle:
+        handle.write(script)
+        handle.flush()
+        done = subprocess.run(["sbatch", "--test-only", handle.name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(
+            f"engine.slurm: expected a job that Slurm accepts, found {' '.join(done.stderr.split())!r};"
+            " correct the key it speaks of."
+        )
+
+
+class SlurmJobs:
+    """Keeps `n` Slurm jobs with Dask workers alive, through the end of their walltime, scancel and lost nodes.
+
+    Parameters
+    ----------
+    cluster : dask_jobqueue.SLURMCluster
+    n : int
+        Jobs wanted.
+    log_directory : str
+        Where their output goes, for the error message.
+    """
+
+    def __init__(self, cluster: Any, n: int, log_directory: str):
+        self.cluster, self.n, self.log_directory = cluster, n, log_directory
+        self.connected: set[str] = set()  # jobs whose worker has connected at some time
+        self.stillborn = 0  # jobs that ended before that, since the last one that did not
+
+    def look_after(self) -> str:
+        """Submit jobs anew in place of those that are gone.
+
+        Returns
+        -------
+        str
+            How many jobs run where fewer than `n` do, else empty.
+
+        Raises
+        ------
+        RuntimeError
+            Job after job ends before its worker connects.
+        """
+        # before the queue is asked, so that a new job is never taken for a lost one
+        jobs = {name: job.job_id for name, job in self.cluster.workers.items()}
+        queued = _queued()
+        if queued is None:  # the controller does not answer; it may the next time
+            return "Slurm does not answer"
+        workers = [str(worker["name"]) for worker in self.cluster.scheduler_info["workers"].values()]
+        alive = {name for name in jobs if any(w == name or w.startswith(f"{name}-") for w in workers)}
+        gone = {name for name, number in jobs.items() if name not in alive and number not in queued}
+        self._count(alive, gone)
+        if (gone or len(jobs) < self.n) and self.stillborn < 3 * self.n:
+            self.cluster.sync(self.cluster.scale_down, list(gone))
+            self.cluster.scale(jobs=self.n)
+        return "" if len(alive) >= self.n else f"{len(alive)} of {self.n} Slurm jobs run"
+
+    def _count(self, alive: set[str], gone: set[str]) -> None:
+        if alive - self.connected:
+            self.stillborn = 0
+        self.connected |= alive
+        self.stillborn += len(gone - self.connected)
+        if self.stillborn >= 3 * self.n and not alive:
+            raise RuntimeError(
+                f"Slurm: {self.stillborn} jobs ended before their Dask workers connected, expected them to connect;"
+                f" read the jobs' output in {self.log_directory}, correct engine.slurm (interface, memory, walltime)"
+                " and run again; what is finished is kept."
+            )
+
+
+def _queued() -> set[str] | None:
+    """Ids of this user's jobs that wait or run; None where Slurm does not answer."""
+    asked: Mapping[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "check": True}
+    try:
+        found = subprocess.run(["squeue", "--noheader", "--me", "--format=%A"], **asked)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return set(found.stdout.split())
