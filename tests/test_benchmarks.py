@@ -146,3 +146,12 @@ def test_the_gpu_study_runs_whole_on_a_small_scale(tmp_path, monkeypatch):
             "cost.csv", "curve.csv", "distances.csv", "features.npy", "grid.npy", "reconstruction.csv", "samplers.csv"
         )
     }  # fmt: skip
+
+
+def test_quality_benchmark_times_every_part_and_memory_stays_flat():
+    from nafld_utils import quality_bench
+
+    table = quality_bench.table(24, 32, "cpu")
+    assert table["work"].tolist()[1:] == ["nearest frames by features", "nearest frames by pixels"]
+    assert (table["seconds"] > 0).all()
+    assert (table["memory grown (GiB)"] < 1.0).all()

@@ -71,7 +71,7 @@ ORDER = [
     ["stages.conditions", "stages.explain"],
     ["stages.explain_truth"],
     ["stages.explain_answer"],
-    ["sweep_bench"],
+    ["quality_bench", "sweep_bench"],
     ["benchmarks", "explain_benchmark"],
     ["graph", "doctor"],
     ["sweep_dry_run"],
