@@ -112,6 +112,6 @@ def test_the_twins_are_drawn(made):
     with figures.style():
         fig, axes = plt.subplots(3, 1)
         draw.twin("diaphragm_blur", made[1].arrays["diaphragm_blur"], axes)
-        assert axes[0].get_title() == "diaphragm blur"
+        assert axes[0].get_title(loc="left") == "diaphragm blur"
         fig.canvas.draw()
         plt.close(fig)
