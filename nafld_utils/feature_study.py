@@ -157,9 +157,10 @@ def train(cohort: Cohort, options: Options, device: Any = "cpu") -> tuple[explai
     features = trial.prefix_features(prefix, flat, NETWORK, device)
     views = trial.Views(features.reshape(-1, N_VIEWS, *features.shape[1:]), label[~held_out])
     how = trial.Options(options.steps, BATCH, LEARNING_RATE, WEIGHT_DECAY)
-    tail, _ = trial.train_tail(trial.fresh_tail(pretrained, options.seed), views, None, how, options.seed, device)
+    tail, decoder = trial.fresh_tail(pretrained, options.seed), backbones.Decoder(NETWORK)
+    tail, _ = trial.train_tail(tail, [views], how, options.seed, decoder, device)
     judged = trial.prefix_features(prefix, cohort.resized[held_out], NETWORK, device)[:, None]
-    score = trial.predict(tail, trial.Views(judged, label[held_out]), device)
+    score = trial.predict(tail, trial.Views(judged, label[held_out]), decoder, device)
     scores = cohort.images.loc[held_out, ["image_id", "patient_id", "label"]].assign(score=score)
     return explain.GreyClassifier(prefix, tail, NETWORK), scores.reset_index(drop=True)
 

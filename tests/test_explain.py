@@ -221,8 +221,14 @@ def run(tmp_path_factory):
     unit = run.unit("preprocess", settings={})
     patch.setattr(prepare, "open_preprocessed", lambda run: data)
     patch.setattr(prepare, "preprocess_unit", lambda run: unit)
-    patch.setattr(samples, "synthetic_unit", lambda run, c, k: run.unit("synthetic", c, k, settings={}))
-    patch.setattr(samples, "open_synthetic", lambda run, c, k: SimpleNamespace(images=pixels, table=fakes))
+    patch.setattr(
+        samples,
+        "synthetic_unit",
+        lambda run, conditioning, fold, **_: run.unit("synthetic", conditioning, fold, settings={}),
+    )
+    patch.setattr(
+        samples, "open_synthetic", lambda run, conditioning, fold, **_: SimpleNamespace(images=pixels, table=fakes)
+    )
     yield run
     patch.undo()
 

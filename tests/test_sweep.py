@@ -347,7 +347,11 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "preprocess_unit", lambda run: unit)
     monkeypatch.setattr(prepare, "traditional_unit", lambda run: unit)
     monkeypatch.setattr(prepare, "build_traditional", lambda run: unit)
-    monkeypatch.setattr(filtering, "set_unit", lambda run, c, k: run.unit("synthetic", c, k, settings={}))
+    monkeypatch.setattr(
+        filtering,
+        "set_unit",
+        lambda run, conditioning, fold, **_: run.unit("synthetic", conditioning, fold, settings={}),
+    )
     monkeypatch.setattr(filtering, "open_set", _synthetic)
     return run
 

@@ -240,7 +240,7 @@ def pick_images(run: Run) -> Unit:
         return unit
     wanted, chosen, arm = trial(run), run.settings.shap, source_arm(run)
     synthetic, data = samples.open_synthetic(run, arm, wanted["fold"]), prepare.open_preprocessed(run)
-    drawn = sweep.training_set(run, wanted)["drawn"] if arm == wanted["arm"] else np.empty(0, int)
+    drawn = sweep.training_set(run, wanted)["drawn"].get(arm, np.empty(0, int))
     fakes = explain.pick(synthetic.table, drawn, chosen.n_per_class).rename(columns={"synthetic_id": "name"})
     fakes = fakes.assign(origin="synthetic", patient_id=-1, outcome="", shown=True, judged=False)
     real = _held_out(run, data, wanted)

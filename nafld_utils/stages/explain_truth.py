@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nafld_utils import artifacts, engine, explain, feature_study, phantom
+from nafld_utils import artifacts, backbones, engine, explain, feature_study, phantom
 from nafld_utils import explain_truth as truth
 from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, unit_seed
 from nafld_utils.stages import explain as maps
 from nafld_utils.stages import prepare, sweep
 from nafld_utils.stages.explain import Explanation
+from nafld_utils.stages.sweep_trials import options_of
 
 REVISION = 1
 
@@ -56,19 +57,20 @@ def train_shuffled(run: Run) -> Unit:
     unit, wanted = shuffled_unit(run), maps.trial(run)
     if unit.done():
         return unit
-    data, chosen = sweep.training_set(run, wanted), run.settings.sweep
+    data = sweep.training_set(run, wanted)
     seed = unit_seed(run.settings.seed, "shap shuffled", wanted["fold"])
     rng, images = np.random.default_rng(seed), prepare.open_preprocessed(run).images
-    real = replace(data["real"], labels=shuffle_by_patient(images.iloc[data["real"].rows], rng))
-    mixed = data["mixed"]
-    mixed = None if mixed is None else replace(mixed, labels=rng.permutation(mixed.labels))
-    options = training.Options(chosen.steps, chosen.batch_size, chosen.learning_rate, chosen.weight_decay)
+    parts = [replace(part, labels=rng.permutation(part.labels)) for part in data["parts"]]
+    if data["n_real"]:  # the first part is of real images
+        real = data["parts"][0]
+        parts[0] = replace(real, labels=shuffle_by_patient(images.iloc[real.rows], rng))
     device, (_, pretrained) = engine.device(run.settings.engine), maps.network(run, wanted)
+    decoder = backbones.Decoder(wanted["backbone"])
     with engine.compute_threads(engine.cores()), unit.writing(device=str(device)) as folder:
         tail = training.fresh_tail(pretrained, seed)
-        tail, _ = training.train_tail(tail, real, mixed, options, seed, device)
+        tail, _ = training.train_tail(tail, parts, options_of(run), seed, decoder, device)
         scores = data["images"][["image_id", "patient_id", "label"]]
-        scores = scores.assign(score=training.predict(tail, data["held_out"], device))
+        scores = scores.assign(score=training.predict(tail, data["held_out"], decoder, device))
         save_file({k: v.cpu().contiguous() for k, v in tail.state_dict().items()}, folder / "tail.safetensors")
         save_table(folder / "scores.csv", scores)
     return unit
