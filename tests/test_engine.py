@@ -202,6 +202,7 @@ def kill_own_process(folder):
 def test_a_unit_that_takes_every_worker_with_it_is_reported_as_that(tmp_path, caplog):
     tasks = [{"folder": str(tmp_path)}, {"folder": str(tmp_path)}]
     import dask
+    import distributed  # noqa: F401  its settings must be there before one of them is changed
 
     engine.release_workers()
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # four deaths a unit take their time
