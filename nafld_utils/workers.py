@@ -23,6 +23,7 @@ from nafld_utils.artifacts import work_root
 from nafld_utils.params import EngineSettings
 
 PROGRESS_FILE = "NAFLD_PROGRESS"  # set by the headless runner: lines written there are shown in its terminal
+CLOSE_SECONDS = 15.0
 CONNECT_SECONDS = 20.0  # for a scheduler that should be running already
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
@@ -188,9 +189,16 @@ def _local_client(settings: EngineSettings, n_tasks: int) -> Any:
             memory_limit=0,
         )
     kept = contextlib.ExitStack()
-    client = kept.enter_context(Client(kept.enter_context(cluster)))
+    kept.callback(_close, cluster)
+    client = kept.enter_context(Client(cluster))
     _workers[key] = kept, client
     return client
+
+
+def _close(cluster: Any) -> None:
+    """End a local cluster; Dask waits for ever where a worker has just died, and its processes end with this one."""
+    with contextlib.suppress(TimeoutError):
+        cluster.close(timeout=CLOSE_SECONDS)
 
 
 @atexit.register
