@@ -245,7 +245,7 @@ class QualitySettings(_Section):
     subset_repeats: Count
     half_samples: Annotated[int, Field(ge=2)]
     n_planted: Annotated[int, Field(ge=1)]
-    filter_of: Literal["semantic", "class", "gan"]
+    filter_of: Literal["semantic", "class", "gan"] | None
     filter_keep: Annotated[float, Field(gt=0, le=1)]
 
     @model_validator(mode="after")
@@ -412,7 +412,7 @@ class Settings(_Section):
         if self.shap.fold >= self.folds.n_splits:
             raise ValueError(f"shap.fold must be below folds.n_splits {self.folds.n_splits}, got {self.shap.fold}")
         made = [*self.ldm.conditionings, *["gan"] * self.gan.enabled]
-        if self.quality.filter_of not in made:
+        if self.quality.filter_of not in (None, *made):
             raise ValueError(f"quality.filter_of must be a generator of this run {made}, got {self.quality.filter_of}")
         for name in self.sweep.experiments:
             if name not in (PLAIN, *self.experiments):
@@ -434,6 +434,11 @@ class Settings(_Section):
     def name(self) -> str:
         """Name of the run: ``run`` where given, else the profile."""
         return self.run or self.profile
+
+    @property
+    def filtered_generator(self) -> str:
+        """Generator whose images the quality filter chooses from: ``quality.filter_of``, else the first model."""
+        return self.quality.filter_of or self.ldm.conditionings[0]
 
     def section(self, name: str) -> dict[str, Any]:
         """One section, e.g. ``"sweep"`` or ``"ldm.class"``, as plain JSON-able values under the YAML's own keys."""

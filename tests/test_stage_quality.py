@@ -135,7 +135,7 @@ def test_the_filter_reads_training_patients_only(run):
     from nafld_utils import condition_checks, manifolds
     from nafld_utils.stages import features, filtering
 
-    kind, generator, fold = run.settings.quality.features, run.settings.quality.filter_of, 0
+    kind, generator, fold = run.settings.quality.features, run.settings.filtered_generator, 0
     table = features.real_table(run)
     real, _ = features.load_features(run, kind, features.REAL)
     real = np.where((table["fold"] == fold).to_numpy()[:, None], 1e3, real)
@@ -155,7 +155,7 @@ def test_the_filtered_set_opens_as_a_set_of_its_fold(run):
     found = filtering.open_set(run, "filtered", 1)
     assert len(found.images) == len(found.table) > 0
     assert set(found.table["fold"]) == {1}
-    whole = filtering.open_set(run, run.settings.quality.filter_of, 1)
+    whole = filtering.open_set(run, run.settings.filtered_generator, 1)
     place = int(np.flatnonzero(whole.table["synthetic_id"] == found.table["synthetic_id"].iloc[0])[0])
     assert (whole.images[place] == found.images[0]).all()
 

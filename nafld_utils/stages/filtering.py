@@ -24,7 +24,7 @@ def tasks(run: Run) -> list[dict[str, Any]]:
 def unit_of(run: Run, fold: int) -> Unit:
     """Unit of a fold's choice."""
     chosen = run.settings.quality
-    kind, generator = chosen.features, chosen.filter_of
+    kind, generator = chosen.features, run.settings.filtered_generator
     return run.unit(
         NAME,
         generator,
@@ -49,7 +49,7 @@ def make(run: Run, fold: int) -> None:
     unit = unit_of(run, fold)
     if unit.done():
         return
-    kind, generator = run.settings.quality.features, run.settings.quality.filter_of
+    kind, generator = run.settings.quality.features, run.settings.filtered_generator
     drawn = samples.open_synthetic(**samples.task_of(run, generator, fold))
     table = features.real_table(run)
     training = table["fold"].to_numpy() != fold
@@ -97,7 +97,7 @@ def open_set(run: Run, name: str, fold: int) -> Synthetic:
         return samples.open_synthetic(**samples.task_of(run, name, fold))
     unit = unit_of(run, fold).require()
     kept = np.flatnonzero(unit.load_table("table.csv")["kept"])
-    drawn = samples.open_synthetic(**samples.task_of(run, run.settings.quality.filter_of, fold))
+    drawn = samples.open_synthetic(**samples.task_of(run, run.settings.filtered_generator, fold))
     if not len(kept):
         raise ValueError(f"{unit.path}: expected images that the filter kept, found none; raise quality.filter_keep.")
     return Synthetic(drawn.images[kept], drawn.table.iloc[kept].reset_index(drop=True), None, unit)
@@ -114,6 +114,6 @@ def claims(run: Run, scores: pd.DataFrame) -> list[dict[str, Any]]:
     """What the filter keeps; the paper only suggests one."""
     kept = scores.groupby("fold")["kept"].mean()
     mean, low, high = ldm.over_folds(kept)
-    row = {"claim": f"share of {run.settings.quality.filter_of} images that the filter keeps", "this_run": mean}
+    row = {"claim": f"share of {run.settings.filtered_generator} images that the filter keeps", "this_run": mean}
     row |= {"low": low, "high": high, "over": "folds", "n": len(kept), "unit": "share of images"}
     return [{**row, "same_protocol": ldm.UNSTATED}]
