@@ -29,7 +29,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "03_ldm_training": ("02_preprocessing",),
     "04_sampling": ("03_ldm_training",),
     "05_quality_metrics": ("04_sampling",),
-    "06_classification_sweep": ("04_sampling",),
+    "06_classification_sweep": ("05_quality_metrics",),  # the filtered set is one of its arms
     "07_shap": ("06_classification_sweep",),
     "08_turing_test": ("04_sampling",),
 }
