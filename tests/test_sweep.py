@@ -81,8 +81,10 @@ def test_every_experiment_is_a_grid_of_its_own_and_can_be_read_again():
 
 
 def test_an_arm_without_its_model_is_refused():
-    with pytest.raises(ValueError, match=r"found 'semantic'; add it there"):
+    with pytest.raises(ValueError, match=r"expected generators of this run .*, found 'semantic'; train it"):
         sweep.grid(params.load("paper", {"ldm.conditionings": ["class"]}))
+    with pytest.raises(ValueError, match=r"found 'gan'; train it \(ldm.conditionings, gan.enabled\)"):
+        sweep.grid(params.load("smoke", {"gan.enabled": False}))
 
 
 def test_the_hash_follows_the_trial_and_its_recipe():
