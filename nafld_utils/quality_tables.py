@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from nafld_utils import stats
 from nafld_utils.feature_networks import FEATURES
 from nafld_utils.manifolds import NAMES as MANIFOLD
 from nafld_utils.manifolds import K, manifold_metrics
 from nafld_utils.quality import frechet_distance, inception_score, kernel_distance
 
-REVISION = 1
+REVISION = 2
 BOTH = "both"
 FLOOR = "real_training"
+DIFFERENCE = ("difference", "difference_low", "difference_high")
 LEARNT = ("model", "baseline")  # roles of sets that something made to look real
 PLAIN = tuple(f"{name}_plain" for name in ("precision", "recall"))
 
@@ -180,15 +182,13 @@ def _manifold(
     return found | {f"{name}_plain": plain[name] for name in ("precision", "recall")}
 
 
-def fold_intervals(values: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """Mean and Student t interval over folds of every metric.
+def fold_intervals(values: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % Student t interval over folds of every metric.
 
     Parameters
     ----------
     values : pandas.DataFrame
         `measure`'s rows of all folds with a column ``fold``.
-    level : float
-        Coverage. Folds share training patients, so the interval is a description of the folds, not of new patients.
 
     Returns
     -------
@@ -196,54 +196,59 @@ def fold_intervals(values: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         ``model, role, class, metric, features, sample, mean, low, high, over, n, n_images, n_reference, note``; n is
         the number of folds, n_images and n_reference the least images in one, note says which folds are missing.
     """
-    from scipy import stats as scipy_stats
-
     keys = ["model", "role", "class", "metric", "features", "sample"]
     rows = []
     for key, part in values.groupby(keys, sort=False):
         known = part.dropna(subset="value")
-        x, n = known["value"].to_numpy(), len(known)
-        mean = x.mean() if n else float("nan")
-        half = scipy_stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
+        n, (mean, low, high) = len(known), stats.over_folds(known["value"])
         missing = sorted(set(part["fold"]) - set(known["fold"]))
         notes = [f"fold {', '.join(map(str, missing))}: fewer than two images" if missing else ""]
         notes += ["one fold, no interval"] if n == 1 else []
-        row = {"mean": mean, "low": mean - half, "high": mean + half, "over": "folds", "n": n}
+        row = {"mean": mean, "low": low, "high": high, "over": "folds", "n": n}
         sizes = {"n_images": int(part["n_images"].min()), "n_reference": int(part["n_reference"].min())}
         rows.append({**dict(zip(keys, key, strict=True)), **row, **sizes, "note": "; ".join(filter(None, notes))})
     return pd.DataFrame(rows)
 
 
-def against_references(intervals: pd.DataFrame, metric: str = "frechet") -> pd.DataFrame:
+def against_references(values: pd.DataFrame, metric: str = "frechet") -> pd.DataFrame:
     """Where each model stands between the floor and its ceilings, images in equal numbers.
 
     Parameters
     ----------
-    intervals : pandas.DataFrame
-        From `fold_intervals`.
+    values : pandas.DataFrame
+        `measure`'s rows of all folds with a column ``fold``.
     metric : {"frechet", "kernel"}
         A distance.
 
     Returns
     -------
     pandas.DataFrame
-        ``model, class, mean, low, high, floor, lowest_ceiling, ceiling, place, below_every_ceiling``; `place` is 0 at
-        the floor and 1 at the lowest ceiling; the last says whether the model's interval ends below the interval of
-        every ceiling. Ceilings named ``..._<conditioning>`` count for that conditioning only.
+        ``model, class, mean, low, high, floor, lowest_ceiling, ceiling, place, beyond, difference, difference_low,
+        difference_high, below_every_ceiling``. `place` is 0 at the floor and 1 at the lowest ceiling. `difference` is
+        model minus ceiling with a Student t interval over folds, of the ceiling named by `beyond`: the one whose
+        interval reaches highest. The last column says whether every ceiling's interval ends below 0; it is False
+        where one fold was trained, which has no interval. Ceilings named ``..._<conditioning>`` count for that
+        conditioning only.
+
+        Choice: differences are taken fold by fold, since a model and its ceilings are measured against the same
+        held-out images, and folds differ more in those than in anything else.
     """
-    table = intervals[(intervals["metric"] == metric) & (intervals["sample"] == "equal")]
-    models = table.loc[table["role"] == "model", "model"].unique()
-    rows = []
+    table = values[(values["metric"] == metric) & (values["sample"] == "equal")]
+    role = table.drop_duplicates("model").set_index("model")["role"]
+    models, rows = role.index[role == "model"], []
     for group, part in table.groupby("class", sort=False):
-        part = part.set_index("model")
-        for model in models:
-            own, floor = part.loc[model], part.loc[FLOOR, "mean"]
+        folds = part.pivot_table("value", "fold", "model", dropna=False).dropna(axis="columns", how="all")
+        for model in models.intersection(folds.columns):
             others = tuple(f"_{name}" for name in models if name != model)
-            ceilings = part[(part["role"] == "ceiling") & ~part.index.str.endswith(others or ("\0",))]
-            lowest = ceilings["mean"].idxmin()
-            least = ceilings.loc[lowest, "mean"]
-            row = {"model": model, "class": group, "mean": own["mean"], "low": own["low"], "high": own["high"]}
+            ceilings = [c for c in folds if role[c] == "ceiling" and not c.endswith(others or ("\0",))]
+            lowest = folds[ceilings].mean().idxmin()
+            least, floor = folds[lowest].mean(), folds[FLOOR].mean()
+            mean, low, high = stats.over_folds(folds[model].dropna())
+            row = {"model": model, "class": group, "mean": mean, "low": low, "high": high}
             row |= {"floor": floor, "lowest_ceiling": least, "ceiling": lowest}
-            row |= {"place": (own["mean"] - floor) / (least - floor)}
-            rows.append({**row, "below_every_ceiling": bool((own["high"] < ceilings["low"]).all())})
+            row |= {"place": (mean - floor) / (least - floor)}
+            found = {c: stats.over_folds((folds[model] - folds[c]).dropna()) for c in ceilings}
+            beyond = max(found, key=lambda c: found[c][2] if np.isfinite(found[c][2]) else found[c][0])
+            row |= {"beyond": beyond, **dict(zip(DIFFERENCE, found[beyond], strict=True))}
+            rows.append({**row, "below_every_ceiling": all(high < 0 for _, _, high in found.values())})
     return pd.DataFrame(rows)

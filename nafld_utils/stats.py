@@ -175,6 +175,22 @@ def student_t_interval(values: Any, level: float = 0.95) -> MeanInterval:
     return MeanInterval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
+def over_folds(values: Any) -> MeanInterval:
+    """Mean of one value a fold and its Student t interval; NaN for what one fold, or none, cannot have.
+
+    Folds share training patients: the interval describes the folds, not new patients.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return MeanInterval(float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan"))
+    return student_t_interval(values)
+
+
+def exact_interval(n_right: int, n: int) -> tuple[float, float]:
+    """Exact binomial (Clopper-Pearson) 95 % interval of a share: `n_right` of `n` independent tries."""
+    return tuple(map(float, scipy_stats.binomtest(n_right, n).proportion_ci(0.95, "exact")))
+
+
 def paired_t(new: Any, base: Any, level: float = 0.95) -> PairedT:
     """Paired t test over seeds, as in the paper: does `new` differ from `base` on the same patients?
 

@@ -150,11 +150,10 @@ def per_rater(ratings: pd.DataFrame) -> pd.DataFrame:
     for rater, own in checked(ratings).groupby("rater", sort=False):
         real, said = own["is_real"].mean(), own["said_real"].mean()
         right = int((own["said_real"] == own["is_real"]).sum())
-        test = scipy_stats.binomtest(right, len(own), 0.5)
-        low, high = test.proportion_ci(0.95, "exact")
+        (low, high), p = stats.exact_interval(right, len(own)), scipy_stats.binomtest(right, len(own), 0.5).pvalue
         (hit, v_hit), (false_alarm, v_false) = (_z(own.loc[own["is_real"] == kind, "said_real"]) for kind in (1, 0))
         d, half = hit - false_alarm, scipy_stats.norm.ppf(0.975) * np.sqrt(v_hit + v_false)
-        rates = (len(own), right, right / len(own), low, high, test.pvalue, said, real * said + (1 - real) * (1 - said))
+        rates = (len(own), right, right / len(own), low, high, p, said, real * said + (1 - real) * (1 - said))
         rows.append((rater, *rates, d, d - half, d + half, -(hit + false_alarm) / 2, "images; this rater"))
     columns = ["rater", "n", "n_right", "accuracy", "low", "high", "p", "said_real", "chance"]
     return pd.DataFrame(rows, columns=[*columns, "d_prime", "d_low", "d_high", "criterion", "over"])

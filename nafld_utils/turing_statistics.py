@@ -201,9 +201,8 @@ def pooled(ratings: pd.DataFrame) -> pd.DataFrame:
     """
     table, raters = turing.checked(ratings), turing.per_rater(ratings)
     right, n = int((table["said_real"] == table["is_real"]).sum()), len(table)
-    test = scipy_stats.binomtest(right, n, 0.5)
-    low, high = test.proportion_ci(0.95, "exact")
-    rows = [("accuracy, answers pooled", right / n, low, high, test.pvalue, n, "answers, taken for independent")]
+    (low, high), p = stats.exact_interval(right, n), scipy_stats.binomtest(right, n, 0.5).pvalue
+    rows = [("accuracy, answers pooled", right / n, low, high, p, n, "answers, taken for independent")]
     for name, what in (("d_prime", "d', mean over raters"), ("criterion", "criterion, mean over raters")):
         values = raters[name].to_numpy()
         if len(values) < 2 or np.ptp(values) == 0:
@@ -334,7 +333,7 @@ def calibration(ratings: pd.DataFrame) -> pd.DataFrame:
     table = _sure(ratings)
     rows = []
     for level, own in table.groupby("confidence"):
-        interval = scipy_stats.binomtest(int(own["right"].sum()), len(own)).proportion_ci(0.95, "exact")
+        interval = stats.exact_interval(int(own["right"].sum()), len(own))
         raters = own["rater"].nunique()
         rows.append((level, len(own), raters, own["right"].mean(), *interval, "answers, taken for independent"))
     return pd.DataFrame(rows, columns=["confidence", "n", "n_raters", "right", "low", "high", "over"])

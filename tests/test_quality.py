@@ -219,7 +219,7 @@ def test_fold_intervals_are_student_t_and_places_compare_with_every_own_ceiling(
         ("real_training", "floor"): [1.0, 1.0, 1.0],
         ("noise", "ceiling"): [20.0, 20.0, 20.0],
         ("untrained_semantic", "ceiling"): [11.0, 11.0, 11.0],
-        ("untrained_class", "ceiling"): [5.5, 6.5, 7.5],
+        ("untrained_class", "ceiling"): [3.5, 9.5, 7.5],
     }
     for (model, role), numbers in values.items():
         for k, value in enumerate(numbers):
@@ -229,11 +229,37 @@ def test_fold_intervals_are_student_t_and_places_compare_with_every_own_ceiling(
     row = table[table["model"] == "semantic"].iloc[0]
     assert row["mean"] == 5
     assert row["high"] - row["mean"] == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)  # t(0.975, 2)
-    places = quality_tables.against_references(table).set_index("model")
+    values = pd.DataFrame(rows).assign(**facts)
+    places = quality_tables.against_references(values).set_index("model")
     assert places.loc["semantic", "ceiling"] == "untrained_semantic"
     assert places.loc["semantic", "place"] == pytest.approx(0.4)
     assert places.loc["semantic", "below_every_ceiling"]
-    assert not places.loc["class", "below_every_ceiling"]  # below on average, but the intervals overlap
+    assert not places.loc["class", "below_every_ceiling"]  # below on average, not in every fold
+    assert places.loc["class", "beyond"] == "untrained_class"
+    d = np.array([4.0 - 3.5, 5.0 - 9.5, 6.0 - 7.5])
+    half = 4.302653 * d.std(ddof=1) / np.sqrt(3)
+    found = places.loc["class", list(quality_tables.DIFFERENCE)].astype(float).tolist()
+    assert found == pytest.approx([d.mean(), d.mean() - half, d.mean() + half], rel=1e-6)
+
+
+def test_a_model_is_compared_with_a_ceiling_fold_by_fold():
+    """A model that is nearer by the same amount in every fold is nearer, however much the folds themselves differ."""
+    facts = {"class": "both", "metric": "frechet", "sample": "equal"}
+    folds = [100.0, 300.0, 900.0]
+    values = {("semantic", "model"): [f - 5 - k for k, f in enumerate(folds)], ("real_training", "floor"): [1.0] * 3}
+    values |= {("noise", "ceiling"): folds}
+    rows = [
+        {"model": m, "role": r, "fold": k, "value": v} for (m, r), each in values.items() for k, v in enumerate(each)
+    ]
+    table = pd.DataFrame(rows).assign(**facts)
+    place = quality_tables.against_references(table).iloc[0]
+    assert place["high"] > 900
+    assert place["below_every_ceiling"]
+    assert place["difference"] == -6
+    one = quality_tables.against_references(table[table["fold"] == 1]).iloc[0]
+    assert one["difference"] == -6
+    assert np.isnan(one["difference_low"])
+    assert not one["below_every_ceiling"]
 
 
 # ---------------------------------------------------------------- features

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import autoencoder, engine, memorization, preprocess
+from nafld_utils import autoencoder, engine, memorization, preprocess, stats
 from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, unit_seed
 from nafld_utils.feature_networks import extract
 from nafld_utils.memorization import MEASURES, STATISTICS
@@ -290,10 +290,7 @@ def calibration(run: Run) -> pd.DataFrame:
 
 
 def _share(found: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
-    from scipy import stats as scipy_stats
-
-    test = scipy_stats.binomtest(int(found["copy"].sum()), len(found))
-    low, high = test.proportion_ci(0.95, "exact")
+    low, high = stats.exact_interval(int(found["copy"].sum()), len(found))
     return {**facts, "n": len(found), **found.mean().to_dict(), "low": low, "high": high}
 
 
@@ -309,7 +306,7 @@ def summary(run: Run) -> pd.DataFrame:
     rows = []
     table, held = audits(run), _references(run, "held_out.csv")
     for name, part in [*table.groupby("generator", sort=False), (HELD_OUT, held)]:
-        mean, low, high = ldm.over_folds(part.groupby("fold")["copy"].mean())
+        mean, low, high = stats.over_folds(part.groupby("fold")["copy"].mean())
         row = {"set": name, "n_images": len(part), **{m: part[f"{m}_near"].mean() for m in MEASURES}}
         row |= {"copy": mean, "low": max(low, 0.0), "high": min(high, 1.0)}
         row["authentic"] = part["authentic"].mean() if "authentic" in part else float("nan")

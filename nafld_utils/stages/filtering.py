@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import condition_checks, engine, manifolds, quality_filter
+from nafld_utils import condition_checks, engine, manifolds, quality_filter, stats
 from nafld_utils.artifacts import Run, Unit, save_table
 from nafld_utils.stages import copies, features, first_stages, ldm, samples
 from nafld_utils.stages.samples import Synthetic
@@ -113,7 +113,7 @@ def answer(scores: pd.DataFrame) -> pd.DataFrame:
 def claims(run: Run, scores: pd.DataFrame) -> list[dict[str, Any]]:
     """What the filter keeps; the paper only suggests one."""
     kept = scores.groupby("fold")["kept"].mean()
-    mean, low, high = ldm.over_folds(kept)
+    mean, low, high = stats.over_folds(kept)
     row = {"claim": f"share of {run.settings.filtered_generator} images that the filter keeps", "this_run": mean}
     row |= {"low": low, "high": high, "over": "folds", "n": len(kept), "unit": "share of images"}
     return [{**row, "same_protocol": ldm.UNSTATED}]

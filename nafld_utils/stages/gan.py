@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import engine, gan
+from nafld_utils import engine, gan, stats
 from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, save_json, save_table, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare
 
@@ -153,7 +153,7 @@ def claims(run: Run) -> list[dict[str, Any]]:
     found = table(run)
     if not len(found) or found["ratio"].isna().all():
         return []
-    mean, low, high = ldm.over_folds(found["ratio"])
+    mean, low, high = stats.over_folds(found["ratio"])
     row = {"claim": f"training seconds of the GAN over those of the {reference(run)} model", "this_run": mean}
     row |= {"low": low, "high": high, "over": "folds", "n": len(found), "unit": "ratio"}
     return [{**row, "same_protocol": ldm.UNSTATED}]

@@ -333,23 +333,16 @@ def claims(run: Run) -> list[dict[str, Any]]:
         rows.append({**row, "over": "", "n": len(mine), "unit": "steps", "same_protocol": same})
         last = table[table["model"] == name].groupby("fold")[["loss"]].agg(["first", "last"])["loss"]
         ratio = last["last"] / last["first"]
-        mean, low, high = over_folds(ratio)
+        mean, low, high = stats.over_folds(ratio)
         row = {"claim": f"diffusion loss, last over first, {name} model", "this_run": mean, "low": low, "high": high}
         rows.append({**row, "over": "folds", "n": len(ratio), "unit": "ratio", "same_protocol": UNSTATED})
         psnr = first_stages.reconstruction_table(run, name).groupby("fold")["psnr"].mean()
-        mean, low, high = over_folds(psnr)
+        mean, low, high = stats.over_folds(psnr)
         row = {"claim": f"reconstruction of held-out images, {name} model", "this_run": mean, "low": low, "high": high}
         rows.append({**row, "over": "folds", "n": len(psnr), "unit": "dB PSNR", "same_protocol": UNSTATED})
         lost = first_stages.reconstruction_distance(run, name)["frechet"]
-        mean, low, high = over_folds(lost)
+        mean, low, high = stats.over_folds(lost)
         row = {"claim": f"reconstructions against their held-out images, {name} model", "this_run": mean}
         row |= {"low": low, "high": high, "over": "folds", "n": len(lost), "same_protocol": UNSTATED}
         rows.append({**row, "unit": "Frechet distance (EfficientNet-Lite0)"})
     return rows
-
-
-def over_folds(values: pd.Series) -> tuple[float, float, float]:
-    """Mean and Student t interval over folds; no interval where one fold was trained."""
-    if len(values) < 2:
-        return float(values.mean()), float("nan"), float("nan")
-    return tuple(stats.student_t_interval(values)[:3])

@@ -155,7 +155,7 @@ def build_table(run: Run) -> Unit:
     with unit.writing() as folder:
         save_table(folder / "values.csv", values)
         save_table(folder / "intervals.csv", intervals)
-        save_table(folder / "places.csv", quality_tables.against_references(intervals))
+        save_table(folder / "places.csv", quality_tables.against_references(values))
         save_table(folder / "second.csv", second[0] if second else intervals.iloc[:0])
     return unit
 
@@ -172,12 +172,16 @@ def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
         below = dict(zip(part["class"], part["below_every_ceiling"], strict=True))
         yes = [name for name in [*class_names, quality_tables.BOTH] if below[name]]
         no = [name for name in [*class_names, quality_tables.BOTH] if not below[name]]
-        text = f"below every ceiling, intervals apart, for {', '.join(yes) or 'no class'}"
+        text = f"below every ceiling, fold by fold, for {', '.join(yes) or 'no class'}"
         text += f"; not for {', '.join(no)}" if no and yes else ""
         row = part.set_index("class").loc[quality_tables.BOTH]
         share = f"{row['place']:.0%} of the way from the floor to the lowest ceiling"
         if not row["lowest_ceiling"] > row["floor"]:
             share = "the lowest ceiling is no farther than the floor, so this cohort is too small to tell"
+        apart = ", one fold, no interval"
+        if np.isfinite(row["difference_low"]):
+            apart = f" [{row['difference_low']:.3g}, {row['difference_high']:.3g}] over folds"
+        share += f"; to the ceiling it is least clear of ({row['beyond']}) {row['difference']:.3g}{apart}"
         lines.append(f"{model} model: {text}. Both classes together: {share}.")
     return lines
 
