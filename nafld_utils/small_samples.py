@@ -17,7 +17,7 @@ import pandas as pd
 
 from nafld_utils.quality import checked_pair
 
-REVISION = 1
+REVISION = 2
 LEAST = 3  # patients (or images, times ten) in the smallest subset
 
 
@@ -225,19 +225,29 @@ def halves_of_real(
     real: np.ndarray,
     patients: np.ndarray,
     strata: np.ndarray,
+    n_equal: int,
     rng: np.random.Generator,
     n_splits: int = 5,
     repeats: int = 5,
 ) -> dict[str, float]:
-    """Two disjoint halves of the real patients against each other: what the extrapolation leaves of a distance of zero.
+    """Disjoint groups of the real patients against each other: the floor, and what extrapolation leaves of zero.
 
     Returns
     -------
     dict
-        ``value`` (mean over splits) and ``infinite``, both sides extrapolated; ``n_patients`` of a half.
+        ``equal`` (`n_equal` patients against all others, mean over draws), ``value`` (two halves, mean over splits)
+        and ``infinite`` (the halves, both sides extrapolated); ``n_patients`` of a half, ``n_equal``. NaN from fewer
+        than four patients.
     """
-    n = len(np.unique(patients)) // 2
-    values, limits = [], []
+    n_all = len(np.unique(patients))
+    n, n_equal = n_all // 2, min(n_equal, n_all - 2)
+    if n_all < 4:
+        return dict.fromkeys(("equal", "value", "infinite"), float("nan")) | {"n_patients": n, "n_equal": n}
+    values, limits, floor = [], [], []
+    for _ in range(n_splits * repeats):
+        some = draw_patients(patients, strata, n_equal, rng)
+        rest = np.setdiff1d(np.arange(len(real)), some)
+        floor.append(DistanceToSubsets(real[rest], real[some])(np.arange(len(some))))
     for _ in range(n_splits):
         first = draw_patients(patients, strata, n, rng)
         rest = np.setdiff1d(np.arange(len(real)), first)
@@ -247,4 +257,5 @@ def halves_of_real(
             slopes.append(extrapolate(found["n_patients"], found["value"])[1])
         values.append(DistanceToSubsets(real[first], real[rest])(np.arange(len(rest))))
         limits.append(values[-1] - slopes[0] / n - slopes[1] / n)
-    return {"value": float(np.mean(values)), "infinite": float(np.mean(limits)), "n_patients": n}
+    means = {"equal": float(np.mean(floor)), "value": float(np.mean(values)), "infinite": float(np.mean(limits))}
+    return {**means, "n_patients": n, "n_equal": n_equal}

@@ -61,9 +61,26 @@ def test_a_true_distance_survives_the_extrapolation():
 
 def test_two_halves_of_the_real_patients_come_out_near_zero():
     real, patients = patients_of(80, seed=3)
-    found = small_samples.halves_of_real(real, patients, np.zeros(len(patients)), rng())
-    assert found["n_patients"] == 40
+    found = small_samples.halves_of_real(real, patients, np.zeros(len(patients)), 10, rng())
+    assert (found["n_patients"], found["n_equal"]) == (40, 10)
     assert abs(found["infinite"]) < 0.5 * found["value"]
+    assert found["equal"] > found["value"]  # fewer patients are farther
+
+
+def test_the_floor_at_equal_numbers_lies_below_images_of_other_patients_shifted_away():
+    """Real patients against as many others stand below a set that lies elsewhere, compared at the same number."""
+    real, patients = patients_of(24, 3)
+    strata = np.zeros(len(patients))
+    floor = small_samples.halves_of_real(real, patients, strata, 8, rng())["equal"]
+    made, _ = patients_of(24, 3, shift=3.0)
+    far = small_samples.measure(made, real, patients, strata, 8, rng(), n_halves=0)[0]["equal"]
+    assert floor < far
+
+
+def test_three_patients_give_no_floor():
+    real, patients = patients_of(3, 2)
+    found = small_samples.halves_of_real(real, patients, np.zeros(len(patients)), 2, rng())
+    assert all(np.isnan(found[name]) for name in ("equal", "value", "infinite"))
 
 
 def test_too_few_patients_give_no_interval_rather_than_a_wrong_one():

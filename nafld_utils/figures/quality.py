@@ -23,7 +23,7 @@ WORDS = {
     "class_balanced": "class LDM, balanced",
     "gan": "GAN, trained here",
     "traditional": "traditional crops",
-    "halves_of_real": "real, two halves",
+    "halves_of_real": "real, other patients",
     "gaussian_semantic": "Gaussian latents (semantic)",
     "gaussian_class": "Gaussian latents (class)",
     "untrained_semantic": "untrained semantic LDM",

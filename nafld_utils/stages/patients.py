@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, feature_networks, small_samples
+from nafld_utils import engine, feature_networks, quality, small_samples
 from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
 from nafld_utils.quality_tables import BOTH
 from nafld_utils.stages import features, first_stages, ldm, samples
-from nafld_utils.stages.quality import CEILINGS, claim
+from nafld_utils.stages.quality import CEILINGS, REPEATED, claim
 
-REVISION = 1
+REVISION = 2
 HALVES = "halves_of_real"
 OVER = "patients (delete-half jackknife); these synthetic sets"
 
 
 def names(run: Run) -> dict[str, str]:
-    """Sets that are measured, with their role: generators, ceilings, and two halves of the real patients."""
+    """Sets that are measured, with their role: generators, ceilings, and real patients against other real patients."""
     judged = [*features.prefixed(run, CEILINGS), features.NOISE]
     roles = {name: "baseline" if name == "gan" else "model" for name in samples.generators(run)}
-    return {HALVES: "floor", **roles, **dict.fromkeys(judged, "ceiling")}
+    return {HALVES: "floor", **roles, **dict.fromkeys([*judged, REPEATED], "ceiling")}
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def unit_of(run: Run, name: str) -> Unit:
     """Unit of one set's distances."""
     kind, chosen = run.settings.quality.features, run.settings.quality
     inputs = [features.features_unit(run, kind, features.REAL)]
-    if name != HALVES:
+    if name not in (HALVES, REPEATED):
         inputs += [features.features_unit(run, kind, name, fold) for fold in first_stages.folds_of(run)]
     settings = {"repeats": chosen.subset_repeats, "halves": chosen.half_samples, "seed": run.settings.seed}
     return run.unit(
@@ -60,8 +60,9 @@ def make(run: Run, name: str) -> None:
         return
     kind, chosen = run.settings.quality.features, run.settings.quality
     real, patients, label = _reference(run, kind)
-    made, drawn = _pooled(run, kind, name) if name != HALVES else (real[:0], None)
-    n_equal = min(len(np.unique(patients[label == value])) for value in (0, 1))
+    made, drawn = _pooled(run, kind, name) if name not in (HALVES, REPEATED) else (real[:0], None)
+    # Choice: half of the smaller class, so that as many other real patients are left for the floor.
+    n_equal = max(small_samples.LEAST, min(len(np.unique(patients[label == value])) for value in (0, 1)) // 2)
     rows, curves = [], []
     for value, group in [*enumerate(run.settings.cohort.class_names), (None, BOTH)]:
         rng = np.random.default_rng(unit_seed(run.settings.seed, "patients", name, group))
@@ -69,10 +70,12 @@ def make(run: Run, name: str) -> None:
         args = real[mine], patients[mine], label[mine]
         facts = {"model": name, "role": names(run)[name], "class": group}
         if name == HALVES:
-            found = small_samples.halves_of_real(*args, rng, repeats=chosen.subset_repeats)
+            found = small_samples.halves_of_real(*args, n_equal, rng, repeats=chosen.subset_repeats)
             rows.append({**facts, **found})
             continue
         some = made if value is None or drawn is None else made[drawn == value]
+        if name == REPEATED:
+            some = args[0][[quality.typical(args[0])] * len(args[0])]
         halves = 0 if facts["role"] == "ceiling" else chosen.half_samples
         if len(some) < 2 * small_samples.LEAST:
             rows.append({**facts, "n_images": len(some), "note": "too few images of this class"})
@@ -136,8 +139,7 @@ def claims(run: Run, rows: pd.DataFrame) -> list[dict[str, Any]]:
     out = []
     for statistic, words in (("equal", "at {n} patients"), ("infinite", "extrapolated to infinitely many patients")):
         for row in answer(rows, statistic).to_dict("records"):
-            wanted = row["role"] in ("model", "baseline") or (row["role"] == "floor" and statistic == "infinite")
-            if wanted and np.isfinite(row["mean"]):
+            if row["role"] != "ceiling" and np.isfinite(row["mean"]):
                 text = f"{metric}, {row['model']}, {row['class']}, {words.format(n=_count(row['n_equal']))}"
                 out.append(claim(text, None, row, ldm.UNSTATED))
     return out
