@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import params, sweep, sweep_summaries, sweep_tables
+from nafld_utils import arms, params, sweep, sweep_summaries, sweep_tables
 from nafld_utils.artifacts import Run, Unit, save_table
-from nafld_utils.stages import ldm, prepare, samples
+from nafld_utils.stages import filtering, gan, ldm, prepare, samples
 from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
 
 REVISION = 2
@@ -207,8 +207,8 @@ def costs(run: Run, status: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd
     -------
     pandas.DataFrame
         ``arm, trainings, seconds_each`` (median), ``classifier_minutes, generator_minutes`` (training and sampling of
-        every model that the arm names, which arms may share; 0 for real images and copies, NaN where the models'
-        manifests are not at hand), ``best_difference`` (image level, over the main group's rates: optimistic).
+        every generator that the arm mixes in, and the filter; arms may share them; 0 for real and traditional
+        images), ``best_difference`` (image level, over the main group's rates: optimistic).
     """
     done, compared = status[status["state"] == "done"], at(run, tables["comparisons"])
     rows = []
@@ -221,15 +221,21 @@ def costs(run: Run, status: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd
 
 
 def _generators(run: Run, arm: str) -> float:
-    """Seconds of the models whose names the arm's name holds, e.g. both of ``semantic+class``."""
-    if arm in (sweep.REAL, "traditional"):
-        return 0.0
-    named = [name for name in run.settings.ldm.conditionings if name in arm.replace("-", "+").split("+")]
-    units = [f(run, name, k) for name in named for k in sweep.folds_of(run.settings) for f in _MAKERS]
-    return sum(unit.seconds() for unit in units) if units else float("nan")
+    """Seconds of everything that made the synthetic images of an arm, in all folds."""
+    names = [name for name in arms.parse(arm).generators if name != "traditional"]
+    units = [unit for name in names for fold in sweep.folds_of(run.settings) for unit in _makers(run, name, fold)]
+    return float(sum(unit.seconds() for unit in units))
 
 
-_MAKERS = (ldm.ldm_unit, samples.synthetic_unit)
+def _makers(run: Run, name: str, fold: int) -> list[Unit]:
+    """The generator's training, the drawing of its set, and the filter that chose from it."""
+    if name == filtering.NAME:
+        return [*_makers(run, run.settings.filtered_generator, fold), filtering.unit_of(run, fold)]
+    drawn = samples.synthetic_unit(**samples.task_of(run, name, fold))
+    if name == gan.NAME:
+        return [gan.gan_unit(run, fold), drawn]
+    conditioning, balance = ldm.split_name(name)
+    return [ldm.ldm_unit(run, conditioning, fold, balance), drawn]
 
 
 # ---------------------------------------------------------------- beside the paper
