@@ -189,12 +189,13 @@ def test_the_protocol_holds_on_the_real_cohort(real_cohort):
     assert by_patient.max() <= 0.86
     assert 0.75 <= by_patient.median() <= 0.81
     assert table.loc[table["split_by"] == "image", "auc"].median() == pytest.approx(0.985, abs=0.01)
+    few = np.arange(0, len(crops), 3)  # frames enough for machines that are trained once a patient
     rest = {
-        baselines.FEATURES_SVM: (features, baselines.svm_scores),
-        baselines.GLCM_SVM: (baselines.glcm_features(crops), baselines.svm_scores),
+        baselines.FEATURES_SVM: (features[few], baselines.svm_scores),
+        baselines.GLCM_SVM: (baselines.glcm_features(crops[few]), baselines.svm_scores),
     }
-    placed = found.images.assign(fold=baselines.patient_folds(found.images, 5, 0))
-    fixed = baselines.fixed_scores({baselines.HALVES: baselines.half_ratio(crops)}, placed)
+    placed = found.images.assign(fold=baselines.patient_folds(found.images, 5, 0)).iloc[few].reset_index(drop=True)
+    fixed = baselines.fixed_scores({baselines.HALVES: baselines.half_ratio(crops[few])}, placed)
     scores = pd.concat([baselines.split_scores(rest, placed), fixed])
     auc = baselines.baseline_table(scores, 200).query("level == 'patient'").set_index(["baseline", "split"])["auc"]
     print(auc)
