@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import artifacts, cohort_files, download
+from nafld_utils import artifacts, cohort_files, cohort_folder, download, pixel_store
 
 if TYPE_CHECKING:
     from nafld_utils.params import CohortSettings
@@ -56,20 +56,26 @@ class Cohort:
         hepatocytes with fatty infiltration; NaN where not known), ``sha256`` str of the image's pixels.
     patients : pandas.DataFrame
         One row a patient, ascending: ``patient_id``, ``label``, ``grade``.
-    pixels : (N, H, W) uint8 ndarray
-        Grey levels 0..255 at original spacing; row ``i`` belongs to row ``i`` of `images`.
+    pixels : (N, H, W) uint8 ndarray or pixel_store.Ragged
+        Grey levels 0..255 at original spacing; row ``i`` belongs to row ``i`` of `images`. Ragged where sizes differ.
     provenance : mapping
         ``kind`` ("published file", "same content", "other content" or "simulated"), ``text`` (one sentence for
-        reports), ``sha256`` (of all decoded pixels, in hex).
+        reports), ``sha256`` (of all decoded pixels, in hex), ``format`` ("folder" of a folder of images).
     masks : (N, H, W) uint8 ndarray or None
         Tissue codes of simulated images (`phantom.TISSUES`); None for real ones.
+    folds : pandas.DataFrame or None
+        ``patient_id, fold`` where the cohort states its own folds.
+    sources : pandas.DataFrame or None
+        ``image_id, patient, file``: names in a folder's table.
     """
 
     images: pd.DataFrame
     patients: pd.DataFrame
-    pixels: np.ndarray
+    pixels: Any
     provenance: Mapping[str, Any]
     masks: np.ndarray | None = None
+    folds: pd.DataFrame | None = None
+    sources: pd.DataFrame | None = None
 
     @property
     def frames(self) -> np.ndarray:
@@ -78,8 +84,12 @@ class Cohort:
         Raises
         ------
         ValueError
-            Patients have different numbers of images, or their rows are not contiguous.
+            Patients have different numbers of images, their rows are not contiguous, or sizes differ.
         """
+        if isinstance(self.pixels, pixel_store.Ragged):
+            raise ValueError(
+                "frames: expected images of one size, found several; use pixels with the images table instead."
+            )
         patient = self.images["patient_id"].to_numpy()
         counts = self.images.groupby("patient_id", sort=False).size()
         even = counts.min() == counts.max()
@@ -96,25 +106,24 @@ class Cohort:
         Parameters
         ----------
         k : int or None
-            Images a patient; None keeps all. Image ids, hashes and provenance stay those of the whole cohort.
+            Images a patient; None keeps all, and a patient with fewer keeps theirs. Image ids, hashes and provenance
+            stay those of the whole cohort.
 
         Raises
         ------
         ValueError
-            A patient has fewer images.
+            Every patient has fewer images.
         """
         if k is None:
             return self
         counts = self.images.groupby("patient_id", sort=False).size()
-        if counts.min() < k:
+        if counts.max() < k:
             raise ValueError(
-                f"cohort.frames_per_patient is {k}, expected at most the images of every patient, found {counts.min()}"
-                f" for patient {counts.idxmin()}; lower it or use null."
+                f"cohort.frames_per_patient is {k}, expected at most the images of a patient, found {counts.max()} for"
+                f" patient {counts.idxmax()}, who has most; lower it or use null."
             )
-        keep: list[int] = []
-        for place in self.images.reset_index(drop=True).groupby("patient_id", sort=False).indices.values():
-            spread = np.linspace(0, len(place) - 1, k) if k > 1 else np.array([(len(place) - 1) / 2])
-            keep.extend(place[np.rint(spread).astype(int)])
+        groups = self.images.reset_index(drop=True).groupby("patient_id", sort=False).indices
+        keep = np.concatenate([place[cohort_folder.spread(len(place), k)] for place in groups.values()])
         return replace(
             self,
             images=self.images.iloc[keep].reset_index(drop=True),
@@ -172,20 +181,30 @@ def _assemble(
 # ---------------------------------------------------------------- reading
 
 
-def load(path: str | Path, class_names: tuple[str, str] = ("healthy", "fatty"), fat_threshold: float = 5.0) -> Cohort:
-    """Read and validate a cohort from a .mat file or from a folder of images with an ``images.csv``.
+def load(
+    path: str | Path,
+    class_names: tuple[str, str] = ("healthy", "fatty"),
+    fat_threshold: float = 5.0,
+    work: Path | None = None,
+    keep: int | None = None,
+) -> Cohort:
+    """Read and validate a cohort from a .mat file or from a folder of images with a table.
 
     Parameters
     ----------
     path : str or Path
         A MATLAB 5 file with a 1 x P struct array ``data`` of fields ``id`` (1..P), ``class`` (0 or 1), ``fat``
-        (percent of hepatocytes) and ``images`` ((10, H, W) uint8); or a folder whose ``images.csv`` has the columns
-        ``image`` (file in the folder), ``patient`` (whole number), ``label`` (0, 1 or a class name) and, if known,
-        ``grade``.
+        (percent of hepatocytes) and ``images`` ((10, H, W) uint8); or a folder of `cohort_folder`: images and a table
+        of the columns ``image`` (file in the folder), ``patient`` (any text), ``label`` (0, 1 or a class name) and, if
+        known, ``grade`` and ``fold``.
     class_names : (str, str)
         Names of label 0 and label 1.
     fat_threshold : float
-        Class 1 starts at this fat percent.
+        Class 1 starts at this fat percent; read for a .mat file.
+    work : Path, optional
+        Folder into which a folder's images are decoded, to be read through a memory map; else they are in memory.
+    keep : int, optional
+        Images a patient that are read of a folder (see `Cohort.subset_frames`); all by default.
 
     Returns
     -------
@@ -195,25 +214,52 @@ def load(path: str | Path, class_names: tuple[str, str] = ("healthy", "fatty"), 
     Raises
     ------
     ValueError
-        One sentence that names the file, what was expected and what was found.
+        What the file or folder is, what was expected and what was found; of a folder everything that is wrong, a line
+        a row (`cohort_table.CohortError`).
     """
     path = Path(path)
     if path.is_dir():
-        images, pixels = cohort_files.read_folder(path, class_names)
-        text = f"Folder {path.name} of {len(images)} images."
-        found = _assemble(images, pixels, {"kind": "other content", "text": text})
-    elif not path.is_file():
+        return _of_folder(cohort_folder.read(path, class_names, work, keep))
+    if not path.is_file():
         raise ValueError(f"{path}: expected a .mat file or a folder of images, found nothing there; correct the path.")
-    elif path.suffix.lower() != ".mat":
+    if path.suffix.lower() != ".mat":
         raise ValueError(
             f"{path}: expected a .mat file or a folder of images, found another kind of file; see the README."
         )
-    else:
-        frames, label, fat, mark = cohort_files.read_mat(path)
-        found = from_arrays(frames, fat, label, {})
-        found = replace(found, provenance=_provenance(path, found.provenance["sha256"], mark))
+    frames, label, fat, mark = cohort_files.read_mat(path)
+    found = from_arrays(frames, fat, label, {})
+    found = replace(found, provenance=_provenance(path, found.provenance["sha256"], mark))
     validate(found, fat_threshold, str(path))
     return found
+
+
+def open_array_folder(folder: str | Path, class_names: tuple[str, str] = ("healthy", "fatty")) -> Cohort:
+    """Open a folder whose pixels lie in one array, in place: nothing is copied and nothing but hashes is computed.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Written by `phantom_folder.write`; its rows are in the order of the patients.
+    class_names : (str, str)
+        Names of label 0 and label 1.
+
+    Raises
+    ------
+    ValueError
+        As `load`.
+    """
+    return _of_folder(cohort_folder.open_in_place(Path(folder), class_names))
+
+
+def _of_folder(found: cohort_folder.Folder) -> Cohort:
+    """Cohort of a folder; the hash of its content is over the hashes of its images, so that it needs no second read."""
+    sha256 = hashlib.sha256("\n".join(found.images["sha256"]).encode()).hexdigest()
+    kind, text = "other content", f"{found.text[:-1]} (content {sha256[:12]})."
+    if found.mark is not None:
+        kind, text = "simulated", found.mark
+    provenance = {"kind": kind, "text": text, "sha256": sha256, "format": "folder"}
+    patients = found.images[list(PATIENT_COLUMNS)].drop_duplicates().reset_index(drop=True)
+    return Cohort(found.images, patients, found.pixels, provenance, found.masks, found.folds, found.sources)
 
 
 def _provenance(path: Path, sha256: str, mark: str | None) -> dict[str, Any]:
@@ -273,12 +319,11 @@ def validate(cohort: Cohort, fat_threshold: float = 5.0, source: str = "cohort")
     if patients["label"].nunique() != 2:
         only = patients["label"].unique().tolist()
         raise ValueError(f"{source}: expected patients of both classes, found class {only} only; add the other class.")
-    flat = cohort.pixels.reshape(len(images), -1)
-    constant = np.flatnonzero(flat.min(axis=1) == flat.max(axis=1))
-    if len(constant):
-        name = images["image_id"].iloc[constant[0]]
+    constant = [i for i, image in enumerate(pixel_store.stream(cohort.pixels)) if image.min() == image.max()]
+    if constant:
+        name, level = images["image_id"].iloc[constant[0]], cohort.pixels[constant[0]].flat[0]
         raise ValueError(
-            f"{source}: expected an ultrasound image, found one grey level ({flat[constant[0], 0]}) in the whole of"
+            f"{source}: expected an ultrasound image, found one grey level ({level}) in the whole of"
             f" {name} ({len(constant)} such frames); remove it."
         )
     owners = images.groupby("sha256")["patient_id"].unique()

@@ -1,6 +1,6 @@
-"""The two file formats of a cohort, read into plain arrays and tables: the published .mat file and a folder of images.
+"""The published .mat file of a cohort, read into plain arrays; a folder of images is read by `cohort_folder`.
 
-Contract: a fault of the file raises a ValueError of one sentence that names the file and the patient or row, what was
+Contract: a fault of the file raises a ValueError of one sentence that names the file and the patient, what was
 expected, what was found and what to do. What the content means is checked in `cohort`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 FRAMES_PER_PATIENT = 10  # of the published .mat file
 FIELDS = ("id", "class", "fat", "images")
@@ -113,80 +112,3 @@ def _scalar(path: Path, place: int, record: np.void, name: str) -> float:
             f" {value.shape}; correct the file."
         )
     return float(value.ravel()[0])
-
-
-def read_folder(folder: Path, class_names: tuple[str, str]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Read a folder of 8-bit images with its ``images.csv``: ``image, patient, label`` and, if known, ``grade``.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder.
-    class_names : (str, str)
-        Names that may stand for label 0 and label 1.
-
-    Returns
-    -------
-    images : pandas.DataFrame
-        ``patient_id, label, grade``, patients ascending, images of a patient in the order of the file.
-    pixels : (N, H, W) uint8 ndarray
-        Grey levels; colour images are converted by luminance.
-
-    Raises
-    ------
-    ValueError
-        No or a damaged ``images.csv``, a wrong row, an image that is missing, damaged, outside the folder, or of
-        another size or depth.
-    """
-    source = folder / "images.csv"
-    if not source.is_file():
-        raise ValueError(
-            f"{folder}: expected a file images.csv beside the images, found none; write one (image, patient, label)."
-        )
-    try:
-        table = pd.read_csv(source)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{source}: expected a CSV table, found {' '.join(str(error).split())}; correct it.") from None
-    missing = {"image", "patient", "label"} - set(table)
-    if missing or not len(table):
-        found = f"no {', '.join(sorted(missing))}" if missing else "no rows"
-        raise ValueError(f"{source}: expected the columns image, patient and label, found {found}; add them.")
-    names = {**{str(i): i for i in (0, 1)}, **{name: i for i, name in enumerate(class_names)}}
-    label = table["label"].astype(str).map(names)
-    patient = pd.to_numeric(table["patient"], errors="coerce")
-    wrong = label.isna() | patient.isna() | (patient % 1 != 0) | (patient < 1)
-    if wrong.any():
-        row = table[wrong].iloc[0]
-        raise ValueError(
-            f"{source}: expected patient as a whole number from 1 and label as 0, 1, {' or '.join(class_names)}, found"
-            f" patient {row['patient']} and label {row['label']} for {row['image']}; correct the row."
-        )
-    grade = pd.to_numeric(table["grade"], errors="coerce") if "grade" in table else np.nan
-    images = pd.DataFrame(
-        {"patient_id": patient.astype(int), "label": label.astype(int), "grade": grade, "file": table["image"]}
-    )
-    images = images.sort_values("patient_id", kind="stable").reset_index(drop=True)
-    return images.drop(columns="file"), _read_images(folder, source, images["file"])
-
-
-def _read_images(folder: Path, source: Path, files: pd.Series) -> np.ndarray:
-    from PIL import Image
-
-    pixels: list[np.ndarray] = []
-    for name in files.astype(str):
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{source}: expected images inside the folder, found {name}; move the image.")
-        try:
-            with Image.open(path) as picture:
-                pixels.append(np.asarray(picture.convert("L") if picture.mode in ("L", "P", "RGB") else picture))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{path}: expected an image, found {type(error).__name__}; correct {source.name}."
-            ) from None
-        if pixels[-1].dtype != np.uint8 or pixels[-1].shape != pixels[0].shape:
-            raise ValueError(
-                f"{path}: expected 8-bit grey of size {pixels[0].shape}, found {pixels[-1].dtype} of size"
-                f" {pixels[-1].shape}; bring all images to one size and depth."
-            )
-    return np.stack(pixels)

@@ -56,7 +56,7 @@ class CohortSettings(_Section):
     class_names: tuple[str, str]
     fat_threshold: Annotated[float, Field(ge=0, le=100)]
     frames_per_patient: Count | None
-    n_patients: Annotated[int, Field(ge=2, le=254)]
+    n_patients: Annotated[int, Field(ge=2, le=100_000)]
     simulation_seed: NonNegative
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.lib.recfunctions import repack_fields
-from PIL import Image
 from scipy import io
 
 from nafld_utils import artifacts, cohort, describe, download, params
@@ -237,61 +236,6 @@ def test_the_real_cohort():
     assert cohort.duplicates(found)["patient_id"].value_counts().to_dict() == groups
     table = describe.summary_table(found.images, found.patients, ("healthy", "fatty"))
     assert table.loc["all"].filter(like="fat ").iloc[2:].tolist() == [17, 20, 8, 10]
-
-
-# ---------------------------------------------------------------- a folder of images
-
-
-def folder(path, rows=None, size=(30, 24)):
-    path.mkdir()
-    made = toy(2)
-    table = []
-    for i, (pixels, row) in enumerate(zip(made.pixels[8:12], made.images[8:12].itertuples(), strict=True)):
-        Image.fromarray(pixels).resize(size).save(path / f"{i}.png")
-        table.append({"image": f"{i}.png", "patient": row.patient_id * 7, "label": ("healthy", "fatty")[row.label]})
-    table = pd.DataFrame(table if rows is None else rows)
-    table.to_csv(path / "images.csv", index=False)
-    return path
-
-
-def test_a_folder_of_images_is_a_cohort_too(tmp_path):
-    found = cohort.load(folder(tmp_path / "a"))
-    assert found.patients["patient_id"].tolist() == [7, 14]
-    assert found.images["image_id"].tolist() == ["p007_f00", "p007_f01", "p014_f00", "p014_f01"]
-    assert found.images["label"].tolist() == [0, 0, 1, 1]
-    assert found.images["grade"].isna().all()
-    assert (found.pixels == toy(2).pixels[8:12]).all()
-
-
-ROWS = [{"image": f"{i}.png", "patient": 1 + i // 2, "label": i // 2} for i in range(4)]
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"image": "0.png", "label": 0}], "found no patient"),
-        ([*ROWS[:3], {**ROWS[3], "label": "ill"}], "found patient 2 and label ill for 3.png"),
-        ([*ROWS[:3], {**ROWS[3], "patient": 1.5}], "found patient 1.5 and label 1 for 3.png"),
-        ([*ROWS[:3], {**ROWS[3], "image": "9.png"}], "9.png: expected an image, found FileNotFoundError"),
-        ([*ROWS[:3], {**ROWS[3], "image": "../b.png"}], "inside the folder, found ../b.png"),
-        ([*ROWS[:3], {**ROWS[3], "label": 0}], "one label and grade a patient, found several for patient 2"),
-        ([*ROWS[:3], {**ROWS[0], "patient": 2, "label": 1}], "under patients 1 and 2"),
-    ],
-)
-def test_a_wrong_row_is_named(tmp_path, rows, message):
-    with pytest.raises(ValueError, match=message):
-        cohort.load(folder(tmp_path / "a", rows))
-
-
-def test_folders_without_a_table_and_images_of_two_sizes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a file images\.csv"):
-        cohort.load(tmp_path)
-    path = folder(tmp_path / "a")
-    Image.fromarray(np.zeros((5, 6), np.uint8)).save(path / "2.png")
-    with pytest.raises(
-        ValueError, match=r"2\.png: expected 8-bit grey of size \(24, 30\), found uint8 of size \(5, 6\)"
-    ):
-        cohort.load(path)
 
 
 # ---------------------------------------------------------------- finding and downloading

@@ -1,0 +1,307 @@
+"""The table of a folder cohort: read a CSV that a person wrote, and say everything that is wrong with it at once.
+
+Contract: text of the user stays text. Problems are collected row by row, counted as a spreadsheet counts (the header
+is row 1), and raised together as one `CohortError`; no image is decoded here.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+TABLE = "images.csv"
+REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
+MAX_TABLE_BYTES = 64 * 2**20  # (choice)
+SHOWN = 200  # problems in a message (choice)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong; `row` as a spreadsheet counts, None for the table as a whole."""
+
+    row: int | None
+    text: str
+
+
+class CohortError(ValueError):
+    """Everything that is wrong with a folder cohort; the message has a line a problem."""
+
+    def __init__(self, source: Path, problems: Iterable[Problem], n_rows: int | None = None) -> None:
+        self.source = source
+        self.problems = sorted(problems, key=lambda item: (item.row is not None, item.row or 0))
+        rows = "" if n_rows is None else f" in {n_rows} rows"
+        lines = [f"{source}: {len(self.problems)} problem{'s' * (len(self.problems) != 1)}{rows}"]
+        for problem in self.problems[:SHOWN]:
+            lines.append(f"  {'table' if problem.row is None else f'row {problem.row}'}: {problem.text}")
+        if len(self.problems) > SHOWN:
+            lines.append(f"  and {len(self.problems) - SHOWN} more")
+        super().__init__("\n".join(lines))
+
+
+def shown(text: object, limit: int = 80) -> str:
+    """Text of the user for a message: control characters written out, cut to `limit` characters."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return plain if len(plain) <= limit else f"{plain[: limit - 3]}..."
+
+
+def spreadsheet_safe(text: object) -> str:
+    """Text that no spreadsheet takes for a formula: an apostrophe stands before a leading ``= + - @``, tab or return.
+
+    Examples
+    --------
+    >>> spreadsheet_safe("=1+1"), spreadsheet_safe("scan_1.png")
+    ("'=1+1", 'scan_1.png')
+
+    Notes
+    -----
+    OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection.
+    """
+    text = str(text)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def find_table(folder: Path) -> Path:
+    """``images.csv`` of a folder, or its only .csv file.
+
+    Raises
+    ------
+    CohortError
+        There is none, or several and none is named images.csv.
+    """
+    if (folder / TABLE).is_file():
+        return folder / TABLE
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.is_file())
+    if len(found) == 1:
+        return found[0]
+    what = "none" if not found else ", ".join(shown(path.name) for path in found[:5])
+    raise CohortError(
+        folder,
+        [Problem(None, f"expected a file {TABLE} with the columns image, patient and label, found {what}; write one")],
+    )
+
+
+def read_table(
+    source: Path, class_names: Sequence[str], need_images: bool = True
+) -> tuple[pd.DataFrame, list[Problem]]:
+    """Read and check the table of a folder cohort.
+
+    Parameters
+    ----------
+    source : Path
+        A CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar. Columns ``image`` (file
+        in the folder), ``patient`` (any text), ``label`` (a class name, or 0 or 1) and optionally ``grade`` (a number
+        a patient), ``fold`` (a whole number a patient); others are not read.
+    class_names : (str, str)
+        Names of label 0 and label 1.
+    need_images : bool
+        Whether a column ``image`` is needed; it is not where the pixels lie in one array.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        One row an image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str, ``label``
+        int, ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column).
+        Where there are problems, labels and folds may be missing.
+    problems : list of Problem
+        Everything that is wrong with the rows; to be raised as a `CohortError` with what is wrong with the images.
+
+    Raises
+    ------
+    CohortError
+        No row can be told: the file cannot be read, or a column is missing.
+    """
+    header, rows = _rows(source)
+    columns = _columns(source, header, need_images)
+    problems: list[Problem] = []
+    records = []
+    for number, cells in rows:
+        if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
+            problems.append(
+                Problem(
+                    number, f"expected {len(header)} cells, found {len(cells)}; quote a text that holds a separator"
+                )
+            )
+        record = {name: cells[place].strip() if place < len(cells) else "" for name, place in columns.items()}
+        records.append({"row": number, **record})
+    table = pd.DataFrame(records, columns=["row", *columns])
+    if not len(table):
+        raise CohortError(source, [Problem(None, "expected a row an image, found none; add them")])
+    for name in (*REQUIRED, *OPTIONAL):
+        if name not in table:
+            table[name] = ""
+    parsed = table[["row", "image", "patient"]].copy()
+    parsed["label"] = _labels(table, class_names, problems)
+    parsed["grade"] = _grades(table, problems)
+    parsed["fold"] = _folds(table, parsed["label"], problems) if "fold" in columns else pd.array([pd.NA] * len(table))
+    _check_names(table, need_images, problems)
+    _check_patients(parsed, class_names, problems)
+    parsed["grade"] = parsed.groupby("patient")["grade"].transform("max")  # known from one row of the patient
+    return (parsed if problems else parsed.astype({"label": np.int64, "fold": "Int64"})), problems
+
+
+# ---------------------------------------------------------------- the file
+
+
+def _text(source: Path) -> str:
+    size = source.stat().st_size
+    if size > MAX_TABLE_BYTES:
+        found = f"expected a table of at most {MAX_TABLE_BYTES >> 20} MiB, found {size >> 20} MiB"
+        raise CohortError(source, [Problem(None, found)])
+    content = source.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        found = f"expected UTF-8 text, found byte 0x{content[error.start]:02x} in line {line}; save it as CSV UTF-8"
+        raise CohortError(source, [Problem(None, found)]) from None
+    if "\0" in text:
+        raise CohortError(source, [Problem(None, "expected text, found NUL characters; save it as CSV UTF-8")])
+    return text
+
+
+def _rows(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header and the rows that hold anything, each with its number."""
+    text = _text(source)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max(",;\t|", key=lambda mark: (_known(first.split(mark)), first.count(mark)))
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise CohortError(source, [Problem(None, f"expected a CSV table, found {error}; correct it")]) from None
+    filled = [(number, cells) for number, cells in enumerate(lines, start=1) if any(cell.strip() for cell in cells)]
+    if not filled:
+        raise CohortError(source, [Problem(None, "expected the columns image, patient and label, found an empty file")])
+    return [cell.strip() for cell in filled[0][1]], filled[1:]
+
+
+def _known(cells: list[str]) -> int:
+    return len({cell.strip().strip('"').casefold() for cell in cells} & {*REQUIRED, *OPTIONAL})
+
+
+def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, int]:
+    """Place of each column that is read."""
+    problems, places = [], {}
+    folded = [name.casefold() for name in header]
+    required = [name for name in REQUIRED if need_images or name != "image"]
+    others = [name for name in header if name.casefold() not in (*REQUIRED, *OPTIONAL)]
+    for name in (*required, *OPTIONAL):
+        if folded.count(name) > 1:
+            problems.append(Problem(None, f"expected one column {name}, found {folded.count(name)}; remove the others"))
+        if name in folded:
+            places[name] = folded.index(name)
+            continue
+        close = difflib.get_close_matches(name, [other.casefold() for other in others], n=1, cutoff=0.6)
+        nearest = f"; the nearest is {shown(close[0])}, rename it" if close else ""
+        if name in required:
+            found = ", ".join(shown(other, 30) for other in header[:12]) or "nothing"
+            problems.append(Problem(None, f"expected a column {name}, found {found}{nearest or '; add it'}"))
+        elif close and difflib.SequenceMatcher(None, name, close[0]).ratio() > 0.8:
+            problems.append(
+                Problem(None, f"column {shown(close[0])} is not read; rename it to {name}, or to something else")
+            )
+    if problems:
+        raise CohortError(source, problems)
+    return places
+
+
+# ---------------------------------------------------------------- the columns
+
+
+def _labels(table: pd.DataFrame, class_names: Sequence[str], problems: list[Problem]) -> pd.Series:
+    numbers = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
+    names = {**numbers, **{name.casefold(): value for value, name in enumerate(class_names)}}
+    label = table["label"].str.casefold().map(names)
+    wrong = table[label.isna()]
+    found = list(dict.fromkeys(table["label"][table["label"] != ""]))
+    hint = ""
+    if len(found) == 2 and label.isna().all():
+        hint = f'; name the classes with SET="cohort.class_names=[{shown(found[0])}, {shown(found[1])}]", the second'
+        hint += " is the one to detect"
+    for row, text in zip(wrong["row"], wrong["label"], strict=True):
+        what = f"expected {class_names[0]}, {class_names[1]}, 0 or 1 as label, found {shown(text) or 'nothing'}"
+        problems.append(Problem(row, what + hint))
+    return label
+
+
+def _grades(table: pd.DataFrame, problems: list[Problem]) -> pd.Series:
+    text = table["grade"].str.replace(",", ".", regex=False)
+    grade = pd.to_numeric(text.where(text != ""), errors="coerce").astype(float)
+    wrong = table[(text != "") & ~np.isfinite(grade)]
+    for row, found in zip(wrong["row"], wrong["grade"], strict=True):
+        problems.append(Problem(row, f"expected a number or nothing as grade, found {shown(found)}"))
+    return grade
+
+
+def _folds(table: pd.DataFrame, label: pd.Series, problems: list[Problem]) -> pd.Series:
+    """Folds from 0; a table that counts from 1 is taken as it is meant."""
+    number = pd.to_numeric(table["fold"].where(table["fold"] != ""), errors="coerce").astype(float)
+    wrong = table[number.isna() | (number % 1 != 0) | (number < 0) | (number > 1000)]
+    for row, found in zip(wrong["row"], wrong["fold"], strict=True):
+        problems.append(Problem(row, f"expected a whole number from 0 as fold, found {shown(found) or 'nothing'}"))
+    if len(wrong):
+        return pd.Series(pd.array([pd.NA] * len(table), dtype="Int64"), index=table.index)
+    fold = (number - number.min() * (number.min() == 1)).astype("Int64")
+    present = sorted(fold.unique())
+    if len(present) < 2 or present != list(range(len(present))):
+        problems.append(Problem(None, f"expected folds numbered 0, 1, 2 and so on without a gap, found {present[:20]}"))
+    for value in present:
+        classes = set(label[fold == value].dropna())
+        if len(classes) == 1:
+            only = int(classes.pop())
+            problems.append(
+                Problem(None, f"expected both classes in every fold, found label {only} only in fold {value}")
+            )
+    for patient, group in fold.groupby(table["patient"], sort=False):
+        different = group[group != group.iloc[0]]
+        if patient and len(different):
+            odd = different.index[0]
+            first = table["row"].loc[group.index[0]]
+            problems.append(
+                Problem(
+                    int(table["row"].loc[odd]),
+                    f"expected one fold a patient, found fold {group.loc[odd]} here and {group.iloc[0]} in row {first}"
+                    f" for patient {shown(patient)}",
+                )
+            )
+    return fold
+
+
+def _check_names(table: pd.DataFrame, need_images: bool, problems: list[Problem]) -> None:
+    for name in ("image", "patient") if need_images else ("patient",):
+        problems += [Problem(row, f"expected {name}, found nothing") for row in table.loc[table[name] == "", "row"]]
+    if need_images:
+        again = table[table["image"].duplicated() & (table["image"] != "")]
+        first = table.drop_duplicates("image").set_index("image")["row"]
+        for row, image in zip(again["row"], again["image"], strict=True):
+            problems.append(Problem(row, f"expected each image once, found {shown(image)} in row {first[image]} too"))
+
+
+def _check_patients(parsed: pd.DataFrame, class_names: Sequence[str], problems: list[Problem]) -> None:
+    """One label and one grade a patient, both classes."""
+    named = parsed[parsed["patient"] != ""]
+    for patient, group in named.groupby("patient", sort=False):
+        for column in ("label", "grade"):
+            known = group[column].dropna()
+            odd = known[known != known.iloc[0]] if len(known) else known
+            if len(odd):
+                here, there = odd.iloc[0], known.iloc[0]
+                words = [class_names[int(value)] if column == "label" else f"{value:g}" for value in (here, there)]
+                problems.append(
+                    Problem(
+                        int(group["row"].loc[odd.index[0]]),
+                        f"expected one {column} a patient, found {words[0]} here and {words[1]} in row"
+                        f" {group['row'].loc[known.index[0]]} for patient {shown(patient)}",
+                    )
+                )
+    present = set(parsed["label"].dropna().astype(int))
+    if len(present) == 1:
+        only = class_names[present.pop()]
+        problems.append(Problem(None, f"expected patients of both classes, found {only} only; add the other class"))
