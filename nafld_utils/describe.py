@@ -9,8 +9,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from nafld_utils import pixel_store
+
 REVISION = 1
 GRADE_BANDS = ((0, 5), (5, 33), (33, 66), (66, 100))  # percent of hepatocytes: none, mild, moderate, severe steatosis
+PAIRED = 200  # patients (choice): pairs of different patients grow with the square
 _PAIR_COLUMNS = ["pair", "patient_a", "patient_b", "correlation"]
 
 
@@ -78,20 +81,28 @@ def similarity(images: pd.DataFrame, pixels: np.ndarray, region: np.ndarray, ste
     -------
     pandas.DataFrame
         ``pair`` ("same patient": every pair of the patient's frames; "different patients": the middle frames of two
-        patients), ``patient_a, patient_b, correlation`` (-1 to 1).
+        patients, of `PAIRED` patients spread over the table where there are more), ``patient_a, patient_b,
+        correlation`` (-1 to 1).
     """
     keep = region[::step, ::step]
-    vectors = np.stack([frame[::step, ::step][keep] for frame in pixels]).astype(np.float32)
-    vectors -= vectors.mean(axis=1, keepdims=True)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def standard(places: np.ndarray) -> np.ndarray:
+        rows = np.stack([pixels[place][::step, ::step][keep] for place in places]).astype(np.float32)
+        rows -= rows.mean(axis=1, keepdims=True)
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
     groups = images.reset_index(drop=True).groupby("patient_id", sort=False).indices
     rows: list[tuple[str, int, int, float]] = []
-    for patient, places in groups.items():
-        within = vectors[places] @ vectors[places].T
+    middle = np.empty((len(groups), int(keep.sum())), dtype=np.float32)
+    for number, (patient, places) in enumerate(groups.items()):
+        vectors = standard(places)  # one patient's at a time, so that memory does not grow with the images
+        middle[number] = vectors[len(places) // 2]
+        within = vectors @ vectors.T
         rows.extend(("same patient", patient, patient, r) for r in within[np.triu_indices(len(places), k=1)])
-    names = list(groups)
-    middle = vectors[[places[len(places) // 2] for places in groups.values()]]
-    between = middle @ middle.T
+        pixel_store.release(pixels)
+    names = np.array(list(groups))
+    some = np.unique(np.rint(np.linspace(0, len(names) - 1, min(len(names), PAIRED))).astype(int))
+    between, names = middle[some] @ middle[some].T, names[some].tolist()
     rows.extend(
         ("different patients", names[a], names[b], between[a, b])
         for a, b in zip(*np.triu_indices(len(names), k=1), strict=True)

@@ -24,11 +24,16 @@ NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Rate = Annotated[float, Field(gt=0.0, le=10.0)]
+# Names that stand in tables and figures: no character that HTML, a spreadsheet or matplotlib gives a meaning.
+_PLAIN = r"^[^\W_][\w .,:;%°/()+-]*$"
+ClassName = Annotated[str, Field(pattern=_PLAIN, max_length=40)]
+GradeName = Annotated[str, Field(pattern=_PLAIN, max_length=60)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+_REGION = tuple(f"preprocess.{key}" for key in ("region", "region_box", "threshold", "closing_radius"))
 # The sections a stage reads itself; what it inherits arrives through the stage before it.
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
-    "01_data_analysis": ("seed", "cohort"),
+    "01_data_analysis": ("seed", "cohort", *_REGION),
     "02_preprocessing": ("seed", "cohort", "folds", "preprocess"),
     "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm", "gan"),
     "04_sampling": ("seed", "preprocess", "ldm", "gan", "sampling"),
@@ -53,11 +58,19 @@ class CohortSettings(_Section):
     source: Literal["file", "simulated"]
     path: str | None
     doi: str
-    class_names: tuple[str, str]
+    class_names: tuple[ClassName, ClassName]
+    grade_name: GradeName | None
     fat_threshold: Annotated[float, Field(ge=0, le=100)]
     frames_per_patient: Count | None
     n_patients: Annotated[int, Field(ge=2, le=100_000)]
     simulation_seed: NonNegative
+
+    @model_validator(mode="after")
+    def _two_classes(self) -> CohortSettings:
+        first, second = (name.casefold() for name in self.class_names)
+        if first == second:
+            raise ValueError(f"class_names must be two different names, got {list(self.class_names)}")
+        return self
 
 
 class FoldSettings(_Section):
@@ -72,6 +85,9 @@ class PreprocessSettings(_Section):
 
     threshold: Annotated[int, Field(ge=0, le=254)]
     closing_radius: NonNegative
+    region: Literal["largest", "box", "none"]
+    region_box: tuple[NonNegative, NonNegative, Count, Count] | None
+    crop: Literal["auto", "spacing", "fit"]
     crop_size: Annotated[int, Field(ge=32)]
     image_size: Annotated[int, Field(ge=32, multiple_of=8)]
     crop_scale: tuple[Share, Share]
@@ -87,6 +103,11 @@ class PreprocessSettings(_Section):
 
     @model_validator(mode="after")
     def _ranges(self) -> PreprocessSettings:
+        if (self.region == "box") != (self.region_box is not None):
+            raise ValueError(
+                "region_box must be [top, left, height, width] with region box and null with others,"
+                f" got {self.region_box} with {self.region}"
+            )
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:

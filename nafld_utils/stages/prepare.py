@@ -1,201 +1,34 @@
-"""Stages 01 and 02: the cohort and its preprocessed images as units on disk. Opens and writes files."""
+"""Stage 02: folds, crops and semantic maps as units on disk; the claims of stages 01 and 02. Opens and writes files."""
 
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import cohort as cohorts
-from nafld_utils import engine, folds, phantom_folder, pixel_store, preprocess
-from nafld_utils.artifacts import (
-    Run,
-    Unit,
-    file_sha256,
-    load_array,
-    load_table,
-    read_manifest,
-    save_array,
-    save_json,
-    save_table,
-    unit_seed,
-)
+from nafld_utils import engine, folds, pixel_store, preprocess, regions
+from nafld_utils.artifacts import Run, Unit, load_array, save_table, unit_seed
 from nafld_utils.cohort import Cohort
+from nafld_utils.stages.cohort import build_cohort, cohort_unit, is_folder, open_cohort
 
-COHORT, PREPROCESS, TRADITIONAL = "cohort", "preprocess", "traditional"
-FOLDER_MODULES = ("cohort_folder", "cohort_table", "image_files", "pixel_store")
+__all__ = [
+    "Preprocessed",
+    "build_cohort",
+    "build_preprocessed",
+    "build_traditional",
+    "cohort_claims",
+    "cohort_unit",
+    "open_cohort",
+    "open_preprocessed",
+    "preprocess_claims",
+    "preprocess_unit",
+    "traditional_unit",
+]
 
-
-# ---------------------------------------------------------------- 01 the cohort
-
-
-def cohort_unit(run: Run, fetch: bool = False) -> Unit:
-    """Unit of the cohort: images, patients, pixels, provenance; tissue masks where it is simulated.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    fetch : bool
-        Whether a missing real cohort may be downloaded.
-
-    Raises
-    ------
-    ValueError
-        The cohort is neither found nor stored.
-    """
-    s = run.settings.cohort
-    settings = {"frames_per_patient": s.frames_per_patient, "fat_threshold": s.fat_threshold, "classes": s.class_names}
-    if s.source == "simulated":
-        settings |= {"n_patients": s.n_patients, "simulation_seed": s.simulation_seed}
-        return run.unit(COHORT, settings=settings, modules=("cohort", "phantom", "phantom_anatomy"))
-    modules = ["cohort", *FOLDER_MODULES] if is_folder(run) else ["cohort"]
-    return run.unit(COHORT, settings=settings, inputs=_source(run, fetch), modules=modules)
-
-
-def is_folder(run: Run) -> bool:
-    """Whether the cohort is a folder of images; told by its path, or by what is stored where that has gone away."""
-    path = run.settings.cohort.path
-    if run.settings.cohort.source != "file" or path is None:
-        return False
-    given = Path(path).expanduser()
-    if given.exists():
-        return given.is_dir()
-    return "cohort_folder" in (read_manifest(run.root / COHORT) or {}).get("revisions", {})
-
-
-def _source(run: Run, fetch: bool) -> list[str]:
-    """Content hash of the raw cohort; of the stored unit where the raw file has gone away since."""
-    try:
-        return [_content_of(cohorts.find(run.settings.cohort, run.data, fetch))]
-    except ValueError:
-        stored = read_manifest(run.root / COHORT)
-        if fetch or stored is None:
-            raise
-        return stored["inputs"]
-
-
-def _content_of(path: Path) -> str:
-    """Hash of a file, or of everything in a folder but hidden files, which file managers leave."""
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
-    files = [item for item in files if not item.relative_to(path).name.startswith(".")]
-    facts = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return _content(path, tuple(facts))
-
-
-@functools.lru_cache(maxsize=8)
-def _content(path: Path, facts: tuple[tuple[str, int, int], ...]) -> str:
-    if path.is_file():
-        return file_sha256(path)
-    return cohorts.array_sha256(np.array([f"{name} {file_sha256(path / name)}" for name, _, _ in facts]))
-
-
-def build_cohort(run: Run) -> Unit:
-    """Load (or simulate, write in the real format and load) the cohort and seal its unit; nothing to do when done.
-
-    Raises
-    ------
-    ValueError
-        The cohort cannot be used; nothing is left behind.
-    """
-    unit = cohort_unit(run, fetch=True)
-    if unit.done():
-        return unit
-    simulated = run.settings.cohort.source == "simulated"
-    if is_folder(run) or (simulated and run.settings.cohort.n_patients > phantom_folder.ABOVE):
-        return _build_streamed(run, unit)
-    with unit.writing() as folder:
-        found = _simulated(run, folder) if simulated else _real(run)
-        whole = len(found.images)
-        found = found.subset_frames(run.settings.cohort.frames_per_patient)
-        save_array(folder / "pixels.npy", found.pixels)
-        if found.masks is not None:
-            save_array(folder / "masks.npy", found.masks)
-        _save_tables(folder, found, whole)
-    return unit
-
-
-def _build_streamed(run: Run, unit: Unit) -> Unit:
-    """The cohort of a folder, or a large simulated one: image by image into the unit's work folder, then sealed."""
-    s, jobs = run.settings.cohort, _jobs(run)
-    try:
-        if s.source == "simulated":
-            engine.announce(f"simulating {s.n_patients} patients")
-            phantom_folder.write(unit.work, s.n_patients, s.simulation_seed, keep=s.frames_per_patient, n_jobs=jobs)
-            found = cohorts.open_array_folder(unit.work, s.class_names)
-        else:
-            path = cohorts.find(s, run.data)
-            found = cohorts.load(path, s.class_names, s.fat_threshold, unit.work, s.frames_per_patient)
-    except ValueError:
-        shutil.rmtree(unit.work, ignore_errors=True)
-        raise
-    with unit.writing() as folder:
-        if isinstance(found.pixels, pixel_store.Ragged):
-            save_array(folder / "shapes.npy", found.pixels.all_shapes)
-        pixel_store.move(unit.work, folder, ["pixels", *["masks"] * (found.masks is not None)])
-        _save_tables(folder, found, len(found.images))
-    return unit
-
-
-def _save_tables(folder: Path, found: Cohort, whole: int) -> None:
-    save_table(folder / "images.csv", found.images)
-    save_table(folder / "patients.csv", found.patients)
-    for name, table in (("given_folds", found.folds), ("sources", found.sources)):
-        if table is not None:
-            save_table(folder / f"{name}.csv", table)
-    save_json(folder / "provenance.json", {**found.provenance, "images": whole, "used": len(found.images)})
-    save_table(folder / "duplicates.csv", cohorts.duplicates(found))
-
-
-def _real(run: Run) -> Cohort:
-    s = run.settings.cohort
-    return cohorts.load(cohorts.find(s, run.data), s.class_names, s.fat_threshold)
-
-
-def _jobs(run: Run) -> int:
-    s = run.settings
-    jobs = 1 if s.engine.mode == "serial" else s.engine.n_workers or engine.cores()
-    return min(jobs, s.cohort.n_patients)
-
-
-def _simulated(run: Run, folder: Path) -> Cohort:
-    from nafld_utils import phantom
-
-    s = run.settings.cohort
-    engine.announce(f"simulating {s.n_patients} patients")
-    made = phantom.simulate(s.n_patients, s.simulation_seed, n_jobs=_jobs(run))
-    path = cohorts.write_mat(folder / "cohort.mat", made)
-    return replace(cohorts.load(path, s.class_names, s.fat_threshold), masks=made.masks)
-
-
-def open_cohort(run: Run) -> Cohort:
-    """The stored cohort of a run; pixels and masks are memory-mapped.
-
-    Raises
-    ------
-    ValueError
-        Stage 01 has not been run with these settings.
-    """
-    unit = cohort_unit(run).require()
-    masks, shapes = unit.file("masks.npy"), unit.file("shapes.npy")
-    pixels = unit.load_array("pixels.npy", mmap=True)
-    folds, sources = (
-        load_table(unit.file(name)) if unit.file(name).exists() else None for name in ("given_folds.csv", "sources.csv")
-    )
-    return Cohort(
-        images=unit.load_table("images.csv"),
-        patients=unit.load_table("patients.csv"),
-        pixels=pixel_store.Ragged(pixels, load_array(shapes)) if shapes.exists() else pixels,
-        provenance=cohorts.read_provenance(unit.file("provenance.json")),
-        masks=load_array(masks, mmap=True) if masks.exists() else None,
-        folds=folds,
-        sources=sources,
-    )
+PREPROCESS, TRADITIONAL = "preprocess", "traditional"
 
 
 # ---------------------------------------------------------------- 02 preprocessing
@@ -208,12 +41,12 @@ class Preprocessed:
     Attributes
     ----------
     images : pandas.DataFrame
-        The cohort's ``image_id, patient_id, label, grade, sha256``, and ``fold``; ``crop_top, crop_left`` (pixels of
-        the frame), ``region_pixels``, ``kept_share`` (share of the region that the crop keeps).
+        The cohort's ``image_id, patient_id, label, grade, sha256``, and ``fold``; ``crop_top, crop_left,
+        crop_side`` (pixels of the frame), ``region_pixels``, ``kept_share`` (share of the region that the crop keeps).
     folds : pandas.DataFrame
         ``patient_id, fold``.
     crops : (N, C, C) uint8 ndarray
-        Regions, centre cropped, at original spacing.
+        Regions, centre cropped; at original spacing, or resized (setting ``preprocess.crop``).
     resized : (N, S, S) uint8 ndarray
         The whole crop resized; what held-out images use.
     pool : (N, K, S, S) uint8 ndarray
@@ -255,7 +88,9 @@ def preprocess_unit(run: Run) -> Unit:
     s = run.settings
     read = {key: value for key, value in s.section("preprocess").items() if not key.startswith("warp_")}
     settings = {"seed": s.seed, "folds": s.section("folds"), "preprocess": read}
-    return run.unit(PREPROCESS, settings=settings, inputs=[cohort_unit(run)], modules=("folds", "preprocess"))
+    return run.unit(
+        PREPROCESS, settings=settings, inputs=[cohort_unit(run)], modules=("folds", "preprocess", "regions")
+    )
 
 
 def build_preprocessed(run: Run) -> Unit:
@@ -264,66 +99,101 @@ def build_preprocessed(run: Run) -> Unit:
     if unit.done():
         return unit
     found, s = open_cohort(run), run.settings
-    assigned = folds.make_folds(found.patients, s.folds.n_splits, s.folds.seed)
+    assigned = _folds(run, found)
     images = found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
     for fold in range(s.folds.n_splits):
         folds.split(images, fold)
+    placed = _fill(run, found, unit)
     with unit.writing() as folder:
-        arrays, placed = _arrays(run, found)
+        pixel_store.move(unit.work, folder, list(_arrays(run, found)))
         save_table(folder / "folds.csv", assigned)
         save_table(folder / "images.csv", pd.concat([images, placed], axis=1))
-        for name, array in arrays.items():
-            save_array(folder / f"{name}.npy", array)
     return unit
 
 
-def _arrays(run: Run, found: Cohort) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    """Every array of the unit and, row by row, where its crop lies in the frame."""
+def _folds(run: Run, found: Cohort) -> pd.DataFrame:
+    """The cohort's own folds where its table states them, else folds made here."""
+    s = run.settings.folds
+    if found.folds is None:
+        return folds.make_folds(found.patients, s.n_splits, s.seed)
+    n = int(found.folds["fold"].max()) + 1
+    if n != s.n_splits:
+        raise ValueError(
+            f"folds.n_splits is {s.n_splits}, expected the {n} folds of the cohort's own column fold;"
+            f' give SET="folds.n_splits={n}" or remove the column.'
+        )
+    return found.folds
+
+
+def fits(run: Run) -> bool:
+    """Whether crops are fitted to the region instead of cut at original spacing (setting ``preprocess.crop``)."""
+    chosen = run.settings.preprocess.crop
+    return chosen == "fit" or (chosen == "auto" and is_folder(run) and not run.is_simulated)
+
+
+def _arrays(run: Run, found: Cohort) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and type of every array of the unit."""
     s = run.settings.preprocess
     n, k, size, side = len(found.images), s.crops_per_image, s.image_size, s.map_size
-    out = {
-        "crops": np.empty((n, s.crop_size, s.crop_size), np.uint8),
-        "resized": np.empty((n, size, size), np.uint8),
-        "pool": np.empty((n, k, size, size), np.uint8),
-        "pool_boxes": np.empty((n, k, 4), np.float32),
-        "pool_maps": np.empty((n, k, side, side), np.uint8),
-        "maps": np.empty((n, side, side), np.uint8),
+    shapes = {
+        "crops": (n, s.crop_size, s.crop_size),
+        "resized": (n, size, size),
+        "pool": (n, k, size, size),
+        "pool_boxes": (n, k, 4),
+        "pool_maps": (n, k, side, side),
+        "maps": (n, side, side),
     }
     if found.masks is not None:
-        out["tissue"] = np.empty((n, size, size), np.uint8)
-    rows = []
-    for i, name in enumerate(engine.progress(found.images["image_id"], "preprocessing", total=n)):
-        crop, facts = _place(found.pixels[i], s, name)
-        rows.append(facts)
-        out["crops"][i] = crop
-        out["resized"][i] = preprocess.resize_box(crop, preprocess.whole_box(crop), size)
-        for j, box in enumerate(_boxes(run, name, crop.shape)):
-            out["pool_boxes"][i, j] = box
-            out["pool"][i, j] = preprocess.resize_box(crop, box, size)
-        out["maps"][i] = preprocess.semantic_maps(out["resized"][i : i + 1], s)[0]
-        out["pool_maps"][i] = preprocess.semantic_maps(out["pool"][i], s)
-        if found.masks is not None:
-            tissue = preprocess.cut(found.masks[i], (facts["crop_top"], facts["crop_left"]), s.crop_size)
-            out["tissue"][i] = preprocess.resize_box(tissue, preprocess.whole_box(tissue), size, labels=True)
-    return out, pd.DataFrame(rows)
+        shapes["tissue"] = (n, size, size)
+    return {name: (shape, np.float32 if name == "pool_boxes" else np.uint8) for name, shape in shapes.items()}
 
 
-def _place(frame: np.ndarray, s: object, name: str) -> tuple[np.ndarray, dict[str, float]]:
-    """Crop of a frame and where it lies."""
+def _fill(run: Run, found: Cohort, unit: Unit) -> pd.DataFrame:
+    """Write every array of the unit image by image, and return, row by row, where the crops lie in the frames."""
+    s, fit, n = run.settings.preprocess, fits(run), len(found.images)
+    names, size = found.images["image_id"], s.image_size
+    arrays = {**_arrays(run, found), "placed": ((n, len(_PLACED)), np.float64)}
+    with pixel_store.Store(unit.work, arrays) as store:
+        for i in engine.progress(store.remaining(n), "preprocessing", total=n - store.done):
+            crop, square, facts = _place(found.pixels[i], s, fit, names[i])
+            store.put("placed", i, np.array([facts[name] for name in _PLACED], dtype=np.float64))
+            resized = preprocess.resize_box(crop, preprocess.whole_box(crop), size)
+            boxes = list(_boxes(run, names[i], crop.shape))
+            pool = np.stack([preprocess.resize_box(crop, box, size) for box in boxes])
+            row = {"crops": crop, "resized": resized, "pool": pool, "pool_boxes": np.array(boxes)}
+            row |= {"maps": preprocess.semantic_maps(resized[None], s), "pool_maps": preprocess.semantic_maps(pool, s)}
+            if found.masks is not None:
+                tissue = square.cut(found.masks[i], s.crop_size, labels=True)
+                row["tissue"] = preprocess.resize_box(tissue, preprocess.whole_box(tissue), size, labels=True)
+            for name, values in row.items():
+                store.put(name, i, values)
+            if (i + 1) % pixel_store.COMMIT_EVERY == 0:
+                pixel_store.release(found.pixels)
+                pixel_store.release(found.masks)
+        placed = pd.DataFrame(np.array(store.read("placed")), columns=list(_PLACED))
+    whole = [name for name in _PLACED if name != "kept_share"]
+    return placed.astype(dict.fromkeys(whole, np.int64))
+
+
+_PLACED = ("crop_top", "crop_left", "crop_side", "region_pixels", "kept_share")
+
+
+def _place(frame: np.ndarray, s: object, fit: bool, name: str) -> tuple[np.ndarray, regions.Window, dict[str, float]]:
+    """Crop of a frame, black outside the region, and where it lies."""
     try:
-        region = preprocess.region_mask(frame, s.threshold, s.closing_radius)
+        region = regions.find(frame, s)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    corner = preprocess.crop_corner(region, s.crop_size)
-    crop = preprocess.cut(np.where(region, frame, 0).astype(np.uint8), corner, s.crop_size)
-    kept = preprocess.cut(region, corner, s.crop_size).sum() / region.sum()
+    square = regions.window(region, s, fit)
+    crop = square.cut(np.where(region, frame, 0).astype(np.uint8), s.crop_size)
     facts = {
-        "crop_top": corner[0],
-        "crop_left": corner[1],
+        "crop_top": square.top,
+        "crop_left": square.left,
+        "crop_side": square.side,
         "region_pixels": int(region.sum()),
-        "kept_share": float(kept),
+        "kept_share": regions.kept_share(region, square),
     }
-    return crop, facts
+    return crop, square, facts
 
 
 def _boxes(run: Run, name: str, shape: tuple[int, int]) -> Iterator[tuple[float, float, float, float]]:
@@ -374,25 +244,30 @@ def build_traditional(run: Run) -> Unit:
     unit = traditional_unit(run)
     if unit.done():
         return unit
+    data = open_preprocessed(run)
+    arrays = {"pool": (data.pool.shape, np.uint8), "angles": (data.pool.shape[:2], np.float32)}
+    with pixel_store.Store(unit.work, arrays) as store:
+        for i in store.remaining(len(data.images)):
+            pool, angles = _rotated(run, data.images["image_id"][i], data.crops[i])
+            store.put("pool", i, pool)
+            store.put("angles", i, angles)
     with unit.writing() as folder:
-        pool, angles = _rotated_pool(run, open_preprocessed(run))
-        save_array(folder / "pool.npy", pool)
-        save_array(folder / "angles.npy", angles)
+        pixel_store.move(unit.work, folder, list(arrays))
     return unit
 
 
-def _rotated_pool(run: Run, data: Preprocessed) -> tuple[np.ndarray, np.ndarray]:
-    s = run.settings
-    pool, angles = np.empty(data.pool.shape, np.uint8), np.zeros(data.pool.shape[:2], np.float32)
-    for i, name in enumerate(data.images["image_id"]):
-        for j in range(pool.shape[1]):
-            rng = np.random.default_rng(unit_seed(s.seed, "traditional", name, j))
-            crop = data.crops[i]
-            box = preprocess.random_box(crop.shape, s.preprocess.crop_scale, s.preprocess.crop_ratio, rng)
-            if rng.random() < s.sweep.rotation_probability:
-                angles[i, j] = rng.uniform(-s.sweep.rotation, s.sweep.rotation)
-                crop = preprocess.rotate_about(crop, box, float(angles[i, j]))
-            pool[i, j] = preprocess.resize_box(crop, box, s.preprocess.image_size)
+def _rotated(run: Run, name: str, original: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The traditional arm's crops of one image, and the angle of each in degrees."""
+    s, k = run.settings, run.settings.preprocess.crops_per_image
+    size = s.preprocess.image_size
+    pool, angles = np.empty((k, size, size), np.uint8), np.zeros(k, np.float32)
+    for j in range(k):
+        rng, crop = np.random.default_rng(unit_seed(s.seed, "traditional", name, j)), original
+        box = preprocess.random_box(crop.shape, s.preprocess.crop_scale, s.preprocess.crop_ratio, rng)
+        if rng.random() < s.sweep.rotation_probability:
+            angles[j] = rng.uniform(-s.sweep.rotation, s.sweep.rotation)
+            crop = preprocess.rotate_about(crop, box, float(angles[j]))
+        pool[j] = preprocess.resize_box(crop, box, size)
     return pool, angles
 
 
