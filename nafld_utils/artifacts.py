@@ -34,6 +34,7 @@ from nafld_utils import params
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "run.json"
 CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol")
+OTHER_COHORT = "no: another cohort, so no number of the paper's beside it"
 _LIBRARIES = (
     "torch",
     "diffusers",
@@ -402,13 +403,22 @@ class Run:
     @property
     def is_simulated(self) -> bool:
         """Whether the cohort is simulated, here or in a file that carries the mark of `cohort.write_mat`."""
-        if self.settings.cohort.source == "simulated":
-            return True
+        return self.settings.cohort.source == "simulated" or self._provenance().get("kind") == "simulated"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the cohort is a folder of other images than liver ultrasounds, which the paper says nothing about."""
+        stored = self._provenance()
+        given = self.settings.cohort.source == "file" and stored.get("format") == "folder"
+        return given and stored.get("model") != "phantom"
+
+    def _provenance(self) -> dict[str, Any]:
+        """Provenance of the stored cohort; empty where none is loaded yet."""
         try:
             stored = json.loads((self.root / "cohort" / "provenance.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return False  # not loaded yet
-        return stored.get("kind") == "simulated"
+            return {}
+        return stored if isinstance(stored, dict) else {}
 
     def unit(
         self,
@@ -496,6 +506,10 @@ def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd
     ------
     ValueError
         A row has an unknown key, or lacks ``claim``, ``this_run`` or ``same_protocol``.
+
+    Notes
+    -----
+    Beside the numbers of a foreign cohort (`Run.is_foreign`) no number of the paper's is written.
     """
     rows = list(rows)
     for row in rows:
@@ -506,6 +520,9 @@ def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd
                 f"claim {row.get('claim')!r} of {stage}: unknown {sorted(unknown)}, missing {sorted(missing)}."
             )
     table = pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
+    if run.is_foreign:
+        stated = table["paper"].notna() | (table["same_protocol"] == "yes")
+        table = table.assign(paper=None, same_protocol=table["same_protocol"].where(~stated, OTHER_COHORT))
     save_table(run.root / stage / "claims.csv", table)
     return table
 

@@ -60,7 +60,8 @@ class Cohort:
         Grey levels 0..255 at original spacing; row ``i`` belongs to row ``i`` of `images`. Ragged where sizes differ.
     provenance : mapping
         ``kind`` ("published file", "same content", "other content" or "simulated"), ``text`` (one sentence for
-        reports), ``sha256`` (of all decoded pixels, in hex), ``format`` ("folder" of a folder of images).
+        reports), ``sha256`` (of all decoded pixels, in hex), ``format`` ("folder" of a folder of images),
+        ``model`` ("phantom" of a folder that this study's simulator wrote).
     masks : (N, H, W) uint8 ndarray or None
         Tissue codes of simulated images (`phantom.TISSUES`); None for real ones.
     folds : pandas.DataFrame or None
@@ -254,10 +255,11 @@ def open_array_folder(folder: str | Path, class_names: tuple[str, str] = ("healt
 def _of_folder(found: cohort_folder.Folder) -> Cohort:
     """Cohort of a folder; the hash of its content is over the hashes of its images, so that it needs no second read."""
     sha256 = hashlib.sha256("\n".join(found.images["sha256"]).encode()).hexdigest()
-    kind, text = "other content", f"{found.text[:-1]} (content {sha256[:12]})."
+    provenance = {"kind": "other content", "text": f"{found.text[:-1]} (content {sha256[:12]})."}
     if found.mark is not None:
-        kind, text = "simulated", found.mark
-    provenance = {"kind": kind, "text": text, "sha256": sha256, "format": "folder"}
+        text = f"{found.mark[cohort_folder.MARK]} {provenance['text']}"
+        provenance = {"kind": "simulated", "text": text, "model": found.mark.get("model", "")}
+    provenance |= {"sha256": sha256, "format": "folder"}
     patients = found.images[list(PATIENT_COLUMNS)].drop_duplicates().reset_index(drop=True)
     return Cohort(found.images, patients, found.pixels, provenance, found.masks, found.folds, found.sources)
 

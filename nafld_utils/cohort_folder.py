@@ -6,7 +6,8 @@ Two layouts of a folder, told apart by what lies in it:
 - ``pixels.npy``, one (N, H, W) uint8 array that row ``i`` of ``images.csv`` belongs to, and optionally ``masks.npy`` of
   the same shape. It is read through a memory map; the simulator writes large cohorts so (`phantom_folder.write`).
 
-``cohort.json`` with ``{"simulated": "<sentence>"}`` marks a simulated cohort, which so never passes for a real one.
+``cohort.json`` with ``{"simulated": "<sentence>"}`` marks a simulated cohort, which so never passes for a real one;
+``"model": "phantom"`` beside it says that it is the study's own liver model, and so of the paper's modality.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Folder:
         ``patient_id, fold`` from 0 where the table states folds.
     text : str
         One sentence for reports.
-    mark : str or None
-        Sentence of a simulated cohort.
+    mark : dict or None
+        Content of ``cohort.json`` of a simulated cohort.
     """
 
     images: pd.DataFrame
@@ -63,7 +64,7 @@ class Folder:
     sources: pd.DataFrame
     folds: pd.DataFrame | None
     text: str
-    mark: str | None
+    mark: dict[str, str] | None
 
 
 def spread(n: int, k: int | None) -> np.ndarray:
@@ -406,11 +407,11 @@ def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
 # ---------------------------------------------------------------- tables and words
 
 
-def _mark(folder: Path) -> str | None:
+def _mark(folder: Path) -> dict[str, str] | None:
     try:
         found = json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
-        return str(found[MARK]) if MARK in found else None
-    except (OSError, ValueError, TypeError):
+        return {str(name): str(value) for name, value in found.items()} if found.get(MARK) else None
+    except (OSError, ValueError, AttributeError):
         return None
 
 

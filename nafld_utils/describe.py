@@ -17,7 +17,13 @@ PAIRED = 200  # patients (choice): pairs of different patients grow with the squ
 _PAIR_COLUMNS = ["pair", "patient_a", "patient_b", "correlation"]
 
 
-def summary_table(images: pd.DataFrame, patients: pd.DataFrame, class_names: tuple[str, str]) -> pd.DataFrame:
+def summary_table(
+    images: pd.DataFrame,
+    patients: pd.DataFrame,
+    class_names: tuple[str, str],
+    grade: str = "fat (%)",
+    bands: bool = True,
+) -> pd.DataFrame:
     """Patients, images and grades of each class and of all: the paper's Supplementary Table 1 as far as data allow.
 
     Parameters
@@ -26,22 +32,27 @@ def summary_table(images: pd.DataFrame, patients: pd.DataFrame, class_names: tup
         A cohort's tables.
     class_names : (str, str)
         Names of label 0 and 1.
+    grade : str
+        What the grade is, with its unit.
+    bands : bool
+        Whether the grade is the fat percent that `GRADE_BANDS` divides.
 
     Returns
     -------
     pandas.DataFrame
-        Index ``class``; ``patients, images, unique images, fat median, fat range`` and one count of patients a band
-        of `GRADE_BANDS` (fat in percent; ``-`` where no grade is known).
+        Index ``class``; ``patients, images, unique images``, median and range of the grade and one count of patients
+        a band of `GRADE_BANDS` (fat in percent; ``-`` where no grade is known).
     """
     rows = {}
     for name, chosen in [*((n, [i]) for i, n in enumerate(class_names)), ("all", [0, 1])]:
         people, pictures = patients[patients["label"].isin(chosen)], images[images["label"].isin(chosen)]
-        fat = people["grade"].dropna()
+        known = people["grade"].dropna()
         row = {"patients": len(people), "images": len(pictures), "unique images": pictures["sha256"].nunique()}
-        row["fat median (%)"] = f"{fat.median():.0f}" if len(fat) else "-"
-        row["fat range (%)"] = f"{fat.min():.0f} to {fat.max():.0f}" if len(fat) else "-"
-        bands = grade_band(fat)
-        row |= {f"fat {label} %": int((bands == label).sum()) for label in band_names()}
+        row[f"{grade}, median"] = f"{known.median():g}" if len(known) else "-"
+        row[f"{grade}, range"] = f"{known.min():g} to {known.max():g}" if len(known) else "-"
+        if bands:
+            found = grade_band(known)
+            row |= {f"fat {label} %": int((found == label).sum()) for label in band_names()}
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
@@ -185,6 +196,33 @@ def profiles(
             ("lateral", middle, angle, (-60.0, 60.0)),
         ):
             curve = _binned(where[inside], mean[inside], span, n_bins)
+            tables.append(curve.assign(patient_id=person.patient_id, label=person.label, kind=kind))
+    return pd.concat(tables, ignore_index=True)[["patient_id", "label", "kind", "position", "grey"]]
+
+
+def square_profiles(patients: pd.DataFrame, images: pd.DataFrame, squares: np.ndarray) -> pd.DataFrame:
+    """Mean grey level over the height and the width of images of one shape, one curve a patient.
+
+    Parameters
+    ----------
+    patients, images : pandas.DataFrame
+        A cohort's tables.
+    squares : (N, S, S) uint8 ndarray
+        Images, averaged over the patient.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``patient_id, label, kind`` ("rows": from the top; "columns": from the left), ``position`` (percent of the
+        side), ``grey`` (0 to 255).
+    """
+    places = images.reset_index(drop=True).groupby("patient_id").indices
+    position = (np.arange(squares.shape[1]) + 0.5) * 100 / squares.shape[1]
+    tables = []
+    for person in patients.itertuples(index=False):
+        mean = squares[places[person.patient_id]].mean(axis=0)
+        for kind, axis in (("rows", 1), ("columns", 0)):
+            curve = pd.DataFrame({"position": position, "grey": mean.mean(axis=axis)})
             tables.append(curve.assign(patient_id=person.patient_id, label=person.label, kind=kind))
     return pd.concat(tables, ignore_index=True)[["patient_id", "label", "kind", "position", "grey"]]
 

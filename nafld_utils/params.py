@@ -60,6 +60,7 @@ class CohortSettings(_Section):
     doi: str
     class_names: tuple[ClassName, ClassName]
     grade_name: GradeName | None
+    subject: GradeName | None
     fat_threshold: Annotated[float, Field(ge=0, le=100)]
     frames_per_patient: Count | None
     n_patients: Annotated[int, Field(ge=2, le=100_000)]

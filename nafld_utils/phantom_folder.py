@@ -87,7 +87,7 @@ def write(
             "grade": fats[patient],
         }
     )
-    artifacts.save_json(folder / cohort_folder.MARK_FILE, {cohort_folder.MARK: text})
+    artifacts.save_json(folder / cohort_folder.MARK_FILE, {cohort_folder.MARK: text, "model": "phantom"})
     artifacts.save_table(folder / TABLE, table)
     return folder
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils import artifacts, graph, params
+from nafld_utils import artifacts, graph, params, words
 from nafld_utils.artifacts import Run
 
 KEY_FIGURE = "key-figure"  # tag of the notebook cells whose figures appear on the front page
@@ -91,7 +91,9 @@ def index_html(run: Run) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     notebooks = {stage: _read_notebook(run, stage) for stage in graph.STAGES if graph.report_path(run, stage).exists()}
     return environment.get_template("index.html.j2").render(
-        title=f"{run.name} · synthetic liver ultrasound",
+        title=f"{run.name} · synthetic {words.of(run).subject}",
+        subject=words.of(run).subject,
+        foreign=run.is_foreign,
         css=_Safe(_css()),
         run=run.name,
         profile=run.settings.profile,
@@ -307,11 +309,10 @@ def _environment(run: Run) -> list[tuple[str, str]]:
 
 
 def _simulated(run: Run) -> str:
-    if not run.is_simulated:
-        return ""
-    return (
+    text = (
         "SIMULATED COHORT: every image and number below comes from simulated patients and says nothing about real ones."
     )
+    return " ".join([text] * run.is_simulated + [note for note in [words.of(run).note] if note])
 
 
 def _citation() -> str:

@@ -19,25 +19,40 @@ CLASS_COLORS = (COLORS["healthy"], COLORS["fatty"])  # label 0, label 1
 _REGION, _CROP, _LOST = "#F0E442", "#56B4E9", (0.84, 0.37, 0.0)
 
 
-def grades(patients: pd.DataFrame, class_names: tuple[str, str], threshold: float, ax: Axes) -> Axes:
-    """Stacked histogram of the biopsy's fat percent by class, with the threshold of the label.
+def grades(
+    patients: pd.DataFrame,
+    class_names: tuple[str, str],
+    threshold: float | None,
+    ax: Axes,
+    name: str = "hepatocytes with fatty infiltration (%)",
+) -> Axes:
+    """Stacked histogram of the patients' grade by class, with the threshold of the label where there is one.
 
     Parameters
     ----------
     patients : pandas.DataFrame
-        ``label, grade`` (percent).
+        ``label, grade``; where no grade is known the Axes says so.
     class_names : (str, str)
         Names of label 0 and 1.
-    threshold : float
-        Percent; dashed line.
+    threshold : float or None
+        Fat percent from which on a patient is of class 1, a dashed line, with an axis from 0 to 100; None: any grade.
     ax : Axes
         Where to draw.
+    name : str
+        The grade with its unit.
     """
     parts = [patients.loc[patients["label"] == label, "grade"].dropna() for label in (0, 1)]
     labels = [f"{name} ({len(part)} patients)" for name, part in zip(class_names, parts, strict=True)]
-    ax.hist(parts, bins=np.arange(0, 101, 5), stacked=True, color=CLASS_COLORS, edgecolor="white", label=labels)
-    ax.axvline(threshold, color="#222222", ls="--", lw=1.2, label=f"label threshold, {threshold:g} %")
-    ax.set(xlabel="hepatocytes with fatty infiltration (%)", ylabel="patients", xlim=(0, 100))
+    if not any(map(len, parts)):
+        bare(ax)
+        ax.text(0.5, 0.5, "this cohort has no grades", ha="center", va="center", transform=ax.transAxes)
+        return ax
+    bins = 20 if threshold is None else np.arange(0, 101, 5)
+    ax.hist(parts, bins=bins, stacked=True, color=CLASS_COLORS, edgecolor="white", label=labels)
+    ax.set(xlabel=name, ylabel="patients")
+    if threshold is not None:
+        ax.axvline(threshold, color="#222222", ls="--", lw=1.2, label=f"label threshold, {threshold:g} %")
+        ax.set_xlim(0, 100)
     ax.yaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     return ax
@@ -87,7 +102,7 @@ def correlations(pairs: pd.DataFrame, ax: Axes) -> Axes:
         part = pairs.loc[pairs["pair"] == name, "correlation"].to_numpy()
         weights = np.full(len(part), 100 / max(len(part), 1))
         ax.hist(part, edges, weights=weights, color=color, alpha=0.75, label=f"{name} ({len(part)} pairs)")
-    ax.set(xlabel="correlation of grey levels inside the sector (-1 to 1)", ylabel="share of pairs (%)")
+    ax.set(xlabel="correlation of grey levels inside the region (-1 to 1)", ylabel="share of pairs (%)")
     ax.legend()
     return ax
 
@@ -100,7 +115,7 @@ def echogenicity(curves: pd.DataFrame, kind: str, class_names: tuple[str, str], 
     curves : pandas.DataFrame
         From `describe.class_curves`.
     kind : str
-        ``"depth"`` or ``"lateral"``.
+        ``"depth"`` or ``"lateral"``, or of `describe.square_profiles` ``"rows"`` or ``"columns"``.
     class_names : (str, str)
         Names of label 0 and 1.
     ax : Axes
@@ -111,6 +126,7 @@ def echogenicity(curves: pd.DataFrame, kind: str, class_names: tuple[str, str], 
         ax.fill_between(part["position"], part["low"], part["high"], color=CLASS_COLORS[label], alpha=0.25, lw=0)
         ax.plot(part["position"], part["grey"], color=CLASS_COLORS[label], label=name)
     words = {"depth": "distance from the apex (pixel)", "lateral": "angle from the axis (degree)"}
+    words |= {"rows": "height, from the top (%)", "columns": "width, from the left (%)"}
     top = 1.5 * curves.loc[curves["kind"] == kind, "grey"].max()  # two patients' band would dwarf the curves
     ax.set(xlabel=words[kind], ylabel="grey level (0 to 255)", ylim=(0, min(255.0, top)))
     ax.legend(title="mean, 95 % over patients", title_fontsize=9)
@@ -121,7 +137,12 @@ def echogenicity(curves: pd.DataFrame, kind: str, class_names: tuple[str, str], 
 
 
 def frame_grid(
-    cohort: Cohort, patients: Sequence[int], n_frames: int, axes: np.ndarray, names: tuple[str, str]
+    cohort: Cohort,
+    patients: Sequence[int],
+    n_frames: int,
+    axes: np.ndarray,
+    names: tuple[str, str],
+    grade: str = "fat {:.0f} %",
 ) -> None:
     """Static twin of `browser`: a row a patient, frames spread over the patient's images.
 
@@ -137,22 +158,24 @@ def frame_grid(
         Where to draw.
     names : (str, str)
         Names of label 0 and 1.
+    grade : str
+        See `caption`.
     """
     for row, patient in enumerate(patients):
         places = np.flatnonzero(cohort.images["patient_id"].to_numpy() == patient)
         spread = places[np.rint(np.linspace(0, len(places) - 1, n_frames)).astype(int)]
         for ax, place in zip(axes[row], spread, strict=True):
             ax.imshow(cohort.pixels[place], cmap="gray", vmin=0, vmax=255)
-            bare(ax, caption(cohort.images.iloc[place], names))
+            bare(ax, caption(cohort.images.iloc[place], names, grade))
 
 
-def caption(image: Any, names: tuple[str, str]) -> str:
-    """One line about an image: id, class and, if known, fat percent."""
-    fat = "" if np.isnan(image["grade"]) else f", fat {image['grade']:.0f} %"
-    return f"{image['image_id']}: {names[int(image['label'])]}{fat}"
+def caption(image: Any, names: tuple[str, str], grade: str = "fat {:.0f} %") -> str:
+    """One line about an image: id, class and, if known, its grade, put into the pattern `grade`."""
+    known = "" if np.isnan(image["grade"]) else f", {grade.format(image['grade'])}"
+    return f"{image['image_id']}: {names[int(image['label'])]}{known}"
 
 
-def browser(cohort: Cohort, names: tuple[str, str]) -> Any:
+def browser(cohort: Cohort, names: tuple[str, str], grade: str = "fat {:.0f} %") -> Any:
     """Frame browser for JupyterLab: a patient, a frame, its caption; shows only what is stored.
 
     Parameters
@@ -161,6 +184,8 @@ def browser(cohort: Cohort, names: tuple[str, str]) -> Any:
         Whose frames.
     names : (str, str)
         Names of label 0 and 1.
+    grade : str
+        See `caption`.
 
     Returns
     -------
@@ -178,7 +203,7 @@ def browser(cohort: Cohort, names: tuple[str, str]) -> Any:
         frame.max = len(places) - 1
         place = places[min(frame.value, frame.max)]
         picture.value = _png(cohort.pixels[place])
-        text.value = caption(cohort.images.iloc[place], names)
+        text.value = caption(cohort.images.iloc[place], names, grade)
 
     patient.observe(show, "value")
     frame.observe(show, "value")
@@ -238,6 +263,7 @@ def steps(
     pool: np.ndarray,
     axes: Sequence[Axes],
     name: str,
+    side: int | None = None,
 ) -> None:
     """One row: raw frame with region and crop, the crop, then random resized crops of it.
 
@@ -257,8 +283,10 @@ def steps(
         At least three.
     name : str
         Title of the row's first picture.
+    side : int, optional
+        Side of the crop's square in the frame, in pixels; that of the crop by default.
     """
-    region_overlay(frame, region, corner, crop.shape[0], axes[0])
+    region_overlay(frame, region, corner, side or crop.shape[0], axes[0])
     axes[0].set_title(name, fontsize=9, fontweight="normal", loc="center")
     axes[1].imshow(crop, cmap="gray", vmin=0, vmax=255)
     bare(axes[1], f"centre crop, {crop.shape[0]} px")
@@ -323,7 +351,7 @@ def fold_bars(folds: pd.DataFrame, class_names: tuple[str, str], ax: Axes) -> Ax
 
 
 def kept_share(images: pd.DataFrame, ax: Axes) -> Axes:
-    """Histogram of the share of the sector's area that the centre crop keeps.
+    """Histogram of the share of the region's area that the centre crop keeps.
 
     Parameters
     ----------
@@ -335,6 +363,6 @@ def kept_share(images: pd.DataFrame, ax: Axes) -> Axes:
     share = 100 * images["kept_share"]
     low, high = np.floor(share.min()) - 1, np.ceil(share.max()) + 1
     ax.hist(share, np.linspace(low, high, 31), color=COLORS["real"], edgecolor="white")
-    ax.set(xlabel="share of the sector's area inside the crop (%)", ylabel="images", yscale="log", ylim=(0.7, None))
+    ax.set(xlabel="share of the region's area inside the crop (%)", ylabel="images", yscale="log", ylim=(0.7, None))
     ax.yaxis.set_major_formatter("{x:.0f}")
     return ax

@@ -12,7 +12,7 @@ import pandas as pd
 from nafld_utils import engine, folds, pixel_store, preprocess, regions
 from nafld_utils.artifacts import Run, Unit, load_array, save_table, unit_seed
 from nafld_utils.cohort import Cohort
-from nafld_utils.stages.cohort import build_cohort, cohort_unit, is_folder, open_cohort
+from nafld_utils.stages.cohort import build_cohort, cohort_unit, open_cohort
 
 __all__ = [
     "Preprocessed",
@@ -128,7 +128,7 @@ def _folds(run: Run, found: Cohort) -> pd.DataFrame:
 def fits(run: Run) -> bool:
     """Whether crops are fitted to the region instead of cut at original spacing (setting ``preprocess.crop``)."""
     chosen = run.settings.preprocess.crop
-    return chosen == "fit" or (chosen == "auto" and is_folder(run) and not run.is_simulated)
+    return chosen == "fit" or (chosen == "auto" and run.is_foreign)
 
 
 def _arrays(run: Run, found: Cohort) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -353,7 +353,7 @@ def preprocess_claims(run: Run) -> list[dict[str, object]]:
     rows.extend(_size_claims(run))
     rows.append(
         {
-            "claim": "share of the sector that the crop keeps (mean)",
+            "claim": "share of the region that the crop keeps (mean)",
             "this_run": round(float(kept.mean()), 1),
             "low": round(float(kept.min()), 1),
             "high": round(float(kept.max()), 1),
