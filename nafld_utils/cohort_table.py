@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+REVISION = 1
 TABLE = "images.csv"
 REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
