@@ -51,6 +51,7 @@ def _resolve(options: argparse.Namespace) -> int:
     run, overrides = _open(options)
     todo = graph.plan(run, options.notebooks)
     if options.dry_run:
+        graph.check_folder(run)
         for stage, reason in todo.items():
             print(f"{stage}  {reason}")
         print(f"{run.name}: {len(todo)} of {len(graph.STAGES)} stages would run.")
@@ -109,6 +110,8 @@ def _open(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
 def _sentence(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     named = getattr(error, "filename", None)
+    if hasattr(error, "problems"):  # of a folder cohort: a line each
+        return text
     text = " ".join(text.split())
     return f"{text}: {named}" if named and str(named) not in text else text
 

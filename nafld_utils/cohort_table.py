@@ -222,13 +222,14 @@ def _labels(table: pd.DataFrame, class_names: Sequence[str], problems: list[Prob
     label = table["label"].str.casefold().map(names)
     wrong = table[label.isna()]
     found = list(dict.fromkeys(table["label"][table["label"] != ""]))
-    hint = ""
-    if len(found) == 2 and label.isna().all():
-        hint = f'; name the classes with SET="cohort.class_names=[{shown(found[0])}, {shown(found[1])}]", the second'
-        hint += " is the one to detect"
+    if len(found) == 2 and label.isna().all():  # the folder is right and the settings are not: said once
+        names = f"{class_names[0]} and {class_names[1]} (cohort.class_names), found {shown(found[0])} and"
+        names += f' {shown(found[1])}; give SET="cohort.class_names=[{shown(found[0])}, {shown(found[1])}]", the second'
+        problems.append(Problem(None, f"expected the labels {names} name is the class to detect"))
+        return label
     for row, text in zip(wrong["row"], wrong["label"], strict=True):
         what = f"expected {class_names[0]}, {class_names[1]}, 0 or 1 as label, found {shown(text) or 'nothing'}"
-        problems.append(Problem(row, what + hint))
+        problems.append(Problem(row, what))
     return label
 
 

@@ -247,6 +247,8 @@ def _reason(error: BaseException) -> str:
         return "interrupted; units already made are kept"
     if hasattr(error, "ename"):
         lines = [line.strip() for line in str(error.evalue).splitlines() if line.strip()]
+        if error.ename == "CohortError":  # a line a problem of the user's own folder: all of them
+            return "\n  ".join(lines)
         return f"{error.ename}: {lines[-1] if lines else '(no message)'}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["(no message)"]
     return lines[-1] if isinstance(error, StageError) else f"{type(error).__name__}: {lines[-1]}"

@@ -130,7 +130,7 @@ def preflight(run: Run) -> None:
     Raises
     ------
     ValueError, OSError
-        One sentence that says what is missing and what to do.
+        One sentence that says what is missing and what to do; of a folder of images a line a problem.
     """
     artifacts.check_disk(run)
     for folder in (run.root, run.reports):
@@ -147,8 +147,25 @@ def preflight(run: Run) -> None:
         used = key != "cohort.path" or run.settings.cohort.source == "file"
         if used and path and not _named(key, path).exists():
             raise SettingsError(f"setting {key}: expected an existing path, found none at {path}; correct it.")
+    check_folder(run)
     if run.settings.engine.device.startswith("cuda"):
         engine.device(run.settings.engine)
+
+
+def check_folder(run: Run) -> None:
+    """Check the table of a folder cohort, before any kernel starts; its images are read by notebook 01.
+
+    Raises
+    ------
+    ValueError
+        Everything that is wrong, a line a row (`cohort_table.CohortError`).
+    """
+    s = run.settings
+    path = Path(s.cohort.path).expanduser() if s.cohort.source == "file" and s.cohort.path else None
+    if path is not None and path.is_dir():
+        from nafld_utils import cohort_folder
+
+        cohort_folder.check(path, s.cohort.class_names, s.folds.n_splits)
 
 
 def stamp_path(run: Run, stage: str) -> Path:
@@ -169,7 +186,8 @@ def stamp_content(run: Run, stage: str) -> dict[str, Any]:
     if "cohort" in sections and run.settings.cohort.source == "file" and not run.settings.cohort.path:
         files += sorted(run.data.glob("*.mat"))
     # a folder's own time does not tell that a file in it was edited
-    files += [inner for path in files if path.is_dir() for inner in sorted(path.rglob("*")) if inner.is_file()]
+    inside = [inner for path in files if path.is_dir() for inner in sorted(path.rglob("*")) if inner.is_file()]
+    files += [inner for inner in inside if not inner.name.startswith(".")]  # hidden: of file managers
     marks = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()}
     return {"settings": {name: run.settings.section(name) for name in sections}, "files": marks}
 

@@ -7,6 +7,7 @@ with one sentence that names the key, what was expected and what was found, befo
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,9 +26,21 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Rate = Annotated[float, Field(gt=0.0, le=10.0)]
 # Names that stand in tables and figures: no character that HTML, a spreadsheet or matplotlib gives a meaning.
-_PLAIN = r"^[^\W_][\w .,:;%°/()+-]*$"
-ClassName = Annotated[str, Field(pattern=_PLAIN, max_length=40)]
-GradeName = Annotated[str, Field(pattern=_PLAIN, max_length=60)]
+_PLAIN = re.compile(r"[^\W_][\w .,:;%°/()+-]{0,59}")
+
+
+def _plain(name: str) -> str:
+    if not _PLAIN.fullmatch(name):
+        raise ValueError(
+            "expected a name of at most 60 letters, digits, blanks and . , : ; % / ( ) + - that starts with a letter or"
+            " digit"
+        )
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_plain)]
+Name = Annotated[str, Field(pattern=_PLAIN, max_length=40)]
+PlainName = Annotated[str, Field(pattern=_PLAIN, max_length=60)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 _REGION = tuple(f"preprocess.{key}" for key in ("region", "region_box", "threshold", "closing_radius"))
@@ -58,9 +71,9 @@ class CohortSettings(_Section):
     source: Literal["file", "simulated"]
     path: str | None
     doi: str
-    class_names: tuple[ClassName, ClassName]
-    grade_name: GradeName | None
-    subject: GradeName | None
+    class_names: tuple[PlainName, PlainName]
+    grade_name: PlainName | None
+    subject: PlainName | None
     fat_threshold: Annotated[float, Field(ge=0, le=100)]
     frames_per_patient: Count | None
     n_patients: Annotated[int, Field(ge=2, le=100_000)]
