@@ -39,8 +39,6 @@ def _plain(name: str) -> str:
 
 
 PlainName = Annotated[str, AfterValidator(_plain)]
-Name = Annotated[str, Field(pattern=_PLAIN, max_length=40)]
-PlainName = Annotated[str, Field(pattern=_PLAIN, max_length=60)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 _REGION = tuple(f"preprocess.{key}" for key in ("region", "region_box", "threshold", "closing_radius"))
