@@ -52,20 +52,27 @@ def optimistic(arms: pd.DataFrame) -> pd.DataFrame:
 
 
 def patient_measures(
-    scores: pd.DataFrame, grade: Mapping[Any, float], specificity: float, n_resamples: int = 2000, seed: int = 0
+    scores: pd.DataFrame,
+    grade: Mapping[Any, float],
+    specificity: float,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    grade_name: str = "fat",
 ) -> pd.DataFrame:
-    """Calibration, sensitivity at a fixed specificity and correlation with fat of every cell, by patient.
+    """Calibration, sensitivity at a fixed specificity and correlation with the grade of every cell, by patient.
 
     Parameters
     ----------
     scores : pandas.DataFrame
         As in `sweep_tables.auc_by_seed`; scores are probabilities.
     grade : mapping of patient to float
-        Fat percent; NaN where it is not known.
+        Fat percent or another grade; NaN where it is not known: then there is no row about it.
     specificity : float in (0, 1]
         As in `measures.sensitivity_at`.
     n_resamples, seed : int
         As in `stats.auc_interval`.
+    grade_name : str
+        What the grade is.
 
     Returns
     -------
@@ -82,7 +89,7 @@ def patient_measures(
             f"sensitivity at specificity {specificity:g}": measures.sensitivity_at(
                 found.label, found.scores, specificity, n_resamples, seed
             ),
-            "Spearman correlation with fat": measures.fat_correlation(
+            f"Spearman correlation with {grade_name}": measures.fat_correlation(
                 found.label, [grade.get(who, np.nan) for who in found.patient], found.scores, n_resamples, seed
             ),
         }

@@ -160,7 +160,12 @@ def check_texts(texts: dict[str, Any], english: dict[str, Any], name: str) -> No
 
 
 def build(
-    images: np.ndarray, items: pd.DataFrame, texts: dict[str, Any], simulated: bool = False, contact: str | None = None
+    images: np.ndarray,
+    items: pd.DataFrame,
+    texts: dict[str, Any],
+    simulated: bool = False,
+    contact: str | None = None,
+    subject: str = "liver ultrasounds",
 ) -> str:
     """The whole test as one HTML page.
 
@@ -176,6 +181,8 @@ def build(
         Say on every screen that the patients are simulated.
     contact : str, optional
         To whom results are returned, shown at the end; default: to the sender of the page.
+    subject : str
+        What the images are, in the plural.
 
     Returns
     -------
@@ -196,7 +203,7 @@ def build(
         "texts": texts,
     }
     css, script = ((_TEMPLATES / f"turing.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    values = {"n": n, "minutes": max(1, round(n * SECONDS_PER_IMAGE / 60))}
+    values = {"n": n, "minutes": max(1, round(n * SECONDS_PER_IMAGE / 60)), "subject": subject}
     shown = {key: _filled(text, values) if isinstance(text, str) else text for key, text in texts.items()}
     ending = texts["done_contact"].replace("{contact}", contact) if contact else texts["done_sender"]
     loader = jinja2.FileSystemLoader(_TEMPLATES)
@@ -222,7 +229,7 @@ class _Own(str):
         return self
 
 
-def _filled(text: str, values: dict[str, int]) -> str:
+def _filled(text: str, values: dict[str, Any]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: str(values.get(found[1], found[0])), text)
 
 

@@ -24,7 +24,7 @@ class Words:
     classes : (str, str)
         Names of label 0 and label 1.
     positive : str
-        What a score speaks for: label 1, e.g. "fatty liver".
+        What a score speaks for: label 1, e.g. "a fatty liver".
     grade : str
         What the grade is, short, e.g. "fat".
     grade_axis : str
@@ -53,7 +53,7 @@ def of(run: Run) -> Words:
     if not run.is_foreign:
         subject = s.subject or "liver ultrasounds"
         axis = s.grade_name or "hepatocytes with fatty infiltration (%)"
-        positive = "fatty liver" if s.class_names == ("healthy", "fatty") else s.class_names[1]
+        positive = "a fatty liver" if s.class_names == ("healthy", "fatty") else s.class_names[1]
         return Words(subject, s.class_names, positive, s.grade_name or "fat", axis, "fat {:.0f} %", False, "")
     subject = s.subject or "images"
     negative, positive = s.class_names

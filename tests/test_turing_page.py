@@ -290,7 +290,7 @@ def test_by_mouse_with_single_keys_switched_off(opened):
     page.get_by_role("radio", name="Synthetic").check()
     page.get_by_role("radio", name="90 %").check()
     page.get_by_role("button", name=TEXTS["practice_next"]).click()
-    assert page.get_by_role("img", name=f"Ultrasound image 1 of {N}").is_visible()
+    assert page.get_by_role("img", name=f"Image 1 of {N}").is_visible()
     assert not page.get_by_role("radio", name="Synthetic").is_checked(), "practice leaves nothing behind"
     assert page.get_by_role("radio", name=TEXTS["confidence_none"]).is_checked()
     assert page.get_by_role("progressbar", name=TEXTS["progress_label"]).is_visible()

@@ -41,14 +41,14 @@ def overlay(image: np.ndarray, values: np.ndarray, limit: float, ax: Axes) -> Ax
     return ax
 
 
-def scale(figure: Figure, axes: Sequence[Axes], limit: float) -> ScalarMappable:
-    """One colour bar for all overlays of a figure."""
+def scale(figure: Figure, axes: Sequence[Axes], limit: float, positive: str = "a fatty liver") -> ScalarMappable:
+    """One colour bar for all overlays of a figure; `positive` is what positive log-odds speak for."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     colors = ScalarMappable(Normalize(-limit, limit), cmap="RdBu_r")
     bar = figure.colorbar(colors, ax=list(axes), shrink=0.8, pad=0.02)
-    bar.set_label("log-odds of fatty liver that a pixel adds")
+    bar.set_label(f"log-odds of {positive} that a pixel adds")
     bar.formatter.set_powerlimits((-2, 2))
     return colors
 

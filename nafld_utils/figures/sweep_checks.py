@@ -109,14 +109,16 @@ def canary(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def reliability(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Share of fatty patients by predicted probability, a line an arm, bars are Wilson 95 % over a bin's patients.
+def reliability(table: pd.DataFrame, ax: Axes, positive: str = "a fatty liver") -> Axes:
+    """Share of patients of class 1 by predicted probability, a line an arm, bars are Wilson 95 % over a bin's patients.
 
     Parameters
     ----------
     table : pandas.DataFrame
         ``arm, rate, predicted, observed, low, high, n``.
     ax : Axes
+    positive : str
+        What the probability is of.
     """
     ax.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--", zorder=1)
     for (arm, rate), part in table.groupby(["arm", "rate"], sort=False):
@@ -124,7 +126,7 @@ def reliability(table: pd.DataFrame, ax: Axes) -> Axes:
         bars = np.clip([part["observed"] - part["low"], part["high"] - part["observed"]], 0, None)
         look = {"color": color, "ms": 5, "lw": 1.4, "elinewidth": 1, "fmt": "o-"}
         ax.errorbar(part["predicted"], part["observed"], yerr=bars, label=f"{name_of(arm)}, r = {rate:g}", **look)
-    ax.set(xlabel="predicted probability of a fatty liver", ylabel="observed share", aspect="equal")
+    ax.set(xlabel=f"predicted probability of {positive}", ylabel="observed share", aspect="equal")
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     ax.legend(loc="upper left")
     return ax
@@ -151,7 +153,7 @@ def patient_scores(part: pd.DataFrame, names: tuple[str, str], ax: Axes) -> Axes
         color = COLORS["fatty" if label else "healthy"]
         ax.plot(rows["patient_id"].map(place), rows["score"], "o", color=color, ms=3, alpha=0.6, label=name)
     ax.plot(range(len(means)), means, "_", color=_INK, ms=6, label="patient's mean")
-    ax.set(xlabel="held-out patients, by mean score", ylabel="probability of a fatty liver", ylim=(-0.03, 1.03))
+    ax.set(xlabel="held-out patients, by mean score", ylabel=f"probability of {names[1]}", ylim=(-0.03, 1.03))
     ax.legend(loc="upper left")
     return ax
 

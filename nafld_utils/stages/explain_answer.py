@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import explain
+from nafld_utils import explain, words
 from nafld_utils import explain_truth as truth
 from nafld_utils.artifacts import Run
 from nafld_utils.stages import explain_truth as held
@@ -42,10 +42,11 @@ def what_shap_shows(
     for row in study.table.itertuples():
         question = f"Does SHAP ({row.explainer}) find {named(row)} where the label shows in nothing else?"
         rows.append((question, f"held-out AUC {interval(row.auc, row.low, row.high)}", row.verdict))
-    rows.append(("Where is the fat?", "nothing", "no map can show it: maps show what this classifier uses"))
-    rows.append(
-        ("Would another patient with such pixels be fatty?", "nothing", "no map can show it: maps state no cause")
-    )
+    said = words.of(run)
+    where = f"Where is {'what makes it ' + said.positive if said.foreign else 'the fat'}?"
+    rows.append((where, "nothing", "no map can show it: maps show what this classifier uses"))
+    question = f"Would another patient with such pixels be {said.classes[1]}?"
+    rows.append((question, "nothing", "no map can show it: maps state no cause"))
     return pd.DataFrame(rows, columns=["question", "measured", "answer"])
 
 
@@ -116,7 +117,7 @@ def _matters(checks: held.Checks) -> tuple[str, str, str]:
 def _tissue(run: Run, auc: pd.DataFrame, checks: held.Checks) -> list[tuple[str, str, str]]:
     question = "Do the maps lie on what readers look at?"
     if checks.tissue is None:
-        return [(question, "nothing", "cannot be measured: a real cohort has no tissue masks")]
+        return [(question, "nothing", "cannot be measured: this cohort has no tissue masks")]
     rows = []
     for row in checks.tissue[checks.tissue["region"].isin(truth.JUDGED)].itertuples():
         measured = f"{interval(row.ratio, row.low, row.high)} times its share of the area, {row.n} images"
@@ -137,7 +138,7 @@ def answer(run: Run, auc: pd.DataFrame, checks: held.Checks, study: held.Study) 
     if not is_readable(auc):
         text += f", whose lower bound is not above {truth.READABLE_FROM}: its maps are shown and not interpreted."
     elif checks.tissue is None:
-        text += ", so its maps may be read; where tissue lies is not known for real images, so no share is measured."
+        text += ", so its maps may be read; where tissue lies is not known for these images, so no share is measured."
     else:
         named = checks.tissue[checks.tissue["region"].isin(truth.JUDGED)]
         more = named.loc[named["low"] > 1, "region"].tolist()

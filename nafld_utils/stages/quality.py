@@ -213,8 +213,8 @@ def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
 
 
 def comparable(run: Run) -> bool:
-    """Whether distances and scores are in the paper's units at all: its features, on real patients."""
-    return run.settings.quality.features == "inception" and not run.is_simulated
+    """Whether distances and scores are in the paper's units at all: its features, on real livers."""
+    return run.settings.quality.features == "inception" and not run.is_simulated and not run.is_foreign
 
 
 def protocol_difference(run: Run, conditioning: str | None = None) -> str:
@@ -222,6 +222,8 @@ def protocol_difference(run: Run, conditioning: str | None = None) -> str:
     s, found = run.settings, []
     if run.is_simulated:
         found.append("simulated cohort")
+    if run.is_foreign:
+        found.append("another cohort")
     if s.quality.features != "inception":
         network = feature_networks.FEATURES[s.quality.features].network
         found.append(f"features of {network}, not Inception-v3: other units, so no number of the paper's beside it")

@@ -210,7 +210,7 @@ def summarise_cell(part: pd.DataFrame) -> pd.Series:
     """One row of the notebook's table of trainings, from the status rows of one arm and rate."""
     done = part[part["state"] == "done"]
     facts = {"trainings": len(part), "done": len(done), "real images": done["n_real"].mean()}
-    facts |= {"mixed in": done["n_synthetic"].mean(), "fatty share": done["fatty_share"].mean()}
+    facts |= {"mixed in": done["n_synthetic"].mean(), "class 1 share": done["fatty_share"].mean()}
     facts |= {"loss, first steps": done["first_loss"].mean(), "loss, last steps": done["last_loss"].mean()}
     return pd.Series({**facts, "seconds each": done["seconds"].median()}).round(3)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import arms, params, sweep, sweep_summaries, sweep_tables
+from nafld_utils import arms, params, sweep, sweep_summaries, sweep_tables, words
 from nafld_utils.artifacts import Run, Unit, save_table
 from nafld_utils.stages import filtering, gan, ldm, prepare, samples
 from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
@@ -38,6 +38,7 @@ def tables_unit(run: Run) -> Unit:
     chosen = run.settings.sweep
     settings = {"n_resamples": chosen.n_resamples, "primary": [chosen.primary_arm, chosen.primary_rate]}
     settings |= {"interval": chosen.interval_method, "specificity": chosen.specificity, "seed": run.settings.seed}
+    settings["grade"] = words.of(run).grade
     modules = ["sweep_tables", "sweep_summaries", "stats", "resampling", "delong", "measures"]
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
 
@@ -99,8 +100,10 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
         levels["arms"].append(sweep_tables.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(sweep_tables.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
-    grade = fat(run)
-    tables["measures"] = sweep_summaries.patient_measures(scores, grade, chosen.specificity, **options)
+    grade = grades(run)
+    tables["measures"] = sweep_summaries.patient_measures(
+        scores, grade, chosen.specificity, **options, grade_name=words.of(run).grade
+    )
     tables["optimistic"] = sweep_summaries.optimistic(tables["arms"])
     tables["variants"] = sweep_summaries.variants(tables["arms"])
     both = scores[(scores["arm"] == sweep.REAL) | _at_primary(run, scores)]
@@ -118,10 +121,21 @@ def _at_primary(run: Run, table: pd.DataFrame) -> np.ndarray:
     return sweep_tables.where(table, {"arm": chosen.primary_arm, "rate": chosen.primary_rate})
 
 
-def fat(run: Run) -> dict[Any, float]:
-    """Fat percent of each patient; empty where the cohort has none."""
+def grades(run: Run) -> dict[Any, float]:
+    """Fat percent or another grade of each patient; NaN or empty where the cohort has none."""
     images = prepare.open_preprocessed(run).images
     return dict(images.groupby("patient_id")["grade"].first()) if "grade" in images else {}
+
+
+def grade_note(run: Run) -> str:
+    """What is left out because grades are missing, in a sentence; empty where all are known and differ."""
+    known = pd.Series(grades(run), dtype=float)
+    if len(known) and known.notna().all() and known.min() < known.max():
+        return ""
+    return (
+        f"No correlation of scores with {words.of(run).grade}: it is known for {known.notna().sum()} of {len(known)}"
+        " patients, or the same for all."
+    )
 
 
 def at(run: Run, table: pd.DataFrame, level: str | None = "image", **change: Any) -> pd.DataFrame:
@@ -244,7 +258,7 @@ def _makers(run: Run, name: str, fold: int) -> list[Unit]:
 def protocol(run: Run) -> str:
     """``"yes"``, or what differs from the paper's protocol."""
     paper, chosen = params.load(params.BASE_PROFILE), run.settings
-    differs = ["simulated cohort"] if run.is_simulated else []
+    differs = ["simulated cohort"] * run.is_simulated + ["another cohort"] * run.is_foreign
     if chosen.sweep.backbones != paper.sweep.backbones:
         differs.append(f"{', '.join(chosen.sweep.backbones)} instead of ResNet-50")
     names = {"steps": "steps", "learning_rate": "learning rate", "batch_size": "batch size", "n_seeds": "seeds"}

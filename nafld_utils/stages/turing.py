@@ -24,6 +24,7 @@ from nafld_utils import (
     turing_page,
     turing_sitting,
     turing_statistics,
+    words,
 )
 from nafld_utils.artifacts import (
     Run,
@@ -165,6 +166,7 @@ def page_unit(run: Run, shown: TuringSet) -> Unit:
     """Unit of the page that raters open; a template that was edited makes it anew."""
     s = run.settings.turing
     settings = {"language": s.language, "contact": s.contact, "simulated": run.is_simulated}
+    settings["subject"] = words.of(run).subject
     templates = [file_sha256(path) for path in turing_page.template_files(s.language)]
     modules = ["turing_page", "turing_sitting"]
     return run.unit("turing", "page", settings=settings, inputs=[shown.unit, *templates], modules=modules)
@@ -182,7 +184,7 @@ def make_page(run: Run, shown: TuringSet) -> Unit:
     texts = turing_page.load_texts(s.language)
     unit = page_unit(run, shown)
     if not unit.done():
-        page = turing_page.build(shown.images, shown.items, texts, run.is_simulated, s.contact)
+        page = turing_page.build(shown.images, shown.items, texts, run.is_simulated, s.contact, words.of(run).subject)
         with unit.writing() as folder:
             save_text(folder / PAGE, page)
     return unit
@@ -352,6 +354,7 @@ def protocol(run: Run, analysis: Analysis) -> str:
     differs = {
         "simulated raters: not to be compared": analysis.simulated,
         "simulated cohort": run.is_simulated,
+        "another cohort": run.is_foreign,
         f"{n_raters} raters, not 5": n_raters != len(turing.PAPER_COUNTS),
         f"{sum(sizes)} images, not 50": sizes != wanted,
         f"{s.preprocess.image_size} px, not 256": s.preprocess.image_size != 256,
