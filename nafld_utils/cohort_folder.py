@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def _table(folder: Path, class_names: Sequence[str]) -> tuple[Path, pd.DataFrame
     root, listing, paths = folder.resolve(), None, []
     for row, name in zip(table["row"], table["image"], strict=True):
         path, fault = _inside(folder, root, name)
-        if path is not None and not path.is_file():
+        if path is not None and not os.path.isfile(path):
             listing = _listing(folder) if listing is None else listing
             path, fault = None, f"expected an image file, found no {shown(name)}{_nearest(name, listing)}"
         paths.append(path)
@@ -203,9 +204,10 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
     """
     source, table, problems = _table(folder, class_names)
     table["patient_id"] = _numbered(table["patient"])
-    table["number"] = table.groupby("patient_id").cumcount()
+    table["number"] = _frame_numbers(folder, table)
+    place = table.groupby("patient_id").cumcount()
     size = table.groupby("patient_id")["row"].transform("size")
-    used = [number in spread(n, keep) for number, n in zip(table["number"], size, strict=True)]
+    used = [number in spread(n, keep) for number, n in zip(place, size, strict=True)]
     used_rows = table[used].sort_values("patient_id", kind="stable").reset_index(names="place")
     if (folder / PIXELS).is_file():
         shapes, image_of = _array_source(folder, len(table), used_rows, problems, source)
@@ -238,7 +240,7 @@ def open_in_place(folder: Path, class_names: Sequence[str]) -> Folder:
     """
     source, table, problems = _table(folder, class_names)
     table["patient_id"] = _numbered(table["patient"])
-    table["number"], table["place"] = table.groupby("patient_id").cumcount(), np.arange(len(table))
+    table["number"], table["place"] = _frame_numbers(folder, table), np.arange(len(table))
     shapes, image_of = _array_source(folder, len(table), table, problems, source)
     if not table["patient_id"].is_monotonic_increasing:
         problems.append(Problem(None, "expected rows in the order of their patients, found others; sort the table"))
@@ -280,6 +282,16 @@ def _numbered(patient: pd.Series) -> pd.Series:
     if len(whole) == len(names) and all(whole) and len({int(name) for name in names}) == len(names):
         return patient.astype(np.int64)
     return patient.map({name: number for number, name in enumerate(names, start=1)})
+
+
+def _frame_numbers(folder: Path, table: pd.DataFrame) -> pd.Series:
+    """Number of each image within its patient; of an array that in its name, "p001_f04": frames may be left out."""
+    counted = table.groupby("patient_id").cumcount()
+    named = table["image"].str.extract(r"_f(\d{1,6})$", expand=False)
+    if not (folder / PIXELS).is_file() or named.isna().any():
+        return counted
+    named = named.astype(np.int64)
+    return counted if pd.DataFrame({"p": table["patient_id"], "n": named}).duplicated().any() else named
 
 
 def _file_source(rows: pd.DataFrame, problems: list[Problem]) -> tuple[np.ndarray, Callable[[int], Any]]:

@@ -193,7 +193,7 @@ def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, in
     folded = [name.casefold() for name in header]
     required = [name for name in REQUIRED if need_images or name != "image"]
     others = [name for name in header if name.casefold() not in (*REQUIRED, *OPTIONAL)]
-    for name in (*required, *OPTIONAL):
+    for name in (*required, *OPTIONAL, *(set(REQUIRED) - set(required))):
         if folded.count(name) > 1:
             problems.append(Problem(None, f"expected one column {name}, found {folded.count(name)}; remove the others"))
         if name in folded:
@@ -204,7 +204,7 @@ def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, in
         if name in required:
             found = ", ".join(shown(other, 30) for other in header[:12]) or "nothing"
             problems.append(Problem(None, f"expected a column {name}, found {found}{nearest or '; add it'}"))
-        elif close and difflib.SequenceMatcher(None, name, close[0]).ratio() > 0.8:
+        elif name in OPTIONAL and close and difflib.SequenceMatcher(None, name, close[0]).ratio() > 0.8:
             problems.append(
                 Problem(None, f"column {shown(close[0])} is not read; rename it to {name}, or to something else")
             )

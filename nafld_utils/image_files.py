@@ -24,7 +24,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_BYTES = 256 * 2**20  # of a file (choice)
 MAX_PIXELS = 50_000_000  # of an image (choice): 7000 x 7000, more than any radiograph
 MIN_SIDE = 8  # pixels (choice): below it there is nothing to crop
-EXTRA = "pip install 'nafld-ldm[dicom]', or pip install pydicom"
+EXTRA = "install the extra: pip install -e '.[dicom]'"
 
 
 class ImageFault(ValueError):

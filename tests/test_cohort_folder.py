@@ -1,11 +1,30 @@
 """A folder of images as a cohort: formats, faults by row, memory maps, interrupted reading, large simulations."""
 
+import os
+import sys
+import tracemalloc
+import zlib
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from nafld_utils import cohort, cohort_table
+from nafld_utils import (
+    artifacts,
+    cli,
+    cohort,
+    cohort_table,
+    example_cohort,
+    image_files,
+    phantom,
+    phantom_folder,
+    pixel_store,
+    regions,
+    words,
+)
+from nafld_utils.stages import cohort as stage
+from nafld_utils.stages import looks, prepare
 
 NAMES = ("benign", "malignant")
 ROWS = [
@@ -59,3 +78,524 @@ def test_whole_numbers_stay_the_patients_ids(tmp_path):
     found = cohort.load(folder(tmp_path / "a", rows), NAMES)
     assert found.patients["patient_id"].tolist() == [7, 14, 21, 28]
     assert (found.pixels[0] == picture(6)).all(), "patients come in the order of their ids"
+
+
+def test_numbers_that_are_two_names_of_one_number_are_names(tmp_path):
+    rows = [{**row, "patient": ["1", "01", "2", "x"][int(row["patient"][2])]} for row in ROWS]
+    assert cohort.load(folder(tmp_path / "a", rows), NAMES).patients["patient_id"].tolist() == [1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------- formats
+
+
+def saved(path, image, **options):
+    image.save(path, **options)
+    return image_files.read(path)
+
+
+def test_every_mode_becomes_grey_and_says_what_was_done(tmp_path):
+    grey = picture(0)
+    rgb = picture(1, channels=3)
+    plain = saved(tmp_path / "a.png", Image.fromarray(grey))
+    assert (plain.pixels == grey).all()
+    assert not any((plain.colour, plain.deep, plain.turned))
+    equal = saved(tmp_path / "b.png", Image.fromarray(np.stack([grey] * 3, axis=-1)))
+    assert (equal.pixels == grey).all()
+    assert not equal.colour, "three equal channels are grey"
+    colour = saved(tmp_path / "c.png", Image.fromarray(rgb))
+    assert colour.colour
+    assert np.abs(colour.pixels - rgb @ np.array([0.299, 0.587, 0.114])).max() <= 1
+    deep = saved(tmp_path / "d.tif", Image.fromarray(grey.astype(np.uint16) * 13 + 100))
+    assert deep.deep
+    assert (deep.pixels == np.round((grey - float(grey.min())) * 255 / np.ptp(grey))).all()
+    clear = np.dstack([rgb, np.zeros(grey.shape, np.uint8)])
+    assert (saved(tmp_path / "e.png", Image.fromarray(clear)).pixels == 0).all(), "transparent is black"
+    assert set(np.unique(saved(tmp_path / "f.png", Image.fromarray(grey > 99)).pixels)) == {0, 255}
+    assert saved(tmp_path / "g.jpg", Image.fromarray(rgb).convert("CMYK")).pixels.shape == grey.shape
+
+
+def test_a_photograph_is_turned_as_its_exif_entry_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    path = tmp_path / "a.png"
+    found = saved(path, Image.fromarray(picture(0)), exif=exif)
+    assert found.turned
+    assert image_files.read_header(path).shape == found.pixels.shape == (30, 24)
+    assert (found.pixels == np.rot90(picture(0), -1)).all()
+
+
+def dicom(path, values, photometric="MONOCHROME2", **tags):
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.Rows, data.Columns = values.shape[:2]
+    data.SamplesPerPixel = 1 if values.ndim == 2 else 3
+    data.PhotometricInterpretation = photometric
+    if values.ndim == 3:
+        data.PlanarConfiguration = 0
+    bits = values.dtype.itemsize * 8
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits, bits - 1, 0
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.PixelData = values.tobytes()
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_dicom_is_read_windowed_and_inverted_where_it_says_so(tmp_path):
+    deep = picture(0).astype(np.uint16) * 16
+    bright = image_files.read(dicom(tmp_path / "a.dcm", deep)).pixels
+    assert np.abs(bright.astype(int) - picture(0)).max() <= 1
+    inverted = image_files.read(dicom(tmp_path / "b.dcm", deep, "MONOCHROME1")).pixels
+    assert (inverted == 255 - bright).all()
+    window = image_files.read(dicom(tmp_path / "c.dcm", deep, WindowCenter=2000, WindowWidth=1000)).pixels
+    assert (window == 0).mean() > 0.3
+    assert (window == 255).mean() > 0.3
+    rgb = picture(1, channels=3)
+    colour = image_files.read(dicom(tmp_path / "no_ending", rgb, "RGB"))
+    assert colour.colour
+    assert (colour.pixels == np.asarray(Image.fromarray(rgb).convert("L"))).all()
+    plain = image_files.read(dicom(tmp_path / "d.dcm", picture(2)))
+    assert (plain.pixels == picture(2)).all()
+    assert not plain.deep
+
+
+def test_dicom_without_pydicom_names_the_extra(tmp_path, monkeypatch):
+    path = dicom(tmp_path / "a.dcm", picture(0))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(image_files.ImageFault, match=r"pydicom to read a DICOM file.*the extra: .*\[dicom\]"):
+        image_files.read(path)
+
+
+def bomb(width, height):
+    """A small PNG whose header promises `width` x `height` pixels."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+
+    def chunk(name, content):
+        check = zlib.crc32(name + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + name + content + check
+
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def pages(path):
+    Image.fromarray(picture(0)).save(path, save_all=True, append_images=[Image.fromarray(picture(1))])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.png", lambda p: p.write_bytes(bomb(60_000, 60_000)), "at most 50,000,000 pixels, found"),
+        ("a.png", lambda p: p.write_bytes(bomb(9_000, 9_000)), "at most 50,000,000 pixels, found 9000 x 9000"),
+        ("a.png", lambda p: p.write_bytes(bomb(100, 100)), "found damaged content"),
+        ("a.png", lambda p: p.write_bytes(b"GIF89a" + bytes(50)), "PNG, JPEG, TIFF or DICOM image, found other"),
+        ("a.png", lambda p: p.write_bytes(b""), "found other or damaged content"),
+        ("a.tif", pages, "one image in a file, found 2"),
+        ("a.png", lambda p: Image.fromarray(picture(0)[:4]).save(p), "at least 8 x 8 pixels, found 30 x 4"),
+        ("a.tif", lambda p: Image.fromarray(np.full((9, 9), np.nan, np.float32)).save(p), "NaN or infinity"),
+        ("a.dcm", lambda p: p.write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40), "a DICOM"),
+        ("a.dcm", lambda p: dicom(p, picture(0), NumberOfFrames=7), "one image in a file, found 7"),
+        ("a.dcm", lambda p: dicom(p, picture(0), Rows=65_000, Columns=65_000), "at most 50,000,000 pixels"),
+        ("a.png", lambda p: p.mkdir(), "found none of that name"),
+        ("a.png", lambda p: os.mkfifo(p), "found none of that name"),
+    ],
+)
+def test_a_bad_file_is_refused_in_a_phrase(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(image_files.ImageFault, match=message):
+        image_files.read(tmp_path / name)
+
+
+def test_a_large_file_is_not_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_BYTES", 100)
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    with pytest.raises(image_files.ImageFault, match="expected at most 0 MiB"):
+        image_files.read(tmp_path / "a.png")
+
+
+# ---------------------------------------------------------------- everything that is wrong, by row
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path):
+    rows = [dict(row) for row in ROWS]
+    rows[1]["image"] = "01.pgn"
+    rows[2]["label"] = "what"
+    rows[3]["image"] = "../../etc/passwd"
+    rows[5]["label"] = NAMES[1]
+    path = folder(tmp_path / "a", rows)
+    Image.fromarray(picture(0)).save(path / "30.png")  # a copy of the first patient's
+    Image.fromarray(np.full((24, 30), 7, np.uint8)).save(path / "31.png")
+    (path / "20.png").write_bytes(b"no image")
+    found = problems(path)
+    assert [row for row, _ in found] == [3, 4, 5, 6, 7, 8, 9]
+    texts = dict(found)
+    assert texts[3] == "expected an image file, found no 01.pgn; the nearest is 01.png"
+    assert texts[4] == "expected benign, malignant, 0 or 1 as label, found what"
+    assert texts[5].startswith("expected an image inside the folder, found ../../etc/passwd")
+    assert texts[6].startswith("20.png: expected a PNG, JPEG, TIFF or DICOM image")
+    assert texts[7] == "expected one label a patient, found malignant here and benign in row 6 for patient P-2"
+    assert "pixels of 30.png of patient P-3 in row 2 under patient P-0 too" in texts[8]
+    assert "one grey level (7) in the whole of 31.png" in texts[9]
+
+
+@pytest.mark.parametrize(
+    ("number", "values", "message"),
+    [
+        (1, {"image": "00.png"}, "row 3: expected each image once, found 00.png in row 2 too"),
+        (1, {"image": ""}, "row 3: expected image, found nothing"),
+        (1, {"patient": " "}, "row 3: expected patient, found nothing"),
+        (1, {"label": ""}, "found nothing"),
+        (1, {"image": "/etc/hostname"}, "inside the folder, found /etc/hostname"),
+        (1, {"image": "x" * 5000 + ".png"}, r"row 3: expected an image file, found no x{77}\.\.\."),
+        (1, {"image": "a\x1b[31m.png"}, r"found no a\\x1b\[31m\.png"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path, number, values, message):
+    with pytest.raises(cohort_table.CohortError, match=message):
+        cohort.load(folder(tmp_path / "a", changed(number, **values)), NAMES)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    path = folder(tmp_path / "a")
+    Image.fromarray(picture(9)).save(tmp_path / "secret.png")
+    (path / "00.png").unlink()
+    (path / "00.png").symlink_to(tmp_path / "secret.png")
+    assert problems(path) == [(2, "expected an image inside the folder, found 00.png; move it there")]
+
+
+def test_one_class_only_is_refused(tmp_path):
+    assert "found benign only" in problems(folder(tmp_path / "a", label="benign"))[0][1]
+
+
+def test_labels_of_other_names_are_said_once_with_the_setting(tmp_path):
+    path = folder(tmp_path / "a")
+    with pytest.raises(cohort_table.CohortError, match=r"1 problem in 8 rows\n.*cohort.class_names=\[benign, malig"):
+        cohort.load(path, ("healthy", "fatty"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,patient_name,label\n00.png,a,0\n", "a column patient, .*; the nearest is patient_name, rename it"),
+        ("image,patient,label,folds\n00.png,a,0,1\n", "column folds is not read; rename it to fold"),
+        ("image,patient,label,label\n00.png,a,0,1\n", "one column label, found 2"),
+        ("image,patient,label\n", "a row an image, found none"),
+        ("", "found an empty file"),
+        ('image,patient,label\n"00.png,a,0\n', "expected a CSV table, found"),
+        ("image,patient,label\n00.png,Müller,0\n".encode("latin-1"), "UTF-8 text, found byte 0xfc in line 2"),
+        (b"image,patient,label\n00.png,\0,0\n", "found NUL characters"),
+        ("image,patient,label\n00.png,a,0,extra\n", "row 2: expected 3 cells, found 4"),
+        ("image,patient,label,grade\n00.png,a,0,much\n", "row 2: expected a number or nothing as grade, found much"),
+        ("image,patient,label,grade\n00.png,a,0,1\n01.png,a,0,2\n", "row 3: expected one grade a patient, found 2"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path, content, message):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(cohort_table.CohortError, match=message):
+        cohort.load(path, NAMES)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_tables_of_any_spreadsheet_are_read(tmp_path, encoding, separator):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").unlink()
+    rows = [(f" {row['image']} ", row["patient"], row["label"].upper(), f"{i // 2},5") for i, row in enumerate(ROWS)]
+    text = pd.DataFrame(rows, columns=["Image", "PATIENT", "Label ", "grade"]).to_csv(index=False, sep=separator)
+    (path / "export.csv").write_bytes(f"{text}\r\n{separator * 3}\r\n".encode(encoding))
+    assert cohort.load(path, NAMES).patients["grade"].tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_without_a_table_the_columns_are_named(tmp_path):
+    with pytest.raises(cohort_table.CohortError, match=r"images\.csv with the columns image, patient and label, found"):
+        cohort.load(tmp_path)
+
+
+def test_names_stay_text_and_are_safe_in_a_spreadsheet(tmp_path):
+    names = ["=HYPERLINK(1)", "<script>alert(1)</script>", "@x", "-1"]
+    rows = [{**row, "patient": names[int(row["patient"][2])]} for row in ROWS]
+    found = cohort.load(folder(tmp_path / "a", rows), NAMES)
+    safe = found.sources["patient"].tolist()[::2]
+    assert safe == ["'=HYPERLINK(1)", "<script>alert(1)</script>", "'@x", "'-1"]
+    assert "&lt;script&gt;" in found.sources.to_html()
+    assert not any(name in found.provenance["text"] for name in names)
+
+
+def test_the_command_line_lists_every_problem_before_a_kernel_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    path = folder(tmp_path / "a", changed(1, image="no.png", label="x"))
+    arguments = ["--profile", "smoke", "--run", "mine", "--data", str(path)]
+    for way in ([], ["--dry-run"]):
+        classes = ["--set", "cohort.class_names=[benign, malignant]"]
+        assert cli.main(["resolve", *arguments, *classes, *way]) == cli.USER_ERROR
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split(":")[0] for line in lines] == ["nafld", "  row 3", "  row 3"]
+
+
+# ---------------------------------------------------------------- folds
+
+
+def test_folds_of_the_table_are_honoured(tmp_path):
+    found = cohort.load(folder(tmp_path / "a", fold=[2, 2, 1, 1, 1, 1, 2, 2]), NAMES)
+    assert found.folds["fold"].tolist() == [1, 0, 0, 1], "counted from 0"
+
+
+@pytest.mark.parametrize(
+    ("fold", "message"),
+    [
+        (
+            [0, 1, 0, 0, 1, 1, 1, 1],
+            "row 3: expected one fold a patient, found fold 1 here and 0 in row 2 for patient P-0",
+        ),
+        ([0, 0, 1, 1, 0, 0, 1, 1], "both classes in every fold, found label 0 only in fold 0"),
+        ([0, 0, 0, 0, 2, 2, 2, 2], "without a gap"),
+        ([0, 0, 0, 0, 0, 0, 0, 0], "without a gap"),
+        ([0, 0, 0, 0, 1, 1, 1, "a"], "row 9: expected a whole number from 0 as fold, found a"),
+        ([0, 0, 0, 0, 1, 1, 1, ""], "row 9: expected a whole number from 0 as fold, found nothing"),
+        ([0, 0, 0, 0, 1, 1, 1, 1.5], "row 9: expected a whole number from 0 as fold, found 1.5"),
+    ],
+)
+def test_wrong_folds_are_refused(tmp_path, fold, message):
+    with pytest.raises(cohort_table.CohortError, match=message):
+        cohort.load(folder(tmp_path / "a", fold=fold), NAMES)
+
+
+# ---------------------------------------------------------------- many images, little memory
+
+
+def uneven(path, n=40, side=64):
+    """Images of several sizes, two to a patient."""
+    path.mkdir()
+    rows = []
+    for i in range(n):
+        Image.fromarray(picture(i, side + i % 3, side + i % 5)).save(path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "patient": f"w{i // 2}", "label": i // 2 % 2})
+    pd.DataFrame(rows).to_csv(path / "images.csv", index=False)
+    return path
+
+
+def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_store, "COMMIT_EVERY", 4)
+    path, work = uneven(tmp_path / "a"), tmp_path / "work"
+    whole = cohort.load(path)
+    read, names = image_files.read, []
+
+    def breaking(file):
+        names.append(file.name)
+        if len(names) == 11:
+            raise KeyboardInterrupt
+        return read(file)
+
+    monkeypatch.setattr(image_files, "read", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        cohort.load(path, work=work)
+    found = cohort.load(path, work=work)
+    assert names[11:] == [f"{i}.png" for i in range(8, 40)], "eight of ten were committed"
+    assert found.images.equals(whole.images)
+    assert isinstance(found.pixels.flat, np.memmap)
+    assert all((a == b).all() for a, b in zip(found.pixels, whole.pixels, strict=True))
+    assert all((image == picture(i, 64 + i % 3, 64 + i % 5)).all() for i, image in enumerate(found.pixels))
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    path = uneven(tmp_path / "a", side=256)
+    cohort.load(path, work=tmp_path / "first")  # what is imported on first use
+    tracemalloc.start()
+    found = cohort.load(path, work=tmp_path / "second")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.pixels.flat.nbytes > 40 * 256 * 256
+    assert peak < 0.35 * found.pixels.flat.nbytes
+
+
+def test_ragged_images_are_indexed_like_an_array(tmp_path):
+    images = [picture(i, 8 + i, 20 - i) for i in range(5)]
+    shapes = [image.shape for image in images]
+    ragged = pixel_store.Ragged(np.concatenate([image.ravel() for image in images]), shapes)
+    part = ragged[[3, 1]]
+    assert len(ragged) == 5
+    assert len(part) == 2
+    assert (part[0] == images[3]).all()
+    assert (part[-1] == images[1]).all()
+    assert (ragged[1:][0] == images[1]).all()
+    assert part.shapes.tolist() == [list(images[3].shape), list(images[1].shape)]
+    with pytest.raises(IndexError):
+        ragged[5]
+
+
+def test_a_store_of_other_arrays_starts_anew_or_is_refused(tmp_path):
+    with pixel_store.Store(tmp_path, {"a": ((4, 2), np.uint8)}) as store:
+        for row in store.remaining(4):
+            store.put("a", row, np.full(2, row))
+    with pixel_store.Store(tmp_path, {"a": ((4, 2), np.uint8)}) as store:
+        assert store.done == 4
+        assert store.read("a").tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    with pytest.raises(ValueError, match="expected no other arrays"):
+        pixel_store.Store(tmp_path, {"a": ((5, 2), np.uint8)}, refuse_other=True)
+    with pixel_store.Store(tmp_path, {"a": ((5, 2), np.uint8)}) as store:
+        assert store.done == 0
+        assert not store.read("a").any()
+
+
+# ---------------------------------------------------------------- stages
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Open a run of the smoke profile on a folder."""
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+
+    def opened(path, **values):
+        base = {"cohort.source": "file", "cohort.path": str(path), "cohort.class_names": list(NAMES)}
+        base |= {"preprocess.crop_size": 64, "preprocess.image_size": 32, "preprocess.map_size": 32}
+        return artifacts.open_run("smoke", base | {name.replace("__", "."): value for name, value in values.items()})
+
+    return opened
+
+
+def test_stages_take_unequal_images_and_the_tables_folds(tmp_path, study):
+    path = uneven(tmp_path / "a", n=16)
+    table = pd.read_csv(path / "images.csv")
+    table.assign(fold=table["patient"].str[1:].astype(int) // 4).to_csv(path / "images.csv", index=False)
+    run = study(path, cohort__frames_per_patient=3)
+    unit = prepare.build_cohort(run)
+    assert not unit.work.exists(), "a finished unit leaves no work folder"
+    prepare.build_preprocessed(run)
+    data = prepare.open_preprocessed(run)
+    assert data.folds["fold"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert data.crops.shape == (16, 64, 64)
+    assert (data.images["kept_share"] == 1).all(), "the square is fitted to the region"
+    assert data.traditional_pool.shape == data.pool.shape
+    assert run.is_foreign
+    assert len(looks.of(run).pairs.query("pair == 'same patient'")) == 8
+    with pytest.raises(ValueError, match=r"folds.n_splits is 3, expected the 2 folds .* column fold"):
+        prepare.build_preprocessed(study(path, cohort__frames_per_patient=3, folds__n_splits=3))
+    path.rename(tmp_path / "gone")
+    assert len(prepare.open_cohort(run).images) == 16, "what is stored outlives the folder"
+
+
+def test_a_bad_folder_leaves_nothing_behind(tmp_path, study):
+    path = uneven(tmp_path / "a", n=8)
+    (path / "3.png").write_bytes(b"")
+    run = study(path)
+    with pytest.raises(cohort_table.CohortError, match=r"row 5: 3\.png"):
+        prepare.build_cohort(run)
+    assert not list(run.root.iterdir())
+
+
+def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study):
+    run = study(uneven(tmp_path / "a", n=8), cohort__subject="skin photographs")
+    row = {"claim": "patients", "paper": 55, "this_run": 4, "same_protocol": "yes"}
+    prepare.build_cohort(run)
+    table = artifacts.record_claims(
+        run, "01_data_analysis", [row, {**row, "paper": None, "same_protocol": "not in it"}]
+    )
+    assert table["paper"].isna().all()
+    assert table["same_protocol"].tolist() == [artifacts.OTHER_COHORT, "not in it"]
+    said = words.of(run)
+    assert (said.subject, said.positive, said.grade) == ("skin photographs", "malignant", "grade")
+    assert "class 1 is malignant" in said.note
+    assert words.of(artifacts.open_run("smoke")).note == ""
+
+
+def test_regions_and_crops_are_settings(study, tmp_path):
+    image = np.zeros((60, 100), np.uint8)
+    image[10:50, 20:80] = 200
+    chosen = study(tmp_path).settings.preprocess
+    largest = regions.find(image, chosen)
+    assert largest.sum() == 40 * 60
+    whole = regions.find(image, chosen.model_copy(update={"region": "none"}))
+    assert whole.all()
+    box = chosen.model_copy(update={"region": "box", "region_box": (5, 10, 20, 500)})
+    assert regions.find(image, box).sum() == 20 * 90, "a box is cut at the border"
+    with pytest.raises(ValueError, match="a box inside the image of 100 x 60 pixels"):
+        regions.find(image, chosen.model_copy(update={"region": "box", "region_box": (99, 0, 5, 5)}))
+    square = regions.window(whole, chosen, fit=True)
+    assert (square.top, square.left, square.side) == (-20, 0, 100)
+    assert regions.kept_share(whole, square) == 1
+    assert square.cut(image, 50).shape == (50, 50)
+    plain = regions.window(largest, chosen, fit=False)
+    assert (plain.top, plain.left, plain.side) == (-2, 18, 64)
+    with pytest.raises(ValueError, match="region_box must be"):
+        study(tmp_path, preprocess__region="box")
+
+
+@pytest.mark.parametrize("name", ["=1", "<b>", "a\nb", "", "$x$", "-x", "x" * 61])
+def test_class_names_are_plain(study, tmp_path, name):
+    with pytest.raises(ValueError, match=r"cohort\.class_names"):
+        study(tmp_path, cohort__class_names=["healthy", name])
+
+
+def test_equal_class_names_are_refused(study, tmp_path):
+    with pytest.raises(ValueError, match="two different names"):
+        study(tmp_path, cohort__class_names=["Benign", "benign"])
+
+
+# ---------------------------------------------------------------- simulated folders
+
+
+def test_a_simulated_folder_is_the_simulated_cohort(tmp_path, monkeypatch):
+    small = phantom.simulate(3, 5, n_frames=2)
+    simulate, calls = phantom.simulate_patient, []
+
+    def breaking(*arguments):
+        calls.append(arguments[1])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return simulate(*arguments)
+
+    monkeypatch.setattr(phantom, "simulate_patient", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        phantom_folder.write(tmp_path / "a", 3, 5, n_frames=2)
+    phantom_folder.write(tmp_path / "a", 3, 5, n_frames=2)
+    assert calls == [0, 1, 2, 2], "only the patient that was cut short is simulated again"
+    for found in (cohort.load(tmp_path / "a"), cohort.open_array_folder(tmp_path / "a")):
+        assert (found.pixels == small.pixels).all()
+        assert (found.masks == small.masks).all()
+        assert found.images["sha256"].equals(small.images["sha256"])
+        assert found.images["image_id"].equals(small.images["image_id"])
+        assert found.provenance["kind"] == "simulated"
+    with pytest.raises(ValueError, match="expected no other cohort"):
+        phantom_folder.write(tmp_path / "a", 3, 6, n_frames=2)
+
+
+def test_a_large_simulated_run_is_the_small_one_on_disk(study, tmp_path, monkeypatch):
+    values = {"cohort.source": "simulated", "cohort.n_patients": 2, "cohort.frames_per_patient": 1}
+    small = artifacts.open_run("smoke", {**values, "run": "small"})
+    large = artifacts.open_run("smoke", {**values, "run": "large"})
+    assert small.root != study(tmp_path).root
+    prepare.build_cohort(small)
+    monkeypatch.setattr(phantom_folder, "ABOVE", 1)
+    stage.build_cohort(large)
+    a, b = prepare.open_cohort(small), prepare.open_cohort(large)
+    assert (a.pixels == b.pixels).all()
+    assert (a.masks == b.masks).all()
+    assert a.images.equals(b.images)
+    assert large.is_simulated
+    assert not large.is_foreign
+    assert not prepare.fits(large)
+
+
+def test_the_example_is_a_cohort_of_every_kind_of_file(tmp_path, study):
+    path = example_cohort.write(tmp_path / "chest", n_patients=8)
+    kinds = {name.rsplit(".")[-1] for name in os.listdir(path)}
+    assert kinds == {"png", "jpg", "tif", "csv", "json"}
+    run = study(path, cohort__class_names=list(example_cohort.CLASSES))
+    prepare.build_cohort(run)
+    found = prepare.open_cohort(run)
+    assert found.provenance["kind"] == "simulated"
+    assert "Simulated chest radiographs" in found.provenance["text"]
+    assert "converted from colour" in found.provenance["text"]
+    assert run.is_simulated
+    assert run.is_foreign
+    assert prepare.fits(run)
+    assert isinstance(found.pixels, pixel_store.Ragged)
+    shapes = found.pixels.shapes
+    assert len(np.unique(shapes, axis=0)) > 4
