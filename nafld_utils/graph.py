@@ -163,9 +163,9 @@ def check_folder(run: Run) -> None:
     s = run.settings
     path = Path(s.cohort.path).expanduser() if s.cohort.source == "file" and s.cohort.path else None
     if path is not None and path.is_dir():
-        from nafld_utils import cohort_folder
+        from nafld_utils import cohort_checks
 
-        cohort_folder.check(path, s.cohort.class_names, s.folds.n_splits)
+        cohort_checks.check(path, s.cohort.class_names, s.folds.n_splits)
 
 
 def stamp_path(run: Run, stage: str) -> Path:

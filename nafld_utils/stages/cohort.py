@@ -25,7 +25,7 @@ from nafld_utils.artifacts import (
 from nafld_utils.cohort import Cohort
 
 COHORT = "cohort"
-FOLDER_MODULES = ("cohort_folder", "cohort_table", "image_files", "pixel_store")
+FOLDER_MODULES = ("cohort_checks", "cohort_folder", "cohort_table", "image_files", "pixel_store")
 
 
 def cohort_unit(run: Run, fetch: bool = False) -> Unit:
