@@ -83,7 +83,8 @@ def revision(module: str) -> int:
 # ---------------------------------------------------------------- atomic files
 
 
-def _no_space(error: OSError, path: Path) -> OSError:
+def no_space(error: OSError, path: Path) -> OSError:
+    """The same error; of a full disk one whose message names the file and says what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(error.errno, f"no space left while writing {path}; free disk space and run again", str(path))
     return error
@@ -108,7 +109,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise _no_space(error, path) from error
+        raise no_space(error, path) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -266,7 +267,7 @@ class Unit:
             _swap_in(temporary, self.path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise _no_space(error, self.path) from error
+            raise no_space(error, self.path) from error
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

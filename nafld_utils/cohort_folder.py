@@ -331,5 +331,5 @@ def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict
     return (
         f"Folder {shown(folder.name)}: {len(rows)} images of {rows['patient_id'].nunique()} patients, {size} pixels"
         + "".join(f"; {text}" for text in done)
-        + ("." if own else "; patients are numbered in the order of the table.")
+        + ("." if own else "; patients are numbered in the order of the table, sources.csv has their names.")
     )

@@ -120,17 +120,32 @@ class Store:
         return handle, start, row
 
     def put(self, name: str, row: int, values: np.ndarray) -> None:
-        """Write one row of an array, or for a flat array the values from `row` on."""
+        """Write one row of an array, or for a flat array the values from `row` on.
+
+        Raises
+        ------
+        OSError
+            The disk is full; the message names the file. What was committed stays, and the next writer goes on there.
+        """
         handle, start, length = self._files[name]
         content = np.ascontiguousarray(values, dtype=np.dtype(self._wanted[name][1]))
-        handle.seek(start + row * length)
-        handle.write(content.tobytes())
+        with self._named(name):
+            handle.seek(start + row * length)
+            handle.write(content.tobytes())
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise artifacts.no_space(error, self.folder / f"{name}.npy") from error
 
     def commit(self, done: int) -> None:
         """Put everything written so far safely on disk and note that rows before `done` are whole."""
-        for handle, _, _ in self._files.values():
-            handle.flush()
-            os.fsync(handle.fileno())
+        for name, (handle, _, _) in self._files.items():
+            with self._named(name):
+                handle.flush()
+                os.fsync(handle.fileno())
         self.done = done
         content = {"arrays": self._wanted, "done": done, "facts": self.facts}
         artifacts.save_json(self.folder / PROGRESS, content)
@@ -148,9 +163,10 @@ class Store:
         return artifacts.load_array(self.folder / f"{name}.npy", mmap=True)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; what a full disk keeps from being written is not committed and so not missed."""
         for handle, _, _ in self._files.values():
-            handle.close()
+            with contextlib.suppress(OSError):
+                handle.close()
 
     def __enter__(self) -> Store:
         return self

@@ -599,3 +599,19 @@ def test_the_example_is_a_cohort_of_every_kind_of_file(tmp_path, study):
     assert isinstance(found.pixels, pixel_store.Ragged)
     shapes = found.pixels.shapes
     assert len(np.unique(shapes, axis=0)) > 4
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_was_committed(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    with pixel_store.Store(tmp_path, {"a": ((300, 4096), np.uint8)}) as store:
+        for row in store.remaining(64):
+            store.put("a", row, np.ones(4096))
+        store._files["a"][0].close()
+        handle = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115
+        store._files["a"] = (handle, 0, 4096)
+        with pytest.raises(OSError, match=r"no space left while writing .*a\.npy; free disk space"):
+            store.put("a", 64, np.ones(4096))
+    with pixel_store.Store(tmp_path, {"a": ((300, 4096), np.uint8)}) as store:
+        assert store.done == 64
+        assert store.read("a")[:64].all()
