@@ -23,6 +23,7 @@ from nafld_utils import artifacts, cohort_folder
 from nafld_utils.cohort_table import TABLE
 
 CLASSES = ("clear", "effusion")
+SUBJECT = "chest radiographs"
 GRADE = "fluid (% of the lung)"
 
 
@@ -153,8 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"example_cohort: {error}", file=sys.stderr)
         return 2
+    named = f"cohort.class_names=[{', '.join(CLASSES)}] cohort.subject='{SUBJECT}' cohort.grade_name='{GRADE}'"
     print(f"{folder}: {options.patients} simulated patients; now")
-    print(f'make all PROFILE=smoke RUN=chest DATA={folder} SET="cohort.class_names=[{", ".join(CLASSES)}]"')
+    print(f'make all PROFILE=smoke RUN=chest DATA={folder} SET="{named}"')
     return 0
 
 

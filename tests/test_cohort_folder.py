@@ -16,6 +16,7 @@ from nafld_utils import (
     cohort,
     cohort_table,
     example_cohort,
+    graph,
     image_files,
     phantom,
     phantom_folder,
@@ -583,11 +584,15 @@ def test_a_large_simulated_run_is_the_small_one_on_disk(study, tmp_path, monkeyp
     assert not prepare.fits(large)
 
 
-def test_the_example_is_a_cohort_of_every_kind_of_file(tmp_path, study):
-    path = example_cohort.write(tmp_path / "chest", n_patients=8)
+def test_the_example_is_a_cohort_of_every_kind_of_file(tmp_path, study, capsys):
+    path = tmp_path / "chest"
+    assert example_cohort.main([str(path), "--patients", "8"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command.startswith(f"make all PROFILE=smoke RUN=chest DATA={path} SET=")
+    named = graph.parse_overrides(command.split("SET=")[1].strip('"'))
     kinds = {name.rsplit(".")[-1] for name in os.listdir(path)}
     assert kinds == {"png", "jpg", "tif", "csv", "json"}
-    run = study(path, cohort__class_names=list(example_cohort.CLASSES))
+    run = study(path, **named)
     prepare.build_cohort(run)
     found = prepare.open_cohort(run)
     assert found.provenance["kind"] == "simulated"
