@@ -13,8 +13,10 @@ Two layouts of a folder, told apart by what lies in it:
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -214,7 +216,8 @@ def _array_source(
     folder: Path, n: int, rows: pd.DataFrame, problems: list[Problem], source: Path
 ) -> tuple[np.ndarray, Callable[[int], Any]]:
     pixels = _mapped(folder / PIXELS)
-    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint8 or len(pixels) != n:
+    known = pixels is not None and pixels.ndim == 3 and pixels.dtype == np.uint8 and len(pixels) == n
+    if not known or min(pixels.shape) < 1:
         found = "a damaged file" if pixels is None else f"{pixels.shape} {pixels.dtype}"
         problems.append(
             Problem(None, f"{PIXELS}: expected ({n}, height, width) uint8 as {source.name} has rows, found {found}")
@@ -247,10 +250,11 @@ def _decode(
     """Decode what is not decoded yet; pixels, masks, hashes ("" where undecodable) and counts of conversions."""
     n, even = len(rows), bool((shapes == shapes[0]).all())
     ends = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))])
-    array = (n, *shapes[0]) if even else (int(ends[-1]),)
+    array = (n, *shapes[0]) if even and ends[-1] else (max(1, int(ends[-1])),)  # an empty file cannot be mapped
     arrays = {"pixels": (array, np.uint8), "sha256": ((n, 32), np.uint8)}
     if masks is not None:
         arrays["masks"] = (array, np.uint8)
+    _check_room(work, int(ends[-1]) * (2 if masks is not None else 1))
     with pixel_store.Store(work, arrays) as store:
         facts = store.facts or {"problems": [], **dict.fromkeys(CONVERSIONS, 0)}
         store.facts = facts
@@ -280,6 +284,19 @@ def _decode(
     pixels = flat if even else pixel_store.Ragged(flat, shapes)
     sha256 = [row.tobytes().hex() if row.any() else "" for row in digests]
     return pixels, codes, sha256, {name: facts[name] for name in CONVERSIONS}
+
+
+def _check_room(work: Path, needed: int) -> None:
+    """Refuse images that the disk cannot hold once decoded, before any is."""
+    existing = next(path for path in (work, *work.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    needed -= sum(path.stat().st_blocks * 512 for path in work.glob("*.npy"))  # what an interrupted call has written
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"no space for the decoded images: they need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free in"
+            f" {existing}; scale them down, name fewer, or point NAFLD_ROOT to another disk",
+        )
 
 
 def _progress(store: pixel_store.Store, n: int) -> Iterator[int]:

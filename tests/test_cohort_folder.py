@@ -4,6 +4,7 @@ import os
 import sys
 import tracemalloc
 import zlib
+from collections import namedtuple
 
 import numpy as np
 import pandas as pd
@@ -272,6 +273,41 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
 
 def test_one_class_only_is_refused(tmp_path):
     assert "found benign only" in problems(folder(tmp_path / "a", label="benign"))[0][1]
+
+
+def test_a_folder_without_any_image_says_so_for_every_row(tmp_path):
+    path = folder(tmp_path / "a")
+    for row in ROWS:
+        (path / row["image"]).write_bytes(b"")
+    assert [row for row, _ in problems(path)] == list(range(2, 10))
+
+
+def test_images_that_the_disk_cannot_hold_are_refused_before_any_is_decoded(tmp_path, monkeypatch):
+    path, small = folder(tmp_path / "a"), namedtuple("usage", "free")(1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: small)
+    with pytest.raises(OSError, match=r"no space for the decoded images: they need .* point NAFLD_ROOT"):
+        cohort.load(path, NAMES, work=tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((8, 24), np.uint8), r"expected \(8, height, width\) uint8 as images.csv has rows, found \(8, 24\)"),
+        (np.zeros((7, 24, 30), np.uint8), r"found \(7, 24, 30\) uint8"),
+        (np.zeros((8, 24, 30), np.float32), r"found \(8, 24, 30\) float32"),
+        (np.zeros((8, 0, 30), np.uint8), "found "),
+        (None, "found a damaged file"),
+    ],
+)
+def test_a_wrong_array_is_refused(tmp_path, array, message):
+    path = folder(tmp_path / "a")
+    if array is None:
+        np.save(path / "pixels.npy", np.array([{"an": "object"}]), allow_pickle=True)
+    else:
+        np.save(path / "pixels.npy", array)
+    with pytest.raises(cohort_table.CohortError, match=message):
+        cohort.load(path, NAMES)
 
 
 def test_labels_of_other_names_are_said_once_with_the_setting(tmp_path):
