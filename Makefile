@@ -112,7 +112,7 @@ clean:                   ## remove everything that RUN has computed; data/ stays
 	  else echo "nothing at $$folder"; fi; done
 
 help:                    ## show this
-	@echo 'make <target> [PROFILE=demo] [RUN=name] [SET="a.b=c ..."] [DATA=cohort.mat] [JOBS=2]'; echo
+	@echo 'make <target> [PROFILE=demo] [RUN=name] [SET="a.b=c ..."] [DATA=cohort.mat or folder] [JOBS=2]'; echo
 	@sed -n 's/^\([$$()A-Za-z_-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
 	  | sed 's/^$$(STAGES)/<stage>/' | while IFS="$$(printf '\t')" read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 	@echo; echo '  profiles: smoke (the tests), demo (simulated, 10 min), cpu (real cohort, no GPU), paper (one GPU)'
