@@ -63,4 +63,10 @@ def of(run: Run) -> Words:
         f" text below speaks of liver, fat or the sector, it describes the paper's cohort; read {negative} for healthy,"
         f" {positive} for fatty or unhealthy, {grade} for fat. No number of the paper's is comparable."
     )
+    first_stages = run.settings.autoencoder
+    if "shipped" in (first_stages.semantic.source, first_stages.class_.source):
+        note += (
+            " The shipped autoencoder has seen simulated livers alone and draws their texture; for images"
+            ' worth looking at give SET="autoencoder.semantic.source=train autoencoder.class.source=train".'
+        )
     return Words(subject, s.class_names, positive, grade, grade, f"{grade} {{:g}}", True, note)

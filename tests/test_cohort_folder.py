@@ -539,6 +539,7 @@ def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study)
     said = words.of(run)
     assert (said.subject, said.positive, said.grade) == ("skin photographs", "malignant", "grade")
     assert "class 1 is malignant" in said.note
+    assert "The shipped autoencoder has seen simulated livers alone" in said.note
     assert words.of(artifacts.open_run("smoke")).note == ""
 
 
