@@ -34,7 +34,7 @@ from nafld_utils import params
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "run.json"
 CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol")
-OTHER_COHORT = "no: another cohort, so no number of the paper's beside it"
+OTHER_COHORT = "no: another cohort"
 _LIBRARIES = (
     "torch",
     "diffusers",
@@ -523,7 +523,8 @@ def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd
     table = pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
     if run.is_foreign:
         stated = table["paper"].notna() | (table["same_protocol"] == "yes")
-        table = table.assign(paper=None, same_protocol=table["same_protocol"].where(~stated, OTHER_COHORT))
+        claim = table["claim"].str.replace(r" \(paper: [^)]*\)", "", regex=True)
+        table = table.assign(claim=claim, paper=None, same_protocol=table["same_protocol"].where(~stated, OTHER_COHORT))
     save_table(run.root / stage / "claims.csv", table)
     return table
 

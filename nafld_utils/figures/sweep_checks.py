@@ -48,7 +48,8 @@ def baseline_bars(table: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
     for split, (marker, color) in _SPLITS.items():
         ax.plot([], [], marker, color=color, label=split)
     ax.plot([], [], "D", color="#009E73", ms=5, label="trained network, folds of this run")
-    ax.plot([], [], "*", color="#D55E00", ms=9, ls="", label="published for the real cohort (Byra et al. 2018)")
+    if np.isfinite(table["byra"]).any():
+        ax.plot([], [], "*", color="#D55E00", ms=9, ls="", label="published for the real cohort (Byra et al. 2018)")
     ax.axvline(0.5, color="#999999", lw=1, ls="--", zorder=1)
     ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="ROC AUC by patient, bars are 95 % over patients")
     ax.grid(axis="x")
