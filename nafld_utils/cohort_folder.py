@@ -71,7 +71,25 @@ class Folder:
 
 
 def spread(n: int, k: int | None) -> np.ndarray:
-    """Places of `k` of `n` images, spread evenly from the first to the last (one: the middle one); all where fewer."""
+    """Places of `k` of `n` images, spread evenly from the first to the last (one: the middle one).
+
+    Parameters
+    ----------
+    n : int
+        Images there are.
+    k : int or None
+        Images wanted; all where there are fewer, or for None.
+
+    Returns
+    -------
+    (min(n, k),) int ndarray
+        Ascending.
+
+    Examples
+    --------
+    >>> spread(10, 3).tolist(), spread(10, 1).tolist(), spread(2, 3).tolist()
+    ([0, 4, 9], [4], [0, 1])
+    """
     if k is None or k >= n:
         return np.arange(n)
     return np.rint(np.linspace(0, n - 1, k) if k > 1 else np.array([(n - 1) / 2])).astype(int)
@@ -94,6 +112,10 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
         decodes into memory.
     keep : int, optional
         Images a patient that are decoded, spread evenly; patients with fewer keep theirs. All by default.
+
+    Returns
+    -------
+    Folder
 
     Raises
     ------
@@ -130,6 +152,17 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
 
 def open_in_place(folder: Path, class_names: Sequence[str]) -> Folder:
     """Open a folder of the second layout without copying its array; checked and hashed in one pass over it.
+
+    Parameters
+    ----------
+    folder : Path
+        The cohort.
+    class_names : (str, str)
+        Names of label 0 and label 1.
+
+    Returns
+    -------
+    Folder
 
     Raises
     ------

@@ -55,6 +55,15 @@ def shown(text: object, limit: int = 80) -> str:
 def spreadsheet_safe(text: object) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe stands before a leading ``= + - @``, tab or return.
 
+    Parameters
+    ----------
+    text : object
+        What the user wrote.
+
+    Returns
+    -------
+    str
+
     Examples
     --------
     >>> spreadsheet_safe("=1+1"), spreadsheet_safe("scan_1.png")
@@ -70,6 +79,15 @@ def spreadsheet_safe(text: object) -> str:
 
 def find_table(folder: Path) -> Path:
     """``images.csv`` of a folder, or its only .csv file.
+
+    Parameters
+    ----------
+    folder : Path
+        The cohort.
+
+    Returns
+    -------
+    Path
 
     Raises
     ------

@@ -47,8 +47,12 @@ class Picture:
     ----------
     pixels : (H, W) uint8 ndarray
         Grey levels.
-    colour, deep, turned : bool
-        Whether it was converted from colour, scaled from more than 8 bits, turned as its EXIF entry says.
+    colour : bool
+        Whether it was converted from colour.
+    deep : bool
+        Whether it was scaled from more than 8 bits.
+    turned : bool
+        Whether it was turned as its EXIF entry says.
     """
 
     pixels: np.ndarray
@@ -59,6 +63,15 @@ class Picture:
 
 def read_header(path: Path) -> Header:
     """Size and kind of an image file; no pixel is decoded.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    Header
 
     Raises
     ------

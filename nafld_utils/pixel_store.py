@@ -122,6 +122,15 @@ class Store:
     def put(self, name: str, row: int, values: np.ndarray) -> None:
         """Write one row of an array, or for a flat array the values from `row` on.
 
+        Parameters
+        ----------
+        name : str
+            Name of the array.
+        row : int
+            Place on its first axis.
+        values : ndarray
+            Content, of the array's type or one that can be cast to it.
+
         Raises
         ------
         OSError
@@ -141,7 +150,18 @@ class Store:
             raise artifacts.no_space(error, self.folder / f"{name}.npy") from error
 
     def commit(self, done: int) -> None:
-        """Put everything written so far safely on disk and note that rows before `done` are whole."""
+        """Put everything written so far safely on disk and note that rows before `done` are whole.
+
+        Parameters
+        ----------
+        done : int
+            Rows that the next writer of this folder skips.
+
+        Raises
+        ------
+        OSError
+            The disk is full; the message names the file.
+        """
         for name, (handle, _, _) in self._files.items():
             with self._named(name):
                 handle.flush()
@@ -176,7 +196,15 @@ class Store:
 
 
 def move(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Move arrays of a finished store into the folder of a unit that is about to be sealed."""
+    """Move arrays of a finished store into the folder of a unit that is about to be sealed.
+
+    Parameters
+    ----------
+    source, target : Path
+        Folders of one file system.
+    names : sequence of str
+        Names of the arrays, without ``.npy``.
+    """
     for name in names:
         os.replace(source / f"{name}.npy", target / f"{name}.npy")
 
@@ -188,6 +216,10 @@ def stream(pixels: Any) -> Iterator[np.ndarray]:
     ----------
     pixels : (N, H, W) uint8 ndarray or Ragged
         Images.
+
+    Yields
+    ------
+    (H, W) uint8 ndarray
     """
     for row in range(len(pixels)):
         yield pixels[row]
@@ -196,7 +228,13 @@ def stream(pixels: Any) -> Iterator[np.ndarray]:
 
 
 def release(pixels: Any) -> None:
-    """Give back the pages of a memory map that were read; the next access reads them again."""
+    """Give back the pages of a memory map that were read; the next access reads them again.
+
+    Parameters
+    ----------
+    pixels : ndarray, Ragged or None
+        Images; nothing happens where they are in memory.
+    """
     array = pixels.flat if isinstance(pixels, Ragged) else pixels
     while array is not None and not isinstance(array, mmap.mmap):
         found = getattr(array, "_mmap", None)

@@ -100,6 +100,10 @@ def window(region: np.ndarray, settings: PreprocessSettings, fit: bool) -> Windo
         False: a square of ``crop_size`` at original spacing about the region's centre, as in the paper. True: the
         smallest square that holds the region, which is then resized to ``crop_size``.
 
+    Returns
+    -------
+    Window
+
     Notes
     -----
     Choice: images of a folder have no common spacing that could be known, so by default they are fitted; shape is kept,
@@ -113,5 +117,17 @@ def window(region: np.ndarray, settings: PreprocessSettings, fit: bool) -> Windo
 
 
 def kept_share(region: np.ndarray, square: Window) -> float:
-    """Share of a region's pixels that lie inside a square."""
+    """Share of a region's pixels that lie inside a square.
+
+    Parameters
+    ----------
+    region : (H, W) bool ndarray
+        True inside; not empty.
+    square : Window
+        From `window`.
+
+    Returns
+    -------
+    float in (0, 1]
+    """
     return float(preprocess.cut(region, (square.top, square.left), square.side).sum() / region.sum())

@@ -48,7 +48,17 @@ class Words:
 
 
 def of(run: Run) -> Words:
-    """The words of a run; whether its cohort is foreign is known once it is loaded."""
+    """The words of a run.
+
+    Parameters
+    ----------
+    run : Run
+        Whether its cohort is foreign is known once notebook 01 has loaded it.
+
+    Returns
+    -------
+    Words
+    """
     s = run.settings.cohort
     if not run.is_foreign:
         subject = s.subject or "liver ultrasounds"

@@ -31,7 +31,22 @@ class Looks:
 
 
 def of(run: Run) -> Looks:
-    """Likeness of frames and brightness over the region, one image at a time in memory."""
+    """Likeness of frames and brightness over the region, one image at a time in memory.
+
+    Parameters
+    ----------
+    run : Run
+        Its cohort is stored.
+
+    Returns
+    -------
+    Looks
+
+    Raises
+    ------
+    ValueError
+        An image has no region; names it.
+    """
     found = open_cohort(run)
     if run.is_foreign:
         squares = _squares(run, found)
