@@ -120,7 +120,7 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
     Raises
     ------
     CohortError
-        Everything that is wrong with the table and the images that are used, by row.
+        Everything that is wrong with the table, the files and the images that are used, by row.
     """
     source, table, problems = cohort_checks.open_table(folder, class_names)
     table["patient_id"] = _numbered(table["patient"])
@@ -133,6 +133,7 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
         shapes, image_of = _array_source(folder, len(table), used_rows, problems, source)
     else:
         shapes, image_of = _file_source(used_rows, problems)
+        _file_source(table[~np.array(used)].reset_index(), problems)  # left out of this run, but not of the check
     mark = _mark(folder)
     masks = _mapped(folder / MASKS) if mark and (folder / PIXELS).is_file() else None
     if masks is not None and (masks.shape != (len(table), *shapes[0]) or masks.dtype != np.uint8):

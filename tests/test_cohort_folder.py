@@ -263,6 +263,13 @@ def test_a_wrong_row_is_named(tmp_path, number, values, message):
         cohort.load(folder(tmp_path / "a", changed(number, **values)), NAMES)
 
 
+def test_files_that_a_run_leaves_out_are_checked_too(tmp_path):
+    path = folder(tmp_path / "a")
+    (path / "01.png").write_bytes(b"no image")
+    with pytest.raises(cohort_table.CohortError, match=r"row 3: 01\.png: expected a PNG"):
+        cohort.load(path, NAMES, keep=1)
+
+
 def test_a_link_out_of_the_folder_is_refused(tmp_path):
     path = folder(tmp_path / "a")
     Image.fromarray(picture(9)).save(tmp_path / "secret.png")
