@@ -27,8 +27,10 @@ class Words:
         What a score speaks for: label 1, e.g. "a fatty liver".
     grade : str
         What the grade is, short, e.g. "fat".
+    grade_column : str
+        The same with its unit, for a table, e.g. "fat (%)".
     grade_axis : str
-        The same with its unit, for an axis.
+        The same in full, for an axis.
     grade_text : str
         A pattern that a grade is put into, for captions, e.g. "fat {:.0f} %".
     foreign : bool
@@ -41,6 +43,7 @@ class Words:
     classes: tuple[str, str]
     positive: str
     grade: str
+    grade_column: str
     grade_axis: str
     grade_text: str
     foreign: bool
@@ -64,7 +67,8 @@ def of(run: Run) -> Words:
         subject = s.subject or "liver ultrasounds"
         axis = s.grade_name or "hepatocytes with fatty infiltration (%)"
         positive = "a fatty liver" if s.class_names == ("healthy", "fatty") else s.class_names[1]
-        return Words(subject, s.class_names, positive, s.grade_name or "fat", axis, "fat {:.0f} %", False, "")
+        name, column = s.grade_name or "fat", s.grade_name or "fat (%)"
+        return Words(subject, s.class_names, positive, name, column, axis, "fat {:.0f} %", False, "")
     subject = s.subject or "images"
     negative, positive = s.class_names
     grade = s.grade_name or "grade"
@@ -79,4 +83,4 @@ def of(run: Run) -> Words:
             " The shipped autoencoder has seen simulated livers alone and draws their texture; for images"
             ' worth looking at give SET="autoencoder.semantic.source=train autoencoder.class.source=train".'
         )
-    return Words(subject, s.class_names, positive, grade, grade, f"{grade} {{:g}}", True, note)
+    return Words(subject, s.class_names, positive, grade, grade, grade, f"{grade} {{:g}}", True, note)
