@@ -14,13 +14,14 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -148,6 +149,48 @@ def save_array(path: str | Path, array: np.ndarray) -> Path:
     with replacing(path) as temporary, open(temporary, "wb") as handle:
         np.save(handle, np.asarray(array), allow_pickle=False)
     return Path(path)
+
+
+@contextlib.contextmanager
+def array_in_parts(path: str | Path, leading: Sequence[int]) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write an array atomically as .npy, part after part, so that it may be larger than memory.
+
+    Parameters
+    ----------
+    path : path
+        Where it goes.
+    leading : sequence of int
+        First axes of the array; their product is the number of rows that the parts have together.
+
+    Yields
+    ------
+    callable
+        Takes the next rows, ``(m, ...)``, all of one dtype and shape but for m.
+
+    Raises
+    ------
+    ValueError
+        There is no part, they do not have that many rows, or differ in dtype or shape; nothing is left behind.
+    """
+    rows, kind = 0, None
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as handle:
+
+            def append(part: np.ndarray) -> None:
+                nonlocal rows, kind
+                found = part.dtype.str, part.shape[1:]
+                if kind is None:
+                    kind = found
+                    header = {"descr": found[0], "fortran_order": False, "shape": (*leading, *found[1])}
+                    np.lib.format.write_array_header_1_0(handle, header)
+                if found != kind:
+                    raise ValueError(f"{path}: expected rows {kind}, found {found}; make all parts alike.")
+                handle.write(np.ascontiguousarray(part).data)
+                rows += len(part)
+
+            yield append
+        if kind is None or rows != math.prod(leading):
+            raise ValueError(f"{path}: expected {math.prod(leading)} rows, found {rows}; append every part once.")
 
 
 def load_table(path: str | Path) -> pd.DataFrame:
