@@ -1,0 +1,159 @@
+"""What a cohort of more patients costs: ``python -m nafld_utils.size_bench``, a part of ``make bench``.
+
+Simulated cohorts of several sizes are written as folders, then stages 01 and 02, the features of stage 05 and the
+feature cache of stage 06 are made of their real images, each in a process of its own, whose seconds and peak memory
+count. Linear cost is a power of 1 in the fit of seconds against images. The full measurement, ten frames a patient::
+
+    python -m nafld_utils.size_bench --frames 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import artifacts, bench_records, engine
+from nafld_utils.artifacts import Run
+
+BACKBONE = "tf_efficientnet_lite0"  # bundled: nothing is downloaded
+SEED = 31_000  # far from the seeds of other simulated cohorts
+SIMULATOR, CACHE = "simulator", "06 feature cache"
+STEPS = (SIMULATOR, "01", "02", "05 features", CACHE)
+COLUMNS = ("step", "patients", "images", "seconds", "peak_gib")
+
+
+def _work(run: Run, step: str, folder: Path, n_patients: int, n_frames: int) -> Callable[[], Any]:
+    """The call of one step, with what it needs imported already."""
+    from nafld_utils import backbones, feature_networks, phantom_folder, trial  # noqa: F401 - imports are not timed
+    from nafld_utils.stages import features, prepare, sweep_features
+
+    calls: dict[str, Callable[[], Any]] = {
+        SIMULATOR: lambda: phantom_folder.write(folder, n_patients, SEED, n_frames),
+        "01": lambda: prepare.build_cohort(run),
+        "02": lambda: prepare.build_preprocessed(run),
+        "05 features": lambda: features.make_features(run, "lite0", features.REAL),
+        CACHE: lambda: sweep_features.make_features(run, BACKBONE, "real"),
+    }
+    return calls[step]
+
+
+def measure_step(root: str, profile: str, step: str, n_patients: int, n_frames: int) -> tuple[float, float]:
+    """Seconds and peak memory (GiB) of one step in this process, which should be a fresh one."""
+    os.environ["NAFLD_ROOT"] = root
+    folder = Path(root) / "cohort"
+    changes = {"cohort.source": "file", "cohort.path": str(folder), "cohort.frames_per_patient": None}
+    changes |= {"engine.mode": "serial", "sweep.backbones": [BACKBONE], "sweep.weights": "bundled"}
+    call = _work(artifacts.open_run(profile, changes), step, folder, n_patients, n_frames)
+    with engine.compute_threads(engine.cores()):
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started, bench_records.peak_gib()
+
+
+def measure(profile: str, sizes: Sequence[int], n_frames: int) -> pd.DataFrame:
+    """Cost of every step for every size, `COLUMNS`.
+
+    Parameters
+    ----------
+    profile : str
+        Whose preprocessing is measured.
+    sizes : sequence of int
+        Patients.
+    n_frames : int
+        Frames a patient.
+    """
+    rows = []
+    for n_patients in sizes:
+        with _scratch() as root:
+            for step in STEPS:
+                # one process a step: its peak memory is its own
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    call = functools.partial(measure_step, root, profile, step, n_patients, n_frames)
+                    seconds, peak = pool.submit(call).result()
+                rows.append((step, n_patients, n_patients * n_frames, seconds, peak))
+                print(f"{n_patients} patients, {step}: {seconds:.1f} s, {peak:.2f} GiB", flush=True)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    folder = artifacts.work_root() / "artifacts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=".bench-size-", dir=folder)
+
+
+def fit(table: pd.DataFrame) -> pd.DataFrame:
+    """How cost grows, a step a row.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        `COLUMNS`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``step, exponent`` (of a power law of the number of images, least squares in logarithms; 1 is linear; NaN where
+        there is one size), ``ms_an_image`` (at the largest size), ``memory_growth`` (GiB, from the smallest size to
+        the largest).
+    """
+    rows = []
+    for step, part in table.groupby("step", sort=False):
+        part = part.sort_values("images")
+        exponent = float("nan")
+        if part["images"].iloc[0] < part["images"].iloc[-1]:
+            exponent = np.polyfit(np.log(part["images"]), np.log(part["seconds"]), 1)[0]
+        last = part.iloc[-1]
+        growth = last["peak_gib"] - part["peak_gib"].iloc[0]
+        rows.append((step, float(exponent), 1000 * last["seconds"] / last["images"], float(growth)))
+    return pd.DataFrame(rows, columns=["step", "exponent", "ms_an_image", "memory_growth"])
+
+
+def record(table: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the record: the largest size of each step, with the exponent in words."""
+    rows = []
+    for line in fitted.itertuples():
+        last = table[table["step"] == line.step].sort_values("images").iloc[-1]
+        stage, _, what = line.step.partition(" ")
+        named = {SIMULATOR: ("-", "simulating the cohort"), "01": ("01", "reading and checking the cohort")}
+        named["02"] = ("02", "preprocessing")
+        stage, what = named.get(line.step, (stage, f"{what} of the real images"))
+        grows = "" if np.isnan(line.exponent) else f", seconds grow as images to the power {line.exponent:.2f}"
+        per = f"{last['patients']} patients, {last['images']} images{grows}"
+        rows.append(
+            {"stage": stage, "what": what, "per": per, "seconds": last["seconds"], "peak_gib": last["peak_gib"]}
+        )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; writes ``bench_size.csv`` and the record."""
+    parser = argparse.ArgumentParser(description="Seconds and memory of stages against the size of the cohort.")
+    parser.add_argument("--patients", type=int, nargs="+", default=[55, 200, 500], help="sizes, at least 5 each")
+    parser.add_argument("--frames", type=int, default=2, help="frames a patient; the full measurement takes 10")
+    parser.add_argument("--profile", default="demo", help="whose preprocessing is measured")
+    parser.add_argument("--out", type=Path, default=bench_records.default_folder())
+    options = parser.parse_args(arguments)
+    started = time.perf_counter()
+    table = measure(options.profile, sorted(set(options.patients)), options.frames)
+    fitted = fit(table)
+    artifacts.save_table(options.out / "bench_size.csv", table)
+    facts = {"curve": table.to_dict("records"), "frames": options.frames, "profile": options.profile}
+    seconds = time.perf_counter() - started
+    rows = record(table, fitted)
+    bench_records.save(options.out, "size", rows, seconds=seconds, arguments=arguments, **facts)
+    print(fitted.round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
