@@ -16,7 +16,7 @@ import pandas as pd
 from nafld_utils import arms, folds
 from nafld_utils.arms import REAL
 from nafld_utils.artifacts import digest
-from nafld_utils.params import PLAIN, ExperimentSettings, Settings
+from nafld_utils.params import BASELINES, PLAIN, ExperimentSettings, Settings
 from nafld_utils.trial_store import (
     SCORE_COLUMNS,
     STATES,
@@ -76,13 +76,13 @@ def experiment_grid(settings: Settings, name: str) -> pd.DataFrame:
         There is no such experiment, or an arm asks for a diffusion model that the run does not train.
     """
     chosen = experiment(settings, name)
-    made = [*settings.ldm.conditionings, *["gan"] * settings.gan.enabled]
+    made = settings.generators
     for arm in chosen.arms:
         lacking = set(arms.parse(arm).generators) - {"traditional", "filtered"} - set(made)
         if lacking:
             raise ValueError(
                 f"arm {arm} of experiment {name}: expected generators of this run {made}, found {min(lacking)!r};"
-                " train it (ldm.conditionings, gan.enabled) or drop the arm."
+                f" train it (ldm.conditionings, {', '.join(f'{name}.enabled' for name in BASELINES)}) or drop the arm."
             )
     cells = [(REAL, 0.0), *((arm, float(rate)) for arm in chosen.arms if arm != REAL for rate in chosen.rates)]
     rows = [
