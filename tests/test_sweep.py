@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, params, sweep, sweep_tables
+from nafld_utils import artifacts, params, sweep
 from nafld_utils import trial as training
 from nafld_utils.stages import filtering, prepare
 from nafld_utils.stages import sweep as stage
@@ -237,52 +237,6 @@ def test_plan_counts_and_estimates(tmp_path):
     fresh = sweep.plan(status.assign(state="not trained yet"), {("net", "paper"): 30.0}, n_workers=1).iloc[0]
     assert fresh.minutes_left == pytest.approx(2.5)
     assert fresh.estimate_from == "a few timed steps"
-
-
-# ---------------------------------------------------------------- what is read from it
-
-
-def arms_table(n_seeds=3, n=40):
-    rng = np.random.default_rng(0)
-    label = np.arange(n) % 2
-    parts = []
-    for arm, rate, shift in (("real", 0.0, 0.3), ("semantic", 0.5, 0.6)):
-        for seed in range(n_seeds):
-            facts = {
-                "backbone": "net",
-                "freeze": "paper",
-                "balance": "none",
-                "arm": arm,
-                "rate": rate,
-                "fold": np.arange(n) % 5,
-                "seed": seed,
-            }
-            names = [f"i{i}" for i in range(n)]
-            score = label * shift + rng.random(n)
-            parts.append(
-                pd.DataFrame({**facts, "image_id": names, "patient_id": np.arange(n) // 4 * 2 + label}).assign(
-                    label=label, score=score
-                )
-            )
-    return pd.concat(parts, ignore_index=True)
-
-
-def test_roc_curve_of_a_perfect_and_a_mixed_score():
-    table = pd.DataFrame({"label": [0, 0, 1, 1], "score": [0.1, 0.2, 0.8, 0.9]})
-    table = table.assign(backbone="net", arm="real", rate=0.0, seed=0)
-    curve = sweep.roc_curves(table, n_points=3).query("seed == 0")
-    assert curve["tpr"].tolist() == [0.0, 1.0, 1.0]
-
-
-def test_roc_curves_hold_the_auc_and_their_mean():
-    curves = sweep.roc_curves(arms_table(), n_points=4001)
-    aucs = sweep_tables.auc_by_seed(arms_table())
-    for row in aucs.itertuples():
-        line = curves[(curves["arm"] == row.arm) & (curves["seed"] == row.seed)]
-        assert np.trapezoid(line["tpr"], line["fpr"]) == pytest.approx(row.auc, abs=2e-3)
-        assert (np.diff(line["tpr"]) >= 0).all()
-    one = curves[curves["arm"] == "real"].pivot_table(index="fpr", columns="seed", values="tpr")
-    np.testing.assert_allclose(one[-1], one[[0, 1, 2]].mean(axis=1))
 
 
 # ---------------------------------------------------------------- the protocol check
