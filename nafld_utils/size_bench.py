@@ -33,19 +33,28 @@ STEPS = (SIMULATOR, "01", "02", "05 features", CACHE)
 COLUMNS = ("step", "patients", "images", "seconds", "peak_gib")
 
 
-def _work(run: Run, step: str, folder: Path, n_patients: int, n_frames: int) -> Callable[[], Any]:
-    """The call of one step, with what it needs imported already."""
-    from nafld_utils import backbones, feature_networks, phantom_folder, trial  # noqa: F401 - imports are not timed
-    from nafld_utils.stages import features, prepare, sweep_features
+def _call(run: Run, step: str, folder: Path, n_patients: int, n_frames: int) -> Callable[[], Any]:
+    """The call of one step; what it imports and the networks that it reads are there before it is timed."""
+    if step == SIMULATOR:
+        from nafld_utils import phantom_folder
 
-    calls: dict[str, Callable[[], Any]] = {
-        SIMULATOR: lambda: phantom_folder.write(folder, n_patients, SEED, n_frames),
-        "01": lambda: prepare.build_cohort(run),
-        "02": lambda: prepare.build_preprocessed(run),
-        "05 features": lambda: features.make_features(run, "lite0", features.REAL),
-        CACHE: lambda: sweep_features.make_features(run, BACKBONE, "real"),
-    }
-    return calls[step]
+        return lambda: phantom_folder.write(folder, n_patients, SEED, n_frames)
+    if step in ("01", "02"):
+        from nafld_utils.stages import prepare
+
+        return functools.partial(prepare.build_cohort if step == "01" else prepare.build_preprocessed, run)
+    blank, device = np.zeros((1, 64, 64), np.uint8), engine.device(run.settings.engine)
+    if step == CACHE:
+        from nafld_utils import trial
+        from nafld_utils.stages import sweep_features
+
+        trial.prefix_features(sweep_features.network(BACKBONE, "bundled", "paper")[0], blank, BACKBONE, device)
+        return lambda: sweep_features.make_features(run, BACKBONE, "real")
+    from nafld_utils import feature_networks
+    from nafld_utils.stages import features
+
+    feature_networks.extract(blank, "lite0", device=device)
+    return lambda: features.make_features(run, "lite0", features.REAL)
 
 
 def measure_step(root: str, profile: str, step: str, n_patients: int, n_frames: int) -> tuple[float, float]:
@@ -54,7 +63,7 @@ def measure_step(root: str, profile: str, step: str, n_patients: int, n_frames: 
     folder = Path(root) / "cohort"
     changes = {"cohort.source": "file", "cohort.path": str(folder), "cohort.frames_per_patient": None}
     changes |= {"engine.mode": "serial", "sweep.backbones": [BACKBONE], "sweep.weights": "bundled"}
-    call = _work(artifacts.open_run(profile, changes), step, folder, n_patients, n_frames)
+    call = _call(artifacts.open_run(profile, changes), step, folder, n_patients, n_frames)
     with engine.compute_threads(engine.cores()):
         started = time.perf_counter()
         call()
