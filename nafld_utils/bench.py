@@ -97,17 +97,24 @@ def page(folder: Path, failed: Mapping[str, int] | None = None) -> str:
         css=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
         summary=summary,
         failures=failures,
-        rows=[_cells(row) for row in measured.to_dict("records")],
+        groups=[_group(name, part) for name, part in measured.groupby("part", sort=False)],
         figures=_figures(folder, measured),
         parts=parts,
     )
+
+
+def _group(name: str, rows: pd.DataFrame) -> dict[str, Any]:
+    """Rows of one part under a line that says on what, when and from which commit they were measured."""
+    first = rows.iloc[0]
+    title = f"{bench_records.part(name).about}. {first['device']}, {first['date'][:10]}, commit {first['commit']}"
+    return {"title": title, "rows": [_cells(row) for row in rows.to_dict("records")]}
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     shown = {key: "" if pd.isna(value) else str(value) for key, value in row.items()}
     for key, digits in (("seconds", 3), ("ratio", 3), ("peak_gib", 2)):
         shown[key] = "" if pd.isna(row[key]) else f"{row[key]:.{digits}g}" if row[key] < 1000 else f"{row[key]:,.0f}"
-    return shown | {"date": shown["date"][:10]}
+    return shown
 
 
 def _part(part: bench_records.Part, folder: Path) -> dict[str, str]:
@@ -143,10 +150,11 @@ def _size_figure(record: Mapping[str, Any]) -> dict[str, str]:
 
     curve = pd.DataFrame(record["curve"])
     fitted = size_bench.fit(curve).set_index("step")
-    figure = Figure(figsize=(9.5, 4.4))
+    figure = Figure(figsize=(9.5, 4.8))
     left, right = figure.subplots(1, 2)
     draw.seconds(curve, fitted["exponent"].to_dict(), left).set_title("Time")
     draw.memory(curve, right).set_title("Memory")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.supxlabel(figures.SIMULATED, x=0.99, ha="right", fontsize=9, style="italic", color="#8C2D04")
     sizes = f"{curve['patients'].min()} to {curve['patients'].max()} simulated patients"
     text = "; ".join(

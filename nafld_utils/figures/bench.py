@@ -29,21 +29,22 @@ def ratios(rows: pd.DataFrame, ax: Axes) -> Axes:
     rows = rows.dropna(subset=["ratio"])[::-1]
     place = np.arange(len(rows))
     ax.barh(place, rows["ratio"], color=COLORS["class"], height=0.62, left=0)
-    ax.axvline(1, color="#222222", lw=1.2, ls="--", label="as fast as the plain loop")
+    ax.axvline(1, color="#222222", lw=1.2, ls="--")
     for y, ratio in zip(place, rows["ratio"], strict=True):
         ax.annotate(f"{ratio:.3g}", (ratio, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
     names = [f"{row.stage} {row.what}" for row in rows.itertuples()]
-    ax.set(xscale="log", xlabel="times faster than the plain loop", ylim=(-0.6, len(rows) - 0.4))
+    ax.set(xscale="log", xlabel="times faster than the plain loop (dashed line: as fast)", ylim=(-0.6, len(rows) - 0.4))
     ax.set_yticks(place, names)
     ax.set_xlim(min(0.7, 0.8 * rows["ratio"].min()), 1.6 * max(rows["ratio"].max(), 1.0))
     ax.grid(visible=True, axis="x")
     ax.grid(visible=False, axis="y")
-    ax.legend(loc="lower right")
     return ax
 
 
 def seconds(curve: pd.DataFrame, exponents: dict[str, float], ax: Axes) -> Axes:
     """Seconds of each step against the images of the cohort, both axes logarithmic, with a line of linear growth.
+
+    The legend is the figure's, since `memory` beside it shows the same steps.
 
     Parameters
     ----------
@@ -64,7 +65,6 @@ def seconds(curve: pd.DataFrame, exponents: dict[str, float], ax: Axes) -> Axes:
         ax.plot(images, 0.6 * low * images / images[0], color="#222222", ls="--", lw=1.2, label="linear growth")
     ax.set(xscale="log", yscale="log", xlabel="images (patients below)", ylabel="seconds")
     _ticks(curve, ax)
-    ax.legend()
     return ax
 
 
@@ -80,11 +80,12 @@ def memory(curve: pd.DataFrame, ax: Axes) -> Axes:
     """
     for (marker, color), (step, part) in zip(LOOKS.items(), curve.groupby("step", sort=False), strict=False):
         ax.plot(part["images"], part["peak_gib"], marker=marker, color=color, label=step)
-    ax.axhline(BOUND_GIB, color="#222222", ls="--", lw=1.2, label="bound of 01 and 02")
+    ax.axhline(BOUND_GIB, color="#222222", ls="--", lw=1.2)
+    place = (curve["images"].min(), BOUND_GIB)
+    ax.annotate("bound of 01 and 02", place, (0, 4), textcoords="offset points", fontsize=9)
     ax.set(xscale="log", xlabel="images (patients below)", ylabel="peak memory (GiB)")
     ax.set_ylim(0, 1.25 * max(BOUND_GIB, curve["peak_gib"].max()))
     _ticks(curve, ax)
-    ax.legend(ncols=2)
     return ax
 
 
