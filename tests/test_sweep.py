@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, params, sweep
+from nafld_utils import artifacts, feature_networks, params, sweep
 from nafld_utils import trial as training
 from nafld_utils.stages import filtering, prepare
 from nafld_utils.stages import sweep as stage
@@ -378,6 +378,24 @@ def trials_made_of(arm):
 def stage_features(run, *which):
     features.make_features(run, *which)
     assert features.features_unit(run, *which).done()
+
+
+def test_feature_caches_written_in_parts_are_those_computed_at_once(run, monkeypatch):
+    from nafld_utils.stages import features as quality_features
+
+    pool = prepare.open_preprocessed(run).pool
+    flat = pool.reshape(-1, *pool.shape[2:])
+    network, _ = features.network("resnet18", "random", "paper")
+    whole = training.prefix_features(network, flat, "resnet18", precision="float16")
+    pooled = feature_networks.extract(flat, "lite0", batch_size=16)
+    for module in (features, quality_features):
+        monkeypatch.setattr(module, "CHUNK", 16)  # two parts
+    stage_features(run, "resnet18", "real")
+    kept = features.stored(run, "resnet18", "paper", "real")
+    np.testing.assert_array_equal(kept, whole.reshape(*pool.shape[:2], *whole.shape[1:]))
+    quality_features.make_features(run, "lite0", quality_features.REAL)
+    for found, wanted in zip(quality_features.load_features(run, "lite0", "real"), pooled, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_oversampling_is_of_the_training_images_and_rates_count_them(run, monkeypatch):
