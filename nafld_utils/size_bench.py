@@ -70,28 +70,25 @@ def measure_step(root: str, profile: str, step: str, n_patients: int, n_frames: 
         return time.perf_counter() - started, bench_records.peak_gib()
 
 
-def measure(profile: str, sizes: Sequence[int], n_frames: int) -> pd.DataFrame:
-    """Cost of every step for every size, `COLUMNS`.
+def measure(profile: str, n_patients: int, n_frames: int) -> pd.DataFrame:
+    """Cost of every step for a cohort of one size, `COLUMNS`.
 
     Parameters
     ----------
     profile : str
         Whose preprocessing is measured.
-    sizes : sequence of int
-        Patients.
-    n_frames : int
-        Frames a patient.
+    n_patients, n_frames : int
+        Patients, and frames of each.
     """
     rows = []
-    for n_patients in sizes:
-        with _scratch() as root:
-            for step in STEPS:
-                # one process a step: its peak memory is its own
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                    call = functools.partial(measure_step, root, profile, step, n_patients, n_frames)
-                    seconds, peak = pool.submit(call).result()
-                rows.append((step, n_patients, n_patients * n_frames, seconds, peak))
-                print(f"{n_patients} patients, {step}: {seconds:.1f} s, {peak:.2f} GiB", flush=True)
+    with _scratch() as root:
+        for step in STEPS:
+            # one process a step: its peak memory is its own
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                call = functools.partial(measure_step, root, profile, step, n_patients, n_frames)
+                seconds, peak = pool.submit(call).result()
+            rows.append((step, n_patients, n_patients * n_frames, seconds, peak))
+            print(f"{n_patients} patients, {step}: {seconds:.1f} s, {peak:.2f} GiB", flush=True)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -154,13 +151,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=bench_records.default_folder())
     options = parser.parse_args(arguments)
     started = time.perf_counter()
-    table = measure(options.profile, sorted(set(options.patients)), options.frames)
-    fitted = fit(table)
-    artifacts.save_table(options.out / "bench_size.csv", table)
-    facts = {"curve": table.to_dict("records"), "frames": options.frames, "profile": options.profile}
-    seconds = time.perf_counter() - started
-    rows = record(table, fitted)
-    bench_records.save(options.out, "size", rows, seconds=seconds, arguments=arguments, **facts)
+    facts = {"frames": options.frames, "profile": options.profile}
+    tables: list[pd.DataFrame] = []
+    for n_patients in sorted(set(options.patients)):
+        tables.append(measure(options.profile, n_patients, options.frames))
+        # after each size: the largest takes longest, and what is measured must not be lost with it
+        table = pd.concat(tables, ignore_index=True)
+        fitted, seconds = fit(table), time.perf_counter() - started
+        artifacts.save_table(options.out / "bench_size.csv", table)
+        facts["curve"] = table.to_dict("records")
+        bench_records.save(options.out, "size", record(table, fitted), "cpu", seconds, arguments, **facts)
     print(fitted.round(3).to_string(index=False))
 
 
