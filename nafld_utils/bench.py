@@ -177,7 +177,7 @@ def _encoded(figure: Any, alt: str, caption: str) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 where a part failed."""
+    """Command line; returns 1 where a part failed, 2 where a record cannot be read or the page cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m nafld_utils.bench", description=__doc__.splitlines()[0])
     known = [part.name for part in bench_records.PARTS]
     text = "default: all but intervals, which takes long; none: only write the page"
@@ -192,8 +192,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     more["size"] = ["--patients", *map(str, options.patients)] if options.patients else []
     more["size"] += ["--frames", str(options.frames)] if options.frames else []
     failed = run_parts([name for name in options.parts if name != "none"], options.out, more)
-    artifacts.save_table(options.out / "bench.csv", collect(options.out))
-    path = artifacts.save_text(options.out / "index.html", page(options.out, failed))
+    try:
+        artifacts.save_table(options.out / "bench.csv", collect(options.out))
+        path = artifacts.save_text(options.out / "index.html", page(options.out, failed))
+    except (ValueError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
     for name, status in failed.items():
         print(f"bench: {name} failed with exit status {status}; the others were measured.", file=sys.stderr)
     print(f"report: {path}")

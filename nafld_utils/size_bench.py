@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -142,10 +143,10 @@ def record(table: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; writes ``bench_size.csv`` and the record."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; writes ``bench_size.csv`` and the record; returns 2 where a cohort of a size cannot be made."""
     parser = argparse.ArgumentParser(description="Seconds and memory of stages against the size of the cohort.")
-    parser.add_argument("--patients", type=int, nargs="+", default=[55, 200, 500], help="sizes, at least 5 each")
+    parser.add_argument("--patients", type=int, nargs="+", default=[55, 200, 500], help="sizes of the cohort")
     parser.add_argument("--frames", type=int, default=2, help="frames a patient; the full measurement takes 10")
     parser.add_argument("--profile", default="demo", help="whose preprocessing is measured")
     parser.add_argument("--out", type=Path, default=bench_records.default_folder())
@@ -154,7 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     facts = {"frames": options.frames, "profile": options.profile}
     tables: list[pd.DataFrame] = []
     for n_patients in sorted(set(options.patients)):
-        tables.append(measure(options.profile, n_patients, options.frames))
+        try:
+            tables.append(measure(options.profile, n_patients, options.frames))
+        except (ValueError, OSError) as error:
+            print(f"size_bench, {n_patients} patients: {error}", file=sys.stderr)
+            return 2
         # after each size: the largest takes longest, and what is measured must not be lost with it
         table = pd.concat(tables, ignore_index=True)
         fitted, seconds = fit(table), time.perf_counter() - started
@@ -162,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts["curve"] = table.to_dict("records")
         bench_records.save(options.out, "size", record(table, fitted), "cpu", seconds, arguments, **facts)
     print(fitted.round(3).to_string(index=False))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -134,6 +134,24 @@ def test_the_page_is_written_from_what_is_there(tmp_path, monkeypatch, capsys):
     assert "1 of 6 benchmarks" in path.read_text(encoding="utf-8")
 
 
+def test_a_damaged_record_and_a_size_that_cannot_be_made_end_in_a_sentence(tmp_path, monkeypatch, capsys):
+    bench_records.record_path(tmp_path, "shap").write_text("{")
+    assert bench.main(["--parts", "none", "--out", str(tmp_path)]) == 2
+    assert "bench: " in (said := capsys.readouterr().err)
+    assert "run it again" in said
+    assert not (tmp_path / "index.html").exists()
+
+    def measure(profile, n_patients, n_frames):
+        if n_patients > 5:
+            raise ValueError("expected more room, found none; free some.")
+        return curve(sizes=(5,))
+
+    monkeypatch.setattr(size_bench, "measure", measure)
+    assert size_bench.main(["--patients", "5", "9", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "size_bench, 9 patients: expected more room, found none; free some.\n"
+    assert bench_records.load(tmp_path, "size")["curve"][0]["patients"] == 5, "what was measured is kept"
+
+
 class Here:
     """Runs a step in this process: the tests' own has imported everything."""
 
@@ -156,7 +174,8 @@ def test_the_size_of_a_cohort_is_measured_stage_by_stage(tmp_path, monkeypatch, 
     """Small, in one process; the published measurement is in reports/README.md."""
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     monkeypatch.setattr(size_bench, "ProcessPoolExecutor", Here)
-    size_bench.main(["--patients", "5", "--frames", "1", "--profile", "smoke", "--out", str(tmp_path / "out")])
+    arguments = ["--patients", "5", "--frames", "1", "--profile", "smoke", "--out", str(tmp_path / "out")]
+    assert size_bench.main(arguments) == 0
     found = bench_records.load(tmp_path / "out", "size")
     assert [line["step"] for line in found["curve"]] == list(size_bench.STEPS)
     assert [line["stage"] for line in found["rows"]] == ["-", "01", "02", "05", "06"]
