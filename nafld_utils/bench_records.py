@@ -88,15 +88,13 @@ def record_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def device_name(device: Any = "cpu") -> str:
-    """The device in words: the GPU's name, or the processor with the cores and threads that were used."""
-    if str(device).startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
+def device_name(device: Any = "cpu", threads: int | None = None) -> str:
+    """The device in words: the GPU's name, or the processor with its cores and the threads used, by default torch's."""
     import torch
 
-    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if str(device).startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {os.cpu_count()} cores, {threads or torch.get_num_threads()} threads"
 
 
 def _processor() -> str:
@@ -115,6 +113,7 @@ def save(
     device: Any = "cpu",
     seconds: float | None = None,
     arguments: Sequence[str] | None = None,
+    threads: int | None = None,
     **facts: Any,
 ) -> Path:
     """Write the record of a part that has just been measured.
@@ -133,6 +132,8 @@ def save(
         How long the whole part took.
     arguments : sequence of str, optional
         Of the command line; default: those of the process.
+    threads : int, optional
+        That computed, all processes together; default: torch's number now.
     **facts
         JSON-able entries besides, e.g. the curve of `size_bench`.
     """
@@ -142,7 +143,7 @@ def save(
         "format": FORMAT,
         "part": name,
         "command": shlex.join([*part(name).command.split(), *_without_folder(arguments, part(name).out)]),
-        "device": device_name(device),
+        "device": device_name(device, threads),
         "commit": known["commit"],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "seconds": seconds,

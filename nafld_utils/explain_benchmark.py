@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     per = f"four images of {options.size} px, {n_samples} draws; {error}"
     row = {"stage": "07", "what": "SHAP", "per": per, "seconds": found["seconds"], "peak_gib": found["peak_gib"]}
-    bench_records.save(options.out, "shap", [row], device, time.perf_counter() - started, arguments)
+    bench_records.save(options.out, "shap", [row], device, time.perf_counter() - started, arguments, engine.cores())
     within = found["seconds"] <= MOST_SECONDS and found["peak_gib"] < MOST_GIB
     print(f"bound: {MOST_SECONDS:.0f} s, {MOST_GIB:.0f} GiB: {'kept' if within else 'BROKEN'}")
     return 0 if within else 1

@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
     per = f"{size.cohorts} cohorts of {size.patients} simulated patients, {size.new_patients} new ones"
     per += f"; {n_there} of {len(tasks(run, size))} blocks of patients were there already" if n_there else ""
     row = {"stage": "06", "what": "study of the intervals", "per": per, "seconds": seconds}
-    bench_records.save(folder, "intervals", [row], seconds=seconds, arguments=arguments)
+    bench_records.save(folder, "intervals", [row], seconds=seconds, arguments=arguments, threads=engine.cores())
     print(report(out))
 
 

@@ -165,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fitted, seconds = fit(table), time.perf_counter() - started
         artifacts.save_table(options.out / "bench_size.csv", table)
         facts["curve"] = table.to_dict("records")
-        bench_records.save(options.out, "size", record(table, fitted), "cpu", seconds, arguments, **facts)
+        lines = record(table, fitted)
+        bench_records.save(options.out, "size", lines, "cpu", seconds, arguments, engine.cores(), **facts)
     print(fitted.round(3).to_string(index=False))
     return 0
 

@@ -253,7 +253,7 @@ def report(device: torch.device, folder: Path, **how: Any) -> pd.DataFrame:
     started = time.perf_counter()
     found = table(device, **how)
     artifacts.save_table(folder / "bench_sweep.csv", found)
-    bench_records.save(folder, "sweep", record(found), device, time.perf_counter() - started)
+    bench_records.save(folder, "sweep", record(found), device, time.perf_counter() - started, threads=engine.cores())
     print(found.round(3).to_string(index=False))
     hours = figure_5_hours(found)
     if np.isfinite(hours):
