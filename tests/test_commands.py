@@ -21,7 +21,8 @@ from nafld_utils import graph, params
 
 PAGES = ("README.md", "CONTRIBUTING.md")
 TEXT = {name: (PROJECT / name).read_text(encoding="utf-8") for name in PAGES}
-PROGRAMS = ("make", "python", "uv", ".ci/run", "cffconvert")
+PYTHON, UV, CHECK = ".venv/bin/python", ".venv/bin/uv", ".ci/run"
+PROGRAMS = ("make", PYTHON, UV, CHECK, "python", "pip", "uv", "nafld")
 PLACES = {"<name>": "smoke", "<run>": "smoke"}
 
 
@@ -119,7 +120,9 @@ MAKE = {
     "clean": run_here("nothing at"),
     "help": run_here("profiles: smoke"),
     "doctor": asked("-m nafld_utils.doctor"),  # run by tests/test_setup.py
-    "lab": asked("jupyter lab"),
+    "lab": asked(" lab"),
+    "report-zip": asked("nafld report-zip"),
+    "compare": asked("nafld compare"),
     "dry-run": asked("-m nafld_utils.sweep_dry_run"),  # run by tests/test_benchmarks.py
     "test": asked("-m pytest"),
     "test-faults": asked("-m pytest -m faults"),
@@ -173,6 +176,7 @@ MODULES = {
     "interval_study": only_parsed,  # run small by tests/test_interval_study.py
     "gpu_study": only_parsed,  # run small by tests/test_benchmarks.py
     "shipped": only_parsed,
+    "example_cohort": only_parsed,
     "stages.explain_truth": store_study,
 }
 
@@ -192,19 +196,19 @@ def test_a_command_of_the_pages_works(page, line, setting, tmp_path, monkeypatch
         (target,) = (word for word in arguments if "=" not in word)
         assert target in MAKE, f"{page}: make {target} is not in this file's table MAKE; add how it is tested"
         MAKE[target](arguments, tmp_path)
-    elif program == "python":
+    elif program == PYTHON:
         assert arguments[0] == "-m"
         module = arguments[1].removeprefix("nafld_utils.")
         assert module in MODULES, f"{page}: {arguments[1]} is not in this file's table MODULES; add how it is tested"
         MODULES[module](module, arguments[2:], tmp_path)
-    elif program == "uv":
+    elif program == UV:
         told = subprocess.run([f"{sys.prefix}/bin/uv", *arguments[:2], "--help"], capture_output=True, text=True)
         assert told.returncode == 0
         assert all(word in told.stdout for word in arguments if word.startswith("-"))
         extras = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--extra"]
         assert all(f"\n{extra} = [" in (PROJECT / "pyproject.toml").read_text(encoding="utf-8") for extra in extras)
     else:
-        assert program == ".ci/run", f"{page}: no test knows the program {program}"
+        assert program == CHECK, f"{page}: no test knows the program {program}; name it as it lies in the project"
         assert os.access(PROJECT / program, os.X_OK)
         subprocess.run(["bash", "-n", PROJECT / program], check=True)
 
