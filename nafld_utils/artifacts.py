@@ -297,7 +297,7 @@ class Unit:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         started = time.perf_counter()
         try:
-            _remove_orphans(self.path)
+            remove_orphans(self.path)
             temporary.mkdir(parents=True)
             yield temporary
             seconds = facts.pop("seconds", time.perf_counter() - started)
@@ -351,8 +351,8 @@ def _content(path: Path, _mtime: int) -> str:
     return file_sha256(path)
 
 
-def _remove_orphans(path: Path) -> None:
-    """Remove temporary folders that a killed process left for this unit."""
+def remove_orphans(path: Path) -> None:
+    """Remove the temporary folders ``.<name>.<process>.tmp`` beside a path that killed processes left."""
     for orphan in path.parent.glob(f".{path.name}.*.tmp"):
         owner = orphan.name.rsplit(".", 2)[-2]
         if not (owner.isdigit() and owner != str(os.getpid()) and _alive(int(owner))):

@@ -164,10 +164,10 @@ def _size_figure(record: Mapping[str, Any]) -> dict[str, str]:
     )
     caption = (
         f"Cost against the size of the cohort, {sizes} of {record['frames']} frames, preprocessing of profile"
-        f" {record['profile']}, one process a step. A power of 1 is linear growth; memory is the difference between the"
-        f" largest and the smallest cohort. {text}."
+        f" {record['profile']}, one process a step. A power of 1 of the images is linear growth of processor seconds;"
+        f" memory is the difference between the largest and the smallest cohort. {text}."
     )
-    return _encoded(figure, f"Seconds and peak memory of each step against images, {sizes}: {text}.", caption)
+    return _encoded(figure, f"Processor seconds and peak memory of each step against images, {sizes}: {text}.", caption)
 
 
 def _encoded(figure: Any, alt: str, caption: str) -> dict[str, str]:

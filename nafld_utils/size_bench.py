@@ -1,8 +1,9 @@
 """What a cohort of more patients costs: ``python -m nafld_utils.size_bench``, a part of ``make bench``.
 
 Simulated cohorts of several sizes are written as folders, then stages 01 and 02, the features of stage 05 and the
-feature cache of stage 06 are made of their real images, each in a process of its own, whose seconds and peak memory
-count. Linear cost is a power of 1 in the fit of seconds against images. The full measurement, ten frames a patient::
+feature cache of stage 06 are made of their real images on the CPU, each in a process of its own, whose peak memory
+counts. How cost grows is read from processor seconds, which other work on the machine changes little; a power of 1 of
+the images is linear. The full measurement, ten frames a patient::
 
     python -m nafld_utils.size_bench --frames 10
 """
@@ -10,12 +11,13 @@ count. Linear cost is a power of 1 in the fit of seconds against images. The ful
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
+import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,7 +33,7 @@ BACKBONE = "tf_efficientnet_lite0"  # bundled: nothing is downloaded
 SEED = 31_000  # far from the seeds of other simulated cohorts
 SIMULATOR, CACHE = "simulator", "06 feature cache"
 STEPS = (SIMULATOR, "01", "02", "05 features", CACHE)
-COLUMNS = ("step", "patients", "images", "seconds", "peak_gib")
+COLUMNS = ("step", "patients", "images", "seconds", "cpu_seconds", "peak_gib")
 
 
 def _call(run: Run, step: str, folder: Path, n_patients: int, n_frames: int) -> Callable[[], Any]:
@@ -58,17 +60,22 @@ def _call(run: Run, step: str, folder: Path, n_patients: int, n_frames: int) -> 
     return lambda: features.make_features(run, "lite0", features.REAL)
 
 
-def measure_step(root: str, profile: str, step: str, n_patients: int, n_frames: int) -> tuple[float, float]:
-    """Seconds and peak memory (GiB) of one step in this process, which should be a fresh one."""
+def measure_step(root: str, profile: str, step: str, n_patients: int, n_frames: int) -> tuple[float, float, float]:
+    """Seconds, processor seconds and peak memory (GiB) of one step in this process, which should be a fresh one."""
     os.environ["NAFLD_ROOT"] = root
     folder = Path(root) / "cohort"
     changes = {"cohort.source": "file", "cohort.path": str(folder), "cohort.frames_per_patient": None}
-    changes |= {"engine.mode": "serial", "sweep.backbones": [BACKBONE], "sweep.weights": "bundled"}
+    changes |= {
+        "engine.mode": "serial",
+        "engine.device": "cpu",
+        "sweep.backbones": [BACKBONE],
+        "sweep.weights": "bundled",
+    }
     call = _call(artifacts.open_run(profile, changes), step, folder, n_patients, n_frames)
     with engine.compute_threads(engine.cores()):
-        started = time.perf_counter()
+        started, before = time.perf_counter(), time.process_time()
         call()
-        return time.perf_counter() - started, bench_records.peak_gib()
+        return time.perf_counter() - started, time.process_time() - before, bench_records.peak_gib()
 
 
 def measure(profile: str, n_patients: int, n_frames: int) -> pd.DataFrame:
@@ -87,16 +94,23 @@ def measure(profile: str, n_patients: int, n_frames: int) -> pd.DataFrame:
             # one process a step: its peak memory is its own
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 call = functools.partial(measure_step, root, profile, step, n_patients, n_frames)
-                seconds, peak = pool.submit(call).result()
-            rows.append((step, n_patients, n_patients * n_frames, seconds, peak))
-            print(f"{n_patients} patients, {step}: {seconds:.1f} s, {peak:.2f} GiB", flush=True)
+                seconds, cpu, peak = pool.submit(call).result()
+            rows.append((step, n_patients, n_patients * n_frames, seconds, cpu, peak))
+            print(f"{n_patients} patients, {step}: {seconds:.1f} s, processor {cpu:.1f} s, {peak:.2f} GiB", flush=True)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    folder = artifacts.work_root() / "artifacts"
-    folder.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=".bench-size-", dir=folder)
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A work folder of this process, gone afterwards; what killed ones left goes first, since it may be gigabytes."""
+    path = artifacts.work_root() / "artifacts" / "bench-size"
+    artifacts.remove_orphans(path)
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder.mkdir(parents=True)
+    try:
+        yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fit(table: pd.DataFrame) -> pd.DataFrame:
@@ -110,19 +124,19 @@ def fit(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``step, exponent`` (of a power law of the number of images, least squares in logarithms; 1 is linear; NaN where
-        there is one size), ``ms_an_image`` (at the largest size), ``memory_growth`` (GiB, from the smallest size to
-        the largest).
+        ``step, exponent`` (of processor seconds as a power of the number of images, least squares in logarithms; 1 is
+        linear; NaN where there is one size), ``ms_an_image`` (processor, at the largest size), ``memory_growth`` (GiB,
+        from the smallest size to the largest).
     """
     rows = []
     for step, part in table.groupby("step", sort=False):
         part = part.sort_values("images")
         exponent = float("nan")
         if part["images"].iloc[0] < part["images"].iloc[-1]:
-            exponent = np.polyfit(np.log(part["images"]), np.log(part["seconds"]), 1)[0]
+            exponent = np.polyfit(np.log(part["images"]), np.log(part["cpu_seconds"]), 1)[0]
         last = part.iloc[-1]
         growth = last["peak_gib"] - part["peak_gib"].iloc[0]
-        rows.append((step, float(exponent), 1000 * last["seconds"] / last["images"], float(growth)))
+        rows.append((step, float(exponent), 1000 * last["cpu_seconds"] / last["images"], float(growth)))
     return pd.DataFrame(rows, columns=["step", "exponent", "ms_an_image", "memory_growth"])
 
 
@@ -135,7 +149,9 @@ def record(table: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
         named = {SIMULATOR: ("-", "simulating the cohort"), "01": ("01", "reading and checking the cohort")}
         named["02"] = ("02", "preprocessing")
         stage, what = named.get(line.step, (stage, f"{what} of the real images"))
-        grows = "" if np.isnan(line.exponent) else f", seconds grow as images to the power {line.exponent:.2f}"
+        grows = (
+            "" if np.isnan(line.exponent) else f"; processor seconds grow as images to the power {line.exponent:.2f}"
+        )
         per = f"{last['patients']} patients, {last['images']} images{grows}"
         rows.append(
             {"stage": stage, "what": what, "per": per, "seconds": last["seconds"], "peak_gib": last["peak_gib"]}

@@ -42,14 +42,14 @@ def ratios(rows: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def seconds(curve: pd.DataFrame, exponents: dict[str, float], ax: Axes) -> Axes:
-    """Seconds of each step against the images of the cohort, both axes logarithmic, with a line of linear growth.
+    """Processor seconds of each step against the images of the cohort, with a line of linear growth.
 
-    The legend is the figure's, since `memory` beside it shows the same steps.
+    Both axes are logarithmic. The legend is the figure's, since `memory` beside it shows the same steps.
 
     Parameters
     ----------
     curve : pandas.DataFrame
-        ``step, patients, images, seconds``.
+        ``step, patients, images, cpu_seconds``.
     exponents : dict
         Step to the fitted exponent, NaN where there is none.
     ax : Axes
@@ -58,12 +58,12 @@ def seconds(curve: pd.DataFrame, exponents: dict[str, float], ax: Axes) -> Axes:
     for (marker, color), (step, part) in zip(LOOKS.items(), curve.groupby("step", sort=False), strict=False):
         power = exponents[step]
         label = step if np.isnan(power) else f"{step}: images$^{{{power:.2f}}}$"
-        ax.plot(part["images"], part["seconds"], marker=marker, color=color, label=label)
+        ax.plot(part["images"], part["cpu_seconds"], marker=marker, color=color, label=label)
     images = np.sort(curve["images"].unique())
     if len(images) > 1:
-        low = curve["seconds"].min()
+        low = curve["cpu_seconds"].min()
         ax.plot(images, 0.6 * low * images / images[0], color="#222222", ls="--", lw=1.2, label="linear growth")
-    ax.set(xscale="log", yscale="log", xlabel="images (patients below)", ylabel="seconds")
+    ax.set(xscale="log", yscale="log", xlabel="images (patients below)", ylabel="processor seconds")
     _ticks(curve, ax)
     return ax
 
