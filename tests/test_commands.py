@@ -48,7 +48,7 @@ def commands():
 
 
 COMMANDS = commands()
-# what names no setting is run for the session's small run of all notebooks
+# what names no setting is run by tests/test_notebooks.py, for the session's small run
 SMALL = [line for _, line, _ in COMMANDS if re.fullmatch(r"make (all|\d\d_\w+)( PROFILE=<name>)?\s*(#.*)?", line)]
 
 
@@ -179,13 +179,6 @@ MODULES = {
     "example_cohort": only_parsed,
     "stages.explain_truth": store_study,
 }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("line", SMALL)
-def test_a_command_without_settings_does_nothing_where_all_is_done(smoke, line):
-    _, target, *_ = words(line)
-    assert "up to date, open" in smoke.make(target, check=0).stdout
 
 
 @pytest.mark.parametrize(("page", "line", "setting"), COMMANDS, ids=[f"{page}: {line}" for page, line, _ in COMMANDS])
