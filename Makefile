@@ -90,9 +90,8 @@ test: $(VENV)/.ready     ## run the tests
 test-faults: $(VENV)/.ready ## kill processes in the midst of their work and compare what they end with
 	$(VENV)/bin/python -m pytest -m faults
 
-bench: $(VENV)/.ready    ## measure training, sampling, metrics and the sweep here, e.g. BENCH="--run demo"
-	$(VENV)/bin/python -m nafld_utils.benchmarks $(BENCH)
-	$(VENV)/bin/python -m nafld_utils.quality_bench
+bench: $(VENV)/.ready    ## measure what the stages cost here, into one page, e.g. BENCH="--parts quality size"
+	@$(VENV)/bin/python -m nafld_utils.bench $(BENCH)
 
 lint: $(VENV)/.ready     ## check style of code and notebooks
 	$(VENV)/bin/ruff check .

@@ -14,13 +14,14 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -152,6 +153,48 @@ def save_array(path: str | Path, array: np.ndarray) -> Path:
     return Path(path)
 
 
+@contextlib.contextmanager
+def array_in_parts(path: str | Path, leading: Sequence[int]) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write an array atomically as .npy, part after part, so that it may be larger than memory.
+
+    Parameters
+    ----------
+    path : path
+        Where it goes.
+    leading : sequence of int
+        First axes of the array; their product is the number of rows that the parts have together.
+
+    Yields
+    ------
+    callable
+        Takes the next rows, ``(m, ...)``, all of one dtype and shape but for m.
+
+    Raises
+    ------
+    ValueError
+        There is no part, they do not have that many rows, or differ in dtype or shape; nothing is left behind.
+    """
+    rows, kind = 0, None
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as handle:
+
+            def append(part: np.ndarray) -> None:
+                nonlocal rows, kind
+                found = part.dtype.str, part.shape[1:]
+                if kind is None:
+                    kind = found
+                    header = {"descr": found[0], "fortran_order": False, "shape": (*leading, *found[1])}
+                    np.lib.format.write_array_header_1_0(handle, header)
+                if found != kind:
+                    raise ValueError(f"{path}: expected rows {kind}, found {found}; make all parts alike.")
+                handle.write(np.ascontiguousarray(part).data)
+                rows += len(part)
+
+            yield append
+        if kind is None or rows != math.prod(leading):
+            raise ValueError(f"{path}: expected {math.prod(leading)} rows, found {rows}; append every part once.")
+
+
 def load_table(path: str | Path) -> pd.DataFrame:
     """Read a table written by `save_table`."""
     return pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
@@ -256,7 +299,7 @@ class Unit:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         started = time.perf_counter()
         try:
-            _remove_orphans(self.path)
+            remove_orphans(self.path)
             temporary.mkdir(parents=True)
             yield temporary
             seconds = facts.pop("seconds", time.perf_counter() - started)
@@ -310,8 +353,8 @@ def _content(path: Path, _mtime: int) -> str:
     return file_sha256(path)
 
 
-def _remove_orphans(path: Path) -> None:
-    """Remove temporary folders that a killed process left for this unit."""
+def remove_orphans(path: Path) -> None:
+    """Remove the temporary folders ``.<name>.<process>.tmp`` beside a path that killed processes left."""
     for orphan in path.parent.glob(f".{path.name}.*.tmp"):
         owner = orphan.name.rsplit(".", 2)[-2]
         if not (owner.isdigit() and owner != str(os.getpid()) and _alive(int(owner))):

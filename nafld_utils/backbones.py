@@ -22,8 +22,8 @@ __all__ = [
 
 REVISION = 1
 
-# What is frozen, by network family: everything up to and including this stage (the paper's Methods and Results).
-PAPER_FREEZE = {"resnet": "layer3", "efficientnet": "blocks.4"}
+# What the paper freezes: everything up to and including this stage (its Methods and Results), of each network family.
+PAPER_FREEZE = ("layer3", "blocks.4")
 
 
 # ---------------------------------------------------------------- input
@@ -153,8 +153,9 @@ def split(model: nn.Module, name: str, freeze: str = "paper") -> tuple[nn.Sequen
         `freeze` names no stage of this network that can be frozen (the nearest is named).
     """
     parts = stages(model)
-    names, family = list(parts)[:-1], "resnet" if "layer1" in parts else "efficientnet"
-    last = {"paper": PAPER_FREEZE[family], "all": names[-1], "none": None}.get(freeze, freeze)
+    names = list(parts)[:-1]
+    paper = next(stage for stage in PAPER_FREEZE if stage in names)
+    last = {"paper": paper, "all": names[-1], "none": None}.get(freeze, freeze)
     if last is not None and last not in names:
         known = ["paper", "all", "none", *names]
         raise ValueError(unknown_name(freeze, known, "frozen stage", f"a stage of {name} ({', '.join(known)})"))

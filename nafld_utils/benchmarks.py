@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from nafld_utils import artifacts, diffusion, engine, params, speed, sweep_bench
+from nafld_utils import artifacts, bench_records, diffusion, engine, params, speed
 from nafld_utils.diffusion_training import arithmetic
 from nafld_utils.sampling import build_sampler, guided
 
@@ -196,27 +195,60 @@ def drawn(run: artifacts.Run, n: int, fast_steps: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Command line; writes ``bench.csv`` (and ``bench_drawn.csv``) and prints them."""
+    """Command line; writes ``bench_models.csv`` (and ``bench_drawn.csv``) and the record, and prints the tables."""
     parser = argparse.ArgumentParser(description="Measure training and sampling on this device.")
     parser.add_argument("--networks", choices=("auto", "demo", "cpu", "paper"), default="auto")
     parser.add_argument("--fast-steps", type=int, default=20)
     parser.add_argument("--compile", action="store_true", help="torch.compile of this project's networks")
     parser.add_argument("--run", help="profile of a finished run whose denoisers are drawn from as well")
     parser.add_argument("--n", type=int, default=32, help="images a sampler and set of seeds with --run")
-    parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "bench")
+    parser.add_argument("--out", type=Path, default=bench_records.default_folder())
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     profile = options.networks
     if profile == "auto":
         profile = "paper" if device.type == "cuda" else "demo"
+    started = time.perf_counter()
     found = table(profile, device, options.fast_steps, options.compile)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    print(f"{name}{threads}, networks of {profile}, matrix rate {found.attrs['matrix rate'] / 1e12:.2f} TFLOP/s")
-    show("bench", found, options.out)
-    sweep_bench.report(device, options.out)
+    rate = found.attrs["matrix rate"] / 1e12
+    print(f"{bench_records.device_name(device)}, networks of {profile}, matrix rate {rate:.2f} TFLOP/s")
+    show("bench_models", found, options.out)
+    rows = record(found, profile)
     if options.run:
-        show("bench_drawn", drawn(artifacts.open_run(options.run), options.n, options.fast_steps), options.out)
+        made = drawn(artifacts.open_run(options.run), options.n, options.fast_steps)
+        show("bench_drawn", made, options.out)
+        rows += record_drawn(made, options.run)
+    facts = {"networks": profile, "matrix rate, TFLOP/s": rate}
+    bench_records.save(options.out, "models", rows, device, time.perf_counter() - started, **facts)
+
+
+def record(found: pd.DataFrame, profile: str) -> list[dict[str, Any]]:
+    """Rows of the benchmark's record, from `table`."""
+    rows = []
+    for row in found.to_dict("records"):
+        training = row["work"] == "training step"
+        per = f"a step of {row['images']} images" if training else f"an image, {row['images']} at once"
+        line = {"stage": "03" if training else "04", "what": f"{row['network']} model, {row['how']}"}
+        line |= {"per": f"{per}, networks of {profile}", "seconds": row["seconds"], "peak_gib": row["peak GiB"]}
+        if not row["how"].startswith(PLAIN):
+            line |= {"ratio": row["times faster than plain"], "against": "plain diffusers loop, fp32"}
+        rows.append(line)
+    return rows
+
+
+def record_drawn(made: pd.DataFrame, run: str) -> list[dict[str, Any]]:
+    """Rows of the benchmark's record, from `drawn`: each network and sampler, means over the two sets of seeds."""
+    rows = []
+    for network, part in made.groupby("network", sort=False):
+        means = part.groupby("how", sort=False)[["seconds", "frechet"]].mean()
+        plain = means[means.index.str.startswith(PLAIN)]["seconds"].iloc[0]
+        for how, row in means.iterrows():
+            per = f"an image of run {run}; distance to held-out patients {row['frechet']:.0f}"
+            line = {"stage": "04", "what": f"trained {network} model, {how}", "per": per, "seconds": row["seconds"]}
+            if not str(how).startswith(PLAIN):
+                line |= {"ratio": plain / row["seconds"], "against": "plain DDIM of 500 steps"}
+            rows.append(line)
+    return rows
 
 
 def show(name: str, found: pd.DataFrame, folder: Path) -> None:

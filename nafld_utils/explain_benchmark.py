@@ -8,15 +8,15 @@ simulated frames. Seconds of a shared machine say little, so the seconds of plai
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nafld_utils import backbones, engine, explain, params, phantom, preprocess, trial
+from nafld_utils import backbones, bench_records, engine, explain, params, phantom, preprocess, trial
 
 MOST_SECONDS, MOST_GIB = 120.0, 4.0
 NETWORK = "tf_efficientnet_lite0"
@@ -70,16 +70,17 @@ def peak_gib(device: Any = "cpu") -> float:
     """Largest memory so far, in GiB: of the GPU that computes, else of this process."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return bench_records.peak_gib()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure with the paper's settings, print, and return 1 where the study's bound is broken."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure with the paper's settings, print and record, and return 1 where the study's bound is broken."""
     parser = argparse.ArgumentParser(prog="python -m nafld_utils.explain_benchmark", description=__doc__)
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
     parser.add_argument("--samples", type=int, default=None, help="draws an image; default: the paper profile's")
+    parser.add_argument("--out", type=Path, default=bench_records.default_folder())
     options = parser.parse_args(arguments)
+    started = time.perf_counter()
     settings = params.load("paper")
     chosen, device = settings.shap, engine.device(settings.engine)
     n_samples = options.samples or chosen.n_samples
@@ -90,6 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
         f" {found['seconds']:.1f} s ({found['seconds'] / found['evaluations']:.1f} times as many evaluations),"
         f" peak {found['peak_gib']:.2f} GiB, additivity error {100 * found['additivity_error']:.0f} %"
     )
+    error = (
+        f"additivity error {100 * found['additivity_error']:.0f} %, bound {MOST_SECONDS:.0f} s and {MOST_GIB:.0f} GiB"
+    )
+    per = f"four images of {options.size} px, {n_samples} draws; {error}"
+    row = {"stage": "07", "what": "SHAP", "per": per, "seconds": found["seconds"], "peak_gib": found["peak_gib"]}
+    bench_records.save(options.out, "shap", [row], device, time.perf_counter() - started, arguments, engine.cores())
     within = found["seconds"] <= MOST_SECONDS and found["peak_gib"] < MOST_GIB
     print(f"bound: {MOST_SECONDS:.0f} s, {MOST_GIB:.0f} GiB: {'kept' if within else 'BROKEN'}")
     return 0 if within else 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,16 @@ import numpy as np
 REVISION = 1
 LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 LITE = {"lite0": LITE0, "lite1": LITE1}
+INCEPTION = "Inception-v3"
 INCEPTION_SHA256_PREFIX = "6726825d"  # part of the published file's name
+
+
+# Metrics of a set's features and logits: their name on any network's features, and on Inception-v3's.
+METRICS: dict[str, tuple[str, str]] = {
+    "frechet": ("Frechet distance", "FID"),
+    "kernel": ("Kernel distance", "KID"),
+    "score": ("Classifier score", "IS"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,48 +41,24 @@ class FeatureKind:
         Name of the network in text.
     width : int
         Number of features an image.
-    metrics : dict
-        ``frechet, kernel, score`` to the name of each in tables and on axes.
     """
 
     network: str
     width: int
-    metrics: Mapping[str, str]
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Key of `METRICS` to the name in tables and on axes."""
+        own = self.network == INCEPTION
+        return {key: f"{names[own]} ({self.network})" for key, names in METRICS.items()}
 
 
 FEATURES: dict[str, FeatureKind] = {
-    "inception": FeatureKind(
-        "Inception-v3",
-        2048,
-        {"frechet": "FID (Inception-v3)", "kernel": "KID (Inception-v3)", "score": "IS (Inception-v3)"},
-    ),
-    "lite0": FeatureKind(
-        "EfficientNet-Lite0",
-        1280,
-        {
-            "frechet": "Frechet distance (EfficientNet-Lite0)",
-            "kernel": "Kernel distance (EfficientNet-Lite0)",
-            "score": "Classifier score (EfficientNet-Lite0)",
-        },
-    ),
-    "lite1": FeatureKind(
-        "EfficientNet-Lite1",
-        1280,
-        {
-            "frechet": "Frechet distance (EfficientNet-Lite1)",
-            "kernel": "Kernel distance (EfficientNet-Lite1)",
-            "score": "Classifier score (EfficientNet-Lite1)",
-        },
-    ),
-    "random": FeatureKind(  # for tests of the machinery at full size: no metric of it means anything
-        "untrained Inception-v3",
-        2048,
-        {
-            "frechet": "Frechet distance (untrained Inception-v3)",
-            "kernel": "Kernel distance (untrained Inception-v3)",
-            "score": "Classifier score (untrained Inception-v3)",
-        },
-    ),
+    "inception": FeatureKind(INCEPTION, 2048),
+    "lite0": FeatureKind("EfficientNet-Lite0", 1280),
+    "lite1": FeatureKind("EfficientNet-Lite1", 1280),
+    # for tests of the machinery at full size: no metric of it means anything
+    "random": FeatureKind("untrained Inception-v3", 2048),
 }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from nafld_utils import (
     artifacts,
     backbones,
     baselines,
+    bench_records,
     delong,
     engine,
     phantom,
@@ -244,15 +246,23 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--mode", choices=("serial", "local"), default="local")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the result goes; notebook 06 shows the default")
+    parser.add_argument("--record", type=Path, default=bench_records.default_folder(), help="folder of `make bench`")
     options = vars(parser.parse_args(arguments))
     changes = {"run": "interval-study", "engine.mode": options.pop("mode")}
-    out = options.pop("out")
+    out, folder, run = options.pop("out"), options.pop("record"), artifacts.open_run("demo", changes)
+    size, started = Size(**options), time.perf_counter()
+    n_there = sum(block_unit(**task).done() for task in tasks(run, size))
     try:
-        table = study(artifacts.open_run("demo", changes), Size(**options))
+        table = study(run, size)
     finally:
         engine.release_workers()  # at the interpreter's exit Dask's threads are gone, and closing waits for them
     out.parent.mkdir(parents=True, exist_ok=True)
     artifacts.save_table(out, table)
+    seconds = time.perf_counter() - started
+    per = f"{size.cohorts} cohorts of {size.patients} simulated patients, {size.new_patients} new ones"
+    per += f"; {n_there} of {len(tasks(run, size))} blocks of patients were there already" if n_there else ""
+    row = {"stage": "06", "what": "study of the intervals", "per": per, "seconds": seconds}
+    bench_records.save(folder, "intervals", [row], seconds=seconds, arguments=arguments, threads=engine.cores())
     print(report(out))
 
 

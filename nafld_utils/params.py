@@ -54,6 +54,8 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "08_turing_test": ("seed", "turing"),
 }
 
+BASELINES = ("gan",)  # generators beside the diffusion models, each a section of its name with `enabled`
+
 
 class SettingsError(ValueError):
     """A setting is unknown, misspelled, mistyped or out of range."""
@@ -278,7 +280,7 @@ class QualitySettings(_Section):
     subset_repeats: Count
     half_samples: Annotated[int, Field(ge=2)]
     n_planted: Annotated[int, Field(ge=1)]
-    filter_of: Literal["semantic", "class", "gan"] | None
+    filter_of: str | None
     filter_keep: Annotated[float, Field(gt=0, le=1)]
 
     @model_validator(mode="after")
@@ -444,9 +446,9 @@ class Settings(_Section):
     def _across_sections(self) -> Settings:
         if self.shap.fold >= self.folds.n_splits:
             raise ValueError(f"shap.fold must be below folds.n_splits {self.folds.n_splits}, got {self.shap.fold}")
-        made = [*self.ldm.conditionings, *["gan"] * self.gan.enabled]
-        if self.quality.filter_of not in (None, *made):
-            raise ValueError(f"quality.filter_of must be a generator of this run {made}, got {self.quality.filter_of}")
+        if self.quality.filter_of not in (None, *self.generators):
+            found = f"{self.generators}, got {self.quality.filter_of}"
+            raise ValueError(f"quality.filter_of must be a generator of this run {found}")
         for name in self.sweep.experiments:
             if name not in (PLAIN, *self.experiments):
                 known = [PLAIN, *self.experiments]
@@ -467,6 +469,11 @@ class Settings(_Section):
     def name(self) -> str:
         """Name of the run: ``run`` where given, else the profile."""
         return self.run or self.profile
+
+    @property
+    def generators(self) -> list[str]:
+        """Generators of the run, by name: diffusion models, then the baselines that are enabled."""
+        return [*self.ldm.conditionings, *(name for name in BASELINES if getattr(self, name).enabled)]
 
     @property
     def filtered_generator(self) -> str:

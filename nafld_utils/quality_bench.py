@@ -7,8 +7,6 @@ as the study reads its sets, so that memory tells whether anything grows with th
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import artifacts, feature_networks, memorization
+from nafld_utils import artifacts, bench_records, feature_networks, memorization
 
 N_FRAMES, N_PATIENTS = 440, 44  # training frames and patients of a fold of the published cohort
 
@@ -29,7 +27,7 @@ def table(n_images: int, side: int, device: Any) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``work, images, seconds, images a second, memory grown (GiB)``.
+        ``work, images, seconds, images a second, memory grown (GiB), peak GiB``.
     """
     rng = np.random.default_rng(0)
     patients = np.arange(N_FRAMES) * N_PATIENTS // N_FRAMES
@@ -55,31 +53,38 @@ def table(n_images: int, side: int, device: Any) -> pd.DataFrame:
 
 
 def _row(name: str, work: Callable[[], Any], n: int) -> dict[str, Any]:
-    before, started = _peak(), time.perf_counter()
+    before, started = bench_records.peak_gib(), time.perf_counter()
     work()
     seconds = time.perf_counter() - started
     row = {"work": name, "images": n, "seconds": seconds, "images a second": n / seconds}
-    return {**row, "memory grown (GiB)": _peak() - before}
+    peak = bench_records.peak_gib()
+    return {**row, "memory grown (GiB)": peak - before, "peak GiB": peak}
 
 
-def _peak() -> float:
-    """Largest memory of this process so far, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+def record(found: pd.DataFrame, side: int) -> list[dict[str, Any]]:
+    """Rows of the benchmark's record."""
+    return [
+        {"stage": "05", "what": row["work"], "per": f"{row['images']} images of {side} px", "seconds": row["seconds"]}
+        | {"peak_gib": row["peak GiB"]}
+        for row in found.to_dict("records")
+    ]
 
 
 def main() -> None:
-    """Command line; writes ``bench_quality.csv`` and prints it."""
+    """Command line; writes ``bench_quality.csv`` and the record, and prints the table."""
     import torch
 
     parser = argparse.ArgumentParser(description="Measure stage 05 on this device.")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--side", type=int, default=256)
-    parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "bench")
+    parser.add_argument("--out", type=Path, default=bench_records.default_folder())
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    started = time.perf_counter()
     found = table(options.images, options.side, device)
     artifacts.save_table(options.out / "bench_quality.csv", found)
+    seconds = time.perf_counter() - started
+    bench_records.save(options.out, "quality", record(found, options.side), device, seconds)
     print(f"{device}, {torch.get_num_threads()} threads, {options.side} px")
     print(found.round(3).to_string(index=False))
 

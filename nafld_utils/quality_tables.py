@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import stats
-from nafld_utils.feature_networks import FEATURES
+from nafld_utils.feature_networks import FEATURES, METRICS
 from nafld_utils.manifolds import NAMES as MANIFOLD
 from nafld_utils.manifolds import K, manifold_metrics
 from nafld_utils.quality import frechet_distance, inception_score, kernel_distance
@@ -161,7 +161,7 @@ def _values(
     rng: np.random.Generator,
 ) -> dict[str, float]:
     if min(len(picked), len(real)) < 2:
-        return dict.fromkeys(("frechet", "kernel", "score"), float("nan"))
+        return dict.fromkeys(METRICS, float("nan"))
     a, b, names = item.features[picked], reference.features[real], (item.name, reference.name)
     return {
         "frechet": frechet_distance(a, b, names),

@@ -1,4 +1,4 @@
-"""The grid of classifier trainings, what is checked before one starts, and what may be read from their scores.
+"""The grid of classifier trainings, what is checked before one starts, and why patients are never split.
 
 Contract: a *trial* is one training, named by ``backbone, freeze, balance, arm, rate, fold, seed`` and by the hash of
 everything it depends on; what is finished lies in the store (`nafld_utils.trial_store`). An experiment is a named
@@ -16,7 +16,7 @@ import pandas as pd
 from nafld_utils import arms, folds
 from nafld_utils.arms import REAL
 from nafld_utils.artifacts import digest
-from nafld_utils.params import PLAIN, ExperimentSettings, Settings
+from nafld_utils.params import BASELINES, PLAIN, ExperimentSettings, Settings
 from nafld_utils.trial_store import (
     SCORE_COLUMNS,
     STATES,
@@ -34,7 +34,7 @@ from nafld_utils.trial_store import (
 __all__ = [
     "REAL", "SCORE_COLUMNS", "STATES", "TRIAL_COLUMNS", "check_fold", "experiment", "experiments", "folds_of", "grid",
     "image_folds", "is_done", "linear_scores", "of_experiment", "plan", "read_store", "read_trial", "record_failure",
-    "require_complete", "roc_curves", "to_train", "trial_hash", "trial_path", "write_trial",
+    "require_complete", "to_train", "trial_hash", "trial_path", "write_trial",
 ]  # fmt: skip
 
 REVISION = 2
@@ -76,13 +76,13 @@ def experiment_grid(settings: Settings, name: str) -> pd.DataFrame:
         There is no such experiment, or an arm asks for a diffusion model that the run does not train.
     """
     chosen = experiment(settings, name)
-    made = [*settings.ldm.conditionings, *["gan"] * settings.gan.enabled]
+    made = settings.generators
     for arm in chosen.arms:
         lacking = set(arms.parse(arm).generators) - {"traditional", "filtered"} - set(made)
         if lacking:
             raise ValueError(
                 f"arm {arm} of experiment {name}: expected generators of this run {made}, found {min(lacking)!r};"
-                " train it (ldm.conditionings, gan.enabled) or drop the arm."
+                f" train it (ldm.conditionings, {', '.join(f'{name}.enabled' for name in BASELINES)}) or drop the arm."
             )
     cells = [(REAL, 0.0), *((arm, float(rate)) for arm in chosen.arms if arm != REAL for rate in chosen.rates)]
     rows = [
@@ -238,42 +238,6 @@ def check_fold(images: pd.DataFrame, fold: int, synthetic: pd.DataFrame | None =
                 " draw it again."
             )
     return images["fold"].to_numpy() == fold
-
-
-# ---------------------------------------------------------------- what is read from it
-
-
-def roc_curves(scores: pd.DataFrame, n_points: int = 201) -> pd.DataFrame:
-    """ROC curve of every arm, rate and seed on one grid of false positive rates.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        ``backbone, arm, rate, seed, label, score`` of one freeze and balance; folds are put together as in the paper.
-    n_points : int
-        Points of the grid from 0 to 1.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``backbone, arm, rate, seed, fpr, tpr``; seed -1 is the mean over seeds at the same false positive rate.
-    """
-    from sklearn.metrics import roc_curve
-
-    at = np.linspace(0.0, 1.0, n_points)
-    parts = []
-    for cell, arm in scores.groupby(["backbone", "arm", "rate"], sort=False):
-        curves = {}
-        for seed, part in arm.groupby("seed"):
-            fpr, tpr, _ = roc_curve(part["label"], part["score"])
-            curves[seed] = np.interp(at, fpr, tpr)
-            # a curve starts at (0, 0) even where it rises at once
-            curves[seed][0] = 0.0
-        curves[-1] = np.mean(list(curves.values()), axis=0)
-        for seed, tpr in curves.items():
-            names = dict(zip(("backbone", "arm", "rate"), cell, strict=True))
-            parts.append(pd.DataFrame({**names, "seed": seed, "fpr": at, "tpr": tpr}))
-    return pd.concat(parts, ignore_index=True)
 
 
 # ---------------------------------------------------------------- why patients are never split

@@ -13,8 +13,6 @@ import argparse
 import functools
 import json
 import os
-import platform
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +23,8 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nafld_utils import artifacts, engine, params, sweep, sweep_speed
+from nafld_utils import artifacts, bench_records, engine, params, sweep, sweep_speed
+from nafld_utils.bench_records import peak_gib
 from nafld_utils.sweep_speed import Network
 from nafld_utils.trial import Options
 
@@ -58,14 +57,13 @@ def measured_training(backbone: str, size: int, batch_size: int, path: str) -> N
     """Time one training as a worker of the sweep does; leaves ``seconds, prefix_seconds, gib`` as JSON."""
     network = _network(backbone, size)
     seconds = network.seconds_a_training(options_of(batch_size))
-    found = {"seconds": seconds, "prefix_seconds": network.prefix_seconds, "gib": peak_gib(), "worker": os.getpid()}
+    found = {
+        "seconds": seconds,
+        "prefix_seconds": network.prefix_seconds,
+        "gib": peak_gib(),
+        "worker": os.getpid(),
+    }
     Path(path).write_text(json.dumps(found), encoding="utf-8")
-
-
-def peak_gib() -> float:
-    """Most memory that this process has held, in GiB."""
-    scale = 2**30 if platform.system() == "Darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_workers: int) -> pd.DataFrame:
@@ -237,10 +235,25 @@ def figure_5_hours(found: pd.DataFrame) -> float:
     return float((counts * ours.reindex(counts.index)).sum(skipna=False) / 3600)
 
 
+def record(found: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the benchmark's record; the ratio is to the faster plain loop, median over rounds."""
+    rows = []
+    for row in found.to_dict("records"):
+        per = f"one training of 1000 steps, {row['at once']} at once, {row['trainings an hour']:.1f} an hour"
+        line = {"stage": "06", "what": f"{row['backbone']}, {row['how']}", "per": per}
+        line |= {"seconds": row["seconds a training"], "peak_gib": row["peak GiB"]}
+        if row["how"].startswith(OURS):
+            line |= {"ratio": row["times as many"], "against": "the faster plain loop, whole networks"}
+        rows.append(line)
+    return rows
+
+
 def report(device: torch.device, folder: Path, **how: Any) -> pd.DataFrame:
-    """Measure, print and save ``bench_sweep.csv``."""
+    """Measure, print and save ``bench_sweep.csv`` and the record."""
+    started = time.perf_counter()
     found = table(device, **how)
     artifacts.save_table(folder / "bench_sweep.csv", found)
+    bench_records.save(folder, "sweep", record(found), device, time.perf_counter() - started, threads=engine.cores())
     print(found.round(3).to_string(index=False))
     hours = figure_5_hours(found)
     if np.isfinite(hours):
@@ -254,7 +267,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="*", help="timm names")
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "bench")
+    parser.add_argument("--out", type=Path, default=bench_records.default_folder())
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = tuple(options.backbones) if options.backbones else None

@@ -190,3 +190,37 @@ def test_a_cohort_file_that_carries_the_mark_counts_as_simulated(run):
     assert real.is_simulated
     artifacts.save_json(real.root / "cohort" / "provenance.json", {"kind": "other content"})
     assert not real.is_simulated
+
+
+# ---------------------------------------------------------------- arrays larger than memory
+
+
+def test_an_array_in_parts_is_the_array_at_once(tmp_path):
+    whole = np.random.default_rng(0).normal(size=(3, 4, 2, 5)).astype(np.float16)
+    flat = whole.reshape(12, 2, 5)
+    with artifacts.array_in_parts(tmp_path / "parts.npy", (3, 4)) as append:
+        for start in range(0, 12, 5):
+            append(flat[start : start + 5])
+    artifacts.save_array(tmp_path / "whole.npy", whole)
+    assert (tmp_path / "parts.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert artifacts.load_array(tmp_path / "parts.npy", mmap=True).shape == whole.shape
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ([], "expected 4 rows, found 0"),
+        ([(3, 2)], "expected 4 rows, found 3"),
+        ([(3, 2), (2, 2)], "expected 4 rows, found 5"),
+        ([(3, 2), (1, 3)], "make all parts alike"),
+    ],
+)
+def test_parts_that_do_not_make_the_array_leave_nothing(tmp_path, parts, text):
+    def write():
+        with artifacts.array_in_parts(tmp_path / "a.npy", (2, 2)) as append:
+            for shape in parts:
+                append(np.zeros(shape))
+
+    with pytest.raises(ValueError, match=text):
+        write()
+    assert not list(tmp_path.iterdir())

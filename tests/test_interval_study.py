@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, interval_study, stats
+from nafld_utils import artifacts, bench_records, interval_study, stats
 
 TINY = ["--cohorts", "1", "--patients", "15", "--frames", "1", "--new-patients", "6", "--block", "3", "--pixels", "64"]
 
@@ -85,7 +85,9 @@ def test_command_stores_and_reports(tmp_path, monkeypatch, capsys, quick_patient
     out = tmp_path / "result.csv"
     assert "has not been run: python -m nafld_utils.interval_study" in interval_study.report(out)
     assert interval_study.stored(out) is None
-    interval_study.main([*TINY, "--n-resamples", "50", "--mode", "serial", "--out", str(out)])
+    folder = str(tmp_path / "bench")
+    interval_study.main([*TINY, "--n-resamples", "50", "--mode", "serial", "--out", str(out), "--record", folder])
+    assert bench_records.load(tmp_path / "bench", "intervals")["rows"][0]["seconds"] > 0
     said = capsys.readouterr().out
     assert "1 simulated cohorts of 15 patients, 1 frames each at 64 px" in said
     assert "6 new patients" in said

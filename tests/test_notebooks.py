@@ -12,6 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import PROJECT
+from test_commands import SMALL, words
 from test_report import assert_self_contained, chromium, open_and_look
 
 from nafld_utils import artifacts, graph, report
@@ -97,6 +98,12 @@ def test_a_second_make_runs_nothing(smoke):
     assert not re.search(r"\d:\d\d  ", said), said
     after = {path: path.stat().st_mtime_ns for path in smoke.root.rglob("*") if path.is_file()}
     assert after == before
+
+
+@pytest.mark.parametrize("line", SMALL)
+def test_a_command_of_the_pages_without_settings_finds_all_done(smoke, line):
+    _, target, *_ = words(line)
+    assert "up to date, open" in smoke.make(target, check=0).stdout
 
 
 def planned(overrides=""):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, params, sweep, sweep_tables
+from nafld_utils import artifacts, feature_networks, params, sweep
 from nafld_utils import trial as training
 from nafld_utils.stages import filtering, prepare
 from nafld_utils.stages import sweep as stage
@@ -239,52 +239,6 @@ def test_plan_counts_and_estimates(tmp_path):
     assert fresh.estimate_from == "a few timed steps"
 
 
-# ---------------------------------------------------------------- what is read from it
-
-
-def arms_table(n_seeds=3, n=40):
-    rng = np.random.default_rng(0)
-    label = np.arange(n) % 2
-    parts = []
-    for arm, rate, shift in (("real", 0.0, 0.3), ("semantic", 0.5, 0.6)):
-        for seed in range(n_seeds):
-            facts = {
-                "backbone": "net",
-                "freeze": "paper",
-                "balance": "none",
-                "arm": arm,
-                "rate": rate,
-                "fold": np.arange(n) % 5,
-                "seed": seed,
-            }
-            names = [f"i{i}" for i in range(n)]
-            score = label * shift + rng.random(n)
-            parts.append(
-                pd.DataFrame({**facts, "image_id": names, "patient_id": np.arange(n) // 4 * 2 + label}).assign(
-                    label=label, score=score
-                )
-            )
-    return pd.concat(parts, ignore_index=True)
-
-
-def test_roc_curve_of_a_perfect_and_a_mixed_score():
-    table = pd.DataFrame({"label": [0, 0, 1, 1], "score": [0.1, 0.2, 0.8, 0.9]})
-    table = table.assign(backbone="net", arm="real", rate=0.0, seed=0)
-    curve = sweep.roc_curves(table, n_points=3).query("seed == 0")
-    assert curve["tpr"].tolist() == [0.0, 1.0, 1.0]
-
-
-def test_roc_curves_hold_the_auc_and_their_mean():
-    curves = sweep.roc_curves(arms_table(), n_points=4001)
-    aucs = sweep_tables.auc_by_seed(arms_table())
-    for row in aucs.itertuples():
-        line = curves[(curves["arm"] == row.arm) & (curves["seed"] == row.seed)]
-        assert np.trapezoid(line["tpr"], line["fpr"]) == pytest.approx(row.auc, abs=2e-3)
-        assert (np.diff(line["tpr"]) >= 0).all()
-    one = curves[curves["arm"] == "real"].pivot_table(index="fpr", columns="seed", values="tpr")
-    np.testing.assert_allclose(one[-1], one[[0, 1, 2]].mean(axis=1))
-
-
 # ---------------------------------------------------------------- the protocol check
 
 
@@ -424,6 +378,24 @@ def trials_made_of(arm):
 def stage_features(run, *which):
     features.make_features(run, *which)
     assert features.features_unit(run, *which).done()
+
+
+def test_feature_caches_written_in_parts_are_those_computed_at_once(run, monkeypatch):
+    from nafld_utils.stages import features as quality_features
+
+    pool = prepare.open_preprocessed(run).pool
+    flat = pool.reshape(-1, *pool.shape[2:])
+    network, _ = features.network("resnet18", "random", "paper")
+    whole = training.prefix_features(network, flat, "resnet18", precision="float16")
+    pooled = feature_networks.extract(flat, "lite0", batch_size=16)
+    for module in (features, quality_features):
+        monkeypatch.setattr(module, "CHUNK", 16)  # two parts
+    stage_features(run, "resnet18", "real")
+    kept = features.stored(run, "resnet18", "paper", "real")
+    np.testing.assert_array_equal(kept, whole.reshape(*pool.shape[:2], *whole.shape[1:]))
+    quality_features.make_features(run, "lite0", quality_features.REAL)
+    for found, wanted in zip(quality_features.load_features(run, "lite0", "real"), pooled, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_oversampling_is_of_the_training_images_and_rates_count_them(run, monkeypatch):

@@ -26,8 +26,8 @@ HELD_OUT = "real, held out"
 
 
 def conditioning_of(run: Run, generator: str) -> str:
-    """Model whose autoencoder measures a generator's images: its own; the GAN's is that of the model beside it."""
-    name = gan_stage.reference(run) if generator == gan_stage.NAME else ldm.split_name(generator)[0]
+    """Model whose autoencoder measures a generator's images: its own; a baseline's is that of the model beside it."""
+    name = gan_stage.reference(run) if generator in samples.BASELINES else ldm.split_name(generator)[0]
     return first_stages.owner(run, name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, feature_networks
-from nafld_utils.artifacts import Run, Unit, file_sha256, save_array, unit_seed
+from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, unit_seed
 from nafld_utils.stages import first_stages, prepare, samples
 
 REAL, NOISE, TRADITIONAL = "real", "noise", "traditional"
 SERIAL_BELOW = 8000  # images; choice: starting workers costs more than a network of this size takes for fewer
+CHUNK = 512  # images whose features are held at once; a multiple of every batch
 SHARED = -1  # fold of a set that every fold shares
 # Prefix of a set's name to the kind of stage 04's unit; the generators themselves carry their own name alone.
 KINDS = {
@@ -68,13 +70,18 @@ def make_features(run: Run, kind: str, name: str, fold: int = SHARED) -> None:
         return
     device = engine.device(run.settings.engine)
     batch = 16 if device.type == "cpu" else 64  # small batches stay in a CPU's cache
-    with unit.writing(device=str(device)) as folder:
-        images = _images(run, name, fold)
-        called = name if fold == SHARED else f"{name} of fold {fold}"
-        weights = run.settings.quality.weights
-        features, logits = feature_networks.extract(images, kind, weights, device, batch, called)
-        save_array(folder / "features.npy", features)
-        save_array(folder / "logits.npy", logits)
+    images = _images(run, name, fold)
+    called, weights = name if fold == SHARED else f"{name} of fold {fold}", run.settings.quality.weights
+    with unit.writing(device=str(device)) as folder, contextlib.ExitStack() as files:
+        appends = [
+            files.enter_context(array_in_parts(folder / f"{kept}.npy", (len(images),)))
+            for kept in ("features", "logits")
+        ]
+        # the set and its features may be larger than memory
+        for start in range(0, len(images), CHUNK):
+            found = feature_networks.extract(images[start : start + CHUNK], kind, weights, device, batch, called)
+            for append, part in zip(appends, found, strict=True):
+                append(part)
 
 
 def _images(run: Run, name: str, fold: int) -> np.ndarray:
@@ -85,10 +92,12 @@ def _images(run: Run, name: str, fold: int) -> np.ndarray:
         pool = data.pool if name == REAL else data.traditional_pool
         return pool.reshape(-1, *pool.shape[2:])
     # Choice: the grey levels of the training images without their places, a stricter ceiling than uniform noise.
-    training = data.pool[data.images["fold"].to_numpy() != fold]
-    levels = np.bincount(training.ravel(), minlength=256)
+    training = np.flatnonzero(data.images["fold"].to_numpy() != fold)
+    levels = np.zeros(256, np.int64)
+    for rows in np.array_split(training, -(-len(training) // CHUNK)):
+        levels += np.bincount(data.pool[rows].ravel(), minlength=256)
     rng = np.random.default_rng(unit_seed(run.settings.seed, NOISE, fold))
-    shape = (run.settings.quality.n_reference, *training.shape[2:])
+    shape = (run.settings.quality.n_reference, *data.pool.shape[2:])
     return rng.choice(256, size=shape, p=levels / levels.sum()).astype(np.uint8)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,12 @@ def load_generator(run: Run, fold: int) -> gan.Generator:
     network = gan.Generator(run.settings.preprocess.image_size, settings.base_channels, settings.max_channels)
     network.load_state_dict(load_weights(gan_unit(run, fold).require().file("averaged.safetensors"))[0])
     return network.eval().requires_grad_(False)
+
+
+def painter(run: Run, fold: int, device: torch.device) -> Callable[[np.ndarray, list[int]], np.ndarray]:
+    """Function from labels (n,) and a seed an image to images (n, S, S) uint8 of a fold's GAN."""
+    network = load_generator(run, fold).to(device)
+    return lambda labels, seeds: gan.sample(network, labels, seeds, device)
 
 
 def table(run: Run) -> pd.DataFrame:

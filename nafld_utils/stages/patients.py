@@ -21,7 +21,7 @@ OVER = "patients (delete-half jackknife); these synthetic sets"
 def names(run: Run) -> dict[str, str]:
     """Sets that are measured, with their role: generators, ceilings, and real patients against other real patients."""
     judged = [*features.prefixed(run, CEILINGS), features.NOISE]
-    roles = {name: "baseline" if name == "gan" else "model" for name in samples.generators(run)}
+    roles = {name: "baseline" if name in samples.BASELINES else "model" for name in samples.generators(run)}
     return {HALVES: "floor", **roles, **dict.fromkeys([*judged, REPEATED], "ceiling")}
 
 

@@ -102,7 +102,7 @@ def fold_sets(
     for name in samples.generators(run):
         drawn = features.drawn_table(run, name, fold)
         own = {"labels": drawn["label"].to_numpy(), "patients": features.patients_of(drawn)}
-        role = "baseline" if name == "gan" else "model"
+        role = "baseline" if name in samples.BASELINES else "model"
         sets.append(quality_tables.FeatureSet(name, role, *features.load_features(run, kind, name, fold), **own))
     sets.append(real(TRADITIONAL, "baseline", TRADITIONAL, ~held))
     if judged:

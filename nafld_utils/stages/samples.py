@@ -11,12 +11,35 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import autoencoder, engine, gan, preprocess, sampling
+from nafld_utils import autoencoder, engine, preprocess, sampling
 from nafld_utils.artifacts import Run, Unit, load_array, save_array, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare
 from nafld_utils.stages import gan as gan_stage
 
 KINDS = ("synthetic", "synthetic_null", "synthetic_untrained", "synthetic_gaussian")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A generator beside the diffusion models, conditioned on the class.
+
+    Attributes
+    ----------
+    unit : callable
+        ``(run, fold)`` to the unit that its images of a fold depend on.
+    painter : callable
+        ``(run, fold, device)`` to a function from labels (n,) and n seeds to images (n, S, S) uint8, each a function
+        of its own seed alone. It must not see patients whom the fold holds out.
+    modules : tuple of str
+        Modules whose ``REVISION`` its images depend on.
+    """
+
+    unit: Callable[[Run, int], Unit]
+    painter: Callable[[Run, int, torch.device], Callable[[np.ndarray, list[int]], np.ndarray]]
+    modules: tuple[str, ...]
+
+
+BASELINES = {gan_stage.NAME: Baseline(gan_stage.gan_unit, gan_stage.painter, ("gan",))}
 
 
 @dataclass(frozen=True)
@@ -51,8 +74,8 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     """Unit of a set; `kind` is one of `KINDS`. Sets of several sizes lie side by side."""
     if kind not in KINDS:
         raise ValueError(f"synthetic set {kind!r}: expected one of {', '.join(KINDS)}.")
-    if conditioning == gan_stage.NAME:
-        return _gan_set_unit(run, fold)
+    if conditioning in BASELINES:
+        return _baseline_set_unit(run, conditioning, fold)
     read = ("scheduler", "steps", "eta", "guidance", "precision")
     settings = {key: run.settings.section("sampling")[key] for key in read} | {"n": _count(run, kind)}
     warp = run.settings.preprocess
@@ -74,16 +97,16 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     )
 
 
-def _gan_set_unit(run: Run, fold: int) -> Unit:
+def _baseline_set_unit(run: Run, name: str, fold: int) -> Unit:
     n = run.settings.sampling.n_images
     return run.unit(
         "synthetic",
-        gan_stage.NAME,
+        name,
         f"fold{fold}",
         f"n{n:05d}",
         settings={"n": n, "seed": run.settings.seed, "fold": fold},
-        inputs=[gan_stage.gan_unit(run, fold), prepare.preprocess_unit(run)],
-        modules=["gan"],
+        inputs=[BASELINES[name].unit(run, fold), prepare.preprocess_unit(run)],
+        modules=BASELINES[name].modules,
     )
 
 
@@ -93,8 +116,8 @@ def draw_conditions(
     """Conditions of n images, each a function of its own seed.
 
     Semantic: maps of training patients' crops, uniformly over training frames, under a weak piecewise-affine warp;
-    class: labels half and half [paper, Synthetic image generation], and so the GAN. A model of the balanced cohort
-    draws maps as its cohort holds them: from both classes alike.
+    class: labels half and half [paper, Synthetic image generation], and so the baselines. A model of the balanced
+    cohort draws maps as its cohort holds them: from both classes alike.
 
     Returns
     -------
@@ -106,7 +129,7 @@ def draw_conditions(
     seeds = [unit_seed(run.settings.seed, "synthetic", conditioning, fold, i) for i in range(n)]
     table = pd.DataFrame({"index": range(n), "seed": seeds}).assign(conditioning=conditioning, fold=fold)
     table["synthetic_id"] = [f"{ldm.model_name(conditioning, balance)}_f{fold}_{i:05d}" for i in range(n)]
-    if conditioning != "semantic":  # the class model and the GAN
+    if conditioning != "semantic":  # the class model and the baselines
         table = table.assign(label=table["index"] % 2, source_patient=-1, source_image="")
         return table, np.array(table["label"], dtype=np.int64)
     data = prepare.open_preprocessed(run)
@@ -190,9 +213,9 @@ def _painter(
     run: Run, conditioning: str, fold: int, kind: str, device: torch.device, balance: str
 ) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:
     """Function from rows of the table and their conditions to images (n, S, S) uint8."""
-    if conditioning == gan_stage.NAME:
-        network = gan_stage.load_generator(run, fold).to(device)
-        return lambda rows, labels: gan.sample(network, labels, rows["seed"].tolist(), device)
+    if conditioning in BASELINES:
+        paint = BASELINES[conditioning].painter(run, fold, device)
+        return lambda rows, labels: paint(labels, rows["seed"].tolist())
     stage = first_stages.first_stage(run, conditioning, fold).to(device)
     draw = _drawer(run, conditioning, fold, kind, stage, device, balance)
     return lambda rows, conditions: autoencoder.decode_latents(stage, draw(rows, conditions), device)
@@ -291,10 +314,10 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
 
 
 def generators(run: Run) -> list[str]:
-    """Names of what draws synthetic sets: models, their balanced twins, the GAN."""
+    """Names of what draws synthetic sets: models, their balanced twins, the baselines."""
     balanced = [ldm.model_name(task["conditioning"], task["balance"]) for task in ldm.balanced_tasks(run)]
-    gans = [gan_stage.NAME] * run.settings.gan.enabled
-    return [*run.settings.ldm.conditionings, *dict.fromkeys(balanced), *gans]
+    models = run.settings.ldm.conditionings
+    return [*models, *dict.fromkeys(balanced), *(name for name in run.settings.generators if name in BASELINES)]
 
 
 def task_of(run: Run, generator: str, fold: int, kind: str = "synthetic") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from nafld_utils import arms, params, sweep, sweep_summaries, sweep_tables, words
 from nafld_utils.artifacts import Run, Unit, save_table
-from nafld_utils.stages import filtering, gan, ldm, prepare, samples
+from nafld_utils.stages import filtering, ldm, prepare, samples
 from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
 
 REVISION = 2
@@ -246,8 +246,8 @@ def _makers(run: Run, name: str, fold: int) -> list[Unit]:
     if name == filtering.NAME:
         return [*_makers(run, run.settings.filtered_generator, fold), filtering.unit_of(run, fold)]
     drawn = samples.synthetic_unit(**samples.task_of(run, name, fold))
-    if name == gan.NAME:
-        return [gan.gan_unit(run, fold), drawn]
+    if name in samples.BASELINES:
+        return [samples.BASELINES[name].unit(run, fold), drawn]
     conditioning, balance = ldm.split_name(name)
     return [ldm.ldm_unit(run, conditioning, fold, balance), drawn]
 

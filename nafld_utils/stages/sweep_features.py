@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from nafld_utils import arms, backbones, engine, sweep
-from nafld_utils.artifacts import Run, Unit, file_sha256, load_array, save_array
+from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, load_array
 from nafld_utils.stages import filtering, prepare
 
 REVISION = 1
 
+CHUNK = 512  # images whose features are held at once; a multiple of every batch
 SHARED = -1  # fold of sets that every fold shares
 SHARED_KINDS = (sweep.REAL, "traditional")
 NOTHING_FROZEN = "none"
@@ -105,8 +106,11 @@ def make_features(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
     with unit.writing(device=str(device)) as folder:
         for name, images in source_images(run, kind, fold).items():
             flat = images.reshape(-1, *images.shape[2:])
-            out = trial.prefix_features(prefix, flat, backbone, device, precision=run.settings.sweep.features)
-            save_array(folder / f"{name}.npy", out.reshape(*images.shape[:2], *out.shape[1:]))
+            # the paper's largest set takes 2.3 GB
+            with array_in_parts(folder / f"{name}.npy", images.shape[:2]) as append:
+                for start in range(0, len(flat), CHUNK):
+                    part = flat[start : start + CHUNK]
+                    append(trial.prefix_features(prefix, part, backbone, device, precision=run.settings.sweep.features))
 
 
 def feature_tasks(run: Run) -> list[dict[str, Any]]:

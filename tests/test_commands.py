@@ -1,0 +1,275 @@
+"""Every command of README.md and CONTRIBUTING.md: run, or asked what it would do; and what these pages promise.
+
+A line of a ``sh`` block, or inline code that begins with a command, is looked up by its program and target in the
+tables below; one that is not there fails, so that no command is written without a test.
+"""
+
+import argparse
+import datetime
+import importlib
+import os
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+import yaml
+from conftest import PROJECT, run_make
+
+from nafld_utils import graph, params
+
+PAGES = ("README.md", "CONTRIBUTING.md")
+TEXT = {name: (PROJECT / name).read_text(encoding="utf-8") for name in PAGES}
+PYTHON, UV, CHECK = ".venv/bin/python", ".venv/bin/uv", ".ci/run"
+PROGRAMS = ("make", PYTHON, UV, CHECK, "python", "pip", "uv", "nafld")
+PLACES = {"<name>": "smoke", "<run>": "smoke"}
+
+
+def blocks(page):
+    return re.findall(r"^```sh\n(.*?)^```$", TEXT[page], re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """Page, command and the assignments before it, of every block and of inline code."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            setting = ""
+            for line in block.splitlines():
+                if re.match(r"\w+=", line):
+                    setting += f"{line}\n"
+                elif line.strip() and not line.startswith("#"):
+                    found.append((page, line, setting))
+        prose = re.sub(r"^```.*?^```$", "", TEXT[page], flags=re.MULTILINE | re.DOTALL)
+        inline = [code for code in re.findall(r"`([^`\n]+)`", prose) if code.split()[0] in PROGRAMS and " " in code]
+        found += [(page, code, "") for code in dict.fromkeys(inline)]
+    return found
+
+
+COMMANDS = commands()
+# what names no setting is run by tests/test_notebooks.py, for the session's small run
+SMALL = [line for _, line, _ in COMMANDS if re.fullmatch(r"make (all|\d\d_\w+)( PROFILE=<name>)?\s*(#.*)?", line)]
+
+
+def words(line, setting=""):
+    """The words of a command as a shell makes them, comments and quotes gone, variables filled in."""
+    for place, name in PLACES.items():
+        line = line.replace(place, name)
+    program = line.split()[0]
+    script = f'{setting}say() {{ printf "%s\\0" "$@"; }}\nsay {line}'
+    told = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+    found = told.split("\0")[:-1]
+    assert found[0] == program
+    return found
+
+
+def variables(arguments):
+    return dict(word.split("=", 1) for word in arguments if re.match(r"[A-Z_]+=", word))
+
+
+# ---------------------------------------------------------------- what is done with a command
+
+
+def valid(arguments, tmp_path):
+    """Arguments whose settings, profile and run were accepted; an example path stands for a file that is there."""
+    given, used = variables(arguments), list(arguments)
+    if "DATA" in given:
+        stand_in = tmp_path / "cohort"
+        stand_in.touch()
+        used = [f"DATA={stand_in}" if word.startswith("DATA=") else word for word in used]
+        given["DATA"] = str(stand_in)
+    names = ("PROFILE", "RUN", "SET", "DATA")
+    graph.open_run(given.get("PROFILE", "demo"), *(given.get(name, "") for name in names[1:]))
+    return used
+
+
+def asked(says):
+    """Ask make what it would do; `says` is part of the answer."""
+
+    def check(arguments, tmp_path):
+        done = run_make("-n", *valid(arguments, tmp_path), root=tmp_path, check=0)
+        assert says in done.stdout
+
+    return check
+
+
+def run_here(says):
+    """Run it with an empty work folder."""
+
+    def check(arguments, tmp_path):
+        done = run_make(*valid(arguments, tmp_path), root=tmp_path, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+
+    return check
+
+
+def bench(arguments, tmp_path):
+    """The page is written really; what would be measured is parsed."""
+    options = variables(arguments).get("BENCH", "")
+    if options == "--parts none":
+        return run_here("report: ")(arguments, tmp_path)
+    asked("-m nafld_utils.bench")(arguments, tmp_path)
+    return parsed("bench", options.split())
+
+
+MAKE = {
+    "all": asked("nafld execute 01_data_analysis"),
+    "plan": run_here("stages would run"),
+    "clean": run_here("nothing at"),
+    "help": run_here("profiles: smoke"),
+    "doctor": asked("-m nafld_utils.doctor"),  # run by tests/test_setup.py
+    "lab": asked(" lab"),
+    "report-zip": asked("nafld report-zip"),
+    "compare": asked("nafld compare"),
+    "dry-run": asked("-m nafld_utils.sweep_dry_run"),  # run by tests/test_benchmarks.py
+    "test": asked("-m pytest"),
+    "test-faults": asked("-m pytest -m faults"),
+    "lint": asked("ruff check ."),
+    "bench": bench,
+    ".venv/.ready": asked(""),  # run by tests/test_setup.py
+    **{stage: asked(f"nafld execute {stage}") for stage in graph.STAGES},
+}
+
+
+class Parsed(Exception):
+    """The command line was understood."""
+
+
+def parsed(module, arguments):
+    """Let a module's own parser read a command line, and stop there."""
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(parser, given=None, namespace=None):
+        real(parser, given, namespace)
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        patch.setattr(sys, "argv", [module, *arguments])
+        with pytest.raises(Parsed):
+            importlib.import_module(f"nafld_utils.{module}").main()
+
+
+def store_study(module, arguments, tmp_path):
+    """`stages.explain_truth` takes no argument: its command runs but for the hour of training."""
+    import pandas as pd
+
+    explain_truth = importlib.import_module(f"nafld_utils.{module}")
+    columns = ["feature", "explainer", "auc", "low", "high", "verdict"]
+    made = types.SimpleNamespace(table=pd.DataFrame([dict.fromkeys(columns, "made")]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain_truth, "STORED", tmp_path / "study.json")
+        patch.setattr(explain_truth, "build_study", lambda run: made)
+        explain_truth.main()
+    assert '"made"' in (tmp_path / "study.json").read_text(encoding="utf-8")
+    assert not arguments
+
+
+def only_parsed(module, arguments, tmp_path):
+    parsed(module, arguments)
+
+
+MODULES = {
+    "size_bench": only_parsed,  # run small by tests/test_bench.py
+    "interval_study": only_parsed,  # run small by tests/test_interval_study.py
+    "gpu_study": only_parsed,  # run small by tests/test_benchmarks.py
+    "shipped": only_parsed,
+    "example_cohort": only_parsed,
+    "stages.explain_truth": store_study,
+}
+
+
+@pytest.mark.parametrize(("page", "line", "setting"), COMMANDS, ids=[f"{page}: {line}" for page, line, _ in COMMANDS])
+def test_a_command_of_the_pages_works(page, line, setting, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    program, *arguments = words(line, setting)
+    if program == "make":
+        (target,) = (word for word in arguments if "=" not in word)
+        assert target in MAKE, f"{page}: make {target} is not in this file's table MAKE; add how it is tested"
+        MAKE[target](arguments, tmp_path)
+    elif program == PYTHON:
+        assert arguments[0] == "-m"
+        module = arguments[1].removeprefix("nafld_utils.")
+        assert module in MODULES, f"{page}: {arguments[1]} is not in this file's table MODULES; add how it is tested"
+        MODULES[module](module, arguments[2:], tmp_path)
+    elif program == UV:
+        told = subprocess.run([f"{sys.prefix}/bin/uv", *arguments[:2], "--help"], capture_output=True, text=True)
+        assert told.returncode == 0
+        assert all(word in told.stdout for word in arguments if word.startswith("-"))
+        extras = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--extra"]
+        assert all(f"\n{extra} = [" in (PROJECT / "pyproject.toml").read_text(encoding="utf-8") for extra in extras)
+    else:
+        assert program == CHECK, f"{page}: no test knows the program {program}; name it as it lies in the project"
+        assert os.access(PROJECT / program, os.X_OK)
+        subprocess.run(["bash", "-n", PROJECT / program], check=True)
+
+
+def test_every_block_is_seen_and_unknown_targets_would_fail():
+    assert len(SMALL) >= 3
+    assert len([page for page, *_ in COMMANDS if page == "README.md"]) >= 15
+    assert len([page for page, *_ in COMMANDS if page == "CONTRIBUTING.md"]) >= 10
+    other = re.findall(r"^```(\w*)$", "".join(TEXT.values()), re.MULTILINE)
+    assert set(other) == {"sh", ""}, "a block of another language holds commands that no test sees"
+    assert words('make all SET="a=[0, 1] b=2" RUN=x  # comment') == ["make", "all", "SET=a=[0, 1] b=2", "RUN=x"]
+    assert words("make all SET=$job", "job='{a: b}'\n") == ["make", "all", "SET={a:", "b}"], "unquoted, so split"
+    with pytest.raises(params.SettingsError, match=r"sweep\.n_seeds"):
+        valid(["all", "SET=sweep.n_seedz=5"], None)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_of_the_large_profiles_say_when_and_on_what_they_were_last_run(page):
+    for block in blocks(page):
+        before = ""
+        for line in block.splitlines():
+            if re.search(r"PROFILE=(cpu|paper)\b", line):
+                found = re.search(r"last run (\d{4}-\d\d-\d\d) on \w+", f"{before}\n{line}")
+                assert found, f"{page}: {line}"
+                assert datetime.date.fromisoformat(found[1]) >= datetime.date(2026, 11, 23)
+            before = line if line.startswith("#") else ""
+
+
+# ---------------------------------------------------------------- the pages themselves
+
+
+def test_the_readme_is_one_page_and_files_that_the_pages_name_exist():
+    assert len(TEXT["README.md"].splitlines()) <= 150
+    for page, text in TEXT.items():
+        named = re.findall(
+            r"`((?:nafld_utils|tests|params|reports|notebooks|\.ci)/[\w./-]+|[A-Z]\w+\.\w+|Makefile)`", text
+        )
+        assert named, page
+        for name in (name for name in named if not name.startswith("reports/bench")):  # made by a run
+            assert (PROJECT / name).exists(), f"{page} names {name}"
+
+
+def test_the_recipes_name_what_is_there():
+    recipes = TEXT["CONTRIBUTING.md"].replace("\n", " ")
+    found = re.findall(r"`(\w+)`,? (?:of|in) (?:the )?`([\w/]+\.py|Makefile)`", recipes)
+    assert len(found) >= 8
+    for name, file in found:
+        assert re.search(rf"\b{name}\b", (PROJECT / file).read_text(encoding="utf-8")), f"{name} in {file}"
+
+
+def test_the_citation_file_is_valid():
+    """The keys of CFF 1.2.0 that this file uses, checked as its schema asks; cffconvert accepted the file."""
+    cited = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(cited)
+    assert cited["type"] in ("software", "dataset")
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["title"], cited["version"], cited["license"]) == (
+        project["name"], project["version"], project["license"]
+    )  # fmt: skip
+    for work in (cited, *cited["references"]):
+        assert work["authors"]
+        for author in work["authors"]:
+            assert set(author) <= {"name", "family-names", "given-names", "orcid"}
+            assert "name" in author or "family-names" in author
+    kinds = {work["doi"]: work["type"] for work in cited["references"]}
+    assert kinds == {"10.1038/s41598-023-48062-z": "article", "10.5281/zenodo.1009146": "data"}
+    assert all(re.fullmatch(r"10\.\d{4,9}/\S+", doi) and f"doi.org/{doi}" in TEXT["README.md"] for doi in kinds)
+    assert all(isinstance(work["year"], int) and work["title"] for work in cited["references"])
