@@ -6,6 +6,8 @@ PROFILE   := demo
 RUN       :=
 SET       :=
 DATA      :=
+A         :=
+B         :=
 JOBS      := 2
 NOTEBOOKS := notebooks
 
@@ -15,7 +17,7 @@ STAMPS    := $(ROOT)/artifacts/$(RUN)/settings
 REPORTS   := $(ROOT)/reports/$(RUN)
 STAGES    := 01_data_analysis 02_preprocessing 03_ldm_training 04_sampling \
              05_quality_metrics 06_classification_sweep 07_shap 08_turing_test
-LOOKS     := nafld_utils/report.py $(wildcard nafld_utils/templates/*)
+LOOKS     := $(wildcard nafld_utils/report/*.py nafld_utils/templates/*)
 
 # Values reach the command through the environment, so that blanks and quotes in them survive the shell.
 export NAFLD_PROFILE := $(PROFILE)
@@ -23,6 +25,8 @@ export NAFLD_RUN     := $(RUN)
 export NAFLD_SET     := $(value SET)
 export NAFLD_DATA    := $(value DATA)
 export NAFLD_JOBS    := $(JOBS)
+export NAFLD_A       := $(value A)
+export NAFLD_B       := $(value B)
 NAFLD   = $(VENV)/bin/nafld
 OPTIONS = --profile "$$NAFLD_PROFILE" --run "$$NAFLD_RUN" --set "$$NAFLD_SET" --data "$$NAFLD_DATA" --notebooks $(NOTEBOOKS)
 
@@ -32,7 +36,7 @@ endif
 
 BENCH     :=
 
-.PHONY: all plan dry-run test test-faults bench lint lab doctor clean help settings $(STAGES)
+.PHONY: all plan dry-run report-zip compare test test-faults bench lint lab doctor clean help settings $(STAGES)
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .SECONDARY:
@@ -53,6 +57,12 @@ plan: $(VENV)/.ready     ## say which stages would run, and why
 dry-run: $(VENV)/.ready  ## say how many classifiers would be trained, what is done, and how long it takes here
 	@$(VENV)/bin/python -m nafld_utils.sweep_dry_run --profile "$$NAFLD_PROFILE" --run "$$NAFLD_RUN" \
 	  --set "$$NAFLD_SET" --data "$$NAFLD_DATA"
+
+report-zip: $(VENV)/.ready ## pack the report pages of RUN into one archive to mail
+	@$(NAFLD) report-zip -- "$$NAFLD_RUN"
+
+compare: $(VENV)/.ready  ## hold two finished runs against each other: make compare A=run B=run
+	@$(NAFLD) compare -- "$$NAFLD_A" "$$NAFLD_B"
 
 # Validates the settings before any kernel starts and moves the time of a stage's stamp when the stage must run again.
 # The graph below runs in a second make, which then sees those times.

@@ -95,6 +95,26 @@ def _index(options: argparse.Namespace) -> int:
     return 0
 
 
+def _archive(options: argparse.Namespace) -> int:
+    from nafld_utils import report
+    from nafld_utils.report import archive, stored
+
+    run = stored.open_stored(options.run)
+    path = report.write_archive(run)
+    print(f"report: {path}, {path.stat().st_size / 2**20:.1f} MiB")
+    for stage in archive.left_out(run):
+        print(f"left out: {stage}.html, since it shows which images of the Turing test are real.")
+    print("Its pages show images of patients: share them as the cohort's terms allow, and not with raters to come.")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from nafld_utils import report
+
+    print(f"comparison: {report.write_comparison(options.a, options.b)}")
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from nafld_utils import doctor
 
@@ -138,6 +158,13 @@ def _parser() -> argparse.ArgumentParser:
     add("render", _render, "write one executed notebook as HTML", stage=True)
     add("index", _index, "write the front page of the reports")
     add("doctor", _doctor, "check this machine")
+    packed = commands.add_parser("report-zip", help="pack the report pages of a finished run")
+    packed.set_defaults(command=_archive)
+    packed.add_argument("run", help="name of the run")
+    compared = commands.add_parser("compare", help="write a page that holds two finished runs against each other")
+    compared.set_defaults(command=_compare)
+    compared.add_argument("a", help="name of a run")
+    compared.add_argument("b", help="name of another run")
     return parser
 
 

@@ -1,0 +1,54 @@
+"""A run's report pages in one archive.
+
+Contract: the same pages give the same bytes, since entries are sorted and carry no time and no owner; the archive
+appears whole or not at all. Left out are the executed notebooks, which hold what the pages hold and folders of this
+machine besides, and, until raters' answers are given, the page of the Turing test, which is its key.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from nafld_utils import artifacts, graph
+from nafld_utils.artifacts import Run
+from nafld_utils.report import index, notebooks, stored
+
+KEY_PAGE = "08_turing_test"  # shows which images of the Turing test are real
+_TIME = (1980, 1, 1, 0, 0, 0)  # the archive format's first
+
+
+def left_out(run: Run) -> list[str]:
+    """Stages whose pages stay behind: that of the Turing test as long as no answers of raters are given."""
+    return [] if run.settings.turing.ratings else [KEY_PAGE]
+
+
+def write_archive(run: Run) -> Path:
+    """Write ``reports/<run>/<run>-report.zip``: a front page and the pages of the stages.
+
+    Raises
+    ------
+    ValueError
+        The run has no whole and current report.
+    """
+    stored.require_finished(run)
+    behind = left_out(run)
+    entries = {"index.html": index.index_html(run, left_out=behind, executed=False)}
+    for stage in graph.STAGES:
+        if stage not in behind:
+            entries[f"{stage}.html"] = _unlinked(notebooks.page_path(run, stage).read_text(encoding="utf-8"), behind)
+    path = run.reports / f"{run.name}-report.zip"
+    with artifacts.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(entries):
+            entry = zipfile.ZipInfo(f"{run.name}-report/{name}", _TIME)
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(entry, entries[name].encode())
+    return path
+
+
+def _unlinked(page: str, behind: list[str]) -> str:
+    """A stage's page without links to pages that do not go along."""
+    for stage in behind:
+        for text in (f"← {stage}", f"{stage} →"):
+            page = page.replace(f'<a href="{stage}.html">{text}</a>', "")
+    return page

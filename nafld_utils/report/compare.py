@@ -1,0 +1,216 @@
+"""Two runs side by side: what differs in settings, cohort and code, and their claims with intervals.
+
+Contract: reads what both runs have stored. A difference between two numbers is computed only where both were measured
+on the same patients in the same way (`_why_not`); everywhere else the reason stands in its place. No difference has an
+interval, since claims do not keep the pairing of patients that one would need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nafld_utils import artifacts, graph
+from nafld_utils.artifacts import Run
+from nafld_utils.report import facts, notebooks, pages, stored
+
+# Settings that say what a stage's numbers measure, and on whom; the rest is what one wants to compare.
+_MEASURE: dict[str, tuple[str, ...]] = {
+    "01_data_analysis": ("cohort",),
+    "02_preprocessing": ("cohort", "folds"),
+    "03_ldm_training": ("cohort", "folds", "preprocess"),
+    "04_sampling": ("cohort", "folds", "preprocess", "ldm.folds"),
+    "05_quality_metrics": ("cohort", "folds", "preprocess", "ldm.folds", "quality", "sampling.n_images"),
+    "06_classification_sweep": ("cohort", "folds", "sweep.specificity", "sweep.baseline_backbone"),
+    "07_shap": ("cohort", "folds", "preprocess", "shap"),
+    "08_turing_test": ("cohort", "preprocess", "turing"),
+}
+_NO_MEASURE = ("cohort.path", "cohort.doi", "quality.filter_of", "quality.filter_keep", "turing.ratings")
+
+
+def write_comparison(a: str, b: str) -> Path:
+    """Write ``reports/compare/<A>-<B>.html``.
+
+    Parameters
+    ----------
+    a, b : str
+        Names of two finished runs under the work folder.
+
+    Raises
+    ------
+    ValueError
+        A name is missing, both are the same, or a run is not there or not finished.
+    """
+    if not a or not b:
+        there = ", ".join(stored.names()) or "none"
+        raise ValueError(
+            f"expected two runs, found A={a!r} and B={b!r}; make compare A=<run> B=<run>. Runs here: {there}."
+        )
+    if a == b:
+        raise ValueError(f"expected two runs, found {a!r} twice; name another one.")
+    runs = stored.open_stored(a), stored.open_stored(b)
+    for run in runs:
+        stored.require_finished(run)
+    path = artifacts.work_root() / "reports" / "compare" / f"{a}-{b}.html"
+    return artifacts.save_text(path, comparison_html(*runs))
+
+
+def comparison_html(a: Run, b: Run) -> str:
+    """The comparison as a self-contained page."""
+    read = [notebooks.read_notebooks(run) for run in (a, b)]
+    settings = _settings(a, b)
+    claims = _claims(a, b, {row["name"] for row in settings}, read[0])
+    rows = [row for stage in claims for row in stage["rows"]]
+    page = pages.render(
+        "compare.html.j2",
+        title=f"{a.name} beside {b.name}",
+        names=(a.name, b.name),
+        simulated=pages.simulated(a, b),
+        short=_short(a, b, settings, rows),
+        settings=settings,
+        provenance=_side_by_side(a, b, read),
+        claims=claims,
+        figures=_figures(read),
+    )
+    return pages.without_folders(b, pages.without_folders(a, page))
+
+
+def _short(a: Run, b: Run, settings: list[dict[str, str]], rows: list[dict[str, Any]]) -> list[str]:
+    """The comparison in sentences."""
+    same = _content(a) == _content(b) and _content(a) != ""
+    computed = sum(bool(row["difference"]) for row in rows)
+    both = sum(not row["why"].startswith("only in") for row in rows)
+    commits = [dict(facts.environment(run))["commit"] for run in (a, b)]
+    shared = [stage for stage in graph.STAGES if _units(a, stage) and _units(a, stage) == _units(b, stage)]
+    standing = pages.listed(shared) if shared else "No stage"
+    return [
+        f"The cohort is {'the same, pixel by pixel' if same else 'not the same, so no difference is computed'}.",
+        f"Settings of the stages that differ: {len(settings) or 'none'}.",
+        f"Both were made by {'the same code' if commits[0] == commits[1] else 'different states of the code'}.",
+        f"{standing} {'stands' if len(shared) < 2 else 'stand'} on the same stored units in both runs.",
+        f"Of {len(rows)} claims, both runs make {both}; for {computed} of them a difference is computed.",
+        "Differences are plain ones, without interval: the runs share patients and more, so two intervals side by side"
+        " do not tell whether a difference is one.",
+    ]  # fmt: skip
+
+
+def _content(run: Run) -> str:
+    return str(facts.provenance(run).get("sha256", ""))
+
+
+def _units(run: Run, stage: str) -> set[tuple[str, str]]:
+    record = pages.read_json(run.root / stage / "stage.json") or {}
+    return {(entry["unit"], entry["hash"]) for entry in record.get("units", [])}
+
+
+def _settings(a: Run, b: Run) -> list[dict[str, str]]:
+    one, two = stored.recorded_settings(a), stored.recorded_settings(b)
+    return [
+        {
+            "name": key,
+            "a": pages.without_folders(a, str(one.get(key, "not a setting then"))),
+            "b": pages.without_folders(b, str(two.get(key, "not a setting then"))),
+        }
+        for key in {**one, **two}
+        if one.get(key) != two.get(key) or (key in one) != (key in two)
+    ]
+
+
+def _side_by_side(a: Run, b: Run, read: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cohort, code, machine and durations of both runs, a row each."""
+    columns = []
+    for run, found in zip((a, b), read, strict=True):
+        durations = [(f"duration of {one['name']}", one["duration"]) for one in facts.stages(run, found)]
+        facts_of = {"profile": run.settings.profile, "finished": facts.finished(found.values())}
+        columns.append({**facts_of, **dict(facts.cohort(run)), **dict(facts.environment(run)), **dict(durations)})
+    one, two = columns
+    return [
+        {"name": key, "a": one.get(key, ""), "b": two.get(key, ""), "same": one.get(key) == two.get(key)}
+        for key in {**one, **two}
+    ]
+
+
+# ---------------------------------------------------------------- claims
+
+
+def _claims(a: Run, b: Run, changed: set[str], read: dict[str, Any]) -> list[dict[str, Any]]:
+    """The claims of both runs, matched by stage, text, unit and, among alike ones, place."""
+    tables = [_keyed(run) for run in (a, b)]
+    same_cohort = _content(a) == _content(b) and _content(a) != ""
+    out = []
+    for stage in graph.STAGES:
+        keys = dict.fromkeys(key for table in tables for key in table if key[0] == stage)
+        rows = []
+        for key in keys:
+            one, two = (table.get(key) for table in tables)
+            row: dict[str, Any] = {"claim": key[1], "unit": key[2], "difference": ""}
+            row |= {"a": _shown(one), "b": _shown(two)}
+            row["over"] = " / ".join(dict.fromkeys(side["over"] for side in (one, two) if side and side["over"]))
+            row["why"] = _why_not(stage, one, two, same_cohort, changed, (a.name, b.name))
+            if not row["why"]:
+                assert one is not None
+                assert two is not None
+                row["difference"] = pages.number(float(two["this_run"]) - float(one["this_run"]))
+            rows.append(row)
+        if rows:
+            title = notebooks.title(read[stage], stage) if stage in read else stage
+            same = _units(a, stage) == _units(b, stage) != set() and all(row["a"] == row["b"] for row in rows)
+            out.append({"name": stage, "title": title, "rows": rows, "same": same})
+    return out
+
+
+def _keyed(run: Run) -> dict[tuple[str, str, str, int], dict[str, str]]:
+    """Claims by stage, text, unit and, where those are alike, their place among the alike."""
+    out: dict[tuple[str, str, str, int], dict[str, str]] = {}
+    for row in facts.claims_table(run).to_dict("records"):
+        count = 0
+        while (row["stage"], row["claim"], row["unit"], count) in out:
+            count += 1
+        out[row["stage"], row["claim"], row["unit"], count] = row
+    return out
+
+
+def _shown(row: dict[str, str] | None) -> tuple[str, str]:
+    """Value and interval for reading; both empty where a run does not make the claim."""
+    return (pages.number(row["this_run"]), pages.interval(row["low"], row["high"])) if row else ("", "")
+
+
+def _why_not(
+    stage: str,
+    one: dict[str, str] | None,
+    two: dict[str, str] | None,
+    same_cohort: bool,
+    changed: Iterable[str],
+    names: tuple[str, str],
+) -> str:
+    """Why no difference of two claims is computed, in words; empty where it is."""
+    if one is None or two is None:
+        return f"only in {names[1] if one is None else names[0]}"
+    if facts.numeric(one["this_run"]) is None or facts.numeric(two["this_run"]) is None:
+        return "no number"
+    if not same_cohort:
+        return "other cohort"
+    if "simulated raters" in one["claim"]:
+        return "simulated raters"
+    others = [key for key in changed if key not in _NO_MEASURE and key.startswith(_MEASURE[stage])]
+    if others:
+        return f"measured otherwise: {', '.join(sorted(others)[:3])}" + (" and more" if len(others) > 3 else "")
+    if one["n"] != two["n"]:
+        return f"n differs: {pages.number(one['n']) or 'none'} and {pages.number(two['n']) or 'none'}"
+    return ""
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _figures(read: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Key figures of both runs, in pairs by stage and place; a figure without a partner stands alone."""
+    out = []
+    for stage in graph.STAGES:
+        sides = [notebooks.key_figures(stage, found[stage]) if stage in found else [] for found in read]
+        for place in range(max(map(len, sides))):
+            pair = [side[place] if place < len(side) else None for side in sides]
+            caption = next(figure["caption"] for figure in pair if figure)
+            out.append({"stage": stage, "caption": caption, "pair": pair})
+    return out

@@ -1,0 +1,195 @@
+"""What a run has recorded of itself: claims, cohort, durations, settings, code and machine.
+
+Contract: reads what is stored, computes no result, and says "not recorded" where there is nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from nafld_utils import artifacts, graph, params
+from nafld_utils.artifacts import Run
+from nafld_utils.report import notebooks as notebook_pages
+from nafld_utils.report import pages
+
+
+def claims_table(run: Run) -> pd.DataFrame:
+    """The claims of all stages in order, with a column ``stage`` in front."""
+    tables = []
+    for stage in graph.STAGES:
+        path = run.root / stage / "claims.csv"
+        if path.exists():
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table.insert(0, "stage", stage)
+            tables.append(table)
+    columns = ["stage", *artifacts.CLAIM_COLUMNS]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def claims(run: Run, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The claims for reading: one entry a stage with ``name, title, rows``; a row has ``beside_paper`` where it is."""
+    out = []
+    for stage, rows in claims_table(run).groupby("stage", sort=True):
+        entries = []
+        for row in rows.to_dict("records"):
+            # The paper's own digits stay; only the ".0" that a column with gaps gives to whole numbers goes.
+            paper = row["paper"].removesuffix(".0")
+            shown = {name: pages.number(row[name]) for name in ("this_run", "n")}
+            shown |= {"interval": pages.interval(row["low"], row["high"]), "difference": ""}
+            if row["same_protocol"] == "yes" and numeric(paper) is not None and numeric(row["this_run"]) is not None:
+                shown["difference"] = pages.number(numeric(row["this_run"]) - numeric(paper))
+            entries.append({**row, **shown, "paper": paper, "beside_paper": bool(paper)})
+        title = notebook_pages.title(notebooks[stage], stage) if stage in notebooks else stage
+        out.append({"name": stage, "title": title, "rows": entries})
+    return out
+
+
+def numeric(text: Any) -> float | None:
+    """A stored number, or None where the text is none or not finite."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if abs(value) < float("inf") else None
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """What stage 01 could prove about the cohort's origin; empty where it has not run."""
+    return pages.read_json(run.root / "cohort" / "provenance.json") or {}
+
+
+def cohort(run: Run) -> list[tuple[str, str]]:
+    """Origin, content and sizes of the cohort, for reading."""
+    folder, found = run.root / "cohort", provenance(run)
+    if not found:
+        return [("provenance", "not loaded yet")]
+    facts = [
+        ("provenance", f"{found.get('kind', 'unknown')}: {found.get('text', '')}".strip(": ")),
+        ("content", f"sha256 {found.get('sha256', 'unknown')} of the decoded pixels"),
+    ]
+    if (folder / "patients.csv").exists():
+        patients = pd.read_csv(folder / "patients.csv")
+        names = run.settings.cohort.class_names
+        counts = ", ".join(f"{int((patients['label'] == label).sum())} {name}" for label, name in enumerate(names))
+        facts.append(("patients", f"{len(patients)}: {counts}"))
+    if (folder / "images.csv").exists():
+        facts.append(("images", str(len(pd.read_csv(folder / "images.csv")))))
+    return facts
+
+
+def patients_by_class(run: Run) -> list[int]:
+    """Numbers of patients with label 0 and label 1; empty where the cohort has not been loaded."""
+    path = run.root / "cohort" / "patients.csv"
+    if not path.exists():
+        return []
+    label = pd.read_csv(path)["label"]
+    return [int((label == value).sum()) for value in (0, 1)]
+
+
+def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """One entry a stage for the table of reports, with durations; pages in `left_out` are named and not linked."""
+    out, counted, left_out = [], set(), set(left_out)
+    for stage in graph.STAGES:
+        notebook = notebooks.get(stage)
+        seconds = 0.0
+        for entry in (pages.read_json(run.root / stage / "stage.json") or {}).get("units", []):
+            if entry["unit"] not in counted:
+                counted.add(entry["unit"])
+                seconds += (artifacts.read_manifest(run.root / entry["unit"]) or {}).get("seconds", 0.0)
+        duration = notebook.metadata.get("papermill", {}).get("duration") if notebook else None
+        out.append(
+            {
+                "name": stage,
+                "title": notebook_pages.title(notebook, stage) if notebook else stage,
+                "question": notebook_pages.question(notebook) if notebook else "",
+                "executed": notebook is not None,
+                "left_out": stage in left_out,
+                "duration": pages.clock(duration),
+                "computing": pages.clock(seconds) if notebook else "",
+            }
+        )
+    return out
+
+
+def finished(notebooks: Iterable[Any]) -> str:
+    """When the last notebook ended, to the minute."""
+    ends = [note.metadata.get("papermill", {}).get("end_time") or "" for note in notebooks]
+    return max(ends, default="")[:16].replace("T", " ") + " UTC" if any(ends) else "not yet"
+
+
+# ---------------------------------------------------------------- settings
+
+
+def settings(run: Run) -> list[dict[str, str]]:
+    """Settings in force, each with the paper profile's value where it differs; no folder of this machine."""
+    paper = params.flat(params.load(params.BASE_PROFILE).model_dump(mode="json", by_alias=True))
+    mine = params.flat(run.settings.model_dump(mode="json", by_alias=True))
+    return [
+        {
+            "name": key,
+            "value": pages.without_folders(run, str(value)),
+            "paper": str(paper.get(key, "not set")) if value != paper.get(key) else "",
+        }
+        for key, value in mine.items()
+        if key != "profile"
+    ]
+
+
+def command(run: Run) -> str:
+    """How to ask for this run again; empty where the run was not made by make."""
+    given = pages.read_json(run.root / "settings" / "run.json")
+    if not given:
+        return ""
+    overrides = {key: value for key, value in given.get("overrides", {}).items() if key != "run"}
+    words = ["make all", f"PROFILE={given.get('profile')}"]
+    if run.name != given.get("profile"):
+        words.append(f"RUN={run.name}")
+    if overrides:
+        pairs = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
+        words.append(f"SET='{pairs}'")
+    return pages.without_folders(run, " ".join(words))
+
+
+# ---------------------------------------------------------------- code and machine
+
+
+def manifests(run: Run) -> list[dict[str, Any]]:
+    """Manifests of all units of a run."""
+    return [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
+
+
+def environment(run: Run) -> list[tuple[str, str]]:
+    """Code, devices, machines and versions that the run's units were made with, and the hash of its settings."""
+    made = manifests(run)
+    commits = Counter(str(item.get("commit", "")) for item in made)
+    versions = [f"{name} {version}" for item in made for name, version in item.get("versions", {}).items()]
+    facts = {
+        "commit": [_commit(name, count, len(commits)) for name, count in sorted(commits.items()) if name],
+        "device": [str(item.get("device", "")) for item in made],
+        "machine": [str(item.get("machine", "")) for item in made],
+        "Python": [str(item.get("python", "")) for item in made],
+        "libraries": versions,
+        "settings": [f"digest {artifacts.digest(run.settings.model_dump(mode='json', by_alias=True))} of all settings"],
+        "units": [f"{len(made)}, each with its manifest of settings, inputs and file hashes (run.json)"],
+    }
+    return [(name, ", ".join(sorted(set(values) - {""})) or "not recorded") for name, values in facts.items()]
+
+
+def _commit(name: str, units: int, of: int) -> str:
+    """A recorded commit in words, with how many units it made where there are several."""
+    share = f" ({units} units)" if of > 1 else ""
+    if name == "unknown":
+        return f"not known: the code was not in a git checkout{share}"
+    if name.endswith("-dirty"):
+        return f"{name.removesuffix('-dirty')} with uncommitted changes{share}"
+    return f"{name}, nothing uncommitted{share}"
+
+
+def devices(run: Run) -> list[str]:
+    """Devices that the units name."""
+    return sorted({str(item["device"]) for item in manifests(run) if item.get("device")})

@@ -1,0 +1,71 @@
+"""The front page of a run: answers first, then what they rest on.
+
+Contract: see `nafld_utils.report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nafld_utils import artifacts
+from nafld_utils.artifacts import Run
+from nafld_utils.report import answers, facts, methods, pages, reforms
+from nafld_utils.report import notebooks as notebook_pages
+
+
+def write_index(run: Run) -> Path:
+    """Write ``index.html``, the front page of a run."""
+    return artifacts.save_text(run.reports / "index.html", index_html(run))
+
+
+def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) -> str:
+    """The front page of a run, from what its stages have stored.
+
+    Parameters
+    ----------
+    run : Run
+        The run, finished or not.
+    left_out : iterable of str
+        Stages whose page does not go along; they are named and not linked.
+    executed : bool
+        Whether executed notebooks lie beside the page, so that it may link to them.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    notebooks = notebook_pages.read_notebooks(run)
+    left_out, table = set(left_out), facts.claims_table(run)
+    items = reforms.checklist(run, table)
+    page = pages.render(
+        "index.html.j2",
+        title=f"{run.name} · do synthetic images help?",
+        classes=run.settings.cohort.class_names,
+        run=run.name,
+        profile=run.settings.profile,
+        finished=facts.finished(notebooks.values()),
+        simulated=pages.simulated(run),
+        answers=answers.answers(run, table),
+        claims=facts.claims(run, notebooks),
+        figures=_figures(notebooks),
+        methods=methods.methods(run),
+        cohort=facts.cohort(run),
+        stages=facts.stages(run, notebooks, left_out),
+        executed=executed,
+        pages=set(notebooks) - left_out,
+        settings=facts.settings(run),
+        command=facts.command(run),
+        environment=facts.environment(run),
+        limits=methods.limits(run, notebooks),
+        reforms=reforms.modules(items),
+        counts={by: sum(item.by == by for item in items) for by in (reforms.RUN, reforms.BOTH, reforms.AUTHORS)},
+        reforms_citation=reforms.CITATION,
+    )
+    return pages.without_folders(run, page)
+
+
+def _figures(notebooks: dict[str, Any]) -> list[dict[str, str]]:
+    return [figure for stage, notebook in notebooks.items() for figure in notebook_pages.key_figures(stage, notebook)]

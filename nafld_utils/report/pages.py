@@ -1,0 +1,204 @@
+"""What all pages share: style, templates, numbers for reading, foreign HTML made harmless, the word for simulated data.
+
+Contract: pure but for reading the templates of this package; see the contract of `nafld_utils.report`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nafld_utils.artifacts import Run
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+# No script runs and no address is fetched, whatever a name in the data holds.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_HEADINGS, _BLOCKS = ("h1", "h2", "h3", "h4", "h5", "h6"), ("div", "p", "pre", "ul", "ol", "li", "dl", "dt", "dd", "hr")
+_INLINE = ("a", "b", "br", "code", "em", "i", "small", "span", "strong", "sub", "sup")
+_TABLE = ("table", "caption", "colgroup", "col", "thead", "tbody", "tfoot", "tr", "th", "td")
+_ATTRIBUTES = {
+    "*": ["class", "id", "style", "title"],
+    "a": ["href"],
+    "td": ["colspan", "rowspan"],
+    "th": ["colspan", "rowspan", "scope"],
+}
+_WIDE, _VERY_WIDE = 8, 12  # columns from which a printed table takes smaller letters
+_PATHS = ("cohort.path", "autoencoder.semantic.path", "autoencoder.class.path", "quality.weights", "turing.ratings")
+
+
+class Safe(str):
+    """Text of ours that a template takes as it is."""
+
+    def __html__(self) -> str:
+        return self
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates; everything that is not `Safe` is escaped, a missing value is an error."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(css=Safe(css()), policy=POLICY, foot=citation(), **values)
+
+
+@functools.cache
+def css() -> str:
+    """Style of every page, with the colours of code for light and dark screens; print is always light."""
+    from pygments.formatters import HtmlFormatter
+
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
+    own = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return f"{own}\n{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
+
+
+def simulated(*runs: Run) -> str:
+    """The banner of a page that shows simulated patients; empty where none of the runs has any."""
+    marked = [run.name for run in runs if run.is_simulated]
+    if not marked:
+        return ""
+    whose = "" if len(marked) == len(runs) else f" of {' and '.join(marked)}"
+    return (
+        f"SIMULATED COHORT: every image and number{whose} below comes from simulated patients and says nothing about"
+        " real ones."
+    )
+
+
+def citation() -> str:
+    """The line at the foot of every page."""
+    return "nafld-ldm, MIT licence. Pages are self-contained: nothing is fetched from the network."
+
+
+def number(text: Any) -> str:
+    """A stored number for reading: integers whole, others with three or four digits; other text as it is.
+
+    Examples
+    --------
+    >>> number("0.86123"), number("550.0"), number("0.51 [0.40, 0.62]"), number(float("nan"))
+    ('0.861', '550', '0.51 [0.40, 0.62]', '')
+    """
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return str(text or "")
+    if math.isnan(value):
+        return ""
+    if math.isinf(value) or (value.is_integer() and abs(value) < 1e15):
+        return str(value) if math.isinf(value) else str(int(value))
+    if abs(value) < 10:
+        return f"{value:.3g}"
+    return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def interval(low: Any, high: Any) -> str:
+    """Two bounds for reading, e.g. ``[0.75, 0.955]``; empty where there are none."""
+    shown = number(low), number(high)
+    return f"[{shown[0]}, {shown[1]}]" if any(shown) else ""
+
+
+def clock(seconds: float | None) -> str:
+    """A duration for reading.
+
+    Examples
+    --------
+    >>> clock(83.2), clock(7500), clock(None)
+    ('1 min 23 s', '2 h 05 min', '')
+    """
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Words as a sentence has them.
+
+    Examples
+    --------
+    >>> listed(["a", "b", "c"]), listed(["a"])
+    ('a, b and c', 'a')
+    """
+    words = list(words)
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def plain(text: str) -> str:
+    """Markdown of a sentence as plain text."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    return " ".join(re.sub(r"[*`]|(?<!\w)_|_(?!\w)", "", text).split())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A stored JSON mapping, or None where there is none or it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def without_folders(run: Run, text: str) -> str:
+    """`text` without the folders of the user's own files: a page tells no stranger where they lie."""
+    for key in _PATHS:
+        value = run.settings.section(key)
+        if value and Path(value).is_absolute() and Path(value).parent != Path("/"):
+            text = text.replace(f"{Path(value).parent}/", "…/")
+    return text
+
+
+# ---------------------------------------------------------------- HTML that is not ours
+
+
+def clean(html: str, label: str) -> str:
+    """HTML of a notebook's output, fit for a page.
+
+    Parameters
+    ----------
+    html : str
+        As pandas and others wrote it. A sheet of style in front stays, since pandas styles its tables by one; every
+        element that tables and texts do not need is shown as text.
+    label : str
+        What the tables show, for readers who hear the page.
+
+    Returns
+    -------
+    str
+        The same, with each table in a box that scrolls and can be reached by keyboard, and its head cells marked as
+        those of columns and rows.
+    """
+    import bleach
+    from bleach.css_sanitizer import CSSSanitizer
+
+    sheet, rest = "", re.sub(r"<style scoped>.*?</style>", "", html, flags=re.DOTALL)
+    found = re.match(r"\s*<style type=\"text/css\">[^<]*</style>", rest)
+    if found:
+        sheet, rest = found.group(), rest[found.end() :]
+    rest = bleach.clean(
+        rest, tags={*_HEADINGS, *_BLOCKS, *_INLINE, *_TABLE}, attributes=_ATTRIBUTES, css_sanitizer=CSSSanitizer()
+    )
+    return sheet + re.sub(
+        r"<table\b.*?</table>", lambda table: _accessible(table.group(), label), rest, flags=re.DOTALL
+    )
+
+
+def _accessible(table: str, label: str) -> str:
+    import html
+
+    def scoped(part: re.Match[str]) -> str:
+        scope = "col" if part.group(1) == "thead" else "row"
+        return re.sub(r"<th(?![a-z])(?![^>]*scope=)", f'<th scope="{scope}"', part.group())
+
+    table = re.sub(r"<(thead|tbody)\b.*?</\1>", scoped, table, flags=re.DOTALL)
+    columns = max((len(re.findall(r"<t[hd][\s>]", row)) for row in table.split("</tr>")), default=0)
+    size = " very-wide" if columns > _VERY_WIDE else " wide" if columns > _WIDE else ""
+    name = html.escape(f"Table: {label}")
+    return f'<div class="scroll{size}" tabindex="0" role="region" aria-label="{name}">{table}</div>'

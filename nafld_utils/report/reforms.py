@@ -1,0 +1,232 @@
+"""The REFORMS checklist of a run: what the run knows is filled in from it, the rest is left to the authors.
+
+Contract: an entry states what is stored or set, with a link to the section of the front page that shows it; nothing
+is claimed for the authors. Items are worded by us after Kapoor et al. 2024, "REFORMS: Consensus-based Recommendations
+for Machine-learning-based Science", Science Advances 10, eadk3452, doi:10.1126/sciadv.adk3452 (Table 1: 32 items in
+eight modules).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from nafld_utils.artifacts import Run
+from nafld_utils.report import facts, pages
+from nafld_utils.report.answers import find
+
+CITATION = (
+    "Kapoor et al. 2024, REFORMS: Consensus-based Recommendations for Machine-learning-based Science, Science Advances"
+    " 10, eadk3452, doi:10.1126/sciadv.adk3452"
+)
+AUTHORS = "for the authors"
+RUN = "from the run"
+BOTH = "from the run, and for the authors"
+MODULES = {
+    "1": "Study goals",
+    "2": "Computational reproducibility",
+    "3": "Data quality",
+    "4": "Data preprocessing",
+    "5": "Modelling",
+    "6": "Data leakage",
+    "7": "Metrics and uncertainty",
+    "8": "Generalizability and limitations",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of the checklist; `link` is the anchor on the front page that shows what `entry` says."""
+
+    number: str
+    asks: str
+    by: str
+    entry: str
+    link: str = ""
+
+
+def checklist(run: Run, table: pd.DataFrame) -> list[Item]:
+    """All 32 items.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    table : pandas.DataFrame
+        From `nafld_utils.report.facts.claims_table`.
+
+    Returns
+    -------
+    list of Item
+        In the order of the checklist, numbered 1a to 8b.
+    """
+    parts: tuple[Callable[[Run, pd.DataFrame], list[Item]], ...] = (
+        _goals, _reproducibility, _data, _preprocessing, _modelling, _leakage, _metrics, _limits,
+    )  # fmt: skip
+    return [item for part in parts for item in part(run, table)]
+
+
+def modules(items: list[Item]) -> list[dict[str, Any]]:
+    """The checklist for the template: ``name, items`` of each module."""
+    return [
+        {"name": f"{number} {name}", "rows": [vars(item) for item in items if item.number[0] == number]}
+        for number, name in MODULES.items()
+    ]
+
+
+def _goals(run: Run, table: pd.DataFrame) -> list[Item]:
+    return [
+        Item("1a", "Population or distribution that the scientific claim is about", AUTHORS, ""),
+        Item("1b", "Why this population or distribution", AUTHORS, ""),
+        Item("1c", "Why machine learning", AUTHORS, ""),
+    ]
+
+
+def _reproducibility(run: Run, table: pd.DataFrame) -> list[Item]:
+    found, known = facts.provenance(run), dict(facts.environment(run))
+    doi = f" DOI of the published record: {run.settings.cohort.doi}." if _published(found) else ""
+    data = f"{found['kind']}, sha256 {found['sha256']} of the decoded pixels.{doi}" if found else "Not loaded yet."
+    return [
+        Item("2a", "Data set, with a link or DOI that names it uniquely", RUN if _published(found) or run.is_simulated
+             else BOTH, data, "cohort"),
+        Item("2b", "Code, with a link or DOI that names its version", BOTH,
+             f"Commit {known['commit']}. The link to a public copy is for the authors.", "provenance"),
+        Item("2c", "Computing infrastructure", RUN,
+             f"{known['machine']}; device {known['device']}; Python {known['Python']};"
+             f" {known['libraries']}.", "provenance"),
+        Item("2d", "README with instructions", RUN, "README.md of the code: set-up, profiles, every command."),
+        Item("2e", "Script that reproduces all results", RUN,
+             f"{facts.command(run) or 'make all'} runs every stage and writes this page.", "settings"),
+    ]  # fmt: skip
+
+
+def _published(found: dict[str, Any]) -> bool:
+    return found.get("kind") in ("published file", "same content")
+
+
+def _data(run: Run, table: pd.DataFrame) -> list[Item]:
+    found, counts = facts.provenance(run), facts.patients_by_class(run)
+    zero, one = run.settings.cohort.class_names
+    sizes = dict(facts.cohort(run))
+    n = f"{sizes['patients']}; {sizes['images']} images." if {"patients", "images"} <= set(sizes) else "Not loaded yet."
+    threshold = run.settings.cohort.fat_threshold
+    label = f"as the cohort's label says; fat threshold {threshold:g} % where it holds fat"
+    label = "simulated with the patient" if run.is_simulated else label
+    share = f" {counts[1]} of {sum(counts)} patients are {one}." if counts else ""
+    source = str(found.get("text") or "Not loaded yet.")
+    return [
+        Item("3a", "Sources of training and evaluation data, time of collection, how the truth was established",
+             RUN if run.is_simulated else BOTH, f"{source} Training and evaluation data are folds of one"
+                                                " cohort.", "cohort"),
+        Item("3b", "Sampling frame", RUN if run.is_simulated else AUTHORS,
+             "Draws of the simulator; no people were sampled." if run.is_simulated else ""),
+        Item("3c", "Why the data suit the task", AUTHORS, ""),
+        Item("3d", "Outcome variable, with descriptive statistics by class", RUN,
+             f"{zero} (0) or {one} (1), {label}.{share}", "cohort"),
+        Item("3e", "Sample size, in all and by class", RUN, n, "cohort"),
+        Item("3f", "Missing data, by class", RUN,
+             "None: a cohort with an image or a label missing is refused when it is loaded."),
+        Item("3g", "Why the data represent the population of 1a", AUTHORS,
+             "Simulated patients represent no population." if run.is_simulated else ""),
+    ]  # fmt: skip
+
+
+def _preprocessing(run: Run, table: pd.DataFrame) -> list[Item]:
+    p, frames = run.settings.preprocess, run.settings.cohort.frames_per_patient
+    kept = f"{frames} frames a patient, spread evenly over what there is" if frames else "every frame of every patient"
+    return [
+        Item("4a", "Data left out, and why", BOTH if not run.is_simulated else RUN,
+             f"Used: {kept}. What was left out before the cohort was given is for the authors." if not run.is_simulated
+             else f"Used: {kept}.", "methods"),
+        Item("4b", "Impossible or damaged samples", RUN,
+             "Loading refuses unreadable and empty images, two labels of one patient, and a frame under two patients;"
+             " frames repeated within a patient stay in and are listed (notebook 01)."),
+        Item("4c", "Transformations before modelling", RUN,
+             f"Region of ultrasound, centre crop of {p.crop_size} px, {p.crops_per_image} random crops an image"
+             " resized to"
+             f" {p.image_size} px; by settings fixed beforehand, each image by itself.", "methods"),
+    ]  # fmt: skip
+
+
+def _modelling(run: Run, table: pd.DataFrame) -> list[Item]:
+    s = run.settings
+    baselines = find(table, "06_classification_sweep", r".+, one patient left out$")
+    shown = "; ".join(f"{one.text} {one.shown(over=False)}" for one in baselines)
+    return [
+        Item("5a", "All models, inputs and outputs", RUN,
+             f"Generators: {', '.join([*s.ldm.conditionings, *['gan'] * s.gan.enabled])}. Classifiers:"
+             f" {', '.join(s.sweep.backbones)}, from an image to the log-odds of"
+             f" {s.cohort.class_names[1]}.", "methods"),
+        Item("5b", "Why these types of model", AUTHORS, "The types follow Hardy et al. 2023; the reason is the"
+                                                        " authors'."),
+        Item("5c", "How models are evaluated, with the splits", RUN,
+             f"{s.folds.n_splits} folds by patient, stratified by class, split seed {s.folds.seed}; each patient is"
+             " held out"
+             " once.", "methods"),
+        Item("5d", "How the final models are selected", RUN,
+             "None is selected: scores are those of the last step, and the comparison was declared beforehand"
+             f" ({s.sweep.primary_arm} at {s.sweep.primary_rate:g}).", "methods"),
+        Item("5e", "How hyperparameters were chosen, with the ranges", BOTH,
+             f"None is searched for by this run. Rates {', '.join(f'{rate:g}' for rate in s.sweep.rates)} are all"
+             " shown."
+             " Where the settings come from is for the authors.", "settings"),
+        Item("5f", "Suitable baselines", RUN if baselines else AUTHORS,
+             f"Real images alone; a GAN; traditional augmentation. Without training, AUC by patient:"
+             f" {shown}." if baselines
+             else "", "paper"),
+    ]  # fmt: skip
+
+
+def _leakage(run: Run, table: pd.DataFrame) -> list[Item]:
+    copies = find(table, "06_classification_sweep", r".+, split by image$")
+    leak = "; ".join(f"{one.text}: {pages.number(one.value)}" for one in copies)
+    measured = f" What a split by image would have given: {leak} (image-level AUC)." if leak else ""
+    canary = find(table, "06_classification_sweep", r"shuffled diagnoses, .+: AUC$")
+    null = "; ".join(f"{one.text.partition(':')[0]} {one.shown(over=False)}" for one in canary)
+    return [
+        Item("6a", "Training and test data kept apart through preprocessing, modelling and evaluation", RUN,
+             "Split by patient before anything is fitted; generators, classifiers and filters of a fold see its"
+             " training"
+             f" patients alone, and guards stop a run"
+             f" otherwise.{f' AUC with shuffled diagnoses: {null}.' if null else ''}",
+             "methods"),
+        Item("6b", "Dependencies and duplicates between training and test data", RUN,
+             f"No frame is under two patients (compared by pixels); all frames of a patient lie in one fold.{measured}",
+             "paper"),
+        Item("6c", "Why every feature is legitimate for the task", BOTH,
+             "The only input is the image inside the region of ultrasound; marks outside it are cut off. Whether"
+             " the image"
+             " holds traces of how it was acquired is for the authors.", "methods"),
+    ]  # fmt: skip
+
+
+def _metrics(run: Run, table: pd.DataFrame) -> list[Item]:
+    n = run.settings.sweep.n_resamples
+    bounded = int(((table["low"] != "") & (table["high"] != "")).sum())
+    return [
+        Item("7a", "Metrics, and why they suit the claim", BOTH,
+             "Area under the ROC curve by image and by patient, Brier score, sensitivity at fixed specificity;"
+             " distances"
+             " between image sets with a floor and ceilings. Why they suit the claim is for the authors.", "paper"),
+        Item("7b", "Uncertainty, and how it was computed", RUN,
+             f"{bounded} of {len(table)} claims carry an interval that says what it is over; bootstrap of patients with"
+             f" {n} resamples, Student's t over folds and seeds.", "paper"),
+        Item("7c", "Statistical tests, and their assumptions", RUN,
+             "The gain is judged by its interval over patients; the paper's paired t over training seeds stands"
+             " beside it."
+             " No correction for the number of comparisons; one was declared beforehand.", "answer"),
+    ]  # fmt: skip
+
+
+def _limits(run: Run, table: pd.DataFrame) -> list[Item]:
+    return [
+        Item("8a", "Evidence of external validity", RUN if run.is_simulated else BOTH,
+             "None: simulated patients." if run.is_simulated
+             else "None in this run: one cohort, cross-validated. Evidence from elsewhere is for the"
+                  " authors.", "limits"),
+        Item("8b", "Where the findings are not expected to hold", BOTH,
+             "What the run itself cannot show is under Limits; other contexts are for the authors.", "limits"),
+    ]  # fmt: skip
