@@ -72,7 +72,9 @@ def test_front_page_sums_up_all_stages(smoke, run):
     page = (smoke.reports / "index.html").read_text(encoding="utf-8")
     table = report.claims_table(run)
     assert set(table["stage"]) == set(graph.STAGES)
-    assert page.count('<tr><th colspan="8">') == len(graph.STAGES)
+    stages = set(re.findall(r'scope="rowgroup" colspan="\d"><a href="(\w+)\.html"', page))
+    assert stages == set(graph.STAGES)
+    assert "Not answered" not in page, "an answer does not find its claims"
     assert all(f'href="{stage}.html"' in page and f'href="{stage}.ipynb"' in page for stage in graph.STAGES)
     assert page.count("<figure>") >= 6
     assert "not recorded" not in page
@@ -104,6 +106,13 @@ def test_a_second_make_runs_nothing(smoke):
 def test_a_command_of_the_pages_without_settings_finds_all_done(smoke, line):
     _, target, *_ = words(line)
     assert "up to date, open" in smoke.make(target, check=0).stdout
+
+
+def test_pages_are_written_anew_when_the_code_of_their_looks_changes(smoke):
+    for changed in ("report/answers.py", "templates/report.css"):
+        said = smoke.make("-n", "-W", f"nafld_utils/{changed}", str(smoke.reports / "index.html"), check=0).stdout
+        assert said.count("nafld render") == len(graph.STAGES), changed
+        assert said.count("nafld index") == 1
 
 
 def planned(overrides=""):

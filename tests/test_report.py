@@ -1,6 +1,7 @@
 """Reports: what they say, that they carry all they need, and how a browser sees them."""
 
 import base64
+import itertools
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one red pixel
 )
 STAGE = "06_classification_sweep"
+A4_WIDTH = 680  # pixels of CSS between the margins
 
 
 LOADING = {"src", "data", "poster", "srcset", "background"}
@@ -27,11 +29,13 @@ class Addresses(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.loaded, self.linked, self.scripts = [], [], 0
+        self.loaded, self.linked, self.scripts, self.handlers = [], [], 0, []
 
     def handle_starttag(self, tag, attrs):
         self.scripts += tag == "script"
         for name, value in attrs:
+            if name.startswith("on"):
+                self.handlers.append(value)
             if name in LOADING or (name == "href" and tag == "link"):
                 self.loaded.append(value or "")
             elif name == "href":
@@ -48,6 +52,8 @@ def assert_self_contained(page):
     """No script, no style sheet, no image that lies outside the file."""
     found = addresses(page)
     assert not found.scripts
+    assert not found.handlers
+    assert "default-src 'none'" in page.partition("<style>")[0].replace("&#39;", "'")
     assert all(address.startswith("data:") for address in found.loaded), found.loaded
     assert not re.search(r"@import|url\((?!['\"]?data:)", page)
 
@@ -105,6 +111,9 @@ def test_front_page_says_what_was_found(run):
     page = report.index_html(run)
     assert "SIMULATED COHORT" in page
     assert '<td class="number">0.882</td><td class="number">0.877</td><td class="number">[0.75, 0.955]</td>' in page
+    assert (
+        page.index('id="answer"') < page.index('id="paper"') < page.index('id="figures"') < page.index('id="methods"')
+    )
     assert "0.512 [0.406, 0.618]" in page
     assert '<td class="number">72.95</td>' in page, "the paper's own digits"
     assert '<td class="number">55</td>' in page
@@ -113,7 +122,7 @@ def test_front_page_says_what_was_found(run):
     assert "AUC &lt;b&gt;real&lt;/b&gt; &amp; semantic" in page
     assert "1 min 23 s" in page, "how long the notebook took"
     assert "1 min 01 s" in page, "how long its units took"
-    assert "<td><code>sweep.n_seeds</code></td><td>3</td><td>25</td>" in page
+    assert '<th scope="row"><code>sweep.n_seeds</code></th><td>3</td><td>25</td>' in page
     assert "Do synthetic images help a classifier?" in page
     assert 'href="06_classification_sweep.html"' in page
     assert "not run" in page, "the six other stages"
@@ -123,13 +132,26 @@ def test_front_page_says_what_was_found(run):
 def test_front_page_shows_the_tagged_figure_else_the_first(run):
     notebook = executed(STAGE)
     (figure,) = report.key_figures(STAGE, notebook)
-    assert figure["caption"] == "Image-level AUC over the mixing rate. Boxes are over seeds, not patients."
-    assert figure["alt"] == "Figure: Image-level AUC over the mixing rate"
+    title = "06 · Does it help?"
+    assert figure["caption"] == f"{title} Image-level AUC over the mixing rate. Boxes are over seeds, not patients."
+    assert figure["alt"] == "Figure: Image-level AUC over the mixing rate. Boxes are over seeds, not patients."
     assert base64.b64decode(figure["data"]).startswith(b"\x89PNG")
     del notebook.cells[3].metadata["tags"]
     assert len(report.key_figures(STAGE, notebook)) == 1
     notebook.cells[3].outputs = notebook.cells[5].outputs = []
     assert report.key_figures(STAGE, notebook) == []
+
+
+def test_figures_tagged_for_the_answer_come_before_key_figures():
+    notebook = executed(STAGE)
+    notebook.cells[5].metadata["tags"] = [report.KEY_FIGURE, report.ANSWER_FIGURE]
+    notebook.cells[5].outputs = notebook.cells[5].outputs * 3
+    found = report.key_figures(STAGE, notebook)
+    assert [figure["alt"] for figure in found] == [
+        "Figure: Image-level AUC over the mixing rate",
+        "Figure: Image-level AUC over the mixing rate (2)",
+        "Figure: Image-level AUC over the mixing rate (3)",
+    ]
 
 
 def test_real_cohort_has_no_banner(run, tmp_path):
@@ -150,7 +172,7 @@ def test_notebook_page_folds_code_and_names_its_figures(run):
     page = report.notebook_html(run, STAGE, executed(STAGE))
     assert page.count('<details class="code"><summary>code</summary>') == 3
     assert "SIMULATED COHORT" in page
-    assert 'alt="Figure: Image-level AUC over the mixing rate"' in page
+    assert 'alt="Figure: Image-level AUC over the mixing rate. Boxes are over seeds, not patients."' in page
     assert "Interactive in JupyterLab only" in page
     assert "interactive()" not in page
     assert 'href="05_quality_metrics.html"' in page
@@ -182,6 +204,92 @@ def test_command_on_the_page_gives_the_same_run(run):
     artifacts.save_json(run.root / "settings" / "run.json", given)
     page = report.index_html(run)
     assert "make all PROFILE=smoke" in page
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'></td><script>alert(2)</script><b>bold</b>"
+
+
+@pytest.fixture
+def hostile(run):
+    """The run with HTML in everything a user names: classes, patients, images, the cohort's text, a claim."""
+    names = [f"{HOSTILE}0", f"{HOSTILE}1"]
+    settings = run.settings.model_copy(
+        update={"cohort": run.settings.cohort.model_copy(update={"class_names": tuple(names)})}
+    )
+    run = artifacts.Run(settings)
+    cohort = run.root / "cohort"
+    patients = pd.DataFrame({"patient_id": [HOSTILE, "b", "c"], "label": [0, 1, 1]})
+    artifacts.save_table(cohort / "patients.csv", patients)
+    provenance = {"kind": "simulated", "text": HOSTILE, "sha256": HOSTILE}
+    artifacts.save_json(cohort / "provenance.json", provenance)
+    row = {"claim": f"gain by {HOSTILE} images, r = 1", "this_run": 0.1, "low": 0.05, "high": 0.2, "over": "patients"}
+    row |= {"unit": f"image-level {HOSTILE}", "same_protocol": HOSTILE}
+    artifacts.record_claims(run, STAGE, [row])
+    return run
+
+
+def hostile_notebook():
+    """Outputs as notebooks make them: a table that escapes, one that does not, and Markdown."""
+    table = pd.DataFrame({"patient": [HOSTILE]})
+    styled = table.style.set_caption(HOSTILE).to_html()
+    assert "<script>" in styled, "pandas escapes nothing in a styled table"
+    outputs = [
+        nbformat.v4.new_output("execute_result", {"text/html": table.to_html()}),
+        nbformat.v4.new_output("execute_result", {"text/html": styled}),
+        nbformat.v4.new_output("display_data", {"text/markdown": f"**{HOSTILE}**"}),
+        nbformat.v4.new_output("stream", name="stdout", text=HOSTILE),
+    ]
+    return executed(STAGE, [nbformat.v4.new_code_cell("table", outputs=outputs)])
+
+
+def test_what_users_name_is_text_on_every_page(hostile):
+    pages = [
+        report.index_html(hostile),
+        report.notebook_html(hostile, STAGE, hostile_notebook()),
+        report.comparison_html(hostile, hostile),
+    ]
+    for page in pages:
+        assert_self_contained(page)
+        assert "&lt;script&gt;alert(2)&lt;/script&gt;" in page
+        assert "<img src=x" not in page
+
+
+def test_a_browser_runs_nothing_that_users_name(hostile, tmp_path):
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    # the policy alone has to hold, should a name ever come through as it is
+    raw = report.index_html(hostile).replace("<main", f"{HOSTILE}<main")
+    pages = {
+        "front": report.index_html(hostile),
+        "notebook": report.notebook_html(hostile, STAGE, hostile_notebook()),
+        "raw": raw,
+    }
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            for name, text in pages.items():
+                file, dialogs = tmp_path / f"{name}.html", []
+                file.write_text(text, encoding="utf-8")
+                page = browser.new_page()
+                page.on("dialog", lambda dialog, dialogs=dialogs: (dialogs.append(dialog.message), dialog.dismiss()))
+                page.goto(file.as_uri(), wait_until="networkidle")
+                assert not dialogs, name
+                assert page.evaluate("document.querySelectorAll('main script, main img[src=x]').length") == 0
+                page.close()
+        finally:
+            browser.close()
+
+
+def test_pages_do_not_tell_where_the_users_files_lie(run, tmp_path):
+    folder = tmp_path / "home" / "somebody"
+    folder.mkdir(parents=True)
+    (folder / "ours.mat").write_bytes(b"")
+    ours, _ = graph.open_run("demo", data=str(folder / "ours.mat"))
+    note = executed(STAGE, [nbformat.v4.new_code_cell(f"overrides = {{'cohort.path': '{folder}/ours.mat'}}")])
+    for page in (report.index_html(ours), report.notebook_html(ours, STAGE, note)):
+        assert str(folder) not in page
+        assert "…/ours.mat" in page
 
 
 def chromium():
@@ -222,10 +330,49 @@ def open_and_look(browser, path):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert len(set(page.screenshot())) > 50
     assert page.title()
-    page.emulate_media(media="print")
+    assert_accessible(page)
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "a phone scrolls sideways"
+    page.emulate_media(media="screen", color_scheme="dark")
+    assert luminance(page, "background-color") < 0.2
+    assert luminance(page, "color") > 0.6
+    page.emulate_media(media="print", color_scheme="dark")
+    assert luminance(page, "background-color") == 1
+    assert luminance(page, "color") < 0.2
     assert page.evaluate("[...document.querySelectorAll('nav, details.code')].every(part => part.offsetHeight === 0)")
+    page.set_viewport_size({"width": A4_WIDTH, "height": 1000})
+    cut = page.evaluate(
+        """[...document.querySelectorAll('table, img, pre, p, dl')].filter(part => {
+             const room = part.closest('.very-wide') ? 1.45 * innerWidth : innerWidth  // those pages lie on their side
+             return part.getBoundingClientRect().right > room + 1
+           }).map(part => part.closest('[aria-label]')?.ariaLabel ?? part.outerHTML.slice(0, 200))"""
+    )
+    assert not cut, f"cut off in print: {cut}"
     assert json.loads(page.evaluate("JSON.stringify(document.body.innerText.length)")) > 100
     page.close()
+
+
+def luminance(page, name):
+    """Mean of red, green and blue of a colour of the page's body, 0 to 1."""
+    colour = page.evaluate(f"getComputedStyle(document.body).getPropertyValue('{name}')")
+    return sum(map(int, re.findall(r"\d+", colour)[:3])) / 765
+
+
+def assert_accessible(page):
+    """Headings step down one level at a time, images and tables say what they are, head cells name their direction."""
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(part => Number(part.tagName[1]))")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
+    assert page.evaluate("[...document.images].every(image => image.alt.length > 8)")
+    assert page.evaluate("[...document.querySelectorAll('thead th')].every(cell => cell.scope === 'col')")
+    assert page.evaluate("[...document.querySelectorAll('tbody th')].every(cell => cell.scope.startsWith('row'))")
+    box = "[role=region][tabindex='0']"
+    boxed = f"[...document.querySelectorAll('table')].every(part => part.closest(`{box}`)?.ariaLabel)"
+    assert page.evaluate(boxed), "a table that cannot be reached and scrolled by keyboard"
+    links = page.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].map(link => link.hash.slice(1))")
+    assert page.evaluate("names => names.filter(name => !document.getElementById(name))", links) == []
+    assert page.evaluate("document.documentElement.lang") == "en"
 
 
 def test_style_is_a_context_or_stays():

@@ -134,6 +134,7 @@ def test_two_networks_have_claims_each(run, tmp_path):
     scores = pd.concat([made_up(), made_up("resnet50.tv_in1k")], ignore_index=True)
     rows = answer.claims(both, answer.build_tables(both, scores))
     assert sum(row["claim"].startswith("gain") for row in rows) == 4
+    assert sum(row["claim"].endswith("[resnet50.tv_in1k]") for row in rows) == len(rows) / 2, "each names its network"
 
 
 def test_paper_settings_are_the_papers_protocol():

@@ -15,7 +15,7 @@ from nafld_utils.artifacts import Run
 from nafld_utils.report import facts, pages
 
 HELD_OUT = "real, held out"  # as stage 05 names real patients in its search for copies
-FLOOR = "halves_of_real"  # as stage 05 names two halves of the real patients
+FLOOR = "halves_of_real"  # as stage 05 names real patients against other real patients
 _FOUND = 0.9  # share of planted copies below which a search that finds nothing proves nothing
 
 
@@ -150,13 +150,13 @@ def _bare(claim: Claim) -> str:
 def _quality(run: Run, table: pd.DataFrame) -> Answer:
     key, stage = "quality", "05_quality_metrics"
     question = "Are the synthetic images as close to real ones as real images of other patients are?"
-    rows = find(table, stage, r".+, both, extrapolated to infinitely many patients$")
+    rows = find(table, stage, r".+, both, at \d+ patients$")
     named = {claim.text.split(", ")[-3]: claim for claim in rows}
     floor = named.pop(FLOOR, None)
     if not named or floor is None:
         why = "Notebook 05 has recorded no distance to real images with that of real images beside it."
         return _unanswered(key, question, stage, why)
-    metric = floor.text.partition(f", {FLOOR}")[0]
+    metric, _, sizes = floor.text.partition(f", {FLOOR}, both, ")
     verdicts = {name: _farther(claim, floor) for name, claim in named.items()}
     kinds = set(verdicts.values())
     if len(kinds) == 1:
@@ -164,14 +164,15 @@ def _quality(run: Run, table: pd.DataFrame) -> Answer:
     else:
         near = [name for name, each in verdicts.items() if each == "near"]
         verdict = f"Not told apart: {pages.listed(near)}; the others are farther or cannot be said" if near else "No"
+    over = next((claim.over for claim in named.values() if claim.bounded), "")
     sentences = [
-        f"{metric} to the real patients, extrapolated to infinitely many of them (smaller is closer): "
+        f"{metric} to real patients, {sizes} (smaller is closer): "
         + "; ".join(f"{name} {claim.shown(over=False)}" for name, claim in named.items())
-        + f"; two halves of the real patients {floor.shown(over=False)}."
-        + f" 95 % intervals are over {floor.over}."
+        + f"; real images of other patients {pages.number(floor.value)}."
+        + (f" 95 % intervals are over {over}." if over else "")
     ]
     words = {
-        "farther": "farther from the real patients than these are from each other",
+        "farther": "farther from real patients than real images of other patients are",
         "near": "not told apart from the real patients by this distance, which does not show that they are the same",
         "unknown": "without an interval, so nothing is said",
     }

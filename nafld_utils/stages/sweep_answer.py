@@ -276,8 +276,9 @@ def protocol(run: Run) -> str:
 
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of the sweep beside the paper's; those of the baselines are `stages.baselines.claims`."""
-    same = protocol(run)
-    return [row for backbone in networks(run, tables) for row in _claims_of(run, tables, backbone, same)]
+    same, shown = protocol(run), networks(run, tables)
+    rows = [(backbone, row) for backbone in shown for row in _claims_of(run, tables, backbone, same)]
+    return [{**row, "claim": f"{row['claim']} [{name}]" if len(shown) > 1 else row["claim"]} for name, row in rows]
 
 
 def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str, same: str) -> list[dict[str, Any]]:

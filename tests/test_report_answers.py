@@ -1,0 +1,196 @@
+"""The four answers, the methods and the checklist: what they say of which claims, and what they refuse to say."""
+
+import itertools
+import re
+
+import pandas as pd
+import pytest
+
+from nafld_utils import artifacts, graph, report
+from nafld_utils.report import answers, methods, reforms
+from nafld_utils.report.reforms import AUTHORS, BOTH, RUN
+
+PATIENTS = "patients within class and training seeds (crossed bootstrap); this split"
+SWEEP, QUALITY, TURING = "06_classification_sweep", "05_quality_metrics", "08_turing_test"
+METRIC = "Frechet distance (EfficientNet-Lite0)"
+
+
+def table(*rows):
+    """Claims as `report.claims_table` gives them, from (stage, claim, value, low, high, over, unit)."""
+    keys = ("stage", "claim", "this_run", "low", "high", "over", "unit")
+    empty = dict.fromkeys(("stage", *artifacts.CLAIM_COLUMNS), "")
+    entries = [empty | dict(zip(keys, map(str, row), strict=True)) for row in rows]
+    return pd.DataFrame(entries, columns=list(empty), dtype=str)
+
+
+def answered(run, claims, key):
+    return next(answer for answer in answers.answers(run, claims) if answer.key == key)
+
+
+@pytest.fixture
+def real(tmp_path, monkeypatch):
+    """A run on a real cohort that has stored nothing."""
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    return graph.open_run("cpu")[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "said"),
+    [
+        (0.01, 0.2, "Yes", "lies above 0"),
+        (-0.2, -0.01, "No, it harms", "lies below 0"),
+        (-0.1, 0.2, "Not shown", "neither help nor harm is shown, and their absence is not shown either"),
+        ("", "", "Cannot be said", "nothing is said about other patients"),
+    ],
+)
+def test_help_follows_the_interval_over_patients(real, low, high, verdict, said):
+    seeds = (
+        SWEEP,
+        "gain by semantic images, r = 1.5",
+        0.05,
+        0.04,
+        0.06,
+        "training seeds (Student t)",
+        "image-level AUC",
+    )
+    found = answered(real, table(seeds, (*seeds[:3], low, high, PATIENTS, seeds[6])), "help")
+    assert found.verdict == verdict
+    text = " ".join(found.sentences)
+    assert said in text
+    assert "[0.04, 0.06]" in text, "the interval over seeds is told, and does not decide"
+    assert "0.05 [" in text or "0.05 (no interval)" in text
+    assert PATIENTS in text or not low
+
+
+def test_networks_that_disagree_are_not_averaged(real):
+    rows = [(SWEEP, f"gain by semantic images, r = 1.5 [{name}]", 0.05, low, 0.2, PATIENTS, "image-level AUC")
+            for name, low in (("one", 0.01), ("two", -0.1))]  # fmt: skip
+    found = answered(real, table(*rows), "help")
+    assert found.verdict == "It depends on the network"
+    assert "[one]" in found.sentences[0]
+    assert "[two]" in found.sentences[1]
+
+
+def distances(**values):
+    return table(*[(QUALITY, f"{METRIC}, {name}, both, at 8 patients", *row, "patients (jackknife)", "")
+                   for name, row in values.items()])  # fmt: skip
+
+
+def test_quality_is_judged_against_real_images_of_other_patients(real):
+    floor = {"halves_of_real": (100, "", "")}
+    assert answered(real, distances(semantic=(300, 250, 350), **floor), "quality").verdict == "No"
+    near = answered(real, distances(semantic=(110, 90, 130), **floor), "quality")
+    assert near.verdict == "Not told apart"
+    assert "does not show that they are the same" in " ".join(near.sentences)
+    both = answered(real, distances(semantic=(300, 250, 350), gan=(110, 90, 130), **floor), "quality")
+    assert both.verdict.startswith("Not told apart: gan")
+    assert answered(real, distances(semantic=(300, "", ""), **floor), "quality").verdict == "Cannot be said"
+    assert answered(real, distances(semantic=(300, 250, 350)), "quality").verdict == "Not answered", "no floor"
+    assert "not FID" in " ".join(near.sentences)
+
+
+def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0):
+    rows = [
+        ("copies of training patients, semantic", share, low, high, "folds"),
+        ("copies of training patients, real, held out", *held, "folds"),
+        ("search for copies, planted: exact copies: share found", planted, 0.5, 1, "images (binomial)"),
+    ]
+    return table(*[(QUALITY, *row, "share") for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("claims", "verdict"),
+    [
+        (copies(0, 0, 0), "None was found"),
+        (copies(0, 0, 0, planted=0.5), "Cannot be said"),
+        (copies(0.02, 0, 0.05), "Some may be"),
+        (copies(0.3, 0.2, 0.4), "Yes, some of semantic"),
+        (copies(0.3, 0.2, 0.4).iloc[:1], "Not answered"),
+    ],
+)
+def test_copies_are_held_against_the_search_itself(real, claims, verdict):
+    found = answered(real, claims, "copies")
+    assert found.verdict == verdict
+    if verdict != "Not answered":
+        assert "not thereby anonymous" in " ".join(found.sentences)
+    assert "[0, 0]" not in " ".join(found.sentences), "folds that are all alike give no interval"
+
+
+def rated(low, high, who="raters"):
+    return table((TURING, f"Turing test, {who}: accuracy, for other raters and images", 0.5, low, high, who, "share"))
+
+
+@pytest.mark.parametrize(
+    ("claims", "verdict"),
+    [
+        (rated(0.6, 0.8), "Yes"),
+        (rated(0.2, 0.4), "They are misled"),
+        (rated(0.46, 0.54), "No, within 5 points"),
+        (rated(0.3, 0.7), "Not shown"),
+        (rated("", ""), "Cannot be said"),
+        (rated(0.6, 0.8, "simulated raters"), "Not known, nobody has rated them"),
+        (table(), "Not answered"),
+    ],
+)
+def test_people_are_spoken_of_only_where_people_rated(real, claims, verdict):
+    assert answered(real, claims, "people").verdict == verdict
+
+
+def test_simulated_patients_are_named_in_every_verdict(real):
+    run, _ = graph.open_run("demo")
+    assert all(one.verdict.startswith("Simulated patients: ") for one in answers.answers(run, table()))
+    assert not any("imulated" in one.verdict for one in answers.answers(real, table()))
+
+
+@pytest.mark.parametrize("profile", ["smoke", "demo", "cpu", "paper"])
+def test_methods_follow_the_settings(profile, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    run, _ = graph.open_run(profile)
+    found = dict(methods.methods(run))
+    s = run.settings
+    assert f"{s.folds.n_splits}-fold" in found["Folds"]
+    assert f"for {s.ldm.steps} steps" in found["Generators"]
+    assert f"{s.sampling.n_images} images a model and fold" in found["Sampling"]
+    assert f"{s.sweep.n_seeds} training seeds" in found["Classifiers"]
+    assert "None" not in " ".join(found.values())
+    limits = " ".join(methods.limits(run, {}))
+    assert ("patients are simulated" in limits) == (profile in ("smoke", "demo"))
+    assert "Not run: 01_data_analysis" in limits
+
+
+# ---------------------------------------------------------------- REFORMS
+
+
+@pytest.mark.parametrize("profile", ["demo", "cpu"])
+def test_the_checklist_has_its_32_items_in_eight_modules(profile, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    run, _ = graph.open_run(profile)
+    items = reforms.checklist(run, table())
+    sizes = {"1": 3, "2": 5, "3": 7, "4": 3, "5": 6, "6": 3, "7": 3, "8": 2}
+    assert [item.number for item in items] == [f"{m}{letter}" for m, n in sizes.items() for letter in "abcdefg"[:n]]
+    assert {item.by for item in items} == {RUN, BOTH, AUTHORS}
+    assert all(item.entry for item in items if item.by != AUTHORS), "filled in means that something is said"
+    assert [item.number for item in items if item.by == AUTHORS][:3] == ["1a", "1b", "1c"]
+    page = report.index_html(run)
+    assert all(f'id="{item.link}"' in page for item in items if item.link)
+    assert sum(len(module["rows"]) for module in reforms.modules(items)) == 32
+
+
+@pytest.mark.slow
+def test_a_finished_run_fills_in_what_it_knows(run):
+    claims = report.claims_table(run)
+    found = {answer.key: answer for answer in answers.answers(run, claims)}
+    assert not [key for key, answer in found.items() if "not answered" in answer.verdict.lower()]
+    assert re.search(
+        r"changed the image-level AUC by -?[\d.e-]+ \[-?[\d.e-]+, -?[\d.e-]+\]", found["help"].sentences[0]
+    )
+    assert "simulated raters" in found["people"].sentences[0]
+    items = {item.number: item for item in reforms.checklist(run, claims)}
+    assert "8: 2 healthy, 6 fatty; 24 images" in items["3e"].entry
+    assert "frozen features + SVM, one patient left out" in items["5f"].entry
+    assert "split by image" in items["6b"].entry
+    bounded = sum(bool(low and high) for low, high in zip(claims["low"], claims["high"], strict=True))
+    assert items["7b"].entry.startswith(f"{bounded} of {len(claims)} claims")
+    page = report.index_html(run)
+    headings = [int(level) for level in re.findall(r"<h([1-4])", page)]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(headings))
