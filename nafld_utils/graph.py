@@ -36,7 +36,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 STAGES = tuple(UPSTREAM)
 
 # Settings that name a file of the user: its size and time enter the stamp of the stages that read the setting.
-_FILES = {
+USER_FILES = {
     "cohort": ("cohort.path",),
     "autoencoder": ("autoencoder.semantic.path", "autoencoder.class.path"),
     "quality": ("quality.weights",),
@@ -142,7 +142,7 @@ def preflight(run: Run) -> None:
             ) from error
         if not os.access(folder, os.W_OK):
             raise OSError(errno.EACCES, f"{folder} is not writable; change its permissions or set NAFLD_ROOT")
-    for key in (key for keys in _FILES.values() for key in keys):
+    for key in (key for keys in USER_FILES.values() for key in keys):
         path = run.settings.section(key)
         used = key != "cohort.path" or run.settings.cohort.source == "file"
         if used and path and not _named(key, path).exists():
@@ -181,7 +181,7 @@ def report_path(run: Run, stage: str) -> Path:
 def stamp_content(run: Run, stage: str) -> dict[str, Any]:
     """Settings that a stage reads itself, and size and time of the files they name."""
     sections = params.STAGE_SECTIONS[stage]
-    keys = [key for name in sections for key in _FILES.get(name, ())]
+    keys = [key for name in sections for key in USER_FILES.get(name, ())]
     files = [_named(key, run.settings.section(key)) for key in keys if run.settings.section(key)]
     if "cohort" in sections and run.settings.cohort.source == "file" and not run.settings.cohort.path:
         files += sorted(run.data.glob("*.mat"))

@@ -6,6 +6,7 @@ Contract: pure but for reading the templates of this package; see the contract o
 from __future__ import annotations
 
 import functools
+import html
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nafld_utils import graph
 from nafld_utils.artifacts import Run
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -28,7 +30,6 @@ _ATTRIBUTES = {
     "th": ["colspan", "rowspan", "scope"],
 }
 _WIDE, _VERY_WIDE = 8, 12  # columns from which a printed table takes smaller letters
-_PATHS = ("cohort.path", "autoencoder.semantic.path", "autoencoder.class.path", "quality.weights", "turing.ratings")
 
 
 class Safe(str):
@@ -148,22 +149,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def without_folders(run: Run, text: str) -> str:
     """`text` without the folders of the user's own files: a page tells no stranger where they lie."""
-    for key in _PATHS:
+    for key in (key for keys in graph.USER_FILES.values() for key in keys):
         value = run.settings.section(key)
         if value and Path(value).is_absolute() and Path(value).parent != Path("/"):
-            text = text.replace(f"{Path(value).parent}/", "…/")
+            folder = f"{Path(value).parent}/"
+            for written in (folder, html.escape(folder)):
+                text = text.replace(written, "…/")
     return text
 
 
 # ---------------------------------------------------------------- HTML that is not ours
 
 
-def clean(html: str, label: str) -> str:
+def clean(source: str, label: str) -> str:
     """HTML of a notebook's output, fit for a page.
 
     Parameters
     ----------
-    html : str
+    source : str
         As pandas and others wrote it. A sheet of style in front stays, since pandas styles its tables by one; every
         element that tables and texts do not need is shown as text.
     label : str
@@ -178,7 +181,7 @@ def clean(html: str, label: str) -> str:
     import bleach
     from bleach.css_sanitizer import CSSSanitizer
 
-    sheet, rest = "", re.sub(r"<style scoped>.*?</style>", "", html, flags=re.DOTALL)
+    sheet, rest = "", re.sub(r"<style scoped>.*?</style>", "", source, flags=re.DOTALL)
     found = re.match(r"\s*<style type=\"text/css\">[^<]*</style>", rest)
     if found:
         sheet, rest = found.group(), rest[found.end() :]
@@ -191,8 +194,6 @@ def clean(html: str, label: str) -> str:
 
 
 def _accessible(table: str, label: str) -> str:
-    import html
-
     def scoped(part: re.Match[str]) -> str:
         scope = "col" if part.group(1) == "thead" else "row"
         return re.sub(r"<th(?![a-z])(?![^>]*scope=)", f'<th scope="{scope}"', part.group())
