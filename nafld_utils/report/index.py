@@ -61,7 +61,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         environment=facts.environment(run),
         limits=methods.limits(run, notebooks),
         reforms=reforms.modules(items),
-        counts={by: sum(item.by == by for item in items) for by in (reforms.RUN, reforms.BOTH, reforms.AUTHORS)},
+        counts={name: sum(item.by == by for item in items) for name, by in reforms.FILLED_BY.items()},
         reforms_citation=reforms.CITATION,
     )
     return pages.without_folders(run, page)

@@ -26,6 +26,7 @@ CITATION = (
 AUTHORS = "for the authors"
 RUN = "from the run"
 BOTH = "from the run, and for the authors"
+FILLED_BY = {"run": RUN, "both": BOTH, "authors": AUTHORS}
 MODULES = {
     "1": "Study goals",
     "2": "Computational reproducibility",
