@@ -79,7 +79,7 @@ def _cohort(run: Run) -> str:
 def _images(s: params.Settings) -> str:
     p = s.preprocess
     return (
-        f"Centre crops of {p.crop_size} px inside the region of ultrasound, from them {p.crops_per_image} random"
+        f"Centre crops of {p.crop_size} px inside the region of interest, from them {p.crops_per_image} random"
         " crops an"
         f" image ({p.crop_scale[0]:g} to {p.crop_scale[1]:g} of the area), resized to {p.image_size} px. Semantic maps"
         f" have {p.map_classes} Otsu classes at {p.map_size} px."

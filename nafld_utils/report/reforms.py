@@ -147,7 +147,7 @@ def _preprocessing(run: Run, table: pd.DataFrame) -> list[Item]:
              "Loading refuses unreadable and empty images, two labels of one patient, and a frame under two patients;"
              " frames repeated within a patient stay in and are listed (notebook 01)."),
         Item("4c", "Transformations before modelling", RUN,
-             f"Region of ultrasound, centre crop of {p.crop_size} px, {p.crops_per_image} random crops an image"
+             f"Region of interest, centre crop of {p.crop_size} px, {p.crops_per_image} random crops an image"
              " resized to"
              f" {p.image_size} px; by settings fixed beforehand, each image by itself.", "methods"),
     ]  # fmt: skip
@@ -199,7 +199,7 @@ def _leakage(run: Run, table: pd.DataFrame) -> list[Item]:
              f"No frame is under two patients (compared by pixels); all frames of a patient lie in one fold.{measured}",
              "paper"),
         Item("6c", "Why every feature is legitimate for the task", BOTH,
-             "The only input is the image inside the region of ultrasound; marks outside it are cut off. Whether"
+             "The only input is the image inside the region of interest; marks outside it are cut off. Whether"
              " the image"
              " holds traces of how it was acquired is for the authors.", "methods"),
     ]  # fmt: skip
