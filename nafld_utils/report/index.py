@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts
+from nafld_utils import artifacts, words
 from nafld_utils.artifacts import Run
 from nafld_utils.report import answers, facts, methods, pages, reforms
 from nafld_utils.report import notebooks as notebook_pages
@@ -42,7 +42,9 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
     items = reforms.checklist(run, table)
     page = pages.render(
         "index.html.j2",
-        title=f"{run.name} · do synthetic images help?",
+        title=f"{run.name} · synthetic {words.of(run).subject}",
+        subject=words.of(run).subject,
+        foreign=run.is_foreign,
         classes=run.settings.cohort.class_names,
         run=run.name,
         profile=run.settings.profile,

@@ -79,11 +79,23 @@ def _cohort(run: Run) -> str:
 def _images(s: params.Settings) -> str:
     p = s.preprocess
     return (
-        f"Centre crops of {p.crop_size} px inside the region of interest, from them {p.crops_per_image} random"
-        " crops an"
-        f" image ({p.crop_scale[0]:g} to {p.crop_scale[1]:g} of the area), resized to {p.image_size} px. Semantic maps"
-        f" have {p.map_classes} Otsu classes at {p.map_size} px."
+        f"{region(p)}, from them {p.crops_per_image} random crops an image ({p.crop_scale[0]:g} to"
+        f" {p.crop_scale[1]:g} of"
+        f" the area), resized to {p.image_size} px. Semantic maps have {p.map_classes} Otsu classes at {p.map_size} px."
     )
+
+
+def region(p: params.PreprocessSettings) -> str:
+    """Where the crops of an image come from, in words."""
+    where = {
+        "largest": "the largest connected region",
+        "box": f"the box {list(p.region_box or ())} (top, left, height, width)",
+        "none": "the whole image",
+    }
+    spacing = f"centre crops of {p.crop_size} px at original spacing"
+    fit = f"the square about it, resized to {p.crop_size} px"
+    how = {"spacing": spacing, "fit": fit, "auto": f"{spacing}, or for a folder of images {fit}"}
+    return f"Of {where[p.region]} {how[p.crop]}"
 
 
 def _generators(s: params.Settings) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import graph
+from nafld_utils import graph, words
 from nafld_utils.artifacts import Run
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -61,15 +61,15 @@ def css() -> str:
 
 
 def simulated(*runs: Run) -> str:
-    """The banner of a page that shows simulated patients; empty where none of the runs has any."""
+    """The banner of a page that shows simulated patients or another cohort than the paper's; empty for neither."""
     marked = [run.name for run in runs if run.is_simulated]
-    if not marked:
-        return ""
     whose = "" if len(marked) == len(runs) else f" of {' and '.join(marked)}"
-    return (
+    text = (
         f"SIMULATED COHORT: every image and number{whose} below comes from simulated patients and says nothing about"
         " real ones."
     )
+    notes = dict.fromkeys(words.of(run).note for run in runs)
+    return " ".join([text] * bool(marked) + [note for note in notes if note])
 
 
 def citation() -> str:

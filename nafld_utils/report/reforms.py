@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from nafld_utils import words
 from nafld_utils.artifacts import Run
-from nafld_utils.report import facts, pages
+from nafld_utils.report import facts, methods, pages
 from nafld_utils.report.answers import find
 
 CITATION = (
@@ -114,8 +115,8 @@ def _data(run: Run, table: pd.DataFrame) -> list[Item]:
     zero, one = run.settings.cohort.class_names
     sizes = dict(facts.cohort(run))
     n = f"{sizes['patients']}; {sizes['images']} images." if {"patients", "images"} <= set(sizes) else "Not loaded yet."
-    threshold = run.settings.cohort.fat_threshold
-    label = f"as the cohort's label says; fat threshold {threshold:g} % where it holds fat"
+    threshold = f"; {words.of(run).grade_column} of {run.settings.cohort.fat_threshold:g} and more where it is known"
+    label = f"as the cohort's label says{'' if run.is_foreign else threshold}"
     label = "simulated with the patient" if run.is_simulated else label
     share = f" {counts[1]} of {sum(counts)} patients are {one}." if counts else ""
     source = str(found.get("text") or "Not loaded yet.")
@@ -147,9 +148,8 @@ def _preprocessing(run: Run, table: pd.DataFrame) -> list[Item]:
              "Loading refuses unreadable and empty images, two labels of one patient, and a frame under two patients;"
              " frames repeated within a patient stay in and are listed (notebook 01)."),
         Item("4c", "Transformations before modelling", RUN,
-             f"Region of interest, centre crop of {p.crop_size} px, {p.crops_per_image} random crops an image"
-             " resized to"
-             f" {p.image_size} px; by settings fixed beforehand, each image by itself.", "methods"),
+             f"{methods.region(p)}; {p.crops_per_image} random crops an image resized to {p.image_size} px;"
+             " by settings fixed beforehand, each image by itself.", "methods"),
     ]  # fmt: skip
 
 
