@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils import artifacts, graph, params
+from nafld_utils import artifacts, graph, overview, params
 from nafld_utils.artifacts import Run
 
 KEY_FIGURE = "key-figure"  # tag of the notebook cells whose figures appear on the front page
@@ -273,14 +273,7 @@ def _command(run: Run) -> str:
     given = _json(run.root / "settings" / "run.json")
     if not given:
         return ""
-    overrides = {key: value for key, value in given.get("overrides", {}).items() if key != "run"}
-    words = ["make all", f"PROFILE={given.get('profile')}"]
-    if run.name != given.get("profile"):
-        words.append(f"RUN={run.name}")
-    if overrides:
-        pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in overrides.items())
-        words.append(f"SET='{pairs}'")
-    return " ".join(words)
+    return overview.command("all", run.name, given)
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:

@@ -190,7 +190,7 @@ def test_the_stage_holds_the_maps_against_all_and_says_what_follows(swept, every
     assert table.notna().all(axis=None)
     assert len(answer.answer(swept, auc, checks, study)) > 100
     artifacts.record_claims(swept, maps.STAGE, answer.claims(swept, found, auc, checks, study))
-    assert len(artifacts.finish(swept, maps.STAGE, stage.units(swept, everything, checks)))
+    assert len(artifacts.finish(swept, maps.STAGE, stage.units(swept)))
 
 
 def test_nothing_is_interpreted_where_the_auc_is_not_shown_to_be_good(swept, everything):  # noqa: F811
