@@ -123,7 +123,7 @@ def echogenicity(curves: pd.DataFrame, kind: str, class_names: tuple[str, str], 
 def frame_grid(
     cohort: Cohort, patients: Sequence[int], n_frames: int, axes: np.ndarray, names: tuple[str, str]
 ) -> None:
-    """Static twin of `browser`: a row a patient, frames spread over the patient's images.
+    """Static twin of `explorers.cohort.frames`: a row a patient, frames spread over the patient's images.
 
     Parameters
     ----------
@@ -150,50 +150,6 @@ def caption(image: Any, names: tuple[str, str]) -> str:
     """One line about an image: id, class and, if known, fat percent."""
     fat = "" if np.isnan(image["grade"]) else f", fat {image['grade']:.0f} %"
     return f"{image['image_id']}: {names[int(image['label'])]}{fat}"
-
-
-def browser(cohort: Cohort, names: tuple[str, str]) -> Any:
-    """Frame browser for JupyterLab: a patient, a frame, its caption; shows only what is stored.
-
-    Parameters
-    ----------
-    cohort : Cohort
-        Whose frames.
-    names : (str, str)
-        Names of label 0 and 1.
-
-    Returns
-    -------
-    ipywidgets.VBox
-    """
-    import ipywidgets as widgets
-
-    groups = cohort.images.reset_index(drop=True).groupby("patient_id", sort=False).indices
-    patient = widgets.SelectionSlider(options=list(groups), description="patient", continuous_update=False)
-    frame = widgets.IntSlider(min=0, max=len(groups[patient.value]) - 1, description="frame")
-    text, picture = widgets.HTML(), widgets.Image(format="png")
-
-    def show(_: Any = None) -> None:
-        places = groups[patient.value]
-        frame.max = len(places) - 1
-        place = places[min(frame.value, frame.max)]
-        picture.value = _png(cohort.pixels[place])
-        text.value = caption(cohort.images.iloc[place], names)
-
-    patient.observe(show, "value")
-    frame.observe(show, "value")
-    show()
-    return widgets.VBox([widgets.HBox([patient, frame]), text, picture])
-
-
-def _png(image: np.ndarray) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(image)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 # ---------------------------------------------------------------- preprocessing

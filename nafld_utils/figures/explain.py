@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,11 @@ def picture(image: np.ndarray, title: str, ax: Axes) -> Axes:
     ax.set_title(title, fontsize=10, fontweight="normal")
     ax.set_axis_off()
     return ax
+
+
+def caption(item: Mapping[str, Any], names: Sequence[str]) -> str:
+    """One line about an explained image, a row of `stages.explain.Explanation.table`: name, class, what it is."""
+    return f"{item['name']}: {names[int(item['label'])]}, {item['outcome'] or item['origin']}"
 
 
 def overlay(image: np.ndarray, values: np.ndarray, limit: float, ax: Axes) -> Axes:
@@ -51,6 +56,31 @@ def scale(figure: Figure, axes: Sequence[Axes], limit: float) -> ScalarMappable:
     bar.set_label("log-odds of fatty liver that a pixel adds")
     bar.formatter.set_powerlimits((-2, 2))
     return colors
+
+
+def by_classifier(
+    images: Sequence[np.ndarray], titles: Sequence[str], maps: Mapping[str, np.ndarray], limit: float, axes: np.ndarray
+) -> None:
+    """The same images explained by several classifiers, a column an image, all on one scale.
+
+    Parameters
+    ----------
+    images : sequence of (S, S) uint8 ndarray
+    titles : sequence of str
+        One an image.
+    maps : mapping of str to (n, S, S) float ndarray
+        By classifier, log-odds a pixel.
+    limit : float
+        End of the scale.
+    axes : (1 + len(maps), n) ndarray of Axes
+        The first row is of the images.
+    """
+    for ax, image, title in zip(axes[0], images, titles, strict=True):
+        picture(image, title, ax)
+    for row, (name, values) in zip(axes[1:], maps.items(), strict=True):
+        for ax, image, one in zip(row, images, values, strict=True):
+            overlay(image, one, limit, ax)
+        row[0].set_title(name, fontsize=10, fontweight="normal", loc="left")
 
 
 def intervals(
