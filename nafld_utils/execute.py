@@ -197,20 +197,12 @@ def _environment(run: Run) -> Iterator[Path]:
     """Environment of the kernel, and the file through which it reports progress; a TERM is treated as Ctrl-C."""
     handle, name = tempfile.mkstemp(prefix="nafld-progress-", suffix=".log")
     os.close(handle)
+    jobs = int(os.environ.get("NAFLD_JOBS") or 1)
     values = {
         engine.PROGRESS_FILE: name,
-        "NAFLD_ROOT": str(artifacts.work_root().absolute()),  # the kernel starts in the notebook's folder
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # another one in force would lose every figure
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns into every notebook
+        **kernel_environment(run, jobs),
     }
-    # Two notebooks at a time share the cores; OpenMP threads that spin while they wait would take them from each other.
-    jobs = int(os.environ.get("NAFLD_JOBS") or 1)
-    shared = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(1, engine.cores() // jobs))}
-    # glibc hands large buffers back to the system after every layer of a network, and asks for them again at the next.
-    shared |= {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
-    values |= {key: value for key, value in shared.items() if key not in os.environ}
-    if not graph.needs_hub(run):
-        values["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: without it timm and diffusers retry for a minute offline
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     with contextlib.suppress(ValueError):  # not in the main thread: tests
@@ -224,6 +216,35 @@ def _environment(run: Run) -> Iterator[Path]:
             else:
                 os.environ[key] = value
         Path(name).unlink(missing_ok=True)
+
+
+def kernel_environment(run: Run, jobs: int = 1) -> dict[str, str]:
+    """What the kernel of a notebook needs of its environment, headless or in JupyterLab.
+
+    Parameters
+    ----------
+    run : Run
+        The run whose notebooks are opened.
+    jobs : int
+        Notebooks that compute at a time.
+
+    Returns
+    -------
+    dict of str to str
+        Variables to add; of those that only make it faster, none that is set already.
+    """
+    values = {
+        "NAFLD_ROOT": str(artifacts.work_root().absolute()),  # the kernel starts in the notebook's folder
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns into every notebook
+    }
+    # Two notebooks at a time share the cores; OpenMP threads that spin while they wait would take them from each other.
+    shared = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(1, engine.cores() // jobs))}
+    # glibc hands large buffers back to the system after every layer of a network, and asks for them again at the next.
+    shared |= {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+    values |= {key: value for key, value in shared.items() if key not in os.environ}
+    if not graph.needs_hub(run):
+        values["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: without it timm and diffusers retry for a minute offline
+    return values
 
 
 def _check_parameters(notebook: Path) -> None:
