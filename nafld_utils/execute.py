@@ -198,11 +198,8 @@ def _environment(run: Run) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix="nafld-progress-", suffix=".log")
     os.close(handle)
     jobs = int(os.environ.get("NAFLD_JOBS") or 1)
-    values = {
-        engine.PROGRESS_FILE: name,
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # another one in force would lose every figure
-        **kernel_environment(run, jobs),
-    }
+    # In a terminal of JupyterLab the report is of the run that was asked for, not of the one that is open there.
+    values = {engine.PROGRESS_FILE: name, artifacts.LAB: "", **kernel_environment(run, jobs)}
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     with contextlib.suppress(ValueError):  # not in the main thread: tests
@@ -235,6 +232,7 @@ def kernel_environment(run: Run, jobs: int = 1) -> dict[str, str]:
     """
     values = {
         "NAFLD_ROOT": str(artifacts.work_root().absolute()),  # the kernel starts in the notebook's folder
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # another one in force would lose every figure
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns into every notebook
     }
     # Two notebooks at a time share the cores; OpenMP threads that spin while they wait would take them from each other.
