@@ -138,7 +138,6 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
     import logging
 
     import papermill
-    import zmq
     from papermill.engines import NBClientEngine, papermill_engines
     from traitlets.config import Config
 
@@ -159,8 +158,6 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill_engines.register("nafld", Announcing)
-    # Other users of a shared machine can listen on the kernel's ports; without keys the kernel warns about it.
-    encryption = "auto" if zmq.has("curve") else "disabled"
     papermill.execute_notebook(
         notebook,
         output,
@@ -172,8 +169,18 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
         stderr_file=sys.stderr,
         start_timeout=180,  # a cold disk needs more than papermill's minute
         cwd=str(notebook.parent),
-        config=Config({"KernelManager": {"transport_encryption": encryption}}),
+        config=Config({"KernelManager": {"transport_encryption": transport_encryption()}}),
     )
+
+
+def transport_encryption() -> str:
+    """Whether kernels encrypt what they say: other users of a shared machine can listen on their ports.
+
+    Without keys the kernel warns about it; where this build of ZeroMQ has none, there is nothing to be done.
+    """
+    import zmq
+
+    return "auto" if zmq.has("curve") else "disabled"
 
 
 def _sections(notebook: Any) -> dict[int, str]:

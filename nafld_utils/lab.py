@@ -17,6 +17,7 @@ from typing import Any
 from nafld_utils import artifacts, execute, overview
 from nafld_utils.artifacts import Run
 
+_CONFIG = Path(__file__).parent / "templates"  # its labconfig/ switches off the question whether to fetch news
 _OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # else they change every make in a terminal of Lab
 
 _INTRODUCTION = """# Start here
@@ -90,6 +91,7 @@ def command(notebooks: Path, options: Sequence[str] = ()) -> list[str]:
         "LabApp.news_url": None,
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
         "LabApp.extension_manager": "readonly",
+        "KernelManager.transport_encryption": execute.transport_encryption(),
     }
     return [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in settings.items()), *options]
 
@@ -102,7 +104,9 @@ def environment(run: Run, overrides: Mapping[str, Any], notebooks: Path) -> dict
         "notebooks": str(notebooks.absolute()),
     }
     kept = {name: value for name, value in os.environ.items() if name not in _OF_MAKE}
-    return {**kept, **execute.kernel_environment(run), artifacts.LAB: json.dumps(given, default=str)}
+    config = os.pathsep.join([*filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")]), str(_CONFIG)])
+    own = {artifacts.LAB: json.dumps(given, default=str), "JUPYTER_CONFIG_PATH": config}
+    return {**kept, **execute.kernel_environment(run), **own}
 
 
 def write_start_page(run: Run, notebooks: Path) -> Path:

@@ -206,12 +206,13 @@ def stages_text(run: Run, notebooks: Path) -> str:
     head = f"**Run {run.name}** · profile {run.settings.profile}{simulated} · {len(table)} stages: {found}"
     rows = []
     for item in table.itertuples():
-        page = _link("page", run.reports / f"{item.stage}.html", notebooks)
+        state, _, since = item.report.partition(": ")
+        page = _link(state, run.reports / f"{item.stage}.html", notebooks)
         name = f"[{item.stage}]({item.stage}.ipynb)"
         asked = question(notebooks / f"{item.stage}.ipynb")
         why = f"**{item.state}**" + (f": {escape(item.why)}" if item.why else "")
-        rows.append((name, asked, why, f"{page}, {escape(item.report)}" if page else "none"))
-    columns = ["notebook_md", "question", "what it makes is_md", "report_md"]
+        rows.append((name, asked, why, (f"{page}: {escape(since)}" if since else page) or "none"))
+    columns = ["notebook_md", "question", "state_md", "report_md"]
     front = _link("front page of the reports", run.reports / "index.html", notebooks)
     return f"{head}\n\n{markdown_table(pd.DataFrame(rows, columns=columns))}\n\n{front or 'No front page yet.'}"
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -221,6 +222,9 @@ def test_the_server_fetches_nothing_and_inherits_no_make(empty, tmp_path, monkey
     assert json.loads(environment[artifacts.LAB]) == given
     assert not {"MAKEFLAGS", "MAKELEVEL"} & set(environment)
     assert environment["HF_HUB_OFFLINE"] == "1"
+    folders = environment["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    overrides = json.loads((Path(folders[-1]) / "labconfig" / "default_setting_overrides.json").read_text())
+    assert overrides["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
     assert environment["NAFLD_ROOT"] == str(artifacts.work_root().absolute())
 
 
