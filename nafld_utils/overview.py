@@ -102,14 +102,14 @@ def stage_states(run: Run, notebooks: Path) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``stage``; ``state`` of what it has made: done, stale, failed or not run; ``why`` (empty where it is done);
-        ``report``: up to date, none, or older and why, e.g. because the notebook was saved since.
+        ``report``: current, none, or older and why, e.g. because the notebook was saved since.
     """
     planned, moved, reasons, rows = graph.plan(run, notebooks), graph.stamp_faults(run), {}, []
     for stage, upstream in graph.UPSTREAM.items():
         state, why = _state(run, stage, moved.get(stage, ""), [name for name in upstream if name in reasons])
         if state != "done":
             reasons[stage] = why
-        old = f"older: {planned[stage]}" if stage in planned else "up to date"
+        old = f"older: {planned[stage]}" if stage in planned else "current"
         report = old if graph.report_path(run, stage).exists() else "none"
         rows.append((stage, state, why, report))
     return pd.DataFrame(rows, columns=["stage", "state", "why", "report"])

@@ -12,7 +12,8 @@ from test_sweep_answer import made_up
 from nafld_utils import engine, explorers, params, phantom, preprocess, sweep_tables
 from nafld_utils.explorers import cohort, shap, sweep, synthetic
 
-NAMES = ("healthy", "fatty")
+RUN = SimpleNamespace(settings=params.load("smoke"), is_simulated=True)
+MARK = "simulated cohort: "
 
 
 def controls(widget):
@@ -50,7 +51,7 @@ def patients():
 
 
 def test_every_frame_of_every_patient_can_be_shown(patients):
-    found, (words, picture) = controls(cohort.frames(patients, NAMES))
+    found, (words, picture) = controls(cohort.frames(RUN, patients))
     ids, shown = list(dict.fromkeys(patients.images["patient_id"])), set()
     for patient, n in zip(ids, (3, 2), strict=True):
         found["patient"].value = patient
@@ -69,7 +70,7 @@ def test_every_frame_of_every_patient_can_be_shown(patients):
 
 
 def test_a_crop_its_map_and_its_warp_follow_their_sliders(patients):
-    settings = params.load("smoke").preprocess
+    settings = RUN.settings.preprocess
     regions = [preprocess.region_mask(frame, settings.threshold, settings.closing_radius) for frame in patients.pixels]
     corners = np.array([preprocess.crop_corner(region, settings.crop_size) for region in regions])
     facts = {"crop_top": corners[:, 0], "crop_left": corners[:, 1], "kept_share": 0.9}
@@ -79,7 +80,7 @@ def test_a_crop_its_map_and_its_warp_follow_their_sliders(patients):
     data = SimpleNamespace(
         images=patients.images.assign(**facts), crops=crops, pool=pool, pool_maps=(pool // 52).astype(np.uint8)
     )
-    found, (words, picture) = controls(cohort.crops(patients, data, NAMES, settings))
+    found, (words, picture) = controls(cohort.crops(RUN, patients, data))
     assert "90%" in words.value
     seen = [picture.value]
     for name, value in {"random crop": 1, "draw of the warp": 5, "frame": 1, "patient": 2}.items():
@@ -91,8 +92,10 @@ def test_a_crop_its_map_and_its_warp_follow_their_sliders(patients):
 
 def test_names_from_a_cohort_are_shown_and_never_run(patients):
     evil = "<script>alert(1)</script>"
-    images = patients.images.assign(image_id=evil)
-    _, (words, picture) = controls(cohort.frames(SimpleNamespace(images=images, pixels=patients.pixels), (evil, evil)))
+    named = SimpleNamespace(images=patients.images.assign(image_id=evil), pixels=patients.pixels)
+    real = SimpleNamespace(settings=params.load("smoke", {"cohort.class_names": [evil, "other"]}), is_simulated=False)
+    _, (words, picture) = controls(cohort.frames(real, named))
+    assert MARK not in words.value
     assert "<script" not in words.value + picture.value
     assert evil in assert_picture(picture)
 
@@ -114,9 +117,9 @@ def pictures(item):
 
 def test_synthetic_images_by_generator_fold_class_and_score():
     table = judged()
-    found, (words, picture) = controls(synthetic.images(table, NAMES, pictures))
+    found, (words, picture) = controls(synthetic.images(RUN, table, pictures))
     best = table[table["generator"] == "semantic"].nsmallest(1, "distance")["synthetic_id"].item()
-    assert words.value.startswith(f"1 of 6: {best},")
+    assert words.value.startswith(f"{MARK}1 of 6: {best},")
     assert best in assert_picture(picture)
     first = picture.value
     found["place in this order"].value = 6
@@ -136,7 +139,7 @@ def test_synthetic_images_by_generator_fold_class_and_score():
 def test_a_copy_is_called_withheld_and_an_empty_choice_says_so():
     table = judged()
     table.loc[table["generator"] == "gan", "label"] = 1
-    found, (words, picture) = controls(synthetic.images(table, NAMES, pictures))
+    found, (words, picture) = controls(synthetic.images(RUN, table, pictures))
     found["order"].value = next(iter(synthetic.ORDERS))
     texts = []
     for place in range(1, 7):
@@ -166,7 +169,7 @@ def tables_of(scores):
 
 def test_sweep_shows_what_is_stored_and_never_a_cell_that_is_not():
     scores = pd.concat([made_up(n_seeds=2), made_up("other", {("real", 0.0): 0.0}, 1)], ignore_index=True)
-    found, (curve, words, picture) = controls(sweep.results(scores, tables_of(scores), NAMES))
+    found, (curve, words, picture) = controls(sweep.results(RUN, scores, tables_of(scores)))
     assert list(found) == ["network", "AUC by", "arm", "mixing rate", "seed"]
     first, first_curve = picture.value, curve.value
     found["arm"].value = "semantic"
@@ -198,7 +201,7 @@ def explanation(n, seed):
 
 def test_maps_of_an_image_by_the_classifiers_that_explained_it():
     everything = {"explained": explanation(4, 1), "untrained network": explanation(2, 2)}
-    found, (words, picture) = controls(shap.maps(everything, NAMES))
+    found, (words, picture) = controls(shap.maps(RUN, everything))
     assert found["beside it, explained by"].options == ("explained", "untrained network")
     assert "image0: healthy, held-out" in words.value
     seen = [assert_picture(picture) and picture.value]
@@ -224,10 +227,10 @@ def test_maps_of_an_image_by_the_classifiers_that_explained_it():
 def test_a_headless_run_gets_a_line_instead_of_a_widget(patients, monkeypatch):
     monkeypatch.setenv(engine.PROGRESS_FILE, "somewhere")
     for made in (
-        cohort.frames(patients, NAMES),
-        cohort.crops(patients, None, NAMES, None),
-        synthetic.images(judged(), NAMES, pictures),
-        sweep.results(None, {}, NAMES),
-        shap.maps({}, NAMES),
+        cohort.frames(RUN, patients),
+        cohort.crops(RUN, patients, None),
+        synthetic.images(RUN, judged(), pictures),
+        sweep.results(RUN, None, {}),
+        shap.maps(RUN, {}),
     ):
         assert made.data == explorers.HEADLESS

@@ -162,7 +162,7 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
     assert page.get_by_role("tab", name=overview.START).is_visible()
     table = page.get_by_role("table").first
     assert table.get_by_role("row").count() == 1 + len(graph.STAGES)
-    assert table.get_by_role("link", name="up to date").count() == len(graph.STAGES)
+    assert table.get_by_role("link", name="current").count() == len(graph.STAGES)
     page.get_by_text("make lab PROFILE=smoke", exact=True).first.wait_for()
     assert page.get_by_text("Jupyter news").count() == 0
 

@@ -300,7 +300,7 @@ def test_the_units_that_a_stage_names_are_those_that_it_made(run, stage):
 def test_a_finished_run_is_done_with_its_reports(run):
     table = by_stage(run)
     assert table["state"].eq("done").all()
-    assert table["report"].eq("up to date").all()
+    assert table["report"].eq("current").all()
     assert "8 stages: 8 done" in overview.stages_text(run, NOTEBOOKS)
 
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nafld_utils import engine
+from nafld_utils import engine, figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from nafld_utils.artifacts import Run
 
 HEADLESS = "*In JupyterLab this cell is an explorer; below it stands its static twin.*"
 DPI = 110
@@ -61,9 +63,9 @@ def row(controls: Sequence[Any]) -> Any:
     return widgets.HBox(list(controls), layout={"flex_flow": "row wrap", "grid_gap": "4px 16px"})
 
 
-def text(words: str) -> str:
-    """A line of text for a ``widgets.HTML``, escaped: names come from the user's cohort."""
-    return html.escape(words)
+def text(words: str, run: Run) -> str:
+    """A line for a ``widgets.HTML``, escaped, since names come from the user's cohort; says what is simulated."""
+    return html.escape(f"{figures.SIMULATED}: {words}" if run.is_simulated else words)
 
 
 def image(content: bytes, alt: str, width: int | None = None) -> str:
@@ -83,11 +85,13 @@ def grey_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def draw_png(width: float, height: float, draw: Callable[[Figure], Any]) -> bytes:
-    """A figure as PNG, drawn by a function of it; pyplot keeps no trace of it.
+def draw_png(run: Run, width: float, height: float, draw: Callable[[Figure], Any]) -> bytes:
+    """A figure as PNG, drawn by a function of it, marked where the cohort is simulated; pyplot keeps no trace of it.
 
     Parameters
     ----------
+    run : Run
+        The run whose data it shows.
     width, height : float
         Inches.
     draw : callable
@@ -99,6 +103,7 @@ def draw_png(width: float, height: float, draw: Callable[[Figure], Any]) -> byte
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure)
+    figures.mark_simulated(figure, run)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

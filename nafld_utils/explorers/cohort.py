@@ -11,8 +11,8 @@ from nafld_utils.figures import bare
 from nafld_utils.figures import cohort as draw
 
 if TYPE_CHECKING:
+    from nafld_utils.artifacts import Run
     from nafld_utils.cohort import Cohort
-    from nafld_utils.params import PreprocessSettings
 
 _WIDEST = 640  # CSS pixels of a raw frame
 
@@ -36,15 +36,15 @@ class _Place:
 
 
 @explorers.interactive
-def frames(cohort: Cohort, names: tuple[str, str]) -> Any:
+def frames(run: Run, cohort: Cohort) -> Any:
     """Every frame of the cohort: choose a patient and a frame.
 
     Parameters
     ----------
+    run : Run
+        The run whose data it shows.
     cohort : Cohort
-        Whose frames.
-    names : (str, str)
-        Names of label 0 and 1.
+        Its cohort.
 
     Returns
     -------
@@ -53,13 +53,13 @@ def frames(cohort: Cohort, names: tuple[str, str]) -> Any:
     """
     import ipywidgets as widgets
 
-    place = _Place(cohort.images["patient_id"].to_numpy())
+    names, place = run.settings.cohort.class_names, _Place(cohort.images["patient_id"].to_numpy())
     words, picture = widgets.HTML(), widgets.HTML()
 
     def show(_: Any) -> None:
         i = place.fit()
         caption, pixels = draw.caption(cohort.images.iloc[i], names), np.asarray(cohort.pixels[i])
-        words.value = explorers.text(caption)
+        words.value = explorers.text(caption, run)
         width = min(_WIDEST, max(256, pixels.shape[1]))
         picture.value = explorers.image(explorers.grey_png(pixels), f"Frame {caption}", width)
 
@@ -68,19 +68,17 @@ def frames(cohort: Cohort, names: tuple[str, str]) -> Any:
 
 
 @explorers.interactive
-def crops(cohort: Cohort, data: Any, names: tuple[str, str], settings: PreprocessSettings) -> Any:
+def crops(run: Run, cohort: Cohort, data: Any) -> Any:
     """From frame to map: choose a patient, a frame, one of its random crops and a draw of the map's warp.
 
     Parameters
     ----------
+    run : Run
+        The run whose data it shows.
     cohort : Cohort
-        Whose frames.
+        Its cohort.
     data : stages.prepare.Preprocessed
-        What was made of them.
-    names : (str, str)
-        Names of label 0 and 1.
-    settings : PreprocessSettings
-        Section ``preprocess``.
+        What was made of it.
 
     Returns
     -------
@@ -89,6 +87,7 @@ def crops(cohort: Cohort, data: Any, names: tuple[str, str], settings: Preproces
     """
     import ipywidgets as widgets
 
+    names, settings = run.settings.cohort.class_names, run.settings.preprocess
     place = _Place(data.images["patient_id"].to_numpy())
     crop = explorers.labelled(widgets.IntSlider, "random crop", min=0, max=data.pool.shape[1] - 1)
     warp = explorers.labelled(widgets.IntSlider, "draw of the warp", min=0, max=20)
@@ -114,9 +113,9 @@ def crops(cohort: Cohort, data: Any, names: tuple[str, str], settings: Preproces
             draw.label_map(warped, settings.map_classes, axes[4], f"warped, draw {warp.value}")
 
         caption = draw.caption(facts, names)
-        words.value = explorers.text(f"{caption}; the crop keeps {facts['kept_share']:.0%} of the sector")
+        words.value = explorers.text(f"{caption}; the crop keeps {facts['kept_share']:.0%} of the sector", run)
         alt = f"{caption}: region and crop, centre crop, random crop {k}, its map, the map warped"
-        picture.value = explorers.image(explorers.draw_png(10.5, 2.6, panels), alt)
+        picture.value = explorers.image(explorers.draw_png(run, 10.5, 2.6, panels), alt)
 
     explorers.watch([place.patient, place.frame, crop, warp], show)
     return widgets.VBox([explorers.row([place.patient, place.frame, crop, warp]), words, picture])

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nafld_utils import explain, explorers
 from nafld_utils.figures import explain as draw
 
+if TYPE_CHECKING:
+    from nafld_utils.artifacts import Run
+
 
 @explorers.interactive
-def maps(everything: Mapping[str, Any], names: tuple[str, str]) -> Any:
+def maps(run: Run, everything: Mapping[str, Any]) -> Any:
     """Attributions: choose an image, a classifier, whether to average over neighbours, and the end of the scale.
 
     Parameters
     ----------
+    run : Run
+        The run whose data it shows.
     everything : mapping of str to stages.explain.Explanation
         From `stages.explain_truth.explain_all`; the explained classifier, whose images are those of all, comes first.
-    names : (str, str)
-        Names of label 0 and 1.
 
     Returns
     -------
@@ -27,6 +30,7 @@ def maps(everything: Mapping[str, Any], names: tuple[str, str]) -> Any:
     """
     import ipywidgets as widgets
 
+    names = run.settings.cohort.class_names
     own = next(iter(everything.values()))
     smooth = {name: one.smoothed() for name, one in everything.items()}
     rows = {name: {image: i for i, image in enumerate(one.table["name"])} for name, one in everything.items()}
@@ -61,9 +65,11 @@ def maps(everything: Mapping[str, Any], names: tuple[str, str]) -> Any:
                 ax.set_title(f"{name}\nlog-odds {found[name]['log_odds']:+.2f}", fontsize=10, fontweight="normal")
             draw.scale(figure, axes, limit)
 
-        words.value = explorers.text(f"{draw.caption(found[shown[0]], names)}; red speaks for {names[1]}, blue against")
+        words.value = explorers.text(
+            f"{draw.caption(found[shown[0]], names)}; red speaks for {names[1]}, blue against", run
+        )
         alt = f"{picked.value} and its attributions by {' and by '.join(shown)}"
-        picture.value = explorers.image(explorers.draw_png(3.1 * (1 + len(shown)) + 0.9, 3.5, panels), alt)
+        picture.value = explorers.image(explorers.draw_png(run, 3.1 * (1 + len(shown)) + 0.9, 4.1, panels), alt)
 
     fill()
     explorers.watch([picked, other, averaged, scale], show)

@@ -12,21 +12,23 @@ from nafld_utils.figures import sweep_checks as checks
 if TYPE_CHECKING:
     import pandas as pd
 
-WORDS = {"backbone": "network", "freeze": "frozen as in", "balance": "class balance", "rate": "mixing rate"}
+    from nafld_utils.artifacts import Run
+
+WORDS = {"backbone": "network", "freeze": "layers frozen", "balance": "class balance", "rate": "mixing rate"}
 
 
 @explorers.interactive
-def results(scores: pd.DataFrame, tables: Mapping[str, pd.DataFrame], names: tuple[str, str]) -> Any:
+def results(run: Run, scores: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Any:
     """The sweep's results: choose a way of training and a level, then an arm, a rate and a seed.
 
     Parameters
     ----------
+    run : Run
+        The run whose data it shows.
     scores : pandas.DataFrame
         From `stages.sweep.build_scores`.
     tables : mapping of str to pandas.DataFrame
         From `stages.sweep_answer.build_tables`: ``seeds`` and ``arms``.
-    names : (str, str)
-        Names of label 0 and 1.
 
     Returns
     -------
@@ -35,7 +37,7 @@ def results(scores: pd.DataFrame, tables: Mapping[str, pd.DataFrame], names: tup
     """
     import ipywidgets as widgets
 
-    group = sweep_tables.present(scores, sweep_tables.GROUP)
+    names, group = run.settings.cohort.class_names, sweep_tables.present(scores, sweep_tables.GROUP)
     keys = [*sweep_tables.present(scores), "seed"]
     tree = scores[keys].drop_duplicates()
     boxes = {name: explorers.labelled(widgets.Dropdown, WORDS.get(name, name)) for name in keys}
@@ -52,10 +54,13 @@ def results(scores: pd.DataFrame, tables: Mapping[str, pd.DataFrame], names: tup
     def show_curve(_: Any) -> None:
         way = {name: boxes[name].value for name in group} | {"level": level.value}
         by_seed, arms = (tables[name][sweep_tables.where(tables[name], way)] for name in ("seeds", "arms"))
-        title = ", ".join(str(value) for value in way.values() if value != level.value)
-        png = explorers.draw_png(
-            9.0, 3.8, lambda fig: draw.boxes(by_seed, arms, fig.subplots()).set_title(f"{title}: AUC by {level.value}")
-        )
+        told = [name for name in group if name == "backbone" or len(set(tree[name])) > 1]
+        title = ", ".join(f"{WORDS[name]} {way[name]}" for name in told)
+
+        def panel(figure: Any) -> None:
+            draw.boxes(by_seed, arms, figure.subplots()).set_title(f"{title}: AUC by {level.value}")
+
+        png = explorers.draw_png(run, 9.0, 3.8, panel)
         curve.value = explorers.image(png, f"AUC by {level.value} over the mixing rate, {title}")
 
     def show_scores(_: Any) -> None:
@@ -64,10 +69,11 @@ def results(scores: pd.DataFrame, tables: Mapping[str, pd.DataFrame], names: tup
         by_image, by_patient = (sweep_tables.auc_by_seed(part, name).iloc[0]["auc"] for name in sweep_tables.LEVELS)
         title = f"{draw.name_of(cell['arm'])}, r = {cell['rate']:g}, seed {cell['seed']}"
         words.value = explorers.text(
-            f"{title}: image-level AUC {by_image:.3f}, patient-level AUC {by_patient:.3f}, one training, no interval"
+            f"{title}: image-level AUC {by_image:.3f}, patient-level AUC {by_patient:.3f}, one training, no interval",
+            run,
         )
         png = explorers.draw_png(
-            9.0, 3.4, lambda fig: checks.patient_scores(part, names, fig.subplots()).set_title(title)
+            run, 9.0, 3.4, lambda fig: checks.patient_scores(part, names, fig.subplots()).set_title(title)
         )
         picture.value = explorers.image(png, f"Scores of the held-out images by patient, {title}")
 

@@ -13,6 +13,8 @@ from nafld_utils.figures import quality as draw
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nafld_utils.artifacts import Run
+
 ALL = "all"
 ORDERS = {
     "distance to held-out real images, nearest first": ("distance", True),
@@ -22,17 +24,15 @@ ORDERS = {
 
 
 @explorers.interactive
-def images(
-    table: pd.DataFrame, names: tuple[str, str], pictures: Callable[[Any], tuple[np.ndarray, np.ndarray]]
-) -> Any:
+def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.ndarray, np.ndarray]]) -> Any:
     """Every synthetic image: choose generator, fold, class and an order, and walk through them.
 
     Parameters
     ----------
+    run : Run
+        The run whose data it shows.
     table : pandas.DataFrame
         From `stages.galleries.judged_images`.
-    names : (str, str)
-        Names of label 0 and 1.
     pictures : callable
         Takes a row of `table`; gives the image and the training frame nearest to it, (S, S) uint8 each.
 
@@ -43,6 +43,7 @@ def images(
     """
     import ipywidgets as widgets
 
+    names = run.settings.cohort.class_names
     folds = [(ALL, None), *((str(fold), fold) for fold in sorted(table["fold"].unique()))]
     generator = explorers.labelled(widgets.Dropdown, "generator", options=list(dict.fromkeys(table["generator"])))
     fold = explorers.labelled(widgets.Dropdown, "fold", options=folds)
@@ -64,17 +65,17 @@ def images(
         rank.max = max(1, len(found))
         rank.disabled = not len(found)
         if not len(found):
-            words.value, picture.value = explorers.text("no image of this fold and class"), ""
+            words.value, picture.value = explorers.text("no image of this fold and class", run), ""
             return
         item = found.iloc[rank.value - 1]
         made, nearest = pictures(item)
 
         def panels(figure: Any) -> None:
-            draw.beside_nearest([{**item.to_dict(), "image": made, "nearest": nearest}], figure.subplots(2, 1), names)
+            draw.beside_nearest([{**item.to_dict(), "image": made, "nearest": nearest}], figure.subplots(1, 2), names)
 
-        words.value = explorers.text(f"{rank.value} of {len(found)}: {describe(item, names)}")
+        words.value = explorers.text(f"{rank.value} of {len(found)}: {describe(item, names)}", run)
         picture.value = explorers.image(
-            explorers.draw_png(4.0, 7.2, panels), f"{item.synthetic_id} and the training frame nearest to it"
+            explorers.draw_png(run, 7.4, 3.9, panels), f"{item.synthetic_id} and the training frame nearest to it"
         )
 
     explorers.watch([generator, fold, label, order, rank], show)
