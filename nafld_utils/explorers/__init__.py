@@ -105,7 +105,7 @@ def draw_png(run: Run, width: float, height: float, draw: Callable[[Figure], Any
     draw(figure)
     figures.mark_simulated(figure, run)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")  # tight: no title is cut off
     return buffer.getvalue()
 
 

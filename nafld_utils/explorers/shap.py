@@ -54,22 +54,22 @@ def maps(run: Run, everything: Mapping[str, Any]) -> Any:
         found = {name: everything[name].table.iloc[rows[name][picked.value]] for name in shown}
         sources = smooth if averaged.value else {name: everything[name].attributions for name in shown}
         values = {name: sources[name][rows[name][picked.value]] for name in shown}
-        limit = scale.value * max(explain.shared_limit(value[None]) for value in values.values())
+        limits = {name: scale.value * explain.shared_limit(value) for name, value in values.items()}
         image = own.images[rows[shown[0]][picked.value]]
 
         def panels(figure: Any) -> None:
             axes = figure.subplots(1, 1 + len(shown))
             draw.picture(image, draw.caption(found[shown[0]], names), axes[0])
             for ax, name in zip(axes[1:], shown, strict=True):
-                draw.overlay(image, values[name], limit, ax)
-                ax.set_title(f"{name}\nlog-odds {found[name]['log_odds']:+.2f}", fontsize=10, fontweight="normal")
-            draw.scale(figure, axes, limit)
+                draw.overlay(image, values[name], limits[name], ax)
+                facts = f"log-odds {found[name]['log_odds']:+.2f}, scale to ±{limits[name]:.2g}"
+                ax.set_title(f"{name}\n{facts}", fontsize=10, fontweight="normal")
 
         words.value = explorers.text(
-            f"{draw.caption(found[shown[0]], names)}; red speaks for {names[1]}, blue against", run
+            f"{draw.caption(found[shown[0]], names)}; log-odds that a pixel adds, red for {names[1]}, blue against", run
         )
         alt = f"{picked.value} and its attributions by {' and by '.join(shown)}"
-        picture.value = explorers.image(explorers.draw_png(run, 3.1 * (1 + len(shown)) + 0.9, 4.1, panels), alt)
+        picture.value = explorers.image(explorers.draw_png(run, 3.2 * (1 + len(shown)), 4.1, panels), alt)
 
     fill()
     explorers.watch([picked, other, averaged, scale], show)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,28 +60,28 @@ def scale(figure: Figure, axes: Sequence[Axes], limit: float) -> ScalarMappable:
 
 
 def by_classifier(
-    images: Sequence[np.ndarray], titles: Sequence[str], maps: Mapping[str, np.ndarray], limit: float, axes: np.ndarray
+    images: Sequence[np.ndarray], titles: Sequence[str], maps: Mapping[str, tuple[np.ndarray, float]], axes: np.ndarray
 ) -> None:
-    """The same images explained by several classifiers, a column an image, all on one scale.
+    """The same images explained by several classifiers, an image a row and a classifier a column.
 
     Parameters
     ----------
     images : sequence of (S, S) uint8 ndarray
     titles : sequence of str
         One an image.
-    maps : mapping of str to (n, S, S) float ndarray
-        By classifier, log-odds a pixel.
-    limit : float
-        End of the scale.
-    axes : (1 + len(maps), n) ndarray of Axes
-        The first row is of the images.
+    maps : mapping of str to tuple of (n, S, S) float ndarray and float
+        By classifier, log-odds a pixel and the end of the classifier's own scale: they differ in how large their
+        log-odds are, and one scale would hide the pattern of the others.
+    axes : (n, 1 + len(maps)) ndarray of Axes
+        The first column is of the images.
     """
-    for ax, image, title in zip(axes[0], images, titles, strict=True):
-        picture(image, title, ax)
-    for row, (name, values) in zip(axes[1:], maps.items(), strict=True):
-        for ax, image, one in zip(row, images, values, strict=True):
+    for row, image, title in zip(axes, images, titles, strict=True):
+        picture(image, title, row[0])
+    for column, (name, (values, limit)) in zip(axes.T[1:], maps.items(), strict=True):
+        for ax, image, one in zip(column, images, values, strict=True):
             overlay(image, one, limit, ax)
-        row[0].set_title(name, fontsize=10, fontweight="normal", loc="left")
+        words = "\n".join(textwrap.wrap(name, 22, break_long_words=False))
+        column[0].set_title(f"{words}\nscale to ±{limit:.2g}", fontsize=10, fontweight="normal")
 
 
 def intervals(

@@ -223,7 +223,7 @@ def compare(run: Run, found: dict[str, Explanation]) -> pd.DataFrame:
 
 def side_by_side(
     found: dict[str, Explanation], n_images: int = 4, n_others: int = 3
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, float]]]:
     """Smoothed maps of the same images by several classifiers, for a figure.
 
     Parameters
@@ -239,14 +239,15 @@ def side_by_side(
     -------
     rows : (n,) ndarray of int
         The images' places among the explained classifier's.
-    maps : dict of str to (n, S, S) float ndarray
-        By classifier, the explained one first.
+    maps : dict of str to tuple of (n, S, S) float ndarray and float
+        By classifier, the explained one first, each with the end of its scale (`explain.shared_limit`).
     """
     rows = np.flatnonzero(found["explained"].table["compared"])[:n_images]
     nothing = [UNTRAINED, SHUFFLED]
     others = [name for name in found if name not in ("explained", *nothing)][:n_others]
-    maps = {name: found[name].smoothed()[: len(rows)] for name in [*others, *nothing]}
-    return rows, {"explained": found["explained"].smoothed()[rows], **maps}
+    values = {name: found[name].smoothed()[: len(rows)] for name in [*others, *nothing]}
+    values = {"explained": found["explained"].smoothed()[rows], **values}
+    return rows, {name: (value, explain.shared_limit(value)) for name, value in values.items()}
 
 
 def _agreement_row(name: str, n_maps: int, values: np.ndarray, ceiling: np.ndarray) -> dict[str, Any]:
