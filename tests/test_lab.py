@@ -208,13 +208,13 @@ def test_every_other_explorer_follows_its_controls(page, lab):
     changes(page, crops, lambda: crops.get_by_role("slider").nth(0).press("ArrowRight"))
     images.scroll_into_view_if_needed()
     changes(page, images, lambda: images.get_by_role("slider").press("End"))
-    changes(page, images, lambda: images.get_by_role("combobox").nth(0).select_option("class"))
+    changes(page, images, lambda: images.get_by_label("generator", exact=True).select_option("class"))
     results.scroll_into_view_if_needed()
     curve = picture(results, 0)
-    changes(page, results, lambda: results.get_by_role("combobox").nth(2).select_option("semantic"))
+    changes(page, results, lambda: results.get_by_label("arm", exact=True).select_option("semantic"))
     assert picture(results, 0) == curve, "the curve is of all arms"
     maps.scroll_into_view_if_needed()
-    changes(page, maps, lambda: maps.get_by_role("combobox").nth(0).select_option(index=1))
+    changes(page, maps, lambda: maps.get_by_label("image", exact=True).select_option(index=1))
     changes(page, maps, lambda: maps.get_by_role("slider").press("ArrowLeft"))
     changes(page, maps, lambda: maps.get_by_role("checkbox").click())
 
