@@ -145,6 +145,13 @@ def picture(explorer, which=-1):
     return explorer.locator("img").nth(which).get_attribute("src")
 
 
+def assert_sliders_can_be_dragged(explorer, n):
+    """Every slider has a track to move along."""
+    tracks = explorer.locator(".noUi-target").all()
+    assert len(tracks) == n
+    assert all(track.bounding_box()["width"] > 150 for track in tracks)
+
+
 def changes(page, explorer, act):
     """Do something to an explorer and wait until its picture is another one, which the eye can tell apart."""
     shown = explorer.locator("img").last
@@ -180,6 +187,7 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
 
     explorer = page.locator(".jp-OutputArea-output .widget-vbox").first
     explorer.scroll_into_view_if_needed()
+    assert_sliders_can_be_dragged(explorer, 2)
     patient, frame = (explorer.get_by_role("slider").nth(i) for i in (0, 1))
     changes(page, explorer, lambda: frame.press("ArrowRight"))
     changes(page, explorer, lambda: patient.press("ArrowRight"))
@@ -203,6 +211,8 @@ def test_every_other_explorer_follows_its_controls(page, lab):
     assert found.count() == len(EXPLORERS)
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
 
+    for explorer, n in ((crops, 4), (images, 1), (results, 0), (maps, 1)):
+        assert_sliders_can_be_dragged(explorer, n)
     crops.scroll_into_view_if_needed()
     changes(page, crops, lambda: crops.get_by_role("slider").nth(2).press("ArrowRight"))
     changes(page, crops, lambda: crops.get_by_role("slider").nth(0).press("ArrowRight"))

@@ -42,7 +42,7 @@ def interactive(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def labelled(kind: Any, name: str, **options: Any) -> Any:
-    """A control whose name is shown whole, as wide as it needs.
+    """A control whose name is shown whole, as wide as it needs; a slider's track has a fixed length beside its name.
 
     Parameters
     ----------
@@ -53,7 +53,9 @@ def labelled(kind: Any, name: str, **options: Any) -> Any:
     **options
         Handed to the widget.
     """
-    return kind(description=name, style={"description_width": "initial"}, layout={"width": "auto"}, **options)
+    width = f"{280 + 7 * len(name)}px" if "Slider" in kind.__name__ else "auto"
+    layout = {"width": width, "max_width": "100%"}
+    return kind(description=name, style={"description_width": "initial"}, layout=layout, **options)
 
 
 def row(controls: Sequence[Any]) -> Any:
