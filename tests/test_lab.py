@@ -203,7 +203,7 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
 
 
 def test_every_other_explorer_follows_its_controls(page, lab):
-    page.goto(f"{lab.url}/lab/tree/notebooks/explorers.ipynb?token={TOKEN}")
+    page.goto(f"{lab.url}/lab/tree/notebooks/explorers.ipynb?reset&token={TOKEN}")  # without the tabs of before
     run_all(page, "explorers.ipynb")
     found = page.locator(".jp-OutputArea-output > .widget-vbox")
     crops, images, results, maps = (found.nth(i) for i in range(len(EXPLORERS)))
