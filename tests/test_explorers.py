@@ -150,7 +150,7 @@ def test_a_copy_is_called_withheld_and_an_empty_choice_says_so():
     assert "no image" in words.value
     assert picture.value == ""
     assert found["place in this order"].disabled
-    found["class"].value = None
+    found["class"].value = synthetic.ALL
     assert not found["place in this order"].disabled
     assert_picture(picture)
 

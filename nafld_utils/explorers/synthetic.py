@@ -44,10 +44,10 @@ def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.nda
     import ipywidgets as widgets
 
     names = run.settings.cohort.class_names
-    folds = [(ALL, None), *((str(fold), fold) for fold in sorted(table["fold"].unique()))]
+    folds = [(ALL, ALL), *((str(fold), fold) for fold in sorted(table["fold"].unique()))]
     generator = explorers.labelled(widgets.Dropdown, "generator", options=list(dict.fromkeys(table["generator"])))
     fold = explorers.labelled(widgets.Dropdown, "fold", options=folds)
-    label = explorers.labelled(widgets.Dropdown, "class", options=[(ALL, None), (names[0], 0), (names[1], 1)])
+    label = explorers.labelled(widgets.Dropdown, "class", options=[(ALL, ALL), (names[0], 0), (names[1], 1)])
     order = explorers.labelled(widgets.Dropdown, "order", options=list(ORDERS))
     rank = explorers.labelled(widgets.IntSlider, "place in this order", min=1, max=1, continuous_update=False)
     words, picture = widgets.HTML(), widgets.HTML()
@@ -55,7 +55,7 @@ def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.nda
     def chosen() -> pd.DataFrame:
         keep = table["generator"] == generator.value
         for column, box in (("fold", fold), ("label", label)):
-            if box.value is not None:
+            if box.value != ALL:
                 keep &= table[column] == box.value
         column, ascending = ORDERS[order.value]
         return table[keep].sort_values(column, ascending=ascending, kind="stable")
