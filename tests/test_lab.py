@@ -166,6 +166,19 @@ def changes(page, explorer, act):
     assert picture(explorer) != before
 
 
+def saved_with_outputs(path, seconds=30):
+    """The notebook once JupyterLab has saved it whole, with outputs."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            saved = nbformat.read(path, as_version=4)
+        except ValueError:  # read while it was being written
+            saved = None
+        if time.monotonic() > until or (saved and any(cell.get("outputs") for cell in saved.cells)):
+            return saved
+        time.sleep(0.2)
+
+
 def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
     page.goto(f"{lab.url}/?token={TOKEN}")
     page.get_by_text("8 stages: 8 done").wait_for()
@@ -193,11 +206,7 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
     changes(page, explorer, lambda: patient.press("ArrowRight"))
 
     page.keyboard.press("Control+s")
-    path = lab.notebooks / "01_data_analysis.ipynb"
-    until = time.monotonic() + 30
-    while not any(cell.get("outputs") for cell in nbformat.read(path, 4).cells) and time.monotonic() < until:
-        time.sleep(0.2)
-    saved = nbformat.read(path, 4)
+    saved = saved_with_outputs(lab.notebooks / "01_data_analysis.ipynb")
     assert any(cell.get("outputs") for cell in saved.cells), "it was saved"
     assert "widgets" not in saved.metadata, "a widget's state is in the notebook"
 
