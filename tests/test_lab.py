@@ -23,7 +23,7 @@ from test_report import chromium
 from nafld_utils import explorers, graph, overview
 
 pytestmark = pytest.mark.slow
-WAIT = 60_000  # ms; a kernel's imports on a loaded machine
+WAIT = 120_000  # ms; a kernel's imports on a loaded machine
 TOKEN = "of-this-test"
 # Every cell is in the page, whether it is in sight or not, so that a test can ask for it.
 SETTINGS = {"@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"}}
