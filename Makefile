@@ -35,6 +35,7 @@ $(error RUN and NAFLD_ROOT must not hold blanks, and RUN no slash: RUN is "$(RUN
 endif
 
 BENCH     :=
+LAB       :=
 
 .PHONY: all plan dry-run report-zip compare test test-faults bench lint lab doctor clean help settings $(STAGES)
 .DEFAULT_GOAL := help
@@ -91,8 +92,8 @@ $(STAMPS)/%.json: ;
 
 ## Work ----------------------------------------------------------------------------------------------------------
 
-lab: $(VENV)/.ready      ## open the notebooks in JupyterLab
-	$(VENV)/bin/jupyter lab notebooks
+lab: $(VENV)/.ready      ## open a run's notebooks in JupyterLab, e.g. PROFILE=cpu LAB="--no-browser"
+	@exec $(NAFLD) lab $(OPTIONS) -- $(LAB)
 
 test: $(VENV)/.ready     ## run the tests
 	$(VENV)/bin/python -m pytest -m "not faults" $(TESTS)
@@ -106,7 +107,7 @@ bench: $(VENV)/.ready    ## measure what the stages cost here, into one page, e.
 lint: $(VENV)/.ready     ## check style of code and notebooks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/nbstripout --keep-id --verify $(wildcard notebooks/*.ipynb)
+	$(VENV)/bin/nbstripout --keep-id --verify $(wildcard notebooks/[0-9]*.ipynb)
 
 doctor:                  ## check this machine and say how to mend what is missing
 	@if [ -e $(VENV)/.ready ]; then $(VENV)/bin/python -m nafld_utils.doctor --data "$$NAFLD_DATA"; \

@@ -34,6 +34,7 @@ from nafld_utils import params
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "run.json"
+LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
 CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol")
 OTHER_COHORT = "no: another cohort"
 _LIBRARIES = (
@@ -508,8 +509,25 @@ class Run:
 
 
 def open_run(profile: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Run:
-    """Validate the settings and return the run; creates nothing on disk."""
+    """Validate the settings and return the run; creates nothing on disk.
+
+    In JupyterLab a notebook whose parameters are as committed, the default profile and no overrides, opens the run that
+    ``make lab`` was started for (`given_to_lab`); parameters that were edited win.
+    """
+    given = given_to_lab()
+    if given and profile == params.DEFAULT_PROFILE and not overrides:
+        profile, overrides = given["profile"], given["overrides"]
     return Run(params.load(profile, overrides))
+
+
+def given_to_lab() -> dict[str, Any] | None:
+    """What ``make lab`` was given, ``profile, overrides``, in a notebook that is open there; else None.
+
+    A terminal within JupyterLab inherits ``NAFLD_LAB`` and is not asked: make has its own variables. The Jupyter server
+    sets ``JPY_SESSION_NAME`` for the kernels of its notebooks alone.
+    """
+    text = os.environ.get(LAB)
+    return json.loads(text) if text and "JPY_SESSION_NAME" in os.environ else None
 
 
 def check_disk(run: Run) -> None:

@@ -115,6 +115,13 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _lab(options: argparse.Namespace) -> int:
+    from nafld_utils import lab
+
+    run, overrides = _open(options)
+    return lab.start(run, overrides, options.notebooks, options.jupyter)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from nafld_utils import doctor
 
@@ -157,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     add("execute", _execute, "run one notebook", stage=True)
     add("render", _render, "write one executed notebook as HTML", stage=True)
     add("index", _index, "write the front page of the reports")
+    lab = add("lab", _lab, "open the notebooks of a run in JupyterLab")
+    lab.add_argument("jupyter", nargs="*", metavar="-- OPTION", help="options of jupyter lab, e.g. -- --no-browser")
     add("doctor", _doctor, "check this machine")
     packed = commands.add_parser("report-zip", help="pack the report pages of a finished run")
     packed.set_defaults(command=_archive)

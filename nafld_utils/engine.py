@@ -41,7 +41,8 @@ from nafld_utils.workers import (
 
 __all__ = [
     "PROGRESS_FILE", "StepMeter", "UnitError", "alone", "announce", "compute_threads", "cores", "default_workers",
-    "device", "map_units", "notice", "progress", "release_workers", "thread_environment", "worker_threads",
+    "device", "is_headless", "map_units", "notice", "progress", "release_workers", "thread_environment",
+    "worker_threads",
 ]  # fmt: skip
 
 LOOK_EVERY = 5.0  # s between two looks after the workers
@@ -57,6 +58,11 @@ def announce(text: str) -> None:
     if path:
         with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as handle:
             handle.write(text + "\n")
+
+
+def is_headless() -> bool:
+    """Whether this process runs a notebook for a report, with nobody there to move a slider."""
+    return bool(os.environ.get(PROGRESS_FILE))
 
 
 def notice(text: str) -> None:

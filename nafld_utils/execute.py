@@ -138,7 +138,6 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
     import logging
 
     import papermill
-    import zmq
     from papermill.engines import NBClientEngine, papermill_engines
     from traitlets.config import Config
 
@@ -159,8 +158,6 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill_engines.register("nafld", Announcing)
-    # Other users of a shared machine can listen on the kernel's ports; without keys the kernel warns about it.
-    encryption = "auto" if zmq.has("curve") else "disabled"
     papermill.execute_notebook(
         notebook,
         output,
@@ -172,8 +169,18 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
         stderr_file=sys.stderr,
         start_timeout=180,  # a cold disk needs more than papermill's minute
         cwd=str(notebook.parent),
-        config=Config({"KernelManager": {"transport_encryption": encryption}}),
+        config=Config({"KernelManager": {"transport_encryption": transport_encryption()}}),
     )
+
+
+def transport_encryption() -> str:
+    """Whether kernels encrypt what they say: other users of a shared machine can listen on their ports.
+
+    Without keys the kernel warns about it; where this build of ZeroMQ has none, there is nothing to be done.
+    """
+    import zmq
+
+    return "auto" if zmq.has("curve") else "disabled"
 
 
 def _sections(notebook: Any) -> dict[int, str]:
@@ -197,20 +204,9 @@ def _environment(run: Run) -> Iterator[Path]:
     """Environment of the kernel, and the file through which it reports progress; a TERM is treated as Ctrl-C."""
     handle, name = tempfile.mkstemp(prefix="nafld-progress-", suffix=".log")
     os.close(handle)
-    values = {
-        engine.PROGRESS_FILE: name,
-        "NAFLD_ROOT": str(artifacts.work_root().absolute()),  # the kernel starts in the notebook's folder
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # another one in force would lose every figure
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns into every notebook
-    }
-    # Two notebooks at a time share the cores; OpenMP threads that spin while they wait would take them from each other.
     jobs = int(os.environ.get("NAFLD_JOBS") or 1)
-    shared = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(1, engine.cores() // jobs))}
-    # glibc hands large buffers back to the system after every layer of a network, and asks for them again at the next.
-    shared |= {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
-    values |= {key: value for key, value in shared.items() if key not in os.environ}
-    if not graph.needs_hub(run):
-        values["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: without it timm and diffusers retry for a minute offline
+    # In a terminal of JupyterLab the report is of the run that was asked for, not of the one that is open there.
+    values = {engine.PROGRESS_FILE: name, artifacts.LAB: "", **kernel_environment(run, jobs)}
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     with contextlib.suppress(ValueError):  # not in the main thread: tests
@@ -224,6 +220,36 @@ def _environment(run: Run) -> Iterator[Path]:
             else:
                 os.environ[key] = value
         Path(name).unlink(missing_ok=True)
+
+
+def kernel_environment(run: Run, jobs: int = 1) -> dict[str, str]:
+    """What the kernel of a notebook needs of its environment, headless or in JupyterLab.
+
+    Parameters
+    ----------
+    run : Run
+        The run whose notebooks are opened.
+    jobs : int
+        Notebooks that compute at a time.
+
+    Returns
+    -------
+    dict of str to str
+        Variables to add; of those that only make it faster, none that is set already.
+    """
+    values = {
+        "NAFLD_ROOT": str(artifacts.work_root().absolute()),  # the kernel starts in the notebook's folder
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # another one in force would lose every figure
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns into every notebook
+    }
+    # Two notebooks at a time share the cores; OpenMP threads that spin while they wait would take them from each other.
+    shared = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(1, engine.cores() // jobs))}
+    # glibc hands large buffers back to the system after every layer of a network, and asks for them again at the next.
+    shared |= {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+    values |= {key: value for key, value in shared.items() if key not in os.environ}
+    if not graph.needs_hub(run):
+        values["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: without it timm and diffusers retry for a minute offline
+    return values
 
 
 def _check_parameters(notebook: Path) -> None:

@@ -121,7 +121,7 @@ def open_run(profile: str, run: str = "", overrides: str = "", data: str = "") -
         values |= {"cohort.source": "file", "cohort.path": str(path)}
     if run and run != profile:
         values["run"] = run
-    return artifacts.open_run(profile, values), values
+    return Run(params.load(profile, values)), values  # never the run that JupyterLab has open
 
 
 def preflight(run: Run) -> None:

@@ -19,6 +19,7 @@ from nafld_utils import arms
 
 PARAMS_DIR = Path(__file__).resolve().parent.parent / "params"
 BASE_PROFILE = "paper"
+DEFAULT_PROFILE = "demo"  # of make and of the notebooks as committed
 
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]

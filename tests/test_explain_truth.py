@@ -190,7 +190,21 @@ def test_the_stage_holds_the_maps_against_all_and_says_what_follows(swept, every
     assert table.notna().all(axis=None)
     assert len(answer.answer(swept, auc, checks, study)) > 100
     artifacts.record_claims(swept, maps.STAGE, answer.claims(swept, found, auc, checks, study))
-    assert len(artifacts.finish(swept, maps.STAGE, stage.units(swept, everything, checks)))
+    assert len(artifacts.finish(swept, maps.STAGE, stage.units(swept)))
+
+
+def test_maps_side_by_side_are_of_the_same_images(everything):
+    rows, shown = stage.side_by_side(everything, n_images=1, n_others=0)
+    assert list(shown) == ["explained", stage.UNTRAINED, stage.SHUFFLED]
+    own = everything["explained"]
+    assert own.table["compared"].iloc[rows].all()
+    np.testing.assert_array_equal(shown["explained"][0], own.smoothed()[rows])
+    for name, (values, limit) in shown.items():
+        one = everything[name]
+        assert values.shape == (1, *own.images.shape[1:])
+        assert limit > 0
+        image = one.images[rows[0] if name == "explained" else 0]
+        np.testing.assert_array_equal(image, own.images[rows[0]])
 
 
 def test_nothing_is_interpreted_where_the_auc_is_not_shown_to_be_good(swept, everything):  # noqa: F811

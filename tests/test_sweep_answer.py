@@ -238,20 +238,3 @@ def test_every_arm_has_a_colour_of_its_own():
     arms = draw.arms_of(pd.DataFrame({"arm": ["odd", "gan", "filtered", "real", "semantic+class", "semantic"]}))
     assert arms[:2] == ["real", "semantic"]
     assert len(set(draw.arm_colors(arms).values())) == len(arms)
-
-
-def test_explorer_shows_what_is_stored_and_never_a_cell_that_is_not():
-    scores = pd.concat([made_up(n_seeds=2), made_up("other", {("real", 0.0): 0.0}, 1)], ignore_index=True)
-    box = checks.explorer(scores, ("healthy", "fatty"))
-    choices, text, picture = box.children
-    by_name = {child.description: child for child in choices.children}
-    assert list(by_name) == ["backbone", "arm", "rate", "seed"]
-    first = bytes(picture.value)
-    assert first.startswith(b"\x89PNG")
-    by_name["arm"].value = "semantic"
-    assert by_name["rate"].options == (0.5,)
-    part = made_up(n_seeds=1).query("arm == 'semantic'")
-    assert f"{sweep_tables.auc_by_seed(part)['auc'].iloc[0]:.3f}" in text.value
-    assert bytes(picture.value) != first
-    by_name["backbone"].value = "other"
-    assert (by_name["arm"].value, by_name["rate"].value, by_name["seed"].options) == ("real", 0.0, (0,))

@@ -455,7 +455,7 @@ def test_stage_writes_the_page_apart_from_the_key_and_anew_when_it_must(stage):
     assert page.path != shown.unit.path
     assert stage.page_separation(shown, page).set_index("cue").loc["bytes of the embedded picture", "auc"] == 0.5
     named = artifacts.open_run("smoke", ["turing.contact='Dr <b>'"])
-    other = stage.page_unit(named, shown)
+    other = stage.page_unit(named, shown.unit)
     assert other.hash != page.hash
     assert "Dr &lt;b&gt;" in stage.make_page(named, shown).file(stage.PAGE).read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=r"turing.language: expected one of en, found 'xx'"):

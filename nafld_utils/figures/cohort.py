@@ -144,7 +144,7 @@ def frame_grid(
     names: tuple[str, str],
     grade: str = "fat {:.0f} %",
 ) -> None:
-    """Static twin of `browser`: a row a patient, frames spread over the patient's images.
+    """Static twin of `explorers.cohort.frames`: a row a patient, frames spread over the patient's images.
 
     Parameters
     ----------
@@ -173,52 +173,6 @@ def caption(image: Any, names: tuple[str, str], grade: str = "fat {:.0f} %") -> 
     """One line about an image: id, class and, if known, its grade, put into the pattern `grade`."""
     known = "" if np.isnan(image["grade"]) else f", {grade.format(image['grade'])}"
     return f"{image['image_id']}: {names[int(image['label'])]}{known}"
-
-
-def browser(cohort: Cohort, names: tuple[str, str], grade: str = "fat {:.0f} %") -> Any:
-    """Frame browser for JupyterLab: a patient, a frame, its caption; shows only what is stored.
-
-    Parameters
-    ----------
-    cohort : Cohort
-        Whose frames.
-    names : (str, str)
-        Names of label 0 and 1.
-    grade : str
-        See `caption`.
-
-    Returns
-    -------
-    ipywidgets.VBox
-    """
-    import ipywidgets as widgets
-
-    groups = cohort.images.reset_index(drop=True).groupby("patient_id", sort=False).indices
-    patient = widgets.SelectionSlider(options=list(groups), description="patient", continuous_update=False)
-    frame = widgets.IntSlider(min=0, max=len(groups[patient.value]) - 1, description="frame")
-    text, picture = widgets.HTML(), widgets.Image(format="png")
-
-    def show(_: Any = None) -> None:
-        places = groups[patient.value]
-        frame.max = len(places) - 1
-        place = places[min(frame.value, frame.max)]
-        picture.value = _png(cohort.pixels[place])
-        text.value = caption(cohort.images.iloc[place], names, grade)
-
-    patient.observe(show, "value")
-    frame.observe(show, "value")
-    show()
-    return widgets.VBox([widgets.HBox([patient, frame]), text, picture])
-
-
-def _png(image: np.ndarray) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(image)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 # ---------------------------------------------------------------- preprocessing

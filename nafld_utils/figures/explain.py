@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,11 @@ def picture(image: np.ndarray, title: str, ax: Axes) -> Axes:
     ax.set_title(title, fontsize=10, fontweight="normal")
     ax.set_axis_off()
     return ax
+
+
+def caption(item: Mapping[str, Any], names: Sequence[str]) -> str:
+    """One line about an explained image, a row of `stages.explain.Explanation.table`: name, class, what it is."""
+    return f"{item['name']}: {names[int(item['label'])]}, {item['outcome'] or item['origin']}"
 
 
 def overlay(image: np.ndarray, values: np.ndarray, limit: float, ax: Axes) -> Axes:
@@ -51,6 +57,31 @@ def scale(figure: Figure, axes: Sequence[Axes], limit: float, positive: str = "a
     bar.set_label(f"log-odds of {positive} that a pixel adds")
     bar.formatter.set_powerlimits((-2, 2))
     return colors
+
+
+def by_classifier(
+    images: Sequence[np.ndarray], titles: Sequence[str], maps: Mapping[str, tuple[np.ndarray, float]], axes: np.ndarray
+) -> None:
+    """The same images explained by several classifiers, an image a row and a classifier a column.
+
+    Parameters
+    ----------
+    images : sequence of (S, S) uint8 ndarray
+    titles : sequence of str
+        One an image.
+    maps : mapping of str to tuple of (n, S, S) float ndarray and float
+        By classifier, log-odds a pixel and the end of the classifier's own scale: they differ in how large their
+        log-odds are, and one scale would hide the pattern of the others.
+    axes : (n, 1 + len(maps)) ndarray of Axes
+        The first column is of the images.
+    """
+    for row, image, title in zip(axes, images, titles, strict=True):
+        picture(image, title, row[0])
+    for column, (name, (values, limit)) in zip(axes.T[1:], maps.items(), strict=True):
+        for ax, image, one in zip(column, images, values, strict=True):
+            overlay(image, one, limit, ax)
+        words = "\n".join(textwrap.wrap(name, 22, break_long_words=False))
+        column[0].set_title(f"{words}\nscale to ±{limit:.2g}", fontsize=10, fontweight="normal")
 
 
 def intervals(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -248,6 +248,28 @@ def closest_pairs(table: pd.DataFrame, axes: np.ndarray) -> None:
         below.imshow(row["nearest"], cmap="gray", vmin=0, vmax=255)
         bare(below, f"patient {row['patient']}, fold {row['fold']}")
     for row, text in zip(axes, ("synthetic", "nearest\ntraining frame"), strict=True):
+        row[0].set_ylabel(text, fontsize=10)
+
+
+def beside_nearest(items: Sequence[Mapping[str, Any]], axes: np.ndarray, class_names: Sequence[str]) -> None:
+    """Synthetic images above the training frames nearest to them by pixels, whatever their score.
+
+    Parameters
+    ----------
+    items : sequence of mapping
+        Rows of `stages.galleries.judged_images` with ``image`` and ``nearest``, (S, S) uint8 each.
+    axes : numpy.ndarray of Axes, shape (2, n) or (2,)
+        Where to draw.
+    class_names : sequence of str
+        Names of labels 0 and 1.
+    """
+    for ax, below, item in zip(*np.reshape(axes, (2, -1)), items, strict=False):
+        ax.imshow(item["image"], cmap="gray", vmin=0, vmax=255)
+        bare(ax, f"{class_names[int(item['label'])]}, fold {item['fold']}\ndistance {_short(item['distance'])}")
+        below.imshow(item["nearest"], cmap="gray", vmin=0, vmax=255)
+        verdict = ", a copy" if item["is_copy"] else ""
+        bare(below, f"patient {item['nearest_patient']}\ncorrelation {item['correlation']:.2f}{verdict}")
+    for row, text in zip(np.reshape(axes, (2, -1)), ("synthetic", "nearest\ntraining frame"), strict=True):
         row[0].set_ylabel(text, fontsize=10)
 
 

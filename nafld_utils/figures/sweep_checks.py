@@ -1,14 +1,13 @@
-"""Figures of the checks on the sweep: baselines, the leak, the canary, calibration, and an explorer of the scores."""
+"""Figures of the checks on the sweep: baselines, the leak, the canary, calibration, and the scores by patient."""
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import baselines, sweep_tables
+from nafld_utils import baselines
 from nafld_utils.figures import COLORS
 from nafld_utils.figures.sweep import name_of
 
@@ -133,9 +132,6 @@ def reliability(table: pd.DataFrame, ax: Axes, positive: str = "a fatty liver") 
     return ax
 
 
-# ---------------------------------------------------------------- the explorer and its static twin
-
-
 def patient_scores(part: pd.DataFrame, names: tuple[str, str], ax: Axes) -> Axes:
     """Scores of held-out images by patient, patients in order of their mean: where a classifier errs, and on whom.
 
@@ -157,68 +153,3 @@ def patient_scores(part: pd.DataFrame, names: tuple[str, str], ax: Axes) -> Axes
     ax.set(xlabel="held-out patients, by mean score", ylabel=f"probability of {names[1]}", ylim=(-0.03, 1.03))
     ax.legend(loc="upper left")
     return ax
-
-
-def explorer(scores: pd.DataFrame, names: tuple[str, str]) -> Any:
-    """Browser of the store for JupyterLab: choose network, arm, rate and seed, see the held-out scores by patient.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        From `stages.sweep.build_scores`.
-    names : (str, str)
-        Names of label 0 and 1.
-
-    Returns
-    -------
-    ipywidgets.VBox
-        It shows only what is stored; `patient_scores` draws its static twin.
-    """
-    import ipywidgets as widgets
-
-    keys = [*sweep_tables.present(scores), "seed"]
-    tree = scores[keys].drop_duplicates()
-    boxes = {name: widgets.Dropdown(description=name) for name in keys}
-    text, picture = widgets.HTML(), widgets.Image(format="png")
-
-    def chosen(upto: int) -> pd.DataFrame:
-        return tree[sweep_tables.where(tree, {name: boxes[name].value for name in keys[:upto]})]
-
-    def fill(start: int) -> None:
-        # a choice may leave no row of what was chosen below it, e.g. real images alone have one rate
-        for i, name in enumerate(keys[start:], start=start):
-            options, before = list(dict.fromkeys(chosen(i)[name])), boxes[name].value
-            boxes[name].options = options
-            boxes[name].value = before if before in options else options[0]
-
-    def show(change: Any = None) -> None:
-        if change:
-            below = keys.index(change["owner"].description) + 1
-            for box in boxes.values():
-                box.unobserve(show, "value")
-            fill(below)
-            for box in boxes.values():
-                box.observe(show, "value")
-        part = scores[sweep_tables.where(scores, {name: box.value for name, box in boxes.items()})]
-        found = sweep_tables.auc_by_seed(part).iloc[0]
-        whole = sweep_tables.auc_by_seed(part, "patient").iloc[0]
-        text.value = f"image-level AUC {found['auc']:.3f}, patient-level AUC {whole['auc']:.3f}, no interval"
-        picture.value = _png(part, names)
-
-    fill(0)
-    show()
-    for box in boxes.values():
-        box.observe(show, "value")
-    return widgets.VBox([widgets.HBox(list(boxes.values())), text, picture])
-
-
-def _png(part: pd.DataFrame, names: tuple[str, str]) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.5, 3.6), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
-    patient_scores(part, names, figure.subplots())
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return buffer.getvalue()

@@ -5,14 +5,13 @@ Contract: reads what is stored, computes no result, and says "not recorded" wher
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from nafld_utils import artifacts, graph, params
+from nafld_utils import artifacts, graph, overview, params
 from nafld_utils.artifacts import Run
 from nafld_utils.report import notebooks as notebook_pages
 from nafld_utils.report import pages
@@ -145,14 +144,7 @@ def command(run: Run) -> str:
     given = pages.read_json(run.root / "settings" / "run.json")
     if not given:
         return ""
-    overrides = {key: value for key, value in given.get("overrides", {}).items() if key != "run"}
-    words = ["make all", f"PROFILE={given.get('profile')}"]
-    if run.name != given.get("profile"):
-        words.append(f"RUN={run.name}")
-    if overrides:
-        pairs = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
-        words.append(f"SET='{pairs}'")
-    return pages.without_folders(run, " ".join(words))
+    return pages.without_folders(run, overview.command("all", run.name, given))
 
 
 # ---------------------------------------------------------------- code and machine

@@ -339,17 +339,20 @@ def closest(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
     """
     table = audits(run)
     table = table[table["generator"] == generator].nsmallest(n, "pixels_distance")
-    data = prepare.open_preprocessed(run)
-    row_of = dict(zip(data.images["image_id"], range(len(data.images)), strict=True))
     rows = []
     for item in table.to_dict("records"):
         drawn = samples.open_synthetic(**samples.task_of(run, generator, item["fold"]))
         place = int(np.flatnonzero(drawn.table["synthetic_id"] == item["synthetic_id"])[0])
         row = {"synthetic_id": item["synthetic_id"], "fold": item["fold"], "patient": item["pixels_patient"]}
         row |= {"correlation": 1.0 - item["pixels_distance"], "copy": item["copy"]}
-        nearest = np.asarray(data.resized[row_of[item["pixels_image"]]])
-        rows.append({**row, "image": np.asarray(drawn.images[place]), "nearest": nearest})
+        rows.append({**row, "image": np.asarray(drawn.images[place]), "nearest": frame(run, item["pixels_image"])})
     return pd.DataFrame(rows)
+
+
+def frame(run: Run, image_id: str) -> np.ndarray:
+    """A real image as synthetic ones are compared with it, (S, S) uint8: its whole crop, resized."""
+    data = prepare.open_preprocessed(run)
+    return np.asarray(data.resized[int(np.flatnonzero(data.images["image_id"] == image_id)[0])])
 
 
 def reading(run: Run) -> list[str]:

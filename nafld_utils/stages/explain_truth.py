@@ -7,6 +7,7 @@ Tissue is known for simulated patients alone; on a real cohort those tables are 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,11 +147,11 @@ def explain_all(run: Run) -> dict[str, Explanation]:
     return {**found, UNTRAINED: explain_untrained(run), SHUFFLED: explain_shuffled(run)}
 
 
-def checks_unit(run: Run, found: dict[str, Explanation]) -> Unit:
-    """Unit of the checks."""
+def checks_unit(run: Run, attributions: Iterable[Unit]) -> Unit:
+    """Unit of the checks of these attributions, the explained classifier's first."""
     chosen = run.settings.shap
     settings = {"smoothing": chosen.smoothing, "border": chosen.border, "root_seed": run.settings.seed}
-    inputs = [one.unit for one in found.values()]
+    inputs = list(attributions)
     return run.unit(
         "shap", "checks", settings=settings, inputs=inputs, modules=["explain_truth", "stages.explain_truth"]
     )
@@ -158,7 +159,7 @@ def checks_unit(run: Run, found: dict[str, Explanation]) -> Unit:
 
 def build_checks(run: Run, found: dict[str, Explanation]) -> Checks:
     """Hold the maps against each other, the classifier and, where it is known, the tissue; skipped when done."""
-    unit = checks_unit(run, found)
+    unit = checks_unit(run, [one.unit for one in found.values()])
     if not unit.done():
         with engine.compute_threads(engine.cores()), unit.writing() as folder:
             save_table(folder / "agreement.csv", compare(run, found))
@@ -218,6 +219,35 @@ def compare(run: Run, found: dict[str, Explanation]) -> pd.DataFrame:
             each = [truth.agreement(mine, value, inside) for value in values]
             out.append(_agreement_row(name, len(each), np.mean(each, axis=0) if each else np.empty(0), ceiling))
     return pd.DataFrame(out)
+
+
+def side_by_side(
+    found: dict[str, Explanation], n_images: int = 4, n_others: int = 3
+) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, float]]]:
+    """Smoothed maps of the same images by several classifiers, for a figure.
+
+    Parameters
+    ----------
+    found : dict of str to Explanation
+        From `explain_all`.
+    n_images : int
+        At most so many of the compared images.
+    n_others : int
+        At most so many other trained classifiers beside the explained one; those that learnt nothing are always there.
+
+    Returns
+    -------
+    rows : (n,) ndarray of int
+        The images' places among the explained classifier's.
+    maps : dict of str to tuple of (n, S, S) float ndarray and float
+        By classifier, the explained one first, each with the end of its scale (`explain.shared_limit`).
+    """
+    rows = np.flatnonzero(found["explained"].table["compared"])[:n_images]
+    nothing = [UNTRAINED, SHUFFLED]
+    others = [name for name in found if name not in ("explained", *nothing)][:n_others]
+    values = {name: found[name].smoothed()[: len(rows)] for name in [*others, *nothing]}
+    values = {"explained": found["explained"].smoothed()[rows], **values}
+    return rows, {name: (value, explain.shared_limit(value)) for name, value in values.items()}
 
 
 def _agreement_row(name: str, n_maps: int, values: np.ndarray, ceiling: np.ndarray) -> dict[str, Any]:
@@ -340,11 +370,17 @@ def study_revisions() -> dict[str, int]:
     return {name: artifacts.revision(name) for name in _STUDY_MODULES}
 
 
-def units(run: Run, found: dict[str, Explanation], checks: Checks) -> list[Unit]:
+def units(run: Run) -> list[Unit]:
     """Every unit stage 07 stands on."""
     trials = maps.peers(run).to_dict("records")
-    out = [*(maps.classifier_unit(run, one) for one in trials), shuffled_unit(run), maps.images_unit(run)]
-    out += [one.unit for one in found.values()] + [checks.unit]
+    classifiers, shuffled = [maps.classifier_unit(run, one) for one in trials], shuffled_unit(run)
+    explained = [
+        maps.attributions_unit(run, one["hash"], unit, "compared" if i else "all")
+        for i, (one, unit) in enumerate(zip(trials, classifiers, strict=True))
+    ]
+    explained.append(maps.attributions_unit(run, "untrained", trials[0]["backbone"], "compared"))
+    explained.append(maps.attributions_unit(run, "shuffled", shuffled, "compared"))
+    out = [*classifiers, shuffled, maps.images_unit(run), *explained, checks_unit(run, explained)]
     return out + [feature_unit(run, name) for name in phantom.FEATURES if run.settings.shap.feature_patients]
 
 

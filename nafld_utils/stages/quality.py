@@ -186,13 +186,13 @@ def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
     return lines
 
 
-def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
-    """The `n` images of a model nearest to and farthest from held-out real images of their fold.
+def scored(run: Run, generator: str) -> pd.DataFrame:
+    """Distance of a generator's images to the held-out real images of their fold.
 
     Returns
     -------
     pandas.DataFrame
-        ``kind`` ("near" or "far"), ``distance`` (feature units), ``fold, label``, ``image`` ((S, S) uint8).
+        ``distance`` (feature units, `quality.nearest_distance`), ``fold``, ``row`` (the image's place in its set).
     """
     kind, rows = run.settings.quality.features, []
     real, _ = features.load_features(run, kind, REAL)
@@ -201,7 +201,18 @@ def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
         found, _ = features.load_features(run, kind, generator, fold)
         distance = quality.nearest_distance(found, real[folds == fold])
         rows.append(pd.DataFrame({"distance": distance, "fold": fold, "row": range(len(distance))}))
-    table = pd.concat(rows).sort_values("distance", kind="stable", ignore_index=True)
+    return pd.concat(rows, ignore_index=True)
+
+
+def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
+    """The `n` images of a model nearest to and farthest from held-out real images of their fold.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``kind`` ("near" or "far"), ``distance`` (feature units), ``fold, label``, ``image`` ((S, S) uint8).
+    """
+    table = scored(run, generator).sort_values("distance", kind="stable", ignore_index=True)
     table = pd.concat([table.head(n).assign(kind="near"), table.tail(n)[::-1].assign(kind="far")], ignore_index=True)
     drawn = {k: samples.open_synthetic(**samples.task_of(run, generator, k)) for k in map(int, table["fold"].unique())}
     table["label"] = [int(drawn[f].table["label"].iloc[i]) for f, i in zip(table["fold"], table["row"], strict=True)]

@@ -162,14 +162,27 @@ def _pixels(item: Any, pool: np.ndarray, sets: Mapping[tuple[str, int], samples.
     return pool[item.row, item.crop] if item.kind == "real" else sets[item.kind, int(item.fold)].images[item.row]
 
 
-def page_unit(run: Run, shown: TuringSet) -> Unit:
-    """Unit of the page that raters open; a template that was edited makes it anew."""
+def page_unit(run: Run, shown: Unit) -> Unit:
+    """Unit of the page that shows the set `shown` to raters; a template that was edited makes it anew."""
     s = run.settings.turing
     settings = {"language": s.language, "contact": s.contact, "simulated": run.is_simulated}
     settings["subject"] = words.of(run).subject
     templates = [file_sha256(path) for path in turing_page.template_files(s.language)]
     modules = ["turing_page", "turing_sitting"]
-    return run.unit("turing", "page", settings=settings, inputs=[shown.unit, *templates], modules=modules)
+    return run.unit("turing", "page", settings=settings, inputs=[shown, *templates], modules=modules)
+
+
+def analysis_unit(run: Run, shown: Unit, files: Mapping[str, bytes]) -> Unit:
+    """Unit of the analysed ratings: of the set `shown`, by the raters' `files`, or by simulated raters where none."""
+    s = run.settings
+    settings: dict[str, Any] = {"margin": s.turing.equivalence_margin, "power": s.turing.equivalence_power}
+    if files:
+        settings["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    else:
+        settings |= {"simulated_raters": s.turing.n_simulated_raters, "seed": s.seed}
+    modules = ["stats", "turing", "turing_answers", "turing_import", "turing_model", "turing_page", "turing_sitting"]
+    modules += ["turing_statistics", "stages.turing"]
+    return run.unit("turing", "analysis", settings=settings, inputs=[shown], modules=modules)
 
 
 def make_page(run: Run, shown: TuringSet) -> Unit:
@@ -182,12 +195,18 @@ def make_page(run: Run, shown: TuringSet) -> Unit:
     """
     s = run.settings.turing
     texts = turing_page.load_texts(s.language)
-    unit = page_unit(run, shown)
+    unit = page_unit(run, shown.unit)
     if not unit.done():
         page = turing_page.build(shown.images, shown.items, texts, run.is_simulated, s.contact, words.of(run).subject)
         with unit.writing() as folder:
             save_text(folder / PAGE, page)
     return unit
+
+
+def units(run: Run) -> list[Unit]:
+    """Every unit stage 08 stands on."""
+    shown = set_unit(run)
+    return [shown, page_unit(run, shown), analysis_unit(run, shown, ratings_files(run))]
 
 
 def page_separation(shown: TuringSet, page: Unit) -> pd.DataFrame:
@@ -240,14 +259,7 @@ def analyse(run: Run) -> Analysis:
         `nafld_utils.turing_import.collect`. Simulated raters never stand in for answers that were refused.
     """
     shown, files, s = make_set(run), ratings_files(run), run.settings
-    settings: dict[str, Any] = {"margin": s.turing.equivalence_margin, "power": s.turing.equivalence_power}
-    if files:
-        settings["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    else:
-        settings |= {"simulated_raters": s.turing.n_simulated_raters, "seed": s.seed}
-    modules = ["stats", "turing", "turing_answers", "turing_import", "turing_model", "turing_page", "turing_sitting"]
-    modules += ["turing_statistics", "stages.turing"]
-    unit = run.unit("turing", "analysis", settings=settings, inputs=[shown.unit], modules=modules)
+    unit = analysis_unit(run, shown.unit, files)
     if not unit.done():
         ratings, report = _collect(run, shown, files)
         tables = {"files": report} | _statistics(turing_answers.attach_key(ratings, shown.items), s.turing)

@@ -1,0 +1,280 @@
+"""Where a run is: which stages and which of their units are done, as the notebooks and the start page show it.
+
+Contract: nothing is computed or written. `stage_states` reads what make and the stages have left and imports nothing
+heavy; `unit_states` asks the stage itself, whose notebook has imported all of it anyhow. Texts are Markdown, so that
+JupyterLab shows them in its own colours, light or dark.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nafld_utils import artifacts, engine, graph, params
+from nafld_utils.artifacts import Run, Unit
+
+START = "start.ipynb"
+_NOT_FINISHED = "it has not finished"
+
+
+def units_of(run: Run, stage: str) -> list[Unit]:
+    """Every unit that a stage of this run stands on, whether it is made or not, in the order of its notebook.
+
+    Raises
+    ------
+    ValueError
+        They cannot be named yet, e.g. because the cohort's file is missing; the message says why.
+    """
+    if stage == "01_data_analysis":
+        from nafld_utils.stages import prepare
+
+        return [prepare.cohort_unit(run)]
+    if stage == "02_preprocessing":
+        from nafld_utils.stages import prepare
+
+        return [prepare.preprocess_unit(run)]
+    if stage == "03_ldm_training":
+        from nafld_utils.stages import gan, ldm
+
+        return [*ldm.units(run), *gan.units(run)]
+    if stage == "04_sampling":
+        from nafld_utils.stages import comparison, conditions, samples
+
+        return [*samples.units(run), *conditions.units(run), *comparison.units(run)]
+    if stage == "05_quality_metrics":
+        from nafld_utils.stages import copies, filtering, patients, quality
+
+        return [*quality.units(run), *patients.units(run), *copies.units(run), *filtering.units(run)]
+    if stage == "06_classification_sweep":
+        from nafld_utils.stages import baselines, sweep_answer
+
+        return [*sweep_answer.units(run), *baselines.units(run)]
+    if stage == "07_shap":
+        from nafld_utils.stages import explain_truth
+
+        return explain_truth.units(run)
+    from nafld_utils.stages import turing
+
+    return turing.units(run)
+
+
+def unit_states(run: Run, stage: str) -> pd.DataFrame:
+    """How many units of each kind are done: ``what, done, of, next``, a kind (a folder below the run's) a row.
+
+    ``next`` says what holds for the first unit that is not done: why, or that it goes on where it was interrupted.
+    """
+    kinds: dict[str, list[Unit]] = {}
+    for unit in {unit.path: unit for unit in units_of(run, stage)}.values():
+        kinds.setdefault(unit.recipe["unit"].split("/")[0], []).append(unit)
+    rows = []
+    for kind, units in kinds.items():
+        faults = [(unit, fault) for unit in units if (fault := unit.fault())]
+        rows.append((kind, len(units) - len(faults), len(units), _next(*faults[0]) if faults else ""))
+    if stage == "06_classification_sweep":
+        from nafld_utils.stages import sweep
+
+        counts = sweep.status(run)["state"].value_counts()
+        failed = f"{counts['failed']} failed" if "failed" in counts else ""
+        rows.insert(0, ("trainings", int(counts.get("done", 0)), int(counts.sum()), failed))
+    return pd.DataFrame(rows, columns=["what", "done", "of", "next"])
+
+
+def _next(unit: Unit, fault: str) -> str:
+    name = unit.recipe["unit"]
+    return f"{name}: goes on where it was interrupted" if unit.work.is_dir() else f"{name}: {fault}"
+
+
+def stage_states(run: Run, notebooks: Path) -> pd.DataFrame:
+    """State of every stage.
+
+    Parameters
+    ----------
+    run : Run
+    notebooks : Path
+        Folder of the notebooks.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``stage``; ``state`` of what it has made: done, stale, failed or not run; ``why`` (empty where it is done);
+        ``report``: current, none, or older and why, e.g. because the notebook was saved since.
+    """
+    planned, moved, reasons, rows = graph.plan(run, notebooks), graph.stamp_faults(run), {}, []
+    for stage, upstream in graph.UPSTREAM.items():
+        state, why = _state(run, stage, moved.get(stage, ""), [name for name in upstream if name in reasons])
+        if state != "done":
+            reasons[stage] = why
+        old = f"older: {planned[stage]}" if stage in planned else "current"
+        report = old if graph.report_path(run, stage).exists() else "none"
+        rows.append((stage, state, why, report))
+    return pd.DataFrame(rows, columns=["stage", "state", "why", "report"])
+
+
+def _state(run: Run, stage: str, moved: str, behind: list[str]) -> tuple[str, str]:
+    """What a stage has made, in a word and why; `moved`: why its stamp has to move, `behind`: upstream, not done."""
+    fault = artifacts.stage_fault(run, stage)
+    stamp, report = graph.stamp_path(run, stage), graph.report_path(run, stage)
+    if (run.reports / f"{stage}.failed.ipynb").exists():
+        return "failed", f"its half-run copy is {stage}.failed.ipynb beside the reports"
+    if fault == _NOT_FINISHED:
+        return "not run", ""
+    if fault or (moved and stamp.exists()):  # without a stamp it was run here, never by make
+        return "stale", fault or moved
+    if stamp.exists() and report.exists() and stamp.stat().st_mtime_ns > report.stat().st_mtime_ns:
+        return "stale", "its settings changed after it last ran"
+    return ("stale", f"follows {behind[0]}") if behind else ("done", "")
+
+
+# ---------------------------------------------------------------- at the top of a notebook
+
+
+def here(run: Run, stage: str) -> Any:
+    """Where a notebook stands, to be shown at its top: run, profile, stage, and which of its units are done.
+
+    Parameters
+    ----------
+    run : Run
+    stage : str
+        Name of the stage.
+
+    Returns
+    -------
+    IPython.display.Markdown
+        In a headless run the first line alone: what is done before a report is made is no part of the report.
+    """
+    from IPython.display import Markdown
+
+    number = graph.STAGES.index(stage) + 1
+    line = f"**Run {run.name}** · profile {run.settings.profile} · stage {number} of {len(graph.STAGES)}, {stage}"
+    if engine.is_headless():
+        return Markdown(line)
+    if artifacts.given_to_lab():
+        line += f" · [start page]({START})"
+    try:
+        table = unit_states(run, stage)
+    except ValueError as error:
+        return Markdown(f"{line}\n\nNothing is done yet: {escape(error)}")
+    done, of = table["done"].sum(), table["of"].sum()
+    word = "all done: this notebook opens what is stored" if done == of else "what is missing is made below"
+    return Markdown(f"{line} · **{done} of {of} done**, {word}\n\n{markdown_table(table)}")
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table as Markdown; its texts are shown as they are, except in a column that ends in ``_md``."""
+    raw = [name for name in table if name.endswith("_md")]
+    head = [name.removesuffix("_md").replace("_", " ") for name in table]
+    align = ["---:" if pd.api.types.is_numeric_dtype(table[name]) else ":---" for name in table]
+    lines = [head, align]
+    for item in table.to_dict("records"):
+        lines.append([str(value) if name in raw else escape(value) for name, value in item.items()])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def escape(value: Any) -> str:
+    """A text that Markdown shows as it is, on one line."""
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|~$" else letter for letter in text)
+
+
+# ---------------------------------------------------------------- the start page
+
+
+def lab_run() -> tuple[Run, Path]:
+    """The run that ``make lab`` was started for, by default the default profile's, and the folder of its notebooks."""
+    notebooks = (artifacts.given_to_lab() or {}).get("notebooks", artifacts.PROJECT_ROOT / "notebooks")
+    return artifacts.open_run(params.DEFAULT_PROFILE), Path(notebooks)
+
+
+def stages(run: Run, notebooks: Path) -> Any:
+    """The start page's table: every stage with its state, and links to its notebook and its report."""
+    from IPython.display import Markdown
+
+    return Markdown(stages_text(run, notebooks))
+
+
+def stages_text(run: Run, notebooks: Path) -> str:
+    """Markdown of `stages`; links are relative to the folder of the notebooks."""
+    table = stage_states(run, notebooks)
+    counts = table["state"].value_counts()
+    found = ", ".join(f"{counts[name]} {name}" for name in ("done", "stale", "failed", "not run") if name in counts)
+    simulated = " · simulated cohort" if run.is_simulated else ""
+    head = f"**Run {run.name}** · profile {run.settings.profile}{simulated} · {len(table)} stages: {found}"
+    rows = []
+    for item in table.itertuples():
+        state, _, since = item.report.partition(": ")
+        page = _link(state, run.reports / f"{item.stage}.html", notebooks)
+        name = f"[{item.stage}]({item.stage}.ipynb)"
+        asked = question(notebooks / f"{item.stage}.ipynb")
+        why = f"**{item.state}**" + (f": {escape(item.why)}" if item.why else "")
+        rows.append((name, asked, why, (f"{page}: {escape(since)}" if since else page) or "none"))
+    columns = ["notebook_md", "question", "state_md", "report_md"]
+    front = _link("front page of the reports", run.reports / "index.html", notebooks)
+    return f"{head}\n\n{markdown_table(pd.DataFrame(rows, columns=columns))}\n\n{front or 'No front page yet.'}"
+
+
+def question(notebook: Path) -> str:
+    """The title of a notebook, without its number."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        title = "".join(cells[0]["source"]).splitlines()[0]
+    except (OSError, ValueError, KeyError, IndexError):
+        return ""
+    return title.lstrip("# ").partition("·")[2].strip() or title.lstrip("# ")
+
+
+def _link(words: str, path: Path, notebooks: Path) -> str:
+    """A link that JupyterLab can follow, or the path where the file lies outside of its root; empty if not there."""
+    if not path.exists():
+        return ""
+    root, path = notebooks.absolute().parent.resolve(), path.absolute().resolve()
+    if not path.is_relative_to(root):
+        return f"`{path}`"
+    return f"[{words}]({os.path.relpath(path, notebooks.resolve())})"
+
+
+def runs(of: Run) -> Any:
+    """The start page's table of the runs that lie here, each with the command that opens it."""
+    from IPython.display import Markdown
+
+    return Markdown(runs_text(of))
+
+
+def runs_text(of: Run) -> str:
+    """Markdown of `runs`: name, stages that have finished, and the command, for every run beside `of` and itself."""
+    rows = []
+    for folder in sorted(of.root.parent.glob("[!.]*/")):
+        given = _record(folder / "settings" / "run.json")
+        finished = sum((folder / stage / "stage.json").exists() for stage in graph.STAGES)
+        if given or finished:
+            this = " (open now)" if folder.name == of.name else ""
+            opening = f"`{command('lab', folder.name, given)}`" if given else "not made by make"
+            rows.append((f"{escape(folder.name)}{this}", f"{finished} of {len(graph.STAGES)}", opening))
+    if not rows:
+        return "No run has been made by `make` yet."
+    return markdown_table(pd.DataFrame(rows, columns=["run_md", "stages finished", "open it with_md"]))
+
+
+def command(target: str, name: str, given: dict[str, Any]) -> str:
+    """The make command for a run, from the ``settings/run.json`` that make left of it."""
+    overrides = {key: value for key, value in given.get("overrides", {}).items() if key != "run"}
+    words = ["make", target, f"PROFILE={given['profile']}"]
+    if name != given["profile"]:
+        words.append(f"RUN={name}")
+    if overrides:
+        words.append(
+            f"SET='{' '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in overrides.items())}'"
+        )
+    return " ".join(words)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
