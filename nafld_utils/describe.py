@@ -184,6 +184,7 @@ def profiles(
     tables = []
     for person, region in zip(patients.itertuples(index=False), regions, strict=True):
         mean = np.mean([pixels[i] for i in places[person.patient_id]], axis=0)
+        pixel_store.release(pixels)
         row, column, half = sector_geometry(region)
         y, x = np.indices(region.shape)
         radius, angle = np.hypot(y - row, x - column), np.degrees(np.arctan2(x - column, y - row))
