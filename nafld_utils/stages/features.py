@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, feature_networks
+from nafld_utils import engine, feature_networks, pixel_store
 from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, unit_seed
 from nafld_utils.stages import first_stages, prepare, samples
 
@@ -82,6 +82,7 @@ def make_features(run: Run, kind: str, name: str, fold: int = SHARED) -> None:
             found = feature_networks.extract(images[start : start + CHUNK], kind, weights, device, batch, called)
             for append, part in zip(appends, found, strict=True):
                 append(part)
+            pixel_store.release(images)
 
 
 def _images(run: Run, name: str, fold: int) -> np.ndarray:
@@ -96,6 +97,7 @@ def _images(run: Run, name: str, fold: int) -> np.ndarray:
     levels = np.zeros(256, np.int64)
     for rows in np.array_split(training, -(-len(training) // CHUNK)):
         levels += np.bincount(data.pool[rows].ravel(), minlength=256)
+        pixel_store.release(data.pool)
     rng = np.random.default_rng(unit_seed(run.settings.seed, NOISE, fold))
     shape = (run.settings.quality.n_reference, *data.pool.shape[2:])
     return rng.choice(256, size=shape, p=levels / levels.sum()).astype(np.uint8)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nafld_utils import arms, backbones, engine, sweep
+from nafld_utils import arms, backbones, engine, pixel_store, sweep
 from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, load_array
 from nafld_utils.stages import filtering, prepare
 
@@ -111,6 +111,7 @@ def make_features(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
                 for start in range(0, len(flat), CHUNK):
                     part = flat[start : start + CHUNK]
                     append(trial.prefix_features(prefix, part, backbone, device, precision=run.settings.sweep.features))
+                    pixel_store.release(flat)
 
 
 def feature_tasks(run: Run) -> list[dict[str, Any]]:
