@@ -662,8 +662,10 @@ def stage_fault(run: Run, stage: str) -> str | None:
         record = json.loads((run.root / stage / "stage.json").read_text(encoding="utf-8"))
         entries = [(entry["unit"], entry["hash"]) for entry in record["units"]]
         damage = _damage(run.root / stage, record)
+    except FileNotFoundError:
+        return "it has not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "it has not finished, or its record is damaged"
+        return "its file stage.json has other content than when it was written"
     if damage:
         return damage.replace(MANIFEST, "stage.json")
     for name, wanted in entries:
