@@ -14,7 +14,7 @@ from faulty import assert_same, fingerprint, manifests, perform
 from test_graph import FIRST, SECOND, Study, write_notebook
 
 pytestmark = pytest.mark.faults
-N_PLACES, N_MOMENTS = 2, 1  # kills of a step: before a change of a file, and at any time of its work
+N_PLACES, N_MOMENTS = 1, 1  # kills of a step: before a change of a file, and at any time of its work
 
 
 @pytest.mark.promise("kill")
