@@ -3,8 +3,11 @@
 import contextlib
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import faulty
 import numpy as np
@@ -17,6 +20,14 @@ pytestmark = pytest.mark.faults
 WRITERS = ("cohort", "preprocessed", "denoisers", "gan", "sets", "trainings", "page")
 
 
+@pytest.fixture
+def place():
+    """A folder for mounts, apart from pytest's own, which others clear away while a killed session's are still there."""
+    folder = Path(tempfile.mkdtemp(prefix="nafld-faults-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def leftovers(root):
     """Files that a step which failed (and was not killed) must not leave."""
     return [path for path in root.rglob("*.tmp*") if path.is_file()]
@@ -24,9 +35,9 @@ def leftovers(root):
 
 @pytest.mark.promise("disk")
 @pytest.mark.parametrize("step", WRITERS)
-def test_a_full_disk_is_named_and_the_step_goes_on_when_there_is_room(calm, tmp_path, step, record_property):
+def test_a_full_disk_is_named_and_the_step_goes_on_when_there_is_room(calm, place, step, record_property):
     """On a tmpfs of its own where this process may mount one, else with writes refused; the table says which ran."""
-    rng, root = random.Random(f"{faulty.SEED} {step}"), tmp_path / "disk"
+    rng, root = random.Random(f"{faulty.SEED} {step}"), place / "disk"
     with contextlib.ExitStack() as stack:
         if faulty.can_mount():
             share = rng.uniform(0.1, 0.8)  # of what the step needs
@@ -106,8 +117,8 @@ def read_only(folder):
 
 
 @pytest.mark.promise("read-only")
-def test_read_only_artifacts_are_refused_by_name_before_any_kernel_and_left_as_they_are(calm, tmp_path):
-    root = calm.before("end", tmp_path / "work", link=False)
+def test_read_only_artifacts_are_refused_by_name_before_any_kernel_and_left_as_they_are(calm, place):
+    root = calm.before("end", place / "work", link=False)
     before = fingerprint(root)
     with read_only(root):
         done = nafld(root, "resolve")
@@ -119,8 +130,8 @@ def test_read_only_artifacts_are_refused_by_name_before_any_kernel_and_left_as_t
 
 
 @pytest.mark.promise("read-only")
-def test_a_finished_run_can_be_read_where_nothing_can_be_written(calm, tmp_path):
-    root = calm.before("end", tmp_path / "work", link=False)
+def test_a_finished_run_can_be_read_where_nothing_can_be_written(calm, place):
+    root = calm.before("end", place / "work", link=False)
     with read_only(root):
         ended = perform(root, ["cohort", "preprocessed", "denoisers", "sets", "quality", "answer", "analysis"])
     assert ended.code == 0, ended.said[-3000:]
@@ -128,8 +139,8 @@ def test_a_finished_run_can_be_read_where_nothing_can_be_written(calm, tmp_path)
 
 
 @pytest.mark.promise("read-only")
-def test_a_step_on_read_only_artifacts_names_the_folder_and_leaves_nothing(calm, tmp_path):
-    root = calm.before("page", tmp_path / "work", link=False)
+def test_a_step_on_read_only_artifacts_names_the_folder_and_leaves_nothing(calm, place):
+    root = calm.before("page", place / "work", link=False)
     with read_only(root):
         ended = perform(root, "page")
     assert ended.code == 1
@@ -141,8 +152,8 @@ def test_a_step_on_read_only_artifacts_names_the_folder_and_leaves_nothing(calm,
 
 
 @pytest.mark.promise("read-only")
-def test_a_cohort_in_a_read_only_folder_is_read_and_not_touched(calm, tmp_path):
-    data, root = tmp_path / "data", tmp_path / "work"
+def test_a_cohort_in_a_read_only_folder_is_read_and_not_touched(calm, place):
+    data, root = place / "data", place / "work"
     data.mkdir()
     (mat,) = (calm.root / "artifacts" / RUN / "cohort").glob("*.mat")
     copy = data / "cohort.mat"
