@@ -22,7 +22,7 @@ WRITERS = ("cohort", "preprocessed", "denoisers", "gan", "sets", "trainings", "p
 
 @pytest.fixture
 def place():
-    """A folder for mounts, apart from pytest's own, which others clear away while a killed session's are still there."""
+    """A folder for mounts, apart from pytest's own: another session could not clear those of a killed one away."""
     folder = Path(tempfile.mkdtemp(prefix="nafld-faults-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
