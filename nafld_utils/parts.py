@@ -29,8 +29,8 @@ def save_array(path: str | Path, array: np.ndarray) -> Path:
 def load_array(path: str | Path) -> np.ndarray | None:
     """Read an array written by `save_array`; None where there is none, or a damaged one."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return stored["array"]
+        with open(path, "rb") as handle, zipfile.ZipFile(handle) as archive, archive.open("array.npy") as stored:
+            return np.lib.format.read_array(stored, allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError):
         return None
     except (zipfile.BadZipFile, zlib.error, SyntaxError):
