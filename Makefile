@@ -99,7 +99,7 @@ test: $(VENV)/.ready     ## run the tests
 	$(VENV)/bin/python -m pytest -m "not faults" $(TESTS)
 
 test-faults: $(VENV)/.ready ## kill processes in the midst of their work and compare what they end with
-	$(VENV)/bin/python -m pytest -m faults
+	$(VENV)/bin/python -m pytest -m faults $(FAULTS)
 
 bench: $(VENV)/.ready    ## measure what the stages cost here, into one page, e.g. BENCH="--parts quality size"
 	@$(VENV)/bin/python -m nafld_utils.bench $(BENCH)

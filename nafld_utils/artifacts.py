@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import fcntl
 import functools
 import hashlib
 import json
@@ -85,11 +86,23 @@ def revision(module: str) -> int:
 # ---------------------------------------------------------------- atomic files
 
 
-def no_space(error: OSError, path: Path) -> OSError:
-    """The same error; of a full disk one whose message names the file and says what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OSError(error.errno, f"no space left while writing {path}; free disk space and run again", str(path))
-    return error
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def no_space(error: Exception, path: Path) -> Exception:
+    """The error in words where the disk is full, however the library that met it said so; any other as it is."""
+    number = getattr(error, "errno", None)
+    words = any(f"{word} {code})" in f"{error})" for word in ("os error", "errno") for code in _FULL)
+    # numpy counts what it could not write and keeps the reason to itself
+    unsaid = isinstance(error, OSError) and number is None and _is_full(path.parent)
+    if not (number in _FULL or words or unsaid):
+        return error
+    text = f"no space left while writing {path}; free disk space and run again"
+    return OSError(number or errno.ENOSPC, text, str(path))
+
+
+def _is_full(folder: Path) -> bool:
+    return folder.exists() and shutil.disk_usage(folder).free < 2**20
 
 
 @contextlib.contextmanager
@@ -109,9 +122,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except OSError as error:
+    except Exception as error:
+        told = no_space(error, path)  # asked before room is made
         temporary.unlink(missing_ok=True)
-        raise no_space(error, path) from error
+        raise told from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -202,8 +216,26 @@ def load_table(path: str | Path) -> pd.DataFrame:
 
 
 def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
-    """Read an array written by `save_array`, memory-mapped read-only when `mmap`."""
-    return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    """Read an array written by `save_array`, memory-mapped read-only when `mmap`; an archive is no array."""
+    found = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError(f"{path}: expected an array, found an archive; remove it and run its stage again.")
+    return found
+
+
+def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = np.uint8) -> np.memmap:
+    """A new .npy file that is filled piece by piece, for arrays larger than memory; its room on the disk is taken now.
+
+    Raises
+    ------
+    OSError
+        The disk is too small; without asking first, the process would be killed at a later write.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as handle:
+        os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+    return array
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -308,10 +340,15 @@ class Unit:
             save_json(temporary / MANIFEST, manifest)
             for item in temporary.iterdir():
                 _sync(item)
-            _swap_in(temporary, self.path)
-        except OSError as error:
+            with _held(self.path.parent):
+                if self.done():  # another process was faster; whoever reads its files keeps them
+                    shutil.rmtree(temporary)
+                else:
+                    _swap_in(temporary, self.path)
+        except Exception as error:
+            told = no_space(error, self.path)  # asked before room is made
             shutil.rmtree(temporary, ignore_errors=True)
-            raise no_space(error, self.path) from error
+            raise told from error
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -339,7 +376,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Checksum of a manifest, as it is read back, without its seal."""
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+    return digest(json.loads(json.dumps(content, default=str)))
+
+
 def _damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    # manifests of earlier versions have no seal
+    if "seal" in manifest and manifest["seal"] != _seal(manifest):
+        return f"its file {MANIFEST} has other content than when it was written"
     for name, (size, sha256) in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file():
@@ -372,6 +418,18 @@ def _alive(pid: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """One process at a time puts units into a folder; a file system without locks lets all of them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _swap_in(temporary: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     if path.exists():
@@ -384,7 +442,7 @@ def _swap_in(temporary: Path, path: Path) -> None:
 def _manifest(unit: Unit, folder: Path, seconds: float, facts: Mapping[str, Any]) -> dict[str, Any]:
     files = {item.name: [item.stat().st_size, file_sha256(item)] for item in sorted(folder.iterdir()) if item.is_file()}
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
+    manifest = {
         "hash": unit.hash,
         **unit.recipe,
         "files": files,
@@ -393,6 +451,7 @@ def _manifest(unit: Unit, folder: Path, seconds: float, facts: Mapping[str, Any]
         **facts,
         **environment(),
     }
+    return {**manifest, "seal": _seal(manifest)}
 
 
 @functools.cache
@@ -600,7 +659,10 @@ def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
     """
     units = [unit.require() for unit in units]
     entries = [{"unit": str(unit.path.relative_to(run.root)), "hash": unit.hash} for unit in units]
-    save_json(run.root / stage / "stage.json", {"stage": stage, "units": entries})
+    claims = run.root / stage / "claims.csv"
+    files = {claims.name: [claims.stat().st_size, file_sha256(claims)]} if claims.is_file() else {}
+    record = {"stage": stage, "units": entries, "files": files}
+    save_json(run.root / stage / "stage.json", {**record, "seal": _seal(record)})
     rows = []
     for unit in units:
         seconds = unit.seconds()
@@ -617,8 +679,13 @@ def stage_fault(run: Run, stage: str) -> str | None:
     try:
         record = json.loads((run.root / stage / "stage.json").read_text(encoding="utf-8"))
         entries = [(entry["unit"], entry["hash"]) for entry in record["units"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        damage = _damage(run.root / stage, record)
+    except FileNotFoundError:
         return "it has not finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its file stage.json has other content than when it was written"
+    if damage:
+        return damage.replace(MANIFEST, "stage.json")
     for name, wanted in entries:
         manifest = read_manifest(run.root / name)
         if manifest is None:

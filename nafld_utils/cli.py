@@ -61,6 +61,7 @@ def _resolve(options: argparse.Namespace) -> int:
         given = {"profile": run.settings.profile, "overrides": overrides}
         artifacts.save_json(run.root / "settings" / "run.json", given)
         graph.write_stamps(run)
+        graph.settle_times(run, todo, options.notebooks)
     return 0
 
 

@@ -6,12 +6,15 @@ expected, what was found and what to do. What the content means is checked in `c
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 FRAMES_PER_PATIENT = 10  # of the published .mat file
 FIELDS = ("id", "class", "fat", "images")
+_COMPRESSED = 15  # miCOMPRESSED of the MATLAB 5 format
+MOST_BYTES = 4 * 2**30  # choice: of an unpacked .mat file, 25 times the published cohort
 MARK = "simulated"  # variable beside `data` in a file written here: a simulated file never passes for a real one
 
 
@@ -59,6 +62,7 @@ def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:
     """Records of variable ``data`` and the mark of a simulated file."""
     from scipy import io
 
+    _refuse_bomb(path)
     try:
         content = io.loadmat(path, variable_names=["data", MARK])
     except Exception as error:  # scipy's reader raises a dozen kinds, none of which names the file
@@ -82,6 +86,36 @@ def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:
         )
     mark = content.get(MARK)
     return data.ravel(), None if mark is None else str(np.ravel(mark)[0])
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a file whose compressed variables unpack to more than `MOST_BYTES`, before anything is unpacked whole."""
+    total = 0
+    with open(path, "rb") as handle:
+        order = {b"IM": "little", b"MI": "big"}.get(handle.read(128)[126:])
+        while order is not None and len(tag := handle.read(8)) == 8:
+            kind, left = (int.from_bytes(tag[i : i + 4], order) for i in (0, 4))
+            if kind != _COMPRESSED:
+                total += left
+                handle.seek(left, 1)
+                continue
+            unpack = zlib.decompressobj()
+            while left and total <= MOST_BYTES:
+                packed = handle.read(min(left, 2**16))
+                left -= len(packed) or left
+                while packed and total <= MOST_BYTES:
+                    try:
+                        total += len(unpack.decompress(packed, 2**20))
+                    except zlib.error:
+                        return  # the reader says what is wrong
+                    packed = unpack.unconsumed_tail
+            if total > MOST_BYTES:
+                break
+    if total > MOST_BYTES:
+        raise ValueError(
+            f"{path}: expected a cohort of at most {MOST_BYTES / 2**30:g} GiB, found {path.stat().st_size} bytes that"
+            " unpack to more; bring larger cohorts as a folder of images."
+        )
 
 
 def _record(path: Path, place: int, record: np.void) -> tuple[int, int, float, np.ndarray]:

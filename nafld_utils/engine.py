@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import queue
+import re
 import socket
 import sys
 import threading
@@ -41,7 +42,7 @@ from nafld_utils.workers import (
 
 __all__ = [
     "PROGRESS_FILE", "StepMeter", "UnitError", "alone", "announce", "compute_threads", "cores", "default_workers",
-    "device", "is_headless", "map_units", "notice", "progress", "release_workers", "thread_environment",
+    "device", "in_words", "is_headless", "map_units", "notice", "progress", "release_workers", "thread_environment",
     "worker_threads",
 ]  # fmt: skip
 
@@ -201,8 +202,22 @@ def _guarded(function: Callable[..., Any], task: Mapping[str, Any]) -> tuple[flo
             function(**task)
         except Exception as error:  # a unit must not take the others down
             logging.getLogger(__name__).debug("unit failed\n%s", traceback.format_exc())
-            return time.perf_counter() - started, f"{type(error).__name__}: {error}"
+            return time.perf_counter() - started, in_words(error)
         return time.perf_counter() - started, ""
+
+
+def in_words(error: BaseException) -> str:
+    """Kind and text of an error; where memory lacked, what to do, since libraries name an allocator instead."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) and "lower" in text:
+        return text  # it says itself what to do
+    if isinstance(error, MemoryError) or re.search(r"can(?:'t|not) allocate memory|bad_alloc", text, re.IGNORECASE):
+        reason = " ".join(str(error).split())[:160] or "the system gave no more"
+        return (
+            f"MemoryError: not enough memory ({reason}); free memory, or lower JOBS, engine.n_workers or the stage's"
+            " batch_size, and run again"
+        )
+    return text
 
 
 def _apart(

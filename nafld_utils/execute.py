@@ -275,7 +275,13 @@ def _reason(error: BaseException) -> str:
         lines = [line.strip() for line in str(error.evalue).splitlines() if line.strip()]
         if error.ename == "CohortError":  # a line a problem of the user's own folder: all of them
             return "\n  ".join(lines)
-        return f"{error.ename}: {lines[-1] if lines else '(no message)'}"
+        said = lines[-1] if lines else "(no message)"
+        return engine.in_words(MemoryError(said)) if error.ename.endswith("MemoryError") else f"{error.ename}: {said}"
+    if type(error).__name__ == "DeadKernelError":
+        return (
+            "its kernel died, killed by hand or because memory ran out; units already made are kept, run again"
+            " (with JOBS=1 or fewer engine.n_workers where memory is short)"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["(no message)"]
     return lines[-1] if isinstance(error, StageError) else f"{type(error).__name__}: {lines[-1]}"
 

@@ -12,7 +12,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ USER_FILES = {
     "quality": ("quality.weights",),
     "turing": ("turing.ratings",),
 }
+LONG_AGO = 946_684_800  # s: the year 2000, before every clock this code has seen
 _KEY = r"[A-Za-z_][\w.]*\s*="
 _OVERRIDE = re.compile(
     rf"""\s*(?P<key>[A-Za-z_][\w.]*)\s*=\s*
@@ -214,6 +216,37 @@ def write_stamps(run: Run) -> dict[str, str]:
         else:
             artifacts.save_json(path, content)
     return reasons
+
+
+def settle_times(run: Run, stale: Collection[str], notebooks: Path) -> None:
+    """Make the times that make compares tell the order of events, whatever was done to the clock since.
+
+    Reports of stages that must run again become older than anything, so that a report from before the clock was set
+    back cannot pass for new; what lies ahead of the clock is brought to now, so that nothing runs again and again
+    (unless a notebook itself lies ahead: then its stage does, with the same results, until the clock is there).
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    stale : collection of str
+        Stages that must run again, from `plan`.
+    notebooks : Path
+        Folder of the notebooks.
+    """
+    front, now = run.reports / "index.html", time.time()
+    for stage in STAGES:
+        report, notebook = report_path(run, stage), notebooks / f"{stage}.ipynb"
+        ahead = notebook.exists() and notebook.stat().st_mtime > now
+        for path in (stamp_path(run, stage), report, report.with_suffix(".html")):
+            if not path.exists():
+                continue
+            if stage in stale and path.parent == run.reports:
+                os.utime(path, (LONG_AGO, LONG_AGO))
+            elif path.stat().st_mtime > now and not ahead:
+                os.utime(path)
+    if stale and front.exists():
+        os.utime(front, (LONG_AGO, LONG_AGO))
 
 
 def stamp_faults(run: Run) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils.artifacts import replacing, save_json
+from nafld_utils.artifacts import digest, replacing, save_json
 
 TRIAL_COLUMNS = ("backbone", "freeze", "balance", "arm", "rate", "fold", "seed")
 SCORE_COLUMNS = ("image_id", "patient_id", "label", "score")
@@ -49,7 +49,8 @@ def write_trial(store: Path, key: str, scores: pd.DataFrame, facts: Mapping[str,
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pandas(scores[list(SCORE_COLUMNS)], preserve_index=False)
-    text = json.dumps({"hash": key, "rows": len(scores), **facts}, default=str)
+    facts = json.loads(json.dumps({"hash": key, "rows": len(scores), **facts}, default=str))
+    text = json.dumps({**facts, "seal": digest(facts)})
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA: text.encode()})
     path = trial_path(store, key)
     with replacing(path) as temporary:
@@ -83,6 +84,9 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise ValueError(
             f"{path}: expected a whole trial, found a damaged file ({reason}); it is trained again."
         ) from None
+    seal = facts.pop("seal", None)  # trials of earlier versions have none
+    if seal is not None and seal != digest(facts):
+        raise ValueError(f"{path}: expected a whole trial, found its facts changed; it is trained again.")
     if facts.get("hash") != key or facts.get("rows") != len(scores):
         raise ValueError(f"{path}: expected trial {key}, found {facts.get('hash')}; it is trained again.")
     return scores, facts

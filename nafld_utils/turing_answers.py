@@ -16,6 +16,7 @@ from nafld_utils.turing_sitting import CONFIDENCE_LEVELS
 REVISION = 1
 
 RATING_COLUMNS = ("rater", "image_id", "said_real")
+FORMULA = "=+-@"  # a spreadsheet computes a cell that begins so
 _RATER_LENGTH = 40  # choice: of a rater's name in a table made by hand
 
 
@@ -57,15 +58,16 @@ def read_table(content: bytes, items: pd.DataFrame) -> pd.DataFrame:
     if "confidence" not in table:
         table["confidence"] = ""
     table = table[[*RATING_COLUMNS, "confidence"]].apply(lambda column: column.str.strip())
-    named = np.array([0 < len(r) <= _RATER_LENGTH and r.isprintable() for r in table["rater"]], dtype=bool)
+    plain = [0 < len(r) <= _RATER_LENGTH and r.isprintable() and r[0] not in FORMULA for r in table["rater"]]
+    named = np.array(plain, dtype=bool)
     sure = table["confidence"].isin(["", *(f"{level}" for level in CONFIDENCE_LEVELS)])
     wrong = np.flatnonzero(~table["said_real"].isin(["0", "1"]) | ~named | ~sure)
     if len(wrong):
         row = table.iloc[wrong[0]].to_dict()
         levels = ", ".join(map(str, CONFIDENCE_LEVELS))
         raise ValueError(
-            f"line {wrong[0] + 2}: expected a rater of at most {_RATER_LENGTH} characters, said_real 0 or 1 and a"
-            f" confidence empty or of {levels}, found {row}; correct that line."
+            f"line {wrong[0] + 2}: expected a rater of at most {_RATER_LENGTH} characters that begins with none of"
+            f" {FORMULA}, said_real 0 or 1 and a confidence empty or of {levels}, found {row}; correct that line."
         )
     table["said_real"] = table["said_real"].astype(int)
     table["confidence"] = pd.to_numeric(table["confidence"]).astype(float)

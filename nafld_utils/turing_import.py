@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nafld_utils.turing_answers import RATING_COLUMNS, check_ratings, read_table
+from nafld_utils.turing_answers import FORMULA, RATING_COLUMNS, check_ratings, read_table
 from nafld_utils.turing_sitting import RATER_PATTERN, RESULTS_SCHEMA, RESULTS_VERSION
 
 REVISION = 1
@@ -171,11 +171,16 @@ def _count_once(sittings: list[Sitting]) -> list[Sitting]:
 
 def _row(one: Sitting) -> tuple[Any, ...]:
     if one.answers is None:
-        return one.file, one.rater, REFUSED, 0, 0, None, one.note
+        return _inert(one.file), _inert(one.rater), REFUSED, 0, 0, None, one.note
     seconds = one.answers["seconds"]
     minutes = None if seconds.isna().all() else round(float(seconds.sum()) / 60, 1)
     sure = int(one.answers["confidence"].notna().sum())
-    return one.file, one.rater, COUNTED, len(one.answers), sure, minutes, "; ".join(_flags(one.answers))
+    return _inert(one.file), one.rater, COUNTED, len(one.answers), sure, minutes, "; ".join(_flags(one.answers))
+
+
+def _inert(text: str) -> str:
+    """Text from outside as a spreadsheet shows it and does not compute it."""
+    return f"'{text}" if text.startswith(tuple(FORMULA)) else text
 
 
 def _flags(answers: pd.DataFrame) -> list[str]:

@@ -81,6 +81,47 @@ def run_make(*arguments, root, timeout=120, check=None, **environment):
     return done
 
 
+# ---------------------------------------------------------------- promises under fault
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-promises", action="store_true", help="write the counts of the tests of faults into reports/README.md"
+    )
+
+
+def pytest_runtest_logreport(report):
+    """Count the tests of every promise, with the faults that they say they caused."""
+    promise = dict(report.user_properties).get("promise")
+    if promise and (report.when == "call" or report.outcome != "passed"):
+        import faulty
+
+        found, known = faulty.COUNTS.setdefault(promise, faulty.Count()), dict(report.user_properties)
+        found.tests += 1
+        found.cases += int(known.get("cases", 1))
+        found.failed += report.outcome != "passed"
+        found.notes |= {known["how"]} if "how" in known else set()
+
+
+@pytest.fixture(autouse=True)
+def _promise(request):
+    """A test of faults says which promise it holds."""
+    if request.node.get_closest_marker("faults"):
+        mark = request.node.get_closest_marker("promise")
+        if mark:
+            request.node.user_properties.append(("promise", mark.args[0]))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Show what was promised and what held."""
+    faulty = sys.modules.get("faulty")
+    if faulty and faulty.COUNTS:
+        terminalreporter.section(f"promises under fault, NAFLD_FAULT_SEED={faulty.SEED}")
+        terminalreporter.write(faulty.table(faulty.COUNTS))
+        if config.getoption("--write-promises"):
+            faulty.write_table(faulty.COUNTS)
+
+
 # ---------------------------------------------------------------- one small run for all
 
 
@@ -135,6 +176,14 @@ def pytest_unconfigure(config):
 @pytest.fixture(scope="session")
 def smoke(pytestconfig):
     return pytestconfig.stash[_SMOKE].wait()
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory):
+    """The small run of the tests of faults, undisturbed."""
+    import faulty
+
+    return faulty.Calm(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ class Cancel(threading.Thread):
 
 
 @pytest.mark.faults
+@pytest.mark.promise("sweep")
 def test_a_sweep_through_slurm_outlives_a_cancelled_job(slurm, tmp_path, monkeypatch):
     store, progress = tmp_path / "sweep", tmp_path / "progress"
     monkeypatch.setenv(engine.PROGRESS_FILE, str(progress))
@@ -77,6 +78,7 @@ def test_a_sweep_through_slurm_outlives_a_cancelled_job(slurm, tmp_path, monkeyp
 
 
 @pytest.mark.faults
+@pytest.mark.promise("sweep")
 def test_slurm_refuses_a_job_before_anything_waits_for_it(slurm):
     job = {**JOB, "queue": "nowhere"}
     with pytest.raises(ValueError, match=r"engine\.slurm: expected a job that Slurm accepts, found .*partition"):
@@ -84,6 +86,7 @@ def test_slurm_refuses_a_job_before_anything_waits_for_it(slurm):
 
 
 @pytest.mark.faults
+@pytest.mark.promise("sweep")
 def test_jobs_that_slurm_starts_in_vain_end_the_sweep_with_a_sentence(slurm, tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     job = {**JOB, "job_script_prologue": ["exit 1"]}

@@ -2,12 +2,13 @@
 
 import copy
 import math
-import multiprocessing
 import os
 import signal
 
+import faulty
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
@@ -221,15 +222,6 @@ def test_the_training_code_learns_four_images_by_heart():
 # ---------------------------------------------------------------- kill -9
 
 STEPS = 54
-PRELOAD = [
-    "pytest",
-    "diffusers.models.unets.unet_2d",
-    "diffusers.models.unets.unet_2d_condition",
-    "diffusers.optimization",
-    "diffusers.schedulers.scheduling_ddpm",
-    "diffusers.training_utils",
-    "nafld_utils.stages.ldm",
-]
 
 
 def train_until_killed(folder, die_after, die_in_write):
@@ -246,7 +238,7 @@ def train_until_killed(folder, die_after, die_in_write):
         if state.step == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if written == 1 and die_in_write:
-            stage.save_file = write_half_and_die
+            safetensors.torch.save_file = write_half_and_die  # as parts.save_state finds it
         stage.checkpoint(state, here)
     save_file(training.tensors(), folder / "end.safetensors")
 
@@ -266,9 +258,9 @@ def in_a_process(context, *arguments):
 
 
 @pytest.mark.faults
+@pytest.mark.promise("checkpoints")
 def test_fifty_kills_in_the_midst_of_a_write_and_three_between_change_nothing(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)  # imported once, so that a process costs no more than its steps
+    context = faulty.context()  # everything is imported once, so that a process costs no more than its steps
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
     assert in_a_process(context, whole, None, False) == 0

@@ -199,6 +199,7 @@ def kill_own_process(folder):
 
 
 @pytest.mark.faults
+@pytest.mark.promise("sweep")
 def test_a_unit_that_takes_every_worker_with_it_is_reported_as_that(tmp_path, caplog):
     tasks = [{"folder": str(tmp_path)}, {"folder": str(tmp_path)}]
     import dask

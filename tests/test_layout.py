@@ -17,6 +17,7 @@ ORDER = [
     ["params"],
     ["artifacts"],
     ["words"],
+    ["parts"],
     ["workers"],
     ["engine"],
     ["download"],

@@ -13,7 +13,7 @@ import toy_sweep
 from conftest import PROJECT
 from toy_sweep import check, diary
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.promise("sweep")]
 
 
 def start(store, n_workers, **environment):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,8 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import engine, gan, stats
-from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, save_json, save_table, unit_seed
+from nafld_utils import engine, gan, parts, stats
+from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, save_table, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare
 
 NAME = "gan"
@@ -97,8 +96,9 @@ def train_gan(run: Run, fold: int) -> None:
 def _planned(run: Run, unit: Unit, fold: int, images: np.ndarray, labels: np.ndarray, device: torch.device) -> int:
     """Steps that take the fold's budget, from a few timed ones; planned once, so that a resumed training ends alike."""
     path: Path = unit.work / "plan.json"
-    if path.is_file():
-        return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
+    stored = parts.load_plan(path)
+    if stored is not None:
+        return int(stored["steps"])
     settings = run.settings.section("gan")
     trial = gan.start_training(images.shape[1], settings, 0, device)
     steps = gan.train(trial, images, labels, settings, 2 * TIMED_STEPS, 0, device)
@@ -109,7 +109,7 @@ def _planned(run: Run, unit: Unit, fold: int, images: np.ndarray, labels: np.nda
         pass
     each = (time.monotonic() - started) / TIMED_STEPS
     planned = max(1, round(budget(run, fold) / each))
-    save_json(path, {"steps": planned, "seconds_a_step": each, "budget": budget(run, fold)})
+    parts.save_plan(path, {"steps": planned, "seconds_a_step": each, "budget": budget(run, fold)})
     return planned
 
 

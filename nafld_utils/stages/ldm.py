@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import autoencoder, diffusion, diffusion_training, engine, sampling, stats
+from nafld_utils import autoencoder, diffusion, diffusion_training, engine, parts, sampling, stats
 from nafld_utils.artifacts import (
     Run,
     Unit,
@@ -22,7 +20,6 @@ from nafld_utils.artifacts import (
     load_table,
     load_weights,
     read_manifest,
-    replacing,
     save_array,
     save_table,
     unit_seed,
@@ -134,7 +131,8 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
             meter(state.step, state.curve[-1]["loss"] if state.curve else float("nan"))
             write(state)
             if _due(state.step, settings["preview_every"], settings["steps"]):
-                save_array(unit.work / f"preview-{state.step:08d}.npy", _preview(run, conditioning, fold, state, stage))
+                look = _preview(run, conditioning, fold, state, stage)
+                parts.save_array(unit.work / f"preview-{state.step:08d}.npz", look)
             if state.step % settings["checkpoint_every"] == 0 and state.step < settings["steps"]:
                 checkpoint(state, unit, settings["keep_checkpoints"])
     counts = diffusion.count_parameters(denoiser)
@@ -144,8 +142,12 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
         raw = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
         save_file(raw, folder / "last.safetensors", metadata=facts)
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
-        for path in sorted(unit.work.glob("preview-*.npy")):
-            shutil.copyfile(path, folder / path.name)
+        for path in sorted(unit.work.glob("preview-*.npz")):
+            look = parts.load_array(path)
+            if look is None:
+                engine.notice(f"{path}: a damaged preview; it is left out.")
+            else:
+                save_array(folder / f"{path.stem}.npy", look)
 
 
 def placed(denoiser: torch.nn.Module, device: torch.device) -> torch.nn.Module:
@@ -231,8 +233,7 @@ def _scalars(run: Run, name: str, fold: int, first: int) -> Iterator[Any]:
 def checkpoint(training: diffusion_training.Training, unit: Unit, keep: int = 2) -> None:
     """Write a resumable state of a unit atomically and keep the newest `keep`."""
     path = unit.work / f"step-{training.step:08d}.safetensors"
-    with replacing(path) as temporary:
-        save_file(training.tensors(), temporary, metadata={"facts": training.facts_json(), "unit": unit.hash})
+    parts.save_state(path, training.tensors(), training.facts_json(), unit.hash)
     for old in sorted(unit.work.glob("step-*.safetensors"))[:-keep]:
         old.unlink()
 
@@ -247,16 +248,15 @@ def resume(training: diffusion_training.Training, unit: Unit) -> bool:
     """
     for path in sorted(unit.work.glob("step-*.safetensors"), reverse=True):
         try:
-            tensors, metadata = load_weights(path)
-            facts = json.loads(metadata["facts"])
+            tensors, facts, owner = parts.load_state(path)
         except (KeyError, ValueError) as error:
-            engine.announce(f"{path}: not a whole checkpoint ({error}); the one before it is used.")
+            engine.notice(f"{path}: not a whole checkpoint ({error}); the one before it is used.")
             path.unlink(missing_ok=True)
             continue
-        if metadata.get("unit") != unit.hash:
+        if owner != unit.hash:
             raise ValueError(
                 f"{path}: expected a checkpoint of these settings ({unit.hash[:12]}), found one of others"
-                f" ({str(metadata.get('unit'))[:12]}); remove {unit.work} and run stage 03 again."
+                f" ({owner[:12]}); remove {unit.work} and run stage 03 again."
             )
         training.restore(tensors, facts)
         return True

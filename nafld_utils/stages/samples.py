@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import autoencoder, engine, preprocess, sampling
-from nafld_utils.artifacts import Run, Unit, load_array, save_array, unit_seed
+from nafld_utils import autoencoder, engine, parts, preprocess, sampling
+from nafld_utils.artifacts import Run, Unit, create_array, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare
 from nafld_utils.stages import gan as gan_stage
 
@@ -163,13 +163,13 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
     for start in range(0, len(table), size):
         path, part = _shard(unit, start), table.iloc[start : start + size]
         if _whole_shard(path, len(part)) is None:
-            save_array(path, paint(part, conditions[start : start + size]))
+            parts.save_array(path, paint(part, conditions[start : start + size]))
         meter(start + len(part))
     with unit.writing(device=str(device), seconds=meter.seconds()) as folder:
         # the set may be larger than memory: it goes from shard to file
-        images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(table), image_size, image_size))
+        images = create_array(folder / "images.npy", (len(table), image_size, image_size))
         for start in range(0, len(table), size):
-            images[start : start + size] = load_array(_shard(unit, start))
+            images[start : start + size] = parts.load_array(_shard(unit, start))
         images.flush()
         del images
         table.to_csv(folder / "table.csv", index=False)
@@ -178,15 +178,12 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
 
 
 def _shard(unit: Unit, start: int) -> Path:
-    return unit.work / f"shard-{start:06d}.npy"
+    return unit.work / f"shard-{start:06d}.npz"
 
 
 def _whole_shard(path: Path, n: int) -> np.ndarray | None:
-    try:
-        shard = load_array(path)
-    except (OSError, ValueError, EOFError):
-        return None
-    return shard if len(shard) == n else None
+    shard = parts.load_array(path)
+    return shard if shard is not None and len(shard) == n else None
 
 
 def check_sources(run: Run, fold: int, table: pd.DataFrame, origin: str) -> None:
