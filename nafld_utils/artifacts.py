@@ -233,8 +233,9 @@ def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = np.uint8
         The disk is too small; without asking first, the process would be killed at a later write.
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    with open(path, "r+b") as handle:
-        os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with open(path, "r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
     return array
 
 
