@@ -7,6 +7,8 @@ shared patient does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 REVISION = 1
@@ -122,6 +124,33 @@ def assert_no_leak(training: pd.DataFrame, held_out: pd.DataFrame) -> None:
             f"split: expected every frame on one side, found one of patient {a} in training that equals one of held-out"
             f" patient {b} ({len(frames)} such frames); remove the copies or merge the patients."
         )
+
+
+def assert_comparable(images: pd.DataFrame, used: Sequence[int], class_names: Sequence[str]) -> None:
+    """Refuse folds whose held-out patients are too few for an interval, before anything is trained for them.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        One row an image: ``patient_id``, ``label``, ``fold``.
+    used : sequence of int
+        Folds that are trained.
+    class_names : (str, str)
+        Names of label 0 and label 1.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two patients of a class are held out of these folds together.
+    """
+    held_out = images[images["fold"].isin(list(used))].drop_duplicates("patient_id")
+    for label, name in enumerate(class_names):
+        count = int((held_out["label"] == label).sum())
+        if count < 2:
+            raise ValueError(
+                f"ldm.folds: expected two or more patients of each class held out of the folds {list(used)} together,"
+                f" found {count} of {name}, which gives no interval over patients; use more folds or add patients."
+            )
 
 
 def assert_trained_without(images: pd.DataFrame, fold: int, source_patients: pd.Series) -> None:

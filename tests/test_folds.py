@@ -97,3 +97,12 @@ def test_a_synthetic_set_of_another_fold_is_refused():
     folds.assert_trained_without(images, 0, pd.Series([1, 3, -1, 9]))
     with pytest.raises(ValueError, match=r"synthetic set of fold 0: .* found patient 4, who is held out"):
         folds.assert_trained_without(images, 0, pd.Series([1, 4, -1]))
+
+
+def test_folds_that_hold_one_patient_of_a_class_are_refused_before_any_training():
+    label = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1])
+    images = pd.DataFrame({"patient_id": range(9), "label": label, "fold": [0, 1, 1, 0, 0, 0, 1, 1, 1]})
+    folds.assert_comparable(images, [1], ("healthy", "fatty"))
+    folds.assert_comparable(images, [0, 1], ("healthy", "fatty"))
+    with pytest.raises(ValueError, match=r"ldm.folds: .* of the folds \[0\] together, found 1 of healthy"):
+        folds.assert_comparable(images, [0], ("healthy", "fatty"))
