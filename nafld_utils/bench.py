@@ -19,8 +19,8 @@ import pandas as pd
 
 from nafld_utils import artifacts, bench_records, figures, size_bench
 from nafld_utils.figures import bench as draw
+from nafld_utils.report import pages
 
-_TEMPLATES = Path(__file__).parent / "templates"
 NOT_RUN = "not run"
 USUAL = tuple(part.name for part in bench_records.PARTS if part.name not in bench_records.LONG)
 COLUMNS = ("part", *bench_records.ROW, "device", "date", "commit", "command")
@@ -79,22 +79,19 @@ def page(folder: Path, failed: Mapping[str, int] | None = None) -> str:
     failed : mapping, optional
         Parts that just failed, with their exit status.
     """
-    import jinja2
-
     table, parts = collect(folder), [_part(part, folder) for part in bench_records.PARTS]
     measured = table[table["what"] != NOT_RUN]
     missing = [part["name"] for part in parts if part["date"] == NOT_RUN]
     summary = f"{len(parts) - len(missing)} of {len(parts)} benchmarks have been run."
     summary += f" Not run: {', '.join(missing)}." if missing else ""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     failures = [
         f"{name}: just failed or broke its bound (exit status {status}); what stands below is its last record."
         for name, status in (failed or {}).items()
     ]
-    return environment.get_template("bench.html.j2").render(
-        css=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
+    return pages.render(
+        "bench.html.j2",
+        title="What the study costs",
+        simulated="",
         summary=summary,
         failures=failures,
         groups=[_group(name, part) for name, part in measured.groupby("part", sort=False)],

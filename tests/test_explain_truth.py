@@ -229,8 +229,8 @@ def test_a_cohort_without_masks_is_told_so_and_keeps_the_rest(swept, everything,
     assert len(checks.gains) == 2
     auc = pd.DataFrame([{"of": "this classifier", "auc": 0.9, "low": 0.8, "high": 0.95, "n_patients": 9}])
     table = answer.what_shap_shows(swept, everything["explained"], auc, checks, stage.stored_study())
-    assert table["answer"].str.contains("a real cohort has no tissue masks").any()
-    assert "not known for real images" in answer.answer(swept, auc, checks, stage.stored_study())
+    assert table["answer"].str.contains("this cohort has no tissue masks").any()
+    assert "not known for these images" in answer.answer(swept, auc, checks, stage.stored_study())
 
 
 def test_labels_are_shuffled_by_patient():
