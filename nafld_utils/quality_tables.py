@@ -237,18 +237,22 @@ def against_references(values: pd.DataFrame, metric: str = "frechet") -> pd.Data
     role = table.drop_duplicates("model").set_index("model")["role"]
     models, rows = role.index[role == "model"], []
     for group, part in table.groupby("class", sort=False):
-        folds = part.pivot_table("value", "fold", "model", dropna=False).dropna(axis="columns", how="all")
-        for model in models.intersection(folds.columns):
+        folds = part.pivot_table("value", "fold", "model", dropna=False).reindex(columns=role.index)
+        known = folds.columns[folds.notna().any()]
+        for model in models:
             others = tuple(f"_{name}" for name in models if name != model)
-            ceilings = [c for c in folds if role[c] == "ceiling" and not c.endswith(others or ("\0",))]
-            lowest = folds[ceilings].mean().idxmin()
-            least, floor = folds[lowest].mean(), folds[FLOOR].mean()
+            ceilings = [c for c in known if role[c] == "ceiling" and not c.endswith(others or ("\0",))]
+            lowest = folds[ceilings].mean().idxmin() if ceilings else ""
+            least, floor = folds[ceilings].mean().min(), folds[FLOOR].mean()
             mean, low, high = stats.over_folds(folds[model].dropna())
             row = {"model": model, "class": group, "mean": mean, "low": low, "high": high}
             row |= {"floor": floor, "lowest_ceiling": least, "ceiling": lowest}
-            row |= {"place": (mean - floor) / (least - floor)}
+            row |= {"place": (mean - floor) / (least - floor) if least != floor else float("nan")}
             found = {c: stats.over_folds((folds[model] - folds[c]).dropna()) for c in ceilings}
-            beyond = max(found, key=lambda c: found[c][2] if np.isfinite(found[c][2]) else found[c][0])
-            row |= {"beyond": beyond, **dict(zip(DIFFERENCE, found[beyond], strict=True))}
-            rows.append({**row, "below_every_ceiling": all(high < 0 for _, _, high in found.values())})
+            # the farthest-reaching interval; without intervals the largest mean
+            ends = {c: np.nan_to_num([high, mean], nan=-np.inf).tolist() for c, (mean, _, high) in found.items()}
+            beyond = max(ends, key=ends.get, default="")
+            row |= {"beyond": beyond, **dict(zip(DIFFERENCE, found.get(beyond, [float("nan")] * 3), strict=True))}
+            below = bool(found) and all(high < 0 for _, _, high in found.values())
+            rows.append({**row, "below_every_ceiling": below})
     return pd.DataFrame(rows)

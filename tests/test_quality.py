@@ -262,6 +262,21 @@ def test_a_model_is_compared_with_a_ceiling_fold_by_fold():
     assert not one["below_every_ceiling"]
 
 
+def test_a_class_without_enough_images_has_a_row_and_no_place():
+    facts = {"metric": "frechet", "sample": "equal", "fold": 0}
+    sets = {"semantic": "model", "real_training": "floor", "noise": "ceiling"}
+    rows = [
+        {"model": m, "role": r, "class": c, "value": 5.0 if c == "both" else float("nan"), **facts}
+        for c in ("fatty", "both")
+        for m, r in sets.items()
+    ]
+    places = quality_tables.against_references(pd.DataFrame(rows)).set_index("class")
+    assert places.index.tolist() == ["fatty", "both"]
+    assert places.loc["fatty", ["mean", "place", "difference"]].isna().all()
+    assert places.loc["fatty", "beyond"] == ""
+    assert not places["below_every_ceiling"].any()
+
+
 # ---------------------------------------------------------------- features
 
 
