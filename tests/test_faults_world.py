@@ -148,7 +148,7 @@ for name in {names!r}:
 def remake(root, names):
     """Remove what these steps make, so that they make it again."""
     made = {"cohort": "cohort", "preprocessed": "preprocess", "traditional": "traditional", "gan": "gan"}
-    made |= {"page": "turing", "answer": "sweep_tables", "quality": "quality", "filtering": "filtered"}
+    made |= {"page": "turing", "answer": "sweep_tables", "quality": "quality/table", "filtering": "filtered"}
     for name in names:
         shutil.rmtree(root / "artifacts" / RUN / made.get(name, "none"), ignore_errors=True)
 
