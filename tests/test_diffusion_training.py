@@ -288,7 +288,7 @@ def kill_again_and_again(whole, killed):
 
 @pytest.mark.faults
 @pytest.mark.promise("checkpoints")
-def test_fifty_kills_in_the_midst_of_a_write_and_three_between_change_nothing(tmp_path):
+def test_fifty_kills_in_the_midst_of_a_write_and_three_between_change_nothing(tmp_path, record_property):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
     # one process without threads and windows, and from it a fork a kill
@@ -299,6 +299,7 @@ def test_fifty_kills_in_the_midst_of_a_write_and_three_between_change_nothing(tm
     ends = [load_file(folder / "end.safetensors") for folder in (whole, killed)]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    record_property("cases", 50 + 3)
 
 
 def newest_step(folder):
