@@ -155,7 +155,7 @@ def save_table(path: str | Path, table: pd.DataFrame) -> Path:
     """Write a table atomically as CSV or Parquet, by the ending of `path`; the index is not kept."""
     with replacing(path) as temporary:
         if Path(path).suffix == ".parquet":
-            table.to_parquet(temporary, index=False)
+            temporary.write_bytes(table.to_parquet(index=False))  # pyarrow takes every path for UTF-8
         else:
             table.to_csv(temporary, index=False)
     return Path(path)
@@ -216,8 +216,27 @@ def load_table(path: str | Path) -> pd.DataFrame:
 
 
 def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
-    """Read an array written by `save_array`, memory-mapped read-only when `mmap`; an archive is no array."""
-    found = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    """Read an array written by `save_array`, memory-mapped read-only when `mmap`.
+
+    Raises
+    ------
+    ValueError
+        The file is no array: an archive, a pickle, or damaged.
+    MemoryError
+        The system gives no memory for it.
+    """
+    try:
+        found = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        pickled = re.search("pickle|Python objects", str(error))
+        reason = "a pickle, which is never opened" if pickled else " ".join(str(error).split())
+        raise ValueError(f"{path}: expected an array, found {reason}; remove it and run its stage again.") from None
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError(
+            f"not enough memory to open {path}; free memory, or lower JOBS or engine.n_workers, and run again"
+        ) from None
     if not isinstance(found, np.ndarray):
         found.close()
         raise ValueError(f"{path}: expected an array, found an archive; remove it and run its stage again.")
@@ -405,17 +424,21 @@ def remove_orphans(path: Path) -> None:
     """Remove the temporary folders ``.<name>.<process>.tmp`` beside a path that killed processes left."""
     for orphan in path.parent.glob(f".{path.name}.*.tmp"):
         owner = orphan.name.rsplit(".", 2)[-2]
-        if not (owner.isdigit() and owner != str(os.getpid()) and _alive(int(owner))):
+        if not (owner.isdigit() and owner != str(os.getpid()) and alive(int(owner))):
             shutil.rmtree(orphan, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine still runs; one that was killed and is not yet waited for does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
+    with contextlib.suppress(OSError):  # a container often has no init that waits for orphans
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return stat.rpartition(")")[2].split()[0] != "Z"
     return True
 
 
@@ -466,7 +489,7 @@ def environment() -> dict[str, Any]:
         commit = subprocess.run(
             ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=10,
             check=True,
         ).stdout.strip()

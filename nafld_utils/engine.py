@@ -153,11 +153,14 @@ def map_units(
         Some tasks failed and `raise_failed`; names the first one.
     """
     tasks = list(tasks)
-    call = functools.partial(_apart, function, unit_of, files_of) if unit_of or files_of else function
+    apart = functools.partial(_apart, function, unit_of, files_of) if unit_of or files_of else None
     waiting = [i for i, task in enumerate(tasks) if unit_of is None or not unit_of(**task).done()]
     results = [(0.0, "")] * len(tasks)
-    for i, result in zip(waiting, _run(call, [tasks[i] for i in waiting], settings, label), strict=True):
-        results[i] = result
+    # First what no other process makes, so that two runs at once share the work; then what is waited for.
+    for call in (functools.partial(apart, False), functools.partial(apart, True)) if apart else (function,):
+        for i, result in zip(waiting, _run(call, [tasks[i] for i in waiting], settings, label), strict=True):
+            results[i] = result
+        waiting = [i for i in waiting if results[i][1] == _ELSEWHERE]
     rows = []
     for task, (seconds, error) in zip(tasks, results, strict=True):
         plain = {key: value for key, value in task.items() if isinstance(value, str | int | float | bool)}
@@ -192,6 +195,13 @@ def _run(
         return _gather(client, look_after, function, tasks, label)
 
 
+_ELSEWHERE = "another process makes it"
+
+
+class _Elsewhere(Exception):
+    """Another process makes this unit now."""
+
+
 _one_unit = threading.RLock()  # a unit may have every thread of its worker, however many Dask gave it
 
 
@@ -200,10 +210,16 @@ def _guarded(function: Callable[..., Any], task: Mapping[str, Any]) -> tuple[flo
         started = time.perf_counter()
         try:
             function(**task)
+        except _Elsewhere:
+            return time.perf_counter() - started, _ELSEWHERE
         except Exception as error:  # a unit must not take the others down
             logging.getLogger(__name__).debug("unit failed\n%s", traceback.format_exc())
             return time.perf_counter() - started, in_words(error)
         return time.perf_counter() - started, ""
+
+
+# How libraries say that an allocator gave nothing; the last is oneDNN's, which torch calls.
+_NO_MEMORY = r"can(?:'t|not) allocate memory|bad_alloc|DefaultCPUAllocator|could not create a primitive"
 
 
 def in_words(error: BaseException) -> str:
@@ -211,7 +227,7 @@ def in_words(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) and "lower" in text:
         return text  # it says itself what to do
-    if isinstance(error, MemoryError) or re.search(r"can(?:'t|not) allocate memory|bad_alloc", text, re.IGNORECASE):
+    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, text, re.IGNORECASE):
         reason = " ".join(str(error).split())[:160] or "the system gave no more"
         return (
             f"MemoryError: not enough memory ({reason}); free memory, or lower JOBS, engine.n_workers or the stage's"
@@ -224,12 +240,13 @@ def _apart(
     function: Callable[..., Any],
     unit_of: Callable[..., Any] | None,
     files_of: Callable[..., Sequence[Path]] | None,
+    wait: bool = True,
     /,
     **task: Any,
 ) -> None:
     """Call `function` while no other process makes the same; not at all where one has."""
     unit = unit_of(**task) if unit_of else None
-    with alone(*([unit.path] if unit else []), *(files_of(**task) if files_of else [])):
+    with alone(*([unit.path] if unit else []), *(files_of(**task) if files_of else []), wait=wait):
         if unit is None or not unit.done():
             function(**task)
 
@@ -293,13 +310,15 @@ def _fetch(future: Any, look_after: Callable[[], str]) -> tuple[float, str]:
 
 
 @contextlib.contextmanager
-def alone(*paths: str | Path) -> Iterator[None]:
+def alone(*paths: str | Path, wait: bool = True) -> Iterator[None]:
     """Make these things in one process at a time: runs at once share the work instead of doing it twice.
 
     Parameters
     ----------
     *paths : path
         What is made. A lock file lies beside each meanwhile; the system drops the lock of a process that dies.
+    wait : bool
+        Wait for another process that makes one of them; else `map_units` hears of it and goes on with other tasks.
 
     Notes
     -----
@@ -308,17 +327,17 @@ def alone(*paths: str | Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         for path in sorted(map(Path, set(paths))):  # in one order everywhere, or two processes wait for each other
-            held.enter_context(_locked(path))
+            held.enter_context(_locked(path, wait))
         yield
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, wait: bool) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     while True:
         with open(lock, "ab") as handle:
-            _lock(handle, path)
+            _lock(handle, path, wait)
             if not _is_at(handle, lock):  # whoever had it has removed it
                 continue
             try:
@@ -328,11 +347,13 @@ def _locked(path: Path) -> Iterator[None]:
             return
 
 
-def _lock(handle: Any, path: Path) -> None:
+def _lock(handle: Any, path: Path, wait: bool) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        announce(f"{path.name}: another process makes it, waiting for that")
+        announce(f"{path.name}: {_ELSEWHERE}, {'waiting for that' if wait else 'going on with the others'}")
+        if not wait:
+            raise _Elsewhere from None
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
         logging.getLogger(__name__).debug("%s cannot be locked: %s", path, error)

@@ -303,5 +303,5 @@ def _remove_orphans(run: Run, stage: str) -> None:
     """Remove what killed runs of this stage left behind; a run that is still alive keeps its file."""
     for path in run.reports.glob(f".{stage}.*.running.ipynb"):
         owner = path.name.removesuffix(".running.ipynb").rsplit(".", 1)[-1]
-        if not Path(f"/proc/{owner}").exists():
+        if not (owner.isdigit() and artifacts.alive(int(owner))):
             path.unlink(missing_ok=True)

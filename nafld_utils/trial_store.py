@@ -1,6 +1,6 @@
 """The store of finished trials: a folder with one ``<hash>.parquet`` a training.
 
-Contract: a trial's file is whole or absent, checked page by page when it is read, so that a killed worker or two
+Contract: a trial's file is whole or absent, its content checked when it is read, so that a killed worker or two
 sweeps at once cost time and never rows. A failed trial leaves ``<hash>.error.json``. No table is made from an
 incomplete grid unless that is asked for, and then it says so.
 """
@@ -49,14 +49,20 @@ def write_trial(store: Path, key: str, scores: pd.DataFrame, facts: Mapping[str,
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pandas(scores[list(SCORE_COLUMNS)], preserve_index=False)
-    facts = json.loads(json.dumps({"hash": key, "rows": len(scores), **facts}, default=str))
+    content = _content(table.to_pandas(ignore_metadata=True))
+    facts = json.loads(json.dumps({"hash": key, "rows": len(scores), **facts, "content": content}, default=str))
     text = json.dumps({**facts, "seal": digest(facts)})
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA: text.encode()})
     path = trial_path(store, key)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)
+    with replacing(path) as temporary, open(temporary, "wb") as handle:  # pyarrow takes every path for UTF-8
+        pq.write_table(table, handle, write_page_checksum=True)
     _error_path(store, key).unlink(missing_ok=True)
     return path
+
+
+def _content(scores: pd.DataFrame) -> str:
+    """Checksum of names, types and values: pages have their own, the names of columns have none."""
+    return digest([[name, str(scores[name].dtype), scores[name].tolist()] for name in scores.columns])
 
 
 def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -74,9 +80,10 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
 
     path = trial_path(store, key)
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with open(path, "rb") as handle:
+            table = pq.read_table(handle, page_checksum_verification=True)
         facts = json.loads(table.schema.metadata[_METADATA])
-        scores = table.select(list(SCORE_COLUMNS)).to_pandas()
+        scores = table.select(list(SCORE_COLUMNS)).to_pandas(ignore_metadata=True)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
@@ -85,8 +92,11 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
             f"{path}: expected a whole trial, found a damaged file ({reason}); it is trained again."
         ) from None
     seal = facts.pop("seal", None)  # trials of earlier versions have none
-    if seal is not None and seal != digest(facts):
+    if (seal or "content" in facts) and seal != digest(facts):
         raise ValueError(f"{path}: expected a whole trial, found its facts changed; it is trained again.")
+    content = facts.pop("content", None)
+    if content is not None and content != _content(scores):
+        raise ValueError(f"{path}: expected a whole trial, found its scores changed; it is trained again.")
     if facts.get("hash") != key or facts.get("rows") != len(scores):
         raise ValueError(f"{path}: expected trial {key}, found {facts.get('hash')}; it is trained again.")
     return scores, facts

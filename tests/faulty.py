@@ -293,6 +293,8 @@ def _content(path):
         scores, facts = trial_store.read_trial(path.parent, path.stem)
         kept = {key: value for key, value in facts.items() if key not in _CLOCKED}
         return hashlib.sha256(scores.to_csv().encode()).hexdigest() + json.dumps(kept, sort_keys=True)
+    if path.suffix == ".safetensors":  # the order of its metadata is left to chance
+        return _tensors(path)
     if path.suffix == ".mat":  # its header states when it was written
         return hashlib.sha256(path.read_bytes()[128:]).hexdigest()
     if path.suffix == ".csv":
@@ -301,6 +303,19 @@ def _content(path):
         if clocked:
             return hashlib.sha256(table.drop(columns=list(clocked)).to_csv().encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _tensors(path):
+    import torch
+
+    from nafld_utils import artifacts
+
+    tensors, metadata = artifacts.load_weights(path)
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def assert_same(found, expected):
@@ -358,13 +373,15 @@ class Calm:
         there = {str(path.relative_to(base)) for path in self._there[order[order.index(step) + 1]]}
         return {name: value for name, value in self._prints.items() if name in there}
 
-    def on_disk(self, step):
-        """Bytes that the run takes before a step on a file system of pages of 4 KiB, its folders included."""
-        files = self._there[step]
-        return sum(-(-path.stat().st_size // 4096) * 4096 for path in files) + 4096 * len({p.parent for p in files})
+    def pages(self, step):
+        """Pages of `PAGE` bytes that the files of the run take before a step; folders take none on a tmpfs."""
+        return sum(-(-path.stat().st_size // PAGE) for path in self._there[step])
 
 
 # ---------------------------------------------------------------- disks
+
+
+PAGE = 4096
 
 
 @contextlib.contextmanager

@@ -267,13 +267,8 @@ def test_damaged_unfinished_work_is_redone_and_ends_alike(calm, tmp_path, step, 
         damage(path, "one bit flipped", rng)
     ended = perform(root, step)
     assert ended.code == 0, ended.said[-3000:]
-    lost = {name for name in calm.after(step) if "/preview-" in name}
-    expected = {name: value for name, value in calm.after(step).items() if name not in lost}
-    made = {name: value for name, value in fingerprint(root).items() if name not in lost}
-    if step == "denoisers":  # a damaged look is left out and named; manifests list the files
-        expected = {name: value for name, value in expected.items() if not name.endswith("run.json")}
-        made = {name: value for name, value in made.items() if not name.endswith("run.json")}
-        assert "damaged preview; it is left out" in ended.said or not any("preview" in p.name for p in found)
-        assert "not a whole checkpoint" in ended.said or not any("step-" in p.name for p in found)
-    assert_same(made, expected)
+    assert_same(fingerprint(root), calm.after(step))
+    assert "not a whole checkpoint" in ended.said or not any("step-" in path.name for path in found)
+    # its checkpoint was damaged too, so that the training drew it again
+    assert "damaged preview" not in ended.said
     record_property("cases", len(found))

@@ -16,11 +16,27 @@ from toy_sweep import check, diary
 pytestmark = [pytest.mark.faults, pytest.mark.promise("sweep")]
 
 
+BEGUN = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs_on():
+    """A test that fails leaves no sweep behind."""
+    yield
+    while BEGUN:
+        driver = BEGUN.pop()
+        driver.kill()
+        driver.wait(60)
+
+
 def start(store, n_workers, **environment):
     """The sweep in a process of its own, with local workers."""
     command = [sys.executable, str(PROJECT / "tests" / "toy_sweep.py"), str(store), str(n_workers)]
     with open(store.with_name("said"), "ab") as said:
-        return subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **environment}, stdout=said, stderr=said)
+        BEGUN.append(
+            subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **environment}, stdout=said, stderr=said)
+        )
+    return BEGUN[-1]
 
 
 def ends_well(driver, store):

@@ -100,9 +100,17 @@ def build_cohort(run: Run) -> Unit:
     unit = cohort_unit(run, fetch=True)
     if unit.done():
         return unit
+    with engine.alone(unit.path):  # one process at a time fills the unit's work folder
+        if not unit.done():
+            _build(run, unit)
+    return unit
+
+
+def _build(run: Run, unit: Unit) -> None:
     simulated = run.settings.cohort.source == "simulated"
     if is_folder(run) or (simulated and run.settings.cohort.n_patients > phantom_folder.ABOVE):
-        return _build_streamed(run, unit)
+        _build_streamed(run, unit)
+        return
     with unit.writing() as folder:
         found = _simulated(run, folder) if simulated else _real(run)
         whole = len(found.images)
@@ -111,10 +119,9 @@ def build_cohort(run: Run) -> Unit:
         if found.masks is not None:
             save_array(folder / "masks.npy", found.masks)
         _save_tables(folder, found, whole)
-    return unit
 
 
-def _build_streamed(run: Run, unit: Unit) -> Unit:
+def _build_streamed(run: Run, unit: Unit) -> None:
     """The cohort of a folder, or a large simulated one: image by image into the unit's work folder, then sealed."""
     s, jobs = run.settings.cohort, _jobs(run)
     try:
@@ -133,7 +140,6 @@ def _build_streamed(run: Run, unit: Unit) -> Unit:
             save_array(folder / "shapes.npy", found.pixels.all_shapes)
         pixel_store.move(unit.work, folder, ["pixels", *["masks"] * (found.masks is not None)])
         _save_tables(folder, found, len(found.images))
-    return unit
 
 
 def _save_tables(folder: Path, found: Cohort, whole: int) -> None:

@@ -98,6 +98,13 @@ def build_preprocessed(run: Run) -> Unit:
     unit = preprocess_unit(run)
     if unit.done():
         return unit
+    with engine.alone(unit.path):  # one process at a time fills the unit's work folder
+        if not unit.done():
+            _preprocess(run, unit)
+    return unit
+
+
+def _preprocess(run: Run, unit: Unit) -> None:
     found, s = open_cohort(run), run.settings
     assigned = _folds(run, found)
     images = found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
@@ -108,7 +115,6 @@ def build_preprocessed(run: Run) -> Unit:
         pixel_store.move(unit.work, folder, list(_arrays(run, found)))
         save_table(folder / "folds.csv", assigned)
         save_table(folder / "images.csv", pd.concat([images, placed], axis=1))
-    return unit
 
 
 def _folds(run: Run, found: Cohort) -> pd.DataFrame:
@@ -244,6 +250,13 @@ def build_traditional(run: Run) -> Unit:
     unit = traditional_unit(run)
     if unit.done():
         return unit
+    with engine.alone(unit.path):
+        if not unit.done():
+            _traditional(run, unit)
+    return unit
+
+
+def _traditional(run: Run, unit: Unit) -> None:
     data = open_preprocessed(run)
     arrays = {"pool": (data.pool.shape, np.uint8), "angles": (data.pool.shape[:2], np.float32)}
     with pixel_store.Store(unit.work, arrays) as store:
@@ -253,7 +266,6 @@ def build_traditional(run: Run) -> Unit:
             store.put("angles", i, angles)
     with unit.writing() as folder:
         pixel_store.move(unit.work, folder, list(arrays))
-    return unit
 
 
 def _rotated(run: Run, name: str, original: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
