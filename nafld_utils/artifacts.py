@@ -310,8 +310,15 @@ class Unit:
         return self.path / name
 
     def done(self) -> bool:
-        """Whether the manifest is there, carries this hash, and every listed file has its content."""
-        return self.fault() is None
+        """Whether the manifest is there, carries this hash, and every listed file has its content.
+
+        Resumable work that lies beside a unit which is done goes: its process was killed before it could clear up.
+        """
+        if self.fault() is not None:
+            return False
+        if self.work.exists():
+            shutil.rmtree(self.work, ignore_errors=True)
+        return True
 
     def fault(self) -> str | None:
         """Why the unit is not done, in words; None when it is."""

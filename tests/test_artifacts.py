@@ -133,6 +133,18 @@ def test_finished_work_removes_the_resumable_part(run):
     assert not unit.work.exists()
 
 
+def test_work_that_a_process_killed_after_sealing_left_goes_with_the_next_look(run):
+    unit = run.unit("scores", settings={"n": 1})
+    make(unit)
+    unit.work.mkdir(parents=True)
+    (unit.work / "half.npy").write_bytes(b"0")
+    other = run.unit("scores", settings={"n": 2})  # not done: its work stays
+    other.work.mkdir(parents=True)
+    assert unit.done()
+    assert not other.done()
+    assert (unit.work.exists(), other.work.exists()) == (False, True)
+
+
 def test_tables_and_arrays_round_trip_without_pickle(tmp_path):
     table = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
     for name in ("t.csv", "t.parquet"):
