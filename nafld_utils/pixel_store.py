@@ -97,6 +97,8 @@ class Store:
             known = False
         if refuse_other and not known and any((folder / f"{name}.npy").exists() for name in wanted):
             raise ValueError(f"{folder}: expected no other arrays, found some; name another folder or remove it.")
+        if not known:  # before the arrays begin anew: what it says is of others, some of which may have been moved away
+            (folder / PROGRESS).unlink(missing_ok=True)
         self.done = int(found["done"]) if known else 0
         self.facts = dict(found["facts"]) if known else {}
         self._wanted = wanted

@@ -665,3 +665,17 @@ def test_a_full_disk_names_the_file_and_keeps_what_was_committed(tmp_path):
     with pixel_store.Store(tmp_path, {"a": ((300, 4096), np.uint8)}) as store:
         assert store.done == 64
         assert store.read("a")[:64].all()
+
+
+def test_a_store_that_begins_anew_forgets_what_was_done_before(tmp_path):
+    """Killed while its arrays were moved, begun again, killed before the first row: nothing of it counts as done."""
+    arrays = {"a": ((4, 2), np.uint8), "b": ((4,), np.uint8)}
+    with pixel_store.Store(tmp_path, arrays) as store:
+        for row in store.remaining(4):
+            store.put("a", row, np.full(2, 7))
+            store.put("b", row, np.full((), 7))
+    (tmp_path / "a.npy").unlink()  # moved away
+    with pixel_store.Store(tmp_path, arrays) as store:
+        assert store.done == 0
+    with pixel_store.Store(tmp_path, arrays) as store:
+        assert store.done == 0, "rows that were never written count as done"
