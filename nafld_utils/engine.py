@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils.artifacts import work_root
+from nafld_utils.artifacts import Unit, work_root
 from nafld_utils.params import EngineSettings
 from nafld_utils.workers import (
     PROGRESS_FILE,
@@ -42,8 +42,8 @@ from nafld_utils.workers import (
 
 __all__ = [
     "PROGRESS_FILE", "StepMeter", "UnitError", "alone", "announce", "compute_threads", "cores", "default_workers",
-    "device", "in_words", "is_headless", "map_units", "notice", "progress", "release_workers", "thread_environment",
-    "worker_threads",
+    "device", "in_words", "is_headless", "map_units", "notice", "once", "progress", "release_workers",
+    "thread_environment", "worker_threads",
 ]  # fmt: skip
 
 LOOK_EVERY = 5.0  # s between two looks after the workers
@@ -329,6 +329,15 @@ def alone(*paths: str | Path, wait: bool = True) -> Iterator[None]:
         for path in sorted(map(Path, set(paths))):  # in one order everywhere, or two processes wait for each other
             held.enter_context(_locked(path, wait))
         yield
+
+
+def once(unit: Unit, make: Callable[[], Any]) -> Unit:
+    """Make a unit in one process at a time, and not at all where it is done."""
+    if not unit.done():
+        with alone(unit.path):
+            if not unit.done():
+                make()
+    return unit
 
 
 @contextlib.contextmanager

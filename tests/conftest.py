@@ -193,3 +193,17 @@ def run(smoke, monkeypatch):
 
     monkeypatch.setenv("NAFLD_ROOT", str(smoke.root))
     return artifacts.open_run("smoke")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium of one module of tests."""
+    from test_report import chromium
+
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

@@ -18,7 +18,6 @@ import nbformat
 import notebook_names
 import pytest
 from conftest import GUARD, PROJECT, make_command
-from test_report import chromium
 
 from nafld_utils import explorers, graph, overview
 
@@ -107,17 +106,6 @@ def wait_for(process, url, out, seconds=90):
         except OSError:
             time.sleep(0.2)
     raise AssertionError(f"no answer in {seconds} s: {out.read_text(encoding='utf-8')}")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import addresses, chromium
+from test_report import addresses
 
 from nafld_utils import turing, turing_answers, turing_import, turing_page, turing_sitting
 
@@ -144,17 +144,6 @@ def test_the_set_is_named_by_its_pictures_and_their_order(sitting):
 
 
 # ---------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -98,12 +98,7 @@ def build_cohort(run: Run) -> Unit:
         The cohort cannot be used; nothing is left behind.
     """
     unit = cohort_unit(run, fetch=True)
-    if unit.done():
-        return unit
-    with engine.alone(unit.path):  # one process at a time fills the unit's work folder
-        if not unit.done():
-            _build(run, unit)
-    return unit
+    return engine.once(unit, lambda: _build(run, unit))
 
 
 def _build(run: Run, unit: Unit) -> None:

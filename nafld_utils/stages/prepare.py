@@ -96,12 +96,7 @@ def preprocess_unit(run: Run) -> Unit:
 def build_preprocessed(run: Run) -> Unit:
     """Make the folds, crops, random resized crops and semantic maps of a run; nothing to do when done."""
     unit = preprocess_unit(run)
-    if unit.done():
-        return unit
-    with engine.alone(unit.path):  # one process at a time fills the unit's work folder
-        if not unit.done():
-            _preprocess(run, unit)
-    return unit
+    return engine.once(unit, lambda: _preprocess(run, unit))
 
 
 def _preprocess(run: Run, unit: Unit) -> None:
@@ -248,12 +243,7 @@ def build_traditional(run: Run) -> Unit:
     Paper: "random resized crops of the original images, rotated between -5 and 5 degrees with a 25% chance".
     """
     unit = traditional_unit(run)
-    if unit.done():
-        return unit
-    with engine.alone(unit.path):
-        if not unit.done():
-            _traditional(run, unit)
-    return unit
+    return engine.once(unit, lambda: _traditional(run, unit))
 
 
 def _traditional(run: Run, unit: Unit) -> None:
