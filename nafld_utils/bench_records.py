@@ -24,6 +24,7 @@ from nafld_utils import artifacts
 
 ROW = ("stage", "what", "per", "seconds", "ratio", "against", "peak_gib")
 FORMAT = 1
+PEAK_RESET = Path("/proc/self/clear_refs")  # of Linux; elsewhere the peak counts from a process's start
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,14 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
     return value
 
 
+def reset_peak() -> None:
+    """Let `peak_gib` count from what the process holds now, where `PEAK_RESET` exists; elsewhere does nothing."""
+    if PEAK_RESET.exists():
+        PEAK_RESET.write_text("5", encoding="ascii")
+
+
 def peak_gib() -> float:
-    """Most memory that this process has held so far, in GiB, libraries and mapped pages included.
+    """Most memory that this process has held since its start or `reset_peak`, GiB, libraries and mapped pages included.
 
     Notes
     -----

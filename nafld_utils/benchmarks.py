@@ -99,11 +99,10 @@ def measure(profile: str, conditioning: str, device: torch.device, fast_steps: i
     step = plain_training(denoiser, lambda: pool.batch(n, generator), settings, options)
     common = {"network": conditioning, "work": "training step", "images": n}
     with arithmetic("fp32", device):
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(device)
+        speed.reset_peak(device)
         seconds = min(speed.timed(step, device, repeats) for _ in range(2))
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else float("nan")
-    yield row(common, PLAIN, speed.Timing(seconds, speed.TRAINING_PASSES * n * flops, peak))
+    yield row(common, PLAIN, speed.Timing(seconds, speed.TRAINING_PASSES * n * flops, speed.peak_gib(device)))
+    del step  # its optimiser's state must not count in what follows
     timings = [
         speed.time_training(ours, shape, settings, options, device, side, repeats, 5 if on_gpu else 2, n)
         for _ in range(2)
@@ -118,8 +117,9 @@ def measure(profile: str, conditioning: str, device: torch.device, fast_steps: i
     z, conditions = torch.randn(at_once, *shape, device=device), conditions.to(device)
     denoiser.eval()
     with arithmetic("fp32", device):
+        speed.reset_peak(device)
         seconds = speed.timed(lambda: plain_sampling(denoiser, options, conditions, z, 500, guidance, walked), device)
-    plain = speed.Timing(seconds / walked * 500 / at_once, 2 * 500 * flops, float("nan"))
+    plain = speed.Timing(seconds / walked * 500 / at_once, 2 * 500 * flops, speed.peak_gib(device))
     yield row(common, f"{PLAIN}: DDIM, 500 steps, two passes", plain)
     for name, scheduler, steps in (("DDIM", "ddim", 500), ("DPM-Solver++", "dpmsolver++", fast_steps)):
         how = {"scheduler": scheduler, "eta": 0.0, "guidance": guidance, "precision": settings["precision"]}

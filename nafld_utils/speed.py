@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nafld_utils import diffusion, sampling
+from nafld_utils import bench_records, diffusion, sampling
 from nafld_utils.diffusion_training import LatentPool, Training, start_training, train
 
 TRAINING_PASSES = 3  # a backward pass costs about two forward passes
@@ -32,7 +32,7 @@ class Timing:
     flops : float
         Floating-point operations in that time, two a multiply-add.
     memory_gib : float
-        Peak memory on a GPU; NaN on a CPU.
+        Peak memory: of the tensors on a GPU, of the whole process on a CPU; NaN where a system does not tell.
     """
 
     seconds: float
@@ -80,8 +80,19 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_gib` count from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        bench_records.reset_peak()
+
+
+def peak_gib(device: torch.device) -> float:
+    """Most memory since `reset_peak`, GiB: of the tensors on a GPU, of the process on a CPU; NaN where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return bench_records.peak_gib() if bench_records.PEAK_RESET.exists() else float("nan")
 
 
 def latents_for(denoiser: nn.Module, shape: tuple[int, int, int], map_size: int, n: int = 64) -> LatentPool:
@@ -141,8 +152,7 @@ def time_training(
     pool = latents_for(denoiser, shape, map_size)
     loss = settings[denoiser.conditioning]["loss"]
     steps = train(training, pool, None, settings, loss, DDPMScheduler(**options), 0, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak(device)
     for _ in range(warmup):
         next(steps)
     _wait(device)
@@ -152,7 +162,7 @@ def time_training(
     _wait(device)
     seconds = (time.perf_counter() - started) / n_steps
     flops = TRAINING_PASSES * n * diffusion.forward_flops(denoiser, shape, map_size)
-    return Timing(seconds, flops, _peak(device))
+    return Timing(seconds, flops, peak_gib(device))
 
 
 def time_sampling(
@@ -184,8 +194,7 @@ def time_sampling(
     walked = min(timed_steps or steps, steps)
     conditions = latents_for(denoiser, shape, map_size, n_images).conditions
     conditions = conditions[:, 0] if conditions.ndim > 1 else conditions
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak(device)
     # a CPU computes whole groups
     drawn = -(-n_images // sampling.CPU_GROUP) * sampling.CPU_GROUP if device.type == "cpu" else n_images
     passes = 1 if how.get("guidance", 1.0) == 1.0 else 2
@@ -197,4 +206,4 @@ def time_sampling(
         device,
         warm=device.type == "cuda" or flops / steps * walked * drawn < LONG,  # a long first call says enough
     )
-    return Timing(whole / drawn * steps / walked, flops, _peak(device))
+    return Timing(whole / drawn * steps / walked, flops, peak_gib(device))

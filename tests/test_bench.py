@@ -198,3 +198,17 @@ def test_peak_memory_is_that_of_the_process_itself():
     assert after - before == pytest.approx(0.5, abs=0.1)
     assert before < bench_records.peak_gib()
     assert held[-1] == 1
+
+
+def test_peak_memory_can_count_anew():
+    code = (
+        "import numpy as np, torch\nfrom nafld_utils import bench_records, speed\n"
+        "block = np.ones(2**29, np.uint8)\ndel block\nprint(bench_records.peak_gib())\n"
+        "speed.reset_peak(torch.device('cpu'))\nprint(speed.peak_gib(torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    whole, since = map(float, done.stdout.split())
+    if not bench_records.PEAK_RESET.exists():
+        assert np.isnan(since)
+    else:
+        assert whole - since == pytest.approx(0.5, abs=0.1)

@@ -20,7 +20,7 @@ def test_timing_scales_and_counts_operations():
     step = speed.time_training(denoiser, (4, 8, 8), settings, options, CPU, 64, n_images=2)
     assert step.flops == 3 * 2 * flops
     assert step.seconds > 0
-    assert math.isnan(step.memory_gib)
+    assert 0.1 < step.memory_gib < 8
     how = {"scheduler": "ddim", "eta": 0.0}
     one, two = (
         speed.time_sampling(denoiser, (4, 8, 8), options, CPU, 64, 8, 40, 2, guidance=guidance, **how)
