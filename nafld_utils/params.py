@@ -41,6 +41,7 @@ def _plain(name: str) -> str:
 
 PlainName = Annotated[str, AfterValidator(_plain)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+OTHER_REPORTS = {"compare": "the comparisons of runs", "bench": "the records of `make bench`"}
 
 _REGION = tuple(f"preprocess.{key}" for key in ("region", "region_box", "threshold", "closing_radius"))
 # The sections a stage reads itself; what it inherits arrives through the stage before it.
@@ -445,6 +446,8 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _across_sections(self) -> Settings:
+        if self.run in OTHER_REPORTS:
+            raise ValueError(f"run must be another name: reports/{self.run} holds {OTHER_REPORTS[self.run]}")
         if self.shap.fold >= self.folds.n_splits:
             raise ValueError(f"shap.fold must be below folds.n_splits {self.folds.n_splits}, got {self.shap.fold}")
         if self.quality.filter_of not in (None, *self.generators):

@@ -62,6 +62,7 @@ def test_scientific_notation_that_yaml_reads_as_text_is_a_number():
         ("ldm.folds=[5]", ["ldm.folds", "[5]"]),
         ("preprocess.crop_scale=[1.0, 0.5]", ["crop_scale"]),
         ("run=../elsewhere", ["run", "'../elsewhere'"]),
+        ("run=compare", ["run must be another name", "reports/compare holds the comparisons of runs"]),
         ("engine.device=gpu", ["engine.device", "'gpu'"]),
         ("n_seeds", ["n_seeds", "key=value"]),
         ("sweep.arms=[gam]", ["sweep.arms", "'gam'", "nearest is gan"]),
