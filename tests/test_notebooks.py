@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 from test_commands import SMALL, words
-from test_report import assert_self_contained, chromium, open_and_look
+from test_report import assert_self_contained, open_and_look
 
 from nafld_utils import artifacts, graph, report
 
@@ -81,17 +81,9 @@ def test_front_page_sums_up_all_stages(smoke, run):
     assert "not run" not in page
 
 
-def test_a_browser_opens_every_page_without_a_request(smoke):
-    path = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        try:
-            for name in ("index", *graph.STAGES):
-                open_and_look(browser, smoke.reports / f"{name}.html")
-        finally:
-            browser.close()
+def test_a_browser_opens_every_page_without_a_request(smoke, browser):
+    for name in ("index", *graph.STAGES):
+        open_and_look(browser, smoke.reports / f"{name}.html")
 
 
 def test_a_second_make_runs_nothing(smoke):

@@ -4,7 +4,6 @@ import base64
 import itertools
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import nbformat
@@ -254,10 +253,7 @@ def test_what_users_name_is_text_on_every_page(hostile):
         assert "<img src=x" not in page
 
 
-def test_a_browser_runs_nothing_that_users_name(hostile, tmp_path):
-    path = chromium()
-    from playwright.sync_api import sync_playwright
-
+def test_a_browser_runs_nothing_that_users_name(hostile, tmp_path, browser):
     # the policy alone has to hold, should a name ever come through as it is
     raw = report.index_html(hostile).replace("<main", f"{HOSTILE}<main")
     pages = {
@@ -265,20 +261,15 @@ def test_a_browser_runs_nothing_that_users_name(hostile, tmp_path):
         "notebook": report.notebook_html(hostile, STAGE, hostile_notebook()),
         "raw": raw,
     }
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        try:
-            for name, text in pages.items():
-                file, dialogs = tmp_path / f"{name}.html", []
-                file.write_text(text, encoding="utf-8")
-                page = browser.new_page()
-                page.on("dialog", lambda dialog, dialogs=dialogs: (dialogs.append(dialog.message), dialog.dismiss()))
-                page.goto(file.as_uri(), wait_until="networkidle")
-                assert not dialogs, name
-                assert page.evaluate("document.querySelectorAll('main script, main img[src=x]').length") == 0
-                page.close()
-        finally:
-            browser.close()
+    for name, text in pages.items():
+        file, dialogs = tmp_path / f"{name}.html", []
+        file.write_text(text, encoding="utf-8")
+        page = browser.new_page()
+        page.on("dialog", lambda dialog, dialogs=dialogs: (dialogs.append(dialog.message), dialog.dismiss()))
+        page.goto(file.as_uri(), wait_until="networkidle")
+        assert not dialogs, name
+        assert page.evaluate("document.querySelectorAll('main script, main img[src=x]').length") == 0
+        page.close()
 
 
 def test_pages_do_not_tell_where_the_users_files_lie(run, tmp_path):
@@ -292,28 +283,9 @@ def test_pages_do_not_tell_where_the_users_files_lie(run, tmp_path):
         assert "…/ours.mat" in page
 
 
-def chromium():
-    """Headless Chromium through Playwright; skipped with a reason where it is not installed."""
-    path = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-    )
-    if path is None:
-        pytest.skip("no chromium on PATH; on Debian: apt-get install chromium")
-    return path
-
-
-def test_a_browser_fetches_nothing_and_shows_the_pages(run, tmp_path):
-    path = chromium()
-    from playwright.sync_api import sync_playwright
-
-    pages = [report.write_index(run), report.write_notebook(run, STAGE)]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        try:
-            for path in pages:
-                open_and_look(browser, path)
-        finally:
-            browser.close()
+def test_a_browser_fetches_nothing_and_shows_the_pages(run, browser):
+    for path in (report.write_index(run), report.write_notebook(run, STAGE)):
+        open_and_look(browser, path)
 
 
 def open_and_look(browser, path):
