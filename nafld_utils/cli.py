@@ -132,7 +132,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _open(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     from nafld_utils import graph
 
-    return graph.open_run(options.profile, options.run, options.set, options.data)
+    run, overrides = graph.open_run(options.profile, options.run, options.set, options.data)
+    graph.check_same_cohort(run)
+    return run, overrides
 
 
 def _sentence(error: BaseException) -> str:

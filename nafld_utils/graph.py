@@ -126,6 +126,31 @@ def open_run(profile: str, run: str = "", overrides: str = "", data: str = "") -
     return Run(params.load(profile, values)), values  # never the run that JupyterLab has open
 
 
+def check_same_cohort(run: Run) -> None:
+    """Refuse to make a run of another cohort under the name of one that is there.
+
+    Raises
+    ------
+    SettingsError
+        Names both cohorts. A cohort that is no longer where it was may have been moved: that is let through.
+    """
+    before = (_read(stamp_path(run, STAGES[0])) or {}).get("settings", {}).get("cohort", {})
+    now = run.settings.section("cohort")
+    was, asked = (_cohort(cohort.get("source"), cohort.get("path")) for cohort in (before, now))
+    moved = before.get("path") and not Path(before["path"]).expanduser().exists()
+    if before and was != asked and not moved and report_path(run, STAGES[0]).exists():
+        raise SettingsError(
+            f"run {run.name} was made of {was}, found {asked} asked for; give the same cohort again, name another run"
+            f" with RUN=<name>, or remove this one with make clean RUN={run.name}."
+        )
+
+
+def _cohort(source: str | None, path: str | None) -> str:
+    if source == "simulated":
+        return "simulated patients"
+    return f"the cohort at {Path(path).expanduser()}" if path else "the published cohort"
+
+
 def preflight(run: Run) -> None:
     """Refuse what would fail an hour later: a full or read-only disk, a GPU that is not there, a missing file.
 
@@ -249,11 +274,21 @@ def settle_times(run: Run, stale: Collection[str], notebooks: Path) -> None:
         os.utime(front, (LONG_AGO, LONG_AGO))
 
 
-def stamp_faults(run: Run) -> dict[str, str]:
-    """Why the stamp of a stage has to move, for the stages where it has to; nothing is written."""
+def stamp_faults(run: Run, *, files_may_be_gone: bool = False) -> dict[str, str]:
+    """Why the stamp of a stage has to move, for the stages where it has to; nothing is written.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    files_may_be_gone : bool
+        Whether files of the user, such as the cohort, may have been moved away since: what was made of them stands.
+    """
     reasons = {}
     for stage in STAGES:
         before, content = _read(stamp_path(run, stage)), json.loads(json.dumps(stamp_content(run, stage)))
+        if before and files_may_be_gone:
+            before["files"] = {path: mark for path, mark in before.get("files", {}).items() if Path(path).exists()}
         if before is None:
             reasons[stage] = "not run yet"
         elif before != content:

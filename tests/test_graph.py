@@ -321,3 +321,25 @@ def test_help_names_every_target():
     said = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     assert all(f"  {name} " in said for name in ("all", "plan", "test", "lint", "lab", "doctor", "clean", "help"))
     assert all(stage in said for stage in graph.STAGES)
+
+
+def test_a_run_is_not_made_anew_of_another_cohort(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    one, other = tmp_path / "one.mat", tmp_path / "other.mat"
+    one.touch(), other.touch()
+    run, _ = graph.open_run("smoke", "mine", data=str(one))
+    graph.write_stamps(run)
+    assert cli.main(["resolve", "--dry-run", "--profile", "smoke", "--run", "mine"]) == 0, "nothing was made of it yet"
+    run.reports.mkdir(parents=True)
+    graph.report_path(run, FIRST).touch()
+    before = graph.stamp_path(run, FIRST).read_text(encoding="utf-8")
+    capsys.readouterr()
+    for data, asked in (([], "simulated patients"), (["--data", str(other)], f"the cohort at {other}")):
+        for command in (["resolve"], ["resolve", "--dry-run"], ["lab"]):
+            assert cli.main([*command, "--profile", "smoke", "--run", "mine", *data]) == cli.USER_ERROR
+            said = capsys.readouterr().err
+            assert f"run mine was made of the cohort at {one}, found {asked} asked for" in said
+            assert "make clean RUN=mine" in said
+    assert graph.stamp_path(run, FIRST).read_text(encoding="utf-8") == before
+    one.rename(tmp_path / "moved.mat")
+    assert cli.main(["resolve", "--dry-run", "--profile", "smoke", "--run", "mine", "--data", f"{other}"]) == 0
