@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -265,10 +266,12 @@ def command(target: str, name: str, given: dict[str, Any]) -> str:
     words = ["make", target, f"PROFILE={given['profile']}"]
     if name != given["profile"]:
         words.append(f"RUN={name}")
+    if overrides.get("cohort.source") == "file" and overrides.get("cohort.path"):
+        del overrides["cohort.source"]
+        words.append(f"DATA={shlex.quote(str(overrides.pop('cohort.path')))}")
     if overrides:
-        words.append(
-            f"SET='{' '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in overrides.items())}'"
-        )
+        pairs = (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
+        words.append("SET='" + " ".join(pairs).replace("'", "'\"'\"'") + "'")  # in quotes even where none are needed
     return " ".join(words)
 
 

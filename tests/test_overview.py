@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,18 @@ def test_the_start_page_is_a_notebook_whose_cells_give_what_it_shows(empty, monk
     assert "1 done, 7 not run" in text
     assert "simulated cohort" in text
     assert "`make lab PROFILE=smoke SET='sweep.n_seeds=3'`" in cells[1].outputs[0].data["text/markdown"]
+
+
+def test_a_command_survives_the_shell_whatever_a_path_or_a_name_holds(empty, tmp_path):
+    cohort = tmp_path / "O'Brien's $HOME images"
+    cohort.mkdir()
+    overrides = "cohort.class_names=['no', 'no finding'] sweep.n_seeds=3"
+    run, given = graph.open_run("smoke", "mine", overrides, str(cohort))
+    line = overview.command("all", "mine", {"profile": "smoke", "overrides": given})
+    words = dict(word.split("=", 1) for word in shlex.split(line)[2:])
+    assert words["DATA"] == str(cohort)
+    again, _ = graph.open_run(words["PROFILE"], words["RUN"], words["SET"], words["DATA"])
+    assert again == run
 
 
 def test_the_commands_of_the_start_page_open_the_runs_that_they_name(empty, capsys):

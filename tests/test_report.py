@@ -1,9 +1,11 @@
 """Reports: what they say, that they carry all they need, and how a browser sees them."""
 
 import base64
+import html
 import itertools
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
 import nbformat
@@ -198,11 +200,16 @@ def test_numbers_are_read_not_stored(stored, shown):
     assert report.number(stored) == shown
 
 
-def test_command_on_the_page_gives_the_same_run(run):
-    given = {"profile": "smoke", "overrides": {"sweep.n_seeds": 3, "cohort.path": "a b'.mat", "run": "x"}}
-    artifacts.save_json(run.root / "settings" / "run.json", given)
-    page = report.index_html(run)
-    assert "make all PROFILE=smoke" in page
+def test_command_on_the_page_gives_the_same_run(run, tmp_path):
+    cohort = tmp_path / "a b'.mat"
+    cohort.touch()
+    asked, given = graph.open_run("smoke", "x", "sweep.n_seeds=3", str(cohort))
+    artifacts.save_json(asked.root / "settings" / "run.json", {"profile": "smoke", "overrides": given})
+    shown = re.search(r'This run: <code class="command">(.*?)</code>', report.index_html(asked))[1]
+    words = dict(word.split("=", 1) for word in shlex.split(html.unescape(shown))[2:])
+    assert words.pop("DATA") == "…/a b'.mat", "the folder is the user's own"
+    again, _ = graph.open_run(words["PROFILE"], words["RUN"], words["SET"], str(cohort))
+    assert again == asked
 
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'></td><script>alert(2)</script><b>bold</b>"

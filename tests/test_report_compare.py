@@ -1,6 +1,8 @@
 """Two runs side by side, and a run's pages in one archive: what goes in, what is refused, what is left behind."""
 
 import re
+import shlex
+import shutil
 import zipfile
 
 import nbformat
@@ -16,9 +18,9 @@ SWEEP = "06_classification_sweep"
 OVER = "patients within class (bootstrap)"
 
 
-def finished(name, overrides="", content="ab12", auc=0.7, n=8, stages=graph.STAGES):
+def finished(name, overrides="", data="", content="ab12", auc=0.7, n=8, stages=graph.STAGES):
     """A run as make leaves it, with toy notebooks, one unit a stage and a few claims."""
-    run, given = graph.open_run("smoke", run=name, overrides=overrides)
+    run, given = graph.open_run("smoke", name, overrides, data)
     artifacts.save_json(run.root / "settings" / "run.json", {"profile": "smoke", "overrides": given})
     graph.write_stamps(run)
     cohort = run.unit("cohort", settings={"content": content})
@@ -185,3 +187,16 @@ def test_an_archive_of_an_unfinished_or_stale_report_is_refused(root):
     ):
         report.write_archive(run)
     assert archive.left_out(run) == ["08_turing_test"]
+
+
+def test_a_run_is_packed_after_its_cohort_was_moved_away_and_asked_for_again_with_all_that_it_was(root):
+    cohort = root / "cohort's folder"
+    cohort.mkdir()
+    (cohort / "images.csv").write_text("image,patient,label\n", encoding="utf-8")
+    run = finished("one", "sweep.n_seeds=3", data=str(cohort))
+    shutil.rmtree(cohort)
+    assert report.write_archive(run).exists()
+    (run.reports / f"{SWEEP}.html").unlink()
+    words = f"""found none; run make all PROFILE=smoke RUN=one DATA={shlex.quote(str(cohort))} SET='sweep.n_seeds=3'."""
+    with pytest.raises(ValueError, match=re.escape(words)):
+        report.write_archive(run)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from nafld_utils import artifacts, graph
+from nafld_utils import artifacts, graph, overview
 from nafld_utils.artifacts import Run
 from nafld_utils.params import SettingsError
 from nafld_utils.report import notebooks, pages
@@ -55,9 +55,8 @@ def require_finished(run: Run) -> None:
     ValueError
         Names the stages without executed notebook, or a page that is missing or older than what it shows.
     """
-    again = f"run make all PROFILE={run.settings.profile}" + (
-        f" RUN={run.name}" if run.name != run.settings.profile else ""
-    )
+    given = pages.read_json(run.root / "settings" / "run.json") or {"profile": run.settings.profile}
+    again = f"run {overview.command('all', run.name, given)}"
     missing = [stage for stage in graph.STAGES if not graph.report_path(run, stage).exists()]
     if missing:
         raise ValueError(
@@ -76,7 +75,7 @@ def require_finished(run: Run) -> None:
     ):
         found = "one older than the notebooks" if index.exists() else "none"
         raise ValueError(f"{index}: expected the front page of the run, found {found}; {again}.")
-    stale = graph.stamp_faults(run)
+    stale = graph.stamp_faults(run, files_may_be_gone=True)
     if stale:
         stage, why = next(iter(stale.items()))
         raise ValueError(f"run {run.name!r} is out of date at {stage}: {why}; {again}.")
