@@ -42,7 +42,7 @@ def check(folder: Path, class_names: Sequence[str], n_splits: int | None = None)
         Everything that is wrong.
     """
     source, table, problems = open_table(folder, class_names)
-    problems += _fold_problems(table, n_splits, class_names)
+    problems += _fold_problems(table, n_splits)
     if problems:
         raise CohortError(source, problems, len(table))
     return table
@@ -95,7 +95,7 @@ def _nearest(name: str, listing: list[str]) -> str:
     return f"; the nearest is {shown(close[0])}" if close else ""
 
 
-def _fold_problems(table: pd.DataFrame, n_splits: int | None, class_names: Sequence[str]) -> list[Problem]:
+def _fold_problems(table: pd.DataFrame, n_splits: int | None) -> list[Problem]:
     if n_splits is None:
         return []
     if table["fold"].notna().any():
@@ -106,13 +106,13 @@ def _fold_problems(table: pd.DataFrame, n_splits: int | None, class_names: Seque
             )
             return [Problem(None, words)]
         return []
-    counts = table.drop_duplicates("patient")["label"].value_counts()
+    counts = table.drop_duplicates("patient")["class_name"].value_counts()
     few = counts[counts < n_splits]
     return [
         Problem(
             None,
             f"expected at least folds.n_splits {n_splits} patients of each class, found {count} of"
-            f' {class_names[int(label)]}; add patients or give SET="folds.n_splits={max(2, count)}"',
+            f' {shown(name)}; add patients or give SET="folds.n_splits={max(2, count)}"',
         )
-        for label, count in few.items()
+        for name, count in few.items()
     ]

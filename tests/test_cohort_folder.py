@@ -15,6 +15,7 @@ from nafld_utils import (
     artifacts,
     cli,
     cohort,
+    cohort_checks,
     cohort_table,
     example_cohort,
     graph,
@@ -321,6 +322,72 @@ def test_labels_of_other_names_are_said_once_with_the_setting(tmp_path):
     path = folder(tmp_path / "a")
     with pytest.raises(cohort_table.CohortError, match=r"1 problem in 8 rows\n.*cohort.class_names=\[benign, malig"):
         cohort.load(path, ("healthy", "fatty"))
+
+
+def labelled(path, *labels, **columns):
+    """The eight images under other labels, one a patient or one a row."""
+    labels = [label for label in labels for _ in range(8 // len(labels))]
+    return folder(path, [{**row, "label": label} for row, label in zip(ROWS, labels, strict=True)], **columns)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["Pneumonia", "healthy"] * 2, "[healthy, Pneumonia]"),
+        (["fatty", "Normal"] * 2, "[Normal, fatty]"),
+        (["Normal", "NORMAL", "Pneumonia", "pneumonia"] * 2, "[Normal, Pneumonia]"),
+        ([2, 1] * 2, "[1, 2]"),
+        (["1.0", "2.0"] * 2, "[1, 2]"),
+        (["Normal", 1] * 2, "[Normal, 1]"),
+    ],
+)
+def test_two_labels_of_which_one_is_unknown_are_said_once_with_the_setting(tmp_path, labels, names):
+    with pytest.raises(cohort_table.CohortError) as caught:
+        cohort.load(labelled(tmp_path / "a", *labels))
+    (problem,) = caught.value.problems
+    assert problem.row is None
+    assert names in problem.text.replace("'", "")
+
+
+def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
+    rows = [{**row, "label": {"benign": "Normal", "malignant": "Pneumonia"}[row["label"]]} for row in ROWS]
+    rows[1]["label"], rows[3]["label"] = "", "Normal"
+    with pytest.raises(cohort_table.CohortError) as caught:
+        cohort_checks.check(folder(tmp_path / "a", rows), ("healthy", "fatty"), n_splits=3)
+    found = [(problem.row, problem.text.split(";")[0]) for problem in caught.value.problems]
+    assert found == [
+        (None, "expected the labels healthy and fatty (cohort.class_names), found Normal and Pneumonia"),
+        (None, "expected at least folds.n_splits 3 patients of each class, found 2 of Normal"),
+        (None, "expected at least folds.n_splits 3 patients of each class, found 2 of Pneumonia"),
+        (3, "expected a label, found nothing"),
+        (5, "expected one label a patient, found Normal here and Pneumonia in row 4 for patient P-1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            ["benign", "malignant", "normal", "malignant"],
+            "expected two labels, found 3: benign (2 rows, first row 2), malignant (4 rows, first row 4),"
+            " normal (2 rows, first row 6); keep the rows of two, or make a table a pair",
+        ),
+        (
+            ["benign", "benign", "cyst", "normal"],
+            "expected two labels, found 3: benign (4 rows, first row 2), cyst (2 rows, first row 6), normal"
+            " (2 rows, first row 8); keep the rows of two, or make a table a pair, and name the two in"
+            " cohort.class_names",
+        ),
+        (
+            ["cyst"],
+            "expected two labels, found cyst (8 rows, first row 2) only; add the other class and name both in"
+            " cohort.class_names",
+        ),
+    ],
+)
+def test_labels_that_are_not_two_are_counted_in_one_line(tmp_path, labels, message):
+    path = labelled(tmp_path / "a", *labels, fold=[0, 0, 0, 0, 1, 1, 1, 1])
+    assert problems(path) == [(None, message)]
 
 
 @pytest.mark.parametrize(
