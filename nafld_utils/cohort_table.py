@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
+
+from nafld_utils import params
 
 REVISION = 1
 TABLE = "images.csv"
@@ -297,11 +300,20 @@ def _in_order(found: list[str], class_names: Sequence[str]) -> list[str]:
 
 
 def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
-    return (
+    """What to do about two labels that the settings do not name; a value of SET is YAML, where ``no`` is no text."""
+    found = (
         f"expected the labels {class_names[0]} and {class_names[1]} (cohort.class_names), found {shown(names[0])} and"
-        f' {shown(names[1])}; give SET="cohort.class_names=[{shown(names[0])}, {shown(names[1])}]", the second name is'
-        " the class to detect"
+        f" {shown(names[1])}"
     )
+    odd = [shown(name) for name in names if not params.PLAIN_NAME.fullmatch(name)]
+    if odd:
+        return (
+            f"{found}; a class needs {params.PLAIN_NAME_RULE}, so rename {' and '.join(odd)} in the table, or write 0"
+            " and 1 there, 1 for the class to detect"
+        )
+    words = [bool(re.fullmatch(r"\w+( \w+)*", name)) and yaml.safe_load(name) == name for name in names]
+    quoted = [name if plain else f"'{name}'" for name, plain in zip(names, words, strict=True)]
+    return f'{found}; give SET="cohort.class_names=[{", ".join(quoted)}]", the second name is the class to detect'
 
 
 def _grades(table: pd.DataFrame, problems: list[Problem]) -> pd.Series:

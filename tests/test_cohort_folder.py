@@ -1,6 +1,7 @@
 """A folder of images as a cohort: formats, faults by row, memory maps, interrupted reading, large simulations."""
 
 import os
+import re
 import sys
 import tracemalloc
 import zlib
@@ -347,6 +348,44 @@ def test_two_labels_of_which_one_is_unknown_are_said_once_with_the_setting(tmp_p
     (problem,) = caught.value.problems
     assert problem.row is None
     assert names in problem.text.replace("'", "")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Normal", "Pneumonia"),
+        ("no", "yes"),
+        ("No Finding", "Pleural Effusion"),
+        ("A, B", "C"),
+        ("1", "2"),
+        ("12:30", "2024-01-01"),
+        ("null", "a: b"),
+        ("grade 0: none", "100 % (all)"),
+        ("1_000", "Ärzte/Ödem"),
+    ],
+)
+def test_the_setting_that_a_message_names_is_taken(tmp_path, monkeypatch, names):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    path = labelled(tmp_path / "a", *names * 2)
+    run, _ = graph.open_run("smoke", "mine", data=str(path))
+    with pytest.raises(cohort_table.CohortError) as caught:
+        graph.check_folder(run)
+    (given,) = re.findall(r'SET="(.*?)"', str(caught.value))
+    run, _ = graph.open_run("smoke", "mine", given, str(path))
+    assert run.settings.cohort.class_names == names
+    graph.check_folder(run)
+    assert cohort.load(path, names).patients["label"].tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "renamed"),
+    [(("Normal", "R&D"), "R&D"), (("_x", "y"), "_x"), (("<5", ">=5"), "<5 and >=5"), (("a", "x" * 61), "x" * 61)],
+)
+def test_a_label_that_cannot_be_a_name_is_to_be_renamed(tmp_path, labels, renamed):
+    ((row, text),) = problems(labelled(tmp_path / "a", *labels * 2))
+    assert row is None
+    assert f"starts with a letter or digit, so rename {renamed} in the table, or write 0 and 1 there" in text
+    assert "SET=" not in text
 
 
 def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
