@@ -59,6 +59,8 @@ class Folder:
         One sentence for reports.
     mark : dict or None
         Content of ``cohort.json`` of a simulated cohort.
+    numbered : bool
+        Whether the table has the labels 0 and 1 instead of names.
     """
 
     images: pd.DataFrame
@@ -68,6 +70,7 @@ class Folder:
     folds: pd.DataFrame | None
     text: str
     mark: dict[str, str] | None
+    numbered: bool
 
 
 def spread(n: int, k: int | None) -> np.ndarray:
@@ -204,7 +207,8 @@ def _assembled(
     folds = None
     if rows["fold"].notna().any():
         folds = rows[["patient_id", "fold"]].drop_duplicates().astype(np.int64).reset_index(drop=True)
-    return Folder(images, pixels, codes, pd.DataFrame({"image_id": names, **user}), folds, text, _mark(folder))
+    sources = pd.DataFrame({"image_id": names, **user})
+    return Folder(images, pixels, codes, sources, folds, text, _mark(folder), bool(rows["is_number"].all()))
 
 
 def _numbered(patient: pd.Series) -> pd.Series:

@@ -132,8 +132,9 @@ def read_table(
     -------
     table : pandas.DataFrame
         One row an image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str, ``label``
-        int, ``class_name`` str (what messages call the label), ``grade`` float (NaN where not known), ``fold`` Int64
-        from 0 (missing where there is no such column). Where there are problems, labels and folds may be missing.
+        int, ``class_name`` str (what messages call the label), ``is_number`` bool (the label is written as 0 or 1),
+        ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column). Where
+        there are problems, labels and folds may be missing.
     problems : list of Problem
         Everything that is wrong with the rows; to be raised as a `CohortError` with what is wrong with the images.
 
@@ -164,6 +165,7 @@ def read_table(
     parsed = table[["row", "image", "patient"]].copy()
     parsed["label"], names, all_known = _labels(table, class_names, problems)
     parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
+    parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
     parsed["grade"] = _grades(table, problems)
     folds = _folds(table, parsed["label"], all_known, problems) if "fold" in columns else None
     parsed["fold"] = pd.array([pd.NA] * len(table)) if folds is None else folds

@@ -27,6 +27,7 @@ from nafld_utils import (
     regions,
     words,
 )
+from nafld_utils.report import pages as report_pages
 from nafld_utils.stages import cohort as stage
 from nafld_utils.stages import looks, prepare
 
@@ -655,6 +656,31 @@ def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study)
     assert "class 1 is malignant" in said.note
     assert "The shipped autoencoder has seen simulated livers alone" in said.note
     assert words.of(artifacts.open_run("smoke")).note == ""
+
+
+def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, study):
+    """A liver cohort may keep the names, and whether they were chosen cannot be told; so nothing is refused."""
+    path = uneven(tmp_path / "a", n=8)
+    said = "its label 0 is read as healthy and 1 as fatty; where they mean something else give SET="
+    run = study(path, cohort__class_names=["healthy", "fatty"])
+    assert said not in words.of(run).note, "nothing is loaded yet"
+    prepare.build_cohort(run)
+    (given,) = re.findall(r'SET="(cohort.*?)"', words.of(run).note)
+    assert said in words.of(run).note
+    assert said in report_pages.simulated(run), "the head of every report"
+    named = study(path, **graph.parse_overrides(given))
+    prepare.build_cohort(named)
+    assert "class 0 is name of 0, class 1 is name of 1" in words.of(named).note
+    assert "is read as" not in words.of(named).note
+    table = pd.read_csv(path / "images.csv")
+    table.assign(label=table["label"].map({0: "healthy", 1: "fatty"})).to_csv(path / "images.csv", index=False)
+    prepare.build_cohort(run)
+    assert run.is_foreign
+    assert "is read as" not in words.of(run).note
+    phantom_folder.write(tmp_path / "liver", 2, 5, n_frames=1)
+    liver = study(tmp_path / "liver", cohort__class_names=["healthy", "fatty"])
+    prepare.build_cohort(liver)
+    assert words.of(liver).note == "", "simulated here, its numbers mean what they mean"
 
 
 def test_regions_and_crops_are_settings(study, tmp_path):
