@@ -154,6 +154,50 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
     return _assembled(folder, used_rows, pixels, codes, sha256, _sentence(folder, used_rows, shapes, counts))
 
 
+def check(
+    folder: Path,
+    class_names: Sequence[str],
+    n_splits: int | None = None,
+    keep: int | None = None,
+    scratch: Path | None = None,
+) -> None:
+    """Check the table of a folder; where something is wrong with it, the images too, so that all is said at once.
+
+    Images of a folder whose table is right are not opened: the stage that decodes them says what is wrong with them.
+
+    Parameters
+    ----------
+    folder : Path
+        The cohort.
+    class_names : (str, str)
+        Names of label 0 and label 1.
+    n_splits : int, optional
+        Folds that are asked for, as in `cohort_checks.check`.
+    keep : int, optional
+        Images a patient that a run decodes, as in `read`.
+    scratch : Path, optional
+        Where the images are decoded into a folder that is removed; by default where the system keeps such folders. If
+        they cannot be written there, what is wrong with the table is said alone.
+
+    Raises
+    ------
+    CohortError
+        Everything that is wrong, by row.
+    """
+    try:
+        cohort_checks.check(folder, class_names, n_splits)
+        return
+    except CohortError as error:
+        found = error
+    problems = found.problems
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix=".check-", dir=scratch) as work:
+        try:
+            read(folder, class_names, Path(work), keep)
+        except CohortError as error:
+            problems = list(dict.fromkeys([*problems, *error.problems]))
+    raise CohortError(found.source, problems, found.n_rows)
+
+
 def open_in_place(folder: Path, class_names: Sequence[str]) -> Folder:
     """Open a folder of the second layout without copying its array; checked and hashed in one pass over it.
 

@@ -41,7 +41,7 @@ class CohortError(ValueError):
     """Everything that is wrong with a folder cohort; the message has a line a problem."""
 
     def __init__(self, source: Path, problems: Iterable[Problem], n_rows: int | None = None) -> None:
-        self.source = source
+        self.source, self.n_rows = source, n_rows
         self.problems = sorted(problems, key=lambda item: (item.row is not None, item.row or 0))
         rows = "" if n_rows is None else f" in {n_rows} rows"
         lines = [f"{source}: {len(self.problems)} problem{'s' * (len(self.problems) != 1)}{rows}"]

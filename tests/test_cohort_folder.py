@@ -482,12 +482,37 @@ def test_names_stay_text_and_are_safe_in_a_spreadsheet(tmp_path):
 def test_the_command_line_lists_every_problem_before_a_kernel_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     path = folder(tmp_path / "a", changed(1, image="no.png", label="x"))
+    (path / "20.png").write_bytes(b"no image")
+    Image.fromarray(picture(0)).save(path / "30.png")  # a copy of the first patient's
     arguments = ["--profile", "smoke", "--run", "mine", "--data", str(path)]
     for way in ([], ["--dry-run"]):
         classes = ["--set", "cohort.class_names=[benign, malignant]"]
         assert cli.main(["resolve", *arguments, *classes, *way]) == cli.USER_ERROR
         lines = capsys.readouterr().err.splitlines()
-        assert [line.split(":")[0] for line in lines] == ["nafld", "  row 3", "  row 3"]
+        assert [line.split(":")[0] for line in lines] == ["nafld", *["  row 3"] * 2, "  row 6", "  row 8"]
+        assert "20.png: expected a PNG" in lines[3]
+        assert "pixels of 30.png of patient P-3 in row 2 under patient P-0 too" in lines[4]
+        assert not [left for left in tmp_path.rglob("*") if path not in (left, left.parent) and not left.is_dir()]
+        assert not list(tmp_path.rglob(".check-*"))
+
+
+def test_images_are_opened_before_a_kernel_starts_only_where_the_table_is_wrong(tmp_path, study, monkeypatch):
+    path, opened = folder(tmp_path / "a"), []
+    read = image_files.read
+    monkeypatch.setattr(image_files, "read", lambda file: opened.append(file.name) or read(file))
+    run = study(path, folds__n_splits=2)
+    graph.preflight(run)
+    assert opened == []
+    with pytest.raises(cohort_table.CohortError, match=r"folds\.n_splits 3"):
+        graph.preflight(study(path, folds__n_splits=3, cohort__frames_per_patient=1))
+    assert opened == ["00.png", "10.png", "20.png", "30.png"], "those that the run would decode"
+
+
+def test_a_table_is_checked_where_its_images_cannot_be_decoded(tmp_path, study, monkeypatch):
+    small = namedtuple("usage", "free")(1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: small)
+    with pytest.raises(cohort_table.CohortError, match=r"found no no\.png"):
+        graph.check_folder(study(folder(tmp_path / "a", changed(1, image="no.png"))))
 
 
 # ---------------------------------------------------------------- folds
