@@ -27,6 +27,9 @@ REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 SHOWN = 200  # problems in a message (choice)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
+_SEPARATOR = re.compile(
+    r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n?|\n|$)', re.IGNORECASE
+)  # first line of Excel, not shown by it
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -120,9 +123,9 @@ def read_table(
     Parameters
     ----------
     source : Path
-        A CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar. Columns ``image`` (file
-        in the folder), ``patient`` (any text), ``label`` (a class name, or 0 or 1) and optionally ``grade`` (a number
-        a patient), ``fold`` (a whole number a patient); others are not read.
+        A CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first line
+        ``sep=;`` says. Columns ``image`` (file in the folder), ``patient`` (any text), ``label`` (a class name, or 0 or
+        1) and optionally ``grade`` (a number a patient), ``fold`` (a whole number a patient); others are not read.
     class_names : (str, str)
         Names of label 0 and label 1.
     need_images : bool
@@ -199,8 +202,10 @@ def _text(source: Path) -> str:
 def _rows(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header and the rows that hold anything, each with its number."""
     text = _text(source)
+    stated = _SEPARATOR.match(text)
+    text = text[stated.end() :] if stated else text
     first = next((line for line in text.splitlines() if line.strip()), "")
-    separator = max(",;\t|", key=lambda mark: (_known(first.split(mark)), first.count(mark)))
+    separator = stated[1] if stated else max(",;\t|", key=lambda mark: (_known(first.split(mark)), first.count(mark)))
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except csv.Error as error:

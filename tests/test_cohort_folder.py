@@ -464,6 +464,16 @@ def test_tables_of_any_spreadsheet_are_read(tmp_path, encoding, separator):
     assert cohort.load(path, NAMES).patients["grade"].tolist() == [0.5, 1.5, 2.5, 3.5]
 
 
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\n', "SEP=;;;\n", "\ufeffsep=;\r\n"])
+def test_a_first_line_that_tells_excel_the_separator_is_no_header(tmp_path, first):
+    path = folder(tmp_path / "a", changed(2, patient="P-0, again"))
+    text = (path / "images.csv").read_text().replace('"', "").replace(",", ";").replace("; again", ", again")
+    (path / "images.csv").write_text(first + text)
+    assert cohort.load(path, NAMES).sources["patient"][2] == "P-0, again"
+    (path / "images.csv").write_text(first + text.replace("00.png", "no.png"))
+    assert problems(path)[0][0] == 2, "a spreadsheet does not show that line"
+
+
 def test_without_a_table_the_columns_are_named(tmp_path):
     with pytest.raises(cohort_table.CohortError, match=r"images\.csv with the columns image, patient and label, found"):
         cohort.load(tmp_path)
