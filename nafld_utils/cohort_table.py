@@ -23,13 +23,13 @@ from nafld_utils import params
 
 REVISION = 1
 TABLE = "images.csv"
+SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 SHOWN = 200  # problems in a message (choice)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
-_SEPARATOR = re.compile(
-    r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n?|\n|$)', re.IGNORECASE
-)  # first line of Excel, not shown by it
+# A first line that Excel obeys and does not show.
+_SEPARATOR = re.compile(r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n?|\n|$)', re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -105,14 +105,15 @@ def find_table(folder: Path) -> Path:
     """
     if (folder / TABLE).is_file():
         return folder / TABLE
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "~$")))
+    found = [path for path in files if path.suffix.lower() == ".csv"]
     if len(found) == 1:
         return found[0]
-    what = "none" if not found else ", ".join(shown(path.name) for path in found[:5])
-    raise CohortError(
-        folder,
-        [Problem(None, f"expected a file {TABLE} with the columns image, patient and label, found {what}; write one")],
-    )
+    sheets = [] if found else [path for path in files if path.suffix.lower() in SHEETS]
+    what = ", ".join(shown(path.name) for path in (found or sheets)[:5]) or "none"
+    remedy = f"save the sheet as CSV UTF-8 under the name {TABLE}" if sheets else "write one"
+    wanted = f"expected a file {TABLE} with the columns image, patient and label"
+    raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
 
 
 def read_table(

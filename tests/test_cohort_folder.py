@@ -479,6 +479,20 @@ def test_without_a_table_the_columns_are_named(tmp_path):
         cohort.load(tmp_path)
 
 
+def test_a_sheet_is_to_be_saved_as_csv(tmp_path):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").rename(path / "images.xlsx")
+    for name in ("~$images.xlsx", "._images.xlsx", "._images.csv"):  # Excel has it open, macOS left it
+        (path / name).write_bytes(b"")
+    wanted = "expected a file images.csv with the columns image, patient and label, found"
+    assert problems(path) == [
+        (None, f"{wanted} images.xlsx; save the sheet as CSV UTF-8 under the name images.csv"),
+    ]
+    for name in ("b.csv", "c.csv"):
+        (path / name).write_text("image\n")
+    assert problems(path) == [(None, f"{wanted} b.csv, c.csv; write one")]
+
+
 def test_names_stay_text_and_are_safe_in_a_spreadsheet(tmp_path):
     names = ["=HYPERLINK(1)", "<script>alert(1)</script>", "@x", "-1"]
     rows = [{**row, "patient": names[int(row["patient"][2])]} for row in ROWS]
