@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,8 +74,10 @@ def _inside(folder: Path, root: Path, name: str) -> tuple[Path | None, str]:
         return None, ""  # the table's own check has said so
     try:
         path = folder / name
-        if "\\" in name and not path.exists():  # written on Windows
-            path = folder / name.replace("\\", "/")
+        if not os.path.exists(path):  # written on Windows, or with letters composed otherwise than the file system's
+            plain = name.replace("\\", "/")
+            others = (folder / other for other in (plain, *(unicodedata.normalize(f, plain) for f in ("NFC", "NFD"))))
+            path = next((other for other in others if os.path.exists(other)), path)
         if not path.resolve().is_relative_to(root):
             return None, f"expected an image inside the folder, found {shown(name)}; move it there"
     except (OSError, ValueError, RuntimeError):  # too long a name, a loop of links

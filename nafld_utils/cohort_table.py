@@ -371,10 +371,12 @@ def _check_names(table: pd.DataFrame, need_images: bool, problems: list[Problem]
     for name in ("image", "patient") if need_images else ("patient",):
         problems += [Problem(row, f"expected {name}, found nothing") for row in table.loc[table[name] == "", "row"]]
     if need_images:
-        again = table[table["image"].duplicated() & (table["image"] != "")]
-        first = table.drop_duplicates("image").set_index("image")["row"]
-        for row, image in zip(again["row"], again["image"], strict=True):
-            problems.append(Problem(row, f"expected each image once, found {shown(image)} in row {first[image]} too"))
+        image = table["image"].str.normalize("NFC")
+        again = image[image.duplicated() & (image != "")]
+        first = table.groupby(image)["row"].first()
+        for place, name in again.items():
+            what = f"expected each image once, found {shown(name)} in row {first[name]} too"
+            problems.append(Problem(int(table["row"].loc[place]), what))
 
 
 def _check_patients(parsed: pd.DataFrame, all_known: bool, problems: list[Problem]) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import tracemalloc
+import unicodedata
 import zlib
 from collections import namedtuple
 
@@ -264,6 +265,21 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
 def test_a_wrong_row_is_named(tmp_path, number, values, message):
     with pytest.raises(cohort_table.CohortError, match=message):
         cohort.load(folder(tmp_path / "a", changed(number, **values)), NAMES)
+
+
+@pytest.mark.parametrize(("here", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_that_are_composed_otherwise_are_the_same(tmp_path, here, there):
+    written, stored = (unicodedata.normalize(form, "Ü/müde é.png") for form in (here, there))
+    path = folder(tmp_path / "a", changed(1, image=written.replace("/", "\\")))
+    (path / stored).parent.mkdir()
+    (path / "01.png").rename(path / stored)
+    assert (cohort.load(path, NAMES).pixels[1] == picture(1)).all()
+    rows = [dict(row) for row in ROWS]
+    rows[1]["image"], rows[0]["image"] = written, stored
+    pd.DataFrame(rows).to_csv(path / "images.csv", index=False)
+    ((row, text),) = problems(path)
+    assert row == 3
+    assert text == "expected each image once, found Ü/müde é.png in row 2 too"
 
 
 def test_files_that_a_run_leaves_out_are_checked_too(tmp_path):
