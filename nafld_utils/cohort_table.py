@@ -25,6 +25,11 @@ REVISION = 1
 TABLE = "images.csv"
 SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
+SYNONYMS = {  # what other tables call the columns, likeliest first, without blanks and underscores
+    "image": ("filename", "file", "path", "filepath", "imagepath", "imagename", "imagefile", "imageid"),
+    "patient": ("patientid", "subject", "subjectid", "case", "caseid", "participantid", "id"),
+    "label": ("class", "classname", "diagnosis", "target", "category"),
+}
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 SHOWN = 200  # problems in a message (choice)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
@@ -234,10 +239,14 @@ def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, in
             places[name] = folded.index(name)
             continue
         close = difflib.get_close_matches(name, [other.casefold() for other in others], n=1, cutoff=0.6)
-        nearest = f"; the nearest is {shown(close[0])}, rename it" if close else ""
         if name in required:
             found = ", ".join(shown(other, 30) for other in header[:12]) or "nothing"
-            problems.append(Problem(None, f"expected a column {name}, found {found}{nearest or '; add it'}"))
+            meant = {re.sub(r"[\s_-]", "", other.casefold()): other for other in reversed(others)}
+            likely = next((meant[other] for other in SYNONYMS[name] if other in meant), None)
+            remedy = f"the nearest is {shown(close[0])}, rename it" if close else "add it"
+            if likely is not None:
+                remedy = f"if {shown(likely, 30)} is meant, rename it to {name}"
+            problems.append(Problem(None, f"expected a column {name}, found {found}; {remedy}"))
         elif name in OPTIONAL and close and difflib.SequenceMatcher(None, name, close[0]).ratio() > 0.8:
             problems.append(
                 Problem(None, f"column {shown(close[0])} is not read; rename it to {name}, or to something else")

@@ -469,6 +469,28 @@ def test_a_damaged_table_is_refused(tmp_path, content, message):
         cohort.load(path, NAMES)
 
 
+@pytest.mark.parametrize(
+    ("header", "meant"),
+    [
+        ("filename,subject,diagnosis", ["filename", "subject", "diagnosis"]),
+        ("id,File,target", ["File", "id", "target"]),
+        ("image_id,path,Patient ID,class,patients", ["path", "Patient ID", "class"]),
+        ("id,patient_id,Image Path,category", ["Image Path", "patient_id", "category"]),
+        ("image,id,label", [None, "id", None]),
+    ],
+)
+def test_columns_under_other_names_are_recognized(tmp_path, header, meant):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").write_text(f"{header}\n00.png,1,0\n")
+    names = ("image", "patient", "label")
+    wanted = [
+        f"expected a column {name}, found {header.replace(',', ', ')}; if {other} is meant, rename it to {name}"
+        for name, other in zip(names, meant, strict=True)
+        if other
+    ]
+    assert [text for _, text in problems(path)] == wanted
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_tables_of_any_spreadsheet_are_read(tmp_path, encoding, separator):
