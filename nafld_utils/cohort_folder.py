@@ -426,9 +426,12 @@ def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict
     low, high = shapes.min(axis=0), shapes.max(axis=0)
     size = f"{low[1]} x {low[0]}" if (low == high).all() else f"{low[1]} x {low[0]} to {high[1]} x {high[0]}"
     done = [f"{counts[name]} {words}" for name, words in CONVERSIONS.items() if counts[name]]
-    own = (rows["patient"] == rows["patient_id"].astype(str)).all()
+    if (rows["patient"].str.lstrip("0") != rows["patient_id"].astype(str)).any():
+        done.append("patients are numbered in the order of the table, sources.csv has their names")
+    elif rows["patient"].str.startswith("0").any():
+        done.append("patients keep their numbers without leading zeros, sources.csv has them as written")
     return (
         f"Folder {shown(folder.name)}: {len(rows)} images of {rows['patient_id'].nunique()} patients, {size} pixels"
         + "".join(f"; {text}" for text in done)
-        + ("." if own else "; patients are numbered in the order of the table, sources.csv has their names.")
+        + "."
     )

@@ -84,11 +84,24 @@ def test_whole_numbers_stay_the_patients_ids(tmp_path):
     found = cohort.load(folder(tmp_path / "a", rows), NAMES)
     assert found.patients["patient_id"].tolist() == [7, 14, 21, 28]
     assert (found.pixels[0] == picture(6)).all(), "patients come in the order of their ids"
+    assert "patients keep" not in found.provenance["text"]
+    assert "patients are numbered" not in found.provenance["text"]
+
+
+def test_numbers_with_leading_zeros_are_not_said_to_be_counted(tmp_path):
+    rows = [{**row, "patient": f"{7 * (4 - int(row['patient'][2])):03d}"} for row in ROWS]
+    found = cohort.load(folder(tmp_path / "a", rows), NAMES)
+    assert found.patients["patient_id"].tolist() == [7, 14, 21, 28]
+    assert found.sources["patient"].tolist()[::2] == ["007", "014", "021", "028"]
+    assert "; patients keep their numbers without leading zeros, sources.csv has them" in found.provenance["text"]
+    assert "in the order of the table" not in found.provenance["text"]
 
 
 def test_numbers_that_are_two_names_of_one_number_are_names(tmp_path):
     rows = [{**row, "patient": ["1", "01", "2", "x"][int(row["patient"][2])]} for row in ROWS]
-    assert cohort.load(folder(tmp_path / "a", rows), NAMES).patients["patient_id"].tolist() == [1, 2, 3, 4]
+    found = cohort.load(folder(tmp_path / "a", rows), NAMES)
+    assert found.patients["patient_id"].tolist() == [1, 2, 3, 4]
+    assert "; patients are numbered in the order of the table, sources.csv has their names" in found.provenance["text"]
 
 
 # ---------------------------------------------------------------- formats
