@@ -547,6 +547,11 @@ class Run:
         given = self.settings.cohort.source == "file" and stored.get("format") == "folder"
         return given and stored.get("model") != "phantom"
 
+    @property
+    def has_numbered_labels(self) -> bool:
+        """Whether the table of a folder says 0 and 1, so that the names of its classes come from the settings alone."""
+        return self._provenance().get("labels") == "numbers"
+
     def _provenance(self) -> dict[str, Any]:
         """Provenance of the stored cohort; empty where none is loaded yet."""
         try:

@@ -61,7 +61,8 @@ class Cohort:
     provenance : mapping
         ``kind`` ("published file", "same content", "other content" or "simulated"), ``text`` (one sentence for
         reports), ``sha256`` (of all decoded pixels, in hex), ``format`` ("folder" of a folder of images),
-        ``model`` ("phantom" of a folder that this study's simulator wrote).
+        ``labels`` of a folder's table ("names" or "numbers"), ``model`` ("phantom" of a folder that this study's
+        simulator wrote).
     masks : (N, H, W) uint8 ndarray or None
         Tissue codes of simulated images (`phantom.TISSUES`); None for real ones.
     folds : pandas.DataFrame or None
@@ -259,7 +260,7 @@ def _of_folder(found: cohort_folder.Folder) -> Cohort:
     if found.mark is not None:
         text = f"{found.mark[cohort_folder.MARK]} {provenance['text']}"
         provenance = {"kind": "simulated", "text": text, "model": found.mark.get("model", "")}
-    provenance |= {"sha256": sha256, "format": "folder"}
+    provenance |= {"sha256": sha256, "format": "folder", "labels": "numbers" if found.numbered else "names"}
     patients = found.images[list(PATIENT_COLUMNS)].drop_duplicates().reset_index(drop=True)
     return Cohort(found.images, patients, found.pixels, provenance, found.masks, found.folds, found.sources)
 

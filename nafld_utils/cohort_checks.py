@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def check(folder: Path, class_names: Sequence[str], n_splits: int | None = None)
         Everything that is wrong.
     """
     source, table, problems = open_table(folder, class_names)
-    problems += _fold_problems(table, n_splits, class_names)
+    problems += _fold_problems(table, n_splits)
     if problems:
         raise CohortError(source, problems, len(table))
     return table
@@ -73,8 +74,10 @@ def _inside(folder: Path, root: Path, name: str) -> tuple[Path | None, str]:
         return None, ""  # the table's own check has said so
     try:
         path = folder / name
-        if "\\" in name and not path.exists():  # written on Windows
-            path = folder / name.replace("\\", "/")
+        if not os.path.exists(path):  # written on Windows, or with letters composed otherwise than the file system's
+            plain = name.replace("\\", "/")
+            others = (folder / other for other in (plain, *(unicodedata.normalize(f, plain) for f in ("NFC", "NFD"))))
+            path = next((other for other in others if os.path.exists(other)), path)
         if not path.resolve().is_relative_to(root):
             return None, f"expected an image inside the folder, found {shown(name)}; move it there"
     except (OSError, ValueError, RuntimeError):  # too long a name, a loop of links
@@ -95,7 +98,7 @@ def _nearest(name: str, listing: list[str]) -> str:
     return f"; the nearest is {shown(close[0])}" if close else ""
 
 
-def _fold_problems(table: pd.DataFrame, n_splits: int | None, class_names: Sequence[str]) -> list[Problem]:
+def _fold_problems(table: pd.DataFrame, n_splits: int | None) -> list[Problem]:
     if n_splits is None:
         return []
     if table["fold"].notna().any():
@@ -106,13 +109,13 @@ def _fold_problems(table: pd.DataFrame, n_splits: int | None, class_names: Seque
             )
             return [Problem(None, words)]
         return []
-    counts = table.drop_duplicates("patient")["label"].value_counts()
+    counts = table.drop_duplicates("patient")["class_name"].value_counts()
     few = counts[counts < n_splits]
     return [
         Problem(
             None,
             f"expected at least folds.n_splits {n_splits} patients of each class, found {count} of"
-            f' {class_names[int(label)]}; add patients or give SET="folds.n_splits={max(2, count)}"',
+            f' {shown(name)}; add patients or give SET="folds.n_splits={max(2, count)}"',
         )
-        for label, count in few.items()
+        for name, count in few.items()
     ]

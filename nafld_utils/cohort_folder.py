@@ -59,6 +59,8 @@ class Folder:
         One sentence for reports.
     mark : dict or None
         Content of ``cohort.json`` of a simulated cohort.
+    numbered : bool
+        Whether the table has the labels 0 and 1 instead of names.
     """
 
     images: pd.DataFrame
@@ -68,6 +70,7 @@ class Folder:
     folds: pd.DataFrame | None
     text: str
     mark: dict[str, str] | None
+    numbered: bool
 
 
 def spread(n: int, k: int | None) -> np.ndarray:
@@ -151,6 +154,50 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
     return _assembled(folder, used_rows, pixels, codes, sha256, _sentence(folder, used_rows, shapes, counts))
 
 
+def check(
+    folder: Path,
+    class_names: Sequence[str],
+    n_splits: int | None = None,
+    keep: int | None = None,
+    scratch: Path | None = None,
+) -> None:
+    """Check the table of a folder; where something is wrong with it, the images too, so that all is said at once.
+
+    Images of a folder whose table is right are not opened: the stage that decodes them says what is wrong with them.
+
+    Parameters
+    ----------
+    folder : Path
+        The cohort.
+    class_names : (str, str)
+        Names of label 0 and label 1.
+    n_splits : int, optional
+        Folds that are asked for, as in `cohort_checks.check`.
+    keep : int, optional
+        Images a patient that a run decodes, as in `read`.
+    scratch : Path, optional
+        Where the images are decoded into a folder that is removed; by default where the system keeps such folders. If
+        they cannot be written there, what is wrong with the table is said alone.
+
+    Raises
+    ------
+    CohortError
+        Everything that is wrong, by row.
+    """
+    try:
+        cohort_checks.check(folder, class_names, n_splits)
+        return
+    except CohortError as error:
+        found = error
+    problems = found.problems
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix=".check-", dir=scratch) as work:
+        try:
+            read(folder, class_names, Path(work), keep)
+        except CohortError as error:
+            problems = list(dict.fromkeys([*problems, *error.problems]))
+    raise CohortError(found.source, problems, found.n_rows)
+
+
 def open_in_place(folder: Path, class_names: Sequence[str]) -> Folder:
     """Open a folder of the second layout without copying its array; checked and hashed in one pass over it.
 
@@ -204,7 +251,8 @@ def _assembled(
     folds = None
     if rows["fold"].notna().any():
         folds = rows[["patient_id", "fold"]].drop_duplicates().astype(np.int64).reset_index(drop=True)
-    return Folder(images, pixels, codes, pd.DataFrame({"image_id": names, **user}), folds, text, _mark(folder))
+    sources = pd.DataFrame({"image_id": names, **user})
+    return Folder(images, pixels, codes, sources, folds, text, _mark(folder), bool(rows["is_number"].all()))
 
 
 def _numbered(patient: pd.Series) -> pd.Series:
@@ -378,9 +426,12 @@ def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict
     low, high = shapes.min(axis=0), shapes.max(axis=0)
     size = f"{low[1]} x {low[0]}" if (low == high).all() else f"{low[1]} x {low[0]} to {high[1]} x {high[0]}"
     done = [f"{counts[name]} {words}" for name, words in CONVERSIONS.items() if counts[name]]
-    own = (rows["patient"] == rows["patient_id"].astype(str)).all()
+    if (rows["patient"].str.lstrip("0") != rows["patient_id"].astype(str)).any():
+        done.append("patients are numbered in the order of the table, sources.csv has their names")
+    elif rows["patient"].str.startswith("0").any():
+        done.append("patients keep their numbers without leading zeros, sources.csv has them as written")
     return (
         f"Folder {shown(folder.name)}: {len(rows)} images of {rows['patient_id'].nunique()} patients, {size} pixels"
         + "".join(f"; {text}" for text in done)
-        + ("." if own else "; patients are numbered in the order of the table, sources.csv has their names.")
+        + "."
     )

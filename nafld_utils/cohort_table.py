@@ -9,18 +9,32 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
+
+from nafld_utils import params
 
 REVISION = 1
 TABLE = "images.csv"
+SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
+SYNONYMS = {  # what other tables call the columns, likeliest first, without blanks and underscores
+    "image": ("filename", "file", "path", "filepath", "imagepath", "imagename", "imagefile", "imageid"),
+    "patient": ("patientid", "subject", "subjectid", "case", "caseid", "participantid", "id"),
+    "label": ("class", "classname", "diagnosis", "target", "category"),
+}
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 SHOWN = 200  # problems in a message (choice)
+_NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
+# A first line that Excel obeys and does not show.
+_SEPARATOR = re.compile(r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n?|\n|$)', re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -35,7 +49,7 @@ class CohortError(ValueError):
     """Everything that is wrong with a folder cohort; the message has a line a problem."""
 
     def __init__(self, source: Path, problems: Iterable[Problem], n_rows: int | None = None) -> None:
-        self.source = source
+        self.source, self.n_rows = source, n_rows
         self.problems = sorted(problems, key=lambda item: (item.row is not None, item.row or 0))
         rows = "" if n_rows is None else f" in {n_rows} rows"
         lines = [f"{source}: {len(self.problems)} problem{'s' * (len(self.problems) != 1)}{rows}"]
@@ -96,14 +110,15 @@ def find_table(folder: Path) -> Path:
     """
     if (folder / TABLE).is_file():
         return folder / TABLE
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "~$")))
+    found = [path for path in files if path.suffix.lower() == ".csv"]
     if len(found) == 1:
         return found[0]
-    what = "none" if not found else ", ".join(shown(path.name) for path in found[:5])
-    raise CohortError(
-        folder,
-        [Problem(None, f"expected a file {TABLE} with the columns image, patient and label, found {what}; write one")],
-    )
+    sheets = [] if found else [path for path in files if path.suffix.lower() in SHEETS]
+    what = ", ".join(shown(path.name) for path in (found or sheets)[:5]) or "none"
+    remedy = f"save the sheet as CSV UTF-8 under the name {TABLE}" if sheets else "write one"
+    wanted = f"expected a file {TABLE} with the columns image, patient and label"
+    raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
 
 
 def read_table(
@@ -114,9 +129,9 @@ def read_table(
     Parameters
     ----------
     source : Path
-        A CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar. Columns ``image`` (file
-        in the folder), ``patient`` (any text), ``label`` (a class name, or 0 or 1) and optionally ``grade`` (a number
-        a patient), ``fold`` (a whole number a patient); others are not read.
+        A CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first line
+        ``sep=;`` says. Columns ``image`` (file in the folder), ``patient`` (any text), ``label`` (a class name, or 0 or
+        1) and optionally ``grade`` (a number a patient), ``fold`` (a whole number a patient); others are not read.
     class_names : (str, str)
         Names of label 0 and label 1.
     need_images : bool
@@ -126,8 +141,9 @@ def read_table(
     -------
     table : pandas.DataFrame
         One row an image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str, ``label``
-        int, ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column).
-        Where there are problems, labels and folds may be missing.
+        int, ``class_name`` str (what messages call the label), ``is_number`` bool (the label is written as 0 or 1),
+        ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column). Where
+        there are problems, labels and folds may be missing.
     problems : list of Problem
         Everything that is wrong with the rows; to be raised as a `CohortError` with what is wrong with the images.
 
@@ -156,11 +172,14 @@ def read_table(
         if name not in table:
             table[name] = ""
     parsed = table[["row", "image", "patient"]].copy()
-    parsed["label"] = _labels(table, class_names, problems)
+    parsed["label"], names, all_known = _labels(table, class_names, problems)
+    parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
+    parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
     parsed["grade"] = _grades(table, problems)
-    parsed["fold"] = _folds(table, parsed["label"], problems) if "fold" in columns else pd.array([pd.NA] * len(table))
+    folds = _folds(table, parsed["label"], all_known, problems) if "fold" in columns else None
+    parsed["fold"] = pd.array([pd.NA] * len(table)) if folds is None else folds
     _check_names(table, need_images, problems)
-    _check_patients(parsed, class_names, problems)
+    _check_patients(parsed, all_known, problems)
     parsed["grade"] = parsed.groupby("patient")["grade"].transform("max")  # known from one row of the patient
     return (parsed if problems else parsed.astype({"label": np.int64, "fold": "Int64"})), problems
 
@@ -189,8 +208,10 @@ def _text(source: Path) -> str:
 def _rows(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header and the rows that hold anything, each with its number."""
     text = _text(source)
+    stated = _SEPARATOR.match(text)
+    text = text[stated.end() :] if stated else text
     first = next((line for line in text.splitlines() if line.strip()), "")
-    separator = max(",;\t|", key=lambda mark: (_known(first.split(mark)), first.count(mark)))
+    separator = stated[1] if stated else max(",;\t|", key=lambda mark: (_known(first.split(mark)), first.count(mark)))
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except csv.Error as error:
@@ -218,10 +239,14 @@ def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, in
             places[name] = folded.index(name)
             continue
         close = difflib.get_close_matches(name, [other.casefold() for other in others], n=1, cutoff=0.6)
-        nearest = f"; the nearest is {shown(close[0])}, rename it" if close else ""
         if name in required:
             found = ", ".join(shown(other, 30) for other in header[:12]) or "nothing"
-            problems.append(Problem(None, f"expected a column {name}, found {found}{nearest or '; add it'}"))
+            meant = {re.sub(r"[\s_-]", "", other.casefold()): other for other in reversed(others)}
+            likely = next((meant[other] for other in SYNONYMS[name] if other in meant), None)
+            remedy = f"the nearest is {shown(close[0])}, rename it" if close else "add it"
+            if likely is not None:
+                remedy = f"if {shown(likely, 30)} is meant, rename it to {name}"
+            problems.append(Problem(None, f"expected a column {name}, found {found}; {remedy}"))
         elif name in OPTIONAL and close and difflib.SequenceMatcher(None, name, close[0]).ratio() > 0.8:
             problems.append(
                 Problem(None, f"column {shown(close[0])} is not read; rename it to {name}, or to something else")
@@ -234,21 +259,78 @@ def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, in
 # ---------------------------------------------------------------- the columns
 
 
-def _labels(table: pd.DataFrame, class_names: Sequence[str], problems: list[Problem]) -> pd.Series:
-    numbers = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
-    names = {**numbers, **{name.casefold(): value for value, name in enumerate(class_names)}}
-    label = table["label"].str.casefold().map(names)
-    wrong = table[label.isna()]
-    found = list(dict.fromkeys(table["label"][table["label"] != ""]))
-    if len(found) == 2 and label.isna().all():  # the folder is right and the settings are not: said once
-        names = f"{class_names[0]} and {class_names[1]} (cohort.class_names), found {shown(found[0])} and"
-        names += f' {shown(found[1])}; give SET="cohort.class_names=[{shown(found[0])}, {shown(found[1])}]", the second'
-        problems.append(Problem(None, f"expected the labels {names} name is the class to detect"))
-        return label
-    for row, text in zip(wrong["row"], wrong["label"], strict=True):
-        what = f"expected {class_names[0]}, {class_names[1]}, 0 or 1 as label, found {shown(text) or 'nothing'}"
-        problems.append(Problem(row, what))
-    return label
+def _labels(
+    table: pd.DataFrame, class_names: Sequence[str], problems: list[Problem]
+) -> tuple[pd.Series, Sequence[str], bool]:
+    """Labels as 0 and 1, the names these stand for, and whether every label that is written is a class.
+
+    Where the table's two labels are not the two of the settings, they stand for themselves, so that the other checks go
+    on.
+    """
+    written = table["label"].map(_label_text)
+    key, filled = written.str.casefold(), written != ""
+    problems += [Problem(row, "expected a label, found nothing") for row in table.loc[~filled, "row"]]
+    codes = {name.casefold(): value for value, name in enumerate(map(_label_text, class_names))}
+    if not codes.keys() & _NUMBERS.keys():  # else a class is named 0 or 1, and the numbers are names
+        codes |= _NUMBERS
+    label = key.map(codes).astype(float)
+    unknown = label.isna() & filled
+    if not unknown.any():
+        return label, class_names, True
+    found = table.assign(text=written)[filled].groupby(key[filled], sort=False)
+    found = found.agg(text=("text", "first"), n=("text", "size"), row=("row", "first"))
+    if len(found) == 2:  # the folder is right and the settings are not: said once
+        names = _in_order(found["text"].tolist(), class_names)
+        problems.append(Problem(None, _class_hint(names, class_names)))
+        return key.map({name.casefold(): value for value, name in enumerate(names)}).astype(float), names, True
+    both = label.nunique() == 2
+    if both and (found.loc[~found.index.isin(codes), "n"] == 1).all():  # slips, not a third class
+        for row, text in zip(table.loc[unknown, "row"], table.loc[unknown, "label"], strict=True):
+            what = f"expected {class_names[0]}, {class_names[1]}, 0 or 1 as label, found {shown(text)}"
+            problems.append(Problem(row, what))
+        return label, class_names, False
+    problems.append(Problem(None, _other_than_two(found, both)))
+    return label, class_names, False
+
+
+def _other_than_two(found: pd.DataFrame, both: bool) -> str:
+    """What to do about one label, or three and more; `both`: the two of the settings are among them."""
+    counts = [f"{shown(item.text, 30)} ({item.n} rows, first row {item.row})" for item in found.itertuples()]
+    listed = ", ".join(counts[:8]) + (f" and {len(counts) - 8} more" if len(counts) > 8 else "")
+    if len(found) == 1:
+        return f"expected two labels, found {listed} only; add the other class and name both in cohort.class_names"
+    naming = "" if both else ", and name the two in cohort.class_names"
+    return f"expected two labels, found {len(found)}: {listed}; keep the rows of two, or make a table a pair{naming}"
+
+
+def _label_text(text: str) -> str:
+    """A label or a class name as it is compared: composed, and a whole number without the .0 of a spreadsheet."""
+    return re.sub(r"^(\d+)\.0+$", r"\1", unicodedata.normalize("NFC", text))
+
+
+def _in_order(found: list[str], class_names: Sequence[str]) -> list[str]:
+    """Two labels as class 0 and class 1: one that the settings name keeps its place, numbers ascend, others stay."""
+    first, second = (name.casefold() for name in class_names)
+    if all(text.isdecimal() for text in found):
+        return sorted(found, key=int)
+    return found[::-1] if found[0].casefold() == second or found[1].casefold() == first else found
+
+
+def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
+    """What to do about two labels that the settings do not name; a value of SET is YAML, where ``no`` is no text."""
+    found = (
+        f"expected the labels {class_names[0]} and {class_names[1]} (cohort.class_names), found {shown(names[0])} and"
+        f" {shown(names[1])}"
+    )
+    odd = [shown(name) for name in names if not params.PLAIN_NAME.fullmatch(name)]
+    if odd:
+        return (
+            f"{found}; a class needs {params.PLAIN_NAME_RULE}, so rename {' and '.join(odd)} in the table, or write 0"
+            " and 1 there, 1 for the class to detect"
+        )
+    words = [bool(re.fullmatch(r"\w+( \w+)*", name)) and yaml.safe_load(name) == name for name in names]
+    quoted = [name if plain else f"'{name}'" for name, plain in zip(names, words, strict=True)]
+    return f'{found}; give SET="cohort.class_names=[{", ".join(quoted)}]", the second name is the class to detect'
 
 
 def _grades(table: pd.DataFrame, problems: list[Problem]) -> pd.Series:
@@ -260,7 +342,7 @@ def _grades(table: pd.DataFrame, problems: list[Problem]) -> pd.Series:
     return grade
 
 
-def _folds(table: pd.DataFrame, label: pd.Series, problems: list[Problem]) -> pd.Series:
+def _folds(table: pd.DataFrame, label: pd.Series, all_known: bool, problems: list[Problem]) -> pd.Series:
     """Folds from 0; a table that counts from 1 is taken as it is meant."""
     number = pd.to_numeric(table["fold"].where(table["fold"] != ""), errors="coerce").astype(float)
     wrong = table[number.isna() | (number % 1 != 0) | (number < 0) | (number > 1000)]
@@ -274,7 +356,7 @@ def _folds(table: pd.DataFrame, label: pd.Series, problems: list[Problem]) -> pd
         problems.append(Problem(None, f"expected folds numbered 0, 1, 2 and so on without a gap, found {present[:20]}"))
     for value in present:
         classes = set(label[fold == value].dropna())
-        if len(classes) == 1:
+        if len(classes) == 1 and all_known:
             only = int(classes.pop())
             problems.append(
                 Problem(None, f"expected both classes in every fold, found label {only} only in fold {value}")
@@ -298,13 +380,15 @@ def _check_names(table: pd.DataFrame, need_images: bool, problems: list[Problem]
     for name in ("image", "patient") if need_images else ("patient",):
         problems += [Problem(row, f"expected {name}, found nothing") for row in table.loc[table[name] == "", "row"]]
     if need_images:
-        again = table[table["image"].duplicated() & (table["image"] != "")]
-        first = table.drop_duplicates("image").set_index("image")["row"]
-        for row, image in zip(again["row"], again["image"], strict=True):
-            problems.append(Problem(row, f"expected each image once, found {shown(image)} in row {first[image]} too"))
+        image = table["image"].str.normalize("NFC")
+        again = image[image.duplicated() & (image != "")]
+        first = table.groupby(image)["row"].first()
+        for place, name in again.items():
+            what = f"expected each image once, found {shown(name)} in row {first[name]} too"
+            problems.append(Problem(int(table["row"].loc[place]), what))
 
 
-def _check_patients(parsed: pd.DataFrame, class_names: Sequence[str], problems: list[Problem]) -> None:
+def _check_patients(parsed: pd.DataFrame, all_known: bool, problems: list[Problem]) -> None:
     """One label and one grade a patient, both classes."""
     named = parsed[parsed["patient"] != ""]
     for patient, group in named.groupby("patient", sort=False):
@@ -312,16 +396,17 @@ def _check_patients(parsed: pd.DataFrame, class_names: Sequence[str], problems: 
             known = group[column].dropna()
             odd = known[known != known.iloc[0]] if len(known) else known
             if len(odd):
-                here, there = odd.iloc[0], known.iloc[0]
-                words = [class_names[int(value)] if column == "label" else f"{value:g}" for value in (here, there)]
+                here, there = odd.index[0], known.index[0]
+                words = [group["class_name" if column == "label" else column].loc[place] for place in (here, there)]
+                words = [word if column == "label" else f"{word:g}" for word in words]
                 problems.append(
                     Problem(
-                        int(group["row"].loc[odd.index[0]]),
+                        int(group["row"].loc[here]),
                         f"expected one {column} a patient, found {words[0]} here and {words[1]} in row"
-                        f" {group['row'].loc[known.index[0]]} for patient {shown(patient)}",
+                        f" {group['row'].loc[there]} for patient {shown(patient)}",
                     )
                 )
-    present = set(parsed["label"].dropna().astype(int))
-    if len(present) == 1:
-        only = class_names[present.pop()]
-        problems.append(Problem(None, f"expected patients of both classes, found {only} only; add the other class"))
+    present = parsed["class_name"].dropna().unique()
+    if len(present) == 1 and all_known:
+        what = f"expected patients of both classes, found {present[0]} only; add the other class"
+        problems.append(Problem(None, what))

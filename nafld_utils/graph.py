@@ -180,7 +180,9 @@ def preflight(run: Run) -> None:
 
 
 def check_folder(run: Run) -> None:
-    """Check the table of a folder cohort, before any kernel starts; its images are read by notebook 01.
+    """Check the table of a folder cohort, before any kernel starts; its images too where the table is wrong.
+
+    The images of a folder whose table is right are read by notebook 01.
 
     Raises
     ------
@@ -190,9 +192,10 @@ def check_folder(run: Run) -> None:
     s = run.settings
     path = Path(s.cohort.path).expanduser() if s.cohort.source == "file" and s.cohort.path else None
     if path is not None and path.is_dir():
-        from nafld_utils import cohort_checks
+        from nafld_utils import cohort_folder
 
-        cohort_checks.check(path, s.cohort.class_names, s.folds.n_splits)
+        scratch = next(place for place in (run.root, *run.root.parents) if place.is_dir())
+        cohort_folder.check(path, s.cohort.class_names, s.folds.n_splits, s.cohort.frames_per_patient, scratch)
 
 
 def stamp_path(run: Run, stage: str) -> Path:

@@ -27,15 +27,15 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Rate = Annotated[float, Field(gt=0.0, le=10.0)]
 # Names that stand in tables and figures: no character that HTML, a spreadsheet or matplotlib gives a meaning.
-_PLAIN = re.compile(r"[^\W_][\w .,:;%°/()+-]{0,59}")
+PLAIN_NAME = re.compile(r"[^\W_][\w .,:;%°/()+-]{0,59}")
+PLAIN_NAME_RULE = (
+    "a name of at most 60 letters, digits, blanks and . , : ; % / ( ) + - that starts with a letter or digit"
+)
 
 
 def _plain(name: str) -> str:
-    if not _PLAIN.fullmatch(name):
-        raise ValueError(
-            "expected a name of at most 60 letters, digits, blanks and . , : ; % / ( ) + - that starts with a letter or"
-            " digit"
-        )
+    if not PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"expected {PLAIN_NAME_RULE}")
     return name
 
 

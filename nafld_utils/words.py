@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nafld_utils.artifacts import Run
 
+_OF_THE_PAPER = ("healthy", "fatty")  # the classes where the settings say nothing
+
 
 @dataclass(frozen=True)
 class Words:
@@ -36,7 +38,7 @@ class Words:
     foreign : bool
         Whether the cohort is the user's own.
     note : str
-        One sentence for the head of every report of a foreign cohort; empty for others.
+        Sentences for the head of every report of a foreign cohort; empty for others.
     """
 
     subject: str
@@ -66,7 +68,7 @@ def of(run: Run) -> Words:
     if not run.is_foreign:
         subject = s.subject or "liver ultrasounds"
         axis = s.grade_name or "hepatocytes with fatty infiltration (%)"
-        positive = "a fatty liver" if s.class_names == ("healthy", "fatty") else s.class_names[1]
+        positive = "a fatty liver" if s.class_names == _OF_THE_PAPER else s.class_names[1]
         name, column = s.grade_name or "fat", s.grade_name or "fat (%)"
         return Words(subject, s.class_names, positive, name, column, axis, "fat {:.0f} %", False, "")
     subject = s.subject or "images"
@@ -77,6 +79,11 @@ def of(run: Run) -> Words:
         f" text below speaks of liver, fat or the sector, it describes the paper's cohort; read {negative} for healthy,"
         f" {positive} for fatty or unhealthy, {grade} for fat. No number of the paper's is comparable."
     )
+    if run.has_numbered_labels and s.class_names == _OF_THE_PAPER:
+        note += (
+            f" The table names no classes: its label 0 is read as {negative} and 1 as {positive}; where they mean"
+            """ something else give SET="cohort.class_names=['name of 0', 'name of 1']"."""
+        )
     first_stages = run.settings.autoencoder
     if "shipped" in (first_stages.semantic.source, first_stages.class_.source):
         note += (

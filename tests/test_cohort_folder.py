@@ -1,8 +1,10 @@
 """A folder of images as a cohort: formats, faults by row, memory maps, interrupted reading, large simulations."""
 
 import os
+import re
 import sys
 import tracemalloc
+import unicodedata
 import zlib
 from collections import namedtuple
 
@@ -15,6 +17,7 @@ from nafld_utils import (
     artifacts,
     cli,
     cohort,
+    cohort_checks,
     cohort_table,
     example_cohort,
     graph,
@@ -25,6 +28,7 @@ from nafld_utils import (
     regions,
     words,
 )
+from nafld_utils.report import pages as report_pages
 from nafld_utils.stages import cohort as stage
 from nafld_utils.stages import looks, prepare
 
@@ -80,11 +84,24 @@ def test_whole_numbers_stay_the_patients_ids(tmp_path):
     found = cohort.load(folder(tmp_path / "a", rows), NAMES)
     assert found.patients["patient_id"].tolist() == [7, 14, 21, 28]
     assert (found.pixels[0] == picture(6)).all(), "patients come in the order of their ids"
+    assert "patients keep" not in found.provenance["text"]
+    assert "patients are numbered" not in found.provenance["text"]
+
+
+def test_numbers_with_leading_zeros_are_not_said_to_be_counted(tmp_path):
+    rows = [{**row, "patient": f"{7 * (4 - int(row['patient'][2])):03d}"} for row in ROWS]
+    found = cohort.load(folder(tmp_path / "a", rows), NAMES)
+    assert found.patients["patient_id"].tolist() == [7, 14, 21, 28]
+    assert found.sources["patient"].tolist()[::2] == ["007", "014", "021", "028"]
+    assert "; patients keep their numbers without leading zeros, sources.csv has them" in found.provenance["text"]
+    assert "in the order of the table" not in found.provenance["text"]
 
 
 def test_numbers_that_are_two_names_of_one_number_are_names(tmp_path):
     rows = [{**row, "patient": ["1", "01", "2", "x"][int(row["patient"][2])]} for row in ROWS]
-    assert cohort.load(folder(tmp_path / "a", rows), NAMES).patients["patient_id"].tolist() == [1, 2, 3, 4]
+    found = cohort.load(folder(tmp_path / "a", rows), NAMES)
+    assert found.patients["patient_id"].tolist() == [1, 2, 3, 4]
+    assert "; patients are numbered in the order of the table, sources.csv has their names" in found.provenance["text"]
 
 
 # ---------------------------------------------------------------- formats
@@ -263,6 +280,21 @@ def test_a_wrong_row_is_named(tmp_path, number, values, message):
         cohort.load(folder(tmp_path / "a", changed(number, **values)), NAMES)
 
 
+@pytest.mark.parametrize(("here", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_that_are_composed_otherwise_are_the_same(tmp_path, here, there):
+    written, stored = (unicodedata.normalize(form, "Ü/müde é.png") for form in (here, there))
+    path = folder(tmp_path / "a", changed(1, image=written.replace("/", "\\")))
+    (path / stored).parent.mkdir()
+    (path / "01.png").rename(path / stored)
+    assert (cohort.load(path, NAMES).pixels[1] == picture(1)).all()
+    rows = [dict(row) for row in ROWS]
+    rows[1]["image"], rows[0]["image"] = written, stored
+    pd.DataFrame(rows).to_csv(path / "images.csv", index=False)
+    ((row, text),) = problems(path)
+    assert row == 3
+    assert text == "expected each image once, found Ü/müde é.png in row 2 too"
+
+
 def test_files_that_a_run_leaves_out_are_checked_too(tmp_path):
     path = folder(tmp_path / "a")
     (path / "01.png").write_bytes(b"no image")
@@ -323,6 +355,110 @@ def test_labels_of_other_names_are_said_once_with_the_setting(tmp_path):
         cohort.load(path, ("healthy", "fatty"))
 
 
+def labelled(path, *labels, **columns):
+    """The eight images under other labels, one a patient or one a row."""
+    labels = [label for label in labels for _ in range(8 // len(labels))]
+    return folder(path, [{**row, "label": label} for row, label in zip(ROWS, labels, strict=True)], **columns)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["Pneumonia", "healthy"] * 2, "[healthy, Pneumonia]"),
+        (["fatty", "Normal"] * 2, "[Normal, fatty]"),
+        (["Normal", "NORMAL", "Pneumonia", "pneumonia"] * 2, "[Normal, Pneumonia]"),
+        ([2, 1] * 2, "[1, 2]"),
+        (["1.0", "2.0"] * 2, "[1, 2]"),
+        (["Normal", 1] * 2, "[Normal, 1]"),
+    ],
+)
+def test_two_labels_of_which_one_is_unknown_are_said_once_with_the_setting(tmp_path, labels, names):
+    with pytest.raises(cohort_table.CohortError) as caught:
+        cohort.load(labelled(tmp_path / "a", *labels))
+    (problem,) = caught.value.problems
+    assert problem.row is None
+    assert names in problem.text.replace("'", "")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Normal", "Pneumonia"),
+        ("no", "yes"),
+        ("No Finding", "Pleural Effusion"),
+        ("A, B", "C"),
+        ("1", "2"),
+        ("12:30", "2024-01-01"),
+        ("null", "a: b"),
+        ("grade 0: none", "100 % (all)"),
+        ("1_000", "Ärzte/Ödem"),
+    ],
+)
+def test_the_setting_that_a_message_names_is_taken(tmp_path, monkeypatch, names):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    path = labelled(tmp_path / "a", *names * 2)
+    run, _ = graph.open_run("smoke", "mine", data=str(path))
+    with pytest.raises(cohort_table.CohortError) as caught:
+        graph.check_folder(run)
+    (given,) = re.findall(r'SET="(.*?)"', str(caught.value))
+    run, _ = graph.open_run("smoke", "mine", given, str(path))
+    assert run.settings.cohort.class_names == names
+    graph.check_folder(run)
+    assert cohort.load(path, names).patients["label"].tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "renamed"),
+    [(("Normal", "R&D"), "R&D"), (("_x", "y"), "_x"), (("<5", ">=5"), "<5 and >=5"), (("a", "x" * 61), "x" * 61)],
+)
+def test_a_label_that_cannot_be_a_name_is_to_be_renamed(tmp_path, labels, renamed):
+    ((row, text),) = problems(labelled(tmp_path / "a", *labels * 2))
+    assert row is None
+    assert f"starts with a letter or digit, so rename {renamed} in the table, or write 0 and 1 there" in text
+    assert "SET=" not in text
+
+
+def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
+    rows = [{**row, "label": {"benign": "Normal", "malignant": "Pneumonia"}[row["label"]]} for row in ROWS]
+    rows[1]["label"], rows[3]["label"] = "", "Normal"
+    with pytest.raises(cohort_table.CohortError) as caught:
+        cohort_checks.check(folder(tmp_path / "a", rows), ("healthy", "fatty"), n_splits=3)
+    found = [(problem.row, problem.text.split(";")[0]) for problem in caught.value.problems]
+    assert found == [
+        (None, "expected the labels healthy and fatty (cohort.class_names), found Normal and Pneumonia"),
+        (None, "expected at least folds.n_splits 3 patients of each class, found 2 of Normal"),
+        (None, "expected at least folds.n_splits 3 patients of each class, found 2 of Pneumonia"),
+        (3, "expected a label, found nothing"),
+        (5, "expected one label a patient, found Normal here and Pneumonia in row 4 for patient P-1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            ["benign", "malignant", "normal", "malignant"],
+            "expected two labels, found 3: benign (2 rows, first row 2), malignant (4 rows, first row 4),"
+            " normal (2 rows, first row 6); keep the rows of two, or make a table a pair",
+        ),
+        (
+            ["benign", "benign", "cyst", "normal"],
+            "expected two labels, found 3: benign (4 rows, first row 2), cyst (2 rows, first row 6), normal"
+            " (2 rows, first row 8); keep the rows of two, or make a table a pair, and name the two in"
+            " cohort.class_names",
+        ),
+        (
+            ["cyst"],
+            "expected two labels, found cyst (8 rows, first row 2) only; add the other class and name both in"
+            " cohort.class_names",
+        ),
+    ],
+)
+def test_labels_that_are_not_two_are_counted_in_one_line(tmp_path, labels, message):
+    path = labelled(tmp_path / "a", *labels, fold=[0, 0, 0, 0, 1, 1, 1, 1])
+    assert problems(path) == [(None, message)]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -346,6 +482,28 @@ def test_a_damaged_table_is_refused(tmp_path, content, message):
         cohort.load(path, NAMES)
 
 
+@pytest.mark.parametrize(
+    ("header", "meant"),
+    [
+        ("filename,subject,diagnosis", ["filename", "subject", "diagnosis"]),
+        ("id,File,target", ["File", "id", "target"]),
+        ("image_id,path,Patient ID,class,patients", ["path", "Patient ID", "class"]),
+        ("id,patient_id,Image Path,category", ["Image Path", "patient_id", "category"]),
+        ("image,id,label", [None, "id", None]),
+    ],
+)
+def test_columns_under_other_names_are_recognized(tmp_path, header, meant):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").write_text(f"{header}\n00.png,1,0\n")
+    names = ("image", "patient", "label")
+    wanted = [
+        f"expected a column {name}, found {header.replace(',', ', ')}; if {other} is meant, rename it to {name}"
+        for name, other in zip(names, meant, strict=True)
+        if other
+    ]
+    assert [text for _, text in problems(path)] == wanted
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_tables_of_any_spreadsheet_are_read(tmp_path, encoding, separator):
@@ -357,9 +515,33 @@ def test_tables_of_any_spreadsheet_are_read(tmp_path, encoding, separator):
     assert cohort.load(path, NAMES).patients["grade"].tolist() == [0.5, 1.5, 2.5, 3.5]
 
 
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\n', "SEP=;;;\n", "\ufeffsep=;\r\n"])
+def test_a_first_line_that_tells_excel_the_separator_is_no_header(tmp_path, first):
+    path = folder(tmp_path / "a", changed(2, patient="P-0, again"))
+    text = (path / "images.csv").read_text().replace('"', "").replace(",", ";").replace("; again", ", again")
+    (path / "images.csv").write_text(first + text)
+    assert cohort.load(path, NAMES).sources["patient"][2] == "P-0, again"
+    (path / "images.csv").write_text(first + text.replace("00.png", "no.png"))
+    assert problems(path)[0][0] == 2, "a spreadsheet does not show that line"
+
+
 def test_without_a_table_the_columns_are_named(tmp_path):
     with pytest.raises(cohort_table.CohortError, match=r"images\.csv with the columns image, patient and label, found"):
         cohort.load(tmp_path)
+
+
+def test_a_sheet_is_to_be_saved_as_csv(tmp_path):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").rename(path / "images.xlsx")
+    for name in ("~$images.xlsx", "._images.xlsx", "._images.csv"):  # Excel has it open, macOS left it
+        (path / name).write_bytes(b"")
+    wanted = "expected a file images.csv with the columns image, patient and label, found"
+    assert problems(path) == [
+        (None, f"{wanted} images.xlsx; save the sheet as CSV UTF-8 under the name images.csv"),
+    ]
+    for name in ("b.csv", "c.csv"):
+        (path / name).write_text("image\n")
+    assert problems(path) == [(None, f"{wanted} b.csv, c.csv; write one")]
 
 
 def test_names_stay_text_and_are_safe_in_a_spreadsheet(tmp_path):
@@ -375,12 +557,37 @@ def test_names_stay_text_and_are_safe_in_a_spreadsheet(tmp_path):
 def test_the_command_line_lists_every_problem_before_a_kernel_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     path = folder(tmp_path / "a", changed(1, image="no.png", label="x"))
+    (path / "20.png").write_bytes(b"no image")
+    Image.fromarray(picture(0)).save(path / "30.png")  # a copy of the first patient's
     arguments = ["--profile", "smoke", "--run", "mine", "--data", str(path)]
     for way in ([], ["--dry-run"]):
         classes = ["--set", "cohort.class_names=[benign, malignant]"]
         assert cli.main(["resolve", *arguments, *classes, *way]) == cli.USER_ERROR
         lines = capsys.readouterr().err.splitlines()
-        assert [line.split(":")[0] for line in lines] == ["nafld", "  row 3", "  row 3"]
+        assert [line.split(":")[0] for line in lines] == ["nafld", *["  row 3"] * 2, "  row 6", "  row 8"]
+        assert "20.png: expected a PNG" in lines[3]
+        assert "pixels of 30.png of patient P-3 in row 2 under patient P-0 too" in lines[4]
+        assert not [left for left in tmp_path.rglob("*") if path not in (left, left.parent) and not left.is_dir()]
+        assert not list(tmp_path.rglob(".check-*"))
+
+
+def test_images_are_opened_before_a_kernel_starts_only_where_the_table_is_wrong(tmp_path, study, monkeypatch):
+    path, opened = folder(tmp_path / "a"), []
+    read = image_files.read
+    monkeypatch.setattr(image_files, "read", lambda file: opened.append(file.name) or read(file))
+    run = study(path, folds__n_splits=2)
+    graph.preflight(run)
+    assert opened == []
+    with pytest.raises(cohort_table.CohortError, match=r"folds\.n_splits 3"):
+        graph.preflight(study(path, folds__n_splits=3, cohort__frames_per_patient=1))
+    assert opened == ["00.png", "10.png", "20.png", "30.png"], "those that the run would decode"
+
+
+def test_a_table_is_checked_where_its_images_cannot_be_decoded(tmp_path, study, monkeypatch):
+    small = namedtuple("usage", "free")(1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: small)
+    with pytest.raises(cohort_table.CohortError, match=r"found no no\.png"):
+        graph.check_folder(study(folder(tmp_path / "a", changed(1, image="no.png"))))
 
 
 # ---------------------------------------------------------------- folds
@@ -549,6 +756,31 @@ def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study)
     assert "class 1 is malignant" in said.note
     assert "The shipped autoencoder has seen simulated livers alone" in said.note
     assert words.of(artifacts.open_run("smoke")).note == ""
+
+
+def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, study):
+    """A liver cohort may keep the names, and whether they were chosen cannot be told; so nothing is refused."""
+    path = uneven(tmp_path / "a", n=8)
+    said = "its label 0 is read as healthy and 1 as fatty; where they mean something else give SET="
+    run = study(path, cohort__class_names=["healthy", "fatty"])
+    assert said not in words.of(run).note, "nothing is loaded yet"
+    prepare.build_cohort(run)
+    (given,) = re.findall(r'SET="(cohort.*?)"', words.of(run).note)
+    assert said in words.of(run).note
+    assert said in report_pages.simulated(run), "the head of every report"
+    named = study(path, **graph.parse_overrides(given))
+    prepare.build_cohort(named)
+    assert "class 0 is name of 0, class 1 is name of 1" in words.of(named).note
+    assert "is read as" not in words.of(named).note
+    table = pd.read_csv(path / "images.csv")
+    table.assign(label=table["label"].map({0: "healthy", 1: "fatty"})).to_csv(path / "images.csv", index=False)
+    prepare.build_cohort(run)
+    assert run.is_foreign
+    assert "is read as" not in words.of(run).note
+    phantom_folder.write(tmp_path / "liver", 2, 5, n_frames=1)
+    liver = study(tmp_path / "liver", cohort__class_names=["healthy", "fatty"])
+    prepare.build_cohort(liver)
+    assert words.of(liver).note == "", "simulated here, its numbers mean what they mean"
 
 
 def test_regions_and_crops_are_settings(study, tmp_path):
