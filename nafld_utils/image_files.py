@@ -62,7 +62,7 @@ class Picture:
 
 
 def read_header(path: Path) -> Header:
-    """Size and kind of an image file; no pixel is decoded.
+    """Size and kind of an image file; a file that is refused is not decoded.
 
     Parameters
     ----------
@@ -86,12 +86,13 @@ def read_header(path: Path) -> Header:
     if is_dicom(path):
         return _dicom_header(path)
     with _opened(path) as picture:
-        height, width = picture.height, picture.width
-        if _orientation(picture) in (5, 6, 7, 8):
-            height, width = width, height
         kind = "JPEG" if picture.format == "MPO" else str(picture.format)
         pages = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
-    return Header(_checked(height, width, pages), kind)
+        height, width = _checked(picture.height, picture.width, pages)
+        # last, since it decodes a PNG, whose entry may lie behind its pixels
+        if _orientation(picture) in (5, 6, 7, 8):
+            height, width = width, height
+    return Header((height, width), kind)
 
 
 def read(path: Path) -> Picture:

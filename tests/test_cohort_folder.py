@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from nafld_utils import (
     artifacts,
@@ -88,6 +88,13 @@ def test_numbers_that_are_two_names_of_one_number_are_names(tmp_path):
 
 
 # ---------------------------------------------------------------- formats
+
+
+def refused(path):
+    """What is said of a file, by its header alone."""
+    with pytest.raises(image_files.ImageFault) as caught:
+        image_files.read_header(path)
+    return str(caught.value)
 
 
 def saved(path, image, **options):
@@ -212,6 +219,14 @@ def test_a_bad_file_is_refused_in_a_phrase(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(image_files.ImageFault, match=message):
         image_files.read(tmp_path / name)
+
+
+def test_no_pixel_of_a_picture_beyond_the_limits_is_decoded(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda picture: decoded.append(picture))
+    (tmp_path / "a.png").write_bytes(bomb(9_000, 9_000))
+    assert "at most 50,000,000 pixels" in refused(tmp_path / "a.png")
+    assert not decoded
 
 
 def test_a_large_file_is_not_opened(tmp_path, monkeypatch):
