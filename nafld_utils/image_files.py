@@ -6,7 +6,8 @@ file and the row.
 
 Choice: the study works on one grey channel. A picture in colour becomes its luminance (ITU-R 601: 0.299 red + 0.587
 green + 0.114 blue), and a picture of more than 8 bits is scaled from its own darkest and brightest pixel to 0..255,
-since files of 10, 12 and 16 bits do not say where their white is. Both are counted, and reports say so.
+since files of 10, 12 and 16 bits do not say where their white is. Both are counted, and reports say so. What would come
+out otherwise than it was meant, colour of more than 8 bits a channel for one, is refused with what to save instead.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-REVISION = 1
+REVISION = 2
 FORMATS = ("PNG", "JPEG", "TIFF", "MPO")  # MPO: a JPEG of some phones, with a second picture behind the first
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_BYTES = 256 * 2**20  # of a file (choice)
@@ -76,7 +77,7 @@ def read_header(path: Path) -> Header:
     Raises
     ------
     ImageFault
-        Not a file, too large, of another format, damaged, or more than one image.
+        Not a file, too large, of another format or kind, damaged, or more than one image.
     """
     if not path.is_file():
         raise ImageFault("expected an image file, found none of that name")
@@ -89,6 +90,7 @@ def read_header(path: Path) -> Header:
         kind = "JPEG" if picture.format == "MPO" else str(picture.format)
         pages = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
         height, width = _checked(picture.height, picture.width, pages)
+        _refuse_misread(picture)
         # last, since it decodes a PNG, whose entry may lie behind its pixels
         if _orientation(picture) in (5, 6, 7, 8):
             height, width = width, height
@@ -175,6 +177,24 @@ def _orientation(picture: Any) -> int:
         return 1
 
 
+def _refuse_misread(picture: Any) -> None:
+    """Refuse what Pillow opens and then decodes otherwise than it was meant."""
+    bits, signed = 8, False
+    if picture.format == "PNG" and not picture.mode.startswith("I"):  # 16-bit grey comes whole
+        bits = 16 if any(";16" in str(tile.args) for tile in picture.tile) else 8
+    elif picture.format == "TIFF":
+        stored = picture.tag_v2.get(258, (1,))  # BitsPerSample, one a channel
+        bits = max(stored) if len(stored) > 1 else 8
+        signed = max(stored) <= 8 and 2 in picture.tag_v2.get(339, (1,))  # SampleFormat
+    if bits > 8:
+        raise ImageFault(
+            f"expected at most 8 bits a channel with colour or transparency, found {bits}; save it as 8-bit colour or"
+            " as 16-bit grey"
+        )
+    if signed:
+        raise ImageFault("expected grey levels from 0, found signed 8-bit values; save it as unsigned 8-bit grey")
+
+
 def _read_picture(path: Path) -> Picture:
     from PIL import Image, ImageOps
 
@@ -185,7 +205,11 @@ def _read_picture(path: Path) -> Picture:
             picture = ImageOps.exif_transpose(opened) if turned else opened
             picture.load()
             if picture.mode.startswith(("I", "F")):
-                return Picture(_scaled(np.asarray(picture)), deep=True, turned=turned)
+                pixels = _scaled(np.asarray(picture))
+                # low values are bright; Pillow inverts those of 8 bits itself
+                if opened.format == "TIFF" and opened.tag_v2.get(262) == 0:
+                    pixels = 255 - pixels
+                return Picture(pixels, deep=True, turned=turned)
             if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
                 transparent = picture.mode == "PA" or "transparency" in picture.info
                 picture = picture.convert("RGBA" if transparent else "RGB")
@@ -255,6 +279,8 @@ def _read_dicom(path: Path) -> Picture:
             values = pydicom.pixels.pixel_array(data)
         except Exception as error:
             raise ImageFault(f"expected pixels that pydicom can decode, found {_reason(error)}") from None
+        if str(data.get("PhotometricInterpretation", "")).strip() == "PALETTE COLOR" and values.ndim == 2:
+            values = _palette_colours(values, data)
         if values.ndim == 3:
             return Picture(*_luminance(values))
         if values.ndim != 2:
@@ -269,9 +295,25 @@ def _read_dicom(path: Path) -> Picture:
     return Picture(pixels, deep=not plain)
 
 
+def _palette_colours(indices: np.ndarray, data: Any) -> np.ndarray:
+    """Colours (H, W, 3) uint8 of palette indices; entries of 16 bits are scaled from 0..65535."""
+    import pydicom.pixels
+
+    try:
+        entries, first, bits = (int(value) for value in data.RedPaletteColorLookupTableDescriptor)
+        last = first + (entries or 2**16) - 1
+        indices = np.clip(indices.astype(np.int32), first, last)  # outside they take the nearest entry
+        colours = pydicom.pixels.apply_color_lut(indices, data)[..., :3]  # without transparency
+    except Exception as error:
+        raise ImageFault(f"expected the colours of a palette, found {_reason(error)}; save it as RGB") from None
+    if indices.max() - first > np.iinfo(colours.dtype).max:  # pydicom's index would run over
+        raise ImageFault(f"expected a palette of at most 256 colours of 8 bits, found {entries}; save it as RGB")
+    return colours.astype(np.uint8) if bits <= 8 else np.round(colours / 257).astype(np.uint8)
+
+
 def _luminance(rgb: np.ndarray) -> tuple[np.ndarray, bool]:
     from PIL import Image
 
     if rgb.dtype != np.uint8 or rgb.shape[2] != 3:
-        raise ImageFault(f"expected 8-bit colour of three channels, found {rgb.dtype} of shape {rgb.shape}")
+        raise ImageFault(f"expected 8-bit colour of three channels, found {rgb.dtype} of shape {rgb.shape}; save it so")
     return np.array(Image.fromarray(rgb).convert("L"), dtype=np.uint8), _has_colour(rgb)
