@@ -12,6 +12,7 @@ out otherwise than it was meant, colour of more than 8 bits a channel for one, i
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,32 @@ from typing import Any
 import numpy as np
 
 REVISION = 2
-FORMATS = ("PNG", "JPEG", "TIFF", "MPO")  # MPO: a JPEG of some phones, with a second picture behind the first
+FORMATS = ("PNG", "JPEG", "TIFF")  # for Pillow, whose JPEG reader gives MPO too: of phones, with a second picture
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_BYTES = 256 * 2**20  # of a file (choice)
 MAX_PIXELS = 50_000_000  # of an image (choice): 7000 x 7000, more than any radiograph
 MIN_SIDE = 8  # pixels (choice): below it there is nothing to crop
 EXTRA = "install the extra: pip install -e '.[dicom]'"
+
+
+# How files begin that are often taken for images that are read; "." stands for any byte.
+_OTHERS = {
+    "a BMP image": (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",),
+    "a GIF image": (rb"GIF8[79]a",),
+    "a JPEG 2000 image": (rb"\0\0\0\x0cjP  \r\n\x87\n", rb"\xff\x4f\xff\x51"),
+    "a JPEG XL image": (rb"\0\0\0\x0cJXL \r\n\x87\n", rb"\xff\x0a"),
+    "a WebP image": (rb"RIFF.{4}WEBP",),
+    "a HEIC image": (rb".{4}ftyp(?:heic|heix|hevc|mif1|msf1)",),
+    "an AVIF image": (rb".{4}ftypavi[fs]",),
+    "a Photoshop image": (rb"8BPS\0",),
+    "a PNM image": (rb"P[1-7]\s",),
+    "a PDF document": (rb"%PDF-",),
+}
+_OURS = {
+    "PNG": (rb"\x89PNG\r\n\x1a\n",),
+    "JPEG": (rb"\xff\xd8\xff",),
+    "TIFF": (rb"II[\x2a\x2b]\0", rb"MM\0[\x2a\x2b]"),
+}
 
 
 class ImageFault(ValueError):
@@ -166,8 +187,28 @@ def _opened(path: Path) -> Any:
     except Image.DecompressionBombError:
         raise ImageFault(f"expected at most {MAX_PIXELS:,} pixels, found far more in its header") from None
     except Exception as error:
-        kind = "" if "cannot identify" in str(error) else f" ({_reason(error)})"
-        raise ImageFault(f"expected a PNG, JPEG, TIFF or DICOM image, found other or damaged content{kind}") from None
+        found = _found(path) + ("" if "cannot identify" in str(error) else f" ({_reason(error)})")
+        raise ImageFault(f"expected a PNG, JPEG, TIFF or DICOM image, found {found}") from None
+
+
+def _found(path: Path) -> str:
+    """What a file that Pillow does not open is, by its first bytes, and what to do."""
+    with open(path, "rb") as handle:
+        head = handle.read(32)
+    if not head:
+        return "an empty file"
+
+    def begins(patterns: tuple[bytes, ...]) -> bool:
+        return any(re.match(pattern, head, re.DOTALL) for pattern in patterns)
+
+    for name, patterns in _OTHERS.items():
+        if begins(patterns):
+            return f"{name}; save it as PNG"
+    for name, patterns in _OURS.items():
+        if begins(patterns):
+            kinds = "" if name == "PNG" else " or of a kind that is not read; save it as PNG"
+            return f"a {name} image that is damaged{kinds}"
+    return "content of another kind, or damaged"
 
 
 def _orientation(picture: Any) -> int:
