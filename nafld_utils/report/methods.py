@@ -60,7 +60,7 @@ def methods(run: Run) -> list[tuple[str, str]]:
         ("Classifiers", _classifiers(s)),
         ("Statistics", _statistics(s)),
         ("Attributions", _shap(s)),
-        ("Turing test", _turing(s)),
+        ("Turing test", _turing(run)),
     ]  # fmt: skip
 
 
@@ -176,9 +176,8 @@ def _shap(s: params.Settings) -> str:
     )
 
 
-def _turing(s: params.Settings) -> str:
-    one = s.turing
-    real, drawn = one.n_real_unhealthy + one.n_real_healthy, one.n_synthetic_unhealthy + one.n_synthetic_healthy
+def _turing(run: Run) -> str:
+    one, (real, drawn) = run.settings.turing, facts.turing_images(run)
     who = "rated by people" if one.ratings else f"rated by {one.n_simulated_raters} simulated raters"
     return f"{real} real and {drawn} synthetic images in one fixed order, {who}."
 
