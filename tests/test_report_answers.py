@@ -179,6 +179,24 @@ def test_the_checklist_has_its_32_items_in_eight_modules(profile, tmp_path, monk
     assert sum(len(module["rows"]) for module in reforms.modules(items)) == 32
 
 
+@pytest.mark.parametrize(
+    ("region", "says"),
+    [
+        ("largest", "inside its largest connected region; marks outside that region are blacked out, and marks inside"),
+        ("box", "inside the box of preprocess.region_box; marks outside it are blacked out, and marks inside it stay"),
+        ("none", "the whole image, since preprocess.region is none: letters, scales and marks burned into it stay in"),
+    ],
+)
+def test_the_checklist_says_which_marks_stay_in_the_image(region, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    box = {"preprocess.region_box": [0, 0, 20, 20]} if region == "box" else {}
+    run = artifacts.open_run("cpu", {"preprocess.region": region, **box})
+    entry = {item.number: item.entry for item in reforms.checklist(run, table())}["6c"]
+    assert says in entry
+    assert ("blacked out" in entry) == (region != "none")
+    assert entry.endswith("Whether the image holds traces of how it was acquired is for the authors.")
+
+
 @pytest.mark.slow
 def test_a_finished_run_fills_in_what_it_knows(run):
     claims = report.claims_table(run)
