@@ -158,6 +158,25 @@ def test_methods_follow_the_settings(profile, tmp_path, monkeypatch):
     assert "Not run: 01_data_analysis" in limits
 
 
+@pytest.mark.parametrize(
+    ("subject", "says"),
+    [("chest radiographs", "people, their chest radiographs or"), (None, "people, their images or")],
+)
+def test_limits_of_simulated_patients_name_the_cohorts_subject(subject, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    values = {"cohort.source": "file", "cohort.path": str(tmp_path), "cohort.subject": subject}
+    run = artifacts.open_run("smoke", values)
+    marked = {"kind": "simulated", "format": "folder"}
+    artifacts.save_json(run.root / "cohort" / "provenance.json", marked)
+    assert run.is_simulated
+    assert run.is_foreign
+    limits = methods.limits(run, {})
+    assert f"nothing here is a finding about {says} scanners" in limits[0]
+    assert "liver" not in " ".join(limits)
+    ours = methods.limits(artifacts.open_run("demo"), {})
+    assert "people, their liver ultrasounds or scanners" in ours[0]
+
+
 # ---------------------------------------------------------------- REFORMS
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nafld_utils import graph, params
+from nafld_utils import graph, params, words
 from nafld_utils.artifacts import Run
 from nafld_utils.report import facts, pages
 from nafld_utils.report import notebooks as notebook_pages
@@ -189,7 +189,8 @@ def limits(run: Run, notebooks: Mapping[str, Any]) -> list[str]:
     """What the results of this run cannot show, most weighty first; then what notebooks say of their own limits."""
     s, out = run.settings, []
     if run.is_simulated:
-        out.append("The patients are simulated: nothing here is a finding about people, livers or scanners.")
+        subject = words.of(run).subject
+        out.append(f"The patients are simulated: nothing here is a finding about people, their {subject} or scanners.")
     if s.profile == "smoke":
         out.append("The smoke profile exists for the tests: trainings last a few steps and its numbers mean nothing.")
     counts = facts.patients_by_class(run)
