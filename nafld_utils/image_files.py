@@ -6,11 +6,13 @@ file and the row.
 
 Choice: the study works on one grey channel. A picture in colour becomes its luminance (ITU-R 601: 0.299 red + 0.587
 green + 0.114 blue), and a picture of more than 8 bits is scaled from its own darkest and brightest pixel to 0..255,
-since files of 10, 12 and 16 bits do not say where their white is. Both are counted, and reports say so.
+since files of 10, 12 and 16 bits do not say where their white is. Both are counted, and reports say so. What would come
+out otherwise than it was meant, colour of more than 8 bits a channel for one, is refused with what to save instead.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +20,33 @@ from typing import Any
 
 import numpy as np
 
-REVISION = 1
-FORMATS = ("PNG", "JPEG", "TIFF", "MPO")  # MPO: a JPEG of some phones, with a second picture behind the first
+REVISION = 2
+FORMATS = ("PNG", "JPEG", "TIFF")  # for Pillow, whose JPEG reader gives MPO too: of phones, with a second picture
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_BYTES = 256 * 2**20  # of a file (choice)
 MAX_PIXELS = 50_000_000  # of an image (choice): 7000 x 7000, more than any radiograph
 MIN_SIDE = 8  # pixels (choice): below it there is nothing to crop
 EXTRA = "install the extra: pip install -e '.[dicom]'"
+
+
+# How files begin that are often taken for images that are read; "." stands for any byte.
+_OTHERS = {
+    "a BMP image": (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",),
+    "a GIF image": (rb"GIF8[79]a",),
+    "a JPEG 2000 image": (rb"\0\0\0\x0cjP  \r\n\x87\n", rb"\xff\x4f\xff\x51"),
+    "a JPEG XL image": (rb"\0\0\0\x0cJXL \r\n\x87\n", rb"\xff\x0a"),
+    "a WebP image": (rb"RIFF.{4}WEBP",),
+    "a HEIC image": (rb".{4}ftyp(?:heic|heix|hevc|mif1|msf1)",),
+    "an AVIF image": (rb".{4}ftypavi[fs]",),
+    "a Photoshop image": (rb"8BPS\0",),
+    "a PNM image": (rb"P[1-7]\s",),
+    "a PDF document": (rb"%PDF-",),
+}
+_OURS = {
+    "PNG": (rb"\x89PNG\r\n\x1a\n",),
+    "JPEG": (rb"\xff\xd8\xff",),
+    "TIFF": (rb"II[\x2a\x2b]\0", rb"MM\0[\x2a\x2b]"),
+}
 
 
 class ImageFault(ValueError):
@@ -62,7 +84,7 @@ class Picture:
 
 
 def read_header(path: Path) -> Header:
-    """Size and kind of an image file; no pixel is decoded.
+    """Size and kind of an image file; a file that is refused is not decoded.
 
     Parameters
     ----------
@@ -76,7 +98,7 @@ def read_header(path: Path) -> Header:
     Raises
     ------
     ImageFault
-        Not a file, too large, of another format, damaged, or more than one image.
+        Not a file, too large, of another format or kind, damaged, or more than one image.
     """
     if not path.is_file():
         raise ImageFault("expected an image file, found none of that name")
@@ -86,12 +108,14 @@ def read_header(path: Path) -> Header:
     if is_dicom(path):
         return _dicom_header(path)
     with _opened(path) as picture:
-        height, width = picture.height, picture.width
-        if _orientation(picture) in (5, 6, 7, 8):
-            height, width = width, height
         kind = "JPEG" if picture.format == "MPO" else str(picture.format)
         pages = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
-    return Header(_checked(height, width, pages), kind)
+        height, width = _checked(picture.height, picture.width, pages)
+        _refuse_misread(picture)
+        # last, since it decodes a PNG, whose entry may lie behind its pixels
+        if _orientation(picture) in (5, 6, 7, 8):
+            height, width = width, height
+    return Header((height, width), kind)
 
 
 def read(path: Path) -> Picture:
@@ -163,8 +187,28 @@ def _opened(path: Path) -> Any:
     except Image.DecompressionBombError:
         raise ImageFault(f"expected at most {MAX_PIXELS:,} pixels, found far more in its header") from None
     except Exception as error:
-        kind = "" if "cannot identify" in str(error) else f" ({_reason(error)})"
-        raise ImageFault(f"expected a PNG, JPEG, TIFF or DICOM image, found other or damaged content{kind}") from None
+        found = _found(path) + ("" if "cannot identify" in str(error) else f" ({_reason(error)})")
+        raise ImageFault(f"expected a PNG, JPEG, TIFF or DICOM image, found {found}") from None
+
+
+def _found(path: Path) -> str:
+    """What a file that Pillow does not open is, by its first bytes, and what to do."""
+    with open(path, "rb") as handle:
+        head = handle.read(32)
+    if not head:
+        return "an empty file"
+
+    def begins(patterns: tuple[bytes, ...]) -> bool:
+        return any(re.match(pattern, head, re.DOTALL) for pattern in patterns)
+
+    for name, patterns in _OTHERS.items():
+        if begins(patterns):
+            return f"{name}; save it as PNG"
+    for name, patterns in _OURS.items():
+        if begins(patterns):
+            kinds = "" if name == "PNG" else " or of a kind that is not read; save it as PNG"
+            return f"a {name} image that is damaged{kinds}"
+    return "content of another kind, or damaged"
 
 
 def _orientation(picture: Any) -> int:
@@ -172,6 +216,24 @@ def _orientation(picture: Any) -> int:
         return int(picture.getexif().get(0x0112, 1))
     except Exception:  # a damaged EXIF entry is no reason to refuse the picture
         return 1
+
+
+def _refuse_misread(picture: Any) -> None:
+    """Refuse what Pillow opens and then decodes otherwise than it was meant."""
+    bits, signed = 8, False
+    if picture.format == "PNG" and not picture.mode.startswith("I"):  # 16-bit grey comes whole
+        bits = 16 if any(";16" in str(tile.args) for tile in picture.tile) else 8
+    elif picture.format == "TIFF":
+        stored = picture.tag_v2.get(258, (1,))  # BitsPerSample, one a channel
+        bits = max(stored) if len(stored) > 1 else 8
+        signed = max(stored) <= 8 and 2 in picture.tag_v2.get(339, (1,))  # SampleFormat
+    if bits > 8:
+        raise ImageFault(
+            f"expected at most 8 bits a channel with colour or transparency, found {bits}; save it as 8-bit colour or"
+            " as 16-bit grey"
+        )
+    if signed:
+        raise ImageFault("expected grey levels from 0, found signed 8-bit values; save it as unsigned 8-bit grey")
 
 
 def _read_picture(path: Path) -> Picture:
@@ -184,7 +246,11 @@ def _read_picture(path: Path) -> Picture:
             picture = ImageOps.exif_transpose(opened) if turned else opened
             picture.load()
             if picture.mode.startswith(("I", "F")):
-                return Picture(_scaled(np.asarray(picture)), deep=True, turned=turned)
+                pixels = _scaled(np.asarray(picture))
+                # low values are bright; Pillow inverts those of 8 bits itself
+                if opened.format == "TIFF" and opened.tag_v2.get(262) == 0:
+                    pixels = 255 - pixels
+                return Picture(pixels, deep=True, turned=turned)
             if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
                 transparent = picture.mode == "PA" or "transparency" in picture.info
                 picture = picture.convert("RGBA" if transparent else "RGB")
@@ -254,6 +320,8 @@ def _read_dicom(path: Path) -> Picture:
             values = pydicom.pixels.pixel_array(data)
         except Exception as error:
             raise ImageFault(f"expected pixels that pydicom can decode, found {_reason(error)}") from None
+        if str(data.get("PhotometricInterpretation", "")).strip() == "PALETTE COLOR" and values.ndim == 2:
+            values = _palette_colours(values, data)
         if values.ndim == 3:
             return Picture(*_luminance(values))
         if values.ndim != 2:
@@ -268,9 +336,25 @@ def _read_dicom(path: Path) -> Picture:
     return Picture(pixels, deep=not plain)
 
 
+def _palette_colours(indices: np.ndarray, data: Any) -> np.ndarray:
+    """Colours (H, W, 3) uint8 of palette indices; entries of 16 bits are scaled from 0..65535."""
+    import pydicom.pixels
+
+    try:
+        entries, first, bits = (int(value) for value in data.RedPaletteColorLookupTableDescriptor)
+        last = first + (entries or 2**16) - 1
+        indices = np.clip(indices.astype(np.int32), first, last)  # outside they take the nearest entry
+        colours = pydicom.pixels.apply_color_lut(indices, data)[..., :3]  # without transparency
+    except Exception as error:
+        raise ImageFault(f"expected the colours of a palette, found {_reason(error)}; save it as RGB") from None
+    if indices.max() - first > np.iinfo(colours.dtype).max:  # pydicom's index would run over
+        raise ImageFault(f"expected a palette of at most 256 colours of 8 bits, found {entries}; save it as RGB")
+    return colours.astype(np.uint8) if bits <= 8 else np.round(colours / 257).astype(np.uint8)
+
+
 def _luminance(rgb: np.ndarray) -> tuple[np.ndarray, bool]:
     from PIL import Image
 
     if rgb.dtype != np.uint8 or rgb.shape[2] != 3:
-        raise ImageFault(f"expected 8-bit colour of three channels, found {rgb.dtype} of shape {rgb.shape}")
+        raise ImageFault(f"expected 8-bit colour of three channels, found {rgb.dtype} of shape {rgb.shape}; save it so")
     return np.array(Image.fromarray(rgb).convert("L"), dtype=np.uint8), _has_colour(rgb)

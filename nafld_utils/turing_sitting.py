@@ -27,13 +27,20 @@ RESULTS_SCHEMA = "nafld-turing-results"
 RESULTS_VERSION = 1
 RATER_PATTERN = "^[A-Za-z0-9][A-Za-z0-9_-]{0,19}$"  # also fit for a file name
 CONFIDENCE_LEVELS = (50, 60, 70, 80, 90, 100)  # per cent sure of one's own answer; 50 is a guess
+# Settings with the numbers of images: of label 1 and label 0, real and synthetic.
+NUMBERS = ("n_real_unhealthy", "n_real_healthy", "n_synthetic_unhealthy", "n_synthetic_healthy")
 ITEM_COLUMNS = ["kind", "is_real", "label", "patient_id", "fold", "source_id", "row"]
 
 
 # ---------------------------------------------------------------- the set
 
 
-def draw_set(real: pd.DataFrame, synthetic: Mapping[str, pd.DataFrame], settings: TuringSettings) -> pd.DataFrame:
+def draw_set(
+    real: pd.DataFrame,
+    synthetic: Mapping[str, pd.DataFrame],
+    settings: TuringSettings,
+    class_names: Sequence[str] = ("healthy", "unhealthy"),
+) -> pd.DataFrame:
     """Draw the images that raters see.
 
     Parameters
@@ -44,8 +51,10 @@ def draw_set(real: pd.DataFrame, synthetic: Mapping[str, pd.DataFrame], settings
         By model (``"semantic"``, ``"class"``): ``synthetic_id, fold, label, source_patient`` (-1 or missing where
         there is none), ``row``; the label of a semantic image is the one it inherits from its source map.
     settings : TuringSettings
-        Numbers of images; the synthetic ones are divided evenly over the models (paper: 9 unhealthy and 6 healthy
-        each). ``settings.seed`` fixes the draw.
+        Numbers of images, fewer where there are fewer (`numbers`); the synthetic ones are divided evenly over the
+        models (paper: 9 unhealthy and 6 healthy each). ``settings.seed`` fixes the draw.
+    class_names : (str, str)
+        Names of label 0 and label 1, for messages.
 
     Returns
     -------
@@ -57,7 +66,7 @@ def draw_set(real: pd.DataFrame, synthetic: Mapping[str, pd.DataFrame], settings
     Raises
     ------
     ValueError
-        A class or a synthetic set holds fewer images than asked for; names it and the setting.
+        As `numbers`.
 
     Notes
     -----
@@ -65,21 +74,82 @@ def draw_set(real: pd.DataFrame, synthetic: Mapping[str, pd.DataFrame], settings
     frames of one patient are near-duplicates; and semantic images from maps of patients who are not shown as real.
     """
     rng = np.random.default_rng(settings.seed)
-    asked = {"real": (settings.n_real_unhealthy, settings.n_real_healthy)}
-    asked |= _shares(list(synthetic), settings.n_synthetic_unhealthy, settings.n_synthetic_healthy)
+    n = numbers(real, synthetic, settings, class_names)
+    asked = {"real": (n["n_real_unhealthy"], n["n_real_healthy"])}
+    asked |= _shares(list(synthetic), n["n_synthetic_unhealthy"], n["n_synthetic_healthy"])
     pools = {"real": _pool(real, "image_id", "patient_id", np.arange(len(real)))}
     pools |= {name: _pool(t, "synthetic_id", "source_patient", t["row"]) for name, t in synthetic.items()}
     shown: set[Any] = set()
     parts = []
-    for kind, numbers in asked.items():
-        for label, n in zip((1, 0), numbers, strict=True):
+    for kind, counts in asked.items():
+        for label, count in zip((1, 0), counts, strict=True):
             pool = pools[kind][pools[kind]["label"] == label]
-            if len(pool) < n:
-                raise ValueError(_too_few(kind, label, n, len(pool)))
-            part = _spread(pool, n, shown, rng)
+            part = _spread(pool, count, shown, rng)
             shown |= set(part["patient_id"].dropna())
             parts.append(part.assign(kind=kind, is_real=int(kind == "real")))
     return pd.concat(parts, ignore_index=True)[ITEM_COLUMNS]
+
+
+def numbers(
+    real: pd.DataFrame,
+    synthetic: Mapping[str, pd.DataFrame],
+    settings: TuringSettings,
+    class_names: Sequence[str] = ("healthy", "unhealthy"),
+) -> dict[str, int]:
+    """How many images of each kind and class are shown: as many as asked for, or as there are.
+
+    Parameters
+    ----------
+    real : pandas.DataFrame
+        ``label``, an image a row.
+    synthetic : mapping of str to pandas.DataFrame
+        By model: ``label``, an image a row.
+    settings : TuringSettings
+        What is asked for.
+    class_names : (str, str)
+        Names of label 0 and label 1, for messages.
+
+    Returns
+    -------
+    dict of str to int
+        By the names of `NUMBERS`.
+
+    Raises
+    ------
+    ValueError
+        There is no image of a kind and class that is asked for: rates by kind and class need one of each.
+
+    Notes
+    -----
+    Choice: where a class has too few images of one kind, the other kind of that class is lowered in proportion, in
+    whole numbers downwards and to no less than one. So the share of real images, and with it the accuracy of someone
+    who calls everything synthetic, stays about as asked for.
+    """
+    out = {}
+    for label, group in ((1, "unhealthy"), (0, "healthy")):
+        asked = [int(getattr(settings, f"n_{kind}_{group}")) for kind in ("real", "synthetic")]
+        pools = {name: int((table["label"] == label).sum()) for name, table in synthetic.items()}
+        there = [min(asked[0], int((real["label"] == label).sum())), _most(pools, label, asked[1])]
+        for n, found, sources in zip(asked, there, ("the cohort", pools), strict=True):
+            if n and not found:
+                raise ValueError(_none(sources, class_names[label]))
+        have, of = min((pair for pair in zip(there, asked, strict=True) if pair[1]), key=_ratio, default=(1, 1))
+        shown = [max(1, n * have // of) if n else 0 for n in asked]
+        out |= {f"n_real_{group}": shown[0], f"n_synthetic_{group}": shown[1]}
+    return {name: out[name] for name in NUMBERS}
+
+
+def _ratio(pair: tuple[int, int]) -> float:
+    return pair[0] / pair[1]
+
+
+def _most(pools: Mapping[str, int], label: int, asked: int) -> int:
+    """The largest number up to `asked` whose shares the models' images suffice for."""
+    for n in range(asked, 0, -1):
+        shares = _shares(list(pools), n, n)
+        if all(shares[model][1 - label] <= size for model, size in pools.items()):
+            return n
+    return 0
 
 
 def put_in_order(items: pd.DataFrame, images: np.ndarray, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
@@ -152,12 +222,13 @@ def _spread(pool: pd.DataFrame, n: int, shown: set[Any], rng: np.random.Generato
     return pool.loc[order.sort_values(["turn", "again"], kind="stable").index[:n]]
 
 
-def _too_few(kind: str, label: int, expected: int, found: int) -> str:
-    group = "unhealthy" if label else "healthy"
-    source = "the cohort" if kind == "real" else f"the {kind} model's synthetic sets"
-    key = f"turing.n_{'real' if kind == 'real' else 'synthetic'}_{group}"
-    more = "use a larger cohort" if kind == "real" else "raise sampling.n_images"
-    return f"{source}: expected {expected} {group} images for the Turing test, found {found}; lower {key} or {more}."
+def _none(source: str | Mapping[str, int], name: str) -> str:
+    if not isinstance(source, str):
+        source = f"the {min(source, key=lambda model: source[model])} model's synthetic sets"
+        more = "raise sampling.n_images"
+    else:
+        more = "use a larger cohort"
+    return f"{source}: expected an image of each class for the Turing test, found none of {name}; {more}."
 
 
 # ---------------------------------------------------------------- raters who do not exist

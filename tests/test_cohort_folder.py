@@ -11,7 +11,8 @@ from collections import namedtuple
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+import tifffile
+from PIL import Image, ImageFile
 
 from nafld_utils import (
     artifacts,
@@ -107,6 +108,18 @@ def test_numbers_that_are_two_names_of_one_number_are_names(tmp_path):
 # ---------------------------------------------------------------- formats
 
 
+DEEP_COLOUR = (
+    "expected at most 8 bits a channel with colour or transparency, found 16; save it as 8-bit colour or as 16-bit grey"
+)
+
+
+def refused(path):
+    """What is said of a file, by its header alone."""
+    with pytest.raises(image_files.ImageFault) as caught:
+        image_files.read_header(path)
+    return str(caught.value)
+
+
 def saved(path, image, **options):
     image.save(path, **options)
     return image_files.read(path)
@@ -131,6 +144,68 @@ def test_every_mode_becomes_grey_and_says_what_was_done(tmp_path):
     assert (saved(tmp_path / "e.png", Image.fromarray(clear)).pixels == 0).all(), "transparent is black"
     assert set(np.unique(saved(tmp_path / "f.png", Image.fromarray(grey > 99)).pixels)) == {0, 255}
     assert saved(tmp_path / "g.jpg", Image.fromarray(rgb).convert("CMYK")).pixels.shape == grey.shape
+
+
+def chunk(name, content):
+    return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+
+def png(width, height, depth, colour_type, content):
+    """A PNG of bytes: colour type 0 grey, 2 colour, 4 grey and transparency, 6 colour and transparency."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, colour_type, 0, 0, 0])
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def deep_png(path, channels, colour_type):
+    rows = deep(channels).astype(">u2").reshape(24, -1)
+    path.write_bytes(png(30, 24, 16, colour_type, b"".join(b"\0" + row.tobytes() for row in rows)))
+
+
+def deep(channels=None):
+    """Twelve bits, (24, 30) or (24, 30, channels)."""
+    return picture(3, channels=channels).astype(np.uint16) * 16 + 5
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize(("channels", "options"), [(3, {}), (4, {"extrasamples": ["unassalpha"]})])
+def test_a_tiff_of_deep_colour_is_refused(tmp_path, byte_order, channels, options):
+    tifffile.imwrite(tmp_path / "a.tif", deep(channels), photometric="rgb", byteorder=byte_order, **options)
+    assert refused(tmp_path / "a.tif") == DEEP_COLOUR
+
+
+def test_a_tiff_of_deep_colour_in_planes_is_refused(tmp_path):
+    values = np.moveaxis(deep(3), -1, 0).copy()
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", planarconfig="separate", compression="zlib")
+    assert refused(tmp_path / "a.tif") == DEEP_COLOUR
+
+
+@pytest.mark.parametrize(("channels", "colour_type"), [(3, 2), (2, 4), (4, 6)])
+def test_a_png_of_deep_channels_is_refused(tmp_path, channels, colour_type):
+    deep_png(tmp_path / "a.png", channels, colour_type)
+    assert refused(tmp_path / "a.png") == DEEP_COLOUR
+
+
+def test_a_png_of_deep_grey_is_read(tmp_path):
+    deep_png(tmp_path / "a.png", None, 0)
+    found = image_files.read(tmp_path / "a.png")
+    assert found.deep
+    assert (found.pixels == np.round((deep() - 5.0) * 255 / (255 * 16))).all(), "darkest 0, brightest 255"
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_whose_low_values_are_bright_is_inverted(tmp_path, kind):
+    for name in ("minisblack", "miniswhite"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", picture(3).astype(kind), photometric=name)
+    black, white = (image_files.read(tmp_path / f"{name}.tif") for name in ("minisblack", "miniswhite"))
+    assert (black.pixels == picture(3)).all()
+    assert (white.pixels == 255 - picture(3)).all()
+    assert black.deep == white.deep == (kind != np.uint8)
+
+
+def test_a_tiff_of_signed_bytes_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", picture(3).view(np.int8), photometric="minisblack")
+    assert "found signed 8-bit values; save it as unsigned" in refused(tmp_path / "a.tif")
 
 
 def test_a_photograph_is_turned_as_its_exif_entry_says(tmp_path):
@@ -191,16 +266,37 @@ def test_dicom_without_pydicom_names_the_extra(tmp_path, monkeypatch):
         image_files.read(path)
 
 
+def palette(bits, entries=256, stored=None):
+    """Tags of a palette that gives index i red i, green 255 - i and blue 7 (times 257 where entries are 16 bits)."""
+    step, width = np.arange(entries), stored or bits
+    colours = {"Red": step % 256, "Green": 255 - step % 256, "Blue": np.full(entries, 7)}
+    tags = {}
+    for name, values in colours.items():
+        values = (values * (257 if bits == 16 else 1)).astype(np.uint8 if width == 8 else "<u2")
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [entries % 2**16, 0, bits]
+        tags[f"{name}PaletteColorLookupTableData"] = values.tobytes()
+    return tags
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(8, 8), (8, 16), (16, 16)])
+def test_dicom_palettes_become_their_colours(tmp_path, bits, stored):
+    found = image_files.read(dicom(tmp_path / "a.dcm", picture(3), "PALETTE COLOR", **palette(bits, stored=stored)))
+    rgb = np.stack([picture(3), 255 - picture(3), np.full((24, 30), 7, np.uint8)], axis=-1)
+    assert found.colour
+    assert (found.pixels == np.asarray(Image.fromarray(rgb).convert("L"))).all()
+
+
+def test_dicom_palettes_that_cannot_be_looked_up_are_refused(tmp_path):
+    with pytest.raises(image_files.ImageFault, match=r"^expected the colours of a palette, found .*; save it as RGB$"):
+        image_files.read(dicom(tmp_path / "a.dcm", picture(3), "PALETTE COLOR"))
+    wide = dicom(tmp_path / "b.dcm", deep(), "PALETTE COLOR", **palette(8, 4096))
+    with pytest.raises(image_files.ImageFault, match=r"at most 256 colours of 8 bits, found 4096; save it as RGB"):
+        image_files.read(wide)
+
+
 def bomb(width, height):
     """A small PNG whose header promises `width` x `height` pixels."""
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
-
-    def chunk(name, content):
-        check = zlib.crc32(name + content).to_bytes(4, "big")
-        return len(content).to_bytes(4, "big") + name + content + check
-
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    return png(width, height, 8, 0, bytes(1000))
 
 
 def pages(path):
@@ -213,8 +309,6 @@ def pages(path):
         ("a.png", lambda p: p.write_bytes(bomb(60_000, 60_000)), "at most 50,000,000 pixels, found"),
         ("a.png", lambda p: p.write_bytes(bomb(9_000, 9_000)), "at most 50,000,000 pixels, found 9000 x 9000"),
         ("a.png", lambda p: p.write_bytes(bomb(100, 100)), "found damaged content"),
-        ("a.png", lambda p: p.write_bytes(b"GIF89a" + bytes(50)), "PNG, JPEG, TIFF or DICOM image, found other"),
-        ("a.png", lambda p: p.write_bytes(b""), "found other or damaged content"),
         ("a.tif", pages, "one image in a file, found 2"),
         ("a.png", lambda p: Image.fromarray(picture(0)[:4]).save(p), "at least 8 x 8 pixels, found 30 x 4"),
         ("a.tif", lambda p: Image.fromarray(np.full((9, 9), np.nan, np.float32)).save(p), "NaN or infinity"),
@@ -229,6 +323,63 @@ def test_a_bad_file_is_refused_in_a_phrase(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(image_files.ImageFault, match=message):
         image_files.read(tmp_path / name)
+
+
+def other(kind, mode="L"):
+    """A file of another format, as Pillow writes it."""
+    return lambda path: Image.fromarray(picture(0)).convert(mode).save(path, kind)
+
+
+def first(path, kind, n):
+    """The first n bytes of a file in a format that is read."""
+    Image.fromarray(picture(0)).save(path, kind)
+    path.write_bytes(path.read_bytes()[:n])
+
+
+@pytest.mark.parametrize(
+    ("write", "found"),
+    [
+        (other("BMP"), "a BMP image; save it as PNG"),
+        (other("BMP", "RGB"), "a BMP image; save it as PNG"),
+        (other("GIF"), "a GIF image; save it as PNG"),
+        (other("WEBP"), "a WebP image; save it as PNG"),
+        (other("PPM"), "a PNM image; save it as PNG"),
+        (other("PDF"), "a PDF document; save it as PNG"),
+        (lambda p: p.write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(50)), "a JPEG 2000 image; save it as PNG"),
+        (lambda p: p.write_bytes(b"\xff\x4f\xff\x51" + bytes(50)), "a JPEG 2000 image; save it as PNG"),
+        (lambda p: p.write_bytes(b"\0\0\0\x18ftypheic" + bytes(50)), "a HEIC image; save it as PNG"),
+        (lambda p: first(p, "PNG", 20), "a PNG image that is damaged (Truncated File Read)"),
+        (lambda p: first(p, "JPEG", 20), "a JPEG image that is damaged or of a kind that is not read; save it as PNG"),
+        (lambda p: first(p, "TIFF", 6), "a TIFF image that is damaged or of a kind that is not read; save it as PNG"),
+        (
+            lambda p: tifffile.imwrite(p, picture(0).astype(np.float64), photometric="minisblack"),
+            "a TIFF image that is damaged or of a kind that is not read; save it as PNG",
+        ),
+        (lambda p: p.write_bytes(b"BMI of all patients, a table"), "content of another kind, or damaged"),
+        (lambda p: p.write_bytes(b""), "an empty file"),
+    ],
+)
+def test_what_is_no_image_that_is_read_is_named(tmp_path, write, found):
+    write(tmp_path / "a.png")
+    assert refused(tmp_path / "a.png") == f"expected a PNG, JPEG, TIFF or DICOM image, found {found}"
+
+
+def test_a_phones_jpeg_with_a_second_picture_is_read(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(picture(0)).save(path, "MPO", save_all=True, append_images=[Image.fromarray(picture(1))])
+    with Image.open(path) as opened:
+        assert opened.format == "MPO"
+        expected = np.asarray(opened.convert("L"))
+    assert image_files.read_header(path).kind == "JPEG"
+    assert (image_files.read(path).pixels == expected).all(), "the first picture"
+
+
+def test_no_pixel_of_a_picture_beyond_the_limits_is_decoded(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda picture: decoded.append(picture))
+    (tmp_path / "a.png").write_bytes(bomb(9_000, 9_000))
+    assert "at most 50,000,000 pixels" in refused(tmp_path / "a.png")
+    assert not decoded
 
 
 def test_a_large_file_is_not_opened(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 from test_commands import SMALL, words
-from test_report import assert_self_contained, open_and_look
+from test_report import assert_prints_on_a4, assert_self_contained, open_and_look
 
 from nafld_utils import artifacts, graph, report
 
@@ -84,6 +84,11 @@ def test_front_page_sums_up_all_stages(smoke, run):
 def test_a_browser_opens_every_page_without_a_request(smoke, browser):
     for name in ("index", *graph.STAGES):
         open_and_look(browser, smoke.reports / f"{name}.html")
+
+
+def test_pages_print_on_a4(smoke, browser):
+    for name in ("index", "05_quality_metrics"):
+        assert_prints_on_a4(browser, smoke.reports / f"{name}.html", least=2)
 
 
 def test_a_second_make_runs_nothing(smoke):

@@ -20,6 +20,7 @@ PIXEL = (
 )
 STAGE = "06_classification_sweep"
 A4_WIDTH = 680  # pixels of CSS between the margins
+A4_POINTS = (594.96, 841.92)  # as Chromium writes it, upright
 
 
 LOADING = {"src", "data", "poster", "srcset", "background"}
@@ -295,6 +296,23 @@ def test_a_browser_fetches_nothing_and_shows_the_pages(run, browser):
         open_and_look(browser, path)
 
 
+def test_pages_print_on_a4(run, browser):
+    assert_prints_on_a4(browser, report.write_index(run), least=2)
+    assert_prints_on_a4(browser, report.write_notebook(run, STAGE))
+
+
+@pytest.mark.parametrize(
+    ("look", "cell"),
+    [("", "min-width: 90px"), ("table-layout: fixed; width: 100%", "white-space: nowrap")],
+    ids=["a table", "the text of the last column"],
+)
+def test_what_print_cuts_off_is_found(tmp_path, browser, look, cell):
+    cells = "".join(f"<td style='{cell}'>column {i}, {'0' * 20}</td>" for i in range(12))
+    (tmp_path / "a.html").write_text(f"<title>a</title><table style='{look}'><tr>{cells}</tr></table>", "utf-8")
+    with pytest.raises(AssertionError, match="cut off in print"):
+        assert_prints_on_a4(browser, tmp_path / "a.html")
+
+
 def open_and_look(browser, path):
     """Open a page from disk: no request leaves, no message appears in the console, nothing is wider than the page."""
     requests, messages = [], []
@@ -319,16 +337,48 @@ def open_and_look(browser, path):
     assert luminance(page, "background-color") == 1
     assert luminance(page, "color") < 0.2
     assert page.evaluate("[...document.querySelectorAll('nav, details.code')].every(part => part.offsetHeight === 0)")
-    page.set_viewport_size({"width": A4_WIDTH, "height": 1000})
-    cut = page.evaluate(
-        """[...document.querySelectorAll('table, img, pre, p, dl')].filter(part => {
-             const room = part.closest('.very-wide') ? 1.45 * innerWidth : innerWidth  // those pages lie on their side
-             return part.getBoundingClientRect().right > room + 1
-           }).map(part => part.closest('[aria-label]')?.ariaLabel ?? part.outerHTML.slice(0, 200))"""
-    )
-    assert not cut, f"cut off in print: {cut}"
+    assert_whole_in_print(page)
     assert json.loads(page.evaluate("JSON.stringify(document.body.innerText.length)")) > 100
     page.close()
+
+
+def assert_whole_in_print(page):
+    """Nothing is wider than a sheet of A4, in the look of print, which `page` has already."""
+    page.set_viewport_size({"width": A4_WIDTH, "height": 1000})
+    cut = page.evaluate(
+        """() => {
+             const right = part => {
+               if (!part.matches('tr > *')) return part.getBoundingClientRect().right
+               const text = document.createRange()  // of a cell its text, which may stand over
+               text.selectNodeContents(part)
+               return text.getBoundingClientRect().right
+             }
+             return [...document.querySelectorAll('table, tr > :last-child, img, pre, p, dl')].filter(part => {
+               const room = part.closest('.very-wide') ? 1.45 * innerWidth : innerWidth  // on their side
+               return right(part) > room + 1
+             }).map(part => part.closest('[aria-label]')?.ariaLabel ?? part.outerHTML.slice(0, 200))
+           }"""
+    )
+    assert not cut, f"cut off in print: {cut}"
+
+
+def assert_prints_on_a4(browser, path, least=1, most=40):
+    """Print a page as PDF: a plausible number of sheets, all A4, upright or on their side, and no table cut off."""
+    page = browser.new_page()
+    page.goto(path.as_uri(), wait_until="networkidle")
+    pdf = page.pdf(prefer_css_page_size=True, print_background=True)
+    page.emulate_media(media="print")
+    assert_whole_in_print(page)
+    page.close()
+    assert pdf.startswith(b"%PDF-")
+    assert pdf.rstrip().endswith(b"%%EOF")
+    sheets = re.findall(rb"/Type /Page\b(?!s)", pdf)
+    assert least <= len(sheets) <= most, f"{path.name}: {len(sheets)} sheets"
+    boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", pdf)
+    assert len(boxes) == len(sheets)
+    for box in boxes:
+        assert sorted(map(float, box)) == pytest.approx(A4_POINTS, abs=1), f"{path.name}: {box} points"
+    return len(sheets)
 
 
 def luminance(page, name):

@@ -158,6 +158,25 @@ def test_methods_follow_the_settings(profile, tmp_path, monkeypatch):
     assert "Not run: 01_data_analysis" in limits
 
 
+@pytest.mark.parametrize(
+    ("subject", "says"),
+    [("chest radiographs", "people, their chest radiographs or"), (None, "people, their images or")],
+)
+def test_limits_of_simulated_patients_name_the_cohorts_subject(subject, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    values = {"cohort.source": "file", "cohort.path": str(tmp_path), "cohort.subject": subject}
+    run = artifacts.open_run("smoke", values)
+    marked = {"kind": "simulated", "format": "folder"}
+    artifacts.save_json(run.root / "cohort" / "provenance.json", marked)
+    assert run.is_simulated
+    assert run.is_foreign
+    limits = methods.limits(run, {})
+    assert f"nothing here is a finding about {says} scanners" in limits[0]
+    assert "liver" not in " ".join(limits)
+    ours = methods.limits(artifacts.open_run("demo"), {})
+    assert "people, their liver ultrasounds or scanners" in ours[0]
+
+
 # ---------------------------------------------------------------- REFORMS
 
 
@@ -177,6 +196,24 @@ def test_the_checklist_has_its_32_items_in_eight_modules(profile, tmp_path, monk
     page = report.index_html(run)
     assert all(f'id="{item.link}"' in page for item in items if item.link)
     assert sum(len(module["rows"]) for module in reforms.modules(items)) == 32
+
+
+@pytest.mark.parametrize(
+    ("region", "says"),
+    [
+        ("largest", "inside its largest connected region; marks outside that region are blacked out, and marks inside"),
+        ("box", "inside the box of preprocess.region_box; marks outside it are blacked out, and marks inside it stay"),
+        ("none", "the whole image, since preprocess.region is none: letters, scales and marks burned into it stay in"),
+    ],
+)
+def test_the_checklist_says_which_marks_stay_in_the_image(region, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    box = {"preprocess.region_box": [0, 0, 20, 20]} if region == "box" else {}
+    run = artifacts.open_run("cpu", {"preprocess.region": region, **box})
+    entry = {item.number: item.entry for item in reforms.checklist(run, table())}["6c"]
+    assert says in entry
+    assert ("blacked out" in entry) == (region != "none")
+    assert entry.endswith("Whether the image holds traces of how it was acquired is for the authors.")
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ from scipy import stats as scipy_stats
 from nafld_utils import artifacts, figures, params, turing, turing_answers, turing_model, turing_sitting
 from nafld_utils import turing_statistics as statistics
 from nafld_utils.figures import turing as draw
+from nafld_utils.report import facts
 
-NAMES = ("n_real_unhealthy", "n_real_healthy", "n_synthetic_unhealthy", "n_synthetic_healthy")
+NAMES = turing_sitting.NUMBERS
 
 
 def settings(*numbers, seed=0):
@@ -130,24 +131,51 @@ def test_odd_numbers_are_divided_so_that_models_stay_equal():
     assert (alone["kind"] == "class").sum() == 8
 
 
+def kinds(items):
+    """Images of the set in the order of `NAMES`."""
+    found = items.groupby(["is_real", "label"]).size()
+    return tuple(found.get(cell, 0) for cell in ((1, 1), (1, 0), (0, 1), (0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("real", "n_synthetic", "expected"),
+    [
+        (real_table(), 400, (13, 7, 18, 12)),
+        (real_table(6, 6, 1), 400, (6, 6, 8, 10)),  # 18 x 6/13 and 12 x 6/7, whole ones
+        (real_table(17, 1, 10), 400, (10, 7, 13, 12)),
+        (real_table(1, 1, 1), 400, (1, 1, 1, 1)),
+        (real_table(), 16, (12, 7, 17, 12)),  # of label 1 the class model has 8, so 9 and 8
+    ],
+)
+def test_a_small_source_lowers_both_kinds_of_its_class_in_proportion(real, n_synthetic, expected):
+    synthetic = {"semantic": synthetic_table("semantic"), "class": synthetic_table("class", n_synthetic)}
+    items = turing_sitting.draw_set(real, synthetic, settings())
+    assert kinds(items) == expected
+    assert tuple(turing_sitting.numbers(real, synthetic, settings()).values()) == expected
+    assert items["source_id"].is_unique
+
+
+def test_shares_that_fit_are_not_lowered():
+    short = {"semantic": synthetic_table("semantic"), "class": synthetic_table("class", 4)}
+    items = turing_sitting.draw_set(real_table(), short, settings(3, 1, 5, 1))
+    assert kinds(items) == (3, 1, 5, 1), "of label 1 the models give 3 and 2"
+
+
 @pytest.mark.parametrize(
     ("real", "synthetic", "says"),
     [
+        (real_table(3, 0), both_models(), "^the cohort: expected an image of each class .* none of ill; use a larger"),
         (
-            real_table(17, 1, 10),
-            both_models(),
-            "the cohort: expected 13 unhealthy images .* found 10; lower turing.n_real_un",
+            real_table(),
+            both_models() | {"class": synthetic_table("class").query("label == 1")},
+            "^the class model's synthetic sets: expected an image .* none of well; raise sampling.n_images",
         ),
-        (real_table(2, 20, 3), both_models(), "the cohort: expected 7 healthy images .* found 6"),
-        (real_table(), both_models(16), "the class model's synthetic sets: expected 9 unhealthy .* found 8"),
         (real_table(), {}, "at least one model"),
     ],
 )
-def test_a_source_that_is_too_small_is_named(real, synthetic, says):
-    if "class" in synthetic and len(synthetic["class"]) == 16:
-        synthetic["semantic"] = synthetic_table("semantic")
+def test_a_source_without_a_class_is_named(real, synthetic, says):
     with pytest.raises(ValueError, match=says):
-        turing_sitting.draw_set(real, synthetic, settings())
+        turing_sitting.draw_set(real, synthetic, settings(), ("well", "ill"))
 
 
 # ---------------------------------------------------------------- Table 1
@@ -369,6 +397,31 @@ def test_stage_shows_every_item_with_its_own_pixels(stage):
         assert (item.crop >= 0) == (item.kind == "real")
     again = stage.make_set(run)
     pd.testing.assert_frame_equal(again.items, shown.items)
+
+
+@pytest.mark.parametrize(("patients", "sizes"), [(12, (6, 6, 8, 10)), (2, (1, 1, 1, 1))])
+def test_a_small_cohort_on_demos_counts_is_shown_and_says_so(stage, monkeypatch, patients, sizes):
+    real = real_table(patients // 2, patients // 2, frames=1)
+    pool = np.broadcast_to(np.arange(patients, dtype=np.uint8)[:, None, None, None], (patients, 2, 8, 8))
+    monkeypatch.setattr(stage.prepare, "open_preprocessed", lambda run: SimpleNamespace(images=real, pool=pool))
+    run = artifacts.open_run("demo", {"cohort.class_names": ["clear", "effusion"]})
+    done, shown = stage.analyse(run), stage.make_set(run)
+    table = stage.numbers(run, shown)
+    assert table["asked"].tolist() == list(turing.PAPER_SIZES)
+    assert tuple(table["shown"]) == kinds(shown.items) == sizes
+    said = stage.shortfall(run, shown)
+    assert f"FEWER IMAGES than asked for: {sizes[0]} of 13 (real, effusion), {sizes[1]} of 7 (real, clear)" in said
+    assert "healthy" not in said
+    assert f"{sum(sizes)} images, not 50" in stage.protocol(run, done)
+    assert done["summary"]["mean"].notna().all()
+    assert facts.turing_images(run) == (sum(sizes[:2]), sum(sizes[2:]))
+    assert stage.answer(run, done)
+
+
+def test_a_set_as_asked_for_says_so(stage):
+    run = artifacts.open_run("smoke")
+    assert facts.turing_images(run) == (8, 10), "as asked for, before there is a set"
+    assert stage.shortfall(run, stage.make_set(run)) == "Shown as asked for: 18 images."
 
 
 def test_stage_says_simulated_on_every_table_and_compares_nothing(stage):

@@ -90,6 +90,16 @@ def patients_by_class(run: Run) -> list[int]:
     return [int((label == value).sum()) for value in (0, 1)]
 
 
+def turing_images(run: Run) -> tuple[int, int]:
+    """Real and synthetic images of the Turing test: those of its set, or those asked for where there is no set yet."""
+    path = run.root / "turing" / "set" / "items.csv"
+    if path.exists():
+        is_real = pd.read_csv(path)["is_real"]
+        return int((is_real == 1).sum()), int((is_real == 0).sum())
+    s = run.settings.turing
+    return s.n_real_unhealthy + s.n_real_healthy, s.n_synthetic_unhealthy + s.n_synthetic_healthy
+
+
 def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ()) -> list[dict[str, Any]]:
     """One entry a stage for the table of reports, with durations; pages in `left_out` are named and not linked."""
     out, counted, left_out = [], set(), set(left_out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nafld_utils import graph, params
+from nafld_utils import graph, params, words
 from nafld_utils.artifacts import Run
 from nafld_utils.report import facts, pages
 from nafld_utils.report import notebooks as notebook_pages
@@ -60,7 +60,7 @@ def methods(run: Run) -> list[tuple[str, str]]:
         ("Classifiers", _classifiers(s)),
         ("Statistics", _statistics(s)),
         ("Attributions", _shap(s)),
-        ("Turing test", _turing(s)),
+        ("Turing test", _turing(run)),
     ]  # fmt: skip
 
 
@@ -176,9 +176,8 @@ def _shap(s: params.Settings) -> str:
     )
 
 
-def _turing(s: params.Settings) -> str:
-    one = s.turing
-    real, drawn = one.n_real_unhealthy + one.n_real_healthy, one.n_synthetic_unhealthy + one.n_synthetic_healthy
+def _turing(run: Run) -> str:
+    one, (real, drawn) = run.settings.turing, facts.turing_images(run)
     who = "rated by people" if one.ratings else f"rated by {one.n_simulated_raters} simulated raters"
     return f"{real} real and {drawn} synthetic images in one fixed order, {who}."
 
@@ -190,7 +189,8 @@ def limits(run: Run, notebooks: Mapping[str, Any]) -> list[str]:
     """What the results of this run cannot show, most weighty first; then what notebooks say of their own limits."""
     s, out = run.settings, []
     if run.is_simulated:
-        out.append("The patients are simulated: nothing here is a finding about people, livers or scanners.")
+        subject = words.of(run).subject
+        out.append(f"The patients are simulated: nothing here is a finding about people, their {subject} or scanners.")
     if s.profile == "smoke":
         out.append("The smoke profile exists for the tests: trainings last a few steps and its numbers mean nothing.")
     counts = facts.patients_by_class(run)

@@ -39,6 +39,16 @@ MODULES = {
 }
 
 
+_SEEN = {
+    "largest": "the image inside its largest connected region; marks outside that region are blacked out, and"
+               " marks inside it stay in",
+    "box": "the image inside the box of preprocess.region_box; marks outside it are blacked out, and marks"
+           " inside it stay in",
+    "none": "the whole image, since preprocess.region is none: letters, scales and marks burned into it stay in, and"
+            " may tell the class or the device",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Item:
     """One row of the checklist; `link` is the anchor on the front page that shows what `entry` says."""
@@ -196,8 +206,8 @@ def _leakage(run: Run, table: pd.DataFrame) -> list[Item]:
              f"No frame is under two patients (compared by pixels); all frames of a patient lie in one fold.{measured}",
              "paper"),
         Item("6c", "Why every feature is legitimate for the task", BOTH,
-             "The only input is the image inside the region of interest; marks outside it are cut off. Whether the"
-             " image holds traces of how it was acquired is for the authors.", "methods"),
+             f"The only input is {_SEEN[run.settings.preprocess.region]}. Whether the image holds traces of how it was"
+             " acquired is for the authors.", "methods"),
     ]  # fmt: skip
 
 

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 REVISION = 2
 
 STAGE = "08_turing_test"
-_NUMBERS = ("n_real_unhealthy", "n_real_healthy", "n_synthetic_unhealthy", "n_synthetic_healthy", "seed")
 _NULLABLE = {"patient_id": "Int64", "fold": "Int64"}
 _TEXT = ("note", "over", "rater", "file", "status")  # columns that stay text where they are empty
 _NOT_ANSWERS = ("thumbs.db", "desktop.ini")  # what file managers leave in a folder
@@ -112,7 +111,8 @@ def set_unit(run: Run) -> Unit:
     section = run.settings.section("turing")
     inputs = [prepare.preprocess_unit(run)]
     inputs += [samples.synthetic_unit(run, task["conditioning"], task["fold"]) for task in ldm.tasks(run)]
-    settings = {name: section[name] for name in _NUMBERS} | {"synthetic": list(run.settings.ldm.conditionings)}
+    settings = {name: section[name] for name in (*turing_sitting.NUMBERS, "seed")}
+    settings["synthetic"] = list(run.settings.ldm.conditionings)
     return run.unit("turing", "set", settings=settings, inputs=inputs, modules=["turing_sitting", "stages.turing"])
 
 
@@ -127,7 +127,7 @@ def make_set(run: Run) -> TuringSet:
     Raises
     ------
     ValueError
-        An earlier stage has not run, or the cohort or a synthetic set is too small; one sentence says which.
+        An earlier stage has not run, or the cohort or a synthetic set has no image of a class; one sentence says which.
 
     Notes
     -----
@@ -139,7 +139,8 @@ def make_set(run: Run) -> TuringSet:
         real = prepare.open_preprocessed(run)
         sets = {(t["conditioning"], t["fold"]): samples.open_synthetic(**t) for t in ldm.tasks(run)}
         tables = {model: _all_folds(sets, model) for model in run.settings.ldm.conditionings}
-        items = turing_sitting.draw_set(real.images, tables, run.settings.turing)
+        names = run.settings.cohort.class_names
+        items = turing_sitting.draw_set(real.images, tables, run.settings.turing, names)
         seed = run.settings.turing.seed
         rng = np.random.default_rng(unit_seed(seed, "turing", "crop"))
         crops = rng.integers(real.pool.shape[1], size=len(items))
@@ -151,6 +152,38 @@ def make_set(run: Run) -> TuringSet:
             save_array(folder / "images.npy", images)
     items = unit.load_table("items.csv").astype(_NULLABLE)
     return TuringSet(items, unit.load_array("images.npy"), unit)
+
+
+def numbers(run: Run, shown: TuringSet) -> pd.DataFrame:
+    """How many images of each kind and class were asked for, and how many the set shows.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Four rows, ``images`` (kind and class in words), ``setting, asked, shown``.
+    """
+    negative, positive = run.settings.cohort.class_names
+    rows = []
+    for name in turing_sitting.NUMBERS:
+        _, kind, group = name.split("_")
+        label = int(group == "unhealthy")
+        found = (shown.items["is_real"] == int(kind == "real")) & (shown.items["label"] == label)
+        asked = getattr(run.settings.turing, name)
+        rows.append((f"{kind}, {positive if label else negative}", f"turing.{name}", asked, int(found.sum())))
+    return pd.DataFrame(rows, columns=["images", "setting", "asked", "shown"])
+
+
+def shortfall(run: Run, shown: TuringSet) -> str:
+    """One sentence: whether the set has the images that were asked for, and what there is where it has not."""
+    table = numbers(run, shown)
+    few = table[table["shown"] < table["asked"]]
+    if few.empty:
+        return f"Shown as asked for: {len(shown.items)} images."
+    parts = ", ".join(f"{row.shown} of {row.asked} ({row.images})" for row in few.itertuples())
+    return (
+        f"FEWER IMAGES than asked for: {parts}. The cohort or the synthetic sets hold no more; of a class both kinds"
+        " are lowered in proportion, so that the share of real images stays about as asked for."
+    )
 
 
 def _all_folds(sets: Mapping[tuple[str, int], samples.Synthetic], model: str) -> pd.DataFrame:
@@ -361,14 +394,14 @@ def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
 def protocol(run: Run, analysis: Analysis) -> str:
     """``"yes"`` where this test is the paper's, else what differs, in words."""
     s, n_raters = run.settings, len(analysis["raters"])
-    sizes = tuple(getattr(s.turing, name) for name in _NUMBERS[:4])
-    wanted = (turing.PAPER_SIZES[0], turing.PAPER_SIZES[1], turing.PAPER_SIZES[2], turing.PAPER_SIZES[3])
+    shown = analysis["images"].groupby(["is_real", "label"]).size()
+    sizes = tuple(int(shown.get(cell, 0)) for cell in ((1, 1), (1, 0), (0, 1), (0, 0)))
     differs = {
         "simulated raters: not to be compared": analysis.simulated,
         "simulated cohort": run.is_simulated,
         "another cohort": run.is_foreign,
         f"{n_raters} raters, not 5": n_raters != len(turing.PAPER_COUNTS),
-        f"{sum(sizes)} images, not 50": sizes != wanted,
+        f"{sum(sizes)} images, not 50": sizes != turing.PAPER_SIZES,
         f"{s.preprocess.image_size} px, not 256": s.preprocess.image_size != 256,
         f"{s.ldm.steps} diffusion steps, not 20000": s.ldm.steps != 20000,
         "one model only": set(s.ldm.conditionings) != {"semantic", "class"},
