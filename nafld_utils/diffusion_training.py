@@ -134,17 +134,22 @@ class Training:
         return {"step": self.step, "seconds": self.seconds, "curve": self.curve, "recent": self.recent}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Continue from `tensors` and `facts`."""
+        """Continue from `tensors` and `facts`.
+
+        Averages and moments take the memory layout of their parameter, which the fused optimiser reads them by; a
+        checkpoint's own is contiguous.
+        """
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         self.denoiser.load_state_dict(model)
-        device = next(self.denoiser.parameters()).device
-        self.ema.shadow_params = [tensors[f"ema.{i}"].to(device) for i in range(len(self.ema.shadow_params))]
+        parameters = list(self.denoiser.parameters())
+        self.ema.shadow_params = [torch.empty_like(p).copy_(tensors[f"ema.{i}"]) for i, p in enumerate(parameters)]
         self.ema.optimization_step = int(facts["step"])
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
+                laid = value if key == "step" else torch.empty_like(parameters[int(index)]).copy_(value)
+                state.setdefault(int(index), {})[key] = laid
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.recent = int(facts["step"]), list(facts["recent"])

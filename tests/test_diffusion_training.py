@@ -59,14 +59,22 @@ def unit(tmp_path, hash_="a" * 64):
     return artifacts.Unit(tmp_path / "fold0", hash_)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("conditioning", ["semantic", "class"])
-def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, tmp_path):
-    whole = fit(conditioning)
-    interrupted = fit(conditioning, stop=7)
+def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, layout, tmp_path):
+    def start(seed=0):
+        return diffusion_training.start_training(tiny(conditioning, seed).to(memory_format=layout), settings())
+
+    whole = fit(conditioning, training=start())
+    interrupted = fit(conditioning, training=start(), stop=7)
     stage.checkpoint(interrupted, unit(tmp_path))
-    resumed = diffusion_training.start_training(tiny(conditioning, seed=99), settings())
+    resumed = start(seed=99)
     assert stage.resume(resumed, unit(tmp_path))
     assert resumed.step == 7
+    parameters = list(resumed.denoiser.parameters())
+    for parameter, shadow in zip(parameters, resumed.ema.shadow_params, strict=True):
+        moments = {key: value for key, value in resumed.optimizer.state[parameter].items() if key != "step"}
+        assert {shadow.stride(), *(value.stride() for value in moments.values())} == {parameter.stride()}, "one layout"
     fit(conditioning, training=resumed)
     for name, value in whole.tensors().items():
         assert torch.equal(value, resumed.tensors()[name]), name
