@@ -23,6 +23,7 @@ from nafld_utils.artifacts import unit_seed
 from nafld_utils.diffusion import diffusion_loss
 
 REVISION = 1
+GPU = "cuda"  # type of the devices whose arithmetic the settings choose
 
 
 # ---------------------------------------------------------------- data
@@ -205,22 +206,27 @@ def start_training(denoiser: nn.Module, settings: Mapping[str, Any]) -> Training
 
 @contextlib.contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute in ``fp32``, ``tf32`` (matrix products of fp32 tensors in 19 bits) or ``bf16`` (autocast) on a GPU.
+    """Let a GPU multiply fp32 tensors in full (``fp32``) or in 19 bits (``tf32``, ``bf16``).
 
+    Kept around a forward pass and its backward pass, which would else compute in whatever is in force by then.
     Choice: a CPU always computes in fp32, since short runs are compared bit by bit there.
     """
-    if device.type != "cuda":
+    if device.type != GPU:
         yield
         return
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     try:
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 where that is safe, for ``bf16`` on a GPU; around a forward pass only, as torch asks for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and device.type == GPU)
 
 
 def train(
@@ -294,16 +300,17 @@ def _gradient(denoiser: nn.Module, noiser: Any, batch: Batch, settings: Mapping[
     """Accumulate the gradient of a batch in `accumulate` parts; the loss as a scalar tensor on the device."""
     device, n = batch.latents.device, len(batch.latents)
     value = torch.zeros((), device=device)
-    for part in zip(*(item.chunk(settings["accumulate"]) for item in batch), strict=True):
-        latents, conditions, noise, timesteps, keep = part
-        with arithmetic(settings["precision"], device):
-            condition = denoiser.condition(conditions, keep)
-            part_loss = diffusion_loss(
-                denoiser, noiser, latents, condition, noise, timesteps, loss, settings["min_snr_gamma"]
-            )
-        part_loss = part_loss * (len(latents) / n)
-        part_loss.backward()
-        value += part_loss.detach()
+    with arithmetic(settings["precision"], device):
+        for part in zip(*(item.chunk(settings["accumulate"]) for item in batch), strict=True):
+            latents, conditions, noise, timesteps, keep = part
+            with autocast(settings["precision"], device):
+                condition = denoiser.condition(conditions, keep)
+                part_loss = diffusion_loss(
+                    denoiser, noiser, latents, condition, noise, timesteps, loss, settings["min_snr_gamma"]
+                )
+            part_loss = part_loss * (len(latents) / n)
+            part_loss.backward()
+            value += part_loss.detach()
     return value
 
 
@@ -331,6 +338,6 @@ def validation_loss(
     noise = torch.randn(latents.shape, generator=generator).to(device)
     timesteps = torch.linspace(0, noiser.config.num_train_timesteps - 1, len(latents)).long().to(device)
     denoiser.eval()
-    with arithmetic(settings["precision"], device):
+    with arithmetic(settings["precision"], device), autocast(settings["precision"], device):
         condition = denoiser.condition(conditions.to(device))
         return diffusion_loss(denoiser, noiser, latents.to(device), condition, noise, timesteps, loss).item()

@@ -161,8 +161,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     assert all(torch.equal(value, before[name]) for name, value in training.tensors().items())
 
 
-def validation(denoiser, data):
-    return diffusion_training.validation_loss(denoiser, noiser("class"), data, settings(), "l2", 0, CPU)
+def validation(denoiser, data, precision="fp32"):
+    chosen = settings(precision=precision)
+    return diffusion_training.validation_loss(denoiser, noiser("class"), data, chosen, "l2", 0, CPU)
 
 
 def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
@@ -177,6 +178,37 @@ def test_parts_of_a_batch_add_up_to_its_gradient():
     whole, parts = fit("semantic", stop=3), fit("semantic", stop=3, accumulate=2)
     assert parts.curve[-1]["loss"] == pytest.approx(whole.curve[-1]["loss"], rel=1e-5)
     assert parts.curve[-1]["gradient_norm"] == pytest.approx(whole.curve[-1]["gradient_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("fp32", ("highest", False)), ("tf32", ("high", True)), ("bf16", ("high", True))],
+)
+def test_gradients_are_computed_in_the_arithmetic_of_the_loss_and_autocast_ends_before_them(
+    precision, expected, monkeypatch
+):
+    monkeypatch.setattr(diffusion_training, "GPU", "cpu")
+    seen = {"forward": [], "backward": []}
+
+    def look(way):
+        flags = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        seen[way].append((*flags, torch.is_autocast_enabled("cpu")))
+
+    denoiser = tiny("class")
+    denoiser.unet.conv_in.register_forward_hook(lambda *_: look("forward"))
+    denoiser.unet.conv_in.weight.register_hook(lambda _: look("backward"))
+    chosen, data, process = settings(precision=precision, accumulate=2), pool("class"), noiser("class")
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    batch = diffusion_training.draw_batch(data, chosen, 1000, 0, 0)
+    diffusion_training._gradient(denoiser, process, batch, chosen, "l2")
+    assert seen["forward"] == [(*expected, precision == "bf16")] * 2
+    assert seen["backward"] == [(*expected, False)] * 2
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    validation(denoiser, data, precision)
+    options = diffusion.schedule_options(params.load("smoke").section("ldm.class"), "v_prediction", 1000)
+    labels = torch.tensor([0, 1])
+    sampling.sample(denoiser, options, labels, [1, 2], SHAPE, 1, 0.0, 1.0, CPU, precision=precision)
+    assert seen["forward"][2:] == [(*expected, precision == "bf16")] * 2, "validation and sampling"
 
 
 def test_oversampling_draws_both_classes_alike_whatever_their_numbers():
