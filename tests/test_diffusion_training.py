@@ -5,16 +5,18 @@ import math
 import os
 import signal
 import traceback
+from types import SimpleNamespace
 
 import faulty
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
-from nafld_utils import artifacts, diffusion, diffusion_training, params, sampling
+from nafld_utils import artifacts, autoencoder, diffusion, diffusion_training, params, sampling
 from nafld_utils.stages import ldm as stage
 
 CPU = torch.device("cpu")
@@ -229,6 +231,28 @@ def test_a_look_at_averaged_weights_leaves_the_training_as_it_was():
     with training.with_average() as denoiser:
         assert all(torch.equal(value, average[name]) for name, value in denoiser.state_dict().items())
     assert all(torch.equal(value, before[name]) for name, value in training.tensors().items())
+
+
+def test_a_preview_is_drawn_in_the_runs_precision_and_compiles_nothing(monkeypatch):
+    run = SimpleNamespace(settings=params.load("smoke", {"ldm.precision": "tf32"}))
+    images = SimpleNamespace(images=pd.DataFrame({"fold": [0, 1, 1, 1, 1]}))
+    monkeypatch.setattr(stage.prepare, "open_preprocessed", lambda _: images)
+    drawn, compiled = [], []
+    sample = sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda *args, **how: drawn.append(how) or sample(*args, **how))
+
+    def backend(module, inputs):
+        compiled.append(inputs)
+        return module.forward
+
+    training = diffusion_training.start_training(tiny("class"), settings())
+    diffusion.compile_network(training.denoiser, backend)
+    monkeypatch.setitem(stage.PREVIEW, "steps", 1)
+    look = stage._preview(run, "class", 0, training, autoencoder.load_shipped())
+    assert look.shape == (stage.N_PREVIEW, 64, 64)
+    assert [how["precision"] for how in drawn] == ["tf32"]
+    assert compiled == []
+    torch.compiler.reset()
 
 
 def distinct_images():

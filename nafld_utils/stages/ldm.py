@@ -118,7 +118,7 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
     training = diffusion_training.start_training(placed(denoiser, device), settings)
     resume(training, unit)
     if run.settings.engine.compile:
-        denoiser.unet.compile()
+        diffusion.compile_network(denoiser)
     seed = unit_seed(run.settings.seed, "ldm training", conditioning, fold)
     noiser = DDPMScheduler(**schedule_options(run, conditioning))
     meter, before = engine.StepMeter(f"{name} fold {fold}", settings["steps"], training.step), training.seconds
@@ -192,7 +192,10 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
 def _preview(
     run: Run, conditioning: str, fold: int, training: diffusion_training.Training, stage: autoencoder.FirstStage
 ) -> np.ndarray:
-    """Four samples of the averaged weights, the same seeds and conditions at every call, (4, S, S) uint8."""
+    """Four samples of the averaged weights, the same seeds and conditions at every call, (4, S, S) uint8.
+
+    Drawn in the run's precision, and without compiling graphs for a batch that nothing else has.
+    """
     images = prepare.open_preprocessed(run)
     rows = np.flatnonzero(images.images["fold"].to_numpy() != fold)
     rows = rows[np.linspace(0, len(rows) - 1, N_PREVIEW).astype(int)]
@@ -202,9 +205,10 @@ def _preview(
     device = next(training.denoiser.parameters()).device
     seeds = [unit_seed(run.settings.seed, "preview", conditioning, fold, i) for i in range(N_PREVIEW)]
     shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
-    with training.with_average() as denoiser:
-        options = schedule_options(run, conditioning)
-        latents = sampling.sample(denoiser, options, conditions, seeds, shape, device=device, **PREVIEW)
+    options = {**PREVIEW, "precision": run.settings.ldm.precision}
+    with training.with_average() as denoiser, torch.compiler.set_stance("force_eager"):
+        schedule = schedule_options(run, conditioning)
+        latents = sampling.sample(denoiser, schedule, conditions, seeds, shape, device=device, **options)
     return autoencoder.decode_latents(stage, latents, device)
 
 
