@@ -130,6 +130,17 @@ def first_stage(run: Run, conditioning: str, fold: int) -> autoencoder.FirstStag
     return ldm_checkpoint.load(**read) if source == "ldm_checkpoint" else autoencoder.load_pretrained(**read)
 
 
+def fingerprint(run: Run, conditioning: str, fold: int) -> str | None:
+    """`autoencoder.fingerprint` of a model's autoencoder, None for one that is still to be trained."""
+    unit = latents_unit(run, conditioning, fold)
+    manifest = read_manifest(unit.path) or {}
+    if manifest.get("hash") == unit.hash:
+        return manifest["autoencoder"]["fingerprint"]
+    if _trained(run, conditioning) and not autoencoder_unit(run, conditioning, fold).done():
+        return None
+    return autoencoder.fingerprint(first_stage(run, conditioning, fold))
+
+
 def train_autoencoder(run: Run, conditioning: str, fold: int) -> None:
     """Train an autoencoder on the fold's training patients; does nothing when the unit is done.
 
