@@ -272,6 +272,9 @@ def train(
     denoiser, total = training.denoiser, int(noiser.config.num_train_timesteps)
     if training.step >= settings["steps"]:
         return
+    fixed = validation_batch(held_out, total, seed)
+    if fixed is not None:
+        fixed = fixed.to(device)
     batch = draw_batch(pool, settings, total, seed, training.step)
     while training.step < settings["steps"]:
         denoiser.train()
@@ -292,7 +295,7 @@ def train(
         training.step += 1
         training.recent.append(value)
         if training.step % settings["log_every"] == 0 or training.step == settings["steps"]:
-            _log(training, norm, validation_loss(denoiser, noiser, held_out, settings, loss, seed, device))
+            _log(training, norm, validation_loss(denoiser, noiser, fixed, settings, loss))
         yield training
 
 
@@ -320,24 +323,26 @@ def _log(training: Training, norm: float, validation: float) -> None:
     training.curve.append({**row, "learning_rate": float(training.rate.get_last_lr()[0]), "validation": validation})
 
 
-@torch.no_grad()
-def validation_loss(
-    denoiser: nn.Module,
-    noiser: Any,
-    held_out: LatentPool | None,
-    settings: Mapping[str, Any],
-    loss: str,
-    seed: int,
-    device: torch.device,
-) -> float:
-    """Loss on 32 held-out latents at the same noise and timesteps in every call; NaN without held-out images."""
+def validation_batch(held_out: LatentPool | None, timesteps: int, seed: int) -> Batch | None:
+    """32 held-out latents with their noise and timesteps, the same whenever it is drawn; None without such images."""
     if held_out is None or not len(held_out):
-        return float("nan")
+        return None
     generator = torch.Generator().manual_seed(unit_seed(seed, "validation"))
     latents, conditions = held_out.batch(32, generator)
-    noise = torch.randn(latents.shape, generator=generator).to(device)
-    timesteps = torch.linspace(0, noiser.config.num_train_timesteps - 1, len(latents)).long().to(device)
+    noise = torch.randn(latents.shape, generator=generator)
+    t = torch.linspace(0, timesteps - 1, len(latents)).long()
+    return Batch(latents, conditions, noise, t, torch.ones(len(latents), dtype=torch.bool))
+
+
+@torch.no_grad()
+def validation_loss(
+    denoiser: nn.Module, noiser: Any, batch: Batch | None, settings: Mapping[str, Any], loss: str
+) -> float:
+    """Loss on a batch of `validation_batch` that is on the denoiser's device; NaN without one."""
+    if batch is None:
+        return float("nan")
+    device = batch.latents.device
     denoiser.eval()
     with arithmetic(settings["precision"], device), autocast(settings["precision"], device):
-        condition = denoiser.condition(conditions.to(device))
-        return diffusion_loss(denoiser, noiser, latents.to(device), condition, noise, timesteps, loss).item()
+        condition = denoiser.condition(batch.conditions, batch.keep)
+        return diffusion_loss(denoiser, noiser, batch.latents, condition, batch.noise, batch.timesteps, loss).item()

@@ -164,8 +164,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
 
 
 def validation(denoiser, data, precision="fp32"):
-    chosen = settings(precision=precision)
-    return diffusion_training.validation_loss(denoiser, noiser("class"), data, chosen, "l2", 0, CPU)
+    batch = diffusion_training.validation_batch(data, 1000, 0)
+    return diffusion_training.validation_loss(denoiser, noiser("class"), batch, settings(precision=precision), "l2")
 
 
 def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
@@ -174,6 +174,30 @@ def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
     torch.rand(3)
     assert validation(denoiser, data) == first
     assert math.isnan(validation(denoiser, None))
+
+
+def test_the_validation_batch_is_drawn_once_a_training():
+    drawn, data = [], pool("semantic")
+
+    class Counted(diffusion_training.LatentPool):
+        def batch(self, size, generator):
+            drawn.append(size)
+            return super().batch(size, generator)
+
+    held_out = Counted(data.moments, data.conditions, data.draw)
+    chosen = settings(steps=3)
+    training = diffusion_training.start_training(tiny("semantic"), chosen)
+    process = noiser("semantic")
+    for _ in diffusion_training.train(training, data, held_out, chosen, "l1", process, 3, CPU):
+        pass
+    assert drawn == [32]
+    generator = torch.Generator().manual_seed(diffusion_training.unit_seed(3, "validation"))
+    latents, maps = data.batch(32, generator)
+    noise, t = torch.randn(latents.shape, generator=generator), torch.linspace(0, 999, 32).long()
+    with torch.no_grad():
+        denoiser = training.denoiser.eval()
+        wanted = diffusion.diffusion_loss(denoiser, process, latents, denoiser.condition(maps), noise, t, "l1")
+    assert training.curve[-1]["validation"] == wanted.item(), "to the bit"
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient():
