@@ -127,6 +127,14 @@ def test_average_differs_from_the_raw_weights_after_ten_steps_and_keeps_every_na
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
 
 
+def test_the_paper_profile_states_the_decay_that_its_average_has_at_the_last_step():
+    paper = params.load("paper").section("ldm")
+    average = diffusion_training.start_training(tiny("class"), settings(ema_decay=paper["ema_decay"])).ema
+    decay = average.get_decay(paper["steps"])
+    assert decay == pytest.approx(20_000 / 20_009)
+    assert f"{decay:.5f} at step {paper['steps']:,}" in (params.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8")
+
+
 def test_the_rate_warms_up_and_falls_to_zero():
     rates = [row["learning_rate"] for row in fit("class").curve]
     assert rates[1] == max(rates)
