@@ -266,11 +266,23 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     ValueError
         The file is missing, damaged, or a pickle.
     """
+    with _open_weights(path) as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+
+
+def load_weight_facts(path: str | Path) -> dict[str, str]:
+    """Metadata of one of our own weight files, whose tensors are not read; raises what `load_weights` does."""
+    with _open_weights(path) as handle:
+        return handle.metadata() or {}
+
+
+@contextlib.contextmanager
+def _open_weights(path: str | Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+            yield handle
     except (SafetensorError, OSError) as error:
         found = _kind(Path(path)) or str(error)
         raise ValueError(

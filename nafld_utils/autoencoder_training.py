@@ -27,8 +27,10 @@ PHASES = {
 }
 # Standard deviations of a channel, the small kind only.
 LATENT_NOISE = {"structure": 0.0, "texture": 0.35, "polish": 0.0}
-# Side in pixels of the patches a step sees. Choice: the network has no layer that mixes distant pixels, and a quarter
-# of the image costs a quarter of the time; the statistics of the polish are those of whole images.
+# Side in pixels of the patches a step sees. Choice: a quarter of the image costs a quarter of the time, and the small
+# network has no layer that mixes distant pixels. The published ones have: attention over the whole of the smallest
+# level and norms over whole channels, which a patch shows another statistic. Their polish sees whole images whatever
+# their size, the small network's sees squares of 128 pixels, the images that the shipped one was made of.
 PATCH = {"structure": 64, "texture": 64, "polish": 128}
 LEARNING_RATE = {"structure": 1e-3, "texture": 1e-3, "polish": 3e-4}  # choice: the polish at 1e-3 goes astray
 KL_WEIGHT = 1e-6  # [LDM configurations]
@@ -162,7 +164,8 @@ def train(
     learning_rate : float, optional
         None is the phase's, `LEARNING_RATE`.
     patch : int, optional
-        Side in pixels of the random patches a step sees; None is the phase's, `PATCH`.
+        Side in pixels of the random patches a step sees; None is the phase's, `PATCH`, and the whole image in the
+        polish of a published network.
     report : callable
         Called with step and loss.
 
@@ -179,9 +182,12 @@ def train(
         The loss is not finite.
     """
     model.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    side = PATCH[phase]
     if phase == "polish":
-        model.encoder.requires_grad_(False)
-    patch = min(patch or PATCH[phase], *images.shape[1:])
+        for name, part in model.named_children():
+            part.requires_grad_(name in ("decoder", "post_quant_conv"))
+        side = side if kind == "tiny" else max(images.shape[1:])
+    patch = min(patch or side, *images.shape[1:])
     learning_rate = learning_rate or LEARNING_RATE[phase]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.05)

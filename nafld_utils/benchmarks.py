@@ -95,7 +95,7 @@ def measure(profile: str, conditioning: str, device: torch.device, fast_steps: i
     generator = torch.Generator().manual_seed(0)
     ours = copy.deepcopy(denoiser).to(memory_format=torch.channels_last if on_gpu else torch.contiguous_format)
     if compiled:
-        ours.unet.compile()
+        diffusion.compile_network(ours)
     step = plain_training(denoiser, lambda: pool.batch(n, generator), settings, options)
     common = {"network": conditioning, "work": "training step", "images": n}
     with arithmetic("fp32", device):

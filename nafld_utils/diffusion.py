@@ -10,7 +10,7 @@ Hang et al. 2023, arXiv 2303.09556 (min-SNR).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 REVISION = 1
 NULL_LABEL = 2
+GRAPHS = 64  # compiled at most in a process: both models, in training, in validation and at every size of a batch
 
 
 # ---------------------------------------------------------------- networks
@@ -182,6 +183,16 @@ def build_denoiser(
         torch.manual_seed(seed)
         unet = build_unet(conditioning, latent_channels=latent_shape[0], sample_size=latent_shape[1], **options)
         return SemanticDenoiser(unet, map_classes) if conditioning == "semantic" else ClassDenoiser(unet)
+
+
+def compile_network(denoiser: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the network of a denoiser in place, a graph for each shape that it meets.
+
+    torch keeps what it learns of shapes by code, not by network, and every network here runs the same code: left to
+    itself it takes the class model's sizes for variable once it has met the semantic model's, and compiles slower
+    kernels for any size. By its own limit the ninth graph of a process would not be compiled at all.
+    """
+    denoiser.unet.compile(dynamic=False, recompile_limit=GRAPHS, backend=backend)
 
 
 def schedule_options(network: Mapping[str, Any], prediction: str, train_timesteps: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from nafld_utils.artifacts import unit_seed
 from nafld_utils.diffusion import diffusion_loss
 
 REVISION = 1
+GPU = "cuda"  # type of the devices whose arithmetic the settings choose
 
 
 # ---------------------------------------------------------------- data
@@ -134,17 +135,22 @@ class Training:
         return {"step": self.step, "seconds": self.seconds, "curve": self.curve, "recent": self.recent}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Continue from `tensors` and `facts`."""
+        """Continue from `tensors` and `facts`.
+
+        Averages and moments take the memory layout of their parameter, which the fused optimiser reads them by; a
+        checkpoint's own is contiguous.
+        """
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         self.denoiser.load_state_dict(model)
-        device = next(self.denoiser.parameters()).device
-        self.ema.shadow_params = [tensors[f"ema.{i}"].to(device) for i in range(len(self.ema.shadow_params))]
+        parameters = list(self.denoiser.parameters())
+        self.ema.shadow_params = [torch.empty_like(p).copy_(tensors[f"ema.{i}"]) for i, p in enumerate(parameters)]
         self.ema.optimization_step = int(facts["step"])
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
+                laid = value if key == "step" else torch.empty_like(parameters[int(index)]).copy_(value)
+                state.setdefault(int(index), {})[key] = laid
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.recent = int(facts["step"]), list(facts["recent"])
@@ -200,22 +206,27 @@ def start_training(denoiser: nn.Module, settings: Mapping[str, Any]) -> Training
 
 @contextlib.contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute in ``fp32``, ``tf32`` (matrix products of fp32 tensors in 19 bits) or ``bf16`` (autocast) on a GPU.
+    """Let a GPU multiply fp32 tensors in full (``fp32``) or in 19 bits (``tf32``, ``bf16``).
 
+    Kept around a forward pass and its backward pass, which would else compute in whatever is in force by then.
     Choice: a CPU always computes in fp32, since short runs are compared bit by bit there.
     """
-    if device.type != "cuda":
+    if device.type != GPU:
         yield
         return
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     try:
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 where that is safe, for ``bf16`` on a GPU; around a forward pass only, as torch asks for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and device.type == GPU)
 
 
 def train(
@@ -261,6 +272,9 @@ def train(
     denoiser, total = training.denoiser, int(noiser.config.num_train_timesteps)
     if training.step >= settings["steps"]:
         return
+    fixed = validation_batch(held_out, total, seed)
+    if fixed is not None:
+        fixed = fixed.to(device)
     batch = draw_batch(pool, settings, total, seed, training.step)
     while training.step < settings["steps"]:
         denoiser.train()
@@ -281,7 +295,7 @@ def train(
         training.step += 1
         training.recent.append(value)
         if training.step % settings["log_every"] == 0 or training.step == settings["steps"]:
-            _log(training, norm, validation_loss(denoiser, noiser, held_out, settings, loss, seed, device))
+            _log(training, norm, validation_loss(denoiser, noiser, fixed, settings, loss))
         yield training
 
 
@@ -289,16 +303,17 @@ def _gradient(denoiser: nn.Module, noiser: Any, batch: Batch, settings: Mapping[
     """Accumulate the gradient of a batch in `accumulate` parts; the loss as a scalar tensor on the device."""
     device, n = batch.latents.device, len(batch.latents)
     value = torch.zeros((), device=device)
-    for part in zip(*(item.chunk(settings["accumulate"]) for item in batch), strict=True):
-        latents, conditions, noise, timesteps, keep = part
-        with arithmetic(settings["precision"], device):
-            condition = denoiser.condition(conditions, keep)
-            part_loss = diffusion_loss(
-                denoiser, noiser, latents, condition, noise, timesteps, loss, settings["min_snr_gamma"]
-            )
-        part_loss = part_loss * (len(latents) / n)
-        part_loss.backward()
-        value += part_loss.detach()
+    with arithmetic(settings["precision"], device):
+        for part in zip(*(item.chunk(settings["accumulate"]) for item in batch), strict=True):
+            latents, conditions, noise, timesteps, keep = part
+            with autocast(settings["precision"], device):
+                condition = denoiser.condition(conditions, keep)
+                part_loss = diffusion_loss(
+                    denoiser, noiser, latents, condition, noise, timesteps, loss, settings["min_snr_gamma"]
+                )
+            part_loss = part_loss * (len(latents) / n)
+            part_loss.backward()
+            value += part_loss.detach()
     return value
 
 
@@ -308,24 +323,26 @@ def _log(training: Training, norm: float, validation: float) -> None:
     training.curve.append({**row, "learning_rate": float(training.rate.get_last_lr()[0]), "validation": validation})
 
 
-@torch.no_grad()
-def validation_loss(
-    denoiser: nn.Module,
-    noiser: Any,
-    held_out: LatentPool | None,
-    settings: Mapping[str, Any],
-    loss: str,
-    seed: int,
-    device: torch.device,
-) -> float:
-    """Loss on 32 held-out latents at the same noise and timesteps in every call; NaN without held-out images."""
+def validation_batch(held_out: LatentPool | None, timesteps: int, seed: int) -> Batch | None:
+    """32 held-out latents with their noise and timesteps, the same whenever it is drawn; None without such images."""
     if held_out is None or not len(held_out):
-        return float("nan")
+        return None
     generator = torch.Generator().manual_seed(unit_seed(seed, "validation"))
     latents, conditions = held_out.batch(32, generator)
-    noise = torch.randn(latents.shape, generator=generator).to(device)
-    timesteps = torch.linspace(0, noiser.config.num_train_timesteps - 1, len(latents)).long().to(device)
+    noise = torch.randn(latents.shape, generator=generator)
+    t = torch.linspace(0, timesteps - 1, len(latents)).long()
+    return Batch(latents, conditions, noise, t, torch.ones(len(latents), dtype=torch.bool))
+
+
+@torch.no_grad()
+def validation_loss(
+    denoiser: nn.Module, noiser: Any, batch: Batch | None, settings: Mapping[str, Any], loss: str
+) -> float:
+    """Loss on a batch of `validation_batch` that is on the denoiser's device; NaN without one."""
+    if batch is None:
+        return float("nan")
+    device = batch.latents.device
     denoiser.eval()
-    with arithmetic(settings["precision"], device):
-        condition = denoiser.condition(conditions.to(device))
-        return diffusion_loss(denoiser, noiser, latents.to(device), condition, noise, timesteps, loss).item()
+    with arithmetic(settings["precision"], device), autocast(settings["precision"], device):
+        condition = denoiser.condition(batch.conditions, batch.keep)
+        return diffusion_loss(denoiser, noiser, batch.latents, condition, batch.noise, batch.timesteps, loss).item()

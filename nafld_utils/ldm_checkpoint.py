@@ -21,6 +21,7 @@ from nafld_utils.artifacts import file_sha256
 
 # A training checkpoint names this class as a key beside its weights; a stand-in lets its tensors be read.
 _CALLBACKS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+_WHOLE = "first_stage_model."  # before the first stage's names in a checkpoint of a whole latent diffusion model
 _RESNET = {"nin_shortcut": "conv_shortcut"}
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
@@ -35,7 +36,7 @@ def load(path: str | Path, sha256: str | None, kind: str, factor: int, scale: fl
     Parameters
     ----------
     path : str or Path
-        The unpacked ``model.ckpt``.
+        The unpacked ``model.ckpt``, of the first stage or of a latent diffusion model that holds it.
     sha256 : str or None
         Its SHA-256 in hex, as whoever publishes the file states it.
     kind, factor : str, int
@@ -66,16 +67,21 @@ def load(path: str | Path, sha256: str | None, kind: str, factor: int, scale: fl
     model = autoencoder.build(kind, factor)
     try:
         model.load_state_dict(convert(stored.get("state_dict", stored)))
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, IndexError, ValueError) as error:  # the last two from names of other networks
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: expected the weights of {kind}-f{factor}, found others ({reason}).") from None
     return autoencoder.published(model, kind, scale)
 
 
 def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights under diffusers' names from weights under the original ones; the training's loss network is left out."""
-    kept = {name: value for name, value in state.items() if not name.startswith(("loss.", "model_ema."))}
-    levels = 1 + max(int(match[1]) for match in (re.match(r"decoder\.up\.(\d+)\.", name) for name in kept) if match)
+    """Weights under diffusers' names from weights under the original ones.
+
+    Left out are the training's loss network and, of a whole latent diffusion model, all but its first stage.
+    """
+    whole = {name.removeprefix(_WHOLE): value for name, value in state.items() if name.startswith(_WHOLE)}
+    kept = {name: v for name, v in (whole or state).items() if not name.startswith(("loss.", "model_ema."))}
+    up = [int(match[1]) for match in (re.match(r"decoder\.up\.(\d+)\.", name) for name in kept) if match]
+    levels = 1 + max(up, default=0)
     out = {}
     for name, value in kept.items():
         new = _rename(name, levels)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nafld_utils.diffusion_training import arithmetic
+from nafld_utils.diffusion_training import arithmetic, autocast
 
 REVISION = 2
 CPU_GROUP = 8  # images a pass on a CPU; kernels are chosen by shape, so one shape makes one result
@@ -135,7 +135,7 @@ def sample(
         generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
         sampler = build_sampler(options, scheduler)
         sampler.set_timesteps(steps, device=device)
-        with arithmetic(precision, device):
+        with arithmetic(precision, device), autocast(precision, device):
             z = _walk(denoiser, sampler, conditions[rows].to(device), generators, latent_shape, eta, guidance, null)
         drawn.append(z[: n - start])
     return torch.cat(drawn)

@@ -1,10 +1,13 @@
 """The loss of the small autoencoder: blind where it should be, and training that depends on its seeds alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from nafld_utils import autoencoder, autoencoder_training, backbones
+from nafld_utils import artifacts, autoencoder, autoencoder_training, backbones
+from nafld_utils.stages import first_stages
 
 CPU = torch.device("cpu")
 
@@ -47,6 +50,40 @@ def test_reconstruction_terms_reach_the_decoder_and_the_encoder(features):
     sum(loss.terms(model.decode(model.encode(images).latents).sample, images).values()).backward()
     for part in (model.encoder, model.decoder):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "whole"), [("vq", 4, 136), ("vq", 8, 136), ("kl", 8, 136), ("tiny", 8, 128)]
+)
+def test_published_networks_end_with_whole_images_that_train_the_decoder_alone(kind, factor, whole, monkeypatch):
+    """Images of 136 pixels, with the fewest channels that norms of 32 groups allow."""
+    model = autoencoder.untrained(kind, factor, 32, 1.0, seed=0).model
+    sides, before, draw = [], {}, autoencoder_training._patches
+
+    def patches(images, n, side, generator):
+        sides.append(side)
+        before.update({name: value.clone() for name, value in model.state_dict().items()})
+        return draw(images, 2, side, generator)
+
+    monkeypatch.setattr(autoencoder_training, "_patches", patches)
+    run = SimpleNamespace(settings=SimpleNamespace(seed=0))
+    planned = first_stages.phases(kind, 5)
+    _, curve = first_stages._train_phases(run, model, kind, speckle(2, 0, 136), planned, 0, CPU)
+    assert sides == [64, 64, 64, 64, whole]
+    assert curve["phase"].iloc[-1] == "polish"
+    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == ({"decoder"} if kind == "tiny" else {"decoder", "post_quant_conv"})
+
+
+def test_only_what_is_trained_in_new_phases_is_made_anew(monkeypatch):
+    monkeypatch.setattr(first_stages.prepare, "preprocess_unit", lambda run: "preprocessed")
+    tiny = {"source": "train", "kind": "tiny", "factor": 8, "train_steps": 200}
+    recipes = [
+        first_stages.autoencoder_unit(artifacts.open_run("smoke", {"autoencoder.class": chosen}), "class", 0).recipe
+        for chosen in (tiny, {**tiny, "kind": "kl"})
+    ]
+    assert set(recipes[0]["settings"]) == {"kind", "factor", "base_channels", "train_steps", "seed"}
+    assert recipes[1]["settings"]["phases"] == {"structure": 80, "texture": 80, "polish": 40}
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """The two networks: sizes, conditions, schedule and loss."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -78,6 +81,53 @@ def test_paper_size_networks_cost_the_published_operations(options, gflop):
     with torch.device("meta"):
         denoiser = diffusion.build_denoiser(name, network, shape, 5, 0)
     assert diffusion.forward_flops(denoiser, shape) / 1e9 == pytest.approx(gflop, rel=0.005)
+
+
+@pytest.fixture
+def graphs():
+    """A backend for torch.compile that computes as it is, and what every graph was made for."""
+    seen = []
+
+    def backend(module, inputs):
+        seen.append([tuple(i.shape) if isinstance(i, torch.Tensor) else i for i in inputs])
+        return module.forward
+
+    torch.compiler.reset()
+    yield SimpleNamespace(backend=backend, seen=seen)
+    torch.compiler.reset()
+
+
+def test_two_networks_in_a_process_are_compiled_for_the_sizes_they_meet(graphs):
+    """Without `compile_network` the second size of a batch, and then the class model, are of any size."""
+    for conditioning, shape in (("semantic", (4, 16, 16)), ("class", SHAPE)):
+        denoiser = tiny(conditioning)
+        diffusion.compile_network(denoiser, graphs.backend)
+        for n in (2, 3, 2):
+            condition = denoiser.condition(torch.zeros((n, 16, 16) if conditioning == "semantic" else n).long())
+            with torch.no_grad():
+                denoiser(torch.zeros(n, *shape), torch.zeros(n).long(), condition)
+    assert len(graphs.seen) == 4, "a graph for each network and size"
+    sizes = [
+        size for graph in graphs.seen for shape in graph for size in (shape if isinstance(shape, tuple) else [shape])
+    ]
+    assert {type(size) for size in sizes} == {int}, "no size is a symbol"
+
+
+def test_more_sizes_are_compiled_than_torch_allows_by_itself(graphs):
+    class Small(torch.nn.Module):
+        def forward(self, z):
+            return 2 * z
+
+    one = SimpleNamespace(unet=Small())
+    diffusion.compile_network(one, graphs.backend)
+    for n in range(2, 14):
+        one.unet(torch.zeros(n))
+    assert len(graphs.seen) == 12 > torch._dynamo.config.recompile_limit
+
+
+def test_networks_are_compiled_in_one_place():
+    package = Path(diffusion.__file__).parent
+    assert [path.name for path in package.rglob("*.py") if "unet.compile(" in path.read_text()] == ["diffusion.py"]
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -5,16 +5,18 @@ import math
 import os
 import signal
 import traceback
+from types import SimpleNamespace
 
 import faulty
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
-from nafld_utils import artifacts, diffusion, diffusion_training, params, sampling
+from nafld_utils import artifacts, autoencoder, diffusion, diffusion_training, params, sampling
 from nafld_utils.stages import ldm as stage
 
 CPU = torch.device("cpu")
@@ -59,14 +61,22 @@ def unit(tmp_path, hash_="a" * 64):
     return artifacts.Unit(tmp_path / "fold0", hash_)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("conditioning", ["semantic", "class"])
-def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, tmp_path):
-    whole = fit(conditioning)
-    interrupted = fit(conditioning, stop=7)
+def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, layout, tmp_path):
+    def start(seed=0):
+        return diffusion_training.start_training(tiny(conditioning, seed).to(memory_format=layout), settings())
+
+    whole = fit(conditioning, training=start())
+    interrupted = fit(conditioning, training=start(), stop=7)
     stage.checkpoint(interrupted, unit(tmp_path))
-    resumed = diffusion_training.start_training(tiny(conditioning, seed=99), settings())
+    resumed = start(seed=99)
     assert stage.resume(resumed, unit(tmp_path))
     assert resumed.step == 7
+    parameters = list(resumed.denoiser.parameters())
+    for parameter, shadow in zip(parameters, resumed.ema.shadow_params, strict=True):
+        moments = {key: value for key, value in resumed.optimizer.state[parameter].items() if key != "step"}
+        assert {shadow.stride(), *(value.stride() for value in moments.values())} == {parameter.stride()}, "one layout"
     fit(conditioning, training=resumed)
     for name, value in whole.tensors().items():
         assert torch.equal(value, resumed.tensors()[name]), name
@@ -117,6 +127,14 @@ def test_average_differs_from_the_raw_weights_after_ten_steps_and_keeps_every_na
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
 
 
+def test_the_paper_profile_states_the_decay_that_its_average_has_at_the_last_step():
+    paper = params.load("paper").section("ldm")
+    average = diffusion_training.start_training(tiny("class"), settings(ema_decay=paper["ema_decay"])).ema
+    decay = average.get_decay(paper["steps"])
+    assert decay == pytest.approx(20_000 / 20_009)
+    assert f"{decay:.5f} at step {paper['steps']:,}" in (params.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8")
+
+
 def test_the_rate_warms_up_and_falls_to_zero():
     rates = [row["learning_rate"] for row in fit("class").curve]
     assert rates[1] == max(rates)
@@ -153,8 +171,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     assert all(torch.equal(value, before[name]) for name, value in training.tensors().items())
 
 
-def validation(denoiser, data):
-    return diffusion_training.validation_loss(denoiser, noiser("class"), data, settings(), "l2", 0, CPU)
+def validation(denoiser, data, precision="fp32"):
+    batch = diffusion_training.validation_batch(data, 1000, 0)
+    return diffusion_training.validation_loss(denoiser, noiser("class"), batch, settings(precision=precision), "l2")
 
 
 def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
@@ -165,10 +184,65 @@ def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
     assert math.isnan(validation(denoiser, None))
 
 
+def test_the_validation_batch_is_drawn_once_a_training():
+    drawn, data = [], pool("semantic")
+
+    class Counted(diffusion_training.LatentPool):
+        def batch(self, size, generator):
+            drawn.append(size)
+            return super().batch(size, generator)
+
+    held_out = Counted(data.moments, data.conditions, data.draw)
+    chosen = settings(steps=3)
+    training = diffusion_training.start_training(tiny("semantic"), chosen)
+    process = noiser("semantic")
+    for _ in diffusion_training.train(training, data, held_out, chosen, "l1", process, 3, CPU):
+        pass
+    assert drawn == [32]
+    generator = torch.Generator().manual_seed(diffusion_training.unit_seed(3, "validation"))
+    latents, maps = data.batch(32, generator)
+    noise, t = torch.randn(latents.shape, generator=generator), torch.linspace(0, 999, 32).long()
+    with torch.no_grad():
+        denoiser = training.denoiser.eval()
+        wanted = diffusion.diffusion_loss(denoiser, process, latents, denoiser.condition(maps), noise, t, "l1")
+    assert training.curve[-1]["validation"] == wanted.item(), "to the bit"
+
+
 def test_parts_of_a_batch_add_up_to_its_gradient():
     whole, parts = fit("semantic", stop=3), fit("semantic", stop=3, accumulate=2)
     assert parts.curve[-1]["loss"] == pytest.approx(whole.curve[-1]["loss"], rel=1e-5)
     assert parts.curve[-1]["gradient_norm"] == pytest.approx(whole.curve[-1]["gradient_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("fp32", ("highest", False)), ("tf32", ("high", True)), ("bf16", ("high", True))],
+)
+def test_gradients_are_computed_in_the_arithmetic_of_the_loss_and_autocast_ends_before_them(
+    precision, expected, monkeypatch
+):
+    monkeypatch.setattr(diffusion_training, "GPU", "cpu")
+    seen = {"forward": [], "backward": []}
+
+    def look(way):
+        flags = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        seen[way].append((*flags, torch.is_autocast_enabled("cpu")))
+
+    denoiser = tiny("class")
+    denoiser.unet.conv_in.register_forward_hook(lambda *_: look("forward"))
+    denoiser.unet.conv_in.weight.register_hook(lambda _: look("backward"))
+    chosen, data, process = settings(precision=precision, accumulate=2), pool("class"), noiser("class")
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    batch = diffusion_training.draw_batch(data, chosen, 1000, 0, 0)
+    diffusion_training._gradient(denoiser, process, batch, chosen, "l2")
+    assert seen["forward"] == [(*expected, precision == "bf16")] * 2
+    assert seen["backward"] == [(*expected, False)] * 2
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    validation(denoiser, data, precision)
+    options = diffusion.schedule_options(params.load("smoke").section("ldm.class"), "v_prediction", 1000)
+    labels = torch.tensor([0, 1])
+    sampling.sample(denoiser, options, labels, [1, 2], SHAPE, 1, 0.0, 1.0, CPU, precision=precision)
+    assert seen["forward"][2:] == [(*expected, precision == "bf16")] * 2, "validation and sampling"
 
 
 def test_oversampling_draws_both_classes_alike_whatever_their_numbers():
@@ -189,6 +263,28 @@ def test_a_look_at_averaged_weights_leaves_the_training_as_it_was():
     with training.with_average() as denoiser:
         assert all(torch.equal(value, average[name]) for name, value in denoiser.state_dict().items())
     assert all(torch.equal(value, before[name]) for name, value in training.tensors().items())
+
+
+def test_a_preview_is_drawn_in_the_runs_precision_and_compiles_nothing(monkeypatch):
+    run = SimpleNamespace(settings=params.load("smoke", {"ldm.precision": "tf32"}))
+    images = SimpleNamespace(images=pd.DataFrame({"fold": [0, 1, 1, 1, 1]}))
+    monkeypatch.setattr(stage.prepare, "open_preprocessed", lambda _: images)
+    drawn, compiled = [], []
+    sample = sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda *args, **how: drawn.append(how) or sample(*args, **how))
+
+    def backend(module, inputs):
+        compiled.append(inputs)
+        return module.forward
+
+    training = diffusion_training.start_training(tiny("class"), settings())
+    diffusion.compile_network(training.denoiser, backend)
+    monkeypatch.setitem(stage.PREVIEW, "steps", 1)
+    look = stage._preview(run, "class", 0, training, autoencoder.load_shipped())
+    assert look.shape == (stage.N_PREVIEW, 64, 64)
+    assert [how["precision"] for how in drawn] == ["tf32"]
+    assert compiled == []
+    torch.compiler.reset()
 
 
 def distinct_images():

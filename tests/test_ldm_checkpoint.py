@@ -176,3 +176,24 @@ def test_weights_of_another_network_are_named(state, tmp_path):
     torch.save({"state_dict": {name: v for name, v in state.items() if "up.3" not in name}}, path)
     with pytest.raises(ValueError, match="expected the weights of vq-f8, found others"):
         ldm_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)
+
+
+def test_the_first_stage_is_found_in_a_checkpoint_of_a_whole_model(state, checkpoint, tmp_path):
+    path = tmp_path / "model.ckpt"
+    whole = {f"first_stage_model.{name}": value for name, value in state.items()}
+    others = {"model.diffusion_model.out.2.weight": torch.zeros(3), "cond_stage_model.embedding.weight": torch.zeros(3)}
+    torch.save({"state_dict": whole | others}, path)
+    found = ldm_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)
+    wanted = ldm_checkpoint.load(*checkpoint, "vq", 8, 1.0)
+    for name, value in wanted.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    "name", ["model.diffusion_model.out.2.weight", "encoder.up.x", "encoder.down.0.attn", "encoder"]
+)
+def test_weights_without_a_first_stage_are_named(name, tmp_path):
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {name: torch.zeros(3)}}, path)
+    with pytest.raises(ValueError, match="expected the weights of vq-f8, found others"):
+        ldm_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)

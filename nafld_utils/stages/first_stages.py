@@ -86,11 +86,14 @@ def _place(run: Run, conditioning: str, fold: int) -> str:
 def autoencoder_unit(run: Run, conditioning: str, fold: int) -> Unit:
     """Unit of an autoencoder trained on a fold's training patients (``source: train``)."""
     settings = run.settings.section(f"autoencoder.{conditioning}")
+    read = {**{key: settings[key] for key in READ["train"]}, "seed": run.settings.seed}
+    if settings["kind"] != "tiny":  # whose phases are those of its REVISION: what is trained already stays valid
+        read["phases"] = phases(settings["kind"], settings["train_steps"])
     return run.unit(
         "autoencoder",
         owner(run, conditioning),
         f"fold{fold}",
-        settings={**{key: settings[key] for key in READ["train"]}, "seed": run.settings.seed},
+        settings=read,
         inputs=[prepare.preprocess_unit(run), file_sha256(autoencoder.SHIPPED)],
         modules=["autoencoder", "autoencoder_training", "backbones"],
     )
@@ -130,11 +133,35 @@ def first_stage(run: Run, conditioning: str, fold: int) -> autoencoder.FirstStag
     return ldm_checkpoint.load(**read) if source == "ldm_checkpoint" else autoencoder.load_pretrained(**read)
 
 
+def fingerprint(run: Run, conditioning: str, fold: int) -> str | None:
+    """`autoencoder.fingerprint` of a model's autoencoder, None for one that is still to be trained."""
+    unit = latents_unit(run, conditioning, fold)
+    manifest = read_manifest(unit.path) or {}
+    if manifest.get("hash") == unit.hash:
+        return manifest["autoencoder"]["fingerprint"]
+    if _trained(run, conditioning) and not autoencoder_unit(run, conditioning, fold).done():
+        return None
+    return autoencoder.fingerprint(first_stage(run, conditioning, fold))
+
+
+def phases(kind: str, steps: int) -> dict[str, int]:
+    """Steps of each phase of an autoencoder's training.
+
+    Choice: a fifth of the steps for the polish, whose steps see four times the pixels or more. The small kind starts
+    from the shipped weights, which know structure; the published architectures share the rest evenly.
+    """
+    polish = steps // 5
+    if kind == "tiny":
+        return {"texture": steps - polish, "polish": polish}
+    structure = (steps - polish) // 2
+    return {"structure": structure, "texture": steps - polish - structure, "polish": polish}
+
+
 def train_autoencoder(run: Run, conditioning: str, fold: int) -> None:
     """Train an autoencoder on the fold's training patients; does nothing when the unit is done.
 
     Choice: the small kind starts from the shipped weights, which saw simulated frames only, so no held-out patient
-    enters; the published architectures start from nothing, half of the steps for structure, half for texture.
+    enters; the published architectures start from nothing.
     """
     settings = run.settings.section(f"autoencoder.{conditioning}")
     unit = autoencoder_unit(run, conditioning, fold)
@@ -144,17 +171,14 @@ def train_autoencoder(run: Run, conditioning: str, fold: int) -> None:
     data = prepare.open_preprocessed(run)
     images = data.pool[data.images["fold"].to_numpy() != fold]
     images = np.ascontiguousarray(images.reshape(-1, *images.shape[2:]))
-    # Choice: a fifth of the steps for the polish, whose steps see four times the pixels.
-    polish = settings["train_steps"] // 5
-    phases = {"texture": settings["train_steps"] - polish, "polish": polish}
     if settings["kind"] == "tiny":
         model = autoencoder.load_shipped().model
     else:
         seed = unit_seed(run.settings.seed, "autoencoder", fold)
         model = autoencoder.untrained(settings["kind"], settings["factor"], settings["base_channels"], 1.0, seed).model
-        phases = {"structure": settings["train_steps"] // 2, "texture": settings["train_steps"] // 2}
+    planned = phases(settings["kind"], settings["train_steps"])
     with unit.writing(device=str(device)) as folder:
-        stage, curve = _train_phases(run, model, settings["kind"], images, phases, fold, device)
+        stage, curve = _train_phases(run, model, settings["kind"], images, planned, fold, device)
         save_file(autoencoder.to_tensors(stage), folder / "autoencoder.safetensors")
         save_table(folder / "curve.csv", curve)
 
@@ -164,13 +188,13 @@ def _train_phases(
     model: torch.nn.Module,
     kind: str,
     images: np.ndarray,
-    phases: dict[str, int],
+    planned: dict[str, int],
     fold: int,
     device: torch.device,
 ) -> tuple[autoencoder.FirstStage, pd.DataFrame]:
     features = autoencoder_training.feature_maps(backbones.load("tf_efficientnet_lite2", "bundled").to(device))
     curves = []
-    for phase, steps in phases.items():
+    for phase, steps in planned.items():
         if not steps:
             continue
         seeds = (unit_seed(run.settings.seed, "autoencoder", fold, phase, step) for step in range(steps))

@@ -18,6 +18,7 @@ from nafld_utils.artifacts import (
     Unit,
     file_sha256,
     load_table,
+    load_weight_facts,
     load_weights,
     read_manifest,
     save_array,
@@ -44,6 +45,12 @@ NOT_READ = (
     "keep_checkpoints",
     "preview_every",
 )
+# Settings of ldm.<model> without which its weights are of another shape or predict something else.
+NETWORK = ("model_channels", "channel_mult", "layers_per_block", "beta_start", "beta_end")
+NETWORK_OF = {
+    "semantic": (*NETWORK, "attention", "heads"),
+    "class": (*NETWORK, "head_channels", "cross_attention_dim", "cross_attention_from"),
+}
 
 
 def balanced_tasks(run: Run) -> list[dict[str, Any]]:
@@ -118,7 +125,7 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
     training = diffusion_training.start_training(placed(denoiser, device), settings)
     resume(training, unit)
     if run.settings.engine.compile:
-        denoiser.unet.compile()
+        diffusion.compile_network(denoiser)
     seed = unit_seed(run.settings.seed, "ldm training", conditioning, fold)
     noiser = DDPMScheduler(**schedule_options(run, conditioning))
     meter, before = engine.StepMeter(f"{name} fold {fold}", settings["steps"], training.step), training.seconds
@@ -166,7 +173,8 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
     Raises
     ------
     ValueError
-        The other run has no such model, or its model was trained on images that are held out here.
+        The other run has no such model, its model is another network or one of other latents, or it was trained on
+        images that are held out here.
     """
     other = run.settings.ldm.init_from
     if other is None:
@@ -174,11 +182,13 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
     root = work_root() / "artifacts" / other
     path = root / "ldm" / model_name(conditioning, balance) / f"fold{fold}" / "averaged.safetensors"
     trained_on = root / "preprocess" / "images.csv"
-    if not (path.is_file() and trained_on.is_file()):
+    if not (path.is_file() and trained_on.is_file() and read_manifest(path.parent)):
         raise ValueError(
-            f"ldm.init_from is {other}: expected {path} and {trained_on.name} of that run, found one of them missing;"
-            " run its stage 03, or name another run."
+            f"ldm.init_from is {other}: expected {path} with its manifest and {trained_on.name} of that run, found one"
+            " of them missing; run its stage 03, or name another run."
         )
+    _check_network(run, conditioning, path, root)
+    _check_latents(run, conditioning, fold, path, root)
     theirs, mine = load_table(trained_on), prepare.open_preprocessed(run).images
     leaked = set(theirs.loc[theirs["fold"] != fold, "sha256"]) & set(mine.loc[mine["fold"] == fold, "sha256"])
     if leaked:
@@ -189,10 +199,49 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
     return path
 
 
+def _check_network(run: Run, conditioning: str, path: Path, root: Path) -> None:
+    """Refuse weights of a network of another shape, prediction or noise schedule, from what made them."""
+    theirs, mine = read_manifest(path.parent)["settings"], run.settings.section("ldm")
+    pairs = {f"ldm.{key}": (theirs.get(key), mine[key]) for key in ("prediction", "train_timesteps")}
+    for key in NETWORK_OF[conditioning]:
+        pairs[f"ldm.{conditioning}.{key}"] = theirs["network"].get(key), mine[conditioning][key]
+    if conditioning == "semantic":
+        drawn = (read_manifest(root / "preprocess") or {}).get("settings", {}).get("preprocess", {})
+        pairs["preprocess.map_classes"] = drawn.get("map_classes"), run.settings.preprocess.map_classes
+    differing = [f"{key} {a} instead of {b}" for key, (a, b) in pairs.items() if a != b]
+    if differing:
+        raise ValueError(
+            f"ldm.init_from is {root.name}: expected a {conditioning} model of these settings, found one of"
+            f" {', '.join(differing)}; give both runs the same, or name another run."
+        )
+
+
+def _check_latents(run: Run, conditioning: str, fold: int, path: Path, root: Path) -> None:
+    """Refuse weights that were trained on latents of another autoencoder, before this run trains one if possible."""
+    theirs = str(load_weight_facts(path).get("autoencoder"))
+    mine = first_stages.fingerprint(run, conditioning, fold)
+    same = mine == theirs
+    if mine is None:  # the same recipe on the same images may make the same again, which is asked once it is made
+        unit = first_stages.autoencoder_unit(run, conditioning, fold)
+        made = read_manifest(root / unit.path.relative_to(run.root)) or {}
+        same = made.get("hash") == unit.hash
+    if not same:
+        raise ValueError(
+            f"ldm.init_from is {root.name}: expected a model of the autoencoder in force"
+            f" ({mine[:12] if mine else 'still to be trained on this cohort'}), found one of another ({theirs[:12]}),"
+            " whose latents mean something else; give both runs one first stage that no cohort trains"
+            f" (autoencoder.{conditioning}.source shipped, hub, path or ldm_checkpoint) and run stage 03 of {root.name}"
+            " again."
+        )
+
+
 def _preview(
     run: Run, conditioning: str, fold: int, training: diffusion_training.Training, stage: autoencoder.FirstStage
 ) -> np.ndarray:
-    """Four samples of the averaged weights, the same seeds and conditions at every call, (4, S, S) uint8."""
+    """Four samples of the averaged weights, the same seeds and conditions at every call, (4, S, S) uint8.
+
+    Drawn in the run's precision, and without compiling graphs for a batch that nothing else has.
+    """
     images = prepare.open_preprocessed(run)
     rows = np.flatnonzero(images.images["fold"].to_numpy() != fold)
     rows = rows[np.linspace(0, len(rows) - 1, N_PREVIEW).astype(int)]
@@ -202,9 +251,10 @@ def _preview(
     device = next(training.denoiser.parameters()).device
     seeds = [unit_seed(run.settings.seed, "preview", conditioning, fold, i) for i in range(N_PREVIEW)]
     shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
-    with training.with_average() as denoiser:
-        options = schedule_options(run, conditioning)
-        latents = sampling.sample(denoiser, options, conditions, seeds, shape, device=device, **PREVIEW)
+    options = {**PREVIEW, "precision": run.settings.ldm.precision}
+    with training.with_average() as denoiser, torch.compiler.set_stance("force_eager"):
+        schedule = schedule_options(run, conditioning)
+        latents = sampling.sample(denoiser, schedule, conditions, seeds, shape, device=device, **options)
     return autoencoder.decode_latents(stage, latents, device)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import autoencoder, engine, parts, preprocess, sampling
+from nafld_utils import autoencoder, diffusion, engine, parts, preprocess, sampling
 from nafld_utils.artifacts import Run, Unit, create_array, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare
 from nafld_utils.stages import gan as gan_stage
@@ -272,7 +272,7 @@ def sampler(
     shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
     denoiser = ldm.placed(denoiser, device)
     if run.settings.engine.compile:
-        denoiser.unet.compile()
+        diffusion.compile_network(denoiser)
     schedule, precision = ldm.schedule_options(run, conditioning), run.settings.sampling.precision
 
     def draw(rows: pd.DataFrame, conditions: np.ndarray) -> torch.Tensor:
