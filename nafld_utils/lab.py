@@ -39,6 +39,7 @@ _CHOICES = """## Another profile, other settings, another cohort
 |:---|:---|
 | try the machinery, a minute | `make lab PROFILE=smoke` |
 | see the demonstration on simulated patients | `make lab` |
+| use your own images, a folder with `images.csv` | `make lab PROFILE=cpu DATA=/path/to/folder RUN=mine` |
 | use the real cohort on a CPU | `make lab PROFILE=cpu DATA=/path/to/cohort.mat` |
 | change a setting, beside the run you have | `make lab SET="sweep.n_seeds=5" RUN=five-seeds` |
 
