@@ -33,6 +33,8 @@ BACKBONE = "tf_efficientnet_lite0"  # bundled: nothing is downloaded
 SEED = 31_000  # far from the seeds of other simulated cohorts
 SIMULATOR, CACHE = "simulator", "06 feature cache"
 STEPS = (SIMULATOR, "01", "02", "05 features", CACHE)
+BOUND, MOST_GIB = ("01", "02"), 2.0  # the stages whose memory and time are promised
+MOST_EXPONENT = 1.1  # Choice: of a measurement that is linear; fixed costs lower it, a noisy machine raises it a little
 COLUMNS = ("step", "patients", "images", "seconds", "cpu_seconds", "peak_gib")
 
 
@@ -140,6 +142,26 @@ def fit(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "exponent", "ms_an_image", "memory_growth"])
 
 
+def beyond(table: pd.DataFrame, fitted: pd.DataFrame) -> list[str]:
+    """Sentences on stages 01 and 02 where they need too much memory or more than linear time; empty where they hold.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        `COLUMNS`.
+    fitted : pandas.DataFrame
+        From `fit`.
+    """
+    found = []
+    for line in fitted[fitted["step"].isin(BOUND)].itertuples():
+        peak = table.loc[table["step"] == line.step, "peak_gib"].max()
+        if peak > MOST_GIB:
+            found.append(f"stage {line.step} held {peak:.2f} GiB, expected at most {MOST_GIB:g}.")
+        if line.exponent > MOST_EXPONENT:
+            found.append(f"stage {line.step} grows as images to the power {line.exponent:.2f}, expected 1.")
+    return found
+
+
 def record(table: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of the record: the largest size of each step, with the exponent in words."""
     rows = []
@@ -160,7 +182,13 @@ def record(table: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; writes ``bench_size.csv`` and the record; returns 2 where a cohort of a size cannot be made."""
+    """Command line; writes ``bench_size.csv`` and the record.
+
+    Returns
+    -------
+    int
+        1 where stage 01 or 02 breaks its bounds (`beyond`), 2 where a cohort of a size cannot be made.
+    """
     parser = argparse.ArgumentParser(description="Seconds and memory of stages against the size of the cohort.")
     parser.add_argument("--patients", type=int, nargs="+", default=[55, 200, 500], help="sizes of the cohort")
     parser.add_argument("--frames", type=int, default=2, help="frames a patient; the full measurement takes 10")
@@ -184,7 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = record(table, fitted)
         bench_records.save(options.out, "size", lines, "cpu", seconds, arguments, engine.cores(), **facts)
     print(fitted.round(3).to_string(index=False))
-    return 0
+    broken = beyond(table, fitted)
+    for sentence in broken:
+        print(f"size_bench: {sentence}", file=sys.stderr)
+    return int(bool(broken))
 
 
 if __name__ == "__main__":

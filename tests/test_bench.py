@@ -186,6 +186,17 @@ def test_the_size_of_a_cohort_is_measured_stage_by_stage(tmp_path, monkeypatch, 
     assert "5 patients, 06 feature cache" in capsys.readouterr().out
 
 
+def test_too_much_memory_or_more_than_linear_time_is_said():
+    rows = [("01", 55, 550, 1.0, 1.0, 0.2), ("01", 500, 5000, 9.0, 9.0, 0.2)]
+    rows += [("02", 55, 550, 1.0, 1.0, 0.3), ("02", 500, 5000, 40.0, 40.0, 2.5)]
+    rows += [("05 features", 55, 550, 1.0, 1.0, 3.0), ("05 features", 500, 5000, 9.0, 9.0, 3.0)]
+    table = pd.DataFrame(rows, columns=list(size_bench.COLUMNS))
+    assert size_bench.beyond(table, size_bench.fit(table)) == [
+        "stage 02 held 2.50 GiB, expected at most 2.",
+        "stage 02 grows as images to the power 1.67, expected 1.",
+    ]
+
+
 def test_peak_memory_is_that_of_the_process_itself():
     """A child starts with its own memory, not with its parent's."""
     held = np.ones(2**28, np.uint8)  # a quarter of a GiB that only the parent holds
