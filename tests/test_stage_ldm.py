@@ -88,6 +88,22 @@ def test_crops_drawn_on_the_fly_depend_on_the_generator_alone_and_on_training_im
     assert not torch.isin(a[0], stored.moments).all(), "a new crop, not a stored one"
 
 
+@pytest.mark.parametrize("conditioning", ["semantic", "class"])
+def test_every_kind_of_set_is_drawn_where_latents_are_drawn_on_the_fly(run, conditioning, monkeypatch):
+    changes = {"run": f"fresh-{conditioning}", "ldm.latents": "on_the_fly", "ldm.steps": 1, "ldm.preview_every": 0}
+    fresh = artifacts.open_run("smoke", {**changes, "sampling.n_images": 2, "sampling.n_null": 2})
+    stored = prepare.open_preprocessed(run)
+    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
+    first_stages.make_latents(fresh, conditioning, 0)
+    ldm.train_ldm(fresh, conditioning, 0)
+    for kind in samples.KINDS:
+        samples.make_set(fresh, conditioning, 0, kind)
+        made = samples.open_synthetic(fresh, conditioning, 0, kind).images
+        assert len(made) == (2 if kind in ("synthetic", "synthetic_null") else 12)
+    pooled = samples.open_synthetic(run, conditioning, 0, "synthetic_gaussian").images
+    assert np.array_equal(made, pooled), "Gaussian latents have the moments of the stored crops, whatever trains"
+
+
 def test_previews_and_scalars_are_kept(run):
     looks = ldm.previews(run, "class", 0)
     assert list(looks) == [6, 12]

@@ -281,17 +281,17 @@ def reconstructions(run: Run, conditioning: str, fold: int) -> tuple[np.ndarray,
     return table["row"].to_numpy()[held_out], unit.load_array("reconstructions.npy", mmap=True)[held_out]
 
 
-def latent_pools(
+def stored_pools(
     run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
-) -> tuple[diffusion_training.LatentPool | FreshCrops, diffusion_training.LatentPool]:
-    """Training and held-out latents of a fold with their conditions.
+) -> tuple[diffusion_training.LatentPool, diffusion_training.LatentPool]:
+    """Training and held-out latents of a fold's stored crops with their conditions, whatever ``ldm.latents`` is.
 
     Parameters
     ----------
     run, conditioning, fold
         The model.
     stage : FirstStage
-        Its autoencoder, on the CPU; on the training device where ``ldm.latents`` is ``on_the_fly``.
+        Its autoencoder.
     balance : {"none", "oversample"}
         Whether training batches hold both classes alike.
 
@@ -313,12 +313,30 @@ def latent_pools(
     conditions = torch.from_numpy(np.array(data.pool_maps)) if conditioning == "semantic" else labels
     train = torch.from_numpy(data.images["fold"].to_numpy() != fold)
     draw = _on_cpu(stage).draw
-    held_out = diffusion_training.LatentPool(moments[~train], conditions[~train], draw)
     oversampled = labels[train] if balance == "oversample" else None
-    if run.settings.ldm.latents == "on_the_fly":
-        rows = np.flatnonzero(train.numpy())
-        return FreshCrops(data.crops, rows, labels, conditioning, run, stage, oversampled), held_out
-    return diffusion_training.LatentPool(moments[train], conditions[train], draw, oversampled), held_out
+    training = diffusion_training.LatentPool(moments[train], conditions[train], draw, oversampled)
+    return training, diffusion_training.LatentPool(moments[~train], conditions[~train], draw)
+
+
+def latent_pools(
+    run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
+) -> tuple[diffusion_training.LatentPool | FreshCrops, diffusion_training.LatentPool]:
+    """What a model is trained on, as ``ldm.latents`` says, and the held-out latents of its fold.
+
+    Parameters
+    ----------
+    run, conditioning, fold, balance
+        As in `stored_pools`, which raises the same errors.
+    stage : FirstStage
+        Its autoencoder, on the CPU; on the training device where ``ldm.latents`` is ``on_the_fly``.
+    """
+    training, held_out = stored_pools(run, conditioning, fold, stage, balance)
+    if run.settings.ldm.latents == "pool":
+        return training, held_out
+    data = prepare.open_preprocessed(run)
+    rows = np.flatnonzero(data.images["fold"].to_numpy() != fold)
+    labels = torch.from_numpy(np.array(data.images["label"], dtype=np.int64))
+    return FreshCrops(data.crops, rows, labels, conditioning, run, stage, training.labels), held_out
 
 
 def _on_cpu(stage: autoencoder.FirstStage) -> autoencoder.FirstStage:
