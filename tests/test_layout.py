@@ -67,6 +67,7 @@ ORDER = [
     ["stages.cohort"],
     ["stages.looks", "stages.prepare"],
     ["stages.first_stages"],
+    ["stages.differences"],
     ["stages.ldm"],
     ["stages.gan"],
     ["stages.samples"],

@@ -126,6 +126,23 @@ def test_one_fold_alone_has_claims_without_an_interval(run):
     assert pd.DataFrame(ldm.claims(run)).query("over == 'folds'")[["low", "high"]].notna().all().all()
 
 
+def test_steps_stand_beside_the_papers_only_where_they_are_trained_as_there(run, monkeypatch):
+    """As `PROFILE=paper SET="ldm.steps=2"`: the tables are those of the small run, the settings the paper's."""
+    tables = {name: getattr(ldm, name)(run) for name in ("network_table", "curves")}
+    table, lost = (getattr(first_stages, f"reconstruction_{name}")(run, "class") for name in ("table", "distance"))
+    monkeypatch.setattr(first_stages, "reconstruction_table", lambda *_: table)
+    monkeypatch.setattr(first_stages, "reconstruction_distance", lambda *_: lost)
+    for name, found in tables.items():
+        monkeypatch.setattr(ldm, name, lambda _, found=found: found)
+    found = {}
+    for overrides in ([], ["ldm.steps=2"], ["sampling.steps=2"]):
+        claims = ldm.claims(artifacts.open_run("paper", overrides))
+        found[tuple(overrides)] = next(
+            c["same_protocol"] for c in claims if c["claim"].startswith("training steps, sem")
+        )
+    assert found == {(): "yes", ("ldm.steps=2",): "no: other training (steps 2)", ("sampling.steps=2",): "yes"}
+
+
 def test_the_estimate_counts_what_is_left(run):
     table = cost.estimate(run)
     assert (table["minutes_left"] == 0).all(), "all is done"
