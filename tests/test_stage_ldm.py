@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nafld_utils import artifacts, autoencoder, params
-from nafld_utils.stages import comparison, cost, first_stages, ldm, prepare, samples
+from nafld_utils.stages import comparison, cost, first_stages, gan, ldm, prepare, samples
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -146,14 +146,53 @@ def test_steps_stand_beside_the_papers_only_where_they_are_trained_as_there(run,
 def test_the_estimate_counts_what_is_left(run):
     table = cost.estimate(run)
     assert (table["minutes_left"] == 0).all(), "all is done"
-    assert table["units"].tolist() == [2, 2, 2, 2, 8]
+    assert (table["minutes_in_all"] > 0).all()
     more = artifacts.open_run("smoke", {"ldm.steps": 1000, "sampling.n_images": 500, "engine.n_workers": 1})
     table = cost.estimate(more)
-    assert table["done"].sum() == 0
-    assert (table["minutes_left"] > 0).all()
+    kept = table["units"] == table["done"]
+    assert table.loc[kept, ["work", "model"]].to_numpy().tolist() == [["training", "gan"]], "it reads neither setting"
+    assert (table.loc[~kept, "minutes_left"] > 0).all()
     assert table["minutes_left"].iloc[-1] == pytest.approx(table["minutes_left"].iloc[:-1].sum())
     shown = cost.networks(run).set_index("model")
     assert shown.loc["class", "parameters"] == 1_055_044
+
+
+def test_the_estimate_has_every_unit_of_stages_03_and_04_that_a_network_makes(run):
+    for overrides in ({}, {"ldm.balance": ["none", "oversample"]}, {"gan.enabled": False, "sampling.n_compared": 0}):
+        mine = artifacts.open_run("smoke", overrides)
+        denoisers = [ldm.ldm_unit(**task) for task in [*ldm.tasks(mine), *ldm.balanced_tasks(mine)]]
+        units = [*denoisers, *gan.units(mine), *samples.units(mine), *comparison.units(mine)]
+        table = cost.estimate(mine)
+        assert table["units"].iloc[-1] == table["units"].iloc[:-1].sum() == len(units)
+        assert table["done"].iloc[-1] == sum(unit.done() for unit in units)
+    works = cost.estimate(run).groupby("work", sort=False)["units"].sum().to_dict()
+    assert works == {"training": 6, "sampling": 6, "reference sets": 12, "comparison of samplers": 2, "all": 26}
+
+
+def test_a_gan_without_steps_is_estimated_with_the_seconds_of_the_class_model(run):
+    mine = artifacts.open_run("smoke", {"gan.steps": None, "ldm.steps": 1000})
+    table = cost.estimate(mine).set_index(["work", "model"])["minutes_a_unit"]
+    assert table["training", "gan"] == pytest.approx(table["training", "class"])
+    kept = cost.estimate(artifacts.open_run("smoke", {"gan.steps": None})).set_index(["work", "model"])
+    seconds = [ldm.ldm_unit(run, "class", fold).seconds() for fold in (0, 1)]
+    assert kept.loc[("training", "gan"), "minutes_a_unit"] == pytest.approx(np.mean(seconds) / 60)
+
+
+def test_passes_are_counted_from_the_settings_alone():
+    """10 steps of 4 images; 3 images of 5 guided steps; the comparison draws the run's own setting a second time."""
+    changes = {"ldm.steps": 10, "ldm.batch_size": 4, "ldm.log_every": 4, "ldm.preview_every": 6}
+    changes |= {"sampling.n_images": 3, "sampling.n_null": 2, "sampling.steps": 5, "sampling.guidance": 1.2}
+    changes |= {"sampling.n_compared": 2, "sampling.compared_guidance": [1.0, 1.2], "sampling.compared_steps": [20]}
+    found = cost.passes(artifacts.open_run("paper", {**changes, "quality.n_reference": 7}))
+    assert found == {
+        "training": 3 * 4 * 10,
+        "looks": 3 * 32 + 2 * 4 * 20 * 2,
+        "synthetic": 3 * 5 * 2,
+        "synthetic_null": 2 * 5,
+        "synthetic_untrained": 7 * 5 * 2,
+        "synthetic_gaussian": 0,
+        "comparison": 2 * (5 * 2 + 5 * 1 + 20 * 2 + 5 * 2),
+    }
 
 
 def test_the_comparison_holds_every_setting_once_and_another_set_of_seeds(run):
