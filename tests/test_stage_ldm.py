@@ -221,6 +221,28 @@ def test_first_stages_of_the_published_shapes_pass_through_the_stage(run, source
     assert len(rows) == len(copies) == (stored.images["fold"] == 1).sum()
 
 
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")  # diffusers gives it
+def test_a_first_stage_from_the_hub_says_the_commit_it_was(run, tmp_path, monkeypatch):
+    """A hub's cache with one commit, without a network; the setting's revision is null and means the newest."""
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--someone--vae"
+    published = autoencoder.untrained("kl", 8, 32, 0.18215).model
+    published.save_pretrained(folder / "snapshots" / commit / "vae", safe_serialization=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    chosen = {"source": "hub", "kind": "kl", "hub_id": "someone/vae", "subfolder": "vae", "revision": None}
+    mine = artifacts.open_run("smoke", {"run": "hub", "ldm.conditionings": ["class"], "autoencoder.class": chosen})
+    stored = prepare.open_preprocessed(run)
+    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
+    first_stages.make_latents(mine, "class", 0)
+    (row,) = first_stages.origins(mine).to_dict("records")
+    assert (row["models"], row["source"], row["origin"], row["commit"]) == ("class", "hub", "someone/vae/vae", commit)
+    assert autoencoder.hub_commit("someone/other") is None
+
+
 def test_settings_that_contradict_each_other_are_named():
     for overrides, words in (
         (["ldm.accumulate=3"], "accumulate must divide batch_size 32, got 3"),

@@ -78,6 +78,35 @@ def owner(run: Run, conditioning: str) -> str:
     return "semantic" if mine == other else conditioning
 
 
+def shared(run: Run) -> dict[str, list[str]]:
+    """Distinct autoencoders of a run: the first model that uses one, and all that do."""
+    users: dict[str, list[str]] = {}
+    for name in run.settings.ldm.conditionings:
+        users.setdefault(owner(run, name), []).append(name)
+    return {names[0]: names for names in users.values()}
+
+
+def origins(run: Run) -> pd.DataFrame:
+    """Where the weights of every distinct autoencoder come from, once its latents are made.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``models, source, kind, parameters, origin`` (hub repository or path), ``commit`` (of the hub's repository, as
+        it was resolved), ``weights`` (first digits of their SHA-256, with the latent scaling).
+    """
+    rows = []
+    for name, users in shared(run).items():
+        settings = run.settings.section(f"autoencoder.{name}")
+        made = (read_manifest(latents_unit(run, name, folds_of(run)[0]).require().path) or {})["autoencoder"]
+        where = {"hub": ("hub_id", "subfolder"), "path": ("path",), "ldm_checkpoint": ("path",)}
+        origin = "/".join(settings[key] for key in where.get(settings["source"], ()) if settings[key])
+        row = {"models": " and ".join(users), "source": settings["source"], "kind": made["kind"]}
+        row |= {"parameters": made["parameters"], "origin": origin, "commit": made.get("commit") or ""}
+        rows.append({**row, "weights": made["fingerprint"][:12]})
+    return pd.DataFrame(rows)
+
+
 def _place(run: Run, conditioning: str, fold: int) -> str:
     """Folder of what depends on the autoencoder: one a fold where it is trained on the fold, else shared."""
     return f"fold{fold}" if _trained(run, conditioning) else "shared"
@@ -222,6 +251,9 @@ def make_latents(run: Run, conditioning: str, fold: int) -> None:
     table = data.images[["image_id", "patient_id", "label", "fold"]].copy()
     rows = np.flatnonzero(table["fold"] == fold) if _trained(run, conditioning) else np.arange(n)
     facts = {**autoencoder.describe(stage), "fingerprint": autoencoder.fingerprint(stage)}
+    settings = run.settings.section(f"autoencoder.{conditioning}")
+    if settings["source"] == "hub":
+        facts["commit"] = autoencoder.hub_commit(settings["hub_id"], settings["subfolder"], settings["revision"])
     with unit.writing(device=str(device), autoencoder=facts) as folder:
         moments = autoencoder.encode_images(stage, data.pool.reshape(n * k, size, size), device)
         originals = np.asarray(data.resized[rows])
