@@ -243,6 +243,23 @@ def test_a_first_stage_from_the_hub_says_the_commit_it_was(run, tmp_path, monkey
     assert autoencoder.hub_commit("someone/other") is None
 
 
+def test_models_that_share_an_autoencoder_show_it_once(run):
+    assert first_stages.shared(run) == {"semantic": ["semantic", "class"]}
+    (row,) = first_stages.origins(run).to_dict("records")
+    assert (row["models"], row["source"], row["commit"]) == ("semantic and class", "shipped", "")
+    (line,) = first_stages.reading(run)
+    assert line.startswith("The small autoencoder of the semantic and class models (shipped) keeps structure")
+    paper = artifacts.open_run("paper")
+    assert first_stages.shared(paper) == {"semantic": ["semantic"], "class": ["class"]}
+    assert [line[: line.index("(")] for line in first_stages.reading(paper)] == [
+        "The VQ autoencoder of the semantic model ",
+        "The KL autoencoder of the class model ",
+    ]
+    assert not any("small" in line or "speckle" in line for line in first_stages.reading(paper))
+    alone = artifacts.open_run("smoke", {"ldm.conditionings": ["class"], "quality.filter_of": "class"})
+    assert first_stages.shared(alone) == {"class": ["class"]}
+
+
 def test_settings_that_contradict_each_other_are_named():
     for overrides, words in (
         (["ldm.accumulate=3"], "accumulate must divide batch_size 32, got 3"),

@@ -107,6 +107,30 @@ def origins(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+_READINGS = {
+    "tiny": "keeps structure and draws speckle anew: its speckle looks right and is never the same, so the error is"
+    " high wherever there is texture, and PSNR speaks of texture more than of organs",
+    "train": "was trained on the fold's training patients, at last to give texture its statistics rather than its"
+    " place, so PSNR speaks of texture more than of organs",
+    "random": "is untrained, for tests of the machinery: its images mean nothing",
+    "ready": "was trained elsewhere to repeat its input place by place; where the error is bright, it loses what these"
+    " images hold",
+}
+
+
+def reading(run: Run) -> list[str]:
+    """One sentence a distinct autoencoder on what its reconstructions show, by where it comes from."""
+    lines = []
+    for name, users in shared(run).items():
+        settings = run.settings.section(f"autoencoder.{name}")
+        kind, source = settings["kind"], settings["source"]
+        what = "random" if source == "random" else "tiny" if kind == "tiny" else source
+        which = "The small autoencoder" if kind == "tiny" else f"The {kind.upper()} autoencoder"
+        model = f"{' and '.join(users)} model{'s' * (len(users) > 1)}"
+        lines.append(f"{which} of the {model} ({source}) {_READINGS.get(what, _READINGS['ready'])}.")
+    return lines
+
+
 def _place(run: Run, conditioning: str, fold: int) -> str:
     """Folder of what depends on the autoencoder: one a fold where it is trained on the fold, else shared."""
     return f"fold{fold}" if _trained(run, conditioning) else "shared"
