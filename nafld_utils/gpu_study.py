@@ -1,10 +1,28 @@
 """One GPU, half an hour: ``python -m nafld_utils.gpu_study --part 1`` (then 2, then 3), each within ten minutes.
 
-Part 1 measures both networks of the paper's profile. Part 2 runs one fold of the semantic model on the cohort whole:
-a VQ-f4 first stage trained on the fold's training patients, 20,000 steps, the synthetic set, its distances to held-out
-patients and its nearest training images. Part 3 does the same for the class model with a KL-f8 first stage. Units
-resume where an earlier call stopped, so a part that ran out of time is called again. What is worth keeping is written
-to ``--out``: tables, curves, features and a grid.
+Part 1 measures both networks of the paper's profile, eager and compiled, names the kernels that take the time of their
+training steps, says the hours of the paper's stages 03 and 04 with their floor, and prepares the cohort of ``--data``.
+Part 2 runs one fold of the semantic model on the cohort whole: a VQ-f4 first stage trained on the fold's training
+patients, 20,000 steps, the synthetic set, its distances to held-out patients and its nearest training images, and the
+fast sampler beside DDIM of 500 steps. Part 3 does the same for the class model with a KL-f8 first stage and 8,000
+steps, since 20,000 take 13 minutes. Units resume where an earlier call stopped, so a part that ran out of time is
+called again. What is worth keeping is written to ``--out``: tables, curves, features and a grid.
+
+Notes
+-----
+Expected, not measured, in seconds, for a GPU of 700 TFLOP/s (bf16 matrix product) that trains at 40 % of it (280) and
+draws eagerly at 25 % (175), with 65.7 GFLOP a semantic pass and 114.1 a class pass; fp32 at 30 and tf32 at 60 TFLOP/s.
+
+Part 1: start 30; cohort and maps 75; twice the plain loops, (42 steps x 32 x 3 + 2 x 20 steps x 2 x 50) x 179.8 GFLOP
+/ 30 = 48; this project's, eager and compiled, 20; compiling four graphs 4 x 45, and two again for the profiler 2 x 20;
+sum 441.
+
+Part 2: start 15; first stage 1,000 steps x 30 ms = 30; latents (3,520 x 0.35 + 440 x 1.0 TFLOP) / 60 = 28; compiling
+30; training 20,000 x 32 x 3 x 65.7 GFLOP / 280 = 451; 330 images 330 x 40 x 65.7 GFLOP / 175 = 5; samplers 64 x (1,000
++ 40) x 65.7 GFLOP / 175 = 25; sum 584.
+
+Part 3: start 15; first stage 30; latents (3,520 x 0.27 + 440 x 0.9 TFLOP) / 60 = 22; compiling 40; training 8,000 x 32
+x 3 x 114.1 GFLOP / 280 = 313; 330 images 9; samplers 43; sum 472.
 """
 
 from __future__ import annotations
@@ -17,58 +35,165 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import artifacts, backbones, benchmarks, engine, feature_networks, graph, quality
+from nafld_utils import (
+    artifacts,
+    backbones,
+    benchmarks,
+    diffusion,
+    engine,
+    feature_networks,
+    graph,
+    params,
+    quality,
+    speed,
+)
 from nafld_utils.artifacts import Run, save_array, save_table
-from nafld_utils.stages import comparison, cost, first_stages, ldm, prepare, samples
+from nafld_utils.stages import comparison, cost, first_stages, gan, ldm, prepare, samples
 
-KINDS = {2: ("semantic", "vq", 4), 3: ("class", "kl", 8)}
+MODELS = {2: ("semantic", "vq", 4, 20_000), 3: ("class", "kl", 8, 8_000)}  # first stage and training steps
+N_DRAWN, FAST_STEPS = 32, 20  # images a sampler and set of seeds, steps of the fast sampler
 
 
 def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
     """The run of part 2 or 3: the paper's profile, first fold, one model, a first stage trained on the fold."""
-    name, kind, factor = KINDS[part]
+    name, kind, factor, steps = MODELS[part]
     chosen = {
         "run": "gpu-study",
         "cohort.path": data,
         "ldm.folds": [0],
         "ldm.balance": ["none"],
         "ldm.conditionings": [name],
+        "ldm.steps": steps,
+        "ldm.checkpoint_every": 5000,  # one of the class model is 6.3 GB
+        "ldm.keep_checkpoints": 1,
+        "ldm.preview_every": 0,  # every other shape of a batch is compiled anew
+        "gan.enabled": False,
         "sampling.n_images": 330,
         "sampling.scheduler": "dpmsolver++",
-        "sampling.steps": 50,
+        "sampling.steps": FAST_STEPS,
         "sampling.eta": 0.0,
         f"autoencoder.{name}.source": "train",
         f"autoencoder.{name}.kind": kind,
         f"autoencoder.{name}.factor": factor,
-        f"autoencoder.{name}.train_steps": 3000,
+        f"autoencoder.{name}.train_steps": 1000,
         "engine.compile": True,
     }
     return artifacts.open_run("paper", {**chosen, **changes})
 
 
-def fold(run: Run, out: Path) -> None:
-    """Train, draw and judge one model on the first fold."""
+def fold(run: Run, out: Path, n_drawn: int = N_DRAWN) -> None:
+    """Train, draw and judge one model on the first fold; `n_drawn` images a sampler and set of seeds."""
     prepare.build_cohort(run)
     prepare.build_preprocessed(run)
+    # drawing takes seconds, less than compiling it
+    engine_settings = run.settings.engine.model_copy(update={"compile": False})
+    eager = Run(run.settings.model_copy(update={"engine": engine_settings}))
     (task,) = ldm.tasks(run)
-    for step, act in (
-        ("first stage", first_stages.train_autoencoder),
-        ("latents", first_stages.make_latents),
-        ("denoiser", ldm.train_ldm),
-        ("synthetic set", samples.make_set),
+    for step, act, using in (
+        ("first stage", first_stages.train_autoencoder, run),
+        ("latents", first_stages.make_latents, run),
+        ("denoiser", ldm.train_ldm, run),
+        ("synthetic set", samples.make_set, eager),
     ):
         print(f"{task['conditioning']}: {step}", flush=True)
-        act(**task)
+        act(**{**task, "run": using})
     name = task["conditioning"]
-    lost = first_stages.reconstruction_table(run, name)
-    save_table(out / f"{name}_reconstruction.csv", lost)
+    save_table(out / f"{name}_reconstruction.csv", first_stages.reconstruction_table(run, name))
     save_table(out / f"{name}_curve.csv", ldm.curves(run))
-    save_table(out / f"{name}_cost.csv", cost.estimate(run))
+    save_table(out / f"{name}_network.csv", ldm.network_table(run))
+    save_array(out / f"{name}_grid.npy", samples.open_synthetic(**task).images[:36])
     benchmarks.show(f"{name}_distances", distances(run, out), out)
-    comparison.compare(run, name)
-    benchmarks.show(f"{name}_samplers", comparison.build(run), out)
-    made = samples.open_synthetic(**task)
-    save_array(out / f"{name}_grid.npy", made.images[:36])
+    made = benchmarks.drawn(eager, n_drawn, FAST_STEPS, plain=False)
+    benchmarks.show(f"{name}_samplers", against_spread(made), out)
+
+
+def against_spread(made: pd.DataFrame) -> pd.DataFrame:
+    """Whether the fast sampler of each network draws what DDIM draws, as far as chance lets one see.
+
+    Parameters
+    ----------
+    made : pandas.DataFrame
+        From `benchmarks.drawn`: a network's DDIM first, two sets of seeds a sampler.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``network, how, seconds`` (an image, mean of both sets), ``first, second`` (Frechet distance of each set to
+        held-out patients), ``times_faster`` (than DDIM), ``difference`` (of the means, to DDIM), ``spread`` (between
+        two sets of one sampler, the wider of DDIM's and its own), ``inside`` (whether the difference is no more).
+    """
+    rows = []
+    for network, part in made.groupby("network", sort=False):
+        slow: dict[str, Any] = {}
+        for how, both in part.groupby("how", sort=False):
+            first, second = (
+                float(both.loc[both["seeds"] == seeds, "frechet"].iloc[0]) for seeds in ("first", "second")
+            )
+            row = {"network": network, "how": how, "seconds": both["seconds"].mean(), "first": first, "second": second}
+            slow = slow or row
+            row["times_faster"] = slow["seconds"] / row["seconds"]
+            row["difference"] = (first + second - slow["first"] - slow["second"]) / 2
+            row["spread"] = max(abs(first - second), abs(slow["first"] - slow["second"]))
+            rows.append({**row, "inside": abs(row["difference"]) <= row["spread"]})
+    return pd.DataFrame(rows)
+
+
+def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
+    """What three training steps of both networks of a profile spend their time on: `speed.kernels` and ``network``."""
+    settings, side = params.load(profile).section("ldm"), params.load(profile).preprocess.map_size
+    tables = []
+    for name in ("semantic", "class"):
+        denoiser, shape = benchmarks.network(profile, name, device)
+        denoiser = ldm.placed(denoiser, device)
+        if compiled:
+            denoiser.unet.compile()
+        options = diffusion.schedule_options(settings[name], settings["prediction"], settings["train_timesteps"])
+        n = speed.affordable(denoiser, shape, side, settings["batch_size"], device)
+        found = speed.kernels(denoiser, shape, settings, options, device, side, n_images=n)
+        tables.append(found.assign(network=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
+    """Hours that stages 03 and 04 of a run take on one device of a measured speed, and the least that they could.
+
+    Parameters
+    ----------
+    found : pandas.DataFrame
+        From `benchmarks.table`, of the run's networks.
+    rate : float
+        The device's matrix rate, operations a second.
+    run : Run
+        Whose settings are counted, by `cost.passes`; nothing of it needs to be there.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``work, model, PFLOP, hours, floor``: drawing holds every set, the comparison of samplers, previews and
+        validation; the floor is all operations at the matrix rate. A GAN without ``gan.steps`` takes as long as the
+        model it stands beside, its operations are not counted. The last row holds the sums; autoencoders, which are
+        ready-made in the paper's profile, and the stages after 04 are not in it.
+    """
+    count, rows = cost.passes(run), []
+    for name in run.settings.ldm.conditionings:
+        mine = found[found["network"] == name].set_index("how")
+        step, image = mine.loc[benchmarks.OURS], mine.loc[f"{benchmarks.OURS}: DDIM, 500 steps"]
+        a_pass = step["TFLOP/s"] * 1e12 * step["seconds"] / (speed.TRAINING_PASSES * step["images"])
+        folds = sum(task["conditioning"] == name for task in ldm.tasks(run))
+        models = folds + sum(task["conditioning"] == name for task in ldm.balanced_tasks(run))
+        drawn = models * (count["synthetic"] + count["looks"]) + count["comparison"] * bool(comparison.tasks(run))
+        drawn += folds * (count["synthetic_null"] + count["synthetic_untrained"])
+        works = {"training": (models * count["training"], step), "drawing": (drawn, image)}
+        for work, (passes, measured) in works.items():
+            flops = passes * a_pass
+            row = {"work": work, "model": name, "PFLOP": flops / 1e15, "hours": flops / measured["TFLOP/s"] / 3.6e15}
+            rows.append({**row, "floor": flops / rate / 3600})
+        if run.settings.gan.enabled and run.settings.gan.steps is None and name == gan.reference(run):
+            share = {key: rows[-2][key] * folds / models for key in ("hours", "floor")}
+            rows.append({"work": "training", "model": gan.NAME, "PFLOP": 0.0, **share})
+    table = pd.DataFrame(rows)
+    total = table[["PFLOP", "hours", "floor"]].sum()
+    return pd.concat([table, pd.DataFrame([{"work": "all", "model": "all", **total}])], ignore_index=True)
 
 
 def distances(run: Run, out: Path) -> pd.DataFrame:
@@ -110,6 +235,18 @@ def distances(run: Run, out: Path) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def speeds(profile: str, device: torch.device, out: Path) -> None:
+    """Part 1 but for the cohort: what a profile's networks cost here, eager and compiled, and its hours so."""
+    for compiled in (False, True):
+        name = "compiled" if compiled else "eager"
+        found = benchmarks.table(profile, device, compiled=compiled)
+        rate = found.attrs["matrix rate"]
+        print(f"matrix rate {rate / 1e12:.1f} TFLOP/s, {name}", flush=True)
+        benchmarks.show(f"bench_{name}", found, out)
+        benchmarks.show(f"hours_{name}", paper_hours(found, rate, artifacts.open_run(profile)), out)
+        benchmarks.show(f"kernels_{name}", kernels(profile, device, compiled), out)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Benchmarks and one whole fold of each model on one GPU.")
@@ -119,15 +256,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "gpu-study")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.part == 1:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for compiled in (False, True):
-            profile = "paper" if device.type == "cuda" else "demo"
-            found = benchmarks.table(profile, device, compiled=compiled)
-            print(f"matrix rate {found.attrs['matrix rate'] / 1e12:.1f} TFLOP/s, compiled: {compiled}", flush=True)
-            benchmarks.show("bench_compiled" if compiled else "bench_eager", found, options.out)
+    changes = graph.parse_overrides(options.set)
+    if options.part > 1:
+        fold(study(options.part, options.data, changes), options.out)
         return
-    fold(study(options.part, options.data, graph.parse_overrides(options.set)), options.out)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    speeds("paper" if device.type == "cuda" else "demo", device, options.out)
+    if options.data:
+        run = study(2, options.data, changes)
+        prepare.build_cohort(run)
+        prepare.build_preprocessed(run)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ latents; weights are random too, since time does not depend on them. Operations 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -67,15 +68,16 @@ def timed(call: Callable[[], Any], device: torch.device, repeats: int = 1, warm:
     """Seconds of one `call`, after a first one that is not counted where `warm`."""
     if warm:
         call()
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     for _ in range(repeats):
         call()
-    _wait(device)
+    wait(device)
     return (time.perf_counter() - started) / repeats
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Let a GPU finish what it was given; a CPU is done when a call returns."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -143,26 +145,87 @@ def time_training(
     n_images : int, optional
         Images a step, where fewer than the batch are timed and scaled up.
     """
-    from diffusers import DDPMScheduler
-
     n = n_images or settings["batch_size"]
-    settings = {**settings, "batch_size": n, "steps": n_steps + warmup + 1, "log_every": 10**9}
-    settings["accumulate"] = min(settings["accumulate"], n)
-    training: Training = start_training(denoiser, settings)
-    pool = latents_for(denoiser, shape, map_size)
-    loss = settings[denoiser.conditioning]["loss"]
-    steps = train(training, pool, None, settings, loss, DDPMScheduler(**options), 0, device)
+    steps = _steps(denoiser, shape, settings, options, device, map_size, n_steps + warmup, n)
     reset_peak(device)
     for _ in range(warmup):
         next(steps)
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     for _ in range(n_steps):
         next(steps)
-    _wait(device)
+    wait(device)
     seconds = (time.perf_counter() - started) / n_steps
     flops = TRAINING_PASSES * n * diffusion.forward_flops(denoiser, shape, map_size)
     return Timing(seconds, flops, peak_gib(device))
+
+
+def _steps(
+    denoiser: nn.Module,
+    shape: tuple[int, int, int],
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    device: torch.device,
+    map_size: int,
+    n_steps: int,
+    n_images: int,
+) -> Iterator[Training]:
+    """At least `n_steps` training steps of `n_images` random latents, without a validation."""
+    from diffusers import DDPMScheduler
+
+    settings = {**settings, "batch_size": n_images, "steps": n_steps + 1, "log_every": 10**9}
+    settings["accumulate"] = min(settings["accumulate"], n_images)
+    training, pool = start_training(denoiser, settings), latents_for(denoiser, shape, map_size)
+    loss = settings[denoiser.conditioning]["loss"]
+    return train(training, pool, None, settings, loss, DDPMScheduler(**options), 0, device)
+
+
+def kernels(
+    denoiser: nn.Module,
+    shape: tuple[int, int, int],
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    device: torch.device,
+    map_size: int,
+    n_steps: int = 3,
+    warmup: int = 2,
+    n_images: int | None = None,
+    top: int = 15,
+) -> pd.DataFrame:
+    """What the time of training steps goes to, from torch's profiler: kernels of a GPU, operators of a CPU.
+
+    Parameters
+    ----------
+    denoiser, shape, settings, options, device, map_size, n_steps, warmup, n_images
+        As in `time_training`.
+    top : int
+        Rows, the longest first.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``kernel, calls`` and ``milliseconds`` a step, ``share`` of the time of all of them.
+    """
+    steps = _steps(
+        denoiser, shape, settings, options, device, map_size, n_steps + warmup, n_images or settings["batch_size"]
+    )
+    for _ in range(warmup):
+        next(steps)
+    wait(device)
+    on_gpu, activity = device.type == "cuda", torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * on_gpu]) as profiler:
+        for _ in range(n_steps):
+            next(steps)
+        wait(device)
+    rows = []
+    for event in profiler.key_averages():
+        if event.is_user_annotation or (on_gpu and event.device_type == torch.autograd.DeviceType.CPU):
+            continue  # an operator's time is that of its kernels, which have rows of their own
+        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        rows.append({"kernel": event.key, "calls": event.count / n_steps, "milliseconds": spent / n_steps / 1000})
+    table = pd.DataFrame(rows)
+    table["share"] = table["milliseconds"] / table["milliseconds"].sum()
+    return table.sort_values("milliseconds", ascending=False, ignore_index=True).head(top)
 
 
 def time_sampling(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nafld_utils import autoencoder
+from nafld_utils import autoencoder, shipped
 
 CPU = torch.device("cpu")
 
@@ -123,6 +123,12 @@ def test_shipped_weights_are_small_and_better_than_a_blur():
     psnr = autoencoder.reconstruction_error(images, copies)["psnr"].mean()
     flat = np.broadcast_to(images.mean((1, 2), keepdims=True), images.shape).astype(np.uint8)
     assert psnr > autoencoder.reconstruction_error(images, flat)["psnr"].mean() + 2
+
+
+@pytest.mark.slow
+def test_the_shipped_one_loses_a_third_of_what_patch_pca_loses_on_other_simulated_patients():
+    found = shipped.measure(autoencoder.load_shipped(), n_patients=12).set_index("images")["frechet"]
+    assert found["patch PCA"] > 3 * found["reconstructions"]
 
 
 def test_a_missing_shipped_file_is_named(tmp_path):

@@ -6,7 +6,18 @@ import pandas as pd
 import pytest
 import torch
 
-from nafld_utils import benchmarks, diffusion, engine, gpu_study, params, speed, sweep_bench, sweep_dry_run, sweep_speed
+from nafld_utils import (
+    artifacts,
+    benchmarks,
+    diffusion,
+    engine,
+    gpu_study,
+    params,
+    speed,
+    sweep_bench,
+    sweep_dry_run,
+    sweep_speed,
+)
 from nafld_utils import trial as training
 
 CPU = torch.device("cpu")
@@ -29,6 +40,20 @@ def test_timing_scales_and_counts_operations():
     assert one.flops == 40 * flops
     assert two.flops == 2 * one.flops
     assert two.seconds > one.seconds
+
+
+def test_kernels_are_named_and_counted_a_step():
+    """Every convolution of the network, and the condition's, has one backward pass a step."""
+    settings = params.load("smoke").section("ldm")
+    denoiser = diffusion.build_denoiser("semantic", settings["semantic"], (4, 8, 8), 5, 0)
+    options = diffusion.schedule_options(settings["semantic"], "v_prediction", 1000)
+    table = speed.kernels(denoiser, (4, 8, 8), settings, options, CPU, 64, n_images=2)
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in denoiser.modules())
+    assert table.set_index("kernel").loc["aten::convolution_backward", "calls"] == convolutions
+    assert len(table) == 15
+    assert table["milliseconds"].is_monotonic_decreasing
+    assert 0.5 < table["share"].sum() <= 1
+    assert not table["kernel"].str.contains("Optimizer.step").any(), "a range of time is no kernel"
 
 
 def test_matrix_rate_is_of_the_order_of_a_machine():
@@ -126,26 +151,74 @@ def test_the_table_compares_each_way_with_the_plain_one():
     assert found["share of matrix rate"].between(0, 2).all()
 
 
+def test_hours_of_the_paper_are_operations_over_the_measured_rates():
+    """57 M network: 10 models x 20,000 steps x 32 images x 3 passes of 65.7 GFLOP are 1,261 PFLOP; the drawing half."""
+    ours = benchmarks.OURS
+    rows = []
+    for name, flops, faster in (("semantic", 65.7e9, 1), ("class", 114.1e9, 2)):
+        for how, images, n, rate in ((ours, 32, 3 * 32, 280), (f"{ours}: DDIM, 500 steps", 50, 1000, 140)):
+            rate *= faster
+            row = {"network": name, "how": how, "images": images, "TFLOP/s": rate, "seconds": n * flops / rate / 1e12}
+            rows.append(row)
+    few = {"sampling.n_null": 1, "quality.n_reference": 2, "sampling.n_compared": 0}
+    few |= {"ldm.preview_every": 0, "ldm.log_every": 20000}
+    run = artifacts.open_run("paper", few)
+    table = gpu_study.paper_hours(pd.DataFrame(rows), 700e12, run).set_index(["work", "model"])
+    train = 10 * 20_000 * 32 * 3 * 65.7e9
+    drawn = (10 * (2000 * 1000 + 32) + 5 * (500 + 2 * 1000)) * 65.7e9
+    assert table.loc[("training", "semantic"), "PFLOP"] == pytest.approx(train / 1e15) == pytest.approx(1261, abs=1)
+    assert table.loc[("training", "semantic"), "hours"] == pytest.approx(train / 280e12 / 3600)
+    assert table.loc[("drawing", "semantic"), "hours"] == pytest.approx(drawn / 140e12 / 3600)
+    assert table.loc[("training", "class"), "hours"] == pytest.approx(train * 114.1 / 65.7 / 560e12 / 3600)
+    assert table.loc[("training", "gan"), "hours"] == pytest.approx(table.loc[("training", "class"), "hours"] / 2)
+    assert table.loc[("drawing", "semantic"), "floor"] == pytest.approx(drawn / 700e12 / 3600)
+    assert table.loc[("all", "all"), "hours"] == pytest.approx(table["hours"].iloc[:-1].sum())
+    without = artifacts.open_run("paper", {**few, "gan.enabled": False, "ldm.balance": ["none"]})
+    half = gpu_study.paper_hours(pd.DataFrame(rows), 700e12, without).set_index(["work", "model"])
+    assert half.loc[("training", "class"), "PFLOP"] == pytest.approx(table.loc[("training", "class"), "PFLOP"] / 2)
+    assert "gan" not in half.index.get_level_values("model")
+
+
+@pytest.mark.parametrize(("fast", "inside"), [((101.0, 103.0), True), ((104.0, 105.0), False), ((90.0, 116.0), True)])
+def test_a_fast_sampler_is_as_good_where_seeds_move_the_distance_more(fast, inside):
+    rows = []
+    for how, seconds, distances in (("DDIM", 4.0, (100.0, 102.0)), ("DPM", 0.2, fast)):
+        for seeds, distance in zip(("first", "second"), distances, strict=True):
+            rows.append({"network": "class", "how": how, "seeds": seeds, "seconds": seconds, "frechet": distance})
+    slow, quick = gpu_study.against_spread(pd.DataFrame(rows)).to_dict("records")
+    assert (slow["times_faster"], slow["difference"], slow["spread"], slow["inside"]) == (1, 0, 2, True)
+    assert quick["times_faster"] == pytest.approx(20)
+    assert quick["difference"] == pytest.approx(sum(fast) / 2 - 101)
+    assert quick["spread"] == max(2, fast[1] - fast[0])
+    assert quick["inside"] is inside
+
+
 @pytest.mark.slow
 def test_the_gpu_study_runs_whole_on_a_small_scale(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     small = params.flat(params.load("smoke").model_dump(mode="json", by_alias=True))
     keep = ("cohort.", "folds.", "preprocess.", "ldm.class.", "ldm.prediction", "ldm.steps", "ldm.batch", "ldm.log")
     changes = {key: value for key, value in small.items() if key.startswith(keep)}
-    changes |= {"sampling.n_images": 8, "sampling.steps": 2, "sampling.n_compared": 4, "engine.compile": False}
-    changes |= {"sampling.compared_steps": [2], "sampling.compared_guidance": [1.2], "ldm.preview_every": 0}
-    changes |= {"autoencoder.class.base_channels": 32, "autoencoder.class.train_steps": 2, "engine.min_free_gib": 0.0}
+    changes |= {"sampling.n_images": 8, "sampling.steps": 2, "engine.compile": False, "engine.min_free_gib": 0.0}
+    changes |= {"autoencoder.class.base_channels": 32, "autoencoder.class.train_steps": 2}
     run = gpu_study.study(3, None, changes)
-    gpu_study.fold(run, tmp_path / "out")
+    gpu_study.fold(run, tmp_path / "out", n_drawn=2)
     table = pd.read_csv(tmp_path / "out" / "class_distances.csv")
     assert table["set"].tolist() == ["synthetic", "reconstructions of held-out images", "real training images"]
     assert (table["frechet"] > 0).all()
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        f"class_{name}"
-        for name in (
-            "cost.csv", "curve.csv", "distances.csv", "features.npy", "grid.npy", "reconstruction.csv", "samplers.csv"
-        )
-    }  # fmt: skip
+    samplers = pd.read_csv(tmp_path / "out" / "class_samplers.csv")
+    assert samplers["how"].tolist() == ["this project: DDIM, 500 steps", "this project: DPM-Solver++, 20 steps"]
+    assert samplers["times_faster"].iloc[1] > 10, "25 times fewer steps"
+    kept = (
+        "curve.csv",
+        "distances.csv",
+        "features.npy",
+        "grid.npy",
+        "network.csv",
+        "reconstruction.csv",
+        "samplers.csv",
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"class_{name}" for name in kept}
 
 
 def test_quality_benchmark_times_every_part_and_memory_stays_flat():

@@ -1,5 +1,8 @@
 """The check of the condition: what is there shows with an interval, and what is not does not."""
 
+import re
+
+import demo_promises
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,3 +99,34 @@ def test_separation_interval_agrees_with_sklearn_and_a_plain_bootstrap():
             aucs.append(np.mean([(f > h) + 0.5 * (f == h) for f in fatty for h in healthy]))
         draws.append(np.mean(aucs))
     np.testing.assert_allclose([low, high], np.quantile(draws, [0.025, 0.975]), atol=0.02)
+
+
+SUMMARY = [  # effect, conditioning, drawn_with, low, high, expected_without, over: the demo's
+    (f"accuracy of the map, {demo_promises.OWN}", "semantic", "condition", 0.357, 0.379, 0.0, "source patients"),
+    (f"accuracy of the map, {demo_promises.OWN}", "semantic", "no condition", -0.028, 0.008, 0.0, "source patients"),
+    (demo_promises.AUC, "semantic", "condition", 0.664, 0.889, 0.5, "folds"),
+    (demo_promises.AUC, "class", "condition", 0.603, 0.926, 0.5, "folds"),
+    (demo_promises.AUC, "class", "no condition", 0.475, 0.650, 0.5, "folds"),
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "sentence"),
+    [
+        (None, {}, None),
+        (0, {"low": 0.0}, "gain of the semantic model's maps .* above 0.0, found 0.0"),
+        (1, {"low": 0.001}, "semantic model without condition, accuracy .* holds 0.0, found"),
+        (3, {"low": 0.5}, "AUC of the class model's images .* over folds: expected a lower bound above 0.5, found 0.5"),
+        (3, {"low": float("nan")}, "AUC of the class model's images .* found nan"),
+        (4, {"high": 0.49}, "class model without condition, AUC .* holds 0.5, found"),
+        (3, {"conditioning": "semantic"}, "AUC of the class model's images: expected rows .* found none"),
+        (4, {"conditioning": "semantic"}, "null condition: expected both models, found .'semantic'."),
+    ],
+)
+def test_a_broken_promise_of_the_demo_is_named(row, change, sentence):
+    columns = ["effect", "conditioning", "drawn_with", "low", "high", "expected_without", "over"]
+    table = pd.DataFrame(SUMMARY, columns=columns)
+    for name, value in change.items():
+        table.loc[row, name] = value
+    found = demo_promises.broken(table)
+    assert found == [] if sentence is None else re.search(sentence, " ".join(found))

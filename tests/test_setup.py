@@ -243,4 +243,7 @@ def test_ci_script_is_sound():
     assert path.stat().st_mode & stat.S_IXUSR
     subprocess.run(["bash", "-n", str(path)], check=True)
     text = path.read_text(encoding="utf-8")
-    assert all(word in text for word in ("REQUIRE_ALL=1", "NAFLD_COHORT", "make test", "make all", "NAFLD_NETWORK_LOG"))
+    assert all(
+        word in text
+        for word in ("REQUIRE_ALL=1", "NAFLD_COHORT", "make test", "make all", "NAFLD_NETWORK_LOG", "demo_promises.py")
+    )

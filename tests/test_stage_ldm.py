@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nafld_utils import artifacts, autoencoder, params
-from nafld_utils.stages import comparison, cost, first_stages, ldm, prepare, samples
+from nafld_utils.stages import comparison, cost, first_stages, gan, ldm, prepare, samples
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -88,6 +88,22 @@ def test_crops_drawn_on_the_fly_depend_on_the_generator_alone_and_on_training_im
     assert not torch.isin(a[0], stored.moments).all(), "a new crop, not a stored one"
 
 
+@pytest.mark.parametrize("conditioning", ["semantic", "class"])
+def test_every_kind_of_set_is_drawn_where_latents_are_drawn_on_the_fly(run, conditioning, monkeypatch):
+    changes = {"run": f"fresh-{conditioning}", "ldm.latents": "on_the_fly", "ldm.steps": 1, "ldm.preview_every": 0}
+    fresh = artifacts.open_run("smoke", {**changes, "sampling.n_images": 2, "sampling.n_null": 2})
+    stored = prepare.open_preprocessed(run)
+    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
+    first_stages.make_latents(fresh, conditioning, 0)
+    ldm.train_ldm(fresh, conditioning, 0)
+    for kind in samples.KINDS:
+        samples.make_set(fresh, conditioning, 0, kind)
+        made = samples.open_synthetic(fresh, conditioning, 0, kind).images
+        assert len(made) == (2 if kind in ("synthetic", "synthetic_null") else 12)
+    pooled = samples.open_synthetic(run, conditioning, 0, "synthetic_gaussian").images
+    assert np.array_equal(made, pooled), "Gaussian latents have the moments of the stored crops, whatever trains"
+
+
 def test_previews_and_scalars_are_kept(run):
     looks = ldm.previews(run, "class", 0)
     assert list(looks) == [6, 12]
@@ -110,17 +126,73 @@ def test_one_fold_alone_has_claims_without_an_interval(run):
     assert pd.DataFrame(ldm.claims(run)).query("over == 'folds'")[["low", "high"]].notna().all().all()
 
 
+def test_steps_stand_beside_the_papers_only_where_they_are_trained_as_there(run, monkeypatch):
+    """As `PROFILE=paper SET="ldm.steps=2"`: the tables are those of the small run, the settings the paper's."""
+    tables = {name: getattr(ldm, name)(run) for name in ("network_table", "curves")}
+    table, lost = (getattr(first_stages, f"reconstruction_{name}")(run, "class") for name in ("table", "distance"))
+    monkeypatch.setattr(first_stages, "reconstruction_table", lambda *_: table)
+    monkeypatch.setattr(first_stages, "reconstruction_distance", lambda *_: lost)
+    for name, found in tables.items():
+        monkeypatch.setattr(ldm, name, lambda _, found=found: found)
+    found = {}
+    for overrides in ([], ["ldm.steps=2"], ["sampling.steps=2"]):
+        claims = ldm.claims(artifacts.open_run("paper", overrides))
+        found[tuple(overrides)] = next(
+            c["same_protocol"] for c in claims if c["claim"].startswith("training steps, sem")
+        )
+    assert found == {(): "yes", ("ldm.steps=2",): "no: other training (steps 2)", ("sampling.steps=2",): "yes"}
+
+
 def test_the_estimate_counts_what_is_left(run):
     table = cost.estimate(run)
     assert (table["minutes_left"] == 0).all(), "all is done"
-    assert table["units"].tolist() == [2, 2, 2, 2, 8]
+    assert (table["minutes_in_all"] > 0).all()
     more = artifacts.open_run("smoke", {"ldm.steps": 1000, "sampling.n_images": 500, "engine.n_workers": 1})
     table = cost.estimate(more)
-    assert table["done"].sum() == 0
-    assert (table["minutes_left"] > 0).all()
+    kept = table["units"] == table["done"]
+    assert table.loc[kept, ["work", "model"]].to_numpy().tolist() == [["training", "gan"]], "it reads neither setting"
+    assert (table.loc[~kept, "minutes_left"] > 0).all()
     assert table["minutes_left"].iloc[-1] == pytest.approx(table["minutes_left"].iloc[:-1].sum())
     shown = cost.networks(run).set_index("model")
     assert shown.loc["class", "parameters"] == 1_055_044
+
+
+def test_the_estimate_has_every_unit_of_stages_03_and_04_that_a_network_makes(run):
+    for overrides in ({}, {"ldm.balance": ["none", "oversample"]}, {"gan.enabled": False, "sampling.n_compared": 0}):
+        mine = artifacts.open_run("smoke", overrides)
+        denoisers = [ldm.ldm_unit(**task) for task in [*ldm.tasks(mine), *ldm.balanced_tasks(mine)]]
+        units = [*denoisers, *gan.units(mine), *samples.units(mine), *comparison.units(mine)]
+        table = cost.estimate(mine)
+        assert table["units"].iloc[-1] == table["units"].iloc[:-1].sum() == len(units)
+        assert table["done"].iloc[-1] == sum(unit.done() for unit in units)
+    works = cost.estimate(run).groupby("work", sort=False)["units"].sum().to_dict()
+    assert works == {"training": 6, "sampling": 6, "reference sets": 12, "comparison of samplers": 2, "all": 26}
+
+
+def test_a_gan_without_steps_is_estimated_with_the_seconds_of_the_class_model(run):
+    mine = artifacts.open_run("smoke", {"gan.steps": None, "ldm.steps": 1000})
+    table = cost.estimate(mine).set_index(["work", "model"])["minutes_a_unit"]
+    assert table["training", "gan"] == pytest.approx(table["training", "class"])
+    kept = cost.estimate(artifacts.open_run("smoke", {"gan.steps": None})).set_index(["work", "model"])
+    seconds = [ldm.ldm_unit(run, "class", fold).seconds() for fold in (0, 1)]
+    assert kept.loc[("training", "gan"), "minutes_a_unit"] == pytest.approx(np.mean(seconds) / 60)
+
+
+def test_passes_are_counted_from_the_settings_alone():
+    """10 steps of 4 images; 3 images of 5 guided steps; the comparison draws the run's own setting a second time."""
+    changes = {"ldm.steps": 10, "ldm.batch_size": 4, "ldm.log_every": 4, "ldm.preview_every": 6}
+    changes |= {"sampling.n_images": 3, "sampling.n_null": 2, "sampling.steps": 5, "sampling.guidance": 1.2}
+    changes |= {"sampling.n_compared": 2, "sampling.compared_guidance": [1.0, 1.2], "sampling.compared_steps": [20]}
+    found = cost.passes(artifacts.open_run("paper", {**changes, "quality.n_reference": 7}))
+    assert found == {
+        "training": 3 * 4 * 10,
+        "looks": 3 * 32 + 2 * 4 * 20 * 2,
+        "synthetic": 3 * 5 * 2,
+        "synthetic_null": 2 * 5,
+        "synthetic_untrained": 7 * 5 * 2,
+        "synthetic_gaussian": 0,
+        "comparison": 2 * (5 * 2 + 5 * 1 + 20 * 2 + 5 * 2),
+    }
 
 
 def test_the_comparison_holds_every_setting_once_and_another_set_of_seeds(run):
@@ -147,6 +219,45 @@ def test_first_stages_of_the_published_shapes_pass_through_the_stage(run, source
     assert pool.moments.shape[2:] == held_out.moments.shape[2:] == (3, 16, 16)
     rows, copies = first_stages.reconstructions(mine, "semantic", 1)
     assert len(rows) == len(copies) == (stored.images["fold"] == 1).sum()
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")  # diffusers gives it
+def test_a_first_stage_from_the_hub_says_the_commit_it_was(run, tmp_path, monkeypatch):
+    """A hub's cache with one commit, without a network; the setting's revision is null and means the newest."""
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--someone--vae"
+    published = autoencoder.untrained("kl", 8, 32, 0.18215).model
+    published.save_pretrained(folder / "snapshots" / commit / "vae", safe_serialization=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    chosen = {"source": "hub", "kind": "kl", "hub_id": "someone/vae", "subfolder": "vae", "revision": None}
+    mine = artifacts.open_run("smoke", {"run": "hub", "ldm.conditionings": ["class"], "autoencoder.class": chosen})
+    stored = prepare.open_preprocessed(run)
+    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
+    first_stages.make_latents(mine, "class", 0)
+    (row,) = first_stages.origins(mine).to_dict("records")
+    assert (row["models"], row["source"], row["origin"], row["commit"]) == ("class", "hub", "someone/vae/vae", commit)
+    assert autoencoder.hub_commit("someone/other") is None
+
+
+def test_models_that_share_an_autoencoder_show_it_once(run):
+    assert first_stages.shared(run) == {"semantic": ["semantic", "class"]}
+    (row,) = first_stages.origins(run).to_dict("records")
+    assert (row["models"], row["source"], row["commit"]) == ("semantic and class", "shipped", "")
+    (line,) = first_stages.reading(run)
+    assert line.startswith("The small autoencoder of the semantic and class models (shipped) keeps structure")
+    paper = artifacts.open_run("paper")
+    assert first_stages.shared(paper) == {"semantic": ["semantic"], "class": ["class"]}
+    assert [line[: line.index("(")] for line in first_stages.reading(paper)] == [
+        "The VQ autoencoder of the semantic model ",
+        "The KL autoencoder of the class model ",
+    ]
+    assert not any("small" in line or "speckle" in line for line in first_stages.reading(paper))
+    alone = artifacts.open_run("smoke", {"ldm.conditionings": ["class"], "quality.filter_of": "class"})
+    assert first_stages.shared(alone) == {"class": ["class"]}
 
 
 def test_settings_that_contradict_each_other_are_named():

@@ -196,6 +196,65 @@ def test_no_number_of_the_papers_stands_beside_other_features(run):
     assert quoted["source"].str.contains("paper").all()
 
 
+def as_in_the_paper(*overrides):
+    from nafld_utils import artifacts
+
+    return artifacts.open_run("paper", overrides)
+
+
+def test_the_papers_settings_are_its_protocol_whatever_batching_and_records_are():
+    from nafld_utils.stages import quality as stage
+
+    free = [
+        "ldm.accumulate=2",
+        "ldm.checkpoint_every=500",
+        "ldm.log_every=5",
+        "ldm.preview_every=0",
+        "ldm.precision=tf32",
+    ]
+    free += [
+        "sampling.batch_size=7",
+        "sampling.n_compared=0",
+        "sampling.n_null=10",
+        "autoencoder.semantic.revision=abc",
+    ]
+    free += ["ldm.class.channel_mult=[1, 2]", "ldm.balance=[none]", "engine.compile=true"]
+    assert stage.protocol_difference(as_in_the_paper(), "semantic") == "yes"
+    assert stage.protocol_difference(as_in_the_paper(*free), "semantic") == "yes"
+    original = ["source=ldm_checkpoint", "kind=vq", "scale=1.0", "path=model.ckpt", f"sha256='{'0' * 64}'"]
+    original = [f"autoencoder.class.{text}" for text in original]
+    assert stage.protocol_difference(as_in_the_paper(*original), "class") == "yes"
+    assert "source hub, kind kl" in stage.protocol_difference(as_in_the_paper(), "class")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        (["autoencoder.semantic.source=random"], "another semantic autoencoder (source random, kind vq"),
+        (["autoencoder.semantic.source=train"], "another semantic autoencoder (source train, kind vq"),
+        (["autoencoder.semantic.hub_id=someone/else"], "another semantic autoencoder (source hub"),
+        (["sampling.scheduler=dpmsolver++", "sampling.eta=0"], "other sampling (scheduler dpmsolver++, eta 0.0)"),
+        (["sampling.eta=0.5"], "other sampling (eta 0.5)"),
+        (["sampling.guidance=2.0"], "other sampling (guidance 2.0)"),
+        (["sampling.n_images=20"], "other sampling (n_images 20)"),
+        (["ldm.folds=[0, 1]"], "2 of 5 folds, not 5"),
+        (["folds.n_splits=10", "ldm.folds=[0, 1, 2, 3, 4]"], "5 of 10 folds, not 5"),
+        (["ldm.steps=2"], "other training (steps 2)"),
+        (["ldm.min_snr_gamma=5.0"], "other training (min_snr_gamma 5.0)"),
+        (["ldm.semantic.channel_mult=[1, 4, 8]"], "another semantic network (channel_mult [1, 4, 8])"),
+        (["cohort.source=simulated"], "simulated cohort"),
+        (["quality.features=lite0"], "not Inception-v3"),
+        (["preprocess.image_size=128"], "128 px"),
+    ],
+)
+def test_every_other_setting_of_a_model_or_its_images_is_another_protocol(overrides, word):
+    from nafld_utils.stages import quality as stage
+
+    found = stage.protocol_difference(as_in_the_paper(*overrides), "semantic")
+    assert found.startswith("no: ")
+    assert word in found
+
+
 def test_a_set_of_another_fold_is_refused(run, monkeypatch):
     from nafld_utils.stages import filtering, samples
 

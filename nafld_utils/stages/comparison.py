@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import autoencoder, backbones, condition_checks, engine, feature_networks, preprocess, quality, stats
+from nafld_utils import (
+    autoencoder,
+    backbones,
+    condition_checks,
+    engine,
+    feature_networks,
+    preprocess,
+    quality,
+    speed,
+    stats,
+)
 from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare, samples
 
@@ -69,6 +79,7 @@ def compare(run: Run, conditioning: str) -> None:
             table["seed"] = [unit_seed(seed, "other") for seed in table["seed"]]
         started = time.perf_counter()
         latents = samples.sampler(run, conditioning, fold, denoiser, stage, device, options)(table, conditions)
+        speed.wait(device)
         seconds = (time.perf_counter() - started) / len(table)
         images = autoencoder.decode_latents(stage, latents, device)
         engine.announce(f"comparison {conditioning}: {len(rows) + 1}/{len(wanted) + 1} settings")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nafld_utils import autoencoder, diffusion, engine, speed
-from nafld_utils.artifacts import Run
-from nafld_utils.stages import first_stages, ldm, samples
+from nafld_utils import gan as gan_networks
+from nafld_utils.artifacts import Run, Unit
+from nafld_utils.stages import comparison, first_stages, gan, ldm, samples
 
-TIMED_STEPS = 1  # choice: of the sampler, scaled to all
+TIMED_STEPS = {"cuda": 20, "cpu": 1}  # choice: of the sampler, scaled to all; a GPU's first steps wait for launches
+VALIDATED = 32  # latents of `diffusion_training.validation_loss`
+KINDS = ("training", *samples.KINDS, "comparison")  # of units
 
 
 def networks(run: Run) -> pd.DataFrame:
@@ -39,36 +43,87 @@ def _denoiser(run: Run, conditioning: str) -> tuple[Any, tuple[int, int, int]]:
 
 
 def estimate(run: Run) -> pd.DataFrame:
-    """Time that training and sampling take on this device: a few steps of each model are run and scaled.
+    """Time that stages 03 and 04 take on this device: a few steps of each model are run and scaled.
 
     Returns
     -------
     pandas.DataFrame
-        ``work, model, units, done, minutes_a_unit, minutes_left, minutes_in_all``: the last two with the workers of
-        this machine (``engine``) side by side; a last row holds the sums. Autoencoders and figures come on top.
+        ``work, model, units, done, minutes_a_unit`` (mean), ``minutes_left, minutes_in_all``: the last two with the
+        workers of this machine (``engine``) side by side; a last row holds the sums. A unit that is done counts with
+        the time it took.
 
     Notes
     -----
-    A model none of whose units is left is not timed: what its units took is read from their manifests.
+    A model none of whose units is left is not timed. Training holds the validation loss and the previews; autoencoders,
+    checkpoints and figures come on top. A GAN without ``gan.steps`` takes as long as the diffusion model it stands
+    beside.
     """
-    rows = []
+    works, given = [], {}
     for name in run.settings.ldm.conditionings:
-        mine = [t for t in [*ldm.tasks(run), *ldm.balanced_tasks(run)] if t["conditioning"] == name]
-        training = [ldm.ldm_unit(**task) for task in mine]
-        drawn = [samples.synthetic_unit(**task) for task in mine]
-        pending = not all(unit.done() for unit in training + drawn)
-        seconds = _measured(run, name) if pending else None
-        for work, units, i in (("training", training, 0), ("sampling", drawn, 1)):
-            done = sum(unit.done() for unit in units)
-            each = seconds[i] if seconds else sum(unit.seconds() for unit in units) / len(units)
-            rows.append({"work": work, "model": name, "units": len(units), "done": done, "minutes_a_unit": each / 60})
+        units = _units(run, name)
+        pending = not all(unit.done() for found in units.values() for _, unit in found)
+        each = _measured(run, name) if pending else dict.fromkeys(KINDS, 0.0)
+        given[name] = each["training"]
+        works += [(work, name, [(unit, each[kind]) for kind, unit in found]) for work, found in units.items()]
+    if run.settings.gan.enabled:
+        works += _gan(run, given[gan.reference(run)])
+    rows, side_by_side = [], _workers(run)
+    for work, name, found in works:
+        if not found:
+            continue
+        done = [unit.done() for unit, _ in found]
+        each = [unit.seconds() if is_done else s for (unit, s), is_done in zip(found, done, strict=True)]
+        left = sum(s for s, is_done in zip(each, done, strict=True) if not is_done)
+        row = {"work": work, "model": name, "units": len(found), "done": sum(done)}
+        row |= {"minutes_a_unit": sum(each) / len(found) / 60, "minutes_left": left / 60 / side_by_side}
+        rows.append({**row, "minutes_in_all": sum(each) / 60 / side_by_side})
     table = pd.DataFrame(rows)
-    side_by_side = _workers(run)
-    table["minutes_left"] = table["minutes_a_unit"] * (table["units"] - table["done"]) / side_by_side
-    table["minutes_in_all"] = table["minutes_a_unit"] * table["units"] / side_by_side
     total = table[["units", "done", "minutes_left", "minutes_in_all"]].sum()
-    table = pd.concat([table, pd.DataFrame([{"work": "both", "model": "all", **total}])], ignore_index=True)
+    table = pd.concat([table, pd.DataFrame([{"work": "all", "model": "all", **total}])], ignore_index=True)
     return table.astype({"units": int, "done": int})
+
+
+def _units(run: Run, conditioning: str) -> dict[str, list[tuple[str, Unit]]]:
+    """Units of one model and the kind of each, by what they are work for."""
+    first = [task for task in ldm.tasks(run) if task["conditioning"] == conditioning]
+    both = [*first, *(task for task in ldm.balanced_tasks(run) if task["conditioning"] == conditioning)]
+    return {
+        "training": [("training", ldm.ldm_unit(**task)) for task in both],
+        "sampling": [("synthetic", samples.synthetic_unit(**task)) for task in both],
+        "reference sets": [(k, samples.synthetic_unit(**task, kind=k)) for k in samples.KINDS[1:] for task in first],
+        "comparison of samplers": [
+            ("comparison", comparison.unit_of(**task))
+            for task in comparison.tasks(run)
+            if task["conditioning"] == conditioning
+        ],
+    }
+
+
+def passes(run: Run) -> dict[str, int]:
+    """Forward passes of a denoiser, an image each, that a unit of each of `KINDS` costs, from the settings alone.
+
+    Those of ``training`` are of its steps, a backward pass counted as two; ``looks`` are its validation and previews.
+    """
+    s, sampled = run.settings.ldm, run.settings.sampling
+    variants = comparison.variants(run)
+    previews = -(-s.steps // s.preview_every) if s.preview_every else 0
+    compared = sum(item["steps"] * guided_passes(item["guidance"]) for item in [*variants, variants[0]])
+    image = sampled.steps * guided_passes(sampled.guidance)
+    return {
+        "training": speed.TRAINING_PASSES * s.batch_size * s.steps,
+        "looks": VALIDATED * -(-s.steps // s.log_every)
+        + previews * ldm.N_PREVIEW * ldm.PREVIEW["steps"] * guided_passes(ldm.PREVIEW["guidance"]),
+        "synthetic": sampled.n_images * image,
+        "synthetic_null": sampled.n_null * sampled.steps,
+        "synthetic_untrained": run.settings.quality.n_reference * image,
+        "synthetic_gaussian": 0,
+        "comparison": sampled.n_compared * compared,
+    }
+
+
+def guided_passes(guidance: float) -> int:
+    """Passes of a denoiser a sampler step: guidance 1 needs one, any other two."""
+    return 1 if guidance == 1.0 else 2
 
 
 def _workers(run: Run) -> int:
@@ -78,8 +133,8 @@ def _workers(run: Run) -> int:
     return settings.n_workers or engine.default_workers()
 
 
-def _measured(run: Run, conditioning: str) -> tuple[float, float]:
-    """Seconds of one unit of training and of one set of images."""
+def _measured(run: Run, conditioning: str) -> dict[str, float]:
+    """Seconds of a unit of each of `KINDS`."""
     device, s = engine.device(run.settings.engine), run.settings
     denoiser, shape = _denoiser(run, conditioning)
     denoiser = ldm.placed(denoiser, device)
@@ -90,11 +145,42 @@ def _measured(run: Run, conditioning: str) -> tuple[float, float]:
         how = {"scheduler": s.sampling.scheduler, "eta": s.sampling.eta, "guidance": s.sampling.guidance}
         at_once = s.sampling.batch_size if device.type == "cuda" else 1
         image = speed.time_sampling(
-            denoiser, shape, options, device, side, at_once, s.sampling.steps, TIMED_STEPS, **how,
+            denoiser, shape, options, device, side, at_once, s.sampling.steps, TIMED_STEPS[device.type], **how,
             precision=s.sampling.precision,
         )  # fmt: skip
         long = device.type == "cpu" and n == 1
         step = speed.time_training(
             denoiser, shape, section, options, device, side, 1 if long else 2, 0 if long else 1, n
         )
-    return step.seconds / n * section["batch_size"] * section["steps"], image.seconds * s.sampling.n_images
+    count = passes(run)
+    drawing = image.seconds / (s.sampling.steps * guided_passes(s.sampling.guidance))
+    seconds = {kind: drawing * count[kind] for kind in KINDS}
+    seconds["training"] = step.seconds / (speed.TRAINING_PASSES * n) * count["training"] + drawing * count["looks"]
+    return seconds
+
+
+def _gan(run: Run, given: float) -> list[tuple[str, str, list[tuple[Unit, float]]]]:
+    """Training and set of every fold's GAN with their seconds; `given`: of the diffusion model beside it."""
+    tasks, s = gan.tasks(run), run.settings
+    training = [gan.gan_unit(**task) for task in tasks]
+    drawn = [samples.synthetic_unit(run, gan.NAME, task["fold"]) for task in tasks]
+    each, image = (0.0, 0.0) if all(unit.done() for unit in training + drawn) else _gan_measured(run)
+    lasting = [each] * len(tasks)
+    if s.gan.steps is None:
+        beside = [ldm.ldm_unit(run, gan.reference(run), task["fold"]) for task in tasks]
+        lasting = [unit.seconds() if unit.done() else given for unit in beside]
+    sets = [(unit, image * s.sampling.n_images) for unit in drawn]
+    return [("training", gan.NAME, list(zip(training, lasting, strict=True))), ("sampling", gan.NAME, sets)]
+
+
+def _gan_measured(run: Run) -> tuple[float, float]:
+    """Seconds of a GAN's training, where ``gan.steps`` says how long it is, and of one of its images."""
+    device, s, n = engine.device(run.settings.engine), run.settings, 8
+    size, settings, labels = s.preprocess.image_size, s.section("gan"), np.arange(n) % 2
+    with engine.worker_threads(s.engine):
+        network = gan_networks.Generator(size, settings["base_channels"], settings["max_channels"]).to(device).eval()
+        drawing = speed.timed(lambda: gan_networks.sample(network, labels, list(range(n)), device), device) / n
+        if not settings["steps"]:
+            return 0.0, drawing
+        images = np.zeros((n, size, size), np.uint8)
+        return gan.seconds_a_step(run, images, labels, device) * settings["steps"], drawing

@@ -78,6 +78,59 @@ def owner(run: Run, conditioning: str) -> str:
     return "semantic" if mine == other else conditioning
 
 
+def shared(run: Run) -> dict[str, list[str]]:
+    """Distinct autoencoders of a run: the first model that uses one, and all that do."""
+    users: dict[str, list[str]] = {}
+    for name in run.settings.ldm.conditionings:
+        users.setdefault(owner(run, name), []).append(name)
+    return {names[0]: names for names in users.values()}
+
+
+def origins(run: Run) -> pd.DataFrame:
+    """Where the weights of every distinct autoencoder come from, once its latents are made.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``models, source, kind, parameters, origin`` (hub repository or path), ``commit`` (of the hub's repository, as
+        it was resolved), ``weights`` (first digits of their SHA-256, with the latent scaling).
+    """
+    rows = []
+    for name, users in shared(run).items():
+        settings = run.settings.section(f"autoencoder.{name}")
+        made = (read_manifest(latents_unit(run, name, folds_of(run)[0]).require().path) or {})["autoencoder"]
+        where = {"hub": ("hub_id", "subfolder"), "path": ("path",), "ldm_checkpoint": ("path",)}
+        origin = "/".join(settings[key] for key in where.get(settings["source"], ()) if settings[key])
+        row = {"models": " and ".join(users), "source": settings["source"], "kind": made["kind"]}
+        row |= {"parameters": made["parameters"], "origin": origin, "commit": made.get("commit") or ""}
+        rows.append({**row, "weights": made["fingerprint"][:12]})
+    return pd.DataFrame(rows)
+
+
+_READINGS = {
+    "tiny": "keeps structure and draws speckle anew: its speckle looks right and is never the same, so the error is"
+    " high wherever there is texture, and PSNR speaks of texture more than of organs",
+    "train": "was trained on the fold's training patients, at last to give texture its statistics rather than its"
+    " place, so PSNR speaks of texture more than of organs",
+    "random": "is untrained, for tests of the machinery: its images mean nothing",
+    "ready": "was trained elsewhere to repeat its input place by place; where the error is bright, it loses what these"
+    " images hold",
+}
+
+
+def reading(run: Run) -> list[str]:
+    """One sentence a distinct autoencoder on what its reconstructions show, by where it comes from."""
+    lines = []
+    for name, users in shared(run).items():
+        settings = run.settings.section(f"autoencoder.{name}")
+        kind, source = settings["kind"], settings["source"]
+        what = "random" if source == "random" else "tiny" if kind == "tiny" else source
+        which = "The small autoencoder" if kind == "tiny" else f"The {kind.upper()} autoencoder"
+        model = f"{' and '.join(users)} model{'s' * (len(users) > 1)}"
+        lines.append(f"{which} of the {model} ({source}) {_READINGS.get(what, _READINGS['ready'])}.")
+    return lines
+
+
 def _place(run: Run, conditioning: str, fold: int) -> str:
     """Folder of what depends on the autoencoder: one a fold where it is trained on the fold, else shared."""
     return f"fold{fold}" if _trained(run, conditioning) else "shared"
@@ -246,6 +299,9 @@ def make_latents(run: Run, conditioning: str, fold: int) -> None:
     table = data.images[["image_id", "patient_id", "label", "fold"]].copy()
     rows = np.flatnonzero(table["fold"] == fold) if _trained(run, conditioning) else np.arange(n)
     facts = {**autoencoder.describe(stage), "fingerprint": autoencoder.fingerprint(stage)}
+    settings = run.settings.section(f"autoencoder.{conditioning}")
+    if settings["source"] == "hub":
+        facts["commit"] = autoencoder.hub_commit(settings["hub_id"], settings["subfolder"], settings["revision"])
     with unit.writing(device=str(device), autoencoder=facts) as folder:
         moments = autoencoder.encode_images(stage, data.pool.reshape(n * k, size, size), device)
         originals = np.asarray(data.resized[rows])
@@ -305,17 +361,17 @@ def reconstructions(run: Run, conditioning: str, fold: int) -> tuple[np.ndarray,
     return table["row"].to_numpy()[held_out], unit.load_array("reconstructions.npy", mmap=True)[held_out]
 
 
-def latent_pools(
+def stored_pools(
     run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
-) -> tuple[diffusion_training.LatentPool | FreshCrops, diffusion_training.LatentPool]:
-    """Training and held-out latents of a fold with their conditions.
+) -> tuple[diffusion_training.LatentPool, diffusion_training.LatentPool]:
+    """Training and held-out latents of a fold's stored crops with their conditions, whatever ``ldm.latents`` is.
 
     Parameters
     ----------
     run, conditioning, fold
         The model.
     stage : FirstStage
-        Its autoencoder, on the CPU; on the training device where ``ldm.latents`` is ``on_the_fly``.
+        Its autoencoder.
     balance : {"none", "oversample"}
         Whether training batches hold both classes alike.
 
@@ -337,12 +393,30 @@ def latent_pools(
     conditions = torch.from_numpy(np.array(data.pool_maps)) if conditioning == "semantic" else labels
     train = torch.from_numpy(data.images["fold"].to_numpy() != fold)
     draw = _on_cpu(stage).draw
-    held_out = diffusion_training.LatentPool(moments[~train], conditions[~train], draw)
     oversampled = labels[train] if balance == "oversample" else None
-    if run.settings.ldm.latents == "on_the_fly":
-        rows = np.flatnonzero(train.numpy())
-        return FreshCrops(data.crops, rows, labels, conditioning, run, stage, oversampled), held_out
-    return diffusion_training.LatentPool(moments[train], conditions[train], draw, oversampled), held_out
+    training = diffusion_training.LatentPool(moments[train], conditions[train], draw, oversampled)
+    return training, diffusion_training.LatentPool(moments[~train], conditions[~train], draw)
+
+
+def latent_pools(
+    run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
+) -> tuple[diffusion_training.LatentPool | FreshCrops, diffusion_training.LatentPool]:
+    """What a model is trained on, as ``ldm.latents`` says, and the held-out latents of its fold.
+
+    Parameters
+    ----------
+    run, conditioning, fold, balance
+        As in `stored_pools`, which raises the same errors.
+    stage : FirstStage
+        Its autoencoder, on the CPU; on the training device where ``ldm.latents`` is ``on_the_fly``.
+    """
+    training, held_out = stored_pools(run, conditioning, fold, stage, balance)
+    if run.settings.ldm.latents == "pool":
+        return training, held_out
+    data = prepare.open_preprocessed(run)
+    rows = np.flatnonzero(data.images["fold"].to_numpy() != fold)
+    labels = torch.from_numpy(np.array(data.images["label"], dtype=np.int64))
+    return FreshCrops(data.crops, rows, labels, conditioning, run, stage, training.labels), held_out
 
 
 def _on_cpu(stage: autoencoder.FirstStage) -> autoencoder.FirstStage:

@@ -99,6 +99,14 @@ def _planned(run: Run, unit: Unit, fold: int, images: np.ndarray, labels: np.nda
     stored = parts.load_plan(path)
     if stored is not None:
         return int(stored["steps"])
+    each = seconds_a_step(run, images, labels, device)
+    planned = max(1, round(budget(run, fold) / each))
+    parts.save_plan(path, {"steps": planned, "seconds_a_step": each, "budget": budget(run, fold)})
+    return planned
+
+
+def seconds_a_step(run: Run, images: np.ndarray, labels: np.ndarray, device: torch.device) -> float:
+    """Seconds of a training step, from a few after as many that are not counted."""
     settings = run.settings.section("gan")
     trial = gan.start_training(images.shape[1], settings, 0, device)
     steps = gan.train(trial, images, labels, settings, 2 * TIMED_STEPS, 0, device)
@@ -107,10 +115,7 @@ def _planned(run: Run, unit: Unit, fold: int, images: np.ndarray, labels: np.nda
     started = time.monotonic()
     for _ in steps:
         pass
-    each = (time.monotonic() - started) / TIMED_STEPS
-    planned = max(1, round(budget(run, fold) / each))
-    parts.save_plan(path, {"steps": planned, "seconds_a_step": each, "budget": budget(run, fold)})
-    return planned
+    return (time.monotonic() - started) / TIMED_STEPS
 
 
 def load_generator(run: Run, fold: int) -> gan.Generator:

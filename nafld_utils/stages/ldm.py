@@ -26,7 +26,7 @@ from nafld_utils.artifacts import (
     unit_seed,
     work_root,
 )
-from nafld_utils.stages import first_stages, prepare
+from nafld_utils.stages import differences, first_stages, prepare
 from nafld_utils.stages.first_stages import folds_of, tasks  # noqa: F401 (folds_of: read by the stages after it)
 
 UNSTATED = "not stated in the paper"
@@ -378,7 +378,7 @@ def claims(run: Run) -> list[dict[str, Any]]:
     rows = []
     for name in run.settings.ldm.conditionings:
         mine = networks[networks["model"] == name]
-        same = "yes" if run.settings.profile == "paper" else "no: smaller network, fewer steps"
+        same = differences.in_words(differences.cohort(run) + differences.models(run, [name], sampled=False))
         row = {"claim": f"training steps, {name} model", "paper": 20000, "this_run": run.settings.ldm.steps}
         rows.append({**row, "over": "", "n": len(mine), "unit": "steps", "same_protocol": same})
         last = table[table["model"] == name].groupby("fold")[["loss"]].agg(["first", "last"])["loss"]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from nafld_utils import engine, feature_networks, quality, quality_tables
 from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
-from nafld_utils.stages import features, ldm, samples
+from nafld_utils.stages import differences, features, ldm, samples
 from nafld_utils.stages.features import NOISE, REAL, TRADITIONAL
 
 REVISION = 4
@@ -228,27 +228,13 @@ def comparable(run: Run) -> bool:
     return run.settings.quality.features == "inception" and not run.is_simulated and not run.is_foreign
 
 
-def protocol_difference(run: Run, conditioning: str | None = None) -> str:
-    """What differs from the paper's protocol: "yes" (the same) or "no: ..."."""
-    s, found = run.settings, []
-    if run.is_simulated:
-        found.append("simulated cohort")
-    if run.is_foreign:
-        found.append("another cohort")
-    if s.quality.features != "inception":
-        network = feature_networks.FEATURES[s.quality.features].network
+def protocol_difference(run: Run, conditioning: str) -> str:
+    """What differs from the paper's protocol in a model's images and their measure: "yes" (the same) or "no: ..."."""
+    found, chosen = differences.cohort(run), run.settings.quality.features
+    if chosen != "inception":
+        network = feature_networks.FEATURES[chosen].network
         found.append(f"features of {network}, not Inception-v3: other units, so no number of the paper's beside it")
-    if s.preprocess.image_size != 256:
-        found.append(f"{s.preprocess.image_size} px")
-    if s.sampling.n_images != 2000:
-        found.append(f"{s.sampling.n_images} images a fold, not 2000")
-    if s.ldm.steps != 20000:
-        found.append(f"{s.ldm.steps} training steps, not 20000")
-    kinds = {"semantic": s.autoencoder.semantic, "class": s.autoencoder.class_}
-    names = kinds if conditioning is None else [conditioning]
-    if any(kinds[name].kind != "vq" for name in names):
-        found.append("another autoencoder")
-    return "no: " + ", ".join(found) if found else "yes"
+    return differences.in_words(found + differences.models(run, [conditioning], sampled=True))
 
 
 def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:

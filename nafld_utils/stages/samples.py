@@ -229,7 +229,7 @@ def _drawer(
 ) -> Drawer:
     """Function from rows of the table and their conditions to scaled latents."""
     if kind == "synthetic_gaussian":
-        pool, _ = first_stages.latent_pools(run, conditioning, fold, stage)
+        pool, _ = first_stages.stored_pools(run, conditioning, fold, stage)
         latents = pool.draw(pool.moments.flatten(0, 1), None)
         return lambda rows, conditions: sampling.gaussian_latents(latents, rows["seed"].tolist()).to(device)
     if kind == "synthetic_untrained":
