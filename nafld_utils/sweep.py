@@ -96,7 +96,7 @@ def experiment_grid(settings: Settings, name: str) -> pd.DataFrame:
 
 
 def grid(settings: Settings) -> pd.DataFrame:
-    """Every trial of a run: the union of its experiments, no training twice.
+    """Every trial of a run: the union of its experiments, no training twice, and always the declared comparison.
 
     Parameters
     ----------
@@ -107,15 +107,23 @@ def grid(settings: Settings) -> pd.DataFrame:
     -------
     pandas.DataFrame
         `TRIAL_COLUMNS`, a trial a row. The paper's Fig. 5A is 13 cells x 5 folds x 25 seeds, 1,625 rows; Fig. 5B adds
-        500, Supplementary Figs. 4 and 5 1,625 each, Fig. 7 325; Figs. 3 and 6 add none.
+        500, Supplementary Figs. 4 and 5 1,625 each, Fig. 7 325; Figs. 3 and 6 add none. Where no experiment holds
+        the arm and rate declared beforehand (``sweep.primary_arm, sweep.primary_rate``), these are added to the first.
 
     Raises
     ------
     ValueError
         As in `experiment_grid`.
     """
-    parts = [experiment_grid(settings, name) for name in settings.sweep.experiments]
-    return pd.concat(parts).drop_duplicates(ignore_index=True)
+    chosen = settings.sweep
+    parts = [experiment_grid(settings, name) for name in chosen.experiments]
+    declared = {"backbone": chosen.backbones[0], "arm": chosen.primary_arm, "rate": float(chosen.primary_rate)}
+    whole = pd.concat(parts)
+    if not (whole[list(declared)] == pd.Series(declared)).all(axis=1).any():
+        real = parts[0][(parts[0]["arm"] == REAL) & (parts[0]["backbone"] == parts[0]["backbone"].iloc[0])]
+        real = real.assign(backbone=declared["backbone"])
+        whole = pd.concat([whole, real, real.assign(**declared)])
+    return whole.drop_duplicates(ignore_index=True)
 
 
 def of_experiment(table: pd.DataFrame, settings: Settings, name: str) -> pd.DataFrame:
