@@ -17,6 +17,8 @@ import difflib
 import itertools
 from dataclasses import dataclass
 
+REVISION = 1
+
 REAL = "real"
 # choice: two generators are enough to ask whether the two models complement each other
 GENERATORS = ("traditional", "semantic", "class", "gan", "filtered")

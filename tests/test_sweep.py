@@ -93,6 +93,33 @@ def test_the_hash_follows_the_trial_and_its_recipe():
     assert len({key, sweep.trial_hash({**TRIAL, "seed": 3}, {"steps": 3}), sweep.trial_hash(TRIAL, {"steps": 4})}) == 3
 
 
+def test_the_hash_follows_the_revision_of_every_module_that_makes_a_training(monkeypatch):
+    from nafld_utils.stages import sweep_trials
+
+    known = {name: artifacts.revision(name) for name in sweep_trials.MODULES}
+    assert {"arms", "trial_resident", "stages.sweep_trials", "stages.sweep_features"} <= set(known)
+    monkeypatch.setattr(sweep_trials, "features_unit", lambda *args: SimpleNamespace(hash="x"))
+    monkeypatch.setattr(sweep_trials, "identity", lambda *args: "weights")
+    run, trial = artifacts.open_run("smoke"), {**TRIAL, "arm": "real", "freeze": "paper"}
+
+    def hashed():
+        return sweep.trial_hash(trial, sweep_trials.recipe(run, trial))
+
+    before = hashed()
+    for name in known:
+        monkeypatch.setattr(sweep_trials, "revision", lambda module, name=name: known[module] + (module == name))
+        assert hashed() != before, name
+
+
+def test_the_declared_comparison_is_trained_whatever_the_experiment():
+    settings = params.load("paper", {"sweep.experiments": ["gan"]})
+    table = sweep.grid(settings)
+    added = table[(table["arm"] == "semantic") & (table["rate"] == 1.5)]
+    assert len(added) == 5 * settings.sweep.n_seeds
+    assert set(table["arm"]) == {"real", "gan", "semantic"}
+    assert len(sweep.grid(params.load("paper", {"sweep.experiments": ["fig5a"]}))) == 1625, "nothing is added there"
+
+
 # ---------------------------------------------------------------- guards
 
 
@@ -408,6 +435,10 @@ def test_oversampling_is_of_the_training_images_and_rates_count_them(run, monkey
     assert np.bincount(balanced["parts"][0].labels).tolist() == [6, 6]
     assert set(balanced["parts"][0].rows) == set(plain["parts"][0].rows)
     assert (plain["n_synthetic"], balanced["n_synthetic"]) == (4, 6)
+    rotated = stage.training_set(run, {**trial, "balance": "oversample", "arm": "traditional"})["parts"][1]
+    pairs = set(zip(rotated.rows.tolist(), rotated.views.tolist(), strict=True))
+    assert len(pairs) == len(rotated.rows) == 6, "drawn without replacement, from training images"
+    assert set(rotated.rows) <= set(plain["parts"][0].rows)
 
 
 @pytest.mark.parametrize(

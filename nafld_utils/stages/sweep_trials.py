@@ -28,7 +28,12 @@ from nafld_utils.stages.sweep_features import (
     stored,
 )
 
-REVISION = 1
+REVISION = 2
+# Modules that decide what a training is made of and how it runs, on a CPU or a GPU.
+MODULES = (
+    "arms", "backbones", "trial", "trial_draws", "trial_resident", "sweep", "stages.sweep_features",
+    "stages.sweep_trials",
+)  # fmt: skip
 
 
 def recipe(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def recipe(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
         "settings": {**{name: getattr(chosen, name) for name in names}, "root_seed": run.settings.seed},
         "weights": identity(trial["backbone"], chosen.weights),
         "inputs": inputs,
-        "revisions": {name: revision(name) for name in ("backbones", "trial", "trial_draws", "sweep")},
+        "revisions": {name: revision(name) for name in MODULES},
     }
 
 
@@ -83,14 +88,14 @@ def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str
         yield sweep.REAL, {"labels": label[rows], "rows": rows, "views": views}
     for i, kind in enumerate(arm.generators):
         part = (i, len(arm.generators))
-        available = _available(run, kind, fold, rows)
+        available = _available(run, kind, fold, np.unique(rows))
         if arm.matched:
             drawn = draws.draw_matched(label[rows], trial["rate"], available, seed, part)
         else:
             drawn = draws.draw_synthetic(len(rows), trial["rate"], len(available), seed, part)
         chosen = {"labels": available[drawn], "rows": drawn, "views": None, "drawn": drawn}
         if kind == "traditional":
-            chosen |= {"rows": rows[drawn // n_views], "views": drawn % n_views}
+            chosen |= {"rows": np.unique(rows)[drawn // n_views], "views": drawn % n_views}
         yield kind, chosen
 
 
