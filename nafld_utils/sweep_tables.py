@@ -16,15 +16,15 @@ import pandas as pd
 
 from nafld_utils import delong, resampling, stats
 
-REVISION = 2
+REVISION = 3
 
 GROUP = ("backbone", "freeze", "balance")
 CELL = (*GROUP, "arm", "rate")
 LEVELS = ("image", "patient")
 OVER_SEEDS = "training seeds (Student t); these patients, this split"
 OVER_PATIENTS = "patients within class (bootstrap); these trained models, this split"
-OVER_BOTH = "patients within class and training seeds (crossed bootstrap); this split"
-OVER_FOLDS = "patients within class and fold, and training seeds (crossed bootstrap); this split"
+OVER_BOTH = "patients within class and training seeds (crossed bootstrap); these trained models, this split"
+OVER_FOLDS = "patients within class and fold, and training seeds (crossed bootstrap); these trained models, this split"
 # Two-sided 5 % test with 80 % power: 1.96 + 0.84 standard errors.
 DETECTABLE = 2.8
 
@@ -192,7 +192,9 @@ def compare_arms(
         Arm that the others are compared with.
     primary : mapping, optional
         Columns of `CELL` and values that name the one comparison declared beforehand; the p values of all others are
-        Holm-adjusted among themselves.
+        Holm-adjusted among themselves, one family a level and test. At patient level, over seeds, and by DeLong the
+        declared comparison is looked at in other ways, unadjusted: its verdict is the interval over patients and
+        seeds at image level.
     n_resamples, seed, method
         As in `stats.auc_interval`.
     fewer_seeds : bool
