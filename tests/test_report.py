@@ -362,7 +362,7 @@ def assert_whole_in_print(page):
     assert not cut, f"cut off in print: {cut}"
 
 
-def assert_prints_on_a4(browser, path, least=1, most=40):
+def assert_prints_on_a4(browser, path, least=1, most=60):
     """Print a page as PDF: a plausible number of sheets, all A4, upright or on their side, and no table cut off."""
     page = browser.new_page()
     page.goto(path.as_uri(), wait_until="networkidle")
