@@ -341,6 +341,8 @@ class SweepSettings(_Section):
     precision: Precision
     cuda_graphs: bool
     at_once: Count
+    retry_failed: bool
+    allow_missing: bool
     rotation: Annotated[float, Field(ge=0, le=45)]
     rotation_probability: Share
     primary_arm: Arm

@@ -202,7 +202,10 @@ def require_complete(
     name = ", ".join(f"{n} {first[n]}" for n in TRIAL_COLUMNS)
     text = f"{len(missing)} of {len(status)} trials are missing ({counts}; the first: {name})"
     if not allow_missing:
-        raise ValueError(f"{text}; run the sweep again, or ask for the finished seeds alone with allow_missing=True.")
+        raise ValueError(
+            f"{text}; run the sweep again (sweep.retry_failed=true tries failed ones again), or"
+            " ask for the finished seeds alone with sweep.allow_missing=true."
+        )
     network = ["backbone", "freeze", "balance"]
     bad = pd.MultiIndex.from_frame(missing[[*network, "seed"]].drop_duplicates())
     kept = scores[~pd.MultiIndex.from_frame(scores[[*network, "seed"]]).isin(bad)]

@@ -9,7 +9,7 @@ import pytest
 
 from nafld_utils import artifacts, feature_networks, params, sweep
 from nafld_utils import trial as training
-from nafld_utils.stages import filtering, prepare
+from nafld_utils.stages import filtering, prepare, sweep_answer
 from nafld_utils.stages import sweep as stage
 from nafld_utils.stages import sweep_features as features
 from nafld_utils.stages import sweep_trials as stage_trials
@@ -544,13 +544,27 @@ def test_a_failed_trial_is_listed_the_others_go_on_and_a_retry_mends_it(run, mon
     assert status["state"].value_counts().to_dict() == {"done": 10, "failed": 2}
     with pytest.raises(ValueError, match=r"2 of 12 trials are missing \(2 failed"):
         stage.build_scores(run)
-    kept, note = stage.build_scores(run, allow_missing=True)
+    listed = stage.failures(status)
+    assert listed[["arm", "seed", "state"]].to_numpy().tolist() == [["semantic", 1, "failed"]] * 2
+    assert listed["reason"].str.fullmatch("ArithmeticError: loss at step 0: expected a finite number, found nan").all()
+    left = artifacts.open_run("smoke", {**OVERRIDES, "sweep.allow_missing": True, "sweep.retry_failed": False})
+    kept, note = stage.build_scores(left)
     assert set(kept["seed"]) == {0}
     assert not stage.scores_unit(run).done(), "an incomplete table is never sealed"
     assert "2 of 12" in note
+    assert len(sweep_answer.units(left)) == len(sweep_answer.units(run)) - 2, "the stage can be finished without them"
     monkeypatch.setattr(stage, "train", train)
-    assert (stage.run_sweep(run)["state"] == "failed").sum() == 2, "not retried unless asked for"
-    assert (stage.run_sweep(run, retry_failed=True)["state"] == "done").all()
+    assert (stage.run_sweep(left)["state"] == "failed").sum() == 2, "not retried unless asked for"
+    assert (stage.run_sweep(run)["state"] == "done").all()
+
+
+def test_a_long_reason_is_shown_in_one_short_line():
+    status = pd.DataFrame([{**TRIAL, "state": "failed", "reason": "RuntimeError: a\n" + 400 * "word "}])
+    (reason,) = stage.failures(status)["reason"]
+    assert reason.startswith("RuntimeError: a word")
+    assert reason.endswith(" ...")
+    assert len(reason) <= stage.REASON_LENGTH
+    assert not len(stage.failures(status.assign(state="done")))
 
 
 def test_a_truncated_trial_is_announced_and_gives_the_same_scores_again(run, monkeypatch, tmp_path):
@@ -582,6 +596,11 @@ def test_changing_a_setting_changes_every_trial_and_another_stages_none(run):
     assert not before & set(stage.trials(longer)["hash"])
     elsewhere = artifacts.open_run("smoke", {**OVERRIDES, "shap.n_samples": 3, "sweep.n_seeds": 3})
     assert before < set(stage.trials(elsewhere)["hash"]), "more seeds add trials and repeat none"
+    how = {"sweep.retry_failed": False, "sweep.allow_missing": True}
+    as_asked = artifacts.open_run("smoke", {**OVERRIDES, **how})
+    assert before == set(stage.trials(as_asked)["hash"])
+    for which in (stage.scores_unit, sweep_answer.tables_unit, lambda r: features.features_unit(r, "resnet18", "real")):
+        assert which(as_asked).hash == which(run).hash
 
 
 def test_facts_of_a_trial_are_json(run):

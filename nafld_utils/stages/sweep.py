@@ -7,6 +7,7 @@ trial stops no other. What a training reads is `nafld_utils.stages.sweep_feature
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from nafld_utils.stages.sweep_trials import (
 )
 
 __all__ = [
-    "STAGE", "build_features", "build_scores", "dry_run", "experiments", "feature_tasks",
+    "STAGE", "build_features", "build_scores", "dry_run", "experiments", "failures", "feature_tasks",
     "features_unit", "held_out_images", "recipe", "refuse", "run_sweep", "run_trial", "run_trials", "scores_unit",
     "status", "store", "summarise_cell", "train", "training_set", "trial_files", "trials",
 ]  # fmt: skip
 
 REVISION = 2
 STAGE = "06_classification_sweep"
+REASON_LENGTH = 200  # characters of a failure's reason that a table shows
 
 
 def store(run: Run) -> Path:
@@ -155,8 +157,10 @@ def _attempt(run: Run, group: list[dict[str, Any]]) -> list[Found | Exception]:
         return [error] * len(group)
 
 
-def run_sweep(run: Run, retry_failed: bool = False) -> pd.DataFrame:
+def run_sweep(run: Run) -> pd.DataFrame:
     """Make what is missing, features first, and return the state of every trial; a failed trial stops no other.
+
+    Trials that failed before are tried again where ``sweep.retry_failed`` says so.
 
     Returns
     -------
@@ -170,7 +174,7 @@ def run_sweep(run: Run, retry_failed: bool = False) -> pd.DataFrame:
     """
     refuse(run)
     build_features(run)
-    todo = sweep.to_train(status(run), retry_failed)
+    todo = sweep.to_train(status(run), run.settings.sweep.retry_failed)
     for row in todo[todo["state"] == "damaged"].itertuples():
         engine.notice(row.reason)
     if len(todo):
@@ -224,16 +228,25 @@ def scores_unit(run: Run) -> Unit:
     return run.unit("sweep_scores", settings={}, inputs=[keys], modules=["sweep"])
 
 
-def build_scores(run: Run, allow_missing: bool = False) -> tuple[pd.DataFrame, str]:
+def failures(status: pd.DataFrame) -> pd.DataFrame:
+    """Trials that are not done and why, a row a trial: `sweep.TRIAL_COLUMNS`, ``state, reason`` (one short line)."""
+    left = status.loc[status["state"] != "done", [*sweep.TRIAL_COLUMNS, "state", "reason"]]
+    short = left["reason"].map(lambda reason: textwrap.shorten(reason, REASON_LENGTH, placeholder=" ..."))
+    return left.assign(reason=short).reset_index(drop=True)
+
+
+def build_scores(run: Run) -> tuple[pd.DataFrame, str]:
     """Held-out scores of the complete grid, sealed as one unit, and a sentence on what is missing from them.
+
+    With ``sweep.allow_missing`` an incomplete table is returned, of complete seeds alone, but never sealed.
 
     Raises
     ------
     ValueError
-        A trial is missing and `allow_missing` is false. An incomplete table is returned but never sealed.
+        A trial is missing and ``sweep.allow_missing`` is false.
     """
     scores, now = sweep.read_store(store(run), trials(run))
-    kept, note = sweep.require_complete(scores, now, allow_missing)
+    kept, note = sweep.require_complete(scores, now, run.settings.sweep.allow_missing)
     unit = scores_unit(run)
     if not note and not unit.done():
         with unit.writing() as folder:

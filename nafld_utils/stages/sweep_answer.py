@@ -346,5 +346,8 @@ def _tests_of(
 
 
 def units(run: Run) -> list[Unit]:
-    """Units of the grid and its tables; those of the baselines are `stages.baselines.units`."""
-    return [*(features_unit(**task) for task in feature_tasks(run)), scores_unit(run), tables_unit(run)]
+    """Units of the grid and, where it is complete, its tables; those of the baselines are `stages.baselines.units`."""
+    sealed = [scores_unit(run), tables_unit(run)]
+    if run.settings.sweep.allow_missing:
+        sealed = [unit for unit in sealed if unit.done()]
+    return [*(features_unit(**task) for task in feature_tasks(run)), *sealed]
