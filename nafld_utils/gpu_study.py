@@ -146,7 +146,7 @@ def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
         denoiser, shape = benchmarks.network(profile, name, device)
         denoiser = ldm.placed(denoiser, device)
         if compiled:
-            denoiser.unet.compile()
+            diffusion.compile_network(denoiser)
         options = diffusion.schedule_options(settings[name], settings["prediction"], settings["train_timesteps"])
         n = speed.affordable(denoiser, shape, side, settings["batch_size"], device)
         found = speed.kernels(denoiser, shape, settings, options, device, side, n_images=n)
