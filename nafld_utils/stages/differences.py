@@ -56,13 +56,13 @@ def models(run: Run, conditionings: Iterable[str], sampled: bool) -> list[str]:
         found.append(f"{len(folds)} of {n_splits} folds, not {paper.folds.n_splits}")
     for name in conditionings:
         network = paper.section(f"ldm.{name}")
-        found += _changes(f"another {name} network", mine.section(f"ldm.{name}"), network, network)
+        found += changes(f"another {name} network", mine.section(f"ldm.{name}"), network, network)
         found += _first_stage(mine.section(f"autoencoder.{name}"), paper.section(f"autoencoder.{name}"), name)
-    found += _changes("other training", mine.section("ldm"), paper.section("ldm"), TRAINING)
-    return found + _changes("other sampling", mine.section("sampling"), paper.section("sampling"), SAMPLING) * sampled
+    found += changes("other training", mine.section("ldm"), paper.section("ldm"), TRAINING)
+    return found + changes("other sampling", mine.section("sampling"), paper.section("sampling"), SAMPLING) * sampled
 
 
-def _changes(what: str, mine: Mapping[str, Any], paper: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+def changes(what: str, mine: Mapping[str, Any], paper: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     """One entry with the values that are not those of the paper's profile, none where all are."""
     values = [f"{key} {mine[key]}" for key in keys if mine[key] != paper[key]]
     return [f"{what} ({', '.join(values)})"] if values else []

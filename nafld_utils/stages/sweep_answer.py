@@ -278,9 +278,9 @@ def protocol(run: Run) -> str:
     if any(getattr(chosen.sweep, name) != getattr(paper.sweep, name) for name in primary):
         differs.append(f"{chosen.sweep.primary_arm} r = {chosen.sweep.primary_rate:g}")
     for section, keys in (("sweep", TRAINING), ("folds", ("n_splits", "seed")), ("preprocess", PIXELS)):
-        mine, theirs = (one.section(section) for one in (chosen, paper))
-        values = [f"{key} {mine[key]}" for key in keys if mine[key] != theirs[key]]
-        differs += [f"another {section} section ({', '.join(values)})"] * bool(values)
+        differs += differences.changes(
+            f"another {section} section", chosen.section(section), paper.section(section), keys
+        )
     drawn = [name for name in arms.parse(chosen.sweep.primary_arm).generators if name in chosen.ldm.conditionings]
     return differences.in_words(differs + differences.models(run, drawn, sampled=True))
 
