@@ -23,6 +23,7 @@ from nafld_utils.artifacts import unit_seed
 from nafld_utils.diffusion import diffusion_loss
 
 REVISION = 1
+VALIDATED = 32  # held-out latents of the validation loss (choice)
 GPU = "cuda"  # type of the devices whose arithmetic the settings choose
 
 
@@ -324,11 +325,11 @@ def _log(training: Training, norm: float, validation: float) -> None:
 
 
 def validation_batch(held_out: LatentPool | None, timesteps: int, seed: int) -> Batch | None:
-    """32 held-out latents with their noise and timesteps, the same whenever it is drawn; None without such images."""
+    """`VALIDATED` held-out latents with their noise and timesteps, the same in every call; None without such images."""
     if held_out is None or not len(held_out):
         return None
     generator = torch.Generator().manual_seed(unit_seed(seed, "validation"))
-    latents, conditions = held_out.batch(32, generator)
+    latents, conditions = held_out.batch(VALIDATED, generator)
     noise = torch.randn(latents.shape, generator=generator)
     t = torch.linspace(0, timesteps - 1, len(latents)).long()
     return Batch(latents, conditions, noise, t, torch.ones(len(latents), dtype=torch.bool))

@@ -54,6 +54,11 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: flo
     return unconditional + guidance * (conditional - unconditional)
 
 
+def passes(guidance: float) -> int:
+    """Passes of a denoiser a sampler step: guidance 1 needs the conditional one alone, any other both."""
+    return 1 if guidance == 1.0 else 2
+
+
 @torch.no_grad()
 def predict(
     denoiser: nn.Module, z: torch.Tensor, t: torch.Tensor, conditions: torch.Tensor, guidance: float, null: bool
@@ -61,7 +66,7 @@ def predict(
     """Guided prediction; both passes in one batch, only one pass when guidance is 1 or the condition is dropped."""
     n = len(z)
     keep = torch.full((n,), not null, device=z.device)
-    if null or guidance == 1.0:
+    if null or passes(guidance) == 1:
         return denoiser(z, t.expand(n), denoiser.condition(conditions, keep))
     both = torch.cat([denoiser.condition(conditions, keep), denoiser.condition(conditions, ~keep)])
     conditional, unconditional = denoiser(torch.cat([z, z]), t.expand(2 * n), both).chunk(2)

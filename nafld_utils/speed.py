@@ -146,11 +146,7 @@ def time_training(
         Images a step, where fewer than the batch are timed and scaled up.
     """
     n = n_images or settings["batch_size"]
-    steps = _steps(denoiser, shape, settings, options, device, map_size, n_steps + warmup, n)
-    reset_peak(device)
-    for _ in range(warmup):
-        next(steps)
-    wait(device)
+    steps = _warm_steps(denoiser, shape, settings, options, device, map_size, n_steps, warmup, n)
     started = time.perf_counter()
     for _ in range(n_steps):
         next(steps)
@@ -160,7 +156,7 @@ def time_training(
     return Timing(seconds, flops, peak_gib(device))
 
 
-def _steps(
+def _warm_steps(
     denoiser: nn.Module,
     shape: tuple[int, int, int],
     settings: Mapping[str, Any],
@@ -168,16 +164,22 @@ def _steps(
     device: torch.device,
     map_size: int,
     n_steps: int,
+    warmup: int,
     n_images: int,
 ) -> Iterator[Training]:
-    """At least `n_steps` training steps of `n_images` random latents, without a validation."""
+    """Training steps of `n_images` random latents without a validation, `n_steps` or more after those of `warmup`."""
     from diffusers import DDPMScheduler
 
-    settings = {**settings, "batch_size": n_images, "steps": n_steps + 1, "log_every": 10**9}
+    settings = {**settings, "batch_size": n_images, "steps": n_steps + warmup + 1, "log_every": 10**9}
     settings["accumulate"] = min(settings["accumulate"], n_images)
     training, pool = start_training(denoiser, settings), latents_for(denoiser, shape, map_size)
     loss = settings[denoiser.conditioning]["loss"]
-    return train(training, pool, None, settings, loss, DDPMScheduler(**options), 0, device)
+    steps = train(training, pool, None, settings, loss, DDPMScheduler(**options), 0, device)
+    reset_peak(device)
+    for _ in range(warmup):
+        next(steps)
+    wait(device)
+    return steps
 
 
 def kernels(
@@ -206,12 +208,8 @@ def kernels(
     pandas.DataFrame
         ``kernel, calls`` and ``milliseconds`` a step, ``share`` of the time of all of them.
     """
-    steps = _steps(
-        denoiser, shape, settings, options, device, map_size, n_steps + warmup, n_images or settings["batch_size"]
-    )
-    for _ in range(warmup):
-        next(steps)
-    wait(device)
+    n = n_images or settings["batch_size"]
+    steps = _warm_steps(denoiser, shape, settings, options, device, map_size, n_steps, warmup, n)
     on_gpu, activity = device.type == "cuda", torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * on_gpu]) as profiler:
         for _ in range(n_steps):
@@ -260,8 +258,7 @@ def time_sampling(
     reset_peak(device)
     # a CPU computes whole groups
     drawn = -(-n_images // sampling.CPU_GROUP) * sampling.CPU_GROUP if device.type == "cpu" else n_images
-    passes = 1 if how.get("guidance", 1.0) == 1.0 else 2
-    flops = passes * steps * diffusion.forward_flops(denoiser, shape, map_size)
+    flops = sampling.passes(how.get("guidance", 1.0)) * steps * diffusion.forward_flops(denoiser, shape, map_size)
     whole = timed(
         lambda: sampling.sample(
             denoiser, options, conditions, list(range(n_images)), shape, walked, device=device, **how

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import autoencoder, diffusion, engine, speed
+from nafld_utils import autoencoder, diffusion, diffusion_training, engine, sampling, speed
 from nafld_utils import gan as gan_networks
 from nafld_utils.artifacts import Run, Unit
 from nafld_utils.stages import comparison, first_stages, gan, ldm, samples
 
 TIMED_STEPS = {"cuda": 20, "cpu": 1}  # choice: of the sampler, scaled to all; a GPU's first steps wait for launches
-VALIDATED = 32  # latents of `diffusion_training.validation_loss`
 KINDS = ("training", *samples.KINDS, "comparison")  # of units
 
 
@@ -107,23 +106,18 @@ def passes(run: Run) -> dict[str, int]:
     s, sampled = run.settings.ldm, run.settings.sampling
     variants = comparison.variants(run)
     previews = -(-s.steps // s.preview_every) if s.preview_every else 0
-    compared = sum(item["steps"] * guided_passes(item["guidance"]) for item in [*variants, variants[0]])
-    image = sampled.steps * guided_passes(sampled.guidance)
+    compared = sum(item["steps"] * sampling.passes(item["guidance"]) for item in [*variants, variants[0]])
+    image = sampled.steps * sampling.passes(sampled.guidance)
     return {
         "training": speed.TRAINING_PASSES * s.batch_size * s.steps,
-        "looks": VALIDATED * -(-s.steps // s.log_every)
-        + previews * ldm.N_PREVIEW * ldm.PREVIEW["steps"] * guided_passes(ldm.PREVIEW["guidance"]),
+        "looks": diffusion_training.VALIDATED * -(-s.steps // s.log_every)
+        + previews * ldm.N_PREVIEW * ldm.PREVIEW["steps"] * sampling.passes(ldm.PREVIEW["guidance"]),
         "synthetic": sampled.n_images * image,
         "synthetic_null": sampled.n_null * sampled.steps,
         "synthetic_untrained": run.settings.quality.n_reference * image,
         "synthetic_gaussian": 0,
         "comparison": sampled.n_compared * compared,
     }
-
-
-def guided_passes(guidance: float) -> int:
-    """Passes of a denoiser a sampler step: guidance 1 needs one, any other two."""
-    return 1 if guidance == 1.0 else 2
 
 
 def _workers(run: Run) -> int:
@@ -153,7 +147,7 @@ def _measured(run: Run, conditioning: str) -> dict[str, float]:
             denoiser, shape, section, options, device, side, 1 if long else 2, 0 if long else 1, n
         )
     count = passes(run)
-    drawing = image.seconds / (s.sampling.steps * guided_passes(s.sampling.guidance))
+    drawing = image.seconds / (s.sampling.steps * sampling.passes(s.sampling.guidance))
     seconds = {kind: drawing * count[kind] for kind in KINDS}
     seconds["training"] = step.seconds / (speed.TRAINING_PASSES * n) * count["training"] + drawing * count["looks"]
     return seconds
