@@ -637,6 +637,11 @@ def given_to_lab() -> dict[str, Any] | None:
     return json.loads(text) if text and "JPY_SESSION_NAME" in os.environ else None
 
 
+def existing(path: Path) -> Path:
+    """The path itself where it exists, else the nearest folder above it that does."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def check_disk(run: Run) -> None:
     """Refuse to start on a disk that is nearly full.
 
@@ -645,9 +650,7 @@ def check_disk(run: Run) -> None:
     OSError
         Less than ``engine.min_free_gib`` is free where the artifacts go.
     """
-    folder = run.root
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing(run.root)
     free = shutil.disk_usage(folder).free / 2**30
     needed = run.settings.engine.min_free_gib
     if free < needed:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import cohort_checks, cohort_table, engine, image_files, pixel_store
+from nafld_utils import artifacts, cohort_checks, cohort_table, engine, image_files, pixel_store
 from nafld_utils.cohort_checks import PIXELS
 from nafld_utils.cohort_table import CohortError, Problem, shown
 
@@ -167,12 +167,8 @@ def check(
 
     Parameters
     ----------
-    folder : Path
-        The cohort.
-    class_names : (str, str)
-        Names of label 0 and label 1.
-    n_splits : int, optional
-        Folds that are asked for, as in `cohort_checks.check`.
+    folder, class_names, n_splits
+        As in `cohort_checks.check`.
     keep : int, optional
         Images a patient that a run decodes, as in `read`.
     scratch : Path, optional
@@ -370,7 +366,7 @@ def _decode(
 
 def _check_room(work: Path, needed: int) -> None:
     """Refuse images that the disk cannot hold once decoded, before any is."""
-    existing = next(path for path in (work, *work.parents) if path.exists())
+    existing = artifacts.existing(work)
     free = shutil.disk_usage(existing).free
     needed -= sum(path.stat().st_blocks * 512 for path in work.glob("*.npy"))  # what an interrupted call has written
     if needed > free:

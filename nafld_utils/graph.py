@@ -194,7 +194,7 @@ def check_folder(run: Run) -> None:
     if path is not None and path.is_dir():
         from nafld_utils import cohort_folder
 
-        scratch = next(place for place in (run.root, *run.root.parents) if place.is_dir())
+        scratch = artifacts.existing(run.root)
         cohort_folder.check(path, s.cohort.class_names, s.folds.n_splits, s.cohort.frames_per_patient, scratch)
 
 
