@@ -79,23 +79,24 @@ def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str
     arm, fold, seed = arms.parse(trial["arm"]), int(trial["fold"]), seed_of(run, trial)
     data = prepare.open_preprocessed(run)
     held_out, label = sweep.check_fold(data.images, fold), data.images["label"].to_numpy()
-    rows, n_views = np.flatnonzero(~held_out), data.pool.shape[1]
+    training, n_views = np.flatnonzero(~held_out), data.pool.shape[1]
+    rows = training  # an image a row, often more than once where they are oversampled
     if trial["balance"] == "oversample":
-        rows = rows[draws.oversample(label[rows], seed)]
+        rows = training[draws.oversample(label[training], seed)]
     if arm.with_real:
         fixed = run.settings.sweep.crops == "fixed"
         views = draws.fixed_crops(len(label), n_views, seed)[rows] if fixed else None
         yield sweep.REAL, {"labels": label[rows], "rows": rows, "views": views}
     for i, kind in enumerate(arm.generators):
         part = (i, len(arm.generators))
-        available = _available(run, kind, fold, np.unique(rows))
+        available = _available(run, kind, fold, training)
         if arm.matched:
             drawn = draws.draw_matched(label[rows], trial["rate"], available, seed, part)
         else:
             drawn = draws.draw_synthetic(len(rows), trial["rate"], len(available), seed, part)
         chosen = {"labels": available[drawn], "rows": drawn, "views": None, "drawn": drawn}
         if kind == "traditional":
-            chosen |= {"rows": np.unique(rows)[drawn // n_views], "views": drawn % n_views}
+            chosen |= {"rows": training[drawn // n_views], "views": drawn % n_views}
         yield kind, chosen
 
 
