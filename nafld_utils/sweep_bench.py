@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nafld_utils import artifacts, bench_records, engine, params, sweep, sweep_speed
-from nafld_utils.bench_records import peak_gib
+from nafld_utils.bench_records import peak_gib, reset_peak
 from nafld_utils.sweep_speed import Network
 from nafld_utils.trial import Options
 
@@ -72,11 +72,12 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
     Returns
     -------
     pandas.DataFrame
-        ``round, how, seconds`` (of one training), ``at once``, ``GiB`` (of all processes), ``prefix_seconds``.
+        ``round, how, seconds`` (of one training), ``at once``, ``prefix_seconds``, ``GiB``: the plain loop's process at
+        its peak; of ours the peaks of every worker and of the process that gives them work, added up, which counts
+        libraries that they share once a process.
     """
     local = params.load("demo", {"engine.mode": "local", "engine.n_workers": n_workers}).engine
-    network, options, rows = Network(backbone, "paper", size, torch.device("cpu")), options_of(batch_size), []
-    layouts = {PLAIN: torch.contiguous_format, f"{PLAIN}, channels last": torch.channels_last}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{i}.json" for i in range(n_workers)]
         tasks = [{"backbone": backbone, "size": size, "batch_size": batch_size, "path": path} for path in paths]
@@ -84,16 +85,26 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
         engine.map_units(measured_training, tasks, local, f"{backbone}: warming up")
         for n in range(n_rounds):
             with engine.compute_threads(n_workers):
-                for how, layout in layouts.items():
-                    seconds = _plain_seconds(network, options, layout)
-                    rows.append({"round": n, "how": how, "seconds": seconds, "at once": 1, "GiB": peak_gib()})
+                rows += [{"round": n, **row} for row in _plain_rows(backbone, size, options_of(batch_size))]
+            reset_peak()  # the whole networks are gone: a sweep's driver never holds one
             engine.map_units(measured_training, tasks, local, f"{backbone}: round {n + 1} of {n_rounds}")
             found = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
             seconds = float(np.mean([one["seconds"] for one in found])) / n_workers
-            held = sum({one["worker"]: one["gib"] for one in found}.values())
+            held = sum({**{one["worker"]: one["gib"] for one in found}, os.getpid(): peak_gib()}.values())
             row = {"round": n, "how": OURS, "seconds": seconds, "at once": n_workers, "GiB": held}
             rows.append({**row, "prefix_seconds": float(np.mean([one["prefix_seconds"] for one in found])) / n_workers})
     return pd.DataFrame(rows)
+
+
+def _plain_rows(backbone: str, size: int, options: Options) -> list[dict[str, Any]]:
+    """The plain loop in either layout; its networks live no longer than this call."""
+    network, rows = Network(backbone, "paper", size, torch.device("cpu")), []
+    layouts = {PLAIN: torch.contiguous_format, f"{PLAIN}, channels last": torch.channels_last}
+    for how, layout in layouts.items():
+        reset_peak()
+        seconds = _plain_seconds(network, options, layout)
+        rows.append({"how": how, "seconds": seconds, "at once": 1, "GiB": peak_gib()})
+    return rows
 
 
 def _plain_seconds(network: Network, options: Options, layout: torch.memory_format, steps: int = 2) -> float:

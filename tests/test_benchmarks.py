@@ -1,6 +1,9 @@
 """The benchmark: its rows and ratios, and the study for one GPU, tried on a CPU at a size that means nothing."""
 
+import json
 import math
+import pathlib
+import weakref
 
 import pandas as pd
 import pytest
@@ -126,6 +129,37 @@ def test_the_sweep_is_measured_beside_the_plain_loop(monkeypatch):
     assert found["how"].tolist() == ["plain loop", "plain loop, channels last", "this project"]
     assert (found["seconds a training"] > 0).all()
     assert found["peak GiB"].between(0.1, 8).all()
+
+
+def test_memory_of_the_sweep_holds_the_workers_and_the_driver_without_the_plain_networks(monkeypatch):
+    held, networks = {"gib": 0.0}, []
+
+    class Held:
+        def __init__(self, *args):
+            networks.append(weakref.ref(self))
+
+    def plain_seconds(*args):
+        held["gib"] = 5.0  # whole networks
+        return 1.0
+
+    def reset():
+        held["gib"] = 0.5  # of the driver
+
+    def map_units(function, tasks, *args):
+        assert all(network() is None for network in networks), "the driver holds a plain network"
+        for worker, task in enumerate(tasks, start=-2):  # numbers that no process has
+            found = {"seconds": 8.0, "prefix_seconds": 0.1, "gib": 1.25, "worker": worker}
+            pathlib.Path(task["path"]).write_text(json.dumps(found))
+
+    monkeypatch.setattr(sweep_bench, "Network", Held)
+    monkeypatch.setattr(sweep_bench, "_plain_seconds", plain_seconds)
+    monkeypatch.setattr(sweep_bench, "peak_gib", lambda: held["gib"])
+    monkeypatch.setattr(sweep_bench, "reset_peak", reset)
+    monkeypatch.setattr(engine, "map_units", map_units)
+    rounds = sweep_bench.cpu_rounds("net", 32, 4, 2, n_workers=2)
+    assert rounds.groupby("how")["GiB"].agg(set).to_dict() == {
+        "plain loop": {5.0}, "plain loop, channels last": {5.0}, "this project": {0.5 + 2 * 1.25}
+    }  # fmt: skip
 
 
 def test_a_dry_run_counts_from_the_settings_where_nothing_is_there_yet(tmp_path, monkeypatch, capsys):
