@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from nafld_utils.artifacts import digest
+
 REVISION = 1
 
 
@@ -123,6 +125,43 @@ def assert_no_leak(training: pd.DataFrame, held_out: pd.DataFrame) -> None:
         raise ValueError(
             f"split: expected every frame on one side, found one of patient {a} in training that equals one of held-out"
             f" patient {b} ({len(frames)} such frames); remove the copies or merge the patients."
+        )
+
+
+def digest_of(images: pd.DataFrame) -> str:
+    """What tells a split from another: a digest of who is held out in which fold.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        One row an image: ``patient_id``, ``fold``.
+    """
+    pairs = images[["patient_id", "fold"]].drop_duplicates().itertuples(index=False)
+    return digest(sorted([str(patient), int(fold)] for patient, fold in pairs))
+
+
+def assert_same_split(images: pd.DataFrame, made_with: str | None, origin: str) -> None:
+    """Refuse a synthetic set that was made with another split: images without a source do not tell it themselves.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        One row a real image: ``patient_id``, ``fold``.
+    made_with : str or None
+        `digest_of` the split that the set was made with; None of a set from before it was noted, whose unit's hash
+        alone holds the split.
+    origin : str
+        The set, in words.
+
+    Raises
+    ------
+    ValueError
+        Names `origin`.
+    """
+    if made_with not in (None, digest_of(images)):
+        raise ValueError(
+            f"{origin}: expected a set made with this run's split of the patients, found one made with another, whose"
+            " model may have seen held-out patients; make it again with notebooks 03 and 04."
         )
 
 

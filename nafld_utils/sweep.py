@@ -202,7 +202,9 @@ def plan(status: pd.DataFrame, seconds: Mapping[tuple[str, str], float], n_worke
 # ---------------------------------------------------------------- guards
 
 
-def check_fold(images: pd.DataFrame, fold: int, synthetic: pd.DataFrame | None = None) -> np.ndarray:
+def check_fold(
+    images: pd.DataFrame, fold: int, synthetic: pd.DataFrame | None = None, made_with: str | None = None
+) -> np.ndarray:
     """Rows held out in a fold, after making sure that nothing of them can be in the training set.
 
     Parameters
@@ -213,6 +215,8 @@ def check_fold(images: pd.DataFrame, fold: int, synthetic: pd.DataFrame | None =
         The fold that is held out.
     synthetic : pandas.DataFrame, optional
         The synthetic set's table: ``fold, source_patient`` (-1 where an image has no source).
+    made_with : str, optional
+        `folds.digest_of` the split that the synthetic set was made with.
 
     Returns
     -------
@@ -223,7 +227,7 @@ def check_fold(images: pd.DataFrame, fold: int, synthetic: pd.DataFrame | None =
     ------
     ValueError
         A patient or a frame is on both sides, the training side has one class, no image is held out, or a synthetic
-        image was made for another fold, from a held-out patient or from an unknown one.
+        image was made for another fold, with another split, from a held-out patient or from an unknown one.
     """
     training, _ = folds.split(images, fold)
     classes = sorted(set(training["label"]))
@@ -238,6 +242,7 @@ def check_fold(images: pd.DataFrame, fold: int, synthetic: pd.DataFrame | None =
             raise ValueError(
                 f"synthetic set: expected images of fold {fold}, found folds {made_for}; use that fold's own set."
             )
+        folds.assert_same_split(images, made_with, f"synthetic set of fold {fold}")
         folds.assert_trained_without(images, fold, synthetic["source_patient"])
         foreign = sorted(set(synthetic["source_patient"]) - set(images["patient_id"]) - {-1})
         if foreign:

@@ -226,9 +226,8 @@ def run(tmp_path_factory):
         "synthetic_unit",
         lambda run, conditioning, fold, **_: run.unit("synthetic", conditioning, fold, settings={}),
     )
-    patch.setattr(
-        samples, "open_synthetic", lambda run, conditioning, fold, **_: SimpleNamespace(images=pixels, table=fakes)
-    )
+    drawn = SimpleNamespace(images=pixels, table=fakes, split=None)
+    patch.setattr(samples, "open_synthetic", lambda run, conditioning, fold, **_: drawn)
     yield run
     patch.undo()
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, feature_networks, params, sweep
+from nafld_utils import artifacts, feature_networks, folds, params, sweep
 from nafld_utils import trial as training
-from nafld_utils.stages import filtering, prepare, sweep_answer
+from nafld_utils.stages import filtering, prepare, samples, sweep_answer
 from nafld_utils.stages import sweep as stage
 from nafld_utils.stages import sweep_features as features
 from nafld_utils.stages import sweep_trials as stage_trials
@@ -310,6 +310,7 @@ OVERRIDES = {
     "engine.device": "cpu",
 }
 SIZE, N_SYNTHETIC = 32, 10
+OPEN_SET, SET_UNIT = filtering.open_set, filtering.set_unit
 
 
 class ToyData(SimpleNamespace):
@@ -345,7 +346,8 @@ def _synthetic(run, conditioning, fold):
     table = pd.DataFrame({"fold": fold, "source_patient": source, "label": source % 2})
     table["synthetic_id"] = [f"s{i}" for i in range(N_SYNTHETIC)]
     pixels = np.random.default_rng(fold).integers(0, 256, (N_SYNTHETIC, SIZE, SIZE)).astype(np.uint8)
-    return SimpleNamespace(images=pixels, table=table, unit=run.unit("synthetic", conditioning, fold, settings={}))
+    unit = run.unit("synthetic", conditioning, fold, settings={})
+    return SimpleNamespace(images=pixels, table=table, unit=unit, split=folds.digest_of(images))
 
 
 def test_the_stage_from_features_to_scores_and_nothing_is_done_twice(run, monkeypatch):
@@ -588,6 +590,38 @@ def test_a_set_from_another_split_is_refused_before_training(run, monkeypatch):
     monkeypatch.setattr(stage, "train", None)
     with pytest.raises(ValueError, match="found folds"):
         stage.run_sweep(run)
+
+
+@pytest.mark.parametrize("generator", ["class", "gan"])
+def test_images_without_a_source_tell_the_split_that_they_were_made_with(run, monkeypatch, generator):
+    """Neither model names a source patient; the same fold of another ``folds.seed`` has other patients."""
+    monkeypatch.setattr(filtering, "open_set", OPEN_SET)
+    monkeypatch.setattr(filtering, "set_unit", SET_UNIT)
+    size = run.settings.preprocess.image_size
+    blank = lambda *_: lambda rows, labels: np.zeros((len(rows), size, size), np.uint8)  # noqa: E731
+    monkeypatch.setattr(samples, "_painter", blank)
+    data, whole = prepare.open_preprocessed(run), prepare.open_preprocessed(run).images
+    patients = whole.drop_duplicates("patient_id")
+    first, second = (
+        whole.assign(fold=whole["patient_id"].map(folds.make_folds(patients, 2, seed).set_index("patient_id")["fold"]))
+        for seed in (0, 4)
+    )
+    assert not first["fold"].equals(second["fold"])
+    monkeypatch.setattr(data, "images", first)
+    for fold in (0, 1):
+        samples.make_set(run, generator, fold)
+    trial = {**TRIAL, "arm": generator, "rate": 0.5}
+    assert [kind for kind, _ in stage_trials.composition(run, trial)] == ["real", generator]
+    monkeypatch.setattr(data, "images", second)
+    words = rf"{generator}.fold0.*: expected a set made with this run's split of the patients, found one made with"
+    arms = {"sweep.arms": [generator], "sweep.primary_arm": generator}
+    with pytest.raises(ValueError, match=words):
+        stage.run_sweep(artifacts.open_run("smoke", {**OVERRIDES, **arms}))
+    assert not stage.store(run).exists()
+    table = pd.DataFrame({"fold": 1, "source_patient": [-1, -1]})
+    with pytest.raises(ValueError, match=r"synthetic set of fold 1: expected a set made with this run's split"):
+        sweep.check_fold(second, 1, table, folds.digest_of(first))
+    assert sweep.check_fold(first, 1, table, folds.digest_of(first)).any()
 
 
 def test_changing_a_setting_changes_every_trial_and_another_stages_none(run):

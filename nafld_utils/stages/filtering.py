@@ -95,12 +95,12 @@ def open_set(run: Run, name: str, fold: int) -> Synthetic:
     """
     if name != NAME:
         return samples.open_synthetic(**samples.task_of(run, name, fold))
+    drawn = samples.open_synthetic(**samples.task_of(run, run.settings.filtered_generator, fold))
     unit = unit_of(run, fold).require()
     kept = np.flatnonzero(unit.load_table("table.csv")["kept"])
-    drawn = samples.open_synthetic(**samples.task_of(run, run.settings.filtered_generator, fold))
     if not len(kept):
         raise ValueError(f"{unit.path}: expected images that the filter kept, found none; raise quality.filter_keep.")
-    return Synthetic(drawn.images[kept], drawn.table.iloc[kept].reset_index(drop=True), None, unit)
+    return Synthetic(drawn.images[kept], drawn.table.iloc[kept].reset_index(drop=True), None, unit, drawn.split)
 
 
 def answer(scores: pd.DataFrame) -> pd.DataFrame:

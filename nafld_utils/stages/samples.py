@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import autoencoder, diffusion, engine, parts, preprocess, sampling
-from nafld_utils.artifacts import Run, Unit, create_array, unit_seed
+from nafld_utils import autoencoder, diffusion, engine, folds, parts, preprocess, sampling
+from nafld_utils.artifacts import Run, Unit, create_array, read_manifest, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare
 from nafld_utils.stages import gan as gan_stage
 
@@ -56,12 +56,15 @@ class Synthetic:
         Semantic: (n, M, M) uint8 maps as used.
     unit : Unit
         Where it lies.
+    split : str or None
+        `folds.digest_of` the split that it was made with; None of sets from before it was noted.
     """
 
     images: np.ndarray
     table: pd.DataFrame
     conditions: np.ndarray | None
     unit: Unit
+    split: str | None
 
 
 def _count(run: Run, kind: str) -> int:
@@ -165,7 +168,8 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
         if _whole_shard(path, len(part)) is None:
             parts.save_array(path, paint(part, conditions[start : start + size]))
         meter(start + len(part))
-    with unit.writing(device=str(device), seconds=meter.seconds()) as folder:
+    split = folds.digest_of(prepare.open_preprocessed(run).images)
+    with unit.writing(device=str(device), seconds=meter.seconds(), split=split) as folder:
         # the set may be larger than memory: it goes from shard to file
         images = create_array(folder / "images.npy", (len(table), image_size, image_size))
         for start in range(0, len(table), size):
@@ -301,13 +305,15 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
         The set is not made, was made with another split or other settings, belongs to another fold, or has a source
         patient who is held out in this fold.
     """
-    unit = synthetic_unit(run, conditioning, fold, kind, balance).require()
-    table = unit.load_table("table.csv").astype({"source_image": object}).fillna({"source_image": ""})
+    unit = synthetic_unit(run, conditioning, fold, kind, balance)
+    split = (read_manifest(unit.path) or {}).get("split")
+    folds.assert_same_split(prepare.open_preprocessed(run).images, split, str(unit.path))
+    table = unit.require().load_table("table.csv").astype({"source_image": object}).fillna({"source_image": ""})
     if set(table["fold"]) != {fold}:
         raise ValueError(f"{unit.path}: expected images of fold {fold}, found folds {sorted(set(table['fold']))}.")
     check_sources(run, fold, table, str(unit.path))
     maps = unit.load_array("conditions.npy", mmap=True) if conditioning == "semantic" else None
-    return Synthetic(unit.load_array("images.npy", mmap=True), table, maps, unit)
+    return Synthetic(unit.load_array("images.npy", mmap=True), table, maps, unit, split)
 
 
 def generators(run: Run) -> list[str]:

@@ -105,9 +105,9 @@ def _available(run: Run, kind: str, fold: int, rows: np.ndarray) -> np.ndarray:
     data = prepare.open_preprocessed(run)
     if kind == "traditional":
         return np.repeat(data.images["label"].to_numpy()[rows], data.pool.shape[1])
-    table = filtering.open_set(run, kind, fold).table
-    sweep.check_fold(data.images, fold, table)
-    return table["label"].to_numpy()
+    made = filtering.open_set(run, kind, fold)
+    sweep.check_fold(data.images, fold, made.table, made.split)
+    return made.table["label"].to_numpy()
 
 
 def training_set(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
