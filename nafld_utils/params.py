@@ -414,7 +414,7 @@ class TuringSettings(_Section):
 
 
 class EngineSettings(_Section):
-    """Where work runs; never part of a result's hash."""
+    """Where work runs; never part of a result's hash, but for the arithmetic of the sweep's trainings (CPU or GPU)."""
 
     mode: Literal["serial", "local", "cluster"]
     n_workers: Count | None

@@ -637,6 +637,51 @@ def test_changing_a_setting_changes_every_trial_and_another_stages_none(run):
         assert which(as_asked).hash == which(run).hash
 
 
+TRAINED_BY = [
+    "arms", "backbones", "sweep", "trial", "trial_draws", "trial_resident", "stages.sweep_features",
+    "stages.sweep_trials",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("freeze", ["paper", "none"])
+def test_raising_any_revision_that_a_training_goes_through_makes_it_another(run, monkeypatch, freeze):
+    def hashes():
+        return stage.trials(artifacts.open_run("smoke", {**OVERRIDES, "sweep.freeze": freeze}))["hash"]
+
+    before, revision = hashes(), artifacts.revision
+    for raised in TRAINED_BY:
+        higher = lambda name, raised=raised: revision(name) + (name == raised)  # noqa: E731
+        monkeypatch.setattr(artifacts, "revision", higher)
+        monkeypatch.setattr(stage_trials, "revision", higher)
+        assert not set(before) & set(hashes()), raised
+
+
+@pytest.mark.parametrize(
+    ("device", "mode", "n_gpus", "precision", "wanted"),
+    [
+        ("cpu", "serial", 1, "bf16", "fp32"),
+        ("auto", "local", 0, "bf16", "fp32"),
+        ("auto", "local", 1, "bf16", "bf16"),
+        ("auto", "serial", 1, "fp32", "fp32"),
+        ("cuda", "serial", 0, "tf32", "tf32"),  # where a finished sweep is read without a GPU
+        ("cuda:1", "cluster", 0, "bf16", "bf16"),
+        ("cpu", "cluster", 0, "bf16", "fp32"),
+        ("auto", "cluster", 0, "bf16", "bf16 on a GPU, fp32 on a CPU"),
+        ("auto", "cluster", 1, "bf16", "bf16 on a GPU, fp32 on a CPU"),
+    ],
+)
+def test_trainings_are_kept_apart_by_their_arithmetic(run, monkeypatch, device, mode, n_gpus, precision, wanted):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    change = {"engine.device": device, "engine.mode": mode, "sweep.precision": precision}
+    other = artifacts.open_run("smoke", {**OVERRIDES, **change})
+    assert stage_trials.arithmetic(other) == wanted
+    same = set(stage.trials(other)["hash"]) == set(stage.trials(run)["hash"])  # the run of these tests has a CPU
+    assert same == (wanted == "fp32")
+
+
 def test_facts_of_a_trial_are_json(run):
     stage.run_sweep(run)
     path = next(iter(stage.store(run).glob("*.parquet")))

@@ -74,7 +74,7 @@ def features_unit(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
     settings = {"backbone": backbone, "weights": identity(backbone, weights), "freeze": freeze}
     settings |= {"kept_in": run.settings.sweep.features, "set": kind}
     keys = (kind,) if kind in SHARED_KINDS else (kind, f"fold{fold}")
-    inputs, modules = [source_unit(run, kind, fold)], ["backbones", "trial"]
+    inputs, modules = [source_unit(run, kind, fold)], ["backbones", "trial", "stages.sweep_features"]
     return run.unit("features_prefix", backbone, freeze, *keys, settings=settings, inputs=inputs, modules=modules)
 
 

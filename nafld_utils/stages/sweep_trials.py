@@ -39,7 +39,7 @@ MODULES = (
 def recipe(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
     """All that a trial depends on besides its name: settings, the hashes of its inputs, code revisions."""
     chosen = run.settings.sweep
-    names = ("steps", "batch_size", "learning_rate", "weight_decay", "crops", "precision")
+    names = ("steps", "batch_size", "learning_rate", "weight_decay", "crops")
     inputs = []
     for kind in kinds_of([trial["arm"]]):
         fold = SHARED if kind in SHARED_KINDS else int(trial["fold"])
@@ -49,10 +49,27 @@ def recipe(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
             inputs.append(features_unit(run, trial["backbone"], kind, fold, trial["freeze"]).hash)
     return {
         "settings": {**{name: getattr(chosen, name) for name in names}, "root_seed": run.settings.seed},
+        "arithmetic": arithmetic(run),
         "weights": identity(trial["backbone"], chosen.weights),
         "inputs": inputs,
         "revisions": {name: revision(name) for name in MODULES},
     }
+
+
+def arithmetic(run: Run) -> str:
+    """Precision that trainings are computed in, as far as whoever names them can know: ``fp32`` on any CPU.
+
+    Trainings of a CPU in fp32 and of a GPU in bf16 differ by more than rounding, and a store keeps them apart. A
+    driver does not see the devices of a cluster's workers: with ``engine.device`` auto its trainings are named by that.
+    """
+    chosen, where = run.settings.sweep.precision, run.settings.engine
+    if chosen == "fp32" or where.device == "cpu":
+        return "fp32"
+    if where.device != "auto":
+        return chosen
+    if where.mode == "cluster":
+        return f"{chosen} on a GPU, fp32 on a CPU"
+    return chosen if engine.device(where).type == "cuda" else "fp32"
 
 
 # ---------------------------------------------------------------- what a training is made of
