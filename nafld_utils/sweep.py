@@ -39,6 +39,13 @@ __all__ = [
 
 REVISION = 2
 
+# How an experiment's figure is read, in the words of the robustness variants.
+READ_AT = {
+    "image": "image level, folds together",
+    "fold": "image level, mean of the folds' AUCs",
+    "patient": "patient level",
+}
+
 # ---------------------------------------------------------------- the grid
 
 
@@ -133,7 +140,7 @@ def of_experiment(table: pd.DataFrame, settings: Settings, name: str) -> pd.Data
 
 
 def experiments(settings: Settings, status: pd.DataFrame) -> pd.DataFrame:
-    """The experiments of a run: ``experiment, about, trainings, of these new, done, failed``.
+    """The experiments of a run: ``experiment, about, level, trainings, of these new, done, failed``.
 
     Parameters
     ----------
@@ -144,7 +151,8 @@ def experiments(settings: Settings, status: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row an experiment; ``of these new`` are trainings that no experiment above it has.
+        A row an experiment; ``level`` is how its figure is read (`READ_AT`), ``of these new`` are trainings that no
+        experiment above it has.
     """
     rows, seen = [], pd.DataFrame(columns=list(TRIAL_COLUMNS))
     for name in settings.sweep.experiments:
@@ -154,9 +162,10 @@ def experiments(settings: Settings, status: pd.DataFrame) -> pd.DataFrame:
             pd.concat([seen, mine[list(TRIAL_COLUMNS)]]).drop_duplicates() if len(seen) else mine[list(TRIAL_COLUMNS)]
         )
         counts = (len(mine), len(union) - len(seen), int(states.get("done", 0)), int(states.get("failed", 0)))
-        rows.append((name, experiment(settings, name).about, *counts))
+        own = experiment(settings, name)
+        rows.append((name, own.about, READ_AT[own.level], *counts))
         seen = union
-    return pd.DataFrame(rows, columns=["experiment", "about", "trainings", "of these new", "done", "failed"])
+    return pd.DataFrame(rows, columns=["experiment", "about", "level", "trainings", "of these new", "done", "failed"])
 
 
 def trial_hash(trial: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
@@ -164,7 +173,13 @@ def trial_hash(trial: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     return digest({"trial": {name: trial[name] for name in TRIAL_COLUMNS}, **recipe})
 
 
-def plan(status: pd.DataFrame, seconds: Mapping[tuple[str, str], float], n_workers: int) -> pd.DataFrame:
+def plan(
+    status: pd.DataFrame,
+    seconds: Mapping[tuple[str, str], float],
+    n_workers: int,
+    features: Mapping[tuple[str, str], float] | None = None,
+    retry_failed: bool = False,
+) -> pd.DataFrame:
     """How much is done and how long the rest will take, a network (backbone and what is frozen of it) a row.
 
     Parameters
@@ -175,25 +190,31 @@ def plan(status: pd.DataFrame, seconds: Mapping[tuple[str, str], float], n_worke
         Estimate of one training, used where none is finished yet.
     n_workers : int
         Trainings at once.
+    features : mapping of (backbone, freeze) to float, optional
+        Seconds that the features of the frozen prefix still take, one set after another.
+    retry_failed : bool
+        Whether trainings that failed are to be done again.
 
     Returns
     -------
     pandas.DataFrame
-        ``backbone, freeze, trainings, done, failed, to_do, seconds_each, minutes_left, estimate_from``; a last row
-        holds the sums.
+        ``backbone, freeze, trainings, done, failed, to_do, seconds_each, features_minutes, minutes_left,
+        estimate_from``; minutes left hold those of the features, a last row the sums.
     """
-    rows = []
+    rows, features = [], features or {}
     for network, part in status.groupby(["backbone", "freeze"], sort=False):
         done = part[part["state"] == "done"]
-        to_do = len(to_train(part))
+        to_do = len(to_train(part, retry_failed))
         each = float(done["seconds"].median()) if len(done) else float(seconds.get(network, float("nan")))
         basis = f"{len(done)} finished trainings" if len(done) else "a few timed steps"
-        minutes = each * to_do / n_workers / 60 if to_do else 0.0
+        before = features.get(network, 0.0) / n_workers / 60
+        minutes = before + (each * to_do / n_workers / 60 if to_do else 0.0)
         failed = int((part["state"] == "failed").sum())
-        rows.append((*network, len(part), len(done), failed, to_do, each, minutes, basis))
-    columns = ["backbone", "freeze", "trainings", "done", "failed", "to_do", "seconds_each", "minutes_left"]
+        rows.append((*network, len(part), len(done), failed, to_do, each, before, minutes, basis))
+    columns = ["backbone", "freeze", "trainings", "done", "failed", "to_do", "seconds_each"]
+    columns += ["features_minutes", "minutes_left"]
     table = pd.DataFrame(rows, columns=[*columns, "estimate_from"])
-    total = table[["trainings", "done", "failed", "to_do", "minutes_left"]].sum(skipna=False)
+    total = table[["trainings", "done", "failed", "to_do", "features_minutes", "minutes_left"]].sum(skipna=False)
     return pd.concat([table, pd.DataFrame([{"backbone": "all", "freeze": "", **total}])], ignore_index=True).astype(
         {"trainings": int, "done": int, "failed": int, "to_do": int}
     )

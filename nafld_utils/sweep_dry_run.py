@@ -22,7 +22,7 @@ def tables(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     except ValueError as error:
         status = sweep.grid(run.settings).assign(state="not trained yet", seconds=float("nan"))
         networks = status[["backbone", "freeze"]].drop_duplicates().itertuples(index=False, name=None)
-        seconds = {key: stage.time_training(run, *key) for key in networks}
+        seconds = {key: stage.time_training(run, *key)[0] for key in networks}
         plan = sweep.plan(status, seconds, stage.side_by_side(run))
         return sweep.experiments(run.settings, status), plan, str(error)
 
@@ -39,7 +39,7 @@ def main() -> None:
     print()
     print(plan.round(2).to_string(index=False))
     if reason:
-        print(f"\nCounted from the settings alone: {reason}")
+        print(f"\nCounted from the settings alone, without the minutes of features and scores: {reason}")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,14 @@ class Network:
             seconds.append(time.perf_counter() - started)
         return (seconds[1] - seconds[0]) / CPU_STEPS * options.steps
 
+    def seconds_a_score(self) -> float:
+        """Seconds of the prediction of one image whose features are stored."""
+        tail = trial.fresh_tail(self.tail, 0)
+        for _ in range(2):  # the first time is not counted
+            started = time.perf_counter()
+            trial.predict(tail, self.views, self.decoder, self.device)
+        return (time.perf_counter() - started) / N_IMAGES
+
     def _on_gpu(self, options: Options, at_once: int, record: bool) -> float:
         short, like = replace(options, steps=GPU_STEPS), self.views.features
         trainers = [

@@ -81,6 +81,7 @@ def test_a_training_is_timed_and_the_plain_loop_learns_what_it_is_shown():
     options = training.Options(100, 8, 1e-3, 0.01)
     assert network.prefix_seconds > 0
     assert network.seconds_a_training(options) > 0
+    assert 0 < network.seconds_a_score() < 1
     step = sweep_speed.plain_loop(network, options, torch.channels_last)
     frozen = {key: value.clone() for key, value in network.prefix.state_dict().items()}
     losses = [float(step()) for _ in range(3)]
@@ -168,7 +169,7 @@ def test_a_dry_run_counts_from_the_settings_where_nothing_is_there_yet(tmp_path,
     monkeypatch.setattr("sys.argv", ["dry-run", "--profile", "smoke", "--set", changes])
     sweep_dry_run.main()
     printed = capsys.readouterr().out
-    assert "Counted from the settings alone" in printed
+    assert "Counted from the settings alone, without the minutes of features and scores" in printed
     counts = [line.split() for line in printed.splitlines() if line.lstrip().startswith(("plain", "s7", "all"))]
     assert [line[-4:-2] for line in counts[:2]] == [["24", "24"], ["52", "52"]]
     assert counts[2][1] == "76"

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import PROJECT
 
 from nafld_utils import artifacts, feature_networks, folds, params, sweep
 from nafld_utils import trial as training
@@ -74,6 +75,10 @@ def test_every_experiment_is_a_grid_of_its_own_and_can_be_read_again():
         assert (part.groupby(["backbone", "arm", "rate", "fold"])["seed"].nunique() == wanted.n_seeds).all(), name
     assert sweep.experiment(settings, "s3").level == "fold"
     assert sweep.experiment(settings, "s6a").level == "patient"
+    levels = sweep.experiments(settings, table.assign(state="done")).set_index("experiment")["level"]
+    assert levels["s3"] == "image level, mean of the folds' AUCs"
+    assert levels[["s6a", "s6b"]].tolist() == ["patient level"] * 2
+    assert set(levels.drop(["s3", "s6a", "s6b"])) == {"image level, folds together"}
     pd.testing.assert_frame_equal(parts["s3"], parts["fig5a"])
     listed = sweep.experiments(settings, table.assign(state="not trained yet"))
     assert listed["of these new"].sum() == len(table)
@@ -264,6 +269,39 @@ def test_plan_counts_and_estimates(tmp_path):
     fresh = sweep.plan(status.assign(state="not trained yet"), {("net", "paper"): 30.0}, n_workers=1).iloc[0]
     assert fresh.minutes_left == pytest.approx(2.5)
     assert fresh.estimate_from == "a few timed steps"
+
+
+def test_minutes_left_hold_features_and_what_is_tried_again(tmp_path):
+    _, status = sweep.read_store(tmp_path, grid_of(5, tmp_path))
+    status.loc[status["state"] != "done", "state"] = "failed"
+    left = sweep.plan(status, {}, 2, {("net", "paper"): 240.0}).iloc[0]
+    assert (left.to_do, left.features_minutes, left.minutes_left) == (0, 2.0, 2.0)
+    again = sweep.plan(status, {}, 2, {("net", "paper"): 240.0}, retry_failed=True)
+    assert again["to_do"].tolist() == [2, 2]
+    assert again["minutes_left"].tolist() == pytest.approx([2 + 4.0 * 2 / 2 / 60] * 2)
+
+
+def test_the_plan_counts_the_images_whose_features_are_missing(run, monkeypatch):
+    # 16 images of 2 crops and 1 resize, 16 of 2 rotated crops, two folds' sets of 10
+    network = ("resnet18", "paper")
+    assert stage.images_without_features(run) == {network: 48 + 32 + 20}
+    monkeypatch.setattr(stage, "time_training", lambda run, backbone, freeze, n: (10.0 + n, 3.0))
+    row = stage.dry_run(run).iloc[0]
+    assert row.seconds_each == 10 + 8, "scores of a fold's held-out images"
+    assert row.features_minutes == pytest.approx(100 * 3 / 60)
+    assert row.minutes_left == pytest.approx(row.features_minutes + 12 * 18 / 60)
+    stage.build_features(run)
+    assert stage.dry_run(run).iloc[0].features_minutes == 0
+
+
+def test_an_impossible_grid_is_refused_by_the_plan_before_any_feature(run, monkeypatch):
+    cells = json.loads((PROJECT / "notebooks" / f"{stage.STAGE}.ipynb").read_text(encoding="utf-8"))["cells"]
+    calls = [line for cell in cells if cell["cell_type"] == "code" for line in cell["source"] if "sweep." in line]
+    work = [line for line in calls if "(run" in line and "artifacts" not in line]
+    assert "dry_run" in work[0], "the notebook refuses before it computes"
+    monkeypatch.setattr(features, "make_features", None)
+    with pytest.raises(ValueError, match=r"expected at most 1\.25"):
+        stage.dry_run(artifacts.open_run("smoke", {**OVERRIDES, "sweep.rates": [0.5, 2.0]}))
 
 
 # ---------------------------------------------------------------- the protocol check

@@ -8,6 +8,7 @@ trial stops no other. What a training reads is `nafld_utils.stages.sweep_feature
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pandas as pd
 
 from nafld_utils import engine, sweep, sweep_speed
 from nafld_utils.artifacts import Run, Unit, digest, save_table
-from nafld_utils.stages import prepare
+from nafld_utils.stages import filtering, prepare
 from nafld_utils.stages.sweep_features import build_features, feature_tasks, features_unit
 from nafld_utils.stages.sweep_trials import (
     Found,
@@ -66,12 +67,35 @@ def experiments(run: Run) -> pd.DataFrame:
 
 
 def dry_run(run: Run) -> pd.DataFrame:
-    """Trainings in all, done, failed and to do, and the time they will take here; trains nothing (see `sweep.plan`)."""
+    """Trainings in all, done, failed and to do, and the time they will take here; trains nothing (see `sweep.plan`).
+
+    Raises
+    ------
+    ValueError
+        As in `refuse`, before anything is computed.
+    """
     refuse(run)
-    now = status(run)
-    waiting = now.groupby(["backbone", "freeze"], sort=False)["state"].agg(lambda states: "done" not in set(states))
-    seconds = {key: time_training(run, *key) for key, none_done in waiting.items() if none_done}
-    return sweep.plan(now, seconds, side_by_side(run))
+    now, images = status(run), images_without_features(run)
+    n_scored = len(held_out_images(run)) / len(sweep.folds_of(run.settings))
+    seconds, features = {}, {}
+    for key, part in now.groupby(["backbone", "freeze"], sort=False):
+        if images[key] or not (part["state"] == "done").any():
+            seconds[key], each = time_training(run, *key, n_scored)
+            features[key] = each * images[key]
+    return sweep.plan(now, seconds, side_by_side(run), features, run.settings.sweep.retry_failed)
+
+
+def images_without_features(run: Run) -> Counter[tuple[str, str]]:
+    """Images, views counted one by one, whose prefix features are still to be computed, by (backbone, freeze)."""
+    data, counts = prepare.open_preprocessed(run), Counter()
+    n, n_views = data.pool.shape[:2]
+    sizes = {sweep.REAL: n * (n_views + 1), "traditional": n * n_views}
+    for task in feature_tasks(run):
+        if not features_unit(**task).done():
+            kind = task["kind"]
+            n_images = sizes.get(kind) or len(filtering.open_set(run, kind, task["fold"]).table)
+            counts[task["backbone"], task["freeze"]] += n_images
+    return counts
 
 
 def side_by_side(run: Run) -> int:
@@ -81,12 +105,16 @@ def side_by_side(run: Run) -> int:
     return run.settings.engine.n_workers or engine.default_workers()
 
 
-def time_training(run: Run, backbone: str, freeze: str = "paper") -> float:
-    """Seconds of one training on this device, from a few steps on noise; weights are random, time does not ask."""
+def time_training(run: Run, backbone: str, freeze: str = "paper", n_scored: float = 0) -> tuple[float, float]:
+    """Seconds of one training with the scores of `n_scored` images, and of one image's features, on this device.
+
+    From a few steps on noise; weights are random, time does not ask.
+    """
     device, chosen = engine.device(run.settings.engine), run.settings.sweep
     network = sweep_speed.Network(backbone, freeze, run.settings.preprocess.image_size, device)
     with engine.worker_threads(run.settings.engine):
-        return network.seconds_a_training(options_of(run), chosen.at_once, chosen.cuda_graphs)
+        training = network.seconds_a_training(options_of(run), chosen.at_once, chosen.cuda_graphs)
+        return training + n_scored * network.seconds_a_score(), network.prefix_seconds
 
 
 # ---------------------------------------------------------------- the trainings
