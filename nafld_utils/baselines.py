@@ -307,6 +307,9 @@ def split_spread(
 # ---------------------------------------------------------------- the canary
 
 
+TOLERANCE, SHUFFLES, PATIENTS = 0.03, 100, 40  # of the canary's mean AUC; choice: below these numbers it says nothing
+
+
 def canary(
     features: np.ndarray, images: pd.DataFrame, n_splits: int, seeds: Iterable[int], n_resamples: int = 500
 ) -> pd.DataFrame:
@@ -375,3 +378,25 @@ def canary_summary(table: pd.DataFrame) -> pd.DataFrame:
         rows.append((split, n, mean, low, high, part["auc"].std(ddof=1), part["covers"].mean(), *held))
     columns = ["split", "shuffles", "mean_auc", "low", "high", "sd", "covers", "covers_low", "covers_high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def leaks(summary: pd.DataFrame, n_patients: int) -> bool | None:
+    """Whether shuffled diagnoses score another mean AUC than 0.5 in the folds, by more than `TOLERANCE`.
+
+    Parameters
+    ----------
+    summary : pandas.DataFrame
+        From `canary_summary`.
+    n_patients : int
+        Patients of the cohort.
+
+    Returns
+    -------
+    bool or None
+        None where it cannot be told: fewer shuffles than `SHUFFLES` or fewer patients than `PATIENTS`. With ten
+        patients 200 shuffles miss 0.5 by more than that by chance, and folds of unequal mix bias so small a cohort.
+    """
+    row = summary.set_index("split").loc[IN_FOLDS]
+    if row["shuffles"] < SHUFFLES or n_patients < PATIENTS:
+        return None
+    return bool(abs(row["mean_auc"] - 0.5) > TOLERANCE)

@@ -154,6 +154,34 @@ def test_the_canary_sings_without_a_leak_and_dies_with_one(monkeypatch):
     assert broken.set_index("split").loc[baselines.IN_FOLDS, "mean_auc"] > 0.9
 
 
+@pytest.mark.slow
+def test_the_criterion_of_the_canary_holds_with_200_shuffles_and_fails_with_a_leak(monkeypatch):
+    """The paper's numbers of patients; features that know the class would show it, were it not shuffled."""
+    images = images_table(55, 2, 5)
+    features = features_of(images, 3.0, 60)
+    sound = baselines.canary_summary(baselines.canary(features, images, 5, range(200), n_resamples=20))
+    assert baselines.leaks(sound, 55) is False
+    leaking = lambda images, k, seed: sweep.image_folds(images["label"].to_numpy(), k, seed)  # noqa: E731
+    monkeypatch.setattr(baselines, "patient_folds", leaking)
+    broken = baselines.canary_summary(baselines.canary(features, images, 5, range(100), n_resamples=20))
+    assert baselines.leaks(broken, 55) is True
+
+
+@pytest.mark.parametrize(
+    ("mean_auc", "shuffles", "n_patients", "found"),
+    [
+        (0.529, 200, 55, False), (0.531, 200, 55, True), (0.469, 100, 40, True), (0.6, 99, 55, None),
+        (0.6, 200, 39, None),
+    ],
+)  # fmt: skip
+def test_the_canary_is_judged_where_it_can_be_and_by_the_folds_alone(mean_auc, shuffles, n_patients, found):
+    rows = [(baselines.ONE_OUT, shuffles, 0.1), (baselines.IN_FOLDS, shuffles, mean_auc)]
+    summary = pd.DataFrame(rows, columns=["split", "shuffles", "mean_auc"])
+    assert baselines.leaks(summary, n_patients) is found
+    images = pd.DataFrame({"patient_id": np.repeat(np.arange(n_patients), 3)})
+    assert stage.leaks({"canary_summary": summary}, images) is found
+
+
 def test_shuffles_keep_frames_together_and_the_number_of_patients_a_class(monkeypatch):
     images, drawn = images_table(10, 4, 2), []
 

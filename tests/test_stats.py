@@ -229,7 +229,7 @@ def test_bad_input_is_refused_in_one_sentence(call, says):
     assert "\n" not in str(caught.value)
 
 
-def test_shuffled_labels_have_no_auc():
+def test_scores_that_know_nothing_have_an_auc_of_half_on_average():
     aucs = []
     for seed in range(200):
         label, scores, _ = cohort(seed, effect=0.0, frames=2)

@@ -201,6 +201,11 @@ def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     return rows
 
 
+def leaks(tables: dict[str, pd.DataFrame], images: pd.DataFrame) -> bool | None:
+    """Whether the canary of `build`'s tables shows a leak, as `baselines.leaks`; `images` has a row an image."""
+    return baselines.leaks(tables["canary_summary"], images["patient_id"].nunique())
+
+
 def units(run: Run) -> list[Unit]:
     """Every unit of the baselines."""
     parts = [canary_unit(**task) for task in canary_tasks(run)]
