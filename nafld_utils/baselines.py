@@ -19,7 +19,7 @@ import pandas as pd
 
 from nafld_utils import folds, stats, sweep
 
-REVISION = 1
+REVISION = 2
 
 # Byra et al. 2018: AUC over patients, each left out once.
 BYRA_AUC = {"frozen features + SVM": 0.977, "liver / kidney ratio": 0.959, "GLCM texture + SVM": 0.893}
@@ -264,7 +264,7 @@ def baseline_table(scores: pd.DataFrame, n_resamples: int = 2000, seed: int = 0)
             rows.append((name, split, level, *found, known, len(whole)))
     columns = ["baseline", "split", "level", "auc", "low", "high", "byra", "n_patients"]
     table = pd.DataFrame(rows, columns=columns).astype({"byra": float})
-    return table.assign(over="patients within class (bootstrap); these trained models, this split")
+    return table.assign(over=stats.OVER_PATIENTS)
 
 
 def split_spread(
@@ -290,7 +290,7 @@ def split_spread(
     Returns
     -------
     pandas.DataFrame
-        ``baseline, split_by`` ("patient" or "image"), ``seed, auc``.
+        ``baseline, split_by`` ("patient" or "image"), ``seed, auc, over``.
     """
     label = images["label"].to_numpy()
     rows = []
@@ -301,7 +301,8 @@ def split_spread(
             if name in leaking:
                 fold = sweep.image_folds(label, n_splits, seed)
                 rows.append((name, "image", seed, stats.auc(label, learn(features, label, fold))))
-    return pd.DataFrame(rows, columns=["baseline", "split_by", "seed", "auc"])
+    table = pd.DataFrame(rows, columns=["baseline", "split_by", "seed", "auc"])
+    return table.assign(over="no interval: one split seed a row")
 
 
 # ---------------------------------------------------------------- the canary
@@ -338,7 +339,7 @@ def canary(
     Returns
     -------
     pandas.DataFrame
-        ``seed, split, auc, low, high, covers`` (whether the 95 % interval holds 0.5); `split` is `IN_FOLDS` with
+        ``seed, split, auc, low, high, over, covers`` (whether the 95 % interval holds 0.5); `split` is `IN_FOLDS` with
         images ranked, or `ONE_OUT` with patients' mean features.
 
     Notes
@@ -363,7 +364,7 @@ def canary(
             score = sweep.linear_scores(means, drawn, np.arange(len(drawn)))
             rows.append((seed, ONE_OUT, *stats.auc_interval(drawn, score, patients.index, n_resamples, seed)))
     table = pd.DataFrame(rows, columns=["seed", "split", "auc", "low", "high"])
-    return table.assign(covers=table["low"].le(0.5) & table["high"].ge(0.5))
+    return table.assign(over=stats.OVER_PATIENTS, covers=table["low"].le(0.5) & table["high"].ge(0.5))
 
 
 def canary_summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -373,7 +374,7 @@ def canary_summary(table: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``split, shuffles, mean_auc, low, high`` (Student t over shuffles, NaN for one), ``sd, covers, covers_low,
-        covers_high`` (share, Wilson 95 %).
+        covers_high`` (share, Wilson 95 %), ``over``.
     """
     from statsmodels.stats.proportion import proportion_confint
 
@@ -386,7 +387,8 @@ def canary_summary(table: pd.DataFrame) -> pd.DataFrame:
         held = proportion_confint(part["covers"].sum(), n, method="wilson")
         rows.append((split, n, mean, low, high, part["auc"].std(ddof=1), part["covers"].mean(), *held))
     columns = ["split", "shuffles", "mean_auc", "low", "high", "sd", "covers", "covers_low", "covers_high"]
-    return pd.DataFrame(rows, columns=columns)
+    over = "shuffles of the diagnoses: AUC by Student t, share by Wilson"
+    return pd.DataFrame(rows, columns=columns).assign(over=over)
 
 
 def leaks(summary: pd.DataFrame, n_patients: int) -> bool | None:

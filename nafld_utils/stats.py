@@ -25,6 +25,10 @@ from nafld_utils import resampling
 
 REVISION = 2
 
+# What every interval of a bootstrap over patients is given, and what one of a single training is over.
+GIVEN = "these trained models, this split"
+OVER_PATIENTS = f"patients within class (bootstrap); {GIVEN}"
+
 
 class Interval(NamedTuple):
     """An AUC (or a difference of AUCs) with its interval; unpacks as ``auc, low, high``."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import measures, sweep_tables
+from nafld_utils import measures, stats, sweep_tables
 
-REVISION = 1
+REVISION = 2
 
 # The paper's robustness checks: how a group differs from the main one, and where the paper shows it.
 VARIANTS = {
@@ -103,9 +103,10 @@ def patient_measures(
 
 
 def reliability(scores: pd.DataFrame, n_bins: int = 5) -> pd.DataFrame:
-    """Share of fatty patients by predicted probability of every cell: its columns and `measures.reliability`'s."""
+    """Share of fatty patients by predicted probability: each cell's columns, `measures.reliability`'s and ``over``."""
+    over = f"patients of a bin (Wilson); {stats.GIVEN}"
     parts = [
-        measures.reliability(found.label, found.scores, n_bins).assign(**cell)
+        measures.reliability(found.label, found.scores, n_bins).assign(**cell, over=over)
         for cell, found in sweep_tables.cells(sweep_tables.patient_level(scores))
     ]
     return pd.concat(parts, ignore_index=True)
@@ -122,14 +123,14 @@ def variants(arms: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``backbone, variant, arm, rate, auc, low, high, n_seeds``. Of the main way of training (`MAIN`) at image level,
-        as the mean over folds and at patient level; of the others (`VARIANTS`) at image level.
+        ``backbone, variant, arm, rate, auc, low, high, n_seeds, over``. Of the main way of training (`MAIN`) at image
+        level, as the mean over folds and at patient level; of the others (`VARIANTS`) at image level.
     """
     parts = []
     for level, columns, name in (
-        ("image", ("mean_auc", "low", "high"), "image level, folds together (Fig. 5)"),
-        ("image", ("fold_auc", "fold_low", "fold_high"), "image level, mean of the folds' AUCs (S3)"),
-        ("patient", ("mean_auc", "low", "high"), "patient level (S6)"),
+        ("image", ("mean_auc", "low", "high", "over"), "image level, folds together (Fig. 5)"),
+        ("image", ("fold_auc", "fold_low", "fold_high", "over_folds"), "image level, mean of the folds' AUCs (S3)"),
+        ("patient", ("mean_auc", "low", "high", "over"), "patient level (S6)"),
     ):
         main = arms[(arms["level"] == level) & sweep_tables.where(arms, MAIN)]
         parts.append(_variant(main, columns, name))
@@ -137,14 +138,14 @@ def variants(arms: pd.DataFrame) -> pd.DataFrame:
         if column in arms:
             other = {**MAIN, column: value}
             found = arms[(arms["level"] == "image") & sweep_tables.where(arms, other)]
-            parts.append(_variant(found, ("mean_auc", "low", "high"), name))
+            parts.append(_variant(found, ("mean_auc", "low", "high", "over"), name))
     table = pd.concat(parts, ignore_index=True)
     return table.dropna(subset=["auc"]).reset_index(drop=True)
 
 
-def _variant(arms: pd.DataFrame, columns: tuple[str, str, str], name: str) -> pd.DataFrame:
+def _variant(arms: pd.DataFrame, columns: tuple[str, ...], name: str) -> pd.DataFrame:
     keys = sweep_tables.present(arms, ("backbone", "arm", "rate", "n_seeds"))
-    table = arms[[*keys, *columns]].rename(columns=dict(zip(columns, ("auc", "low", "high"), strict=True)))
+    table = arms[[*keys, *columns]].rename(columns=dict(zip(columns, ("auc", "low", "high", "over"), strict=True)))
     return table.assign(variant=name)
 
 

@@ -22,9 +22,9 @@ GROUP = ("backbone", "freeze", "balance")
 CELL = (*GROUP, "arm", "rate")
 LEVELS = ("image", "patient")
 OVER_SEEDS = "training seeds (Student t); these patients, this split"
-OVER_PATIENTS = "patients within class (bootstrap); these trained models, this split"
-OVER_BOTH = "patients within class and training seeds (crossed bootstrap); these trained models, this split"
-OVER_FOLDS = "patients within class and fold, and training seeds (crossed bootstrap); these trained models, this split"
+OVER_PATIENTS = stats.OVER_PATIENTS
+OVER_BOTH = f"patients within class and training seeds (crossed bootstrap); {stats.GIVEN}"
+OVER_FOLDS = f"patients within class and fold, and training seeds (crossed bootstrap); {stats.GIVEN}"
 # Two-sided 5 % test with 80 % power: 1.96 + 0.84 standard errors.
 DETECTABLE = 2.8
 
@@ -39,9 +39,10 @@ class Scored(NamedTuple):
     fold: np.ndarray | None
 
 
-def over_patients(n_seeds: int) -> str:
-    """What an interval over patients is over: the seeds too, where there are several."""
-    return OVER_BOTH if n_seeds > 1 else OVER_PATIENTS
+def over_patients(n_seeds: int, within: str = "") -> str:
+    """What an interval over patients is over: the seeds too, where there are several; `within` what besides a class."""
+    over = OVER_BOTH if n_seeds > 1 else OVER_PATIENTS
+    return over.replace("within class", f"within class{within}", 1)
 
 
 def present(table: pd.DataFrame, names: Sequence[str] = CELL) -> list[str]:
@@ -155,7 +156,7 @@ def arm_intervals(
         row = {**cell, "mean_auc": mean, "low": low, "high": high, "fold_auc": fold_mean, "fold_low": fold_low}
         row |= {"fold_high": fold_high, "sd_seeds": float(np.std(each, ddof=1)) if len(each) > 1 else float("nan")}
         row |= {"best_seed_auc": max(each), "n_seeds": len(each), "n_patients": len(np.unique(found.patient))}
-        rows.append({**row, "over": over_patients(len(each)), "over_folds": OVER_FOLDS})
+        rows.append({**row, "over": over_patients(len(each)), "over_folds": over_patients(len(each), " and fold")})
     return pd.DataFrame(rows)
 
 
@@ -289,7 +290,7 @@ def _compare(cell: dict[str, Any], arm: Scored, base: Scored, level: str, option
         "delong_high": tested.high if tested else nan,
         "n_seeds": len(each),
         "n_patients": len(np.unique(arm.patient)),
-        "over": f"{over} | delong_: patients (DeLong); these trained models, this split" if tested else over,
+        "over": f"{over} | delong_: patients (DeLong); {stats.GIVEN}" if tested else over,
         "note": note,
     }
 

@@ -10,7 +10,7 @@ from nafld_utils import artifacts, graph, report
 from nafld_utils.report import answers, methods, reforms
 from nafld_utils.report.reforms import AUTHORS, BOTH, RUN
 
-PATIENTS = "patients within class and training seeds (crossed bootstrap); this split"
+PATIENTS = "patients within class and training seeds (crossed bootstrap); these trained models, this split"
 SWEEP, QUALITY, TURING = "06_classification_sweep", "05_quality_metrics", "08_turing_test"
 METRIC = "Frechet distance (EfficientNet-Lite0)"
 

@@ -129,6 +129,29 @@ def test_claims_say_what_their_interval_is_over(run):
     assert table["claim"].str.contains("smallest gain").any()
 
 
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_every_interval_over_patients_says_what_it_is_given(run, n_seeds):
+    scores = made_up(n_seeds=n_seeds)
+    tables = answer.build_tables(run, scores)
+    features = features_of(ToyData.images, 1.0)
+    made = baselines.baseline_table(baselines.split_scores(learners(features), ToyData.images), 50)
+    shuffled = baselines.canary(features, ToyData.images, 2, range(2), n_resamples=50)
+    tables |= {"auc": made, "canary": shuffled, "claims": pd.DataFrame(answer.claims(run, tables))}
+    bounded = {name: table for name, table in tables.items() if any(c.startswith("low") for c in table)}
+    assert {"variants", "reliability", "roc", "measures", "canary"} < set(bounded)
+    for name, table in bounded.items():
+        said = [text for column in table if column.startswith("over") for text in table[column].unique()]
+        parts = [part for text in said for part in text.split(" | ") if "patients" in part.partition(";")[0]]
+        assert parts, name
+        for part in parts:
+            assert "these trained models" in part or "no interval" in part, (name, part)
+            assert "this split" in part or "no interval" in part, (name, part)
+    assert "given these trained models and this split" in answer.answer(run, tables)
+    spread = baselines.split_spread(learners(features), ToyData.images, 2, range(2))
+    assert spread["over"].str.startswith("no interval").all()
+    assert baselines.canary_summary(shuffled)["over"].str.startswith("shuffles").all()
+
+
 def test_two_networks_have_claims_each(run, tmp_path):
     both = artifacts.open_run("smoke", {**OVERRIDES, "sweep.backbones": ["tf_efficientnet_lite0", "resnet50.tv_in1k"]})
     scores = pd.concat([made_up(), made_up("resnet50.tv_in1k")], ignore_index=True)
