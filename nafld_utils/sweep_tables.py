@@ -25,6 +25,10 @@ OVER_SEEDS = "training seeds (Student t); these patients, this split"
 OVER_PATIENTS = stats.OVER_PATIENTS
 OVER_BOTH = f"patients within class and training seeds (crossed bootstrap); {stats.GIVEN}"
 OVER_FOLDS = f"patients within class and fold, and training seeds (crossed bootstrap); {stats.GIVEN}"
+# What a row of `compare_arms` is for.
+PRIMARY = "primary"
+SENSITIVITY = "sensitivity analysis of the primary, unadjusted"
+EXPLORATORY = "exploratory, Holm-adjusted"
 # Two-sided 5 % test with 80 % power: 1.96 + 0.84 standard errors.
 DETECTABLE = 2.8
 
@@ -192,10 +196,7 @@ def compare_arms(
     base : str
         Arm that the others are compared with.
     primary : mapping, optional
-        Columns of `CELL` and values that name the one comparison declared beforehand; the p values of all others are
-        Holm-adjusted among themselves, one family a level and test. At patient level, over seeds, and by DeLong the
-        declared comparison is looked at in other ways, unadjusted: its verdict is the interval over patients and
-        seeds at image level.
+        Columns of `CELL` and values that name the one comparison declared beforehand; without it all rows explore.
     n_resamples, seed, method
         As in `stats.auc_interval`.
     fewer_seeds : bool
@@ -209,14 +210,22 @@ def compare_arms(
         p_holm, low_seeds, high_seeds``; over patients and seeds ``p_patients, p_patients_holm, low_patients,
         high_patients, se_patients, smallest_effect`` (the difference that this many patients show with 80 % power: 2.8
         standard errors); at patient level, seeds held fixed, DeLong's ``delong_p, delong_p_holm, delong_low,
-        delong_high`` (NaN at image level, where rows are not independent); ``n_seeds, n_patients, primary, over`` (what
-        each interval is over), ``note`` (why an entry is NaN).
+        delong_high`` (NaN at image level, where rows are not independent); ``n_seeds, n_patients, primary, role, over``
+        (what each interval is over), ``note`` (why an entry is NaN).
 
     Raises
     ------
     ValueError
         `base` is missing, an arm was not scored with the same seeds and images as `base`, or `primary` names
         no row or several.
+
+    Notes
+    -----
+    One row and one test are primary: the declared comparison at image level, judged by ``low_patients, high_patients``
+    (the crossed bootstrap over patients and seeds). Its paired t over seeds, and its row at patient level with DeLong's
+    test, are sensitivity analyses of the same comparison; ``role`` says so, and no p of theirs is adjusted. All other
+    rows explore. A Holm family is one column of p (``p``, ``p_patients`` or ``delong_p``) of all exploratory rows of
+    the table, every group, arm and rate of one level.
     """
     groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], Scored]]] = {}
     for cell, found in cells(at_level(scores, level)):
@@ -238,9 +247,11 @@ def compare_arms(
     if not rows:
         raise ValueError(f"scores: expected an arm beside {base!r}, found none; score one first.")
     table = pd.DataFrame(rows)
-    table["primary"] = _is_primary(table, primary)
+    named = _named(table, primary)
+    table["primary"] = named & (level == "image")
+    table["role"] = np.where(named, PRIMARY if level == "image" else SENSITIVITY, EXPLORATORY)
     for name in ("p", "p_patients", "delong_p"):
-        adjusted = holm(table[name].to_numpy(), table["primary"].to_numpy())
+        adjusted = holm(table[name].to_numpy(), named)
         table.insert(table.columns.get_loc(name) + 1, f"{name}_holm", adjusted)
     return table
 
@@ -295,7 +306,7 @@ def _compare(cell: dict[str, Any], arm: Scored, base: Scored, level: str, option
     }
 
 
-def _is_primary(table: pd.DataFrame, primary: Mapping[str, Any] | None) -> np.ndarray:
+def _named(table: pd.DataFrame, primary: Mapping[str, Any] | None) -> np.ndarray:
     if primary is None:
         return np.zeros(len(table), dtype=bool)
     chosen = where(table, primary)
@@ -307,12 +318,12 @@ def _is_primary(table: pd.DataFrame, primary: Mapping[str, Any] | None) -> np.nd
     return chosen
 
 
-def holm(p: np.ndarray, primary: np.ndarray) -> np.ndarray:
-    """Holm-adjusted p ``(n,)`` of the exploratory rows; the primary row keeps its own, NaN stays NaN."""
+def holm(p: np.ndarray, declared: np.ndarray) -> np.ndarray:
+    """Holm-adjusted p ``(n,)`` of the exploratory rows; the declared row keeps its own, NaN stays NaN."""
     from statsmodels.stats.multitest import multipletests
 
     adjusted = p.copy()
-    explored = ~primary & np.isfinite(p)
+    explored = ~declared & np.isfinite(p)
     if explored.any():
         adjusted[explored] = multipletests(p[explored], method="holm")[1]
     return adjusted

@@ -50,7 +50,7 @@ def made_up(backbone="tf_efficientnet_lite0", arms=None, n_seeds=3, **group):
 def test_tables_are_stored_once_and_come_back_alike(run, monkeypatch):
     tables = answer.build_tables(run, made_up())
     assert set(tables) == set(answer.TABLES)
-    assert tables["comparisons"].groupby("level")["primary"].sum().to_dict() == {"image": 1, "patient": 1}
+    assert tables["comparisons"].groupby("level")["primary"].sum().to_dict() == {"image": 1, "patient": 0}
 
     def again(*args, **kwargs):
         raise AssertionError("computed twice")
@@ -78,7 +78,8 @@ def test_one_comparison_is_declared_whatever_else_the_run_holds(run):
     row = answer.primary(run, tables)
     assert (row.backbone, row.freeze, row.balance) == ("tf_efficientnet_lite0", "paper", "none")
     assert (row.arm, row.rate) == ("semantic", 0.5)
-    assert tables["comparisons"]["primary"].sum() == 2
+    assert tables["comparisons"]["primary"].sum() == 1
+    assert (tables["comparisons"]["role"] != sweep_tables.EXPLORATORY).sum() == 2
     assert len(answer.at(run, tables["comparisons"])) == 2
     assert answer.networks(run, tables) == ["tf_efficientnet_lite0", "resnet18"]
     # a run that trains every layer and nothing else declares its comparison there
@@ -108,6 +109,7 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert f"about {row.smallest_effect:.3f}" in text
     assert row.smallest_effect == pytest.approx(2.8 * row.se_patients)
     assert "DeLong p" in text
+    assert "primary analysis. Unadjusted sensitivity analyses of the same comparison" in text
 
 
 # ---------------------------------------------------------------- claims and cost

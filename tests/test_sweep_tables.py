@@ -57,6 +57,7 @@ def test_compare_arms_puts_seeds_and_patients_side_by_side():
     assert "patients" in row.over
     # the declared comparison keeps its p, the two exploratory ones are adjusted among themselves
     assert out["primary"].tolist() == [True, False, False]
+    assert out["role"].tolist() == [sweep_tables.PRIMARY, *[sweep_tables.EXPLORATORY] * 2]
     assert row.p_holm == row.p
     assert out["p_holm"].iloc[1:].min() == pytest.approx(2 * out["p"].iloc[1:].min())
 
@@ -73,7 +74,9 @@ def test_compare_arms_works_on_patients_and_keeps_backbones_apart():
     declared = sweep_tables.compare_arms(
         both, "patient", primary={"backbone": "b", "arm": "class", "rate": 1.0}, n_resamples=100
     )
-    assert declared["primary"].tolist() == [False, True]
+    assert not declared["primary"].any(), "the patient level is a sensitivity analysis of the same comparison"
+    assert declared["role"].tolist() == [sweep_tables.EXPLORATORY, sweep_tables.SENSITIVITY]
+    assert declared["p_patients_holm"].tolist() == declared["p_patients"].tolist(), "one explores, one is unadjusted"
     with pytest.raises(ValueError, match="found 2 among 2"):
         sweep_tables.compare_arms(both, "patient", primary={"arm": "class", "rate": 1.0}, n_resamples=100)
 
