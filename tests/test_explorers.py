@@ -164,7 +164,7 @@ def tables_of(scores):
     for level in sweep_tables.LEVELS:
         seeds.append(sweep_tables.auc_by_seed(scores, level).assign(level=level))
         mean = seeds[-1].groupby(sweep_tables.present(scores), sort=False)["auc"].mean().reset_index(name="mean_auc")
-        arms.append(mean.assign(low=0.4, high=0.9, level=level))
+        arms.append(mean.assign(low=0.4, high=0.9, n_seeds=2, level=level))
     return {"seeds": pd.concat(seeds), "arms": pd.concat(arms)}
 
 

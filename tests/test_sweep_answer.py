@@ -320,6 +320,36 @@ def test_figures_draw_what_they_are_given(run, tables):
         plt.close(fig)
 
 
+@pytest.mark.parametrize(("n_seeds", "over"), [(1, "95 % over patients"), (2, "95 % over patients and seeds")])
+def test_figures_and_answer_say_seeds_where_there_are_several(run, n_seeds, over):
+    found = answer.build_tables(run, made_up(n_seeds=n_seeds))
+    arms, compared = answer.at(run, found["arms"]), answer.at(run, found["comparisons"])
+    with figures.style():
+        fig, axes = plt.subplots(1, 3)
+        draw.boxes(answer.at(run, found["seeds"]), arms, axes[0])
+        draw.roc(answer.at(run, found["roc"], None), arms, axes[1])
+        draw.differences(compared, axes[2])
+        labels = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in axes]
+        title = axes[1].get_legend().get_title().get_text()
+        several = draw.small_multiples(found["variants"])
+        assert several.get_supylabel() == f"ROC AUC, {over}"
+        plt.close(several)
+        plt.close(fig)
+    assert labels[0][-1] == labels[2][-1] == over
+    assert title == f"AUC [{over}]"
+    assert ("95 % over training seeds, these patients" in labels[2]) == (n_seeds > 1)
+    text = answer.answer(run, found)
+    assert ("bootstrap of 20 patients and of the seeds)" in text) == ("interval over seeds" in text) == (n_seeds > 1)
+    (smallest,) = (row["over"] for row in answer.claims(run, found) if row["claim"].startswith("smallest"))
+    assert ("seeds" in smallest) == (n_seeds > 1)
+
+
+def test_legends_do_not_call_one_seed_several():
+    assert draw.over_words(pd.Series([5, 25])) == "patients and seeds"
+    assert draw.over_words(pd.Series([1, 1])) == "patients"
+    assert draw.over_words(pd.Series([1, 25])) == "patients, and seeds where there are several"
+
+
 def test_small_multiples_have_a_panel_a_variant_and_one_scale(run, tables):
     with figures.style():
         fig = draw.small_multiples(tables["variants"])

@@ -43,8 +43,21 @@ def name_of(arm: str) -> str:
     return ARM_NAMES.get(arm, arm.replace("_", " "))
 
 
+def over_words(n_seeds: pd.Series) -> str:
+    """What intervals over patients are over, in a legend's words, from the training seeds of each.
+
+    Examples
+    --------
+    >>> over_words(pd.Series([25, 25])), over_words(pd.Series([1]))
+    ('patients and seeds', 'patients')
+    """
+    if n_seeds.min() > 1:
+        return "patients and seeds"
+    return "patients" if n_seeds.max() == 1 else "patients, and seeds where there are several"
+
+
 def boxes(by_seed: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
-    """AUC over the mixing rate: a box and dots of seeds, and beside them the mean's interval over patients (Fig. 5A).
+    """AUC over the mixing rate: a box and dots of seeds, and beside them the mean's interval (`over_words`; Fig. 5A).
 
     With fewer than five seeds a bar at their mean stands for the box, whose quartiles would be made up.
 
@@ -53,7 +66,7 @@ def boxes(by_seed: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
     by_seed : pandas.DataFrame
         ``arm, rate, seed, auc``, of one group.
     arms : pandas.DataFrame
-        ``arm, rate, mean_auc, low, high``, of the same group; the bounds are over patients (and seeds).
+        ``arm, rate, mean_auc, low, high, n_seeds``, of the same group.
     ax : Axes
     """
     rates, names = sorted(by_seed["rate"].unique()), arms_of(by_seed)
@@ -77,7 +90,7 @@ def boxes(by_seed: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot([center + width * 0.3], [found["mean_auc"]], "_", color=color, ms=7, mew=1.6)
     for arm in names:
         ax.plot([], [], "s", color=colors[arm], ms=8, label=name_of(arm))
-    ax.plot([], [], color="#777777", lw=1.4, label="95 % over patients")
+    ax.plot([], [], color="#777777", lw=1.4, label=f"95 % over {over_words(arms['n_seeds'])}")
     ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     ax.set_xlim(-0.6, len(rates) - 0.4)
     ax.set(xlabel="mixing rate r (synthetic to real images)", ylabel="ROC AUC, held-out patients")
@@ -93,14 +106,14 @@ def _box(ax: Axes, values: np.ndarray, center: float, width: float, color: str) 
 
 
 def roc(curves: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
-    """Mean ROC curves over seeds, each with its pointwise 95 % band over patients (the paper's Fig. 5B).
+    """Mean ROC curves over seeds, each with its pointwise 95 % band (`over_words`; the paper's Fig. 5B).
 
     Parameters
     ----------
     curves : pandas.DataFrame
         ``arm, rate, fpr, tpr, low, high``, of one group.
     arms : pandas.DataFrame
-        ``arm, rate, mean_auc, low, high``, of the same group, for the legend.
+        ``arm, rate, mean_auc, low, high, n_seeds``, of the same group, for the legend.
     ax : Axes
     """
     ax.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--", zorder=1)
@@ -113,7 +126,8 @@ def roc(curves: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(part["fpr"], part["tpr"], color=colors[arm], lw=2.4, zorder=3, label=label)
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     ax.grid(axis="both")
-    ax.legend(loc="lower right", fontsize=9, title="AUC [95 % over patients]", title_fontsize=9)
+    title = f"AUC [95 % over {over_words(arms['n_seeds'])}]"
+    ax.legend(loc="lower right", fontsize=9, title=title, title_fontsize=9)
     return ax
 
 
@@ -123,7 +137,7 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     Parameters
     ----------
     table : pandas.DataFrame
-        ``arm, rate, difference, low_seeds, high_seeds, low_patients, high_patients, primary, note``.
+        ``arm, rate, difference, low_seeds, high_seeds, low_patients, high_patients, n_seeds, primary, note``.
     ax : Axes
     """
     ax.axvline(0, color=_INK, lw=1, zorder=1)
@@ -141,8 +155,10 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set(ylim=(len(table) - 0.5, -0.5), xlabel="AUC minus that of real images alone")
     ax.grid(axis="x")
     ax.grid(axis="y", visible=False)
-    ax.plot([], [], color="#777777", lw=1.6, ls=(0, (3, 1.5)), label="95 % over training seeds, these patients")
-    ax.plot([], [], color="#777777", lw=5, solid_capstyle="butt", label="95 % over patients and seeds")
+    if table["low_seeds"].notna().any():
+        ax.plot([], [], color="#777777", lw=1.6, ls=(0, (3, 1.5)), label="95 % over training seeds, these patients")
+    label = f"95 % over {over_words(table['n_seeds'])}"
+    ax.plot([], [], color="#777777", lw=5, solid_capstyle="butt", label=label)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
@@ -162,12 +178,12 @@ def _seeds_interval(ax: Axes, height: float, item: Any, color: str, reach: float
 
 
 def small_multiples(variants: pd.DataFrame) -> Figure:
-    """One panel a robustness variant: AUC over the mixing rate by arm, bars are 95 % over patients; one scale for all.
+    """One panel a robustness variant: AUC over the mixing rate by arm, bars are 95 % (`over_words`); one scale for all.
 
     Parameters
     ----------
     variants : pandas.DataFrame
-        ``backbone, variant, arm, rate, auc, low, high`` (`sweep_summaries.variants`).
+        ``backbone, variant, arm, rate, auc, low, high, n_seeds`` (`sweep_summaries.variants`).
 
     Returns
     -------
@@ -196,7 +212,7 @@ def small_multiples(variants: pd.DataFrame) -> Figure:
         ax.set_visible(False)
     handles = [plt.Line2D([], [], color=colors[arm], marker="o", ms=4, label=name_of(arm)) for arm in names]
     fig.legend(handles=handles, loc="outside upper center", ncols=min(4, len(names)))
-    fig.supylabel("ROC AUC, 95 % over patients", fontsize=10)
+    fig.supylabel(f"ROC AUC, 95 % over {over_words(variants['n_seeds'])}", fontsize=10)
     for ax in axes[-1]:
         ax.set_xlabel("mixing rate r")
     return fig

@@ -191,16 +191,17 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
             "Trained again on the same patients, the mean difference lies in"
             f" [{row.low_seeds:+.3f}, {row.high_seeds:+.3f}] (95 %, Student t over {row.n_seeds} seeds)."
         )
+    seeds = " and of the seeds" if row.n_seeds > 1 else ""
     text.append(
-        f"On other patients like these it lies in [{row.low_patients:+.3f}, {row.high_patients:+.3f}]"
-        f" (95 %, bootstrap of {row.n_patients} patients{' and of the seeds' if row.n_seeds > 1 else ''}; these trained"
-        f" models, this split), so {_verdict(row)};"
-        f" the smallest difference that so many patients could show is about {row.smallest_effect:.3f}."
+        "On other patients like these, given these trained models and this split, it lies in"
+        f" [{row.low_patients:+.3f}, {row.high_patients:+.3f}] (95 %, bootstrap of {row.n_patients} patients{seeds}),"
+        f" so {_verdict(row)}; the smallest difference that so many patients could show is about"
+        f" {row.smallest_effect:.3f}."
     )
-    over_seeds = " the interval over seeds, and" if np.isfinite(row.low_seeds) else ""
     text.append(
-        "That is the primary analysis. Unadjusted sensitivity analyses of the same comparison:"
-        f"{over_seeds} with a patient counted once, a difference of {whole.difference:+.3f}"
+        "That is the primary analysis. Unadjusted sensitivity analyses of the same comparison are"
+        f" {'the interval over seeds and, ' if seeds else ''}with a patient counted once, a difference of"
+        f" {whole.difference:+.3f}"
         f" [{whole.low_patients:+.3f}, {whole.high_patients:+.3f}], DeLong p = {whole.delong_p:.2g}."
     )
     return " ".join(text)
@@ -326,7 +327,8 @@ def _tests_of(
     """What else is said of the declared arm: what could be seen, the paper's t, its best seed, measures by patient."""
     unit, rows = "image-level AUC", []
     facts = {"claim": "smallest gain that these patients could show (80 % power)", "this_run": row.smallest_effect}
-    facts |= {"n": row.n_patients, "over": "2.8 standard errors over patients and seeds; no interval", "unit": unit}
+    facts |= {"n": row.n_patients, "unit": unit}
+    facts["over"] = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
     rows.append({**facts, "same_protocol": "not in the paper"})
     if network == "ResNet-50" and np.isfinite(row.t):
         facts = {"claim": "paired t of the gain over seeds (sensitivity analysis)", "paper": PAPER_T}
