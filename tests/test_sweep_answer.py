@@ -241,16 +241,48 @@ def test_the_papers_best_seed_stands_beside_its_own_network_alone(run):
 
 def test_cost_of_an_arm_counts_everything_that_made_its_images(run, monkeypatch):
     tables = answer.build_tables(run, made_up())
-    made = {"real": 0, "traditional": 0, "semantic": 2, "semantic+class": 4, "class_matched_only": 2, "gan": 2}
-    made["filtered"] = 3  # a model, its set and the choice
+    # a model and its set a fold; latents of the shipped first stage are those of both models and all folds
+    made = {"real": 0, "traditional": 0, "semantic": 2 * 2 + 1, "class_matched_only": 2 * 2 + 1, "gan": 2 * 2}
+    made["semantic+class"] = 2 * 4 + 1
+    made["filtered"] = 2 * 5 + 2  # and a fold's features, search for copies and choice; features of real images once
     cells = [(arm, 0.0 if arm == "real" else 0.5) for arm in made]
     status = pd.DataFrame([{"arm": a, "rate": r, "state": "done", "seconds": 30.0} for a, r in cells for _ in range(4)])
 
     monkeypatch.setattr(artifacts.Unit, "seconds", lambda unit: 60.0)
     cost = answer.costs(run, status, tables).set_index("arm")
     assert cost["classifier_minutes"].eq(2).all()
-    n_folds = len(sweep.folds_of(run.settings))
-    assert cost["generator_minutes"].to_dict() == {arm: n * n_folds for arm, n in made.items()}
+    assert len(sweep.folds_of(run.settings)) == 2
+    assert cost["generator_minutes"].to_dict() == made
+    # real images and the arm's own set: one traditional set for all folds, one of a generator a fold
+    assert cost["feature_minutes"][["real", "traditional", "semantic", "gan"]].tolist() == [1, 2, 3, 3]
+    first = {"autoencoder.semantic.source": "train", "autoencoder.semantic.factor": 8}
+    trained = artifacts.open_run("smoke", {**OVERRIDES, **first})
+    more = answer.costs(trained, status, tables).set_index("arm")
+    assert more["generator_minutes"]["semantic"] == 2 * 4, "each fold has a first stage and latents of its own"
+
+
+def test_cost_shows_the_gain_at_the_declared_rate_and_not_the_best(run, monkeypatch):
+    tables = answer.build_tables(run, made_up(arms={**ARMS, ("semantic", 1.0): 0.9, ("traditional", 1.0): 0.1}))
+    monkeypatch.setattr(artifacts.Unit, "seconds", lambda unit: 60.0)
+    rows = [{"arm": arm, "rate": 0.5, "state": "done", "seconds": 1.0} for arm in ("real", "semantic", "class")]
+    cost = answer.costs(run, pd.DataFrame(rows), tables).set_index("arm")["difference"]
+    declared = answer.primary(run, tables)["difference"]
+    best = tables["comparisons"].query("arm == 'semantic' and level == 'image'")["difference"].max()
+    assert cost["semantic"] == declared < best
+    assert cost[["real", "class"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "paper"),
+    [("resnet50.tv_in1k", None), ("tf_efficientnet_b0.in1k", 0.904), ("tf_efficientnetv2_s.in1k", None)],
+)
+def test_the_best_seed_of_the_paper_is_efficientnets(run, backbone, paper):
+    chosen = paper_run(**{"sweep.backbones": [backbone], "sweep.arms": ["semantic"]})
+    rows = answer.claims(chosen, answer.build_tables(chosen, scores_of(chosen)))
+    (best,) = (row for row in rows if row["claim"].startswith("best single seed"))
+    assert best.get("paper") == paper
+    assert ("paper: EfficientNet v1" in best["claim"]) == (paper is not None)
+    assert best["same_protocol"] == ("no: simulated cohort" if paper else "not in the paper")
 
 
 # ---------------------------------------------------------------- the baselines' stage

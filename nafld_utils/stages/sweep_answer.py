@@ -13,8 +13,9 @@ import pandas as pd
 
 from nafld_utils import arms, params, sweep, sweep_summaries, sweep_tables, words
 from nafld_utils.artifacts import Run, Unit, save_table
-from nafld_utils.stages import differences, filtering, ldm, prepare, samples
+from nafld_utils.stages import copies, differences, features, filtering, first_stages, ldm, prepare, samples
 from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
+from nafld_utils.stages.sweep_features import kinds_of
 
 REVISION = 2
 
@@ -34,7 +35,7 @@ PAPER_AUC = {
     "tf_efficientnetv2_s": ("EfficientNet v2", 0.864, 0.879),
 }
 PAPER_T = 12.39  # ResNet-50, 25 seeds, p 6.43e-12; printed with the opposite sign (real minus mixed)
-PAPER_BEST_SEED = 0.904  # EfficientNet v1, the maximum over seeds
+PAPER_BEST_SEED = ("EfficientNet v1", 0.904)  # the maximum over its seeds
 
 
 # ---------------------------------------------------------------- the tables
@@ -234,36 +235,50 @@ def costs(run: Run, status: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd
     Returns
     -------
     pandas.DataFrame
-        ``arm, trainings, seconds_each`` (median), ``classifier_minutes, generator_minutes`` (training and sampling of
-        every generator that the arm mixes in, and the filter; arms may share them; 0 for real and traditional
-        images), ``best_difference`` (image level, over the main group's rates: optimistic).
+        ``arm, trainings, seconds_each`` (median), ``classifier_minutes, feature_minutes`` (frozen prefixes of the arm's
+        sets, real images among them), ``generator_minutes`` (`_makers`; 0 for real and traditional images),
+        ``difference`` (image level, main way of training, at the declared rate; NaN where the arm was not trained at
+        it). What several arms share is counted with each of them. Left out is what stages 01 and 02 took.
     """
     done, compared = status[status["state"] == "done"], at(run, tables["comparisons"])
     rows = []
     for arm, part in done.groupby("arm", sort=False):
-        gain = compared.loc[compared["arm"] == arm, "difference"]
+        gain = compared[sweep_tables.where(compared, {"arm": arm, "rate": run.settings.sweep.primary_rate})]
         row = {"arm": arm, "trainings": len(part), "seconds_each": part["seconds"].median()}
-        row |= {"classifier_minutes": part["seconds"].sum() / 60, "generator_minutes": _generators(run, arm) / 60}
-        rows.append({**row, "best_difference": gain.max() if len(gain) else float("nan")})
+        row |= {"classifier_minutes": part["seconds"].sum() / 60, "feature_minutes": _features(run, arm) / 60}
+        row |= {"generator_minutes": _generators(run, arm) / 60}
+        rows.append({**row, "difference": gain["difference"].iloc[0] if len(gain) else float("nan")})
     return pd.DataFrame(rows)
 
 
+def _features(run: Run, arm: str) -> float:
+    """Seconds of the frozen prefixes' features that trainings of an arm read, of all networks and folds."""
+    tasks = [task for task in feature_tasks(run) if task["kind"] in kinds_of([arm])]
+    return float(sum(features_unit(**task).seconds() for task in tasks))
+
+
 def _generators(run: Run, arm: str) -> float:
-    """Seconds of everything that made the synthetic images of an arm, in all folds."""
+    """Seconds of everything that made the synthetic images of an arm, in all folds; what folds share counts once."""
     names = [name for name in arms.parse(arm).generators if name != "traditional"]
     units = [unit for name in names for fold in sweep.folds_of(run.settings) for unit in _makers(run, name, fold)]
-    return float(sum(unit.seconds() for unit in units))
+    return float(sum(unit.seconds() for unit in {unit.path: unit for unit in units}.values()))
 
 
 def _makers(run: Run, name: str, fold: int) -> list[Unit]:
-    """The generator's training, the drawing of its set, and the filter that chose from it."""
+    """First stage, latents, the generator's training, the drawing of its set, and what the filter chose by."""
     if name == filtering.NAME:
-        return [*_makers(run, run.settings.filtered_generator, fold), filtering.unit_of(run, fold)]
+        made_by, kind = run.settings.filtered_generator, run.settings.quality.features
+        read = [features.features_unit(run, kind, made_by, fold), features.features_unit(run, kind, features.REAL)]
+        chosen = [*read, copies.audit_unit(run, made_by, fold), filtering.unit_of(run, fold)]
+        return [*_makers(run, made_by, fold), *chosen]
     drawn = samples.synthetic_unit(**samples.task_of(run, name, fold))
     if name in samples.BASELINES:
         return [samples.BASELINES[name].unit(run, fold), drawn]
     conditioning, balance = ldm.split_name(name)
-    return [ldm.ldm_unit(run, conditioning, fold, balance), drawn]
+    trained = run.settings.section(f"autoencoder.{conditioning}")["source"] == "train"
+    first = [first_stages.autoencoder_unit(run, conditioning, fold)] * trained
+    latents = first_stages.latents_unit(run, conditioning, fold)
+    return [*first, latents, ldm.ldm_unit(run, conditioning, fold, balance), drawn]
 
 
 # ---------------------------------------------------------------- beside the paper
@@ -336,11 +351,11 @@ def _tests_of(
         rows.append({**facts, "over": sweep_tables.OVER_SEEDS, "unit": "t", "same_protocol": same})
     arms = at(run, tables["arms"], backbone=backbone)
     best = arms[_at_primary(run, arms)].iloc[0]
-    facts = {"claim": "best single seed, an optimistic maximum", "this_run": best.best_seed_auc, "n": best.n_seeds}
-    facts |= {"over": "no interval: a maximum", "unit": unit, "same_protocol": "the paper has it for EfficientNet v1"}
-    if network == "EfficientNet v1":
-        facts |= {"paper": PAPER_BEST_SEED, "same_protocol": same}
-    rows.append(facts)
+    quoted = network == PAPER_BEST_SEED[0]
+    facts = {"claim": f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"}
+    facts |= {"paper": PAPER_BEST_SEED[1]} if quoted else {}
+    facts |= {"this_run": best.best_seed_auc, "n": best.n_seeds, "over": "no interval: a maximum", "unit": unit}
+    rows.append({**facts, "same_protocol": same if quoted else "the paper has it for EfficientNet v1"})
     found = at(run, tables["measures"], None, backbone=backbone)
     for one in found[_at_primary(run, found)].itertuples():
         facts = {"claim": f"{one.measure}: {one.arm}, r = {one.rate:g}", "this_run": one.value, "low": one.low}
