@@ -352,6 +352,23 @@ def test_figures_draw_what_they_are_given(run, tables):
         plt.close(fig)
 
 
+def test_networks_of_some_folds_are_not_passed_off_as_judged_on_all_patients(run):
+    scores = baselines.split_scores(learners(features_of(ToyData.images, 1.0)), ToyData.images)
+    whole = baselines.baseline_table(scores, 50).query("level == 'patient'")
+    for part, says in (
+        (made_up(), "trained network, folds of this run"),
+        (made_up().query("fold == 0"), "trained network, 10 of the 20 patients, not those of the baselines"),
+    ):
+        arms = sweep_tables.arm_intervals(part, "patient", 50)
+        with figures.style():
+            fig, ax = plt.subplots()
+            labels = [text.get_text() for text in checks.baseline_bars(whole, arms, ax).get_legend().get_texts()]
+            plt.close(fig)
+        assert [label for label in labels if label.startswith("trained network")] == [says]
+        assert f"{baselines.ONE_OUT} (biased low)" in labels
+        assert ax.get_xlabel().endswith("bars are 95 % over patients (of networks, over patients and seeds)")
+
+
 @pytest.mark.parametrize(("n_seeds", "over"), [(1, "95 % over patients"), (2, "95 % over patients and seeds")])
 def test_figures_and_answer_say_seeds_where_there_are_several(run, n_seeds, over):
     found = answer.build_tables(run, made_up(n_seeds=n_seeds))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from nafld_utils import baselines
 from nafld_utils.figures import COLORS
-from nafld_utils.figures.sweep import name_of
+from nafld_utils.figures.sweep import name_of, over_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +25,10 @@ def baseline_bars(table: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
     Parameters
     ----------
     table : pandas.DataFrame
-        ``baseline, split, auc, low, high, byra`` (`baselines.baseline_table`, one level).
+        ``baseline, split, auc, low, high, byra, n_patients`` (`baselines.baseline_table`, one level).
     arms : pandas.DataFrame
-        ``arm, rate, mean_auc, low, high``: the networks to stand beside, at the same level.
+        ``arm, rate, mean_auc, low, high, n_seeds, n_patients``: the networks to stand beside, at the same level. Where
+        they were trained on some folds alone, the legend says of how many patients they are.
     ax : Axes
     """
     rows = [(name, part) for name, part in table.groupby("baseline", sort=False)]
@@ -45,12 +46,16 @@ def baseline_bars(table: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
     names = [name for name, _ in rows] + [f"network: {name_of(i.arm)}, r = {i.rate:g}" for i in arms.itertuples()]
     ax.set_yticks(range(len(names)), names)
     for split, (marker, color) in _SPLITS.items():
-        ax.plot([], [], marker, color=color, label=split)
-    ax.plot([], [], "D", color="#009E73", ms=5, label="trained network, folds of this run")
+        ax.plot([], [], marker, color=color, label=f"{split} (biased low)" if split == baselines.ONE_OUT else split)
+    n, all_of = arms["n_patients"].max(), table["n_patients"].max()
+    whose = baselines.IN_FOLDS if n == all_of else f"{n} of the {all_of} patients, not those of the baselines"
+    ax.plot([], [], "D", color="#009E73", ms=5, label=f"trained network, {whose}")
     if np.isfinite(table["byra"]).any():
         ax.plot([], [], "*", color="#D55E00", ms=9, ls="", label="published for the real cohort (Byra et al. 2018)")
     ax.axvline(0.5, color="#999999", lw=1, ls="--", zorder=1)
-    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="ROC AUC by patient, bars are 95 % over patients")
+    over = over_words(arms["n_seeds"])
+    bars = "patients" if over == "patients" else f"patients (of networks, over {over})"
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=f"ROC AUC by patient, bars are 95 % over {bars}")
     ax.grid(axis="x")
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
