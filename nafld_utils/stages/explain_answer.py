@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import explain, words
+from nafld_utils import explain, params, words
 from nafld_utils import explain_truth as truth
 from nafld_utils.artifacts import Run
 from nafld_utils.stages import explain_truth as held
@@ -165,8 +165,12 @@ def _of_features(table: pd.DataFrame) -> str:
 
 def protocol(run: Run) -> str:
     """What differs from the paper's analysis."""
-    swept = sweep_answer.protocol(run)
+    chosen, paper = run.settings, params.load(params.BASE_PROFILE)
+    backbone = chosen.shap.backbone or chosen.sweep.backbones[0]
+    swept = sweep_answer.protocol(run, backbone)
     differs = [] if swept == "yes" else [swept.removeprefix("no: ")]
+    if backbone not in paper.sweep.backbones and "instead of ResNet-50" not in swept:
+        differs.append(f"{backbone} instead of ResNet-50")
     return f"no: {'; '.join([*differs, 'the paper shows maps and no number'])}"
 
 

@@ -21,7 +21,7 @@ REVISION = 2
 
 # Settings that what a classifier learns depends on; those of statistics, of arithmetic and of speed are left out.
 TRAINING = (
-    "weights", "crops", "n_seeds", "steps", "batch_size", "learning_rate", "weight_decay", "rotation",
+    "weights", "crops", "steps", "batch_size", "learning_rate", "weight_decay", "rotation",
     "rotation_probability",
 )  # fmt: skip
 PIXELS = tuple(name for name in params.PreprocessSettings.model_fields if name != "image_size")  # its own entry
@@ -284,16 +284,23 @@ def _makers(run: Run, name: str, fold: int) -> list[Unit]:
 # ---------------------------------------------------------------- beside the paper
 
 
-def protocol(run: Run) -> str:
-    """``"yes"``, or what differs from the paper's protocol in the classifiers and images that are compared."""
-    paper, chosen = params.load(params.BASE_PROFILE), run.settings
-    differs = differences.cohort(run)
-    if chosen.sweep.backbones != paper.sweep.backbones:
-        differs.append(f"{', '.join(chosen.sweep.backbones)} instead of ResNet-50")
-    for name in ("freeze", "balance"):
-        ways = {getattr(sweep.experiment(chosen, one), name) for one in chosen.sweep.experiments}
-        if getattr(paper.sweep, name) not in ways:
-            differs.append(f"{name} {', '.join(sorted(ways))}")
+def protocol(run: Run, backbone: str | None = None) -> str:
+    """``"yes"``, or what differs from the paper's protocol in the classifiers and images that are compared.
+
+    Parameters
+    ----------
+    run : Run
+    backbone : str, optional
+        Which network's declared comparison is meant; None is the first of the run. The paper has three (Fig. 5B).
+    """
+    paper, chosen, grid = params.load(params.BASE_PROFILE), run.settings, sweep.grid(run.settings)
+    differs, cell = differences.cohort(run), declared(run, grid, **({"backbone": backbone} if backbone else {}))
+    if cell["backbone"] not in paper.experiments["fig5b"].backbones:
+        differs.append(f"{cell['backbone']} instead of ResNet-50")
+    differs += [f"{name} {cell[name]}" for name, value in sweep_summaries.MAIN.items() if cell[name] != value]
+    n_seeds = grid.loc[sweep_tables.where(grid, cell), "seed"].nunique()
+    if n_seeds != paper.sweep.n_seeds:
+        differs.append(f"n_seeds {n_seeds}")
     primary = ("primary_arm", "primary_rate")
     if any(getattr(chosen.sweep, name) != getattr(paper.sweep, name) for name in primary):
         differs.append(f"{chosen.sweep.primary_arm} r = {chosen.sweep.primary_rate:g}")
@@ -307,33 +314,43 @@ def protocol(run: Run) -> str:
 
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of the sweep beside the paper's; those of the baselines are `stages.baselines.claims`."""
-    same, shown = protocol(run), networks(run, tables)
-    rows = [(backbone, row) for backbone in shown for row in _claims_of(run, tables, backbone, same)]
+    shown = networks(run, tables)
+    rows = [(backbone, row) for backbone in shown for row in _claims_of(run, tables, backbone)]
     return [{**row, "claim": f"{row['claim']} [{name}]" if len(shown) > 1 else row["claim"]} for name, row in rows]
 
 
-def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str, same: str) -> list[dict[str, Any]]:
+def _way(run: Run, table: pd.DataFrame) -> str:
+    """How the declared comparison's training differs from the paper's main one, in a claim; mostly empty."""
+    cell, named = declared(run, table), sweep_summaries.VARIANTS
+    other = {name: cell[name] for name, main in sweep_summaries.MAIN.items() if cell.get(name, main) != main}
+    return "".join(f", {named.get(item, ' '.join(item))}" for item in other.items())
+
+
+def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list[dict[str, Any]]:
+    """Claims of one network; the paper's numbers are of its main way of training and stand beside no other."""
     network, before, after = PAPER_AUC.get(backbone.partition(".")[0], PAPER_AUC["resnet50"])
+    same, way = protocol(run, backbone), _way(run, tables["arms"])
+    known = (before, after, round(after - before, 3)) if not way else (None, None, None)
+    beside = way or f" (paper: {network})"
     compared, rows = {}, []
     for level in sweep_tables.LEVELS:
         found = at(run, tables["comparisons"], level, backbone=backbone)
         row = compared[level] = found[_at_primary(run, found)].iloc[0]
         arms = at(run, tables["arms"], level, backbone=backbone)
-        paper = (before, after) if level == "image" else (None, None)
+        paper = known[:2] if level == "image" else (None, None)
         cells = ((sweep.REAL, 0.0, "real images alone"), (row.arm, row.rate, f"{row.arm}, r = {row.rate:g}"))
         for (arm, rate, text), value in zip(cells, paper, strict=True):
             one = arms[(arms["arm"] == arm) & (arms["rate"] == rate)].iloc[0]
-            facts = {"claim": f"{text} (paper: {network})", "paper": value, "this_run": one.mean_auc, "low": one.low}
+            facts = {"claim": f"{text}{beside}", "paper": value, "this_run": one.mean_auc, "low": one.low}
             facts |= {"high": one.high, "over": one.over, "n": one.n_patients, "unit": f"{level}-level AUC"}
             rows.append({**facts, "same_protocol": same})
     row = compared["image"]
-    gain = {"claim": f"gain by {row.arm} images, r = {row.rate:g}", "paper": round(after - before, 3)}
+    gain = {"claim": f"gain by {row.arm} images, r = {row.rate:g}{way}", "paper": known[2]}
     gain |= {"this_run": row.difference, "unit": "image-level AUC", "same_protocol": same}
     over = {"seeds": sweep_tables.OVER_SEEDS, "patients": sweep_tables.over_patients(row.n_seeds)}
     for name, count in (("seeds", row.n_seeds), ("patients", row.n_patients)):
         rows.append({**gain, "low": row[f"low_{name}"], "high": row[f"high_{name}"], "over": over[name], "n": count})
-    rows += _tests_of(run, tables, backbone, network, row, same)
-    return rows
+    return rows + _tests_of(run, tables, backbone, "" if way else network, row, same)
 
 
 def _tests_of(
