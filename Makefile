@@ -95,8 +95,9 @@ $(STAMPS)/%.json: ;
 lab: $(VENV)/.ready      ## open a run's notebooks in JupyterLab, e.g. PROFILE=cpu LAB="--no-browser"
 	@exec $(NAFLD) lab $(OPTIONS) -- $(LAB)
 
+# A file of tests stays in one process, which makes its modules' fixtures once.
 test: $(VENV)/.ready     ## run the tests
-	$(VENV)/bin/python -m pytest -m "not faults" $(TESTS)
+	$(VENV)/bin/python -m pytest -m "not faults" -n logical --maxprocesses 4 --dist loadfile $(TESTS)
 
 test-faults: $(VENV)/.ready ## kill processes in the midst of their work and compare what they end with
 	$(VENV)/bin/python -m pytest -m faults $(FAULTS)

@@ -1,7 +1,9 @@
 """What all tests share: no window, one thread, no skip unseen in CI, and a small study made of toy notebooks."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -128,25 +130,46 @@ def pytest_terminal_summary(terminalreporter, config):
 class Smoke:
     """All eight notebooks on the smoke profile, with the network shut, in a temporary folder; one run serves all tests.
 
-    It starts when the tests start and is waited for by the first test that needs it, so that it has the second core.
+    It starts when the tests start and is waited for by the first test that needs it. Where pytest-xdist runs tests in
+    several processes, the first of them that needs it starts it for all.
     """
 
     def __init__(self, root):
         self.root, self.log = root, root / "network.log"
         self.reports, self.artifacts = root / "reports" / "smoke", root / "artifacts" / "smoke"
-        self.started, self.done = time.time(), None
-        command, env = make_command("all", "PROFILE=smoke", root=root, **self._guarded())
-        with open(root / "out.txt", "w") as out, open(root / "err.txt", "w") as err:
-            self.process = subprocess.Popen(command, cwd=PROJECT, env=env, stdout=out, stderr=err)
+        self.done = None
+
+    def start(self):
+        """Start the run, unless another process of these tests has."""
+        try:
+            (self.root / "started").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        command, env = make_command("all", "PROFILE=smoke", root=self.root, **self._guarded())
+        command = ["sh", "-c", '"$@"; echo $? > "$0.part"; mv "$0.part" "$0"', str(self.root / "status"), *command]
+        with open(self.root / "out.txt", "w") as out, open(self.root / "err.txt", "w") as err:
+            process = subprocess.Popen(command, cwd=PROJECT, env=env, stdout=out, stderr=err, start_new_session=True)
+        (self.root / "group").write_text(str(process.pid), encoding="utf-8")
 
     def wait(self):
         """Wait for the run; sets `done` and `seconds`."""
-        status = self.process.wait(1200)
+        patience = time.monotonic() + 1200
+        while not (self.root / "status").exists():
+            assert time.monotonic() < patience, "expected the small run to end within 20 minutes"
+            time.sleep(0.1)
+        status = int((self.root / "status").read_text(encoding="utf-8"))
         out, err = ((self.root / name).read_text(encoding="utf-8") for name in ("out.txt", "err.txt"))
         self.done = subprocess.CompletedProcess([], status, out, err)
         assert status == 0, f"{out[-6000:]}\n{err[-6000:]}"
-        self.seconds = (self.reports / "index.html").stat().st_mtime - self.started
+        self.seconds = (self.reports / "index.html").stat().st_mtime - (self.root / "started").stat().st_mtime
         return self
+
+    def remove(self):
+        """Stop the run if it still goes, and remove it."""
+        if (self.root / "group").exists() and not (self.root / "status").exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int((self.root / "group").read_text(encoding="utf-8")), signal.SIGTERM)
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def make(self, *arguments, **options):
         """Another make of the same run."""
@@ -156,21 +179,26 @@ class Smoke:
         return {"PYTHONPATH": str(GUARD), "NAFLD_NETWORK_LOG": str(self.log)}
 
 
-_SMOKE = pytest.StashKey()
+_SMOKE, _SMOKE_ROOT = pytest.StashKey(), "NAFLD_TESTS_SMOKE"
+
+
+def pytest_configure(config):
+    """Name the folder of the small run, one for all processes of these tests: they inherit the environment."""
+    if not hasattr(config, "workerinput"):
+        os.environ[_SMOKE_ROOT] = tempfile.mkdtemp(prefix="nafld-smoke-")
+    config.stash[_SMOKE] = Smoke(Path(os.environ[_SMOKE_ROOT]))
 
 
 def pytest_collection_finish(session):
     """Start the small run beside the first tests, where a test needs it."""
     if not session.config.option.collectonly and any("smoke" in item.fixturenames for item in session.items):
-        session.config.stash[_SMOKE] = Smoke(Path(tempfile.mkdtemp(prefix="nafld-smoke-")))
+        session.config.stash[_SMOKE].start()
 
 
 def pytest_unconfigure(config):
-    """Stop the small run if it still goes, and remove it."""
-    if _SMOKE in config.stash:
-        config.stash[_SMOKE].process.terminate()
-        config.stash[_SMOKE].process.wait(60)
-        shutil.rmtree(config.stash[_SMOKE].root, ignore_errors=True)
+    """Remove the small run, once no process of these tests needs it."""
+    if not hasattr(config, "workerinput"):
+        config.stash[_SMOKE].remove()
 
 
 @pytest.fixture(scope="session")
