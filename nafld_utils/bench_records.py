@@ -15,10 +15,13 @@ import platform
 import resource
 import shlex
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from nafld_utils import artifacts
 
@@ -214,3 +217,40 @@ def peak_gib() -> float:
     except (OSError, StopIteration):
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return held / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes
+
+
+class Watched:
+    """Most memory that this process and all that it started have held together, GiB, while a ``with`` block runs.
+
+    Pages that several processes share, libraries above all, count once on Linux (the sum of proportional set sizes);
+    elsewhere once a process. Looked at ten times a second.
+
+    Attributes
+    ----------
+    gib : float
+        The most so far.
+    """
+
+    def __enter__(self) -> Watched:
+        self.gib, self._over = 0.0, threading.Event()
+        self._look = threading.Thread(target=self._until_over, daemon=True)
+        self._look.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._look.join()
+
+    def _until_over(self) -> None:
+        while not self._over.wait(0.1):
+            mine = psutil.Process()
+            self.gib = max(self.gib, sum(_share(one) for one in [mine, *mine.children(recursive=True)]) / 2**30)
+
+
+def _share(process: psutil.Process) -> int:
+    """Bytes of a process; 0 of one that has ended meanwhile."""
+    try:
+        held = process.memory_full_info() if psutil.LINUX else process.memory_info()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
+    return getattr(held, "pss", held.rss)

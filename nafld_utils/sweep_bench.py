@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
+import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +56,10 @@ def _network(backbone: str, size: int) -> Network:
 
 
 def measured_training(backbone: str, size: int, batch_size: int, path: str) -> None:
-    """Time one training as a worker of the sweep does; leaves ``seconds, prefix_seconds, gib`` as JSON."""
+    """Time one training as a worker of the sweep does; leaves ``seconds, prefix_seconds`` as JSON."""
     network = _network(backbone, size)
     seconds = network.seconds_a_training(options_of(batch_size))
-    found = {
-        "seconds": seconds,
-        "prefix_seconds": network.prefix_seconds,
-        "gib": peak_gib(),
-        "worker": os.getpid(),
-    }
+    found = {"seconds": seconds, "prefix_seconds": network.prefix_seconds}
     Path(path).write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -73,8 +70,7 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
     -------
     pandas.DataFrame
         ``round, how, seconds`` (of one training), ``at once``, ``prefix_seconds``, ``GiB``: the plain loop's process at
-        its peak; of ours the peaks of every worker and of the process that gives them work, added up, which counts
-        libraries that they share once a process.
+        its peak; of ours the workers and the process that gives them work, together (`bench_records.Watched`).
     """
     local = params.load("demo", {"engine.mode": "local", "engine.n_workers": n_workers}).engine
     rows = []
@@ -84,20 +80,27 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
         # workers start, load and compute the prefix once before anything counts
         engine.map_units(measured_training, tasks, local, f"{backbone}: warming up")
         for n in range(n_rounds):
-            with engine.compute_threads(n_workers):
-                rows += [{"round": n, **row} for row in _plain_rows(backbone, size, options_of(batch_size))]
-            reset_peak()  # the whole networks are gone: a sweep's driver never holds one
-            engine.map_units(measured_training, tasks, local, f"{backbone}: round {n + 1} of {n_rounds}")
+            # in a process of its own: the driver of a sweep never holds a whole network
+            plain = _apart(_plain_rows, backbone, size, options_of(batch_size), n_workers)
+            rows += [{"round": n, **row} for row in plain]
+            with bench_records.Watched() as held:
+                engine.map_units(measured_training, tasks, local, f"{backbone}: round {n + 1} of {n_rounds}")
             found = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
             seconds = float(np.mean([one["seconds"] for one in found])) / n_workers
-            held = sum({**{one["worker"]: one["gib"] for one in found}, os.getpid(): peak_gib()}.values())
-            row = {"round": n, "how": OURS, "seconds": seconds, "at once": n_workers, "GiB": held}
+            row = {"round": n, "how": OURS, "seconds": seconds, "at once": n_workers, "GiB": held.gib}
             rows.append({**row, "prefix_seconds": float(np.mean([one["prefix_seconds"] for one in found])) / n_workers})
     return pd.DataFrame(rows)
 
 
-def _plain_rows(backbone: str, size: int, options: Options) -> list[dict[str, Any]]:
-    """The plain loop in either layout; its networks live no longer than this call."""
+def _apart(function: Callable[..., Any], *args: Any) -> Any:
+    """A function's result from a process that ends with it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def _plain_rows(backbone: str, size: int, options: Options, threads: int) -> list[dict[str, Any]]:
+    """The plain loop in either layout."""
+    torch.set_num_threads(threads)
     network, rows = Network(backbone, "paper", size, torch.device("cpu")), []
     layouts = {PLAIN: torch.contiguous_format, f"{PLAIN}, channels last": torch.channels_last}
     for how, layout in layouts.items():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 
 import numpy as np
@@ -209,6 +210,19 @@ def test_peak_memory_is_that_of_the_process_itself():
     assert after - before == pytest.approx(0.5, abs=0.1)
     assert before < bench_records.peak_gib()
     assert held[-1] == 1
+
+
+def test_memory_is_watched_with_all_that_a_process_started():
+    hold = "import numpy as np, time\nblock = np.ones(2**29, np.uint8)\ntime.sleep(1)"
+    with bench_records.Watched() as alone:
+        time.sleep(0.5)
+    with bench_records.Watched() as both:
+        started = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {hold!r}], check=True)"
+        subprocess.run([sys.executable, "-c", started], check=True)
+    assert 0.45 < both.gib - alone.gib < 0.75, "of a child's child too"
+    with bench_records.Watched() as after:
+        time.sleep(0.5)
+    assert after.gib < alone.gib + 0.2
 
 
 def test_peak_memory_can_count_anew():

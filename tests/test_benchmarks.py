@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-import weakref
 
 import pandas as pd
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from nafld_utils import (
     artifacts,
+    bench_records,
     benchmarks,
     diffusion,
     engine,
@@ -132,35 +132,35 @@ def test_the_sweep_is_measured_beside_the_plain_loop(monkeypatch):
     assert found["peak GiB"].between(0.1, 8).all()
 
 
-def test_memory_of_the_sweep_holds_the_workers_and_the_driver_without_the_plain_networks(monkeypatch):
-    held, networks = {"gib": 0.0}, []
+def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypatch):
+    happened = []
 
-    class Held:
-        def __init__(self, *args):
-            networks.append(weakref.ref(self))
+    def apart(function, *args):
+        happened.append("plain")
+        return [{"how": sweep_bench.PLAIN, "seconds": 1.0, "at once": 1, "GiB": 5.0}]
 
-    def plain_seconds(*args):
-        held["gib"] = 5.0  # whole networks
-        return 1.0
+    class Watched:
+        gib = 2.5
 
-    def reset():
-        held["gib"] = 0.5  # of the driver
+        def __enter__(self):
+            happened.append("watched")
+            return self
+
+        def __exit__(self, *_):
+            happened.append("seen")
 
     def map_units(function, tasks, *args):
-        assert all(network() is None for network in networks), "the driver holds a plain network"
-        for worker, task in enumerate(tasks, start=-2):  # numbers that no process has
-            found = {"seconds": 8.0, "prefix_seconds": 0.1, "gib": 1.25, "worker": worker}
-            pathlib.Path(task["path"]).write_text(json.dumps(found))
+        happened.append("ours")
+        for task in tasks:
+            pathlib.Path(task["path"]).write_text(json.dumps({"seconds": 8.0, "prefix_seconds": 0.1}))
 
-    monkeypatch.setattr(sweep_bench, "Network", Held)
-    monkeypatch.setattr(sweep_bench, "_plain_seconds", plain_seconds)
-    monkeypatch.setattr(sweep_bench, "peak_gib", lambda: held["gib"])
-    monkeypatch.setattr(sweep_bench, "reset_peak", reset)
+    monkeypatch.setattr(sweep_bench, "_apart", apart)
+    monkeypatch.setattr(bench_records, "Watched", Watched)
     monkeypatch.setattr(engine, "map_units", map_units)
     rounds = sweep_bench.cpu_rounds("net", 32, 4, 2, n_workers=2)
-    assert rounds.groupby("how")["GiB"].agg(set).to_dict() == {
-        "plain loop": {5.0}, "plain loop, channels last": {5.0}, "this project": {0.5 + 2 * 1.25}
-    }  # fmt: skip
+    assert happened == ["ours", *["plain", "watched", "ours", "seen"] * 2], "warmed up once, then in turn"
+    assert rounds.groupby("how")["GiB"].agg(set).to_dict() == {sweep_bench.PLAIN: {5.0}, sweep_bench.OURS: {2.5}}
+    assert rounds.loc[rounds["how"] == sweep_bench.OURS, "seconds"].tolist() == [4.0, 4.0]
 
 
 def test_a_dry_run_counts_from_the_settings_where_nothing_is_there_yet(tmp_path, monkeypatch, capsys):
