@@ -324,7 +324,7 @@ def holm(p: np.ndarray, declared: np.ndarray) -> np.ndarray:
 
     adjusted = p.copy()
     explored = ~declared & np.isfinite(p)
-    if explored.any():
+    if explored.sum() > 1:
         adjusted[explored] = multipletests(p[explored], method="holm")[1]
     return adjusted
 

@@ -137,7 +137,7 @@ class Smoke:
     def __init__(self, root):
         self.root, self.log = root, root / "network.log"
         self.reports, self.artifacts = root / "reports" / "smoke", root / "artifacts" / "smoke"
-        self.done = None
+        self.process, self.done = None, None  # the process where this one started it
 
     def start(self):
         """Start the run, unless another process of these tests has."""
@@ -148,8 +148,10 @@ class Smoke:
         command, env = make_command("all", "PROFILE=smoke", root=self.root, **self._guarded())
         command = ["sh", "-c", '"$@"; echo $? > "$0.part"; mv "$0.part" "$0"', str(self.root / "status"), *command]
         with open(self.root / "out.txt", "w") as out, open(self.root / "err.txt", "w") as err:
-            process = subprocess.Popen(command, cwd=PROJECT, env=env, stdout=out, stderr=err, start_new_session=True)
-        (self.root / "group").write_text(str(process.pid), encoding="utf-8")
+            self.process = subprocess.Popen(
+                command, cwd=PROJECT, env=env, stdout=out, stderr=err, start_new_session=True
+            )
+        (self.root / "group").write_text(str(self.process.pid), encoding="utf-8")
 
     def wait(self):
         """Wait for the run; sets `done` and `seconds`."""

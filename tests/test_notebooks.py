@@ -7,15 +7,17 @@ import ast
 import json
 import re
 import shutil
+import time
 
 import nbformat
 import pandas as pd
 import pytest
 from conftest import PROJECT
+from nbconvert.preprocessors import ExecutePreprocessor
 from test_commands import SMALL, words
 from test_report import assert_prints_on_a4, assert_self_contained, open_and_look
 
-from nafld_utils import artifacts, graph, report
+from nafld_utils import artifacts, graph, lab, report
 
 NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in graph.STAGES]
 BUDGET = 300.0  # seconds for the smoke profile on two free cores
@@ -133,6 +135,28 @@ def planned(overrides=""):
 )
 def test_a_setting_makes_stale_what_depends_on_it(run, setting, stale):
     assert list(planned(setting)) == stale
+
+
+def finished(root):
+    """Every file of every finished unit, with the time of its last change."""
+    folders = [manifest.parent for manifest in root.rglob("run.json")]
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("stage", graph.STAGES)
+def test_a_notebook_opened_on_a_finished_run_is_there_in_seconds_and_makes_nothing_again(run, stage, monkeypatch):
+    """As `make lab PROFILE=smoke` opens it: with its parameters as committed, in a kernel of its own."""
+    folder = PROJECT / "notebooks"
+    given = lab.environment(run, {}, folder) | {"JPY_SESSION_NAME": f"{stage}.ipynb"}
+    for name in (artifacts.LAB, "JPY_SESSION_NAME"):
+        monkeypatch.setenv(name, given[name])
+    notebook = nbformat.read(folder / f"{stage}.ipynb", as_version=4)
+    before, started = finished(run.root), time.monotonic()
+    ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(folder)}})
+    seconds = time.monotonic() - started
+    assert seconds < 60, f"{seconds:.0f} s, with the start of the kernel"
+    assert before
+    assert finished(run.root) == before
 
 
 def test_a_deleted_unit_is_made_again_and_the_rest_is_kept(smoke, run):
