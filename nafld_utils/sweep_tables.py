@@ -16,7 +16,7 @@ import pandas as pd
 
 from nafld_utils import delong, resampling, stats
 
-REVISION = 3
+REVISION = 4
 
 GROUP = ("backbone", "freeze", "balance")
 CELL = (*GROUP, "arm", "rate")
