@@ -72,6 +72,12 @@ def notice(text: str) -> None:
     logging.getLogger(__name__).warning(text)
 
 
+def _in_kernel() -> bool:
+    """Whether a Jupyter kernel runs this process: that something imported ipykernel does not say so."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 def progress(items: Iterable[Any], label: str, total: int | None = None, every: float = 5.0) -> Iterator[Any]:
     """Iterate with a bar and an estimate: in JupyterLab a widget, headless a line to the runner's terminal.
 
@@ -89,7 +95,7 @@ def progress(items: Iterable[Any], label: str, total: int | None = None, every: 
     if total is None and hasattr(items, "__len__"):
         total = len(items)
     if not os.environ.get(PROGRESS_FILE):
-        if "ipykernel" in sys.modules or sys.stderr.isatty():
+        if _in_kernel() or sys.stderr.isatty():
             from tqdm.auto import tqdm
 
             yield from tqdm(items, desc=label, total=total, leave=False)

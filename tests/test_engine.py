@@ -108,9 +108,20 @@ def test_progress_writes_lines_for_the_terminal_of_a_headless_run(tmp_path, monk
 
 
 def test_progress_is_silent_without_a_terminal(monkeypatch, capsys):
+    import ipykernel  # noqa: F401  explorers import it too; only a kernel that runs shows a bar
+
     monkeypatch.delenv(engine.PROGRESS_FILE, raising=False)
     assert list(engine.progress(iter("ab"), "letters", total=2)) == ["a", "b"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_a_bar_in_a_kernel(monkeypatch, capsys):
+    import IPython
+
+    monkeypatch.delenv(engine.PROGRESS_FILE, raising=False)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel="running"))
+    assert list(engine.progress(range(3), "counting")) == [0, 1, 2]
+    assert "counting:" in capsys.readouterr().err
 
 
 def test_thread_counts_are_set_for_children_and_put_back(monkeypatch):
