@@ -16,7 +16,7 @@ import pandas as pd
 
 from nafld_utils import delong, resampling, stats
 
-REVISION = 4
+REVISION = 5
 
 GROUP = ("backbone", "freeze", "balance")
 CELL = (*GROUP, "arm", "rate")
@@ -209,9 +209,10 @@ def compare_arms(
         One row a cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus base); over seeds ``t, p,
         p_holm, low_seeds, high_seeds``; over patients and seeds ``p_patients, p_patients_holm, low_patients,
         high_patients, se_patients, smallest_effect`` (the difference that this many patients show with 80 % power: 2.8
-        standard errors); at patient level, seeds held fixed, DeLong's ``delong_p, delong_p_holm, delong_low,
-        delong_high`` (NaN at image level, where rows are not independent); ``n_seeds, n_patients, primary, role, over``
-        (what each interval is over), ``note`` (why an entry is NaN).
+        standard errors; NaN where no resample moves the difference, so that there is no error to reckon with); at
+        patient level, seeds held fixed, DeLong's ``delong_p, delong_p_holm, delong_low, delong_high`` (NaN at image
+        level, where rows are not independent); ``n_seeds, n_patients, primary, role, over`` (what each interval is
+        over), ``note`` (why an entry is NaN).
 
     Raises
     ------
@@ -295,7 +296,7 @@ def _compare(cell: dict[str, Any], arm: Scored, base: Scored, level: str, option
         "low_patients": gain.low,
         "high_patients": gain.high,
         "se_patients": gain.error,
-        "smallest_effect": DETECTABLE * gain.error,
+        "smallest_effect": DETECTABLE * gain.error if gain.error > 0 else nan,
         "delong_p": tested.p if tested else nan,
         "delong_low": tested.low if tested else nan,
         "delong_high": tested.high if tested else nan,

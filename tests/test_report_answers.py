@@ -62,6 +62,15 @@ def test_help_follows_the_interval_over_patients(real, low, high, verdict, said)
     assert PATIENTS in text or not low
 
 
+def test_a_difference_that_no_resample_moves_tells_nothing_of_smaller_ones(real):
+    gain = (SWEEP, "gain by semantic images, r = 1.5", 0, 0, 0, PATIENTS, "image-level AUC")
+    shown = (SWEEP, "smallest gain that these patients could show (80 % power)", 0.1, "", "", "", "image-level AUC")
+    assert "cannot be told" in " ".join(answered(real, table(gain), "help").sentences)
+    text = " ".join(answered(real, table((*gain[:3], -0.1, 0.1, *gain[5:]), shown), "help").sentences)
+    assert "with 80 % power is 0.1." in text
+    assert "cannot be told" not in text
+
+
 def test_networks_that_disagree_are_not_averaged(real):
     rows = [(SWEEP, f"gain by semantic images, r = 1.5 [{name}]", 0.05, low, 0.2, PATIENTS, "image-level AUC")
             for name, low in (("one", 0.01), ("two", -0.1))]  # fmt: skip

@@ -112,6 +112,15 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert "primary analysis. Unadjusted sensitivity analyses of the same comparison" in text
 
 
+def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):
+    tables = answer.build_tables(run, made_up().assign(score=0.5))
+    row = answer.primary(run, tables)
+    assert row.se_patients == 0
+    assert np.isnan(row.smallest_effect)
+    assert "cannot be told, since every resample of them gives this one" in answer.answer(run, tables)
+    assert not any(claim["claim"].startswith("smallest") for claim in answer.claims(run, tables))
+
+
 # ---------------------------------------------------------------- claims and cost
 
 

@@ -133,6 +133,10 @@ def _help(run: Run, table: pd.DataFrame) -> Answer:
     ):
         if claim:
             sentences.append(f"{text} {_bare(claim[0])}.")
+    if gains[0].bounded and gains[0].low == gains[0].high:
+        sentences.append(
+            "How small a gain these patients could have shown cannot be told: every resample of them gives this one."
+        )
     seeds = find(table, stage, r"gain by .+ images, r = ", over="training seeds", unit="image-level")
     if seeds:
         sentences.append(

@@ -196,8 +196,7 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
     text.append(
         "On other patients like these, given these trained models and this split, it lies in"
         f" [{row.low_patients:+.3f}, {row.high_patients:+.3f}] (95 %, bootstrap of {row.n_patients} patients{seeds}),"
-        f" so {_verdict(row)}; the smallest difference that so many patients could show is about"
-        f" {row.smallest_effect:.3f}."
+        f" so {_verdict(row)}; {_could_show(row)}."
     )
     text.append(
         "That is the primary analysis. Unadjusted sensitivity analyses of the same comparison are"
@@ -206,6 +205,12 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
         f" [{whole.low_patients:+.3f}, {whole.high_patients:+.3f}], DeLong p = {whole.delong_p:.2g}."
     )
     return " ".join(text)
+
+
+def _could_show(row: pd.Series) -> str:
+    if np.isfinite(row.smallest_effect):
+        return f"the smallest difference that so many patients could show is about {row.smallest_effect:.3f}"
+    return "how small a difference they could show cannot be told, since every resample of them gives this one"
 
 
 def _verdict(row: pd.Series) -> str:
@@ -358,10 +363,11 @@ def _tests_of(
 ) -> list[dict[str, Any]]:
     """What else is said of the declared arm: what could be seen, the paper's t, its best seed, measures by patient."""
     unit, rows = "image-level AUC", []
-    facts = {"claim": "smallest gain that these patients could show (80 % power)", "this_run": row.smallest_effect}
-    facts |= {"n": row.n_patients, "unit": unit}
-    facts["over"] = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
-    rows.append({**facts, "same_protocol": "not in the paper"})
+    if np.isfinite(row.smallest_effect):
+        facts = {"claim": "smallest gain that these patients could show (80 % power)", "this_run": row.smallest_effect}
+        facts |= {"n": row.n_patients, "unit": unit}
+        facts["over"] = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
+        rows.append({**facts, "same_protocol": "not in the paper"})
     if network == "ResNet-50" and np.isfinite(row.t):
         facts = {"claim": "paired t of the gain over seeds (sensitivity analysis)", "paper": PAPER_T}
         facts |= {"this_run": row.t, "n": row.n_seeds}
