@@ -95,12 +95,14 @@ $(STAMPS)/%.json: ;
 lab: $(VENV)/.ready      ## open a run's notebooks in JupyterLab, e.g. PROFILE=cpu LAB="--no-browser"
 	@exec $(NAFLD) lab $(OPTIONS) -- $(LAB)
 
-# A file of tests stays in one process, which makes its modules' fixtures once.
+# A file of tests stays in one process, which makes its modules' fixtures once; long files come first.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.ready     ## run the tests
-	$(VENV)/bin/python -m pytest -m "not faults" -n logical --maxprocesses 4 --dist loadfile $(TESTS)
+	$(VENV)/bin/python -m pytest -m "not faults" $(SIDE_BY_SIDE) $(TESTS)
 
 test-faults: $(VENV)/.ready ## kill processes in the midst of their work and compare what they end with
-	$(VENV)/bin/python -m pytest -m faults $(FAULTS)
+	$(VENV)/bin/python -m pytest -m faults $(SIDE_BY_SIDE) $(FAULTS)
 
 bench: $(VENV)/.ready    ## measure what the stages cost here, into one page, e.g. BENCH="--parts quality size"
 	@$(VENV)/bin/python -m nafld_utils.bench $(BENCH)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -181,14 +182,26 @@ class Smoke:
         return {"PYTHONPATH": str(GUARD), "NAFLD_NETWORK_LOG": str(self.log)}
 
 
-_SMOKE, _SMOKE_ROOT = pytest.StashKey(), "NAFLD_TESTS_SMOKE"
+_SMOKE, _SMOKE_ROOT, _CALM_ROOT = pytest.StashKey(), "NAFLD_TESTS_SMOKE", "NAFLD_TESTS_CALM"
+_FAULT_SEED, WHOLE = "NAFLD_FAULT_SEED", "NAFLD_TESTS_WHOLE"
+# Files that take a minute and more, longest first: begun last, one of them would keep a single process at work.
+_LONG = ("test_own_cohort", "test_notebooks", "test_baselines", "test_benchmarks", "test_diffusion_training")
 
 
 def pytest_configure(config):
-    """Name the folder of the small run, one for all processes of these tests: they inherit the environment."""
+    """Set what all processes of these tests share, since they inherit the environment: the folders of both small runs,
+    where the faults are drawn, and whether all files are tested."""
     if not hasattr(config, "workerinput"):
         os.environ[_SMOKE_ROOT] = tempfile.mkdtemp(prefix="nafld-smoke-")
+        os.environ[_CALM_ROOT] = tempfile.mkdtemp(prefix="nafld-calm-")
+        os.environ[WHOLE] = "" if config.option.keyword or config.option.file_or_dir else "yes"
+        os.environ[_FAULT_SEED] = os.environ.get(_FAULT_SEED) or str(random.SystemRandom().randrange(10**6))
     config.stash[_SMOKE] = Smoke(Path(os.environ[_SMOKE_ROOT]))
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first."""
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
 
 
 def pytest_collection_finish(session):
@@ -198,9 +211,10 @@ def pytest_collection_finish(session):
 
 
 def pytest_unconfigure(config):
-    """Remove the small run, once no process of these tests needs it."""
+    """Remove the small runs, once no process of these tests needs them."""
     if not hasattr(config, "workerinput"):
         config.stash[_SMOKE].remove()
+        shutil.rmtree(os.environ[_CALM_ROOT], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -209,11 +223,11 @@ def smoke(pytestconfig):
 
 
 @pytest.fixture(scope="session")
-def calm(tmp_path_factory):
-    """The small run of the tests of faults, undisturbed."""
+def calm():
+    """The small run of the tests of faults, undisturbed; the first process of these tests that needs it makes it."""
     import faulty
 
-    return faulty.Calm(tmp_path_factory.mktemp("faults"))
+    return faulty.Calm(Path(os.environ[_CALM_ROOT]))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import random
 import resource
 import runpy
 import shutil
@@ -23,9 +22,10 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 from conftest import GUARD, PROJECT
 
-SEED = int(os.environ.get("NAFLD_FAULT_SEED") or random.SystemRandom().randrange(10**6))
+SEED = int(os.environ["NAFLD_FAULT_SEED"])  # given, or drawn by conftest once for all processes of the tests
 RUN = "faults"
 SETTINGS = {
     "run": RUN,
@@ -345,18 +345,26 @@ class Calm:
     """
 
     def __init__(self, folder):
-        self.root, self._folder = folder / "calm", folder
-        self.events, self.seconds, self._there = {}, {}, {}
+        self.root, notes = folder / "calm", folder / "notes.json"
+        with filelock.FileLock(folder / "lock"):
+            if not notes.exists():
+                notes.write_text(json.dumps(self._make()), encoding="utf-8")
+        known = json.loads(notes.read_text(encoding="utf-8"))
+        self.events, self.seconds, self._prints = (known[key] for key in ("events", "seconds", "prints"))
+        self._there = {step: [Path(name) for name in names] for step, names in known["there"].items()}
+
+    def _make(self):
+        events, seconds, there = {}, {}, {}
         for name in STEPS:
-            self._there[name] = self._files()
+            there[name] = self._files()
             ended = perform(self.root, name)
             assert ended.code == 0, ended.said[-6000:]
-            self.events[name], self.seconds[name] = ended.events, ended.seconds
-        self._there["end"] = self._files()
-        self._prints = fingerprint(self.root)
+            events[name], seconds[name] = ended.events, ended.seconds
+        there["end"] = self._files()
+        return {"events": events, "seconds": seconds, "there": there, "prints": fingerprint(self.root)}
 
     def _files(self):
-        return [path for path in self.root.rglob("*") if path.is_file()]
+        return [str(path) for path in self.root.rglob("*") if path.is_file()]
 
     def before(self, step, target, link=True):
         """A copy of the run as it was before a step ("end": whole); hard links, unless files are to be damaged."""
