@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import nn
 from nafld_utils.artifacts import load_weights
 
 REVISION = 3
+CPU_GROUP = 8  # images a pass of a denoiser or decoder on a CPU (choice)
 SHIPPED = Path(__file__).parent / "weights" / "autoencoder_tiny_f8.safetensors"
 # (kind, factor): channel multipliers, attention on the smallest level, the rest [LDM configurations]
 PUBLISHED: dict[tuple[str, int], tuple[tuple[int, ...], bool, dict[str, int]]] = {
@@ -308,10 +310,35 @@ def encode_images(stage: FirstStage, images: np.ndarray, device: torch.device, b
     return torch.cat([stage.encode(to_unit(part).to(device)).cpu() for part in parts]).numpy()
 
 
+def groups(n: int, size: int, device: torch.device) -> Iterator[list[int]]:
+    """Rows of n images, group by group, so that an image does not depend on those beside it.
+
+    Parameters
+    ----------
+    n : int
+        Images.
+    size : int
+        Images at once on a GPU, where a neighbour moves a result by rounding only.
+    device : torch.device
+        On a CPU a group has `CPU_GROUP` rows, since kernels are chosen by shape and one shape makes one result; the
+        last is filled up with its own last row.
+
+    Yields
+    ------
+    list of int
+        Rows; those that fill up are left out by the caller.
+    """
+    on_cpu = device.type == "cpu"
+    size = CPU_GROUP if on_cpu else max(size, 1)
+    for start in range(0, n, size):
+        yield [min(row, n - 1) for row in range(start, start + size if on_cpu else min(start + size, n))]
+
+
 def decode_latents(stage: FirstStage, latents: torch.Tensor, device: torch.device, batch_size: int = 32) -> np.ndarray:
-    """(N, C, h, w) scaled latents as (N, H, W) uint8 images."""
+    """(N, C, h, w) scaled latents as (N, H, W) uint8 images, each a function of its own latent, see `groups`."""
     stage.to(device)
-    return np.concatenate([to_uint8(stage.decode(part.to(device))) for part in latents.split(batch_size)])
+    decoded = [to_uint8(stage.decode(latents[rows].to(device))) for rows in groups(len(latents), batch_size, device)]
+    return np.concatenate(decoded)[: len(latents)]
 
 
 def reconstruct(stage: FirstStage, images: np.ndarray, device: torch.device, batch_size: int = 32) -> np.ndarray:

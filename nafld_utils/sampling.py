@@ -1,8 +1,8 @@
 """Drawing latents from a trained denoiser with classifier-free guidance, every image its own seed.
 
 Contract: image i is a function of its own seed and condition. Noise is drawn an image at a time on the CPU, so
-neither the batch size nor the number of workers enters: to the bit on a CPU, where the network always sees groups of
-`CPU_GROUP` images, to float tolerance on a GPU.
+neither the batch size nor the number of workers enters: to the bit on a CPU, where networks always see groups of one
+size (`autoencoder.groups`), to float tolerance on a GPU.
 
 Sources: Song et al. 2021, arXiv 2010.02502 (DDIM); Lu et al. 2022, arXiv 2211.01095 (DPM-Solver++); Zhao et al. 2023,
 arXiv 2302.04867 (UniPC); Ho & Salimans 2022, arXiv 2207.12598 (guidance); paper, Methods.
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nafld_utils.autoencoder import groups
 from nafld_utils.diffusion_training import arithmetic, autocast
 
-REVISION = 2
-CPU_GROUP = 8  # images a pass on a CPU; kernels are chosen by shape, so one shape makes one result
+REVISION = 3
 
 
 def build_sampler(options: Mapping[str, Any], scheduler: str = "ddim") -> Any:
@@ -131,19 +131,15 @@ def sample(
     if not 1 <= steps <= options["num_train_timesteps"]:
         raise ValueError(f"sampling.steps must not exceed {options['num_train_timesteps']}, got {steps}.")
     denoiser.eval()
-    n = len(seeds)
-    size = CPU_GROUP if device.type == "cpu" else n
     drawn = []
-    for start in range(0, n, size):
-        # the last group is filled up with its own last image, so that every group has one shape
-        rows = [min(row, n - 1) for row in range(start, start + size)]
+    for rows in groups(len(seeds), len(seeds), device):
         generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
         sampler = build_sampler(options, scheduler)
         sampler.set_timesteps(steps, device=device)
         with arithmetic(precision, device), autocast(precision, device):
             z = _walk(denoiser, sampler, conditions[rows].to(device), generators, latent_shape, eta, guidance, null)
-        drawn.append(z[: n - start])
-    return torch.cat(drawn)
+        drawn.append(z)
+    return torch.cat(drawn)[: len(seeds)]
 
 
 def _walk(

@@ -41,18 +41,23 @@ def test_an_image_depends_to_the_bit_on_its_seed_and_not_on_its_neighbours(denoi
     assert not torch.allclose(together[0], together[2])
 
 
-@pytest.mark.parametrize("scheduler", ["dpmsolver++", "unipc"])
-def test_fast_solvers_end_where_ddim_ends_in_far_more_steps(denoiser, options, scheduler):
+def test_fast_solvers_end_where_ddim_ends_in_far_more_steps(denoiser, options):
     slow = draw(denoiser, options, [1, 2], steps=500)
-    fast = draw(denoiser, options, [1, 2], steps=25, scheduler=scheduler)
     coarse = draw(denoiser, options, [1, 2], steps=25)
-    assert (fast - slow).abs().mean() < 0.5 * (coarse - slow).abs().mean()
+    for scheduler in ("dpmsolver++", "unipc"):
+        fast = draw(denoiser, options, [1, 2], steps=25, scheduler=scheduler)
+        assert (fast - slow).abs().mean() < 0.5 * (coarse - slow).abs().mean(), scheduler
     with pytest.raises(ValueError, match="scheduler must be ddim"):
         sampling.build_sampler(options, "euler")
 
 
-def test_ddim_is_deterministic_and_eta_adds_noise(denoiser, options):
+def test_ddim_is_deterministic_and_eta_adds_noise(denoiser, options, monkeypatch):
+    drawn, noise = [], sampling._noise
+    monkeypatch.setattr(sampling, "_noise", lambda *args: drawn.append(args) or noise(*args))
     assert torch.equal(draw(denoiser, options, [7]), draw(denoiser, options, [7]))
+    assert len(drawn) == 2, "where each begins; no step draws noise"
+    draw(denoiser, options, [7], steps=5, eta=1.0)
+    assert len(drawn) == 2 + 1 + 5
     assert not torch.allclose(draw(denoiser, options, [7]), draw(denoiser, options, [7], eta=1.0))
 
 
