@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nafld_utils.artifacts import file_sha256
+
 
 class Bundle(NamedTuple):
     """An installed package that carries a weight file."""
@@ -73,7 +75,8 @@ def load(name: str, weights: str = "bundled", num_classes: int = 1000, seed: int
         timm name, tag included where weights come from the hub, e.g. ``"resnet50.tv_in1k"``.
     weights : str
         ``"bundled"`` (EfficientNet-Lite0, Lite1 and Lite2), ``"hub"`` (timm's download), ``"random"``, or the path of a
-        .safetensors or .pth file with timm's keys, or of a folder of such files named by the network (`local_file`).
+        .safetensors or .pth file with timm's keys, or of a folder of such files named by the network (`local_file`);
+        a .pth file is opened where its SHA-256 stands beside it, in ``<file>.sha256``.
     num_classes : int
         Outputs; the ImageNet head is kept for 1000, otherwise a new one is drawn.
     seed : int
@@ -184,10 +187,24 @@ def _state_of(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_sum(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path}: expected weights with timm's keys, found an unreadable file ({reason}).") from None
+
+
+def _check_sum(path: Path) -> None:
+    """Refuse a pickle without the SHA-256 that its source states, in a file beside it."""
+    stated = path.with_name(f"{path.name}.sha256")
+    words = stated.read_text(encoding="utf-8", errors="replace").split() if stated.is_file() else ["none"]
+    found = file_sha256(path)
+    if words[:1] != [found]:
+        raise ValueError(
+            f"{path}: expected the SHA-256 that its source states in {stated.name} beside it, as sha256sum writes it,"
+            f" before a pickle is opened; found {words[0][:16] if words else 'none'} there and {found[:16]}... of the"
+            " file; write the stated one there, or give a .safetensors file."
+        )
 
 
 def _with_state(model: nn.Module, state: dict[str, Tensor], origin: str) -> nn.Module:

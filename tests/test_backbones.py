@@ -1,5 +1,6 @@
 """Networks: the bundled weights compute what their own network computes, input, prefix and tail, refusals."""
 
+import hashlib
 import importlib.resources
 
 import numpy as np
@@ -155,6 +156,26 @@ def test_each_network_gets_its_own_normalisation():
 def test_bad_images_are_refused(images, words):
     with pytest.raises(ValueError, match=words):
         backbones.to_input(images, LITE)
+
+
+@pytest.mark.parametrize("stated", [None, "", "0" * 64])
+def test_a_pickle_is_opened_only_after_its_checksum_matched(tmp_path, lite, monkeypatch, stated):
+    path = tmp_path / "tf_efficientnet_lite0.pth"
+    torch.save(lite.state_dict(), path)
+    beside = tmp_path / f"{path.name}.sha256"
+    if stated is not None:
+        beside.write_text(stated)
+    opened, real = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **how: opened.append(how) or real(*args, **how))
+    with pytest.raises(
+        ValueError, match=r"expected the SHA-256 that its source states in tf_.*\.pth\.sha256 beside it"
+    ):
+        backbones.load("tf_efficientnet_lite0", str(tmp_path))
+    assert opened == []
+    beside.write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+    found = backbones.load("tf_efficientnet_lite0", str(tmp_path)).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in lite.state_dict().items())
+    assert opened == [{"map_location": "cpu", "weights_only": True}]
 
 
 def test_a_read_only_memory_map_is_fine(tmp_path):

@@ -559,13 +559,13 @@ def test_seeds_of_one_task_are_stored_apart_and_a_failed_one_alone_is_missing(ru
 
 
 def test_weights_from_a_local_file_enter_the_hash_by_their_content(run, tmp_path):
-    import torch
+    from safetensors.torch import save_file
 
     from nafld_utils import backbones
 
     found = []
     for seed in (0, 1, 0):
-        torch.save(backbones.load("resnet18", "random", seed=seed).state_dict(), tmp_path / "resnet18.pth")
+        save_file(backbones.load("resnet18", "random", seed=seed).state_dict(), tmp_path / "resnet18.safetensors")
         local = artifacts.open_run("smoke", {**OVERRIDES, "sweep.weights": str(tmp_path)})
         found.append(stage.trials(local)["hash"].iloc[0])
     assert found[0] == found[2] != found[1]
