@@ -288,7 +288,7 @@ def train(
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise FloatingPointError(
                 f"diffusion training: the loss is {value} and its gradient {norm} at step {training.step};"
-                " lower ldm.learning_rate or set ldm.precision=fp32, the last checkpoint is kept."
+                " lower ldm.learning_rate or set ldm.precision=fp32; the state before this step is kept."
             )
         training.optimizer.step()
         training.rate.step()
@@ -339,11 +339,12 @@ def validation_batch(held_out: LatentPool | None, timesteps: int, seed: int) -> 
 def validation_loss(
     denoiser: nn.Module, noiser: Any, batch: Batch | None, settings: Mapping[str, Any], loss: str
 ) -> float:
-    """Loss on a batch of `validation_batch` that is on the denoiser's device; NaN without one."""
+    """Loss, weighed as in training, on a batch of `validation_batch` that is on the denoiser's device; NaN without."""
     if batch is None:
         return float("nan")
     device = batch.latents.device
     denoiser.eval()
     with arithmetic(settings["precision"], device), autocast(settings["precision"], device):
         condition = denoiser.condition(batch.conditions, batch.keep)
-        return diffusion_loss(denoiser, noiser, batch.latents, condition, batch.noise, batch.timesteps, loss).item()
+        latents, noise, timesteps, weigh = batch.latents, batch.noise, batch.timesteps, settings["min_snr_gamma"]
+        return diffusion_loss(denoiser, noiser, latents, condition, noise, timesteps, loss, weigh).item()

@@ -77,8 +77,10 @@ def compare(run: Run, conditioning: str) -> None:
         table, conditions = samples.draw_conditions(run, conditioning, fold, run.settings.sampling.n_compared)
         if seeds == "other":
             table["seed"] = [unit_seed(seed, "other") for seed in table["seed"]]
+        draw = samples.sampler(run, conditioning, fold, denoiser, stage, device, options)
+        speed.wait(device)
         started = time.perf_counter()
-        latents = samples.sampler(run, conditioning, fold, denoiser, stage, device, options)(table, conditions)
+        latents = draw(table, conditions)
         speed.wait(device)
         seconds = (time.perf_counter() - started) / len(table)
         images = autoencoder.decode_latents(stage, latents, device)

@@ -133,15 +133,19 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
         steps = diffusion_training.train(
             training, pool, held_out, settings, settings[conditioning]["loss"], noiser, seed, device
         )
-        for state in steps:
-            state.seconds = before + meter.seconds()
-            meter(state.step, state.curve[-1]["loss"] if state.curve else float("nan"))
-            write(state)
-            if _due(state.step, settings["preview_every"], settings["steps"]):
-                look = _preview(run, conditioning, fold, state, stage)
-                parts.save_array(unit.work / f"preview-{state.step:08d}.npz", look)
-            if state.step % settings["checkpoint_every"] == 0 and state.step < settings["steps"]:
-                checkpoint(state, unit, settings["keep_checkpoints"])
+        try:
+            for state in steps:
+                state.seconds = before + meter.seconds()
+                meter(state.step, state.curve[-1]["loss"] if state.curve else float("nan"))
+                write(state)
+                if _due(state.step, settings["preview_every"], settings["steps"]):
+                    look = _preview(run, conditioning, fold, state, stage)
+                    parts.save_array(unit.work / f"preview-{state.step:08d}.npz", look)
+                if state.step % settings["checkpoint_every"] == 0 and state.step < settings["steps"]:
+                    checkpoint(state, unit, settings["keep_checkpoints"])
+        except FloatingPointError:  # that step's update was not applied
+            checkpoint(training, unit, settings["keep_checkpoints"])
+            raise
     counts = diffusion.count_parameters(denoiser)
     facts = {"fold": str(fold), "model": name, "autoencoder": autoencoder.fingerprint(stage)}
     with unit.writing(device=str(device), parameters=counts, latent_shape=shape, seconds=training.seconds) as folder:

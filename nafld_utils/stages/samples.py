@@ -168,8 +168,8 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
         if _whole_shard(path, len(part)) is None:
             parts.save_array(path, paint(part, conditions[start : start + size]))
         meter(start + len(part))
-    split = folds.digest_of(prepare.open_preprocessed(run).images)
-    with unit.writing(device=str(device), seconds=meter.seconds(), split=split) as folder:
+    facts = {"split": folds.digest_of(prepare.open_preprocessed(run).images), "class_mix": _mix(run, table)}
+    with unit.writing(device=str(device), seconds=meter.seconds(), **facts) as folder:
         # the set may be larger than memory: it goes from shard to file
         images = create_array(folder / "images.npy", (len(table), image_size, image_size))
         for start in range(0, len(table), size):
@@ -204,6 +204,16 @@ def check_sources(run: Run, fold: int, table: pd.DataFrame, origin: str) -> None
         raise ValueError(
             f"{origin}: source patients {sorted(leaked)} are held out in fold {fold}; draw conditions from that fold's"
             " training patients, and make the set again."
+        )
+
+
+def _check_fold(conditioning: str, fold: int, rows: pd.DataFrame) -> None:
+    """Refuse conditions that were drawn for another fold, whoever their patients are."""
+    others = sorted(set(rows["fold"]) - {fold})
+    if others:
+        raise ValueError(
+            f"conditions of the {conditioning} model: expected those of its own fold {fold}, found some drawn for fold"
+            f" {', '.join(map(str, others))}; draw them from that fold's training patients."
         )
 
 
@@ -280,6 +290,7 @@ def sampler(
     schedule, precision = ldm.schedule_options(run, conditioning), run.settings.sampling.precision
 
     def draw(rows: pd.DataFrame, conditions: np.ndarray) -> torch.Tensor:
+        _check_fold(conditioning, fold, rows)
         check_sources(run, fold, rows, f"conditions of the {conditioning} model")
         return sampling.sample(
             denoiser,
@@ -345,13 +356,16 @@ def units(run: Run) -> list[Unit]:
     return [synthetic_unit(**task) for task in tasks(run)]
 
 
+def _mix(run: Run, table: pd.DataFrame) -> dict[str, int]:
+    """Images a class of a set, by the cohort's class names."""
+    return {name: int((table["label"] == label).sum()) for label, name in enumerate(run.settings.cohort.class_names)}
+
+
 def class_mix(run: Run) -> pd.DataFrame:
     """Images a class in every synthetic set: ``model, fold, healthy, fatty`` under the cohort's class names."""
-    names = dict(enumerate(run.settings.cohort.class_names))
     rows = []
     for name in generators(run):
         for fold in first_stages.folds_of(run):
-            table = open_synthetic(**task_of(run, name, fold)).table
-            counts = table["label"].map(names).value_counts().reindex(list(names.values()), fill_value=0)
-            rows.append({"model": name, "fold": fold, **counts.to_dict()})
+            made = open_synthetic(**task_of(run, name, fold))
+            rows.append({"model": name, "fold": fold, **_mix(run, made.table)})
     return pd.DataFrame(rows)
