@@ -1,13 +1,18 @@
 """Stages 03 and 04 on a finished small run: what they refuse, what they store, and how models of a fold stay apart."""
 
 import dataclasses
+import os
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
+from safetensors.torch import load_file
 
-from nafld_utils import artifacts, autoencoder, params
+from nafld_utils import artifacts, autoencoder, diffusion, diffusion_training, engine, params
 from nafld_utils.stages import comparison, cost, first_stages, gan, ldm, prepare, samples
 
 pytestmark = pytest.mark.slow
@@ -21,8 +26,122 @@ def test_a_fold_model_does_not_take_another_folds_maps(run):
     table, maps = samples.draw_conditions(run, "semantic", 0, 3)
     assert draw(table, maps).shape[0] == 3
     foreign, maps = samples.draw_conditions(run, "semantic", 1, 12)
-    with pytest.raises(ValueError, match=r"conditions of the semantic model: source patients .* held out in fold 0"):
+    with pytest.raises(ValueError, match="expected those of its own fold 0, found some drawn for fold 1"):
         draw(foreign, maps)
+    with pytest.raises(ValueError, match=r"conditions of the semantic model: source patients .* held out in fold 0"):
+        draw(foreign.assign(fold=0), maps)
+    own = prepare.open_preprocessed(run).images.query("fold != 0")["patient_id"]
+    shared = foreign.assign(source_patient=own.iloc[0])  # with more folds most patients train several models
+    with pytest.raises(ValueError, match="found some drawn for fold 1"):
+        draw(shared, maps)
+
+
+@pytest.fixture
+def copied(smoke, tmp_path, monkeypatch):
+    """A function that opens a run which begins with what the small run has made, but for the units of some folders."""
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    base = tmp_path / "artifacts" / "smoke"
+    shutil.copytree(smoke.artifacts, base, copy_function=os.link)
+
+    def opened(*without, **changes):
+        for folder in without:
+            shutil.rmtree(base / folder)
+        return artifacts.open_run("smoke", changes)
+
+    return opened
+
+
+@pytest.mark.parametrize("mode", ["serial", "local"])
+def test_a_set_is_the_same_whatever_the_batch_size_and_the_number_of_workers(run, copied, mode):
+    """The small run drew 12 at once, in one process."""
+    kept = {fold: samples.open_synthetic(run, "semantic", fold) for fold in (0, 1)}
+    kept = {fold: (np.array(found.images), found.table) for fold, found in kept.items()}
+    changes = {"sampling.batch_size": 7, "engine.mode": mode, "engine.n_workers": 2, "engine.device": "cpu"}
+    again = copied("synthetic/semantic", **changes)
+    tasks = [samples.task_of(again, "semantic", fold) for fold in kept]
+    engine.map_units(samples.make_set, tasks, again.settings.engine, "sets")
+    for fold, (images, table) in kept.items():
+        made = samples.open_synthetic(again, "semantic", fold)
+        assert np.array_equal(made.images, images)
+        pd.testing.assert_frame_equal(made.table, table)
+
+
+def test_a_training_that_breaks_keeps_the_state_before_it_and_goes_on_from_there(run, copied, monkeypatch):
+    whole = load_file(ldm.ldm_unit(run, "class", 0).file("last.safetensors"))
+    again, train = copied("ldm/class/fold0"), diffusion_training.train
+
+    def breaking(*args):
+        for state in train(*args):
+            yield state
+            if state.step == 7:  # the last checkpoint is that of step 6
+                raise FloatingPointError("the loss is nan at step 7")
+
+    monkeypatch.setattr(diffusion_training, "train", breaking)
+    with pytest.raises(FloatingPointError, match="nan at step 7"):
+        ldm.train_ldm(again, "class", 0)
+    unit = ldm.ldm_unit(again, "class", 0)
+    assert sorted(path.stem for path in unit.work.glob("step-*"))[-1] == "step-00000007"
+    begun = []
+    monkeypatch.setattr(diffusion_training, "train", lambda *args: begun.append(args[0].step) or train(*args))
+    ldm.train_ldm(again, "class", 0)
+    assert begun == [7]
+    found = load_file(unit.file("last.safetensors"))
+    assert all(torch.equal(value, found[name]) for name, value in whole.items())
+
+
+def test_weights_of_another_run_are_where_a_training_begins(run, copied):
+    """A rate so small that nothing is learnt shows where it began."""
+    origin = load_file(ldm.ldm_unit(run, "class", 0).file("averaged.safetensors"))
+    changes = {"ldm.init_from": "smoke", "ldm.steps": 1, "ldm.learning_rate": 1e-12, "ldm.weight_decay": 0.0}
+    following = copied("ldm/class/fold1", **changes, run="following")
+    shutil.copytree(run.root / "preprocess", following.root / "preprocess")
+    prepare.build_cohort(following)
+    prepare.build_preprocessed(following)
+    first_stages.make_latents(following, "class", 0)
+    ldm.train_ldm(following, "class", 0)
+    found = load_file(ldm.ldm_unit(following, "class", 0).file("last.safetensors"))
+    for name, value in origin.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+    drawn = ldm.new_denoiser(following, "class", 0, (4, 8, 8)).state_dict()
+    assert not all(torch.allclose(found[name], value, atol=1e-4) for name, value in drawn.items())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_networks_are_compiled_where_the_setting_says_so(run, copied, monkeypatch, compiled):
+    seen = []
+    monkeypatch.setattr(diffusion, "compile_network", seen.append)
+    again = copied("ldm/class/fold0", **{"engine.compile": compiled})
+    ldm.train_ldm(again, "class", 0)
+    denoiser = ldm.load_denoiser(again, "class", 0)
+    options = {"scheduler": "ddim", "steps": 2, "eta": 0.0, "guidance": 1.0}
+    samples.sampler(again, "class", 0, denoiser, autoencoder.load_shipped(), CPU, options)
+    assert len(seen) == (2 if compiled else 0), "one that is trained, one that is drawn from"
+    assert all(isinstance(network, diffusion.ClassDenoiser) for network in seen)
+
+
+def test_conditions_are_drawn_uniformly_over_training_frames_and_hand_on_patient_and_label(run):
+    table, _ = samples.draw_conditions(run, "semantic", 0, 1200)
+    images = prepare.open_preprocessed(run).images
+    training = images[images["fold"] != 0]
+    counts = table["source_image"].value_counts().reindex(training["image_id"], fill_value=0)
+    assert counts.sum() == 1200, "no image that is held out"
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+    source = images.set_index("image_id").loc[table["source_image"]]
+    assert table["source_patient"].tolist() == source["patient_id"].tolist()
+    assert table["label"].tolist() == source["label"].tolist()
+    half, labels = samples.draw_conditions(run, "class", 0, 9)
+    assert half["label"].tolist() == labels.tolist() == [0, 1] * 4 + [0]
+    assert set(half["source_patient"]) == {-1}
+
+
+def test_the_class_mix_of_a_set_is_stored_with_it_and_shown(run):
+    shown = samples.class_mix(run).set_index(["model", "fold"])
+    assert set(shown.index.get_level_values("model")) == {"semantic", "class", "gan"}
+    for (name, fold), row in shown.iterrows():
+        made = samples.open_synthetic(**samples.task_of(run, name, fold))
+        assert artifacts.read_manifest(made.unit.path)["class_mix"] == row.to_dict()
+        assert list(row) == [int((made.table["label"] == label).sum()) for label in (0, 1)]
+    assert (shown.loc["class"] == 12).all(axis=None), "half and half"
 
 
 def test_latents_and_denoisers_of_another_autoencoder_are_refused(run, monkeypatch):
@@ -150,7 +269,8 @@ def test_the_estimate_counts_what_is_left(run):
     more = artifacts.open_run("smoke", {"ldm.steps": 1000, "sampling.n_images": 500, "engine.n_workers": 1})
     table = cost.estimate(more)
     kept = table["units"] == table["done"]
-    assert table.loc[kept, ["work", "model"]].to_numpy().tolist() == [["training", "gan"]], "it reads neither setting"
+    untouched = [["latents", "semantic and class"], ["training", "gan"]]
+    assert table.loc[kept, ["work", "model"]].to_numpy().tolist() == untouched, "they read neither setting"
     assert (table.loc[~kept, "minutes_left"] > 0).all()
     assert table["minutes_left"].iloc[-1] == pytest.approx(table["minutes_left"].iloc[:-1].sum())
     shown = cost.networks(run).set_index("model")
@@ -161,12 +281,36 @@ def test_the_estimate_has_every_unit_of_stages_03_and_04_that_a_network_makes(ru
     for overrides in ({}, {"ldm.balance": ["none", "oversample"]}, {"gan.enabled": False, "sampling.n_compared": 0}):
         mine = artifacts.open_run("smoke", overrides)
         denoisers = [ldm.ldm_unit(**task) for task in [*ldm.tasks(mine), *ldm.balanced_tasks(mine)]]
-        units = [*denoisers, *gan.units(mine), *samples.units(mine), *comparison.units(mine)]
+        units = [*denoisers, *first_stages.units(mine), *gan.units(mine), *samples.units(mine)]
+        units += comparison.units(mine)
         table = cost.estimate(mine)
         assert table["units"].iloc[-1] == table["units"].iloc[:-1].sum() == len(units)
         assert table["done"].iloc[-1] == sum(unit.done() for unit in units)
     works = cost.estimate(run).groupby("work", sort=False)["units"].sum().to_dict()
-    assert works == {"training": 6, "sampling": 6, "reference sets": 12, "comparison of samplers": 2, "all": 26}
+    counts = {"latents": 1, "training": 6, "sampling": 6, "reference sets": 12, "comparison of samplers": 2, "all": 27}
+    assert works == counts
+
+
+def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(run, monkeypatch):
+    """By a clock that a step, an encoder's pass and a decoder's pass move by a second each."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+
+    def train(run, model, kind, images, planned, fold, device, report):
+        (steps,) = planned.values()
+        for step in range(steps):
+            report(step, 0.0)
+
+    monkeypatch.setattr(first_stages, "train_phases", train)
+    chosen = {"source": "train", "kind": "tiny", "train_steps": 60}
+    mine = artifacts.open_run("smoke", {"autoencoder.class": chosen, "sampling.n_compared": 0})
+    table = cost.estimate(mine).set_index(["work", "model"])["minutes_a_unit"]
+    assert table["autoencoder", "class"] == pytest.approx(1.0)
+    images = prepare.open_preprocessed(run).images
+    held_out = (images["fold"] == 0).sum()
+    passes = 2 * len(images) + held_out + held_out  # two stored crops an image; held-out images there and back
+    assert table["latents", "class"] == pytest.approx(passes / autoencoder.CPU_GROUP / 60)
+    assert ("autoencoder", "semantic") not in table, "the shipped one is ready"
 
 
 def test_a_gan_without_steps_is_estimated_with_the_seconds_of_the_class_model(run):
@@ -213,6 +357,16 @@ def test_first_stages_of_the_published_shapes_pass_through_the_stage(run, source
     if source == "train":
         assert [task["conditioning"] for task in first_stages.autoencoder_tasks(mine)] == ["semantic", "semantic"]
         first_stages.train_autoencoder(mine, "semantic", 1)
+        trained = load_file(first_stages.autoencoder_unit(mine, "semantic", 1).file("autoencoder.safetensors"))
+        held_out = (stored.images["fold"] == 1).to_numpy()
+        for rows, same in ((held_out, True), (~held_out, False)):
+            pool = np.where(rows[:, None, None, None], 255 - np.asarray(stored.pool), stored.pool)
+            monkeypatch.setattr(prepare, "open_preprocessed", lambda _, p=pool: dataclasses.replace(stored, pool=p))
+            other = artifacts.open_run("smoke", {**changed, "run": f"published-{same}"})
+            first_stages.train_autoencoder(other, "semantic", 1)
+            found = load_file(first_stages.autoencoder_unit(other, "semantic", 1).file("autoencoder.safetensors"))
+            assert all(torch.equal(value, found[name]) for name, value in trained.items()) is same, "held out, training"
+        monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
     first_stages.make_latents(mine, "semantic", 1)
     stage = first_stages.first_stage(mine, "semantic", 1)
     pool, held_out = first_stages.latent_pools(mine, "semantic", 1, stage)
@@ -241,6 +395,14 @@ def test_a_first_stage_from_the_hub_says_the_commit_it_was(run, tmp_path, monkey
     (row,) = first_stages.origins(mine).to_dict("records")
     assert (row["models"], row["source"], row["origin"], row["commit"]) == ("class", "hub", "someone/vae/vae", commit)
     assert autoencoder.hub_commit("someone/other") is None
+    newer = commit[::-1]
+    later = autoencoder.untrained("kl", 8, 32, 0.18215, seed=5).model
+    later.save_pretrained(folder / "snapshots" / newer / "vae", safe_serialization=True)
+    (folder / "refs" / "main").write_text(newer)
+    for revision, wanted in ((commit, published), (None, later)):
+        options = {"ldm.conditionings": ["class"], "autoencoder.class": {**chosen, "revision": revision}}
+        found = first_stages.first_stage(artifacts.open_run("smoke", options), "class", 0).model.state_dict()
+        assert all(torch.equal(value, found[name]) for name, value in wanted.state_dict().items()), "pinned, newest"
 
 
 def test_models_that_share_an_autoencoder_show_it_once(run):

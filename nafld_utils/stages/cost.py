@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from nafld_utils import autoencoder, diffusion, diffusion_training, engine, sampling, speed
 from nafld_utils import gan as gan_networks
 from nafld_utils.artifacts import Run, Unit
-from nafld_utils.stages import comparison, first_stages, gan, ldm, samples
+from nafld_utils.stages import comparison, first_stages, gan, ldm, prepare, samples
 
 TIMED_STEPS = {"cuda": 20, "cpu": 1}  # choice: of the sampler, scaled to all; a GPU's first steps wait for launches
 KINDS = ("training", *samples.KINDS, "comparison")  # of units
 
 
 def networks(run: Run) -> pd.DataFrame:
-    """What the networks are: ``model, channels, latent, parameters, conditioner, gflop`` (forward, one image)."""
+    """What the networks are, one row a model.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``model, latent, first level`` (channels), ``multipliers, parameters`` (denoiser), ``conditioner`` (parameters),
+        ``GFLOP an image and pass`` (forward).
+    """
     rows = []
     for name in run.settings.ldm.conditionings:
         denoiser, shape = _denoiser(run, name)
@@ -53,11 +62,10 @@ def estimate(run: Run) -> pd.DataFrame:
 
     Notes
     -----
-    A model none of whose units is left is not timed. Training holds the validation loss and the previews; autoencoders,
-    checkpoints and figures come on top. A GAN without ``gan.steps`` takes as long as the diffusion model it stands
-    beside.
+    A model none of whose units is left is not timed. Training holds the validation loss and the previews; checkpoints
+    and figures come on top. A GAN without ``gan.steps`` takes as long as the diffusion model it stands beside.
     """
-    works, given = [], {}
+    works, given = _first_stages(run), {}
     for name in run.settings.ldm.conditionings:
         units = _units(run, name)
         pending = not all(unit.done() for found in units.values() for _, unit in found)
@@ -80,6 +88,69 @@ def estimate(run: Run) -> pd.DataFrame:
     total = table[["units", "done", "minutes_left", "minutes_in_all"]].sum()
     table = pd.concat([table, pd.DataFrame([{"work": "all", "model": "all", **total}])], ignore_index=True)
     return table.astype({"units": int, "done": int})
+
+
+def _first_stages(run: Run) -> list[tuple[str, str, list[tuple[Unit, float]]]]:
+    """Every autoencoder that is trained here and every set of latents, with their seconds."""
+    works = []
+    for name, users in first_stages.shared(run).items():
+        model = " and ".join(users)
+        trained, encoded = (
+            [unit_of(**task) for task in tasks if first_stages.owner(run, task["conditioning"]) == name]
+            for unit_of, tasks in (
+                (first_stages.autoencoder_unit, first_stages.autoencoder_tasks(run)),
+                (first_stages.latents_unit, first_stages.latent_tasks(run)),
+            )
+        )
+        with engine.worker_threads(run.settings.engine):
+            one = 0.0 if all(unit.done() for unit in trained) else _seconds_to_train(run, name)
+            other = 0.0
+            if not all(unit.done() for unit in encoded):
+                other = _seconds_to_encode(run, name)
+        works.append(("autoencoder", model, [(unit, one) for unit in trained]))
+        works.append(("latents", model, [(unit, other) for unit in encoded]))
+    return works
+
+
+def _seconds_to_train(run: Run, conditioning: str) -> float:
+    """Seconds that an autoencoder takes to train here, from a few steps of every phase on empty images."""
+    settings = run.settings.section(f"autoencoder.{conditioning}")
+    device, images, seconds = engine.device(run.settings.engine), _empty(run), 0.0
+    for phase, steps in first_stages.phases(settings["kind"], settings["train_steps"]).items():
+        ends: list[float] = []
+
+        def end(step: int, loss: float, ends: list[float] = ends) -> None:
+            ends.append(time.monotonic())
+
+        model = first_stages.before_training(run, conditioning, 0)
+        first_stages.train_phases(run, model, settings["kind"], images, {phase: min(steps, 3)}, 0, device, end)
+        seconds += steps * (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
+    return seconds
+
+
+def _seconds_to_encode(run: Run, conditioning: str) -> float:
+    """Seconds that a set of latents takes here, from eight images there and back; untrained weights do as well."""
+    settings, fold = run.settings.section(f"autoencoder.{conditioning}"), first_stages.folds_of(run)[0]
+    is_trained = settings["source"] == "train"
+    if is_trained:
+        model = first_stages.before_training(run, conditioning, fold)
+        stage = autoencoder.published(model, settings["kind"], 1.0)
+    else:
+        stage = first_stages.first_stage(run, conditioning, fold)
+    data, images, device = prepare.open_preprocessed(run), _empty(run), engine.device(run.settings.engine)
+    begun = time.monotonic()
+    moments = torch.from_numpy(autoencoder.encode_images(stage, images, device)).to(device)
+    encoded = time.monotonic()
+    autoencoder.decode_latents(stage, stage.draw(moments), device)
+    there, back = encoded - begun, time.monotonic() - encoded
+    n, k = data.pool.shape[:2]
+    copies = int((data.images["fold"] == fold).sum()) if is_trained else n
+    return (there * (n * k + copies) + back * copies) / len(images)
+
+
+def _empty(run: Run) -> np.ndarray:
+    size = run.settings.preprocess.image_size
+    return np.zeros((autoencoder.CPU_GROUP, size, size), np.uint8)
 
 
 def _units(run: Run, conditioning: str) -> dict[str, list[tuple[str, Unit]]]:

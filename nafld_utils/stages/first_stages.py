@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,19 +225,23 @@ def train_autoencoder(run: Run, conditioning: str, fold: int) -> None:
     data = prepare.open_preprocessed(run)
     images = data.pool[data.images["fold"].to_numpy() != fold]
     images = np.ascontiguousarray(images.reshape(-1, *images.shape[2:]))
-    if settings["kind"] == "tiny":
-        model = autoencoder.load_shipped().model
-    else:
-        seed = unit_seed(run.settings.seed, "autoencoder", fold)
-        model = autoencoder.untrained(settings["kind"], settings["factor"], settings["base_channels"], 1.0, seed).model
-    planned = phases(settings["kind"], settings["train_steps"])
+    model, planned = before_training(run, conditioning, fold), phases(settings["kind"], settings["train_steps"])
     with unit.writing(device=str(device)) as folder:
-        stage, curve = _train_phases(run, model, settings["kind"], images, planned, fold, device)
+        stage, curve = train_phases(run, model, settings["kind"], images, planned, fold, device)
         save_file(autoencoder.to_tensors(stage), folder / "autoencoder.safetensors")
         save_table(folder / "curve.csv", curve)
 
 
-def _train_phases(
+def before_training(run: Run, conditioning: str, fold: int) -> torch.nn.Module:
+    """The network that `train_autoencoder` starts from."""
+    settings = run.settings.section(f"autoencoder.{conditioning}")
+    if settings["kind"] == "tiny":
+        return autoencoder.load_shipped().model
+    seed, network = unit_seed(run.settings.seed, "autoencoder", fold), ("kind", "factor", "base_channels")
+    return autoencoder.untrained(*(settings[key] for key in network), scale=1.0, seed=seed).model
+
+
+def train_phases(
     run: Run,
     model: torch.nn.Module,
     kind: str,
@@ -244,14 +249,36 @@ def _train_phases(
     planned: dict[str, int],
     fold: int,
     device: torch.device,
+    report: Callable[[int, float], None] | None = None,
 ) -> tuple[autoencoder.FirstStage, pd.DataFrame]:
+    """Train a network of a kind in place, through phases of so many steps; the first stage and its loss curve.
+
+    Parameters
+    ----------
+    run : Run
+        Its seed and name.
+    model : torch.nn.Module
+        From `before_training`.
+    kind : {"vq", "kl", "tiny"}
+        Of `model`.
+    images : numpy.ndarray, shape (N, S, S), uint8
+        Training patients' crops.
+    planned : dict
+        From `phases`.
+    fold : int
+        Whose training patients.
+    device : torch.device
+        Where to train.
+    report : callable, optional
+        Takes every step and its loss; None shows them with an estimate of the time left.
+    """
     features = autoencoder_training.feature_maps(backbones.load("tf_efficientnet_lite2", "bundled").to(device))
     curves = []
     for phase, steps in planned.items():
         if not steps:
             continue
         seeds = (unit_seed(run.settings.seed, "autoencoder", fold, phase, step) for step in range(steps))
-        meter = engine.StepMeter(f"autoencoder fold {fold}, {phase}", steps)
+        meter = report or engine.StepMeter(f"autoencoder fold {fold}, {phase}", steps)
         stage, curve = autoencoder_training.train(
             images,
             model,
