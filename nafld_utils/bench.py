@@ -109,7 +109,8 @@ def _group(name: str, rows: pd.DataFrame) -> dict[str, Any]:
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     shown = {key: "" if pd.isna(value) else str(value) for key, value in row.items()}
-    for key, digits in (("seconds", 3), ("ratio", 3), ("peak_gib", 2)):
+    shown["share"] = "" if pd.isna(row["share"]) else f"{100 * row['share']:.0f} %"
+    for key, digits in (("seconds", 3), ("a_second", 3), ("ratio", 3), ("peak_gib", 2)):
         shown[key] = "" if pd.isna(row[key]) else f"{row[key]:.{digits}g}" if row[key] < 1000 else f"{row[key]:,.0f}"
     return shown
 
@@ -179,13 +180,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = [part.name for part in bench_records.PARTS]
     text = "default: all but intervals, which takes long; none: only write the page"
     parser.add_argument("--parts", nargs="+", choices=[*known, "none"], default=list(USUAL), help=text)
+    parser.add_argument("--networks", choices=bench_records.NETWORKS, help="of models: profile of the networks")
+    parser.add_argument("--compile", action="store_true", help="of models: torch.compile of this project's networks")
     parser.add_argument("--run", help="of models: profile of a finished run whose denoisers are drawn from as well")
-    parser.add_argument("--n", type=int, default=32, help="of models: images a sampler and set of seeds with --run")
+    parser.add_argument("--n", type=int, default=64, help="of models: images a sampler and set of seeds with --run")
     parser.add_argument("--patients", type=int, nargs="+", help="of size: numbers of patients")
     parser.add_argument("--frames", type=int, help="of size: frames a patient; the full measurement takes 10")
     parser.add_argument("--out", type=Path, default=bench_records.default_folder())
     options = parser.parse_args(arguments)
     more: dict[str, list[str]] = {"models": ["--run", options.run, "--n", str(options.n)] if options.run else []}
+    more["models"] += ["--networks", options.networks] if options.networks else []
+    more["models"] += ["--compile"] if options.compile else []
     more["size"] = ["--patients", *map(str, options.patients)] if options.patients else []
     more["size"] += ["--frames", str(options.frames)] if options.frames else []
     failed = run_parts([name for name in options.parts if name != "none"], options.out, more)

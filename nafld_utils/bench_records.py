@@ -1,8 +1,9 @@
 """What a benchmark leaves behind: one JSON file a part, with command, device, commit and date, which `bench` tables.
 
-Contract: a record holds rows of ``stage, what, per, seconds, ratio, against, peak_gib``; what does not apply is None.
-``ratio`` says how many times faster than ``against`` a row is, both measured in the same run; seconds of two machines,
-or of one machine on two days, are not compared.
+Contract: a record holds rows of ``stage, what, per, seconds, a_second, ratio, against, peak_gib, share``; what does not
+apply is None. ``a_second`` counts steps or images; ``ratio`` says how many times faster than ``against`` a row is, both
+measured in the same run; ``share`` is that of the matrix rate which the same run measured. Seconds of two machines, or
+of one machine on two days, are not compared.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import psutil
 
 from nafld_utils import artifacts
 
-ROW = ("stage", "what", "per", "seconds", "ratio", "against", "peak_gib")
-FORMAT = 1
+ROW = ("stage", "what", "per", "seconds", "a_second", "ratio", "against", "peak_gib", "share")
+FORMAT = 2
 PEAK_RESET = Path("/proc/self/clear_refs")  # of Linux; elsewhere the peak counts from a process's start
 
 
@@ -75,6 +76,8 @@ PARTS = (
     ),
 )
 LONG = ("intervals",)  # run only when named
+# Profiles whose networks are measured; auto: paper on a GPU, demo elsewhere.
+NETWORKS = ("auto", "demo", "cpu", "paper")
 
 
 def part(name: str) -> Part:

@@ -23,6 +23,7 @@ from nafld_utils.diffusion_training import arithmetic
 from nafld_utils.sampling import build_sampler, guided
 
 PLAIN, OURS = "plain loop", "this project"
+SLOW_STEPS, AT_ONCE = 500, 50  # of DDIM [paper]; images that a GPU draws at once
 SHAPES = {"semantic": (3, 64, 64), "class": (4, 32, 32)}  # of the paper's latents
 DEMO_SHAPE = (4, 16, 16)
 
@@ -111,7 +112,7 @@ def measure(profile: str, conditioning: str, device: torch.device, fast_steps: i
     yield row(common, OURS, min(timings, key=lambda timing: timing.seconds))
 
     guidance = 1.2
-    at_once = 50 if on_gpu else min(8, max(1, n))
+    at_once = AT_ONCE if on_gpu else min(8, max(1, n))
     walked = 20 if on_gpu else 3
     common = {"network": conditioning, "work": "image", "images": at_once}
     conditions = pool.conditions[:at_once] if conditioning == "class" else pool.conditions[:at_once, 0]
@@ -119,10 +120,12 @@ def measure(profile: str, conditioning: str, device: torch.device, fast_steps: i
     denoiser.eval()
     with arithmetic("fp32", device):
         speed.reset_peak(device)
-        seconds = speed.timed(lambda: plain_sampling(denoiser, options, conditions, z, 500, guidance, walked), device)
-    plain = speed.Timing(seconds / walked * 500 / at_once, 2 * 500 * flops, speed.peak_gib(device))
-    yield row(common, f"{PLAIN}: DDIM, 500 steps, two passes", plain)
-    for name, scheduler, steps in (("DDIM", "ddim", 500), ("DPM-Solver++", "dpmsolver++", fast_steps)):
+        seconds = speed.timed(
+            lambda: plain_sampling(denoiser, options, conditions, z, SLOW_STEPS, guidance, walked), device
+        )
+    plain = speed.Timing(seconds / walked * SLOW_STEPS / at_once, 2 * SLOW_STEPS * flops, speed.peak_gib(device))
+    yield row(common, f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes", plain)
+    for name, scheduler, steps in (("DDIM", "ddim", SLOW_STEPS), ("DPM-Solver++", "dpmsolver++", fast_steps)):
         how = {"scheduler": scheduler, "eta": 0.0, "guidance": guidance, "precision": settings["precision"]}
         timing = speed.time_sampling(ours, shape, options, device, side, at_once, steps, walked, **how)
         yield row(common, f"{OURS}: {name}, {steps} steps", timing)
@@ -158,13 +161,13 @@ def table(profile: str, device: torch.device, fast_steps: int = 20, compiled: bo
 
 
 def _plain_images(denoiser: torch.nn.Module, schedule: dict[str, Any], shape: tuple[int, ...], guidance: float) -> Any:
-    """Function from rows and their conditions to latents by `plain_sampling`, 50 images at once."""
+    """Function from rows and their conditions to latents by `plain_sampling`, `AT_ONCE` images at once."""
     device = next(denoiser.parameters()).device
 
     def draw(rows: pd.DataFrame, conditions: np.ndarray) -> torch.Tensor:
         z = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in rows["seed"]])
-        parts = zip(z.to(device).split(50), torch.from_numpy(conditions).to(device).split(50), strict=True)
-        return torch.cat([plain_sampling(denoiser, schedule, c, part, 500, guidance) for part, c in parts])
+        parts = zip(z.to(device).split(AT_ONCE), torch.from_numpy(conditions).to(device).split(AT_ONCE), strict=True)
+        return torch.cat([plain_sampling(denoiser, schedule, c, part, SLOW_STEPS, guidance) for part, c in parts])
 
     return draw
 
@@ -203,10 +206,11 @@ def drawn(run: artifacts.Run, n: int, fast_steps: int, plain: bool = True) -> pd
 
         model = (run, conditioning, fold, denoiser, stage, device)
         fast = {"scheduler": "dpmsolver++", "steps": fast_steps, "eta": 0.0, "guidance": guidance}
-        slow = f"{OURS}: DDIM, 500 steps", samples.sampler(*model, {**fast, "scheduler": "ddim", "steps": 500})
+        exact = {**fast, "scheduler": "ddim", "steps": SLOW_STEPS}
+        slow = f"{OURS}: DDIM, {SLOW_STEPS} steps", samples.sampler(*model, exact)
         if plain:
             schedule = ldm.schedule_options(run, conditioning)
-            slow = f"{PLAIN}: DDIM, 500 steps, two passes", _plain_images(denoiser, schedule, shape, guidance)
+            slow = f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes", _plain_images(denoiser, schedule, shape, guidance)
         ways = {slow[0]: slow[1], f"{OURS}: DPM-Solver++, {fast_steps} steps": samples.sampler(*model, fast)}
         if device.type == "cuda":
             samples.sampler(*model, {**fast, "steps": 2})(facts, conditions)  # kernels are chosen at their first use
@@ -223,14 +227,45 @@ def drawn(run: artifacts.Run, n: int, fast_steps: int, plain: bool = True) -> pd
     return pd.DataFrame(rows)
 
 
+def against_spread(made: pd.DataFrame) -> pd.DataFrame:
+    """Whether the fast sampler of each network draws what DDIM draws, as far as chance lets one see.
+
+    Parameters
+    ----------
+    made : pandas.DataFrame
+        From `drawn`: a network's DDIM first, two sets of seeds a sampler.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``network, how, seconds`` (an image, mean of both sets), ``first, second`` (Frechet distance of each set to
+        held-out patients), ``times_faster`` (than DDIM), ``difference`` (of the means, to DDIM), ``spread`` (between
+        two sets of one sampler, the wider of DDIM's and its own), ``inside`` (whether the difference is no more).
+    """
+    rows = []
+    for network, part in made.groupby("network", sort=False):
+        slow: dict[str, Any] = {}
+        for how, both in part.groupby("how", sort=False):
+            first, second = (
+                float(both.loc[both["seeds"] == seeds, "frechet"].iloc[0]) for seeds in ("first", "second")
+            )
+            row = {"network": network, "how": how, "seconds": both["seconds"].mean(), "first": first, "second": second}
+            slow = slow or row
+            row["times_faster"] = slow["seconds"] / row["seconds"]
+            row["difference"] = (first + second - slow["first"] - slow["second"]) / 2
+            row["spread"] = max(abs(first - second), abs(slow["first"] - slow["second"]))
+            rows.append({**row, "inside": abs(row["difference"]) <= row["spread"]})
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     """Command line; writes ``bench_models.csv`` (and ``bench_drawn.csv``) and the record, and prints the tables."""
     parser = argparse.ArgumentParser(description="Measure training and sampling on this device.")
-    parser.add_argument("--networks", choices=("auto", "demo", "cpu", "paper"), default="auto")
+    parser.add_argument("--networks", choices=bench_records.NETWORKS, default="auto")
     parser.add_argument("--fast-steps", type=int, default=20)
     parser.add_argument("--compile", action="store_true", help="torch.compile of this project's networks")
     parser.add_argument("--run", help="profile of a finished run whose denoisers are drawn from as well")
-    parser.add_argument("--n", type=int, default=32, help="images a sampler and set of seeds with --run")
+    parser.add_argument("--n", type=int, default=64, help="images a sampler and set of seeds with --run")
     parser.add_argument("--out", type=Path, default=bench_records.default_folder())
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -258,7 +293,8 @@ def record(found: pd.DataFrame, profile: str) -> list[dict[str, Any]]:
         training = row["work"] == "training step"
         per = f"a step of {row['images']} images" if training else f"an image, {row['images']} at once"
         line = {"stage": "03" if training else "04", "what": f"{row['network']} model, {row['how']}"}
-        line |= {"per": f"{per}, networks of {profile}", "seconds": row["seconds"], "peak_gib": row["peak GiB"]}
+        line |= {"per": f"{per}, networks of {profile}", "seconds": row["seconds"], "a_second": 1 / row["seconds"]}
+        line |= {"peak_gib": row["peak GiB"], "share": row["share of matrix rate"]}
         if not row["how"].startswith(PLAIN):
             line |= {"ratio": row["times faster than plain"], "against": "plain diffusers loop, fp32"}
         rows.append(line)
@@ -266,17 +302,17 @@ def record(found: pd.DataFrame, profile: str) -> list[dict[str, Any]]:
 
 
 def record_drawn(made: pd.DataFrame, run: str) -> list[dict[str, Any]]:
-    """Rows of the benchmark's record, from `drawn`: each network and sampler, means over the two sets of seeds."""
+    """Rows of the benchmark's record, from `drawn`: each network and sampler, with what `against_spread` says."""
     rows = []
-    for network, part in made.groupby("network", sort=False):
-        means = part.groupby("how", sort=False)[["seconds", "frechet"]].mean()
-        plain = means[means.index.str.startswith(PLAIN)]["seconds"].iloc[0]
-        for how, row in means.iterrows():
-            per = f"an image of run {run}; distance to held-out patients {row['frechet']:.0f}"
-            line = {"stage": "04", "what": f"trained {network} model, {how}", "per": per, "seconds": row["seconds"]}
-            if not str(how).startswith(PLAIN):
-                line |= {"ratio": plain / row["seconds"], "against": "plain DDIM of 500 steps"}
-            rows.append(line)
+    for row in against_spread(made).to_dict("records"):
+        per = f"an image of run {run}; distances to held-out patients {row['first']:.0f}, {row['second']:.0f}"
+        line = {"stage": "04", "what": f"trained {row['network']} model, {row['how']}", "per": per}
+        line |= {"seconds": row["seconds"], "a_second": 1 / row["seconds"]}
+        if not row["how"].startswith(PLAIN):
+            verdict = "inside" if row["inside"] else "outside"
+            line["per"] += f", {row['difference']:+.0f} on average: {verdict} the {row['spread']:.0f} between seeds"
+            line |= {"ratio": row["times_faster"], "against": "plain DDIM of 500 steps"}
+        rows.append(line)
     return rows
 
 

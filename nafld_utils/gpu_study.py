@@ -1,12 +1,13 @@
 """One GPU, half an hour: ``python -m nafld_utils.gpu_study --part 1`` (then 2, then 3), each within ten minutes.
 
 Part 1 measures both networks of the paper's profile, eager and compiled, names the kernels that take the time of their
-training steps, says the hours of the paper's stages 03 and 04 with their floor, and prepares the cohort of ``--data``.
-Part 2 runs one fold of the semantic model on the cohort whole: a VQ-f4 first stage trained on the fold's training
-patients, 20,000 steps, the synthetic set, its distances to held-out patients and its nearest training images, and the
-fast sampler beside DDIM of 500 steps. Part 3 does the same for the class model with a KL-f8 first stage and 8,000
-steps, since 20,000 take 13 minutes. Units resume where an earlier call stopped, so a part that ran out of time is
-called again. What is worth keeping is written to ``--out``: tables, curves, features and a grid.
+training and of their sampling, says the hours of the paper's stages 03 and 04 with their floor, and prepares the cohort
+of ``--data``. Part 2 runs one fold of the semantic model on the cohort whole: a VQ-f4 first stage trained on the fold's
+training patients, 20,000 steps, the synthetic set, its distances to held-out patients, stage 05's search for copies,
+and the fast sampler beside DDIM of 500 steps. Part 3 does the same for the class model with a KL-f8 first stage and
+8,000 steps, since 20,000 take 13 minutes. Units resume where an earlier call stopped, so a part that ran out of time is
+called again. What is worth keeping is written to ``--out``: tables, curves, features, a grid of samples and one of how
+they came about in training.
 
 Notes
 -----
@@ -14,12 +15,13 @@ Expected, not measured, in seconds, for a GPU of 700 TFLOP/s (bf16 matrix produc
 draws eagerly at 25 % (175), with 65.7 GFLOP a semantic pass and 114.1 a class pass; fp32 at 30 and tf32 at 60 TFLOP/s.
 
 Part 1: start 30; cohort and maps 75; twice the plain loops, (42 steps x 32 x 3 + 2 x 20 steps x 2 x 50) x 179.8 GFLOP
-/ 30 = 48; this project's, eager and compiled, 20; compiling four graphs 4 x 45, and two again for the profiler 2 x 20;
-sum 441.
+/ 30 = 48; this project's, eager and compiled, 20; compiling four graphs 4 x 45, and again for the profiler 4 x 20; sum
+481.
 
 Part 2: start 15; first stage 1,000 steps x 30 ms = 30; latents (3,520 x 0.35 + 440 x 1.0 TFLOP) / 60 = 28; compiling
 30; training 20,000 x 32 x 3 x 65.7 GFLOP / 280 = 451; 330 images 330 x 40 x 65.7 GFLOP / 175 = 5; samplers 64 x (1,000
-+ 40) x 65.7 GFLOP / 175 = 25; sum 584.
++ 40) x 65.7 GFLOP / 175 = 25; sum 584 without checkpoints and the search for copies: at less than 40 % it is called
+again, and loses `CHECKPOINT` steps at most.
 
 Part 3: start 15; first stage 30; latents (3,520 x 0.27 + 440 x 0.9 TFLOP) / 60 = 22; compiling 40; training 8,000 x 32
 x 3 x 114.1 GFLOP / 280 = 313; 330 images 9; samplers 43; sum 472.
@@ -34,6 +36,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from nafld_utils import (
     artifacts,
@@ -48,10 +51,12 @@ from nafld_utils import (
     speed,
 )
 from nafld_utils.artifacts import Run, save_array, save_table
-from nafld_utils.stages import comparison, cost, first_stages, gan, ldm, prepare, samples
+from nafld_utils.stages import comparison, copies, cost, features, first_stages, gan, ldm, prepare, samples
 
 MODELS = {2: ("semantic", "vq", 4, 20_000), 3: ("class", "kl", 8, 8_000)}  # first stage and training steps
 N_DRAWN, FAST_STEPS = 32, 20  # images a sampler and set of seeds, steps of the fast sampler
+CHECKPOINT = {2: 2500, 3: 4000}  # steps between checkpoints; one of the class model is 6.3 GB
+GRID = 6  # images a side
 
 
 def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
@@ -64,9 +69,10 @@ def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
         "ldm.balance": ["none"],
         "ldm.conditionings": [name],
         "ldm.steps": steps,
-        "ldm.checkpoint_every": 5000,  # one of the class model is 6.3 GB
+        "ldm.checkpoint_every": CHECKPOINT[part],
         "ldm.keep_checkpoints": 1,
-        "ldm.preview_every": 0,  # every other shape of a batch is compiled anew
+        "ldm.preview_every": steps // 4,
+        "quality.features": "lite0",  # needs no download
         "gan.enabled": False,
         "sampling.n_images": 330,
         "sampling.scheduler": "dpmsolver++",
@@ -81,8 +87,8 @@ def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
     return artifacts.open_run("paper", {**chosen, **changes})
 
 
-def fold(run: Run, out: Path, n_drawn: int = N_DRAWN) -> None:
-    """Train, draw and judge one model on the first fold; `n_drawn` images a sampler and set of seeds."""
+def fold(run: Run, out: Path) -> None:
+    """Train, draw and judge one model on the first fold."""
     prepare.build_cohort(run)
     prepare.build_preprocessed(run)
     # drawing takes seconds, less than compiling it
@@ -101,45 +107,38 @@ def fold(run: Run, out: Path, n_drawn: int = N_DRAWN) -> None:
     save_table(out / f"{name}_reconstruction.csv", first_stages.reconstruction_table(run, name))
     save_table(out / f"{name}_curve.csv", ldm.curves(run))
     save_table(out / f"{name}_network.csv", ldm.network_table(run))
-    save_array(out / f"{name}_grid.npy", samples.open_synthetic(**task).images[:36])
+    save_grid(out / f"{name}_grid.png", samples.open_synthetic(**task).images[: GRID**2], GRID)
+    looks = ldm.previews(run, name, task["fold"])
+    save_grid(out / f"{name}_training.png", np.concatenate(list(looks.values())), ldm.N_PREVIEW)
     benchmarks.show(f"{name}_distances", distances(run, out), out)
-    made = benchmarks.drawn(eager, n_drawn, FAST_STEPS, plain=False)
-    benchmarks.show(f"{name}_samplers", against_spread(made), out)
+    for what, found in search_for_copies(eager).items():
+        benchmarks.show(f"{name}_{what}", found, out)
+    made = benchmarks.drawn(eager, N_DRAWN, FAST_STEPS, plain=False)
+    benchmarks.show(f"{name}_samplers", benchmarks.against_spread(made), out)
 
 
-def against_spread(made: pd.DataFrame) -> pd.DataFrame:
-    """Whether the fast sampler of each network draws what DDIM draws, as far as chance lets one see.
+def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
+    """Save (n, S, S) uint8 images row by row as one PNG; what is missing in the last row is black."""
+    rows = -(-len(images) // columns)
+    filled = np.zeros((rows * columns, *images.shape[1:]), np.uint8)
+    filled[: len(images)] = images
+    size = images.shape[1]
+    tiled = filled.reshape(rows, columns, size, size).transpose(0, 2, 1, 3).reshape(rows * size, columns * size)
+    Image.fromarray(tiled).save(path)
 
-    Parameters
-    ----------
-    made : pandas.DataFrame
-        From `benchmarks.drawn`: a network's DDIM first, two sets of seeds a sampler.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``network, how, seconds`` (an image, mean of both sets), ``first, second`` (Frechet distance of each set to
-        held-out patients), ``times_faster`` (than DDIM), ``difference`` (of the means, to DDIM), ``spread`` (between
-        two sets of one sampler, the wider of DDIM's and its own), ``inside`` (whether the difference is no more).
-    """
-    rows = []
-    for network, part in made.groupby("network", sort=False):
-        slow: dict[str, Any] = {}
-        for how, both in part.groupby("how", sort=False):
-            first, second = (
-                float(both.loc[both["seeds"] == seeds, "frechet"].iloc[0]) for seeds in ("first", "second")
-            )
-            row = {"network": network, "how": how, "seconds": both["seconds"].mean(), "first": first, "second": second}
-            slow = slow or row
-            row["times_faster"] = slow["seconds"] / row["seconds"]
-            row["difference"] = (first + second - slow["first"] - slow["second"]) / 2
-            row["spread"] = max(abs(first - second), abs(slow["first"] - slow["second"]))
-            rows.append({**row, "inside": abs(row["difference"]) <= row["spread"]})
-    return pd.DataFrame(rows)
+def search_for_copies(run: Run) -> dict[str, pd.DataFrame]:
+    """Stage 05's search for copies of training patients: `copies.summary` and, what it finds, `copies.calibration`."""
+    features.build_features(run, features.feature_tasks(run, run.settings.quality.features, samples.generators(run)))
+    for task in copies.reference_tasks(run):
+        copies.make_reference(**task)
+    for task in copies.audit_tasks(run):
+        copies.audit(**task)
+    return {"copies": copies.summary(run), "planted": copies.calibration(run)}
 
 
 def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
-    """What three training steps of both networks of a profile spend their time on: `speed.kernels` and ``network``."""
+    """What the time of both networks of a profile goes to: `speed.profiled`, ``work`` and ``network``."""
     settings, side = params.load(profile).section("ldm"), params.load(profile).preprocess.map_size
     tables = []
     for name in ("semantic", "class"):
@@ -150,7 +149,11 @@ def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
         options = diffusion.schedule_options(settings[name], settings["prediction"], settings["train_timesteps"])
         n = speed.affordable(denoiser, shape, side, settings["batch_size"], device)
         found = speed.kernels(denoiser, shape, settings, options, device, side, n_images=n)
-        tables.append(found.assign(network=name))
+        tables.append(found.assign(work="a training step", network=name))
+        n = benchmarks.AT_ONCE if device.type == "cuda" else 1
+        how = {"scheduler": "ddim", "eta": 0.0, "guidance": 1.2, "precision": settings["precision"]}
+        found = speed.sampling_kernels(denoiser, shape, options, device, side, n, **how)
+        tables.append(found.assign(work="a sampler step", network=name))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -177,7 +180,7 @@ def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
     count, rows = cost.passes(run), []
     for name in run.settings.ldm.conditionings:
         mine = found[found["network"] == name].set_index("how")
-        step, image = mine.loc[benchmarks.OURS], mine.loc[f"{benchmarks.OURS}: DDIM, 500 steps"]
+        step, image = mine.loc[benchmarks.OURS], mine.loc[f"{benchmarks.OURS}: DDIM, {benchmarks.SLOW_STEPS} steps"]
         a_pass = step["TFLOP/s"] * 1e12 * step["seconds"] / (speed.TRAINING_PASSES * step["images"])
         folds = sum(task["conditioning"] == name for task in ldm.tasks(run))
         models = folds + sum(task["conditioning"] == name for task in ldm.balanced_tasks(run))
@@ -210,21 +213,22 @@ def distances(run: Run, out: Path) -> pd.DataFrame:
     data, device = prepare.open_preprocessed(run), str(engine.device(run.settings.engine))
     network = backbones.load(feature_networks.LITE0)
 
-    def features(images: np.ndarray) -> np.ndarray:
+    def measured(images: np.ndarray) -> np.ndarray:
         return backbones.features(network, np.ascontiguousarray(images), feature_networks.LITE0, device)
 
     held = data.images["fold"].to_numpy() == task["fold"]
-    rows, copies = first_stages.reconstructions(**task)
-    real, whole = features(data.pool[:, 0]), features(data.resized[rows])
-    made = features(samples.open_synthetic(**task).images)
-    save_array(out / f"{task['conditioning']}_features.npy", made.astype(np.float16))
+    rows, back = first_stages.reconstructions(**task)
+    real, whole = measured(data.pool[:, 0]), measured(data.resized[rows])
+    made = measured(samples.open_synthetic(**task).images)
+    for name, values in (("features", made), ("real_features", real)):
+        save_array(out / f"{task['conditioning']}_{name}.npy", values.astype(np.float16))
     patients = data.images["patient_id"].to_numpy()[~held]
     apart = torch.cdist(torch.from_numpy(real[~held]), torch.from_numpy(real[~held])).numpy()
     apart[patients[:, None] == patients[None]] = np.inf
     within = quality.nearest_distance(whole, real[~held], 1)
     sets = {
         "synthetic": (made, real[held], quality.nearest_distance(made, real[~held], 1)),
-        "reconstructions of held-out images": (features(copies), whole, within),
+        "reconstructions of held-out images": (measured(back), whole, within),
         "real training images": (real[~held], real[held], apart.min(1)),
     }
     found = []

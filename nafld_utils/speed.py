@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from nafld_utils import bench_records, diffusion, sampling
+from nafld_utils.autoencoder import groups
 from nafld_utils.diffusion_training import LatentPool, Training, start_training, train
 
 TRAINING_PASSES = 3  # a backward pass costs about two forward passes
@@ -194,12 +195,64 @@ def kernels(
     n_images: int | None = None,
     top: int = 15,
 ) -> pd.DataFrame:
-    """What the time of training steps goes to, from torch's profiler: kernels of a GPU, operators of a CPU.
+    """What the time of training steps goes to, see `profiled`.
 
     Parameters
     ----------
     denoiser, shape, settings, options, device, map_size, n_steps, warmup, n_images
         As in `time_training`.
+    top : int
+        As in `profiled`.
+    """
+    n = n_images or settings["batch_size"]
+    steps = _warm_steps(denoiser, shape, settings, options, device, map_size, n_steps, warmup, n)
+
+    def train_on() -> None:
+        for _ in range(n_steps):
+            next(steps)
+
+    return profiled(train_on, n_steps, device, top)
+
+
+def sampling_kernels(
+    denoiser: nn.Module,
+    shape: tuple[int, int, int],
+    options: Mapping[str, Any],
+    device: torch.device,
+    map_size: int,
+    n_images: int,
+    n_steps: int = 3,
+    top: int = 15,
+    **how: Any,
+) -> pd.DataFrame:
+    """What the time of sampler steps goes to, see `profiled`; a first drawing is not counted.
+
+    Parameters
+    ----------
+    denoiser, shape, options, device, map_size, n_images
+        As in `time_sampling`.
+    n_steps, top : int
+        As in `profiled`.
+    **how
+        ``scheduler, eta, guidance, precision`` of `sampling.sample`.
+    """
+    draw = _drawing(denoiser, shape, options, device, map_size, n_images, n_steps, **how)
+    draw()
+    wait(device)
+    return profiled(draw, n_steps, device, top)
+
+
+def profiled(call: Callable[[], Any], n_steps: int, device: torch.device, top: int = 15) -> pd.DataFrame:
+    """What the time of a call goes to, from torch's profiler: kernels of a GPU, operators of a CPU.
+
+    Parameters
+    ----------
+    call : callable
+        Is called once; it must be warm.
+    n_steps : int
+        Steps that it makes.
+    device : torch.device
+        Where it computes.
     top : int
         Rows, the longest first.
 
@@ -208,12 +261,9 @@ def kernels(
     pandas.DataFrame
         ``kernel, calls`` and ``milliseconds`` a step, ``share`` of the time of all of them.
     """
-    n = n_images or settings["batch_size"]
-    steps = _warm_steps(denoiser, shape, settings, options, device, map_size, n_steps, warmup, n)
     on_gpu, activity = device.type == "cuda", torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * on_gpu]) as profiler:
-        for _ in range(n_steps):
-            next(steps)
+        call()
         wait(device)
     rows = []
     for event in profiler.key_averages():
@@ -253,17 +303,27 @@ def time_sampling(
         ``scheduler, eta, guidance, precision`` of `sampling.sample`.
     """
     walked = min(timed_steps or steps, steps)
+    draw = _drawing(denoiser, shape, options, device, map_size, n_images, walked, **how)
+    reset_peak(device)
+    drawn = sum(len(rows) for rows in groups(n_images, n_images, device))  # a CPU computes whole groups
+    flops = sampling.passes(how.get("guidance", 1.0)) * steps * diffusion.forward_flops(denoiser, shape, map_size)
+    # a long first call says enough
+    whole = timed(draw, device, warm=device.type == "cuda" or flops / steps * walked * drawn < LONG)
+    return Timing(whole / drawn * steps / walked, flops, peak_gib(device))
+
+
+def _drawing(
+    denoiser: nn.Module,
+    shape: tuple[int, int, int],
+    options: Mapping[str, Any],
+    device: torch.device,
+    map_size: int,
+    n_images: int,
+    steps: int,
+    **how: Any,
+) -> Callable[[], torch.Tensor]:
+    """Function that draws images under random conditions in so many steps."""
     conditions = latents_for(denoiser, shape, map_size, n_images).conditions
     conditions = conditions[:, 0] if conditions.ndim > 1 else conditions
-    reset_peak(device)
-    # a CPU computes whole groups
-    drawn = -(-n_images // sampling.CPU_GROUP) * sampling.CPU_GROUP if device.type == "cpu" else n_images
-    flops = sampling.passes(how.get("guidance", 1.0)) * steps * diffusion.forward_flops(denoiser, shape, map_size)
-    whole = timed(
-        lambda: sampling.sample(
-            denoiser, options, conditions, list(range(n_images)), shape, walked, device=device, **how
-        ),
-        device,
-        warm=device.type == "cuda" or flops / steps * walked * drawn < LONG,  # a long first call says enough
-    )
-    return Timing(whole / drawn * steps / walked, flops, peak_gib(device))
+    seeds = list(range(n_images))
+    return lambda: sampling.sample(denoiser, options, conditions, seeds, shape, steps, device=device, **how)

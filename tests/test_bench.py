@@ -36,7 +36,7 @@ def test_a_record_says_command_device_commit_and_date(tmp_path):
     assert "cores" in found["device"]
     assert found["date"][:2] == "20"
     assert found["commit"]
-    assert found["rows"][0] == {**row(), "ratio": None, "against": None}
+    assert found["rows"][0] == {**row(), **dict.fromkeys(("a_second", "ratio", "against", "share"))}
     assert found["rows"][1]["seconds"] is None, "NaN is no JSON"
     assert bench_records.load(tmp_path, "sweep") is None
 
@@ -59,7 +59,7 @@ def test_one_table_holds_all_records_and_says_what_was_not_run(tmp_path):
 
 
 def test_the_page_shows_ratios_size_and_what_is_missing_and_fetches_nothing(tmp_path):
-    compared = [row(what="<b>plain</b>"), row(what="ours", ratio=3.0, against="plain loop")]
+    compared = [row(what="<b>plain</b>"), row(what="ours", ratio=3.0, against="plain loop", a_second=0.4, share=0.423)]
     bench_records.save(tmp_path, "models", compared, arguments=[])
     save_size(tmp_path, curve())
     page = bench.page(tmp_path, {"sweep": 3})
@@ -68,6 +68,7 @@ def test_the_page_shows_ratios_size_and_what_is_missing_and_fetches_nothing(tmp_
     assert "&lt;b&gt;plain&lt;/b&gt;" in page
     assert page.count("<figure>") == 2
     assert "ours: 3 times" in page
+    assert '<td class="number">42 %</td>' in page
     assert "02: power 1.00" in page
     assert "simulated patients" in page
     assert "sweep: just failed or broke its bound (exit status 3)" in page
@@ -84,10 +85,16 @@ def test_a_page_without_any_measurement_says_so(tmp_path):
 def test_records_of_the_benchmarks_carry_their_ratios():
     ways = ["plain loop", "this project"]
     models = pd.DataFrame({"network": "class", "work": "training step", "images": 8, "how": ways})
-    models = models.assign(seconds=[2.0, 1.0], **{"peak GiB": 1.0, "times faster than plain": [1.0, 2.0]})
-    assert [line.get("ratio") for line in benchmarks.record(models, "demo")] == [None, 2.0]
-    drawn = pd.DataFrame({"network": "class", "how": ways * 2, "seconds": [6.0, 2.0, 10.0, 2.0], "frechet": 9.0})
-    assert [line.get("ratio") for line in benchmarks.record_drawn(drawn, "demo")] == [None, 4.0]
+    models = models.assign(seconds=[2.0, 0.25], **{"peak GiB": 1.0, "times faster than plain": [1.0, 8.0]})
+    lines = benchmarks.record(models.assign(**{"share of matrix rate": [0.1, 0.4]}), "demo")
+    assert [line.get("ratio") for line in lines] == [None, 8.0]
+    assert [(line["a_second"], line["share"]) for line in lines] == [(0.5, 0.1), (4.0, 0.4)]
+    drawn = pd.DataFrame({"network": "class", "how": ways * 2, "seconds": [6.0, 2.0, 10.0, 2.0]})
+    drawn = drawn.assign(seeds=["first", "first", "second", "second"], frechet=[9.0, 12.0, 11.0, 12.0])
+    slow, fast = benchmarks.record_drawn(drawn, "demo")
+    assert (slow.get("ratio"), fast["ratio"], fast["a_second"]) == (None, 4.0, 0.5)
+    assert "12, 12, +2 on average: inside the 2 between seeds" in fast["per"]
+    assert "between seeds" not in slow["per"]
     sweeps = pd.DataFrame({"backbone": "net", "how": ways, "at once": [1, 2], "trainings an hour": 9.0, "peak GiB": 1})
     sweeps = sweeps.assign(**{"seconds a training": [2.0, 1.0], "times as many": [1.0, 2.0]})
     assert [line.get("ratio") for line in sweep_bench.record(sweeps)] == [None, 2.0]
