@@ -1,5 +1,7 @@
 """Settings: complete, merged, and refused with one sentence when wrong."""
 
+import re
+
 import pytest
 import yaml
 
@@ -29,9 +31,33 @@ def test_profiles_name_only_what_differs(profile):
 def test_paper_values():
     paper = params.load("paper")
     assert (paper.ldm.steps, paper.ldm.batch_size, paper.ldm.learning_rate) == (20000, 32, 2.4e-4)
+    assert (paper.ldm.weight_decay, paper.ldm.warmup_steps, paper.ldm.gradient_clip) == (0.01, 100, 1.0)
+    assert (paper.ldm.condition_dropout, paper.ldm.ema_decay, paper.ldm.min_snr_gamma) == (0.1, 0.9999, None)
     assert (paper.sampling.steps, paper.sampling.guidance, paper.sampling.n_images) == (500, 1.2, 2000)
+    assert (paper.sampling.scheduler, paper.sampling.eta) == ("ddim", 1.0)
     assert (paper.sweep.steps, paper.sweep.learning_rate, paper.sweep.n_seeds) == (1000, 2e-5, 25)
     assert paper.sweep.rates == (0.5, 1.0, 1.5, 2.0)
+
+
+def test_every_default_of_stages_03_and_04_says_where_it_is_from():
+    """In paper.yaml, beside the value or in the comment's next lines: a source in brackets, a choice, or not read."""
+    section, said = "", {}
+    for line in (params.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8").splitlines():
+        value, _, comment = line.partition("#")
+        if value.strip():
+            section = value.partition(":")[0] if not value.startswith(" ") else section
+            key = len(said), section, value.strip()
+            said[key] = comment
+        elif said:
+            said[key] += comment
+    kept = {key: text for key, text in said.items() if key[1] in ("autoencoder", "ldm", "gan", "sampling")}
+    unsaid = [
+        value
+        for (_, section, value), text in kept.items()
+        if not value.endswith(":") and not re.search(r"\[(paper|author|ldm|LDM|arXiv)|choice|read by the", text)
+    ]
+    assert len(kept) > 80
+    assert unsaid == []
 
 
 def test_override_strings_and_mappings_agree():
