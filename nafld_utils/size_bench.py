@@ -34,8 +34,9 @@ BACKBONE = "tf_efficientnet_lite0"  # bundled: nothing is downloaded
 SEED = 31_000  # far from the seeds of other simulated cohorts
 SIMULATOR, CACHE = "simulator", "06 feature cache"
 STEPS = (SIMULATOR, "01", "02", "05 features", CACHE)
-BOUND = ("01", "02")  # the stages whose memory and time are promised
+BOUND = ("01", "02")  # the stages whose memory is bounded by `BOUND_GIB`
 MOST_EXPONENT = 1.25  # Choice: linear is 1; 1.10 was measured for a step of seconds beside other work
+MOST_GROWTH_GIB = 0.25  # Choice: flat, but for a page here and there; 0.08 was measured from 55 patients to 500
 COLUMNS = ("step", "patients", "images", "seconds", "cpu_seconds", "peak_gib")
 
 
@@ -144,7 +145,7 @@ def fit(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond(table: pd.DataFrame, fitted: pd.DataFrame) -> list[str]:
-    """Sentences on stages 01 and 02 where they need too much memory or more than linear time; empty where they hold.
+    """Sentences on steps that need too much memory, or more of it or of time than linear; empty where all hold.
 
     Parameters
     ----------
@@ -154,12 +155,20 @@ def beyond(table: pd.DataFrame, fitted: pd.DataFrame) -> list[str]:
         From `fit`.
     """
     found = []
-    for line in fitted[fitted["step"].isin(BOUND)].itertuples():
+    for line in fitted[fitted["step"] != SIMULATOR].itertuples():
         peak = table.loc[table["step"] == line.step, "peak_gib"].max()
-        if peak > BOUND_GIB:
+        if line.step in BOUND and peak > BOUND_GIB:
             found.append(f"stage {line.step} held {peak:.2f} GiB, expected at most {BOUND_GIB:g}.")
+        if line.memory_growth > MOST_GROWTH_GIB:
+            found.append(
+                f"stage {line.step} held {line.memory_growth:.2f} GiB more for the largest cohort, expected at most"
+                f" {MOST_GROWTH_GIB:g}."
+            )
         if line.exponent > MOST_EXPONENT:
-            found.append(f"stage {line.step} grows as images to the power {line.exponent:.2f}, expected 1.")
+            found.append(
+                f"stage {line.step} grows as images to the power {line.exponent:.2f}, expected 1; measure again with"
+                " nothing beside it."
+            )
     return found
 
 
@@ -188,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        1 where stage 01 or 02 breaks its bounds (`beyond`), 2 where a cohort of a size cannot be made.
+        1 where a step breaks its bounds (`beyond`), 2 where a cohort of a size cannot be made.
     """
     parser = argparse.ArgumentParser(description="Seconds and memory of stages against the size of the cohort.")
     parser.add_argument("--patients", type=int, nargs="+", default=[55, 200, 500], help="sizes of the cohort")

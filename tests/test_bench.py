@@ -198,10 +198,14 @@ def test_too_much_memory_or_more_than_linear_time_is_said():
     rows = [("01", 55, 550, 1.0, 1.0, 0.2), ("01", 500, 5000, 9.0, 9.0, 0.2)]
     rows += [("02", 55, 550, 1.0, 1.0, 0.3), ("02", 500, 5000, 40.0, 40.0, 2.5)]
     rows += [("05 features", 55, 550, 1.0, 1.0, 3.0), ("05 features", 500, 5000, 9.0, 9.0, 3.0)]
+    rows += [("simulator", 55, 550, 1.0, 1.0, 0.1), ("simulator", 500, 5000, 90.0, 90.0, 3.0)]
+    rows += [("06 feature cache", 55, 550, 1.0, 1.0, 3.0), ("06 feature cache", 500, 5000, 30.0, 30.0, 3.0)]
     table = pd.DataFrame(rows, columns=list(size_bench.COLUMNS))
     assert size_bench.beyond(table, size_bench.fit(table)) == [
         "stage 02 held 2.50 GiB, expected at most 2.",
-        "stage 02 grows as images to the power 1.67, expected 1.",
+        "stage 02 held 2.20 GiB more for the largest cohort, expected at most 0.25.",
+        "stage 02 grows as images to the power 1.67, expected 1; measure again with nothing beside it.",
+        "stage 06 feature cache grows as images to the power 1.54, expected 1; measure again with nothing beside it.",
     ]
 
 
