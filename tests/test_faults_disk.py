@@ -11,11 +11,14 @@ from pathlib import Path
 
 import faulty
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import PROJECT
 from faulty import RUN, assert_same, fingerprint, perform
+from PIL import Image
 
 pytestmark = pytest.mark.faults
+PIXELS = Path("artifacts") / RUN / "cohort" / "pixels.npy"
 # Every way of writing: savemat, npy, safetensors and checkpoints, npz shards and a mapped array, Parquet, HTML.
 WRITERS = ("cohort", "preprocessed", "denoisers", "gan", "sets", "trainings", "page")
 
@@ -156,20 +159,29 @@ def test_a_step_on_read_only_artifacts_names_the_folder_and_leaves_nothing(calm,
 
 @pytest.mark.promise("read-only")
 def test_a_cohort_in_a_read_only_folder_is_read_and_not_touched(calm, place):
-    data, root = place / "data", place / "work"
+    data = place / "data"
     data.mkdir()
     (mat,) = (calm.root / "artifacts" / RUN / "cohort").glob("*.mat")
-    copy = data / "cohort.mat"
-    copy.write_bytes(mat.read_bytes())
-    before = copy.stat()
+    (data / "cohort.mat").write_bytes(mat.read_bytes())
+    calm_pixels = np.load(calm.root / PIXELS)
+    table = pd.read_csv(calm.root / "artifacts" / RUN / "cohort" / "images.csv")
+    images = data / "images"
+    images.mkdir()
+    table["image"] = [f"{name}.png" for name in table["image_id"]]
+    for name, pixels in zip(table["image"], calm_pixels, strict=True):
+        Image.fromarray(pixels).save(images / name)
+    table[["image", "patient_id", "label"]].rename(columns={"patient_id": "patient"}).to_csv(
+        images / "images.csv", index=False
+    )
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     with read_only(data):
-        chosen = {"cohort.source": "file", "cohort.path": str(copy)}
-        ended = perform(root, ["cohort", "preprocessed"], overrides=chosen)
-    assert ended.code == 0, ended.said[-3000:]
-    assert [path.name for path in data.iterdir()] == ["cohort.mat"]
-    assert copy.stat().st_mtime_ns == before.st_mtime_ns
-    pixels = "artifacts/faults/cohort/pixels.npy"
-    assert np.array_equal(np.load(root / pixels), np.load(calm.root / pixels))
+        for given in (data / "cohort.mat", images):
+            root = place / f"work-{given.name}"
+            chosen = {"cohort.source": "file", "cohort.path": str(given)}
+            ended = perform(root, ["cohort", "preprocessed"], overrides=chosen)
+            assert ended.code == 0, ended.said[-3000:]
+            assert np.array_equal(np.load(root / PIXELS), calm_pixels), given.name
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
 
 
 # ---------------------------------------------------------------- memory and devices

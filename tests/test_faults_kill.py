@@ -113,45 +113,45 @@ def wait_for(path, process, log):
 
 HELD = """
 import os, time
-(run.root / "pid").write_text(str(os.getpid()))
-while (run.root / "hold").exists():
+(run.root / "pid-{stage}").write_text(str(os.getpid()))
+while (run.root / "hold-{stage}").exists():
     time.sleep(0.05)
 """
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A toy study whose first notebook waits in its last cell, for as long as the test holds it."""
+    """A toy study whose notebooks wait in their last cell, for as long as the test holds them."""
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path / "work"))
     study = Study(tmp_path)
-    write_notebook(study.notebooks / f"{FIRST}.ipynb", FIRST, HELD)
-    run = study.root / "artifacts" / "smoke"
-    run.mkdir(parents=True)
-    (run / "hold").touch()
+    for stage in (FIRST, SECOND):
+        write_notebook(study.notebooks / f"{stage}.ipynb", stage, HELD.format(stage=stage))
+    (study.root / "artifacts" / "smoke").mkdir(parents=True)
     return study
 
 
 @pytest.mark.promise("kill")
-@pytest.mark.parametrize("whom", ["make and all it began", "the kernel alone"])
-def test_a_notebook_killed_through_make_is_run_again_and_its_units_are_kept(study, whom):
+@pytest.mark.parametrize(("whom", "stage"), [("make and all it began", FIRST), ("the kernel alone", SECOND)])
+def test_a_notebook_killed_through_make_is_run_again_and_its_units_are_kept(study, whom, stage):
     run = study.root / "artifacts" / "smoke"
+    (run / f"hold-{stage}").touch()
     process, log = begin_make(study, SECOND)
-    wait_for(run / "pid", process, log)
-    unit = run / "toy" / FIRST / "run.json"
-    made = unit.stat().st_mtime_ns
+    wait_for(run / f"pid-{stage}", process, log)
+    units = [run / "toy" / name / "run.json" for name in (FIRST, SECOND)][: 1 + (stage == SECOND)]
+    made = [unit.stat().st_mtime_ns for unit in units]
     if whom == "the kernel alone":
-        os.kill(int((run / "pid").read_text()), signal.SIGKILL)
+        os.kill(int((run / f"pid-{stage}").read_text()), signal.SIGKILL)
         assert process.wait(120) != 0
-        assert f"{FIRST} failed: its kernel died, killed by hand or because memory ran out" in log.read_text()
+        assert f"{stage} failed: its kernel died, killed by hand or because memory ran out" in log.read_text()
         assert "Traceback" not in log.read_text()
     else:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
-        os.kill(int((run / "pid").read_text()), signal.SIGKILL)  # kernels have a session of their own
-    assert not study.report(FIRST).exists()
-    (run / "hold").unlink()
+        os.kill(int((run / f"pid-{stage}").read_text()), signal.SIGKILL)  # kernels have a session of their own
+    assert not study.report(stage).exists()
+    (run / f"hold-{stage}").unlink()
     study.make(SECOND, check=0)
-    assert unit.stat().st_mtime_ns == made
+    assert [unit.stat().st_mtime_ns for unit in units] == made
     assert study.report(SECOND).exists()
     assert not list(study.report(FIRST).parent.glob("*.failed.ipynb"))
     assert not list(study.report(FIRST).parent.glob(".*")), "a half-run notebook is left"
@@ -160,8 +160,6 @@ def test_a_notebook_killed_through_make_is_run_again_and_its_units_are_kept(stud
 
 @pytest.mark.promise("at once")
 def test_two_makes_at_once_in_one_tree_both_succeed(study):
-    run = study.root / "artifacts" / "smoke"
-    (run / "hold").unlink()
     both = [begin_make(study, SECOND) for _ in range(2)]
     for process, log in both:
         assert process.wait(180) == 0, log.read_text()
