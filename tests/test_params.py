@@ -1,11 +1,14 @@
 """Settings: complete, merged, and refused with one sentence when wrong."""
 
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
-from nafld_utils import params
+from nafld_utils import graph, params
 
 PROFILES = ("paper", "smoke", "demo", "cpu")
 
@@ -58,6 +61,25 @@ def test_every_default_of_stages_03_and_04_says_where_it_is_from():
     ]
     assert len(kept) > 80
     assert unsaid == []
+
+
+def test_the_paper_on_a_cpu_changes_numbers_and_sources_of_weights_alone(tmp_path):
+    """`paper_on_a_cpu.sh` hands make settings that are valid, and none of the protocol's."""
+    (tmp_path / "make").write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+    (tmp_path / "make").chmod(0o755)
+    script = Path(__file__).with_name("paper_on_a_cpu.sh")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    said = subprocess.run([script], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True)
+    words = dict(word.split("=", 1) for word in said.stdout.split("\0")[1:-1])
+    run, _ = graph.open_run("paper", words["RUN"], words["SET"])
+    mine, paper = (params.flat(s.model_dump(mode="json", by_alias=True)) for s in (run.settings, params.load("paper")))
+    changed = {key: mine[key] for key in mine if mine[key] != paper[key]}
+    weights = {"autoencoder.semantic.source", "autoencoder.class.source", "quality.features", "sweep.weights"}
+    assert {changed.pop(key) for key in weights} == {"random"}
+    assert (changed.pop("run"), changed.pop("cohort.source")) == ("paper-cpu", "simulated")
+    assert changed.pop("ldm.folds") == [1]
+    assert all(type(value) is int for value in changed.values()), "numbers of things, no rate, no arm, no network"
+    assert not {"learning_rate", "channel_mult", "model_channels"} & {key.rpartition(".")[2] for key in changed}
 
 
 def test_override_strings_and_mappings_agree():
