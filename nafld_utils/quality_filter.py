@@ -12,6 +12,28 @@ import pandas as pd
 REVISION = 1
 
 
+def quota(size: np.ndarray, keep: float) -> np.ndarray:
+    """Images of a class that the filter keeps at most, before copies are left out.
+
+    Parameters
+    ----------
+    size : (...) int ndarray
+        Images of the class.
+    keep : float
+        Share to keep, in (0, 1].
+
+    Returns
+    -------
+    (...) int64 ndarray
+
+    Examples
+    --------
+    >>> quota(np.array([20, 21]), 0.95).tolist()
+    [19, 19]
+    """
+    return np.floor(keep * np.asarray(size) + 1e-9).astype(np.int64)
+
+
 def choose(table: pd.DataFrame, keep: float) -> pd.DataFrame:
     """Rank images and keep the best.
 
@@ -37,5 +59,5 @@ def choose(table: pd.DataFrame, keep: float) -> pd.DataFrame:
     out["score"] = np.mean(ranks, axis=0)
     place = out["score"].where(~out["copy"], -1.0).groupby(out["label"]).rank(ascending=False, method="first")
     size = out.groupby("label")["score"].transform("size")
-    out["kept"] = (place <= np.floor(keep * size + 1e-9)) & ~out["copy"]
+    out["kept"] = (place <= quota(size, keep)) & ~out["copy"]
     return out

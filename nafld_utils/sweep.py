@@ -33,8 +33,8 @@ from nafld_utils.trial_store import (
 
 __all__ = [
     "REAL", "SCORE_COLUMNS", "STATES", "TRIAL_COLUMNS", "check_fold", "experiment", "experiments", "folds_of", "grid",
-    "image_folds", "is_done", "linear_scores", "of_experiment", "plan", "read_store", "read_trial", "record_failure",
-    "require_complete", "to_train", "trial_hash", "trial_path", "write_trial",
+    "hardest", "image_folds", "is_done", "linear_scores", "of_experiment", "plan", "read_store", "read_trial",
+    "record_failure", "require_complete", "to_train", "trial_hash", "trial_path", "write_trial",
 ]  # fmt: skip
 
 REVISION = 2
@@ -131,6 +131,17 @@ def grid(settings: Settings) -> pd.DataFrame:
         real = real.assign(backbone=declared["backbone"])
         whole = pd.concat([whole, real, real.assign(**declared)])
     return whole.drop_duplicates(ignore_index=True)
+
+
+def hardest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each balance, arm and fold the trial that takes the most images: its largest rate, in any one seed.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `grid`.
+    """
+    return table.sort_values("rate").drop_duplicates(["balance", "arm", "fold"], keep="last")
 
 
 def of_experiment(table: pd.DataFrame, settings: Settings, name: str) -> pd.DataFrame:

@@ -79,13 +79,12 @@ def draw_matched(
     ValueError
         The rate is negative or needs more images of a class than there are.
     """
-    n, order = count_synthetic(len(real_labels), rate, part), np.random.default_rng([seed, 1]).permutation(len(labels))
-    fatty = round(n * float(real_labels.mean()))
+    counts, order = count_matched(real_labels, rate, part), np.random.default_rng([seed, 1]).permutation(len(labels))
     drawn = []
-    for label, wanted in ((0, n - fatty), (1, fatty)):
+    for label, wanted in enumerate(counts):
         mine = order[labels[order] == label]
         if wanted > len(mine):
-            share = wanted / n
+            share = wanted / sum(counts)
             most = len(mine) / share * part[1] / len(real_labels)
             _refuse(rate, wanted, len(real_labels), f"the set has {len(mine)} of class {label}", most)
         drawn.append(mine[:wanted])
@@ -110,6 +109,19 @@ def count_synthetic(n_real: int, rate: float, part: tuple[int, int] = (0, 1)) ->
     place, n_sets = part
     whole = round(rate * n_real)
     return whole // n_sets + (place < whole % n_sets)
+
+
+def count_matched(real_labels: np.ndarray, rate: float, part: tuple[int, int] = (0, 1)) -> tuple[int, int]:
+    """Images of class 0 and of class 1 that `draw_matched` takes; arguments as there.
+
+    Examples
+    --------
+    >>> count_matched(np.array([0, 1, 1, 1]), 2.0)
+    (2, 6)
+    """
+    n = count_synthetic(len(real_labels), rate, part)
+    second = round(n * float(real_labels.mean()))
+    return n - second, second
 
 
 def _refuse(rate: float, n: int, n_real: int, found: str, most: float) -> None:
@@ -151,6 +163,33 @@ def oversample(labels: np.ndarray, seed: int) -> np.ndarray:
     whole, rest = divmod(int(counts.max()), len(small))
     extra = np.random.default_rng([seed, 4]).permutation(small)[:rest]
     return np.concatenate([np.arange(len(labels)), np.tile(small, whole - 1), extra])
+
+
+def training_rows(rows: np.ndarray, labels: np.ndarray, balance: str, seed: int) -> np.ndarray:
+    """Rows of a fold's real training images as a training counts them.
+
+    Parameters
+    ----------
+    rows : (n,) int64
+        The fold's training images.
+    labels : (N,) int64
+        Classes of all images, 0 and 1.
+    balance : {"none", "oversample"}
+        With oversample, rows of the smaller class come as often as `oversample` repeats them.
+    seed : int
+        The training's seed.
+
+    Returns
+    -------
+    (m,) int64
+        Some of `rows` more than once where they are oversampled; the paper's r is a share of these.
+
+    Raises
+    ------
+    ValueError
+        As `oversample`.
+    """
+    return rows[oversample(labels[rows], seed)] if balance == "oversample" else rows
 
 
 def fixed_crops(n: int, n_views: int, seed: int) -> np.ndarray:

@@ -97,9 +97,7 @@ def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str
     data = prepare.open_preprocessed(run)
     held_out, label = sweep.check_fold(data.images, fold), data.images["label"].to_numpy()
     training, n_views = np.flatnonzero(~held_out), data.pool.shape[1]
-    rows = training  # an image a row, often more than once where they are oversampled
-    if trial["balance"] == "oversample":
-        rows = training[draws.oversample(label[training], seed)]
+    rows = draws.training_rows(training, label, trial["balance"], seed)
     if arm.with_real:
         fixed = run.settings.sweep.crops == "fixed"
         views = draws.fixed_crops(len(label), n_views, seed)[rows] if fixed else None
@@ -175,9 +173,7 @@ def refuse(run: Run) -> None:
     table = sweep.grid(run.settings)
     for backbone, freeze in table[["backbone", "freeze"]].drop_duplicates().itertuples(index=False):
         network(backbone, run.settings.sweep.weights, freeze)
-    # an arm's largest rate needs the most, and no seed needs more than another
-    hardest = table.sort_values("rate").drop_duplicates(["balance", "arm", "fold"], keep="last")
-    for trial in hardest.to_dict("records"):
+    for trial in sweep.hardest(table).to_dict("records"):
         for _ in composition(run, trial):
             pass
 
