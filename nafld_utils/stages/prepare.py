@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, folds, pixel_store, preprocess, regions
+from nafld_utils import capacity, engine, folds, pixel_store, preprocess, regions
 from nafld_utils.artifacts import Run, Unit, load_array, save_table, unit_seed
 from nafld_utils.cohort import Cohort
 from nafld_utils.stages.cohort import build_cohort, cohort_unit, open_cohort
@@ -19,6 +19,7 @@ __all__ = [
     "build_cohort",
     "build_preprocessed",
     "build_traditional",
+    "check_capacity",
     "cohort_claims",
     "cohort_unit",
     "open_cohort",
@@ -102,7 +103,7 @@ def build_preprocessed(run: Run) -> Unit:
 def _preprocess(run: Run, unit: Unit) -> None:
     found, s = open_cohort(run), run.settings
     assigned = _folds(run, found)
-    images = found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
+    images = _with_folds(found, assigned)
     for fold in range(s.folds.n_splits):
         folds.split(images, fold)
     placed = _fill(run, found, unit)
@@ -110,6 +111,22 @@ def _preprocess(run: Run, unit: Unit) -> None:
         pixel_store.move(unit.work, folder, list(_arrays(run, found)))
         save_table(folder / "folds.csv", assigned)
         save_table(folder / "images.csv", pd.concat([images, placed], axis=1))
+
+
+def check_capacity(run: Run) -> None:
+    """Refuse, before any model is trained, a run that will draw fewer images than its classifiers take.
+
+    Raises
+    ------
+    ValueError
+        As `capacity.check`, `folds.make_folds` and `sweep.grid`; or the cohort is not stored.
+    """
+    found = open_cohort(run)
+    capacity.check(_with_folds(found, _folds(run, found)), run.settings)
+
+
+def _with_folds(found: Cohort, assigned: pd.DataFrame) -> pd.DataFrame:
+    return found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
 
 
 def _folds(run: Run, found: Cohort) -> pd.DataFrame:
