@@ -68,7 +68,7 @@ class Cohort:
     folds : pandas.DataFrame or None
         ``patient_id, fold`` where the cohort states its own folds.
     sources : pandas.DataFrame or None
-        ``image_id, patient, file``: names in a folder's table.
+        ``image_id, patient, file, row``: names in a folder's table, and the row that has them.
     """
 
     images: pd.DataFrame

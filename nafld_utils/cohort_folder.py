@@ -30,7 +30,7 @@ from nafld_utils import artifacts, cohort_checks, cohort_table, engine, image_fi
 from nafld_utils.cohort_checks import PIXELS
 from nafld_utils.cohort_table import CohortError, Problem, shown
 
-REVISION = 1
+REVISION = 2
 MASKS, MARK_FILE, MARK = "masks.npy", "cohort.json", "simulated"
 CONVERSIONS = {
     "colour": "converted from colour to grey by luminance",
@@ -52,7 +52,8 @@ class Folder:
     masks : (N, H, W) uint8 ndarray or None
         Tissue codes of simulated images.
     sources : pandas.DataFrame
-        ``image_id, patient, file``: the user's own names, safe to open in a spreadsheet.
+        ``image_id, patient, file``: the user's own names, safe to open in a spreadsheet; ``row`` of the table, counted
+        from the header as 1.
     folds : pandas.DataFrame or None
         ``patient_id, fold`` from 0 where the table states folds.
     text : str
@@ -123,7 +124,8 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
     Raises
     ------
     CohortError
-        Everything that is wrong with the table, the files and the images that are used, by row.
+        Everything that is wrong with the table, with every file, and with the pixels of the images that are used, by
+        row.
     """
     source, table, problems = cohort_checks.open_table(folder, class_names)
     table["patient_id"] = _numbered(table["patient"])
@@ -243,7 +245,7 @@ def _assembled(
     images = rows[["patient_id", "label", "grade"]].assign(sha256=sha256)
     images.insert(0, "image_id", names)
     safe = cohort_table.spreadsheet_safe
-    user = {"patient": rows["patient"].map(safe), "file": rows["image"].map(safe)}
+    user = {"patient": rows["patient"].map(safe), "file": rows["image"].map(safe), "row": rows["row"]}
     folds = None
     if rows["fold"].notna().any():
         folds = rows[["patient_id", "fold"]].drop_duplicates().astype(np.int64).reset_index(drop=True)
@@ -388,7 +390,11 @@ def _in_memory(pixels: Any) -> Any:
 
 
 def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
-    """Images that equal an image of another patient, pixel for pixel."""
+    """Images that equal an image of another patient, pixel for pixel.
+
+    Choice: among the images that are used. One that ``cohort.frames_per_patient`` leaves out is not decoded, and is on
+    no side of any split.
+    """
     table = rows.assign(sha256=sha256)
     table = table[table["sha256"] != ""].sort_values("row")
     first = table.drop_duplicates("sha256").set_index("sha256")

@@ -6,6 +6,7 @@ is row 1), and raised together as one `CohortError`; no image is decoded here.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import io
@@ -19,10 +20,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from nafld_utils import params
+from nafld_utils import artifacts, params
 
 REVISION = 1
 TABLE = "images.csv"
+WHOLE_LIST = "cohort_problems.txt"  # in the run's folder of artifacts
 SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 SYNONYMS = {  # what other tables call the columns, likeliest first, without blanks and underscores
@@ -46,18 +48,41 @@ class Problem(NamedTuple):
 
 
 class CohortError(ValueError):
-    """Everything that is wrong with a folder cohort; the message has a line a problem."""
+    """Everything that is wrong with a cohort; the message has a line a problem, of many the first `SHOWN`.
 
-    def __init__(self, source: Path, problems: Iterable[Problem], n_rows: int | None = None) -> None:
+    Parameters
+    ----------
+    source : Path
+        The table, or the folder or file where there is none.
+    problems : iterable of Problem
+    n_rows : int, optional
+        Rows of the table.
+    whole : str
+        What a problem without a row is about.
+    """
+
+    def __init__(
+        self, source: Path, problems: Iterable[Problem], n_rows: int | None = None, whole: str = "table"
+    ) -> None:
         self.source, self.n_rows = source, n_rows
         self.problems = sorted(problems, key=lambda item: (item.row is not None, item.row or 0))
         rows = "" if n_rows is None else f" in {n_rows} rows"
-        lines = [f"{source}: {len(self.problems)} problem{'s' * (len(self.problems) != 1)}{rows}"]
-        for problem in self.problems[:SHOWN]:
-            lines.append(f"  {'table' if problem.row is None else f'row {problem.row}'}: {problem.text}")
+        self.lines = [f"{source}: {len(self.problems)} problem{'s' * (len(self.problems) != 1)}{rows}"]
+        for problem in self.problems:
+            self.lines.append(f"  {whole if problem.row is None else f'row {problem.row}'}: {problem.text}")
+        super().__init__(self._text("; correct these to see them"))
+
+    def _text(self, rest: str) -> str:
+        left = len(self.problems) - SHOWN
+        return "\n".join([*self.lines[: SHOWN + 1], *[f"  and {left} more{rest}"] * (left > 0)])
+
+    def written(self, path: Path) -> CohortError:
+        """Write the whole list to a text file, where a message cannot show it, and name that file in the message."""
         if len(self.problems) > SHOWN:
-            lines.append(f"  and {len(self.problems) - SHOWN} more")
-        super().__init__("\n".join(lines))
+            with contextlib.suppress(OSError):  # a full or read-only disk: the first ones are told all the same
+                artifacts.save_text(path, "\n".join(self.lines) + "\n")
+                self.args = (self._text(f", all of them in {path}"),)
+        return self
 
 
 def shown(text: object, limit: int = 80) -> str:
@@ -362,18 +387,25 @@ def _folds(table: pd.DataFrame, label: pd.Series, all_known: bool, problems: lis
                 Problem(None, f"expected both classes in every fold, found label {only} only in fold {value}")
             )
     for patient, group in fold.groupby(table["patient"], sort=False):
-        different = group[group != group.iloc[0]]
-        if patient and len(different):
-            odd = different.index[0]
-            first = table["row"].loc[group.index[0]]
-            problems.append(
-                Problem(
-                    int(table["row"].loc[odd]),
-                    f"expected one fold a patient, found fold {group.loc[odd]} here and {group.iloc[0]} in row {first}"
-                    f" for patient {shown(patient)}",
-                )
-            )
+        words = "fold " + group.astype(str)
+        problems += _unlike("fold", group, table["row"], words, patient) if patient else []
     return fold
+
+
+def _unlike(what: str, values: pd.Series, rows: pd.Series, words: pd.Series, patient: str) -> list[Problem]:
+    """Every row of a patient whose value is not that of the patient's first row with a value."""
+    known = values.dropna()
+    if known.empty:
+        return []
+    first = known.index[0]
+    return [
+        Problem(
+            int(rows.loc[here]),
+            f"expected one {what} a patient, found {words.loc[here]} here and {words.loc[first]} in row"
+            f" {rows.loc[first]} for patient {shown(patient)}",
+        )
+        for here in known.index[known != known.loc[first]]
+    ]
 
 
 def _check_names(table: pd.DataFrame, need_images: bool, problems: list[Problem]) -> None:
@@ -393,19 +425,8 @@ def _check_patients(parsed: pd.DataFrame, all_known: bool, problems: list[Proble
     named = parsed[parsed["patient"] != ""]
     for patient, group in named.groupby("patient", sort=False):
         for column in ("label", "grade"):
-            known = group[column].dropna()
-            odd = known[known != known.iloc[0]] if len(known) else known
-            if len(odd):
-                here, there = odd.index[0], known.index[0]
-                words = [group["class_name" if column == "label" else column].loc[place] for place in (here, there)]
-                words = [word if column == "label" else f"{word:g}" for word in words]
-                problems.append(
-                    Problem(
-                        int(group["row"].loc[here]),
-                        f"expected one {column} a patient, found {words[0]} here and {words[1]} in row"
-                        f" {group['row'].loc[there]} for patient {shown(patient)}",
-                    )
-                )
+            words = group["class_name"] if column == "label" else group[column].map("{:g}".format)
+            problems += _unlike(column, group[column], group["row"], words, patient)
     present = parsed["class_name"].dropna().unique()
     if len(present) == 1 and all_known:
         what = f"expected patients of both classes, found {present[0]} only; add the other class"

@@ -193,9 +193,13 @@ def check_folder(run: Run) -> None:
     path = Path(s.cohort.path).expanduser() if s.cohort.source == "file" and s.cohort.path else None
     if path is not None and path.is_dir():
         from nafld_utils import cohort_folder
+        from nafld_utils.cohort_table import WHOLE_LIST, CohortError
 
         scratch = artifacts.existing(run.root)
-        cohort_folder.check(path, s.cohort.class_names, s.folds.n_splits, s.cohort.frames_per_patient, scratch)
+        try:
+            cohort_folder.check(path, s.cohort.class_names, s.folds.n_splits, s.cohort.frames_per_patient, scratch)
+        except CohortError as error:
+            raise error.written(run.root / WHOLE_LIST) from None
 
 
 def stamp_path(run: Run, stage: str) -> Path:

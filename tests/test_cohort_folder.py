@@ -26,6 +26,7 @@ from nafld_utils import (
     phantom,
     phantom_folder,
     pixel_store,
+    preprocess,
     regions,
     words,
 )
@@ -695,6 +696,57 @@ def test_a_sheet_is_to_be_saved_as_csv(tmp_path):
     assert problems(path) == [(None, f"{wanted} b.csv, c.csv; write one")]
 
 
+def test_every_deviating_row_of_a_patient_is_named(tmp_path):
+    path = tmp_path / "a"
+    path.mkdir()
+    for i in range(8):
+        Image.fromarray(picture(i)).save(path / f"{i}.png")
+    rows = pd.DataFrame([{"image": f"{i}.png", "patient": f"P-{i // 4}", "label": NAMES[i // 4]} for i in range(8)])
+    labels = [NAMES[0], NAMES[1], NAMES[0], NAMES[1], NAMES[1], "", NAMES[1], NAMES[0]]
+    rows.assign(label=labels).to_csv(path / "images.csv", index=False)
+    here = "expected one {} a patient, found {} here and {} in row {} for patient {}"
+    assert [one for one in problems(path) if "one label" in one[1]] == [
+        (3, here.format("label", "malignant", "benign", 2, "P-0")),
+        (5, here.format("label", "malignant", "benign", 2, "P-0")),
+        (9, here.format("label", "benign", "malignant", 6, "P-1")),
+    ]
+    changes = {"grade": ["", 2, 3, 2.5, 1, 1, 1, 1], "fold": [0, 1, 0, 1, 1, 1, 0, 1]}
+    rows.assign(**changes).to_csv(path / "images.csv", index=False)
+    assert problems(path) == [
+        (3, here.format("fold", "fold 1", "fold 0", 2, "P-0")),
+        (4, here.format("grade", 3, 2, 3, "P-0")),
+        (5, here.format("fold", "fold 1", "fold 0", 2, "P-0")),
+        (5, here.format("grade", 2.5, 2, 3, "P-0")),
+        (8, here.format("fold", "fold 0", "fold 1", 6, "P-1")),
+    ]
+
+
+def test_what_a_message_cannot_show_is_written_where_it_says(tmp_path, study, monkeypatch, capsys):
+    path = uneven(tmp_path / "a", n=260, side=8)
+    for i in range(10, 260):
+        (path / f"{i}.png").write_bytes(b"")
+    run = study(path)
+    with pytest.raises(cohort_table.CohortError) as caught:
+        prepare.build_cohort(run)
+    lines = str(caught.value).splitlines()
+    file = run.root / "cohort_problems.txt"
+    assert (len(lines), lines[-1]) == (202, f"  and 50 more, all of them in {file}")
+    written = file.read_text(encoding="utf-8").splitlines()
+    assert written[:201] == lines[:201]
+    assert written[-1].startswith("  row 261: 259.png: expected a PNG")
+    file.unlink()
+    with pytest.raises(cohort_table.CohortError, match="and 50 more; correct these to see them"):
+        cohort.load(path)
+    table = pd.read_csv(path / "images.csv")
+    table.assign(label="x").to_csv(path / "images.csv", index=False)
+    with pytest.raises(cohort_table.CohortError, match=r"all of them in .*cohort_problems\.txt"):
+        graph.check_folder(run)
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 252
+    table.head(10).to_csv(path / "images.csv", index=False)
+    prepare.build_cohort(run)
+    assert not file.exists(), "what is corrected is no longer listed"
+
+
 def test_names_stay_text_and_are_safe_in_a_spreadsheet(tmp_path):
     names = ["=HYPERLINK(1)", "<script>alert(1)</script>", "@x", "-1"]
     rows = [{**row, "patient": names[int(row["patient"][2])]} for row in ROWS]
@@ -754,7 +806,7 @@ def test_folds_of_the_table_are_honoured(tmp_path):
     [
         (
             [0, 1, 0, 0, 1, 1, 1, 1],
-            "row 3: expected one fold a patient, found fold 1 here and 0 in row 2 for patient P-0",
+            "row 3: expected one fold a patient, found fold 1 here and fold 0 in row 2 for patient P-0",
         ),
         ([0, 0, 1, 1, 0, 0, 1, 1], "both classes in every fold, found label 0 only in fold 0"),
         ([0, 0, 0, 0, 2, 2, 2, 2], "without a gap"),
@@ -954,6 +1006,75 @@ def test_regions_and_crops_are_settings(study, tmp_path):
     assert (plain.top, plain.left, plain.side) == (-2, 18, 64)
     with pytest.raises(ValueError, match="region_box must be"):
         study(tmp_path, preprocess__region="box")
+
+
+def test_every_image_without_a_region_is_named_by_row_and_file(study, tmp_path):
+    path = uneven(tmp_path / "a", n=8)
+    for i in (2, 5):
+        Image.fromarray(picture(i) % 4).save(path / f"{i}.png")
+    run = study(path, preprocess__threshold=4)
+    prepare.build_cohort(run)
+    dark = "expected pixels above grey level 4 (preprocess.threshold), found none; lower the threshold or remove"
+    for act in (looks.of, prepare.build_preprocessed):
+        with pytest.raises(cohort_table.CohortError) as caught:
+            act(run)
+        assert str(caught.value).splitlines() == [
+            f"{path}: 2 problems",
+            f"  row 4: 2.png: {dark} the frame",
+            f"  row 7: 5.png: {dark} the frame",
+        ]
+    run = study(path, preprocess__region="box", preprocess__region_box=[64, 0, 10, 10])
+    with pytest.raises(cohort_table.CohortError) as caught:
+        looks.of(run)
+    assert [row for row, _ in caught.value.problems] == [2, 4, 5, 7, 8], "the other images are higher"
+    assert "row 5: 3.png: preprocess.region_box: expected a box inside the image of 67 x 64 pixels" in str(caught.value)
+
+
+def test_without_a_table_images_without_a_region_go_by_their_ids(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    box = {"preprocess.region": "box", "preprocess.region_box": [4000, 0, 5, 5]}
+    run = artifacts.open_run("smoke", {"cohort.n_patients": 2, "cohort.frames_per_patient": 1, **box})
+    prepare.build_cohort(run)
+    with pytest.raises(
+        cohort_table.CohortError, match=r"artifacts/smoke/cohort: 2 problems\n  image: p001_f\d\d: prep"
+    ):
+        looks.of(run)
+
+
+@pytest.mark.parametrize(
+    ("region", "box"),
+    [("largest", None), ("box", [2, 3, 20, 30]), ("none", None)],
+)
+def test_the_asked_region_is_what_the_models_see(region, box, study, tmp_path):
+    """A bright rectangle, a bright mark apart from it, and a floor that is above black and below the threshold."""
+    path, rectangle = tmp_path / "a", (slice(10, 34), slice(16, 56))
+    path.mkdir()
+    rows, frames = [], []
+    for i in range(8):
+        frame = np.full((48, 64), 3, np.uint8)
+        frame[rectangle] = 40 + picture(i, 24, 40) // 2
+        frame[2:5, 2:6] = 250
+        frames.append(frame)
+        Image.fromarray(frame).save(path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "patient": f"w{i}", "label": NAMES[i % 2]})
+    pd.DataFrame(rows).to_csv(path / "images.csv", index=False)
+    run = study(path, preprocess__region=region, preprocess__region_box=box, preprocess__threshold=4)
+    prepare.build_cohort(run)
+    prepare.build_preprocessed(run)
+    data = prepare.open_preprocessed(run)
+    inside = {"largest": rectangle, "box": (slice(2, 22), slice(3, 33)), "none": (slice(0, 48), slice(0, 64))}[region]
+    height, width = (part.stop - part.start for part in inside)
+    side, pad = max(height, width), (max(height, width) - min(height, width)) // 2
+    assert (data.images["region_pixels"] == height * width).all()
+    assert (data.images["crop_side"] == side).all()
+    assert (data.images["crop_left"] == inside[1].start).all()
+    assert (data.images["crop_top"] == inside[0].start - pad).all()
+    for frame, crop, resized in zip(frames, data.crops, data.resized, strict=True):
+        square = np.zeros((side, side), np.uint8)  # black outside the region, whatever lies there in the frame
+        square[pad : pad + height] = frame[inside]
+        assert (crop == preprocess.resize_box(square, preprocess.whole_box(square), 64)).all()
+        assert (resized == preprocess.resize_box(crop, preprocess.whole_box(crop), 32)).all()
+    assert (data.crops.max() > 200) == (region != "largest"), "the mark apart is seen where it was asked for"
 
 
 @pytest.mark.parametrize("name", ["=1", "<b>", "a\nb", "", "$x$", "-x", "x" * 61])

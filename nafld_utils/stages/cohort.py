@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nafld_utils import cohort as cohorts
-from nafld_utils import engine, phantom_folder, pixel_store
+from nafld_utils import engine, phantom_folder, pixel_store, regions
 from nafld_utils.artifacts import (
     Run,
     Unit,
@@ -23,6 +23,7 @@ from nafld_utils.artifacts import (
     save_table,
 )
 from nafld_utils.cohort import Cohort
+from nafld_utils.cohort_table import WHOLE_LIST, CohortError, Problem, shown
 
 COHORT = "cohort"
 FOLDER_MODULES = ("cohort_checks", "cohort_folder", "cohort_table", "image_files", "pixel_store")
@@ -127,9 +128,10 @@ def _build_streamed(run: Run, unit: Unit) -> None:
         else:
             path = cohorts.find(s, run.data)
             found = cohorts.load(path, s.class_names, s.fat_threshold, unit.work, s.frames_per_patient)
-    except ValueError:
+    except ValueError as error:
         shutil.rmtree(unit.work, ignore_errors=True)
-        raise
+        raise error.written(run.root / WHOLE_LIST) if isinstance(error, CohortError) else error from None
+    (run.root / WHOLE_LIST).unlink(missing_ok=True)  # of problems that are corrected
     with unit.writing() as folder:
         if isinstance(found.pixels, pixel_store.Ragged):
             save_array(folder / "shapes.npy", found.pixels.all_shapes)
@@ -166,6 +168,52 @@ def _simulated(run: Run, folder: Path) -> Cohort:
     made = phantom.simulate(s.n_patients, s.simulation_seed, n_jobs=_jobs(run))
     path = cohorts.write_mat(folder / "cohort.mat", made)
     return replace(cohorts.load(path, s.class_names, s.fat_threshold), masks=made.masks)
+
+
+def region_of(run: Run, found: Cohort, place: int, image: np.ndarray) -> np.ndarray:
+    """Region of one image of the cohort, as `regions.find`.
+
+    Parameters
+    ----------
+    run : Run
+        Reads ``preprocess``.
+    found : Cohort
+        The run's cohort.
+    place : int
+        Row of its table.
+    image : (H, W) uint8 ndarray
+        That row's pixels.
+
+    Returns
+    -------
+    (H, W) bool ndarray
+
+    Raises
+    ------
+    CohortError
+        The image has none; every image of the cohort that has none is named, by row and file of a folder's table.
+    """
+    try:
+        return regions.find(image, run.settings.preprocess)
+    except ValueError:
+        raise _without_region(run, found).written(run.root / WHOLE_LIST) from None
+
+
+def _without_region(run: Run, found: Cohort) -> CohortError:
+    """What is wrong with each image without a region; a second look at all, since the first one stops nothing."""
+    problems, of_user = [], is_folder(run) and found.sources is not None
+    for place, image in enumerate(engine.progress(pixel_store.stream(found.pixels), "looking for regions")):
+        try:
+            regions.find(image, run.settings.preprocess)
+        except ValueError as error:
+            text = str(error).removeprefix("frame: ").removesuffix(".")
+            name = found.images["image_id"].iloc[place]
+            source = None if found.sources is None else found.sources.iloc[place]
+            if of_user and isinstance(source["file"], str):
+                name = shown(source["file"])
+            problems.append(Problem(int(source["row"]) if of_user else None, f"{name}: {text}"))
+    source = Path(run.settings.cohort.path).expanduser() if of_user else cohort_unit(run).path
+    return CohortError(source, problems, whole="image")
 
 
 def open_cohort(run: Run) -> Cohort:

@@ -14,7 +14,7 @@ import pandas as pd
 from nafld_utils import describe, engine, pixel_store, regions
 from nafld_utils.artifacts import Run
 from nafld_utils.cohort import Cohort
-from nafld_utils.stages.cohort import open_cohort
+from nafld_utils.stages.cohort import open_cohort, region_of
 
 SIDE = 64  # pixels of the square (choice): coarser than texture, finer than organs
 SECTOR = (("depth", "Over depth, central half of the sector"), ("lateral", "Over angle, middle third of the depths"))
@@ -45,7 +45,7 @@ def of(run: Run) -> Looks:
     Raises
     ------
     ValueError
-        An image has no region; names it.
+        Images have no region; names each (`stages.cohort.region_of`).
     """
     found = open_cohort(run)
     if run.is_foreign:
@@ -53,7 +53,7 @@ def of(run: Run) -> Looks:
         pairs = describe.similarity(found.images, squares, np.ones((SIDE, SIDE), dtype=bool), step=1)
         return Looks(pairs, describe.square_profiles(found.patients, found.images, squares), SQUARE)
     first = found.images.groupby("patient_id", sort=False).head(1).index
-    inside = np.stack([regions.find(found.pixels[i], run.settings.preprocess) for i in first])
+    inside = np.stack([region_of(run, found, i, found.pixels[i]) for i in first])
     pairs = describe.similarity(found.images, found.pixels, inside.all(axis=0))
     return Looks(pairs, describe.profiles(found.patients, found.images, found.pixels, inside), SECTOR)
 
@@ -61,13 +61,9 @@ def of(run: Run) -> Looks:
 def _squares(run: Run, found: Cohort) -> np.ndarray:
     """(N, SIDE, SIDE) uint8: the bounding square of each image's region, resized; shape is kept."""
     out = np.empty((len(found.images), SIDE, SIDE), dtype=np.uint8)
-    names = found.images["image_id"]
     images = engine.progress(pixel_store.stream(found.pixels), "comparing images", total=len(out))
     for row, image in enumerate(images):
-        try:
-            region = regions.find(image, run.settings.preprocess)
-        except ValueError as error:
-            raise ValueError(f"{names[row]}: {error}") from None
+        region = region_of(run, found, row, image)
         square = regions.window(region, run.settings.preprocess, fit=True)
         out[row] = square.cut(np.where(region, image, 0).astype(np.uint8), SIDE)
     return out

@@ -12,7 +12,7 @@ import pandas as pd
 from nafld_utils import capacity, engine, folds, pixel_store, preprocess, regions
 from nafld_utils.artifacts import Run, Unit, load_array, save_table, unit_seed
 from nafld_utils.cohort import Cohort
-from nafld_utils.stages.cohort import build_cohort, cohort_unit, open_cohort
+from nafld_utils.stages.cohort import build_cohort, cohort_unit, open_cohort, region_of
 
 __all__ = [
     "Preprocessed",
@@ -173,7 +173,8 @@ def _fill(run: Run, found: Cohort, unit: Unit) -> pd.DataFrame:
     arrays = {**_arrays(run, found), "placed": ((n, len(_PLACED)), np.float64)}
     with pixel_store.Store(unit.work, arrays) as store:
         for i in engine.progress(store.remaining(n), "preprocessing", total=n - store.done):
-            crop, square, facts = _place(found.pixels[i], s, fit, names[i])
+            frame = found.pixels[i]
+            crop, square, facts = _place(frame, region_of(run, found, i, frame), s, fit)
             store.put("placed", i, np.array([facts[name] for name in _PLACED], dtype=np.float64))
             resized = preprocess.resize_box(crop, preprocess.whole_box(crop), size)
             boxes = list(_boxes(run, names[i], crop.shape))
@@ -196,12 +197,10 @@ def _fill(run: Run, found: Cohort, unit: Unit) -> pd.DataFrame:
 _PLACED = ("crop_top", "crop_left", "crop_side", "region_pixels", "kept_share")
 
 
-def _place(frame: np.ndarray, s: object, fit: bool, name: str) -> tuple[np.ndarray, regions.Window, dict[str, float]]:
+def _place(
+    frame: np.ndarray, region: np.ndarray, s: object, fit: bool
+) -> tuple[np.ndarray, regions.Window, dict[str, float]]:
     """Crop of a frame, black outside the region, and where it lies."""
-    try:
-        region = regions.find(frame, s)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
     square = regions.window(region, s, fit)
     crop = square.cut(np.where(region, frame, 0).astype(np.uint8), s.crop_size)
     facts = {
