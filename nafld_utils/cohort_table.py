@@ -294,9 +294,11 @@ def _labels(
     """
     written = table["label"].map(_label_text)
     key, filled = written.str.casefold(), written != ""
-    problems += [Problem(row, "expected a label, found nothing") for row in table.loc[~filled, "row"]]
+    numbered = _numbers_stand_for(class_names)
+    missing = f"expected a class name{', 0 or 1' if numbered else ''} as label, found nothing"
+    problems += [Problem(row, missing) for row in table.loc[~filled, "row"]]
     codes = {name.casefold(): value for value, name in enumerate(map(_label_text, class_names))}
-    if not codes.keys() & _NUMBERS.keys():  # else a class is named 0 or 1, and the numbers are names
+    if numbered:
         codes |= _NUMBERS
     label = key.map(codes).astype(float)
     unknown = label.isna() & filled
@@ -310,22 +312,28 @@ def _labels(
         return key.map({name.casefold(): value for value, name in enumerate(names)}).astype(float), names, True
     both = label.nunique() == 2
     if both and (found.loc[~found.index.isin(codes), "n"] == 1).all():  # slips, not a third class
+        known = f"{', '.join(class_names)}, 0 or 1" if numbered else " or ".join(class_names)
         for row, text in zip(table.loc[unknown, "row"], table.loc[unknown, "label"], strict=True):
-            what = f"expected {class_names[0]}, {class_names[1]}, 0 or 1 as label, found {shown(text)}"
-            problems.append(Problem(row, what))
+            problems.append(Problem(row, f"expected {known} as label, found {shown(text)}"))
         return label, class_names, False
     problems.append(Problem(None, _other_than_two(found, both)))
     return label, class_names, False
+
+
+def _numbers_stand_for(class_names: Sequence[str]) -> bool:
+    """Whether labels 0 and 1 stand for the classes; where a class is named 0 or 1, the numbers are names."""
+    return not {_label_text(name) for name in class_names} & _NUMBERS.keys()
 
 
 def _other_than_two(found: pd.DataFrame, both: bool) -> str:
     """What to do about one label, or three and more; `both`: the two of the settings are among them."""
     counts = [f"{shown(item.text, 30)} ({item.n} rows, first row {item.row})" for item in found.itertuples()]
     listed = ", ".join(counts[:8]) + (f" and {len(counts) - 8} more" if len(counts) > 8 else "")
+    wanted = "expected two labels, class names or 0 and 1, found"
     if len(found) == 1:
-        return f"expected two labels, found {listed} only; add the other class and name both in cohort.class_names"
+        return f"{wanted} {listed} only; add the other class and name both in cohort.class_names"
     naming = "" if both else ", and name the two in cohort.class_names"
-    return f"expected two labels, found {len(found)}: {listed}; keep the rows of two, or make a table a pair{naming}"
+    return f"{wanted} {len(found)}: {listed}; keep the rows of two, or make a table a pair{naming}"
 
 
 def _label_text(text: str) -> str:
@@ -343,9 +351,10 @@ def _in_order(found: list[str], class_names: Sequence[str]) -> list[str]:
 
 def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
     """What to do about two labels that the settings do not name; a value of SET is YAML, where ``no`` is no text."""
+    either = ", or 0 and 1" if _numbers_stand_for(class_names) else ""
     found = (
-        f"expected the labels {class_names[0]} and {class_names[1]} (cohort.class_names), found {shown(names[0])} and"
-        f" {shown(names[1])}"
+        f"expected the labels {class_names[0]} and {class_names[1]} (cohort.class_names){either}, found"
+        f" {shown(names[0])} and {shown(names[1])}"
     )
     odd = [shown(name) for name in names if not params.PLAIN_NAME.fullmatch(name)]
     if odd:

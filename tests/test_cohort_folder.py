@@ -507,6 +507,17 @@ def test_labels_of_other_names_are_said_once_with_the_setting(tmp_path):
         cohort.load(path, ("healthy", "fatty"))
 
 
+def test_numbers_are_not_offered_where_a_class_has_one_for_a_name(tmp_path):
+    rows = [{**row, "label": {"benign": "1", "malignant": "2"}[row["label"]]} for row in ROWS]
+    rows[0]["label"], rows[3]["label"] = "", "x"
+    with pytest.raises(cohort_table.CohortError) as caught:
+        cohort.load(folder(tmp_path / "a", rows), ("1", "2"))
+    assert [text for _, text in caught.value.problems] == [
+        "expected a class name as label, found nothing",
+        "expected 1 or 2 as label, found x",
+    ]
+
+
 def labelled(path, *labels, **columns):
     """The eight images under other labels, one a patient or one a row."""
     labels = [label for label in labels for _ in range(8 // len(labels))]
@@ -577,10 +588,10 @@ def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
         cohort_checks.check(folder(tmp_path / "a", rows), ("healthy", "fatty"), n_splits=3)
     found = [(problem.row, problem.text.split(";")[0]) for problem in caught.value.problems]
     assert found == [
-        (None, "expected the labels healthy and fatty (cohort.class_names), found Normal and Pneumonia"),
+        (None, "expected the labels healthy and fatty (cohort.class_names), or 0 and 1, found Normal and Pneumonia"),
         (None, "expected at least folds.n_splits 3 patients of each class, found 2 of Normal"),
         (None, "expected at least folds.n_splits 3 patients of each class, found 2 of Pneumonia"),
-        (3, "expected a label, found nothing"),
+        (3, "expected a class name, 0 or 1 as label, found nothing"),
         (5, "expected one label a patient, found Normal here and Pneumonia in row 4 for patient P-1"),
     ]
 
@@ -590,18 +601,21 @@ def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
     [
         (
             ["benign", "malignant", "normal", "malignant"],
-            "expected two labels, found 3: benign (2 rows, first row 2), malignant (4 rows, first row 4),"
+            "expected two labels, class names or 0 and 1,"
+            " found 3: benign (2 rows, first row 2), malignant (4 rows, first row 4),"
             " normal (2 rows, first row 6); keep the rows of two, or make a table a pair",
         ),
         (
             ["benign", "benign", "cyst", "normal"],
-            "expected two labels, found 3: benign (4 rows, first row 2), cyst (2 rows, first row 6), normal"
+            "expected two labels, class names or 0 and 1,"
+            " found 3: benign (4 rows, first row 2), cyst (2 rows, first row 6), normal"
             " (2 rows, first row 8); keep the rows of two, or make a table a pair, and name the two in"
             " cohort.class_names",
         ),
         (
             ["cyst"],
-            "expected two labels, found cyst (8 rows, first row 2) only; add the other class and name both in"
+            "expected two labels, class names or 0 and 1,"
+            " found cyst (8 rows, first row 2) only; add the other class and name both in"
             " cohort.class_names",
         ),
     ],
