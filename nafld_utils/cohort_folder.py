@@ -32,6 +32,7 @@ from nafld_utils.cohort_table import CohortError, Problem, shown
 
 REVISION = 2
 MASKS, MARK_FILE, MARK = "masks.npy", "cohort.json", "simulated"
+SOURCES = "sources.csv"  # of a run, where the stage says its path
 CONVERSIONS = {
     "colour": "converted from colour to grey by luminance",
     "deep": "of more than 8 bits scaled each from its own darkest to its brightest pixel",
@@ -429,9 +430,9 @@ def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict
     size = f"{low[1]} x {low[0]}" if (low == high).all() else f"{low[1]} x {low[0]} to {high[1]} x {high[0]}"
     done = [f"{counts[name]} {words}" for name, words in CONVERSIONS.items() if counts[name]]
     if (rows["patient"].str.lstrip("0") != rows["patient_id"].astype(str)).any():
-        done.append("patients are numbered in the order of the table, sources.csv has their names")
+        done.append(f"patients are numbered in the order of the table, {SOURCES} has their names")
     elif rows["patient"].str.startswith("0").any():
-        done.append("patients keep their numbers without leading zeros, sources.csv has them as written")
+        done.append(f"patients keep their numbers without leading zeros, {SOURCES} has them as written")
     return (
         f"Folder {shown(folder.name)}: {len(rows)} images of {rows['patient_id'].nunique()} patients, {size} pixels"
         + "".join(f"; {text}" for text in done)

@@ -30,6 +30,8 @@ from nafld_utils import (
     regions,
     words,
 )
+from nafld_utils.report import facts as report_facts
+from nafld_utils.report import methods
 from nafld_utils.report import pages as report_pages
 from nafld_utils.stages import cohort as stage
 from nafld_utils.stages import looks, prepare
@@ -104,6 +106,18 @@ def test_numbers_that_are_two_names_of_one_number_are_names(tmp_path):
     found = cohort.load(folder(tmp_path / "a", rows), NAMES)
     assert found.patients["patient_id"].tolist() == [1, 2, 3, 4]
     assert "; patients are numbered in the order of the table, sources.csv has their names" in found.provenance["text"]
+
+
+def test_a_run_says_where_the_names_of_its_patients_lie(tmp_path, study):
+    run = study(folder(tmp_path / "a"))
+    prepare.build_cohort(run)
+    said = prepare.open_cohort(run).provenance["text"]
+    (path,) = re.findall(r", (\S+) has their names", said)
+    assert path == "artifacts/smoke/cohort/sources.csv"
+    table = pd.read_csv(tmp_path / path)
+    assert table.iloc[0].to_dict() == {"image_id": "p001_f00", "patient": "P-0", "file": "00.png", "row": 2}
+    assert path in report_facts.cohort(run)[0][1], "as every report says"
+    assert path in dict(methods.methods(run))["Cohort"]
 
 
 # ---------------------------------------------------------------- formats

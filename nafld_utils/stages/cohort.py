@@ -21,8 +21,10 @@ from nafld_utils.artifacts import (
     save_array,
     save_json,
     save_table,
+    work_root,
 )
 from nafld_utils.cohort import Cohort
+from nafld_utils.cohort_folder import SOURCES
 from nafld_utils.cohort_table import WHOLE_LIST, CohortError, Problem, shown
 
 COHORT = "cohort"
@@ -136,15 +138,24 @@ def _build_streamed(run: Run, unit: Unit) -> None:
         if isinstance(found.pixels, pixel_store.Ragged):
             save_array(folder / "shapes.npy", found.pixels.all_shapes)
         pixel_store.move(unit.work, folder, ["pixels", *["masks"] * (found.masks is not None)])
-        _save_tables(folder, found, len(found.images))
+        _save_tables(folder, _traced(found, unit), len(found.images))
+
+
+def _traced(found: Cohort, unit: Unit) -> Cohort:
+    """The cohort whose text says where in the work folder the users' names of its patients lie."""
+    before, mark, after = found.provenance["text"].rpartition(f", {SOURCES} has ")
+    if not mark:
+        return found
+    path = unit.file(SOURCES).relative_to(work_root()).as_posix()
+    return replace(found, provenance={**found.provenance, "text": f"{before}, {path} has {after}"})
 
 
 def _save_tables(folder: Path, found: Cohort, whole: int) -> None:
     save_table(folder / "images.csv", found.images)
     save_table(folder / "patients.csv", found.patients)
-    for name, table in (("given_folds", found.folds), ("sources", found.sources)):
+    for name, table in (("given_folds.csv", found.folds), (SOURCES, found.sources)):
         if table is not None:
-            save_table(folder / f"{name}.csv", table)
+            save_table(folder / name, table)
     save_json(folder / "provenance.json", {**found.provenance, "images": whole, "used": len(found.images)})
     save_table(folder / "duplicates.csv", cohorts.duplicates(found))
 
@@ -228,7 +239,7 @@ def open_cohort(run: Run) -> Cohort:
     masks, shapes = unit.file("masks.npy"), unit.file("shapes.npy")
     pixels = unit.load_array("pixels.npy", mmap=True)
     folds, sources = (
-        load_table(unit.file(name)) if unit.file(name).exists() else None for name in ("given_folds.csv", "sources.csv")
+        load_table(unit.file(name)) if unit.file(name).exists() else None for name in ("given_folds.csv", SOURCES)
     )
     return Cohort(
         images=unit.load_table("images.csv"),
