@@ -33,8 +33,8 @@ from nafld_utils.trial_store import (
 
 __all__ = [
     "REAL", "SCORE_COLUMNS", "STATES", "TRIAL_COLUMNS", "check_fold", "experiment", "experiments", "folds_of", "grid",
-    "hardest", "image_folds", "is_done", "linear_scores", "of_experiment", "plan", "read_store", "read_trial",
-    "record_failure", "require_complete", "to_train", "trial_hash", "trial_path", "write_trial",
+    "hardest", "image_folds", "is_done", "linear_scores", "of_experiment", "plan", "planned", "read_store",
+    "read_trial", "record_failure", "require_complete", "to_train", "trial_hash", "trial_path", "write_trial",
 ]  # fmt: skip
 
 REVISION = 2
@@ -72,6 +72,24 @@ def experiment(settings: Settings, name: str) -> ExperimentSettings:
     filled = {field: getattr(chosen, field) if getattr(own, field) is None else getattr(own, field) for field in fields}
     n_seeds = chosen.n_seeds if own.n_seeds is None else min(own.n_seeds, chosen.n_seeds)
     return own.model_copy(update={**filled, "n_seeds": n_seeds, "level": own.level or "image"})
+
+
+def planned(settings: Settings, field: str) -> list[Any]:
+    """Every value of ``backbones, arms`` or ``rates`` in the experiments of a run and its declared comparison.
+
+    Parameters
+    ----------
+    settings : Settings
+    field : {"backbones", "arms", "rates"}
+
+    Returns
+    -------
+    list
+        Each once, in the order of the experiments.
+    """
+    declared = {"arms": settings.sweep.primary_arm, "rates": settings.sweep.primary_rate}
+    values = [value for name in settings.sweep.experiments for value in getattr(experiment(settings, name), field)]
+    return list(dict.fromkeys([*values, declared.get(field, settings.sweep.backbones[0])]))
 
 
 def experiment_grid(settings: Settings, name: str) -> pd.DataFrame:

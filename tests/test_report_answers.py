@@ -157,7 +157,7 @@ def test_methods_follow_the_settings(profile, tmp_path, monkeypatch):
     run, _ = graph.open_run(profile)
     found = dict(methods.methods(run))
     s = run.settings
-    assert f"{s.folds.n_splits}-fold" in found["Folds"]
+    assert f"{s.folds.n_splits} folds by patient, stratified by class, split seed {s.folds.seed}." in found["Folds"]
     assert f"for {s.ldm.steps} steps" in found["Generators"]
     assert f"{s.sampling.n_images} images a model and fold" in found["Sampling"]
     assert f"{s.sweep.n_seeds} training seeds" in found["Classifiers"]
@@ -226,6 +226,70 @@ def test_the_checklist_says_which_marks_stay_in_the_image(region, says, tmp_path
     assert says in entry
     assert ("blacked out" in entry) == (region != "none")
     assert entry.endswith("Whether the image holds traces of how it was acquired is for the authors.")
+
+
+def filled(run, *claims):
+    return {item.number: item.entry for item in reforms.checklist(run, table(*claims))}
+
+
+ALONE = (SWEEP, "frozen features + SVM, one patient left out", 0.7, "", "", "", "patient-level AUC")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "Real images alone; traditional augmentation; a GAN, whose images are judged and train no classifier."),
+        ({"gan.enabled": False}, "Real images alone; traditional augmentation. Without"),
+        ({"gan.enabled": False, "sweep.arms": ["semantic"]}, "Real images alone. Without"),
+        ({"sweep.experiments": ["gan"]}, "Real images alone; a GAN. Without"),
+        ({"sweep.experiments": ["gan", "fig5a"]}, "Real images alone; traditional augmentation; a GAN. Without"),
+    ],
+)
+def test_baselines_are_those_of_the_run(changes, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    assert filled(artifacts.open_run("cpu", changes), ALONE)["5f"].startswith(said)
+    assert filled(artifacts.open_run("cpu", changes))["5f"] == "", "stage 06 has not run"
+
+
+def test_networks_and_rates_are_those_of_the_experiments(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    run = artifacts.open_run("paper", {"sweep.experiments": ["fig5b", "r10"]})
+    entries, said = filled(run), dict(methods.methods(run))["Classifiers"]
+    for name in ("resnet50.tv_in1k", "tf_efficientnet_b0.in1k", "tf_efficientnetv2_s.in1k"):
+        assert name in entries["5a"]
+        assert name in said
+    assert "Rates 1.5, 3, 5, 10 are all shown" in entries["5e"]
+    assert "1.5, 3, 5 and 10 times as many images of an arm: semantic and class." in said
+
+
+def test_folds_and_seeds_are_those_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    run = artifacts.open_run("cpu")
+    entries = filled(run)
+    assert entries["5c"] == "5 folds by patient, stratified by class, split seed 0; each patient is held out once."
+    assert "paired t over training seeds" in entries["7c"]
+    artifacts.save_table(run.root / "cohort" / "given_folds.csv", pd.DataFrame({"patient_id": [1], "fold": [0]}))
+    given = "5 folds by patient, as the cohort's own column fold says"
+    assert filled(run)["5c"].startswith(given)
+    assert dict(methods.methods(run))["Folds"].startswith(f"Cross-validation in {given}.")
+    some = filled(artifacts.open_run("cpu", {"ldm.folds": [0, 2], "sweep.n_seeds": 1}))
+    assert some["5c"].endswith("folds 0 and 2 are trained, so that their patients alone are judged, once each.")
+    assert not any("paired t" in some[number] or "and seeds" in some[number] for number in ("5d", "7c"))
+
+
+@pytest.mark.parametrize(
+    ("grade", "said"),
+    [
+        ([1.0, None, 9.0, 9.0, 9.0], "Without fat: 1 of 2 healthy and 0 of 3 fatty patients."),
+        ([1.0, 1.0, 9.0, 9.0, 9.0], "Without fat: 0 of 2 healthy and 0 of 3 fatty patients."),
+        ([None] * 5, "The cohort has no fat of any patient."),
+    ],
+)
+def test_missing_grades_are_counted_by_class(grade, said, real):
+    assert filled(real)["3f"].endswith("Not loaded yet.")
+    patients = pd.DataFrame({"patient_id": range(5), "label": [0, 0, 1, 1, 1], "grade": grade})
+    artifacts.save_table(real.root / "cohort" / "patients.csv", patients)
+    assert filled(real)["3f"] == f"No image and no label: a cohort that lacks one is refused when it is loaded. {said}"
 
 
 @pytest.mark.slow

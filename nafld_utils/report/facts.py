@@ -90,6 +90,23 @@ def patients_by_class(run: Run) -> list[int]:
     return [int((label == value).sum()) for value in (0, 1)]
 
 
+def missing_grades(run: Run) -> list[int]:
+    """Numbers of patients with label 0 and label 1 whose grade is not known; empty where no cohort has been loaded."""
+    path = run.root / "cohort" / "patients.csv"
+    if not path.exists():
+        return []
+    patients = pd.read_csv(path).reindex(columns=["label", "grade"])
+    return [int(patients.loc[patients["label"] == value, "grade"].isna().sum()) for value in (0, 1)]
+
+
+def split(run: Run) -> str:
+    """How patients came to their folds, in words."""
+    s = run.settings.folds
+    if (run.root / "cohort" / "given_folds.csv").exists():
+        return f"{s.n_splits} folds by patient, as the cohort's own column fold says"
+    return f"{s.n_splits} folds by patient, stratified by class, split seed {s.seed}"
+
+
 def turing_images(run: Run) -> tuple[int, int]:
     """Real and synthetic images of the Turing test: those of its set, or those asked for where there is no set yet."""
     path = run.root / "turing" / "set" / "items.csv"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nafld_utils import graph, params, words
+from nafld_utils import graph, params, sweep, words
 from nafld_utils.artifacts import Run
 from nafld_utils.report import facts, pages
 from nafld_utils.report import notebooks as notebook_pages
@@ -50,8 +50,7 @@ def methods(run: Run) -> list[tuple[str, str]]:
     s = run.settings
     return [
         ("Cohort", _cohort(run)),
-        ("Folds", f"{s.folds.n_splits}-fold cross-validation by patient, stratified by class, split seed"
-                  f" {s.folds.seed}."
+        ("Folds", f"Cross-validation in {facts.split(run)}."
                   " Every model of a fold, generator and classifier, sees the fold's training patients alone."),
         ("Images", _images(s)),
         ("Generators", _generators(s)),
@@ -144,12 +143,13 @@ def _quality(s: params.Settings) -> str:
 def _classifiers(s: params.Settings) -> str:
     one = s.sweep
     grid = "" if one.experiments == (params.PLAIN,) else f" Experiments: {pages.listed(one.experiments)}."
+    backbones, rates, arms = (sweep.planned(s, field) for field in ("backbones", "rates", "arms"))
     return (
-        f"{pages.listed(one.backbones)} {_WEIGHTS.get(one.weights, 'with weights of the user')}, fine-tuned for"
+        f"{pages.listed(backbones)} {_WEIGHTS.get(one.weights, 'with weights of the user')}, fine-tuned for"
         f" {one.steps} steps (batch size"
         f" {one.batch_size}, learning rate {one.learning_rate:g}, frozen: {one.freeze}) on real images alone or with"
-        f" {pages.listed(f'{rate:g}' for rate in one.rates)} times as many images of an arm:"
-        f" {pages.listed(one.arms)}. {one.n_seeds} training seeds. Scores of the last step; nothing is chosen by"
+        f" {pages.listed(f'{rate:g}' for rate in rates)} times as many images of an arm:"
+        f" {pages.listed(arms)}. {one.n_seeds} training seeds. Scores of the last step; nothing is chosen by"
         f" held-out patients. The comparison declared beforehand is {one.primary_arm} at {one.primary_rate:g}.{grid}"
     )
 

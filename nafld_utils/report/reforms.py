@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils import words
+from nafld_utils import sweep, words
 from nafld_utils.artifacts import Run
+from nafld_utils.params import Settings
 from nafld_utils.report import facts, methods, pages
 from nafld_utils.report.answers import find
 
@@ -140,10 +141,22 @@ def _data(run: Run, table: pd.DataFrame) -> list[Item]:
              f"{zero} (0) or {one} (1), {label}.{share}", "cohort"),
         Item("3e", "Sample size, in all and by class", RUN, n, "cohort"),
         Item("3f", "Missing data, by class", RUN,
-             "None: a cohort with an image or a label missing is refused when it is loaded."),
+             "No image and no label: a cohort that lacks one is refused when it is loaded."
+             f" {_missing(run, counts)}", "cohort"),
         Item("3g", "Why the data represent the population of 1a", AUTHORS,
              "Simulated patients represent no population." if run.is_simulated else ""),
     ]  # fmt: skip
+
+
+def _missing(run: Run, counts: list[int]) -> str:
+    """For how many patients of each class the grade is not known, from the cohort's table."""
+    missing, said = facts.missing_grades(run), words.of(run).grade
+    if not missing:
+        return "Not loaded yet."
+    if missing == counts:
+        return f"The cohort has no {said} of any patient."
+    named = zip(missing, counts, run.settings.cohort.class_names, strict=True)
+    return f"Without {said}: {pages.listed(f'{few} of {n} {name}' for few, n, name in named)} patients."
 
 
 def _preprocessing(run: Run, table: pd.DataFrame) -> list[Item]:
@@ -172,23 +185,41 @@ def _modelling(run: Run, table: pd.DataFrame) -> list[Item]:
     return [
         Item("5a", "All models: type, inputs, outputs, loss", RUN,
              f"Generators: {', '.join(generators)}. Classifiers:"
-             f" {', '.join(s.sweep.backbones)}, from an image to the log-odds of {s.cohort.class_names[1]}"
+             f" {', '.join(sweep.planned(s, 'backbones'))}, from an image to the log-odds of {s.cohort.class_names[1]}"
              " (cross-entropy).", "methods"),
         Item("5b", "Why these types of model", AUTHORS,
-             "The types follow Hardy et al. 2023; the reason is the authors'."),
+             "Latent diffusion models and the fine-tuning of pretrained classifiers follow Hardy et al. 2023; the"
+             " reason is the authors'."),
         Item("5c", "How models are evaluated, with the splits", RUN,
-             f"{s.folds.n_splits} folds by patient, stratified by class, split seed {s.folds.seed}; each patient is"
-             " held out once.", "methods"),
+             f"{facts.split(run)}; {_held_out(s)}.", "methods"),
         Item("5d", "How the final models are selected", RUN,
              f"None is selected: scores are those of the last step. {_declared(run)}", "methods"),
         Item("5e", "How hyperparameters were chosen, with the ranges", BOTH,
-             f"None is searched for by this run. Rates {', '.join(f'{rate:g}' for rate in s.sweep.rates)} are all"
-             " shown. Where the settings come from is for the authors.", "settings"),
+             "None is searched for by this run. Rates"
+             f" {', '.join(f'{rate:g}' for rate in sweep.planned(s, 'rates'))} are all shown."
+             " Where the settings come from is for the authors.", "settings"),
         Item("5f", "Suitable baselines", RUN if baselines else AUTHORS,
-             f"Real images alone; a GAN; traditional augmentation. Without training, AUC by patient: {shown};"
+             f"{_baselines(s)}. Without training, AUC by patient: {shown};"
              " scores of patients left out one by one, put together, rank a little too low."
              if baselines else "", "paper"),
     ]  # fmt: skip
+
+
+def _held_out(s: Settings) -> str:
+    used = sweep.folds_of(s)
+    if len(used) == s.folds.n_splits:
+        return "each patient is held out once"
+    folds = f"fold {used[0]} is" if len(used) == 1 else f"folds {pages.listed(map(str, used))} are"
+    return f"{folds} trained, so that their patients alone are judged, once each"
+
+
+def _baselines(s: Settings) -> str:
+    """What the classifiers and the generators of this run are compared with."""
+    shown, arms = ["Real images alone"], sweep.planned(s, "arms")
+    shown += ["traditional augmentation"] * ("traditional" in arms)
+    if s.gan.enabled:
+        shown.append("a GAN" if "gan" in arms else "a GAN, whose images are judged and train no classifier")
+    return "; ".join(shown)
 
 
 def _leakage(run: Run, table: pd.DataFrame) -> list[Item]:
@@ -214,6 +245,7 @@ def _leakage(run: Run, table: pd.DataFrame) -> list[Item]:
 
 def _metrics(run: Run, table: pd.DataFrame) -> list[Item]:
     s = run.settings.sweep
+    paired = "; the paper's paired t over training seeds stands beside it" if s.n_seeds > 1 else ""
     bounded = int(((table["low"] != "") & (table["high"] != "")).sum())
     return [
         Item("7a", "Metrics, and why they suit the claim", BOTH,
@@ -224,8 +256,8 @@ def _metrics(run: Run, table: pd.DataFrame) -> list[Item]:
              f"{bounded} of {len(table)} claims carry an interval that says what it is over; bootstrap of patients with"
              f" {s.n_resamples} resamples, Student's t over folds and seeds.", "paper"),
         Item("7c", "Statistical tests, and their assumptions", RUN,
-             "The gain is judged by its interval over patients; the paper's paired t over training seeds stands"
-             f" beside it. {_declared(run)} The p values of exploratory comparisons are Holm-adjusted, a"
+             f"The gain is judged by its interval over patients{paired}. {_declared(run)} The p values of exploratory"
+             " comparisons are Holm-adjusted, a"
              " family being one test at one level (image or patient; notebook 06).", "answer"),
     ]  # fmt: skip
 
@@ -233,10 +265,11 @@ def _metrics(run: Run, table: pd.DataFrame) -> list[Item]:
 def _declared(run: Run) -> str:
     """Which comparison was declared beforehand, and what is primary of it."""
     s = run.settings.sweep
+    over, paired = (" and seeds", ", the paired t") if s.n_seeds > 1 else ("", "")
     return (
         f"One comparison was declared beforehand ({s.primary_arm} at {s.primary_rate:g}). Primary is its image-level"
-        " difference with the bootstrap interval over patients and seeds; the patient level, the paired t and DeLong's"
-        " test are sensitivity analyses of it, unadjusted."
+        f" difference with the bootstrap interval over patients{over}; the patient level{paired} and DeLong's test are"
+        " sensitivity analyses of it, unadjusted."
     )
 
 
