@@ -274,7 +274,9 @@ def test_folds_and_seeds_are_those_of_the_run(tmp_path, monkeypatch):
     assert dict(methods.methods(run))["Folds"].startswith(f"Cross-validation in {given}.")
     some = filled(artifacts.open_run("cpu", {"ldm.folds": [0, 2], "sweep.n_seeds": 1}))
     assert some["5c"].endswith("folds 0 and 2 are trained, so that their patients alone are judged, once each.")
-    assert not any("paired t" in some[number] or "and seeds" in some[number] for number in ("5d", "7c"))
+    assert not any("paired t" in some[number] or "and seeds" in some[number] for number in ("5d", "7b", "7c"))
+    one = artifacts.open_run("cpu", {"sweep.arms": ["semantic"]})
+    assert "Holm" not in filled(one)["7c"], "nothing is compared but what was declared"
 
 
 @pytest.mark.parametrize(
