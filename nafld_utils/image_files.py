@@ -319,7 +319,8 @@ def _read_dicom(path: Path) -> Picture:
         try:
             values = pydicom.pixels.pixel_array(data)
         except Exception as error:
-            raise ImageFault(f"expected pixels that pydicom can decode, found {_reason(error)}") from None
+            found = f"expected pixels that pydicom can decode, found {_reason(error)}"
+            raise ImageFault(f"{found}; save it uncompressed or as PNG") from None
         if str(data.get("PhotometricInterpretation", "")).strip() == "PALETTE COLOR" and values.ndim == 2:
             values = _palette_colours(values, data)
         if values.ndim == 3:

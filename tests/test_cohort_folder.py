@@ -274,6 +274,20 @@ def test_dicom_is_read_windowed_and_inverted_where_it_says_so(tmp_path):
     assert not plain.deep
 
 
+def test_what_pydicom_alone_decodes_is_read_and_the_rest_is_to_be_saved_otherwise(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    dicom(tmp_path / "a.dcm", np.arange(16 * 20, dtype=np.uint16).reshape(16, 20))
+    plain, data = image_files.read(tmp_path / "a.dcm").pixels, pydicom.dcmread(tmp_path / "a.dcm")
+    data.compress(pydicom.uid.RLELossless)
+    data.save_as(tmp_path / "b.dcm")
+    assert (image_files.read(tmp_path / "b.dcm").pixels == plain).all()
+    data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8what\xff\xd9"])
+    data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
+    data.save_as(tmp_path / "c.dcm")
+    with pytest.raises(image_files.ImageFault, match=r"can decode, found .*; save it uncompressed or as PNG"):
+        image_files.read(tmp_path / "c.dcm")
+
+
 def test_dicom_without_pydicom_names_the_extra(tmp_path, monkeypatch):
     path = dicom(tmp_path / "a.dcm", picture(0))
     monkeypatch.setitem(sys.modules, "pydicom", None)
