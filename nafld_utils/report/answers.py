@@ -133,7 +133,7 @@ def _help(run: Run, table: pd.DataFrame) -> Answer:
     ):
         if claim:
             sentences.append(f"{text} {_bare(claim[0])}.")
-    if gains[0].bounded and gains[0].low == gains[0].high:
+    if gains[0].low is not None and gains[0].low == gains[0].high:
         sentences.append(
             "How small a gain these patients could have shown cannot be told: every resample of them gives this one."
         )
