@@ -48,8 +48,8 @@ _CHOICES = """## Another profile, other settings, another cohort
 
 *done*: everything the stage made is there and whole. *stale*: a setting, the notebook or a file that it stands on has
 changed; running it again makes what has to be made anew. `make all` with the same words runs what is stale without a
-browser and writes the reports. Notebooks keep their outputs when they are saved here;
-`nbstripout notebooks/[0-9]*.ipynb` in a terminal takes them out before a commit."""
+browser and writes the reports. Notebooks keep their outputs when they are saved here; before a commit
+`.venv/bin/nbstripout --keep-id notebooks/[0-9]*.ipynb` in a terminal takes them out."""
 
 _STAGES_CELL = """from nafld_utils import overview
 

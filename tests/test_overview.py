@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -183,6 +184,13 @@ def test_the_start_page_is_a_notebook_whose_cells_give_what_it_shows(empty, monk
     assert "1 done, 7 not run" in text
     assert "simulated cohort" in text
     assert "`make lab PROFILE=smoke SET='sweep.n_seeds=3'`" in cells[1].outputs[0].data["text/markdown"]
+
+
+def test_the_start_page_takes_outputs_out_as_lint_wants_it(empty):
+    makefile = (NOTEBOOKS.parent / "Makefile").read_text(encoding="utf-8")
+    checked = re.search(r"\$\(VENV\)(/bin/nbstripout .*) --verify \$\(wildcard (.*)\)", makefile)
+    (shown,) = re.findall(r"`(\S*nbstripout [^`]*)`", lab.start_page(empty, NOTEBOOKS).cells[-1].source)
+    assert shown == f".venv{checked[1]} {checked[2]}"
 
 
 def test_a_command_survives_the_shell_whatever_a_path_or_a_name_holds(empty, tmp_path):
