@@ -3,6 +3,7 @@
 import ast
 import builtins
 import json
+import random
 
 KNOWN = {*dir(builtins), "display"}  # IPython's own
 
@@ -89,3 +90,12 @@ def needed(cells, wanted):
             keep.add(key)
             rest += [other for other, (bound, _) in found.items() if bound & found[key][1]]
     return [key for key in cells if key in keep]
+
+
+def shuffled(cells, first, seed):
+    """Ids of all cells, a drawn order: what cell `first` needs and itself, then any cell after those that it needs."""
+    draw, order = random.Random(seed), needed(cells, first)
+    before = {key: {*needed(cells, key)} - {key} for key in cells}
+    while len(order) < len(cells):
+        order.append(draw.choice([key for key in cells if key not in order and before[key] <= {*order}]))
+    return order

@@ -298,6 +298,9 @@ def test_names_are_found_in_every_kind_of_statement():
     cells = {"1": "a = 1", "2": "print(a)", "3": "a = 2\nb = a", "4": "print(b)"}
     assert notebook_names.ambiguous(cells) == {"a": ["1", "3"]}
     assert notebook_names.needed(cells, "4") == ["3", "4"]
+    cells["3"] = "b = a"
+    orders = {tuple(notebook_names.shuffled(cells, "1", seed)) for seed in range(50)}
+    assert orders == {("1", *rest) for rest in (("2", "3", "4"), ("3", "2", "4"), ("3", "4", "2"))}
 
 
 # ---------------------------------------------------------------- the small run
