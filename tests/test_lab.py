@@ -26,9 +26,9 @@ WAIT = 120_000  # ms; a kernel's imports on a loaded machine
 TOKEN = "of-this-test"
 # Every cell is in the page, whether it is in sight or not, so that a test can ask for it.
 SETTINGS = {"@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"}}
-EXPLORERS = {  # notebook: the cell of its explorer
+OPENED = ("01_data_analysis", "05_quality_metrics")  # opened themselves
+EXPLORERS = {  # other notebooks: the cell of the explorer
     "02_preprocessing": "explore.crops(",
-    "05_quality_metrics": "explore.images(",
     "06_classification_sweep": "explore.results(",
     "07_shap": "explore.maps(",
 }
@@ -41,7 +41,7 @@ def free_port():
 
 
 def explorers_alone(path):
-    """A notebook of every explorer but the first notebook's, each after the cells that it needs."""
+    """A notebook of the explorers of `EXPLORERS`, each after the cells that it needs."""
     cells = []
     for stage, mark in EXPLORERS.items():
         sources = notebook_names.code_cells(PROJECT / "notebooks" / f"{stage}.ipynb")
@@ -154,6 +154,11 @@ def changes(page, explorer, act):
     assert picture(explorer) != before
 
 
+def choose(page, explorer, name, label):
+    """Choose an entry of a list, which has to change the picture."""
+    changes(page, explorer, lambda: explorer.get_by_label(name, exact=True).select_option(label=label))
+
+
 def saved_with_outputs(path, seconds=30):
     """The notebook once JupyterLab has saved it whole, with outputs."""
     until = time.monotonic() + seconds
@@ -199,26 +204,44 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
     assert "widgets" not in saved.metadata, "a widget's state is in the notebook"
 
 
+def test_the_explorer_of_synthetic_images_follows_each_control_in_its_notebook_run_cell_by_cell(page, lab):
+    name = "05_quality_metrics.ipynb"
+    page.goto(f"{lab.url}/lab/tree/notebooks/{name}?reset&token={TOKEN}")  # without the tabs of before
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    sources = notebook_names.code_cells(lab.notebooks / name)
+    (wanted,) = [key for key, source in sources.items() if "explore.images(" in source]
+    for key in notebook_names.needed(sources, wanted):
+        page.locator(".jp-CodeCell").nth(list(sources).index(key)).locator(".jp-InputArea-editor").click()
+        page.keyboard.press("Control+Enter")
+    images = page.locator(".jp-OutputArea-output > .widget-vbox").last
+    images.locator("img").wait_for()
+    images.scroll_into_view_if_needed()
+    assert_sliders_can_be_dragged(images, 1)
+    changes(page, images, lambda: images.get_by_role("slider").press("End"))
+    choose(page, images, "generator", "class")
+    choose(page, images, "fold", "1" if ", fold 0, drawn as" in images.inner_text() else "0")
+    choose(page, images, "class", "fatty" if "drawn as healthy" in images.inner_text() else "healthy")
+    choose(page, images, "order", "distance to held-out real images, farthest first")
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+
+
 def test_every_other_explorer_follows_its_controls(page, lab):
     page.goto(f"{lab.url}/lab/tree/notebooks/explorers.ipynb?reset&token={TOKEN}")  # without the tabs of before
     run_all(page, "explorers.ipynb")
     found = page.locator(".jp-OutputArea-output > .widget-vbox")
-    crops, images, results, maps = (found.nth(i) for i in range(len(EXPLORERS)))
+    crops, results, maps = (found.nth(i) for i in range(len(EXPLORERS)))
     maps.locator("img").wait_for()
     assert found.count() == len(EXPLORERS)
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
 
-    for explorer, n in ((crops, 4), (images, 1), (results, 0), (maps, 1)):
+    for explorer, n in ((crops, 4), (results, 0), (maps, 1)):
         assert_sliders_can_be_dragged(explorer, n)
     crops.scroll_into_view_if_needed()
     changes(page, crops, lambda: crops.get_by_role("slider").nth(2).press("ArrowRight"))
     changes(page, crops, lambda: crops.get_by_role("slider").nth(0).press("ArrowRight"))
-    images.scroll_into_view_if_needed()
-    changes(page, images, lambda: images.get_by_role("slider").press("End"))
-    changes(page, images, lambda: images.get_by_label("generator", exact=True).select_option("class"))
     results.scroll_into_view_if_needed()
     curve = picture(results, 0)
-    changes(page, results, lambda: results.get_by_label("arm", exact=True).select_option("semantic"))
+    choose(page, results, "arm", "semantic")
     assert picture(results, 0) == curve, "the curve is of all arms"
     maps.scroll_into_view_if_needed()
     changes(page, maps, lambda: maps.get_by_label("image", exact=True).select_option(index=1))
@@ -227,7 +250,7 @@ def test_every_other_explorer_follows_its_controls(page, lab):
 
 
 def test_executed_reports_show_the_static_twin_and_hold_no_widget(smoke):
-    for stage in ("01_data_analysis", *EXPLORERS):
+    for stage in (*OPENED, *EXPLORERS):
         notebook = nbformat.read(smoke.reports / f"{stage}.ipynb", as_version=4)
         assert "widgets" not in notebook.metadata, stage
         cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
