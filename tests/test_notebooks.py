@@ -16,7 +16,7 @@ import pytest
 from conftest import PROJECT
 from nbconvert.preprocessors import ExecutePreprocessor
 from test_commands import SMALL, words
-from test_report import assert_prints_on_a4, assert_self_contained, open_and_look
+from test_report import assert_self_contained, open_and_look
 
 from nafld_utils import artifacts, graph, lab, report
 
@@ -84,14 +84,30 @@ def test_front_page_sums_up_all_stages(smoke, run):
     assert "not run" not in page
 
 
-def test_a_browser_opens_every_page_without_a_request(smoke, browser):
-    for name in ("index", *graph.STAGES):
-        open_and_look(browser, smoke.reports / f"{name}.html")
+def test_front_page_says_which_code_device_cohort_and_settings_it_stands_on(smoke, run):
+    page = (smoke.reports / "index.html").read_text(encoding="utf-8")
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>(.*?)</dd>", page, re.DOTALL))
+    patients = scipy.io.loadmat(run.root / "cohort" / "cohort.mat")["data"]["images"].ravel()
+    assert facts["content"].split()[:2] == ["sha256", hashlib.sha256(np.stack([*patients]).tobytes()).hexdigest()]
+    began = int((smoke.root / "started").stat().st_mtime)  # a commit may have been made since
+    asked = ["git", "rev-list", "-1", f"--before={began}", "HEAD"]
+    head = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True, check=False).stdout
+    assert head[:12] in facts["commit"] if head else "not known" in facts["commit"]
+    assert (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu") in facts["device"].split(", ")
+    assert facts["machine"] == f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    assert facts["Python"] == platform.python_version()
+    assert {f"torch {torch.__version__.partition('+')[0]}", f"numpy {np.__version__}"} <= {
+        *facts["libraries"].split(", ")
+    }
+    settings = json.dumps(run.settings.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+    assert facts["settings"] == f"digest {hashlib.sha256(settings.encode()).hexdigest()[:16]} of all settings"
+    assert int(facts["units"].partition(",")[0]) == len(list(run.root.rglob("run.json")))
 
 
-def test_pages_print_on_a4(smoke, browser):
-    for name in ("index", "05_quality_metrics"):
-        assert_prints_on_a4(browser, smoke.reports / f"{name}.html", least=2)
+def test_a_browser_opens_and_prints_every_page_without_a_request(smoke, run, browser, tmp_path):
+    compared = artifacts.save_text(tmp_path / "compared.html", report.comparison_html(run, run))
+    for path in (*(smoke.reports / f"{name}.html" for name in ("index", *graph.STAGES)), compared):
+        open_and_look(browser, path, sheets=2)
 
 
 def test_a_second_make_runs_nothing(smoke):

@@ -291,14 +291,9 @@ def test_pages_do_not_tell_where_the_users_files_lie(run, tmp_path):
         assert "…/ours.mat" in page
 
 
-def test_a_browser_fetches_nothing_and_shows_the_pages(run, browser):
+def test_a_browser_fetches_nothing_shows_the_pages_and_prints_them(run, browser):
     for path in (report.write_index(run), report.write_notebook(run, STAGE)):
-        open_and_look(browser, path)
-
-
-def test_pages_print_on_a4(run, browser):
-    assert_prints_on_a4(browser, report.write_index(run), least=2)
-    assert_prints_on_a4(browser, report.write_notebook(run, STAGE))
+        open_and_look(browser, path, sheets=1 + (path.name == "index.html"))
 
 
 @pytest.mark.parametrize(
@@ -309,12 +304,17 @@ def test_pages_print_on_a4(run, browser):
 def test_what_print_cuts_off_is_found(tmp_path, browser, look, cell):
     cells = "".join(f"<td style='{cell}'>column {i}, {'0' * 20}</td>" for i in range(12))
     (tmp_path / "a.html").write_text(f"<title>a</title><table style='{look}'><tr>{cells}</tr></table>", "utf-8")
+    page = browser.new_page()
+    page.goto((tmp_path / "a.html").as_uri())
+    page.emulate_media(media="print")
     with pytest.raises(AssertionError, match="cut off in print"):
-        assert_prints_on_a4(browser, tmp_path / "a.html")
+        assert_whole_in_print(page)
+    page.close()
 
 
-def open_and_look(browser, path):
-    """Open a page from disk: no request leaves, no message appears in the console, nothing is wider than the page."""
+def open_and_look(browser, path, sheets=1):
+    """Open a page from disk: no request leaves, no message appears in the console, nothing is wider than the page, and
+    it prints on A4, `sheets` or more."""
     requests, messages = [], []
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.on("request", lambda request: requests.append(request.url))
@@ -339,6 +339,7 @@ def open_and_look(browser, path):
     assert page.evaluate("[...document.querySelectorAll('nav, details.code')].every(part => part.offsetHeight === 0)")
     assert_whole_in_print(page)
     assert json.loads(page.evaluate("JSON.stringify(document.body.innerText.length)")) > 100
+    assert_prints_on_a4(page.pdf(prefer_css_page_size=True, print_background=True), path.name, sheets)
     page.close()
 
 
@@ -362,23 +363,16 @@ def assert_whole_in_print(page):
     assert not cut, f"cut off in print: {cut}"
 
 
-def assert_prints_on_a4(browser, path, least=1, most=60):
-    """Print a page as PDF: a plausible number of sheets, all A4, upright or on their side, and no table cut off."""
-    page = browser.new_page()
-    page.goto(path.as_uri(), wait_until="networkidle")
-    pdf = page.pdf(prefer_css_page_size=True, print_background=True)
-    page.emulate_media(media="print")
-    assert_whole_in_print(page)
-    page.close()
+def assert_prints_on_a4(pdf, name, least=1, most=60):
+    """A page as PDF has a plausible number of sheets, all A4, upright or on their side."""
     assert pdf.startswith(b"%PDF-")
     assert pdf.rstrip().endswith(b"%%EOF")
     sheets = re.findall(rb"/Type /Page\b(?!s)", pdf)
-    assert least <= len(sheets) <= most, f"{path.name}: {len(sheets)} sheets"
+    assert least <= len(sheets) <= most, f"{name}: {len(sheets)} sheets"
     boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", pdf)
     assert len(boxes) == len(sheets)
     for box in boxes:
-        assert sorted(map(float, box)) == pytest.approx(A4_POINTS, abs=1), f"{path.name}: {box} points"
-    return len(sheets)
+        assert sorted(map(float, box)) == pytest.approx(A4_POINTS, abs=1), f"{name}: {box} points"
 
 
 def luminance(page, name):

@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import run_make
-from test_report import assert_self_contained, executed
+from test_report import assert_self_contained, executed, open_and_look
 
 from nafld_utils import artifacts, cli, graph, report
 from nafld_utils.report import archive
@@ -68,10 +68,12 @@ def rows_of(page):
 # ---------------------------------------------------------------- comparison
 
 
-def test_comparison_shows_both_and_computes_what_may_be_computed(root):
+def test_comparison_shows_both_and_computes_what_may_be_computed(browser):
     finished("one")
     finished("two", "sweep.n_seeds=3", auc=0.75)
-    page = report.write_comparison("one", "two").read_text(encoding="utf-8")
+    path = report.write_comparison("one", "two")
+    open_and_look(browser, path, sheets=2)
+    page = path.read_text(encoding="utf-8")
     assert_self_contained(page)
     assert "SIMULATED COHORT" in page
     rows = rows_of(page)
