@@ -8,6 +8,7 @@ JupyterLab shows them in its own colours, light or dark.
 from __future__ import annotations
 
 import html
+import importlib
 import json
 import os
 import shlex
@@ -21,6 +22,17 @@ from nafld_utils.artifacts import Run, Unit
 
 START = "start.ipynb"
 _NOT_FINISHED = "it has not finished"
+# Functions of nafld_utils/stages that give the units of a stage, imported when they are asked for: they are heavy.
+UNITS: dict[str, tuple[str, ...]] = {
+    "01_data_analysis": ("prepare.cohort_unit",),
+    "02_preprocessing": ("prepare.preprocess_unit",),
+    "03_ldm_training": ("ldm.units", "gan.units"),
+    "04_sampling": ("samples.units", "conditions.units", "comparison.units"),
+    "05_quality_metrics": ("quality.units", "patients.units", "copies.units", "filtering.units"),
+    "06_classification_sweep": ("sweep_answer.units", "baselines.units"),
+    "07_shap": ("explain_truth.units",),
+    "08_turing_test": ("turing.units",),
+}
 
 
 def units_of(run: Run, stage: str) -> list[Unit]:
@@ -29,39 +41,20 @@ def units_of(run: Run, stage: str) -> list[Unit]:
     Raises
     ------
     ValueError
-        They cannot be named yet, e.g. because the cohort's file is missing; the message says why.
+        They cannot be named yet, e.g. because the cohort's file is missing, or `UNITS` lacks the stage; the message
+        says why.
     """
-    if stage == "01_data_analysis":
-        from nafld_utils.stages import prepare
-
-        return [prepare.cohort_unit(run)]
-    if stage == "02_preprocessing":
-        from nafld_utils.stages import prepare
-
-        return [prepare.preprocess_unit(run)]
-    if stage == "03_ldm_training":
-        from nafld_utils.stages import gan, ldm
-
-        return [*ldm.units(run), *gan.units(run)]
-    if stage == "04_sampling":
-        from nafld_utils.stages import comparison, conditions, samples
-
-        return [*samples.units(run), *conditions.units(run), *comparison.units(run)]
-    if stage == "05_quality_metrics":
-        from nafld_utils.stages import copies, filtering, patients, quality
-
-        return [*quality.units(run), *patients.units(run), *copies.units(run), *filtering.units(run)]
-    if stage == "06_classification_sweep":
-        from nafld_utils.stages import baselines, sweep_answer
-
-        return [*sweep_answer.units(run), *baselines.units(run)]
-    if stage == "07_shap":
-        from nafld_utils.stages import explain_truth
-
-        return explain_truth.units(run)
-    from nafld_utils.stages import turing
-
-    return turing.units(run)
+    if stage not in UNITS:
+        raise ValueError(
+            f"stage {stage}: expected an entry in UNITS of nafld_utils/overview.py, found none; name there the"
+            " functions of its modules in nafld_utils/stages that give its units."
+        )
+    units: list[Unit] = []
+    for name in UNITS[stage]:
+        module, function = name.split(".")
+        found = getattr(importlib.import_module(f"nafld_utils.stages.{module}"), function)(run)
+        units += [found] if isinstance(found, Unit) else found
+    return units
 
 
 def unit_states(run: Run, stage: str) -> pd.DataFrame:

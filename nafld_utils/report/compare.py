@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, graph
+from nafld_utils import artifacts, graph, params
 from nafld_utils.artifacts import Run
 from nafld_utils.report import facts, notebooks, pages, stored
 
-# Settings that say what a stage's numbers measure, and on whom; the rest is what one wants to compare.
+# Settings that say what a stage's numbers measure, and on whom; the rest is what one wants to compare. Of a stage that
+# is not here, all settings that it and the stages before it read.
 _MEASURE: dict[str, tuple[str, ...]] = {
     "01_data_analysis": ("cohort",),
     "02_preprocessing": ("cohort", "folds"),
@@ -193,12 +194,22 @@ def _why_not(
         return "other cohort"
     if "simulated raters" in one["claim"]:
         return "simulated raters"
-    others = [key for key in changed if key not in _NO_MEASURE and key.startswith(_MEASURE[stage])]
+    others = [key for key in changed if key not in _NO_MEASURE and key.startswith(_measure(stage))]
     if others:
         return f"measured otherwise: {', '.join(sorted(others)[:3])}" + (" and more" if len(others) > 3 else "")
     if one["n"] != two["n"]:
         return f"n differs: {pages.number(one['n']) or 'none'} and {pages.number(two['n']) or 'none'}"
     return ""
+
+
+def _measure(stage: str) -> tuple[str, ...]:
+    """Beginnings of the settings that say what a stage's numbers measure."""
+    return _MEASURE.get(stage) or tuple(_read_by(stage))
+
+
+def _read_by(stage: str) -> list[str]:
+    """Sections that a stage and all before it read."""
+    return [*params.STAGE_SECTIONS[stage], *(key for name in graph.UPSTREAM[stage] for key in _read_by(name))]
 
 
 # ---------------------------------------------------------------- figures
