@@ -20,8 +20,9 @@ from dataclasses import dataclass
 REVISION = 1
 
 REAL = "real"
+BASELINES = ("gan",)  # generators beside the diffusion models, each a section of the settings with `enabled`
 # choice: two generators are enough to ask whether the two models complement each other
-GENERATORS = ("traditional", "semantic", "class", "gan", "filtered")
+GENERATORS = ("traditional", "semantic", "class", *BASELINES, "filtered")
 MATCHED, ONLY = "_matched", "_only"
 
 

@@ -49,14 +49,12 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "01_data_analysis": ("seed", "cohort", *_REGION),
     "02_preprocessing": ("seed", "cohort", "folds", "preprocess"),
     "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm", "gan"),
-    "04_sampling": ("seed", "preprocess", "ldm", "gan", "sampling"),
-    "05_quality_metrics": ("seed", "ldm", "gan", "quality", "sweep.rotation", "sweep.rotation_probability"),
+    "04_sampling": ("seed", "preprocess", "ldm", *arms.BASELINES, "sampling"),
+    "05_quality_metrics": ("seed", "ldm", *arms.BASELINES, "quality", "sweep.rotation", "sweep.rotation_probability"),
     "06_classification_sweep": ("seed", "preprocess", "sweep", "experiments"),
     "07_shap": ("seed", "sweep", "experiments", "shap"),
     "08_turing_test": ("seed", "turing"),
 }
-
-BASELINES = ("gan",)  # generators beside the diffusion models, each a section of its name with `enabled`
 
 
 class SettingsError(ValueError):
@@ -479,7 +477,7 @@ class Settings(_Section):
     @property
     def generators(self) -> list[str]:
         """Generators of the run, by name: diffusion models, then the baselines that are enabled."""
-        return [*self.ldm.conditionings, *(name for name in BASELINES if getattr(self, name).enabled)]
+        return [*self.ldm.conditionings, *(name for name in arms.BASELINES if getattr(self, name).enabled)]
 
     @property
     def filtered_generator(self) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import arms, folds
-from nafld_utils.arms import REAL
+from nafld_utils.arms import BASELINES, REAL
 from nafld_utils.artifacts import digest
-from nafld_utils.params import BASELINES, PLAIN, ExperimentSettings, Settings
+from nafld_utils.params import PLAIN, ExperimentSettings, Settings
 from nafld_utils.trial_store import (
     SCORE_COLUMNS,
     STATES,
