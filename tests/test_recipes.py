@@ -1,0 +1,192 @@
+"""CONTRIBUTING's recipes, followed in a scratch copy of the code: each is a dozen lines of change, and takes effect."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import PROJECT, make_command
+
+# File, the text that a step of a recipe finds there, and what stands in its place afterwards.
+METRIC = [
+    (
+        "nafld_utils/quality.py",
+        "def kernel_distance(",
+        "def spread(features):\n    return float(features.std())\n\n\n{}",
+    ),
+    ("nafld_utils/feature_networks.py", '    "score": (', '    "spread": ("Spread", "Spread"),\n{}'),
+    ("nafld_utils/quality_tables.py", '        "score": incep', '        "spread": quality.spread(a),\n{}'),
+    ("nafld_utils/quality_tables.py", "from nafld_utils.quality import", "from nafld_utils import quality\n{}"),
+]
+BACKBONE = [
+    (
+        "nafld_utils/backbones.py",
+        '    else:\n        raise ValueError(f"network {type(model)',
+        '    elif hasattr(model, "final_conv"):\n'
+        '        parts = {{"stem": [model.stem]}}\n'
+        '        parts |= {{f"s{{i}}": [getattr(model, f"s{{i}}")] for i in range(1, 5)}}\n'
+        "        head = model.head\n"
+        '        return {{**parts, "neck": [model.final_conv], "head": [head.global_pool, head.drop, head.fc]}}\n{}',
+    ),
+    ("nafld_utils/backbones.py", '"blocks.4")', '"blocks.4", "s3")'),
+    ("tests/test_backbones.py", '"tf_efficientnetv2_b0"]', '"tf_efficientnetv2_b0", "regnetx_002"]'),
+]
+PAINTER = '''"""A generator that paints one grey a label."""
+import numpy as np
+
+
+def unit(run, fold):
+    return run.unit("flat", f"fold{fold}", settings={})
+
+
+def painter(run, fold, device):
+    size = run.settings.preprocess.image_size
+    return lambda labels, seeds: np.stack([np.full((size, size), 50 + 100 * label, np.uint8) for label in labels])
+'''
+GENERATOR = [
+    ("nafld_utils/stages/samples.py", "BASELINES = {", '{}"flat": Baseline(flat.unit, flat.painter, ("arms",)), '),
+    ("nafld_utils/stages/samples.py", "from nafld_utils.stages import ", "from nafld_utils.stages import flat\n{}"),
+    ("nafld_utils/arms.py", 'BASELINES = ("gan",', '{} "flat"'),
+    (
+        "nafld_utils/params.py",
+        "class GanSettings(",
+        'class FlatSettings(_Section):\n    """Images of one grey."""\n\n    enabled: bool\n\n\n{}',
+    ),
+    ("nafld_utils/params.py", "    gan: GanSettings\n", "{}    flat: FlatSettings\n"),
+    ("params/paper.yaml", "\ngan: ", "\nflat:\n  enabled: true  # choice: a reason\n{}"),
+    ("nafld_utils/figures/__init__.py", '    "gan": ', '    "flat": "#000000",\n{}'),
+    ("nafld_utils/figures/quality.py", '    "gan": ', '    "flat": "one grey",\n{}'),
+    ("tests/test_layout.py", '    ["stages.gan"],', '    ["stages.gan", "stages.flat"],'),
+]
+STAGE = [
+    ("nafld_utils/graph.py", '    "08_turing_test": (', '{}"04_sampling",),\n    "09_echo": ('),
+    ("nafld_utils/params.py", '    "08_turing_test": (', '    "09_echo": ("seed", "turing"),\n{}'),
+    ("nafld_utils/overview.py", '    "08_turing_test": (', '    "09_echo": ("echo.units",),\n{}'),
+    ("Makefile", "07_shap 08_turing_test", "{} 09_echo"),
+    (
+        "Makefile",
+        "$(REPORTS)/08_turing_test.ipynb: ",
+        "$(REPORTS)/09_echo.ipynb:  $(REPORTS)/04_sampling.ipynb\n{}",
+    ),
+    ("tests/test_layout.py", '    ["stages.explain_truth"],', '    ["stages.explain_truth", "stages.echo"],'),
+    ("README.md", "\n| `08_turing_test", "\n| `09_echo` | Does it come back? |{}"),
+]
+RECIPES = {"metric": METRIC, "backbone": BACKBONE, "generator": GENERATOR, "stage": STAGE}
+
+# What is seen of each in a process of the copy.
+LOOK = """
+import json, numpy as np, torch
+from nafld_utils import artifacts, backbones, feature_networks, params, quality_tables
+from nafld_utils.figures import color_of, quality as draw
+from nafld_utils.stages import samples
+seen = {"metric": feature_networks.FEATURES["lite0"].metrics["spread"]}
+made = quality_tables.FeatureSet.__new__(quality_tables.FeatureSet)
+for name, value in {"name": "a", "features": np.eye(4), "logits": np.eye(4)}.items():
+    object.__setattr__(made, name, value)
+rows = np.arange(4)
+seen["value"] = quality_tables._values(made, rows, made, rows, (2, 4), np.random.default_rng(0))["spread"]
+network = backbones.load("regnetx_002", "random", num_classes=2).eval()
+prefix, tail = backbones.split(network, "regnetx_002")
+images = torch.rand(1, 3, 64, 64)
+with torch.no_grad():
+    seen["backbone"] = bool(torch.allclose(tail(prefix(images)), network(images), atol=1e-5))
+run = artifacts.open_run("smoke")
+seen["generators"] = samples.generators(run)
+paint = samples.BASELINES["flat"].painter(run, 0, torch.device("cpu"))
+seen["painted"] = paint(np.array([0, 1]), [1, 2]).mean(axis=(1, 2)).tolist()
+seen["unit"] = samples.synthetic_unit(**samples.task_of(run, "flat", 0)).recipe["unit"]
+seen["look"] = [color_of("flat"), draw.WORDS["flat"]]
+print(json.dumps(seen))
+"""
+LOOK_AT_STAGE = """
+import json
+from nafld_utils import artifacts, graph, overview
+from nafld_utils.report import compare
+run = artifacts.open_run("smoke")
+seen = {"stages": len(graph.STAGES), "units": [unit.recipe["unit"] for unit in overview.units_of(run, "09_echo")]}
+rows = [{"claim": "a", "this_run": "1", "n": "3"}] * 2
+seen["why"] = [compare._why_not("09_echo", *rows, True, changed, ("a", "b"))
+               for changed in ([], ["turing.seed"], ["folds.seed"], ["shap.seed"])]
+print(json.dumps(seen))
+"""
+
+
+def lines_of(find, put):
+    """How many lines a step changes or adds, blank ones apart."""
+    before = find.splitlines()
+    return sum(bool(line.strip()) and line not in before for line in put.format(find).splitlines())
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """A copy of the code in which all recipes were followed."""
+    root = tmp_path_factory.mktemp("recipes")
+    for name in ("nafld_utils", "params", "notebooks", "tests"):
+        shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "start.ipynb"))
+    for name in ("Makefile", "README.md"):
+        shutil.copy2(PROJECT / name, root)
+    for steps in RECIPES.values():
+        for file, find, put in steps:
+            text = (root / file).read_text(encoding="utf-8")
+            assert find in text, f"{file}: a recipe expects {find!r}"
+            (root / file).write_text(text.replace(find, put.format(find), 1), encoding="utf-8")
+    stages = root / "nafld_utils" / "stages"
+    (stages / "flat.py").write_text(PAINTER, encoding="utf-8")
+    (stages / "echo.py").write_text('def units(run):\n    return [run.unit("echo", settings={})]\n', encoding="utf-8")
+    shutil.copy2(root / "notebooks" / "08_turing_test.ipynb", root / "notebooks" / "09_echo.ipynb")
+    return root
+
+
+def seen(scratch, code):
+    """What a process of the copy prints."""
+    env = {**os.environ, "PYTHONPATH": str(scratch), "NAFLD_ROOT": str(scratch / "work")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=scratch, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_dozen_lines_in_the_files_that_it_names(name):
+    assert sum(lines_of(find, put) for _, find, put in RECIPES[name]) <= 12
+    pages = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (recipe,) = [part for part in pages.split("\n## Add a ") if part.startswith(name)]
+    recipe = recipe.partition("\n## ")[0]
+    for file in dict.fromkeys(file for file, *_ in RECIPES[name]):
+        short = file.removeprefix("nafld_utils/")
+        assert f"`{file}`" in recipe or f"`{short}`" in recipe or file == "README.md", f"{name}: {file}"
+
+
+def test_metric_backbone_and_generator_take_effect(scratch):
+    assert seen(scratch, LOOK) == {
+        "metric": "Spread (EfficientNet-Lite0)",
+        "value": pytest.approx(3**0.5 / 4),
+        "backbone": True,
+        "generators": ["semantic", "class", "gan", "flat"],
+        "painted": [50, 150],
+        "unit": "synthetic/flat/fold0/n00024",
+        "look": ["#000000", "one grey"],
+    }
+
+
+def test_a_ninth_stage_takes_effect(scratch):
+    assert seen(scratch, LOOK_AT_STAGE) == {
+        "stages": 9,
+        "units": ["echo"],
+        "why": ["", "measured otherwise: turing.seed", "measured otherwise: folds.seed", ""],
+    }
+    command, env = make_command("-n", "09_echo", "PROFILE=smoke", root=scratch / "work")
+    env["PYTHONPATH"] = str(scratch)
+    told = subprocess.run(command, cwd=scratch, env=env, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert "nafld execute 09_echo" in told.stdout
+    assert "nafld execute 08_turing_test" not in told.stdout
+
+
+def test_a_stage_without_units_is_named(monkeypatch):
+    from nafld_utils import artifacts, graph, overview
+
+    assert tuple(overview.UNITS) == graph.STAGES
+    with pytest.raises(ValueError, match=r"stage 09_echo: expected an entry in UNITS of nafld_utils/overview\.py"):
+        overview.units_of(artifacts.open_run("smoke"), "09_echo")
