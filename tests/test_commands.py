@@ -7,6 +7,7 @@ tables below; one that is not there fails, so that no command is written without
 import argparse
 import datetime
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -171,12 +172,41 @@ def only_parsed(module, arguments, tmp_path):
     parsed(module, arguments)
 
 
+def shipped(module, arguments, tmp_path):
+    """Both commands whole, on two patients and a step a phase, beside the shipped file."""
+    options = dict.fromkeys(("--patients", "--crops", "--structure-steps", "--texture-steps", "--polish-steps"), "1")
+    small = [word for pair in (options | {"--patients": "2", "--image-size": "64"}).items() for word in pair]
+    made = importlib.import_module(f"nafld_utils.{module}")
+    before = made.autoencoder.SHIPPED.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *small, "--out", str(tmp_path / "small.safetensors")])
+        made.main()
+        measure = made.measure
+        patch.setattr(made, "measure", lambda stage, size: measure(stage, size, n_patients=2))
+        patch.setattr(
+            sys, "argv", [module, *arguments, "--image-size", "64", "--out", str(tmp_path / "small.safetensors")]
+        )
+        made.main()
+    facts = json.loads((tmp_path / "small.json").read_text(encoding="utf-8"))
+    assert (facts["patients"], facts["image_size"], facts["first_seed"]) == (2, 64, 9000)
+    assert 1e5 < (tmp_path / "small.safetensors").stat().st_size < 2e6
+    assert made.autoencoder.SHIPPED.read_bytes() == before
+
+
+def example(module, arguments, tmp_path):
+    """The folder is written really, in another place."""
+    (at,) = [i for i, word in enumerate(arguments) if not word.startswith("-")][:1]
+    used = [*arguments[:at], str(tmp_path / "example"), *arguments[at + 1 :]]
+    assert importlib.import_module(f"nafld_utils.{module}").main(used) == 0
+    assert (tmp_path / "example" / "images.csv").exists()
+
+
 MODULES = {
     "size_bench": only_parsed,  # run small by tests/test_bench.py
     "interval_study": only_parsed,  # run small by tests/test_interval_study.py
     "gpu_study": only_parsed,  # run small by tests/test_benchmarks.py
-    "shipped": only_parsed,
-    "example_cohort": only_parsed,
+    "shipped": shipped,
+    "example_cohort": example,
     "stages.explain_truth": store_study,
 }
 
@@ -218,15 +248,20 @@ def test_every_block_is_seen_and_unknown_targets_would_fail():
         valid(["all", "SET=sweep.n_seedz=5"], None)
 
 
+# how many cores, or which GPU
+DEVICE = r"(?:(?:\d+|one|two|four|eight|sixteen) CPU cores?|(?:one |\d )?NVIDIA \w+)\b"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_lines_of_the_large_profiles_say_when_and_on_what_they_were_last_run(page):
     for block in blocks(page):
         before = ""
         for line in block.splitlines():
             if re.search(r"PROFILE=(cpu|paper)\b", line):
-                found = re.search(r"last run (\d{4}-\d\d-\d\d) on \w+", f"{before}\n{line}")
+                found = re.search(rf"last run (\d{{4}}-\d\d-\d\d) on {DEVICE}", f"{before}\n{line}")
                 assert found, f"{page}: {line}"
-                assert datetime.date.fromisoformat(found[1]) >= datetime.date(2026, 11, 23)
+                tomorrow = datetime.date.today() + datetime.timedelta(days=1)  # where the day begins earlier
+                assert datetime.date(2026, 11, 23) <= datetime.date.fromisoformat(found[1]) <= tomorrow, line
             before = line if line.startswith("#") else ""
 
 
