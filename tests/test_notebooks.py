@@ -241,6 +241,8 @@ def test_notebook_holds_no_machinery(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":
             continue
+        widths = re.findall(r"figsize=\(([\d.]+),", cell.source)
+        assert all(float(width) <= 10 for width in widths), "inches: on A4 its letters would be below 6 points"
         assert not re.search(r"^\s*[!%]|filterwarnings|simplefilter", cell.source, re.MULTILINE), cell.source
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.ClassDef | ast.While), cell.source

@@ -195,7 +195,7 @@ def small_multiples(variants: pd.DataFrame) -> Figure:
     panels = list(variants.groupby(["backbone", "variant"], sort=False))
     n_cols = min(3, len(panels))
     n_rows = -(-len(panels) // n_cols)
-    size = (3.3 * n_cols + 0.4, 2.9 * n_rows + 0.5)
+    size = (3.1 * n_cols + 0.4, 2.9 * n_rows + 0.5)
     fig, axes = plt.subplots(n_rows, n_cols, figsize=size, squeeze=False, sharex=True, sharey=True)
     names = arms_of(variants)
     colors = arm_colors(names)
