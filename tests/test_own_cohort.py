@@ -26,7 +26,7 @@ def example(tmp_path_factory):
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
     writing, making = (line for line in text.splitlines() if re.search(r"(example_cohort|all .*) .*data/chest", line))
     root = tmp_path_factory.mktemp("own")
-    _, *module = shlex.split(writing)
+    _, *module = shlex.split(writing, comments=True)
     subprocess.run([sys.executable, *module], cwd=root, env={"PYTHONPATH": str(PROJECT)}, check=True)
     words = [
         word.replace("data/chest", str(root / "data" / "chest")) for word in shlex.split(making.partition("#")[0])[1:]
