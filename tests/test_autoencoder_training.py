@@ -68,7 +68,7 @@ def test_published_networks_end_with_whole_images_that_train_the_decoder_alone(k
     monkeypatch.setattr(autoencoder_training, "_patches", patches)
     run = SimpleNamespace(settings=SimpleNamespace(seed=0))
     planned = first_stages.phases(kind, 5)
-    _, curve = first_stages._train_phases(run, model, kind, speckle(2, 0, 136), planned, 0, CPU)
+    _, curve = first_stages.train_phases(run, model, kind, speckle(2, 0, 136), planned, 0, CPU)
     assert sides == [64, 64, 64, 64, whole]
     assert curve["phase"].iloc[-1] == "polish"
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}

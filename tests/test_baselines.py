@@ -217,7 +217,9 @@ def real_features(real_cohort):
 @pytest.mark.slow
 def test_two_hundred_shuffles_of_the_real_diagnoses_score_half(real_features):
     found, _, features = real_features
-    shuffles = baselines.canary(features, found.images, 5, range(200), n_resamples=20, splits=[baselines.IN_FOLDS])
+    few = np.arange(0, len(features), 5)  # two frames of each patient: labels are shuffled by patient
+    images = found.images.iloc[few].reset_index(drop=True)
+    shuffles = baselines.canary(features[few], images, 5, range(200), n_resamples=20, splits=[baselines.IN_FOLDS])
     summary = baselines.canary_summary(shuffles)
     assert baselines.leaks(summary, found.images["patient_id"].nunique()) is False, summary.to_string()
 

@@ -78,7 +78,7 @@ def captured(place):
 @pytest.mark.parametrize("fold", [0, 1])
 def test_stage_03_trains_on_the_images_of_the_other_given_folds(run, data, fold, monkeypatch):
     training = data.pool[[GIVEN[i // 2] != fold for i in range(20)]].reshape(-1, 32, 32)
-    monkeypatch.setattr(first_stages, "_train_phases", captured(3))
+    monkeypatch.setattr(first_stages, "train_phases", captured(3))
     monkeypatch.setattr(gan, "train", captured(1))
     for act, arguments in ((first_stages.train_autoencoder, (run, "class", fold)), (gan_stage.train_gan, (run, fold))):
         with pytest.raises(Seen) as caught:
