@@ -330,7 +330,7 @@ def test_passes_are_counted_from_the_settings_alone():
     found = cost.passes(artifacts.open_run("paper", {**changes, "quality.n_reference": 7}))
     assert found == {
         "training": 3 * 4 * 10,
-        "looks": 3 * 32 + 2 * 4 * 20 * 2,
+        "looks": 3 * 32 + 2 * 4 * 10 * 2,
         "synthetic": 3 * 5 * 2,
         "synthetic_null": 2 * 5,
         "synthetic_untrained": 7 * 5 * 2,

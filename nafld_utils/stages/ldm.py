@@ -30,7 +30,7 @@ from nafld_utils.stages import differences, first_stages, prepare
 from nafld_utils.stages.first_stages import folds_of, tasks  # noqa: F401 (folds_of: read by the stages after it)
 
 UNSTATED = "not stated in the paper"
-PREVIEW = {"scheduler": "ddim", "steps": 20, "eta": 0.0, "guidance": 2.0}  # choice: a look, not a result
+PREVIEW = {"scheduler": "dpmsolver++", "steps": 10, "eta": 0.0, "guidance": 2.0}  # choice: a look, not a result
 N_PREVIEW = 4
 # What does not change a denoiser's weights, or changes them by rounding only.
 NOT_READ = (
