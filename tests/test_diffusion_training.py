@@ -346,7 +346,7 @@ def four_images(shipped):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("conditioning", "n", "steps", "batch"), [("semantic", 4, 600, 16), ("class", 2, 300, 8)])
+@pytest.mark.parametrize(("conditioning", "n", "steps", "batch"), [("semantic", 4, 400, 16), ("class", 2, 300, 8)])
 def test_the_training_code_learns_images_by_heart(conditioning, n, steps, batch):
     """Four images told by their maps, two by their class: the loss falls to near zero, and they come back."""
     shipped = autoencoder.load_shipped()

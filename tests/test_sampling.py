@@ -42,7 +42,7 @@ def test_an_image_depends_to_the_bit_on_its_seed_and_not_on_its_neighbours(denoi
 
 
 def test_fast_solvers_end_where_ddim_ends_in_far_more_steps(denoiser, options):
-    slow = draw(denoiser, options, [1, 2], steps=500)
+    slow = draw(denoiser, options, [1, 2], steps=250)
     coarse = draw(denoiser, options, [1, 2], steps=25)
     for scheduler in ("dpmsolver++", "unipc"):
         fast = draw(denoiser, options, [1, 2], steps=25, scheduler=scheduler)
