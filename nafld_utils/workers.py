@@ -27,7 +27,7 @@ CLOSE_SECONDS = 15.0
 CONNECT_SECONDS = 20.0  # for a scheduler that should be running already
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
-_KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
+KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
 
 
 # ---------------------------------------------------------------- devices and threads
@@ -213,7 +213,7 @@ def release_workers() -> None:
 def _configure_dask() -> None:
     import dask
 
-    keep_pages = dict(_KEEP_PAGES)  # a copy, because Dask writes its defaults into it
+    keep_pages = dict(KEEP_PAGES)  # a copy, because Dask writes its defaults into it
     dask.config.set({"distributed.comm.timeouts.connect": "60s", "distributed.nanny.pre-spawn-environ": keep_pages})
 
 
@@ -304,7 +304,7 @@ def job_options(settings: EngineSettings) -> dict[str, Any]:
                 + (f"; did you mean {near[0]!r}?" if near else "; remove it.")
             )
     given = dict(settings.slurm)
-    exports = {**dict.fromkeys(_THREAD_VARIABLES, settings.threads), **_KEEP_PAGES}
+    exports = {**dict.fromkeys(_THREAD_VARIABLES, settings.threads), **KEEP_PAGES}
     prologue = [f"export {name}={value}" for name, value in exports.items()]
     # One unit at a time a process. Slurm watches the memory; Dask would count pages of shared, memory-mapped files.
     worker = ["--nthreads", "1", "--memory-limit", "0"]

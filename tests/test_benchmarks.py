@@ -105,6 +105,7 @@ def test_ratios_are_to_the_faster_plain_loop_of_the_same_round(monkeypatch, shar
             for how, seconds in (
                 ("plain loop", 80.0),
                 ("plain loop, channels last", 60.0),
+                (sweep_bench.TUNED, 40.0),
                 ("this project", 60 / share),
             ):
                 prefix = 0.1 if how == "this project" else math.nan
@@ -115,6 +116,7 @@ def test_ratios_are_to_the_faster_plain_loop_of_the_same_round(monkeypatch, shar
     found = sweep_bench.table(CPU, ("resnet50",)).set_index("how")
     assert found.loc["this project", ["times as many", "least", "most"]].tolist() == pytest.approx([share] * 3)
     assert found.loc["plain loop", "times as many"] == pytest.approx(0.75)
+    assert found.loc[sweep_bench.TUNED, "times as many"] == pytest.approx(1.5)
     minutes = found.loc["this project", "features, minutes a sweep"]
     assert minutes == pytest.approx(0.1 * (550 * 17 + 20000) / 60)
     each = found.loc["this project", "seconds a training"]
@@ -133,17 +135,18 @@ def test_the_sweep_is_measured_beside_the_plain_loop(monkeypatch):
     """On one core, so that no worker is started; `make bench` has one a core."""
     monkeypatch.setattr(engine, "cores", lambda: 1)
     found = sweep_bench.table(CPU, ("resnet18",), size=32, batch_size=4, n_rounds=1)
-    assert found["how"].tolist() == ["plain loop", "plain loop, channels last", "this project"]
+    assert found["how"].tolist() == [*sweep_bench.LAYOUTS, "this project"]
     assert (found["seconds a training"] > 0).all()
     assert found["peak GiB"].between(0.1, 8).all()
 
 
 def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypatch):
-    happened = []
+    happened, kept = [], []
 
-    def apart(function, *args):
+    def apart(function, *args, environment):
         happened.append("plain")
-        return [{"how": sweep_bench.PLAIN, "seconds": 1.0, "at once": 1, "GiB": 5.0}]
+        kept.append("MALLOC_TRIM_THRESHOLD_" in environment)
+        return [{"how": args[-1][0], "seconds": 1.0, "at once": 1, "GiB": 5.0}]
 
     class Watched:
         gib = 2.5
@@ -164,8 +167,10 @@ def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypat
     monkeypatch.setattr(bench_records, "Watched", Watched)
     monkeypatch.setattr(engine, "map_units", map_units)
     rounds = sweep_bench.cpu_rounds("net", 32, 4, 2, n_workers=2)
-    assert happened == ["ours", *["plain", "watched", "ours", "seen"] * 2], "warmed up once, then in turn"
-    assert rounds.groupby("how")["GiB"].agg(set).to_dict() == {sweep_bench.PLAIN: {5.0}, sweep_bench.OURS: {2.5}}
+    assert happened == ["ours", *["plain", "plain", "watched", "ours", "seen"] * 2], "warmed up once, then in turn"
+    assert kept == [False, True] * 2, "as a user starts it, and with the workers' allocator"
+    found = {sweep_bench.PLAIN: {5.0}, sweep_bench.TUNED: {5.0}, sweep_bench.OURS: {2.5}}
+    assert rounds.groupby("how")["GiB"].agg(set).to_dict() == found
     assert rounds.loc[rounds["how"] == sweep_bench.OURS, "seconds"].tolist() == [4.0, 4.0]
 
 
