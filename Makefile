@@ -95,9 +95,8 @@ $(STAMPS)/%.json: ;
 lab: $(VENV)/.ready      ## open a run's notebooks in JupyterLab, e.g. PROFILE=cpu LAB="--no-browser"
 	@exec $(NAFLD) lab $(OPTIONS) -- $(LAB)
 
-# A process a core and one more, since many tests wait. A file of tests stays in one process, which makes its modules'
-# fixtures once; long files come first.
-SIDE_BY_SIDE = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A file of tests stays in one process, which makes its modules' fixtures once; long files come first.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.ready     ## run the tests
 	$(VENV)/bin/python -m pytest -m "not faults" $(SIDE_BY_SIDE) $(TESTS)
