@@ -263,12 +263,14 @@ def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, in
         if name in folded:
             places[name] = folded.index(name)
             continue
-        close = difflib.get_close_matches(name, [other.casefold() for other in others], n=1, cutoff=0.6)
+        close = difflib.get_close_matches(name, [other.casefold() for other in others], n=1, cutoff=0.7)
         if name in required:
             found = ", ".join(shown(other, 30) for other in header[:12]) or "nothing"
             meant = {re.sub(r"[\s_-]", "", other.casefold()): other for other in reversed(others)}
             likely = next((meant[other] for other in SYNONYMS[name] if other in meant), None)
-            remedy = f"the nearest is {shown(close[0])}, rename it" if close else "add it"
+            remedy = "rename the one that holds it, or add it"
+            if close:
+                remedy = f"the nearest is {shown(close[0])}, rename it"
             if likely is not None:
                 remedy = f"if {shown(likely, 30)} is meant, rename it to {name}"
             problems.append(Problem(None, f"expected a column {name}, found {found}; {remedy}"))

@@ -657,6 +657,7 @@ def test_labels_that_are_not_two_are_counted_in_one_line(tmp_path, labels, messa
     ("content", "message"),
     [
         ("image,patient_name,label\n00.png,a,0\n", "a column patient, .*; the nearest is patient_name, rename it"),
+        ("Diagnose,patient,label\n00.png,a,0\n", "a column image, .*; rename the one that holds it, or add it"),
         ("image,patient,label,folds\n00.png,a,0,1\n", "column folds is not read; rename it to fold"),
         ("image,patient,label,label\n00.png,a,0,1\n", "one column label, found 2"),
         ("image,patient,label\n", "a row an image, found none"),
