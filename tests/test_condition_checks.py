@@ -130,3 +130,17 @@ def test_a_broken_promise_of_the_demo_is_named(row, change, sentence):
         table.loc[row, name] = value
     found = demo_promises.broken(table)
     assert found == [] if sentence is None else re.search(sentence, " ".join(found))
+
+
+def test_an_interval_over_two_folds_stays_within_what_an_auc_can_be():
+    from nafld_utils.stages import conditions
+
+    scores = {0: [0.1, 0.2, 0.3, 0.4], 1: [0.4, 0.1, 0.3, 0.2]}  # AUC 1 and 0.5
+    rows = [
+        {"conditioning": "semantic", "drawn_with": "condition", "fold": fold, "label": i // 2, "score": score}
+        for fold, values in scores.items()
+        for i, score in enumerate(values)
+    ]
+    (found,) = conditions._separation_rows(pd.DataFrame(rows), np.random.default_rng(0))
+    assert found["mean"] == pytest.approx((1 + 0.5) / 2)
+    assert (found["low"], found["high"]) == (0.0, 1.0)

@@ -11,7 +11,7 @@ from nafld_utils import condition_checks, engine, preprocess, stats
 from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
 from nafld_utils.stages import features, ldm, quality, samples
 
-REVISION = 1
+REVISION = 2
 
 
 def feature_tasks(run: Run) -> list[dict[str, Any]]:
@@ -103,6 +103,7 @@ def _separation_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict
         aucs = [stats.auc(one["label"], one["score"]) for one in folds.values()]
         if len(aucs) > 1:
             mean, low, high = stats.student_t_interval(aucs)
+            low, high = np.clip((low, high), 0.0, 1.0)  # two folds give bounds that no AUC can have
             rows.append({**row, "mean": mean, "low": low, "high": high, "over": "folds", "n": len(aucs)})
         # Semantic images share source patients, so images are no units there.
         if conditioning == "class":
