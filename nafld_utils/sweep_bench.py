@@ -76,7 +76,8 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
     -------
     pandas.DataFrame
         ``round, how, seconds`` (of one training), ``at once``, ``prefix_seconds``, ``GiB``: the plain loop's process at
-        its peak; of ours the workers and the process that gives them work, together (`bench_records.Watched`).
+        its peak; of ours the workers and the process that gives them work, together, while they warm up
+        (`bench_records.Watched`).
     """
     local = params.load("demo", {"engine.mode": "local", "engine.n_workers": n_workers}).engine
     rows = []
