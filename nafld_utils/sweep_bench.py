@@ -35,8 +35,6 @@ from nafld_utils.trial import Options
 PLAIN, OURS = "plain loop", "this project"
 TUNED = f"{PLAIN}, channels last, allocator as ours"  # shown; no ratio is taken to it
 LAYOUTS = {PLAIN: torch.contiguous_format, f"{PLAIN}, channels last": torch.channels_last, TUNED: torch.channels_last}
-# Without the allocator settings of workers, which Dask leaves in the driver's environment.
-_STARTED = {name: value for name, value in os.environ.items() if name not in workers.KEEP_PAGES}
 CPU_BACKBONES = ("tf_efficientnet_lite0", "resnet50")
 GPU_BACKBONES = ("resnet50", "tf_efficientnet_b0", "tf_efficientnetv2_s")
 GPU_STEPS = 100  # of a plain loop, timed
@@ -91,7 +89,7 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
             # in a process of its own: the driver of a sweep never holds a whole network
             for ways, changes in (([*LAYOUTS][:2], {}), ([TUNED], workers.KEEP_PAGES)):
                 arguments = (_plain_rows, backbone, size, options_of(batch_size), n_workers, ways)
-                rows += [{"round": n, **row} for row in _apart(*arguments, environment={**_STARTED, **changes})]
+                rows += [{"round": n, **row} for row in _apart(*arguments, changes=changes)]
             engine.map_units(measured_training, tasks, local, f"{backbone}: round {n + 1} of {n_rounds}")
             found = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
             seconds = float(np.mean([one["seconds"] for one in found])) / n_workers
@@ -100,12 +98,11 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
     return pd.DataFrame(rows)
 
 
-def _apart(function: Callable[..., Any], *args: Any, environment: Mapping[str, Any]) -> Any:
-    """A function's result from a process that ends with it and starts in this environment."""
+def _apart(function: Callable[..., Any], *args: Any, changes: Mapping[str, Any]) -> Any:
+    """A function's result from a process that ends with it and starts in this environment with these changes."""
     before = dict(os.environ)
     try:
-        os.environ.clear()
-        os.environ.update({name: str(value) for name, value in environment.items()})
+        os.environ.update({name: str(value) for name, value in changes.items()})
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(function, *args).result()
     finally:

@@ -88,17 +88,22 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def thread_environment(threads: int) -> Iterator[None]:
-    """Set the thread counts that child processes inherit; worker processes and OpenMP fight over cores otherwise."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    """Set the thread counts that child processes inherit; worker processes and OpenMP fight over cores otherwise.
+
+    Notes
+    -----
+    What is put back at the end includes the allocator's settings, which Dask writes into this process's environment
+    while it starts workers: a program started from here afterwards is none of them.
+    """
+    names = (*_THREAD_VARIABLES, *KEEP_PAGES)
+    before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextlib.contextmanager

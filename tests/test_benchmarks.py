@@ -38,17 +38,20 @@ def test_timing_scales_and_counts_operations():
     assert step.flops == 3 * 2 * flops
     assert step.seconds > 0
     assert 0.1 < step.memory_gib < 8
-    how = {"scheduler": "ddim", "eta": 0.0}
-    drawn = {guidance: [] for guidance in (1.0, 2.0)}
-    for _ in range(3):  # in turn, since a shared machine drifts
-        for guidance, timings in drawn.items():
-            timings.append(
-                speed.time_sampling(denoiser, (4, 8, 8), options, CPU, 64, 8, 40, 2, guidance=guidance, **how)
-            )
-    one, two = (min(timings, key=lambda timing: timing.seconds) for timings in drawn.values())
-    assert one.flops == 40 * flops
-    assert two.flops == 2 * one.flops
-    assert two.seconds > one.seconds
+    rows = []
+    denoiser.register_forward_pre_hook(lambda _, given: rows.append(len(given[0]) * given[0].is_cpu))
+    drawn = {}
+    for guidance in (1.0, 2.0):
+        rows.clear()
+        how = {"scheduler": "ddim", "eta": 0.0, "guidance": guidance}
+        timing = speed.time_sampling(denoiser, (4, 8, 8), options, CPU, 64, 8, 40, timed_steps=2, **how)
+        assert timing.seconds > 0
+        drawn[guidance] = timing.flops, sum(rows)
+    (one, computed), (two, doubled) = drawn.values()
+    assert one == 40 * flops
+    assert two == 2 * one
+    assert computed > 0
+    assert doubled == 2 * computed, "what is timed has both passes"
 
 
 def test_kernels_are_named_and_counted_a_step():
@@ -143,9 +146,9 @@ def test_the_sweep_is_measured_beside_the_plain_loop(monkeypatch):
 def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypatch):
     happened, kept = [], []
 
-    def apart(function, *args, environment):
+    def apart(function, *args, changes):
         happened.append("plain")
-        kept.append("MALLOC_TRIM_THRESHOLD_" in environment)
+        kept.append("MALLOC_TRIM_THRESHOLD_" in changes)
         return [{"how": args[-1][0], "seconds": 1.0, "at once": 1, "GiB": 5.0}]
 
     class Watched:

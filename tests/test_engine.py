@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from nafld_utils import engine, params
+from nafld_utils import engine, params, workers
 
 
 def settings(**changes):
@@ -50,9 +51,14 @@ class Marker:
 
 
 def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypatch):
-    chosen = settings(mode="local", n_workers=2)
+    for name in workers.KEEP_PAGES:
+        monkeypatch.delenv(name, raising=False)
+    chosen, before = settings(mode="local", n_workers=2), dict(os.environ)
     engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
     first = {(tmp_path / str(i)).read_text() for i in range(4)}
+    given = [psutil.Process(int(pid)).environ() for pid in first]
+    assert all(found.items() >= {name: str(n) for name, n in workers.KEEP_PAGES.items()}.items() for found in given)
+    assert dict(os.environ) == before, "what workers need is theirs alone"
     (tmp_path / "1").unlink()
     (tmp_path / "3").unlink()
     table = engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)
