@@ -13,17 +13,14 @@ instead of 1e-3, symmetric padding), so they are not offered.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.resources
-import io
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nafld_utils.artifacts import file_sha256
+from nafld_utils import weight_files
 
 
 class Bundle(NamedTuple):
@@ -144,20 +141,16 @@ def _bundled_state(architecture: str) -> dict[str, Tensor]:
             " set the weights to hub, or choose one of these."
         )
     bundle = BUNDLED[architecture]
+    package = bundle.package.replace("_", "-")
     try:
-        content = importlib.resources.files(bundle.package).joinpath(bundle.file).read_bytes()
+        with importlib.resources.as_file(importlib.resources.files(bundle.package) / bundle.file) as path:
+            state = weight_files.read(path, bundle.sha256, f"of {package}", f"install the package {package} again")
     except (ModuleNotFoundError, FileNotFoundError):
         raise ValueError(
-            f"weights of {architecture}: expected the package {bundle.package.replace('_', '-')}, found it not"
-            " installed or without its file; install requirements.lock again."
+            f"weights of {architecture}: expected the package {package}, found it not installed or without its file;"
+            " install requirements.lock again."
         ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != bundle.sha256:
-        raise ValueError(
-            f"{bundle.file}: expected SHA-256 {bundle.sha256[:16]}..., found {found[:16]}...;"
-            f" install the package {bundle.package.replace('_', '-')} again."
-        )
-    return rename_lite(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    return rename_lite(state)
 
 
 def local_file(name: str, weights: str) -> Path:
@@ -184,27 +177,17 @@ def _state_of(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if path.suffix != ".safetensors":  # a pickle, with the SHA-256 that its source states beside it
+        beside = path.with_name(f"{path.name}.sha256")
+        stated = beside.read_text(encoding="utf-8", errors="replace").split() if beside.is_file() else []
+        where = f"in {beside.name} beside it, as sha256sum writes it"
+        advice = "write there what the file's source states, or give a .safetensors file"
+        return weight_files.read(path, stated[0] if stated else None, where, advice)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        _check_sum(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path}: expected weights with timm's keys, found an unreadable file ({reason}).") from None
-
-
-def _check_sum(path: Path) -> None:
-    """Refuse a pickle without the SHA-256 that its source states, in a file beside it."""
-    stated = path.with_name(f"{path.name}.sha256")
-    words = stated.read_text(encoding="utf-8", errors="replace").split() if stated.is_file() else ["none"]
-    found = file_sha256(path)
-    if words[:1] != [found]:
-        raise ValueError(
-            f"{path}: expected the SHA-256 that its source states in {stated.name} beside it, as sha256sum writes it,"
-            f" before a pickle is opened; found {words[0][:16] if words else 'none'} there and {found[:16]}... of the"
-            " file; write the stated one there, or give a .safetensors file."
-        )
 
 
 def _with_state(model: nn.Module, state: dict[str, Tensor], origin: str) -> nn.Module:

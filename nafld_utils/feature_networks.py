@@ -8,7 +8,6 @@ checksum was compared, and never as whole pickles.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from nafld_utils import weight_files
+
 REVISION = 1
 LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 LITE = {"lite0": LITE0, "lite1": LITE1}
 INCEPTION = "Inception-v3"
-INCEPTION_SHA256_PREFIX = "6726825d"  # part of the published file's name
+# Of the published file, whose name holds its first eight digits.
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+INCEPTION_HINT = "set quality.weights to a copy of weights-inception-2015-12-05-6726825d.pth, or quality.features=lite0"
 
 
 # Metrics of a set's features and logits: their name on any network's features, and on Inception-v3's.
@@ -184,40 +187,34 @@ def _network(kind: str, weights: str | None, device: str) -> Any:
         outputs = ["2048", "logits_unbiased"]
         network = Bare("inception-v3-compat", outputs, feature_extractor_weights_path=nothing)
     if kind == "inception":
-        network.load_state_dict(torch.load(inception_file(weights), map_location="cpu", weights_only=True))
+        stated = "of the published file"
+        network.load_state_dict(weight_files.read(inception_file(weights), INCEPTION_SHA256, stated, INCEPTION_HINT))
     return network.to(device, memory_format=torch.channels_last)
 
 
-def inception_file(path: str | None = None, sha256_prefix: str = INCEPTION_SHA256_PREFIX) -> Path:
-    """Weight file of the published FID's Inception-v3: the given one, or torch-fidelity's download, checksum compared.
+def inception_file(path: str | None = None) -> Path:
+    """Weight file of the published FID's Inception-v3: the given one, or torch-fidelity's download.
 
     Parameters
     ----------
     path : str, optional
-        A local copy.
-    sha256_prefix : str
-        First hex digits of the file's SHA-256.
+        A local copy; its content is compared where it is opened.
 
     Raises
     ------
     ValueError
-        No file there and no network, or other content.
+        No file there and no network, or a download of other content.
     """
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     file = Path(path) if path else Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
-    hint = "set quality.weights to a copy of weights-inception-2015-12-05-6726825d.pth, or quality.features=lite0"
     if not file.is_file():
         if path:
-            raise ValueError(f"{file}: expected Inception-v3's weights, found no file; {hint}.")
+            raise ValueError(f"{file}: expected Inception-v3's weights, found no file; {INCEPTION_HINT}.")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=sha256_prefix, progress=False)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=INCEPTION_SHA256, progress=False)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"{file.name}: expected a download, found {error}; {hint}.") from None
-    with open(file, "rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if not found.startswith(sha256_prefix):
-        raise ValueError(f"{file}: expected a SHA-256 beginning with {sha256_prefix}, found {found[:8]}; {hint}.")
+            raise ValueError(f"{file.name}: expected a download, found {error}; {INCEPTION_HINT}.") from None
     return file

@@ -1,7 +1,7 @@
 """First stages of the original latent diffusion code, read into diffusers networks.
 
 Contract: a checkpoint is a third party's pickle. It is opened only after its SHA-256 matched, and then only its
-tensors are read (``torch.load(weights_only=True)``). Weights keep their values; only names and the shape of the 1x1
+tensors are read (`weight_files`). Weights keep their values; only names and the shape of the 1x1
 convolutions of an attention, which diffusers writes as linear layers, change.
 
 Source: the published VQ-f8 and its configuration, Rombach et al. 2022, arXiv 2112.10752. No diffusers copy is known.
@@ -9,15 +9,13 @@ Source: the published VQ-f8 and its configuration, Rombach et al. 2022, arXiv 21
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from nafld_utils import autoencoder
-from nafld_utils.artifacts import file_sha256
+from nafld_utils import autoencoder, weight_files
 
 # A training checkpoint names this class as a key beside its weights; a stand-in lets its tensors be read.
 _CALLBACKS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
@@ -52,18 +50,9 @@ def load(path: str | Path, sha256: str | None, kind: str, factor: int, scale: fl
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"{path}: expected a latent diffusion checkpoint, found no file; correct autoencoder.*.path.")
-    found = file_sha256(path)
-    if sha256 is None or found != sha256.lower():
-        raise ValueError(
-            f"{path}: expected SHA-256 {sha256} (autoencoder.*.sha256), found {found}; compare it with the source of"
-            " the file before you trust it, then correct the setting or fetch the file again."
-        )
-    try:
-        with torch.serialization.safe_globals([(_StandIn, name) for name in _CALLBACKS]):
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: expected a checkpoint of tensors only, found {reason}") from None
+    advice = "compare it with the file's source before you trust it, then correct the setting or fetch the file again"
+    with torch.serialization.safe_globals([(_StandIn, name) for name in _CALLBACKS]):
+        stored = weight_files.read(path, sha256, "autoencoder.*.sha256", advice)
     model = autoencoder.build(kind, factor)
     try:
         model.load_state_dict(convert(stored.get("state_dict", stored)))

@@ -225,7 +225,7 @@ def test_a_pickle_in_place_of_an_artifact_is_not_opened_even_if_its_manifest_vou
 def test_no_loader_of_the_package_opens_a_pickle(tmp_path, trap, record_property):
     import torch
 
-    from nafld_utils import artifacts, feature_networks, ldm_checkpoint, parts, trial_store
+    from nafld_utils import artifacts, ldm_checkpoint, parts, trial_store, weight_files
 
     path = tmp_path / "file"
     contents = {"torch": io.BytesIO(), "plain": io.BytesIO(pickle.dumps(Payload(trap), protocol=2))}
@@ -236,7 +236,7 @@ def test_no_loader_of_the_package_opens_a_pickle(tmp_path, trap, record_property
         parts.load_state,
         lambda p: ldm_checkpoint.load(p, artifacts.file_sha256(p), "vq", 8, 1.0),
         lambda p: trial_store.read_trial(p.parent, p.stem),
-        lambda p: feature_networks.inception_file(p),
+        lambda p: weight_files.read(p, artifacts.file_sha256(p), "known", "fetch it again"),
     ]
     cases = 0
     for content in contents.values():

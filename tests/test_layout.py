@@ -32,6 +32,7 @@ ORDER = [
     ["preprocess"],
     ["regions"],
     ["describe"],
+    ["weight_files"],
     ["backbone_weights"],
     ["backbones"],
     ["autoencoder"],
@@ -143,6 +144,22 @@ def test_computing_modules_open_no_artifact():
     for module in MODULES:
         if not module.startswith("stages.") and rank(module) <= RANK["turing_model"]:
             assert not [name for name in imported(module) if name.startswith("stages.")], module
+
+
+def test_torch_files_are_opened_in_one_place_and_for_their_tensors_alone():
+    """Also under another name, and pickles by any other loader: nothing else may even speak of one."""
+    opened = {}
+    for module in MODULES:
+        tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+        for node in ast.walk(tree):
+            words = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
+            assert "joblib" not in words, module
+            if isinstance(node, ast.ImportFrom) and node.module == "torch":
+                assert "load" not in words, module
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
+                how = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                opened.setdefault(module, []).append((ast.unparse(node.func), how.get("weights_only")))
+    assert opened == {"weight_files": [("torch.load", "True")]}
 
 
 def test_importing_the_light_modules_loads_nothing_heavy():

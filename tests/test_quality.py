@@ -316,8 +316,7 @@ def test_inception_from_a_local_file_agrees_with_torchmetrics(inception_weights,
 
     from nafld_utils.artifacts import file_sha256
 
-    monkeypatch.setattr(feature_networks, "INCEPTION_SHA256_PREFIX", file_sha256(inception_weights)[:8])
-    monkeypatch.setattr(feature_networks.inception_file, "__defaults__", (None, file_sha256(inception_weights)[:8]))
+    monkeypatch.setattr(feature_networks, "INCEPTION_SHA256", file_sha256(inception_weights))
     images = rng().integers(0, 256, (3, 64, 64), dtype=np.uint8)
     features, logits = feature_networks.extract(images, "inception", str(inception_weights), batch_size=2)
     assert (features.shape, logits.shape) == ((3, 2048), (3, 1008))
@@ -328,8 +327,6 @@ def test_inception_from_a_local_file_agrees_with_torchmetrics(inception_weights,
 
 
 def test_a_weight_file_that_is_more_than_tensors_is_not_executed(tmp_path, monkeypatch):
-    import pickle
-
     import torch
 
     from nafld_utils.artifacts import file_sha256
@@ -340,8 +337,8 @@ def test_a_weight_file_that_is_more_than_tensors_is_not_executed(tmp_path, monke
 
     path = tmp_path / "inception.pth"
     torch.save({"weight": Payload()}, path)
-    monkeypatch.setattr(feature_networks.inception_file, "__defaults__", (None, file_sha256(path)[:8]))
-    with pytest.raises(pickle.UnpicklingError):
+    monkeypatch.setattr(feature_networks, "INCEPTION_SHA256", file_sha256(path))
+    with pytest.raises(ValueError, match=r"inception\.pth: expected weights, tensors only, found .*quality\.weights"):
         feature_networks.extract(np.zeros((1, 64, 64), np.uint8), "inception", str(path))
 
 
@@ -355,10 +352,11 @@ def test_features_of_an_untrained_network_carry_its_name_and_are_the_same_at_eve
 
 
 def test_inception_refuses_other_content_and_a_missing_file(inception_weights, tmp_path):
-    with pytest.raises(ValueError, match=r"expected a SHA-256 beginning with 6726825d, found .*quality\.weights"):
-        feature_networks.inception_file(str(inception_weights))
+    image = np.zeros((1, 64, 64), np.uint8)
+    with pytest.raises(ValueError, match=r"expected SHA-256 6726825d\w{56} \(of the .*, found .*quality\.weights"):
+        feature_networks.extract(image, "inception", str(inception_weights))
     with pytest.raises(ValueError, match=r"found no file; set quality\.weights"):
-        feature_networks.inception_file(str(tmp_path / "absent.pth"))
+        feature_networks.extract(image, "inception", str(tmp_path / "absent.pth"))
 
 
 def test_inception_without_network_says_what_to_do(tmp_path, monkeypatch):

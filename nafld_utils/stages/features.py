@@ -49,7 +49,7 @@ def features_unit(run: Run, kind: str, name: str, fold: int = SHARED) -> Unit:
     inputs: list[Unit | str] = []
     if kind == "inception":
         path = run.settings.quality.weights
-        inputs.append(file_sha256(path) if path else feature_networks.INCEPTION_SHA256_PREFIX)
+        inputs.append(file_sha256(path) if path else feature_networks.INCEPTION_SHA256)
     if name in (REAL, NOISE):
         inputs.append(prepare.preprocess_unit(run))
         if name == NOISE:

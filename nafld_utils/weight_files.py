@@ -1,0 +1,48 @@
+"""Weight files of others, opened in one place: once their SHA-256 matched, and then their tensors alone.
+
+Contract: nothing else of the package calls ``torch.load``; its own weights are safetensors (`artifacts.load_weights`).
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from nafld_utils.artifacts import file_sha256
+
+
+def read(path: str | Path, sha256: str | None, stated: str, advice: str) -> Any:
+    """Tensors of a file in torch's format, on the CPU.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; it is there.
+    sha256 : str or None
+        Its SHA-256 in hex as its source states it; None where none is known, which is refused.
+    stated : str
+        Where that SHA-256 is from, for the message.
+    advice : str
+        What to do about another content.
+
+    Returns
+    -------
+    dict
+        What the file holds, by name.
+
+    Raises
+    ------
+    ValueError
+        Another content than `sha256`, or objects besides tensors, or no file of weights.
+    """
+    import torch
+
+    found = file_sha256(path)
+    if found != (sha256 or "").lower():
+        raise ValueError(f"{path}: expected SHA-256 {sha256 or 'given'} ({stated}), found {found}; {advice}.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: expected weights, tensors only, found {reason}; {advice}.") from None
