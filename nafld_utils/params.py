@@ -157,6 +157,8 @@ class AutoencoderSettings(_Section):
             raise ValueError("path and sha256 must name a checkpoint and its SHA-256 when source is ldm_checkpoint")
         if self.source in ("ldm_checkpoint", "train", "random") and (self.kind, self.factor) not in NETWORKS:
             raise ValueError(f"kind and factor must be one of {sorted(NETWORKS)}, got ({self.kind!r}, {self.factor})")
+        if self.kind == "vq" and self.source in ("hub", "path", "ldm_checkpoint") and self.scale != 1.0:
+            raise ValueError(f"scale must be 1.0 with kind vq, whose latents are used unscaled, got {self.scale:g}")
         return self
 
 
@@ -246,6 +248,25 @@ class SamplingSettings(_Section):
         if self.scheduler != "ddim" and self.eta > 0:
             raise ValueError(f"eta must be 0 with {self.scheduler}, which draws no noise, got {self.eta:g}")
         return self
+
+
+def ddim_strides(steps: int, train_timesteps: int) -> bool:
+    """Whether so many equal strides of whole timesteps lead from the last of them to the first, as DDIM walks them.
+
+    Notes
+    -----
+    The stride is ``train_timesteps // steps``. Where what remains is a stride or more, the walk begins below the last
+    timestep, at noise that is weaker than what it is given; with strides of one it begins beyond it.
+    """
+    stride = train_timesteps // steps
+    return stride > 1 and train_timesteps - steps * stride < stride
+
+
+def _ddim_steps(steps: int, train_timesteps: int) -> str:
+    """The numbers of steps nearest to one that DDIM cannot walk, for a message."""
+    fit = [n for n in range(1, train_timesteps // 2 + 1) if ddim_strides(n, train_timesteps)]
+    below, above = (max((n for n in fit if n < steps), default=None), min((n for n in fit if n > steps), default=None))
+    return " or ".join(str(n) for n in (below, above) if n is not None)
 
 
 class GanSettings(_Section):
@@ -462,6 +483,17 @@ class Settings(_Section):
         outside = [fold for fold in self.ldm.folds or () if fold >= self.folds.n_splits]
         if outside:
             raise ValueError(f"ldm.folds must be below folds.n_splits {self.folds.n_splits}, got {outside}")
+        steps, limit = self.sampling.steps, self.ldm.train_timesteps
+        most = max(steps, *self.sampling.compared_steps) if self.sampling.compared_steps else steps
+        if most > limit:
+            raise ValueError(
+                f"sampling.steps and sampling.compared_steps must not exceed ldm.train_timesteps {limit}, got {most}"
+            )
+        if self.sampling.scheduler == "ddim" and not ddim_strides(steps, limit):
+            raise ValueError(
+                f"sampling.steps must be {_ddim_steps(steps, limit)} or another number of equal strides through"
+                f" {limit} timesteps with ddim, got {steps}"
+            )
         if self.preprocess.image_size > self.preprocess.crop_size:
             raise ValueError(
                 f"preprocess.image_size must not exceed preprocess.crop_size {self.preprocess.crop_size},"

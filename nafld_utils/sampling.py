@@ -19,6 +19,7 @@ from torch import nn
 
 from nafld_utils.autoencoder import groups
 from nafld_utils.diffusion_training import arithmetic, autocast
+from nafld_utils.params import ddim_strides
 
 REVISION = 3
 
@@ -124,12 +125,17 @@ def sample(
     Raises
     ------
     ValueError
-        Numbers of seeds and conditions differ, or more steps than the schedule has.
+        Numbers of seeds and conditions differ, more steps than the schedule has, or steps that DDIM cannot walk
+        (`params.ddim_strides`).
     """
     if len(seeds) != len(conditions):
         raise ValueError(f"sample: expected one condition a seed, found {len(conditions)} and {len(seeds)}.")
-    if not 1 <= steps <= options["num_train_timesteps"]:
-        raise ValueError(f"sampling.steps must not exceed {options['num_train_timesteps']}, got {steps}.")
+    timesteps = options["num_train_timesteps"]
+    if not 1 <= steps <= timesteps or (scheduler == "ddim" and not ddim_strides(steps, timesteps)):
+        raise ValueError(
+            f"sampling.steps must be 1 to {timesteps}, and with ddim equal strides through {timesteps} timesteps, as"
+            f" 20, 50, 250 and 500 of 1000 are; got {steps} with {scheduler}."
+        )
     denoiser.eval()
     drawn = []
     for rows in groups(len(seeds), len(seeds), device):

@@ -1,5 +1,7 @@
 """DDIM with guidance: timesteps as in the original, one seed an image, guidance that means what it says."""
 
+import re
+
 import pytest
 import torch
 
@@ -29,6 +31,16 @@ def test_timesteps_are_those_of_the_original_sampler(options):
     sampler.set_timesteps(500)
     assert sampler.timesteps[:3].tolist() == [999, 997, 995]
     assert sampler.timesteps[-1] == 1
+
+
+def test_ddim_walks_the_numbers_of_steps_whose_strides_reach_the_last_timestep(options):
+    """Against what diffusers walks: an index beyond the last timestep, or a start a stride or more before it."""
+    sampler = sampling.build_sampler(options)
+    for steps in range(1, 1001):
+        sampler.set_timesteps(steps)
+        first, stride = int(sampler.timesteps[0]), 1000 // steps
+        assert params.ddim_strides(steps, 1000) == (first < 1000 and 1000 - first < 2 * stride - 1), steps
+    assert all(params.ddim_strides(steps, 1000) for steps in (2, 4, 5, 10, 20, 25, 50, 100, 200, 250, 500))
 
 
 @pytest.mark.parametrize(("scheduler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmsolver++", 0.0), ("unipc", 0.0)])
@@ -91,8 +103,11 @@ def test_null_samples_do_not_see_the_condition(denoiser, options):
 def test_bad_requests_are_named(denoiser, options):
     with pytest.raises(ValueError, match="one condition a seed, found 1 and 2"):
         sampling.sample(denoiser, options, torch.zeros(1), [1, 2], SHAPE, 5, 0.0, 1.0, CPU)
-    with pytest.raises(ValueError, match=r"sampling\.steps must not exceed 1000, got 2000"):
-        draw(denoiser, options, [1], steps=2000)
+    for steps, scheduler in ((2000, "dpmsolver++"), (0, "unipc"), (2000, "ddim"), (1000, "ddim"), (600, "ddim")):
+        with pytest.raises(
+            ValueError, match=rf"sampling\.steps must be 1 to 1000, .*; got {steps} with {re.escape(scheduler)}"
+        ):
+            draw(denoiser, options, [1], steps=steps, scheduler=scheduler)
 
 
 def test_gaussian_latents_match_the_moments_and_nothing_else():
