@@ -95,6 +95,33 @@ def test_an_autoencoder_that_each_cohort_trains_is_refused_before_it_is_trained(
     assert ldm._origin(mine, "class", 0, "none").is_file()
 
 
+def test_a_model_of_another_split_than_its_run_lists_now_is_refused(pretrained):
+    """Held-out images are told from that list: after another split it no longer says what the weights have seen."""
+    other = pretrained()
+    shifted = artifacts.open_run("smoke", {"run": "other", "cohort.simulation_seed": 77, "folds.seed": 5})
+    stored = (prepare.preprocess_unit(other).path / "images.csv").read_bytes()
+    with prepare.preprocess_unit(shifted).writing() as folder:
+        (folder / "images.csv").write_bytes(stored)
+    with pytest.raises(ValueError, match=r"init_from is other: .* found that ldm/class/fold0 is of another split than"):
+        ldm.ldm_unit(following(), "class", 0)
+
+
+def test_a_model_that_began_with_a_third_runs_weights_is_refused(pretrained):
+    """What trained that one is listed nowhere here."""
+    pretrained()
+    chain = following()
+    with ldm.ldm_unit(chain, "class", 0).writing() as folder:
+        weights, facts = load_weights(ldm._origin(chain, "class", 0, "none"))
+        save_file(weights, folder / "averaged.safetensors", metadata=facts)
+    with prepare.preprocess_unit(chain).writing() as folder:
+        pd.DataFrame({"fold": [0, 1], "sha256": ["a", "b"]}).to_csv(folder / "images.csv", index=False)
+    third = artifacts.open_run("smoke", {"run": "third", "ldm.init_from": "following"})
+    with pytest.raises(
+        ValueError, match=r"found that ldm/class/fold0 began with the weights of a third run; run stages"
+    ):
+        ldm.ldm_unit(third, "class", 0)
+
+
 def test_a_model_without_its_manifest_is_refused(pretrained):
     other = pretrained()
     (ldm.ldm_unit(other, "class", 0).path / artifacts.MANIFEST).unlink()

@@ -177,8 +177,9 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
     Raises
     ------
     ValueError
-        The other run has no such model, its model is another network or one of other latents, or it was trained on
-        images that are held out here.
+        The other run has no such model, its model is another network or one of other latents, it was trained on
+        images that are held out here, or which images trained it cannot be told: the other run's notebook 02 has run
+        again since, or that model itself began with the weights of a third run.
     """
     other = run.settings.ldm.init_from
     if other is None:
@@ -186,10 +187,21 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
     root = work_root() / "artifacts" / other
     path = root / "ldm" / model_name(conditioning, balance) / f"fold{fold}" / "averaged.safetensors"
     trained_on = root / "preprocess" / "images.csv"
-    if not (path.is_file() and trained_on.is_file() and read_manifest(path.parent)):
+    manifest, split = read_manifest(path.parent), read_manifest(trained_on.parent)
+    if not (path.is_file() and trained_on.is_file() and manifest):
         raise ValueError(
             f"ldm.init_from is {other}: expected {path} with its manifest and {trained_on.name} of that run, found one"
             " of them missing; run its stage 03, or name another run."
+        )
+    inputs = manifest["inputs"]  # latents, split, and where it began with weights, those
+    if split is None or split["hash"] not in inputs or len(inputs) != 2:
+        reason = (
+            "began with the weights of a third run" if len(inputs) != 2 else "is of another split than is there now"
+        )
+        raise ValueError(
+            f"ldm.init_from is {other}: expected a model whose training images that run still lists, found that"
+            f" {path.parent.relative_to(root)} {reason}; run stages 02 and 03 of {other} from random weights again, or"
+            " name another run."
         )
     _check_network(run, conditioning, path, root)
     _check_latents(run, conditioning, fold, path, root)
