@@ -126,6 +126,12 @@ def build(run: Run) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+def at_own_sampler(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `build` at the run's own sampler and steps, which only guidance and seeds tell apart."""
+    same = ["scheduler", "eta", "steps"]
+    return table[(table[same] == table[same].iloc[0]).all(axis=1)]
+
+
 def units(run: Run) -> list[Unit]:
     """Every unit of the comparison."""
     return [unit_of(**task) for task in tasks(run)]
