@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -128,6 +129,15 @@ def test_more_sizes_are_compiled_than_torch_allows_by_itself(graphs):
 def test_networks_are_compiled_in_one_place():
     package = Path(diffusion.__file__).parent
     assert [path.name for path in package.rglob("*.py") if "unet.compile(" in path.read_text()] == ["diffusion.py"]
+
+
+@pytest.mark.parametrize(("conditioning", "last"), [("semantic", 0.0205), ("class", 0.0195)])
+def test_noise_of_the_paper_profile_is_that_of_the_published_configurations(conditioning, last):
+    """The square root of beta rises in equal steps over 1,000 timesteps."""
+    ldm = params.load("paper").section("ldm")
+    options = diffusion.schedule_options(ldm[conditioning], ldm["prediction"], ldm["train_timesteps"])
+    betas = np.linspace(0.0015**0.5, last**0.5, 1000) ** 2
+    np.testing.assert_allclose(DDPMScheduler(**options).alphas_cumprod, np.cumprod(1 - betas), rtol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

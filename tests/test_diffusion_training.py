@@ -142,23 +142,39 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert rates[-1] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_one_step_agrees_with_a_plain_diffusers_loop():
-    chosen = settings(condition_dropout=0.0)
+STEPS = [("l1", "epsilon", None), ("l2", "epsilon", 5.0), ("l2", "v_prediction", None), ("l1", "v_prediction", 5.0)]
+
+
+@pytest.mark.parametrize(("loss", "prediction", "gamma"), STEPS)
+def test_one_step_agrees_with_a_plain_diffusers_loop(loss, prediction, gamma):
+    """Noise, target, norm and weight written out."""
+    chosen = settings(condition_dropout=0.0, min_snr_gamma=gamma)
     training = diffusion_training.start_training(tiny("class"), chosen)
     plain = copy.deepcopy(training.denoiser)
-    data, process = pool("class"), noiser("class")
-    next(diffusion_training.train(training, data, None, chosen, "l2", process, 3, CPU))
+    data = pool("class")
+    next(diffusion_training.train(training, data, None, chosen, loss, noiser("class", prediction), 3, CPU))
 
     generator = torch.Generator().manual_seed(diffusion_training.unit_seed(3, "step", 0))
     latents, labels = data.batch(4, generator)
     noise = torch.randn(latents.shape, generator=generator)
     t = torch.randint(1000, (4,), generator=generator)
-    predicted = plain.unet(process.add_noise(latents, noise, t), t, plain.embed(labels)[:, None]).sample
-    alpha = process.alphas_cumprod[t][:, None, None, None]
-    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-    loss = ((predicted - velocity) ** 2).mean()
-    assert training.recent == [] or math.isclose(training.recent[-1], loss.item(), rel_tol=1e-6)
-    assert training.curve[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
+    alpha = (1 - betas).cumprod(0)[t][:, None, None, None]
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    predicted = plain.unet(noisy, t, plain.embed(labels)[:, None]).sample
+    wanted = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    error = (predicted - wanted).abs() if loss == "l1" else (predicted - wanted) ** 2
+    if gamma:
+        snr = alpha / (1 - alpha)
+        error = error * snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+    assert training.curve[0]["loss"] == pytest.approx(error.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 1.0), (0.1, 0.9), (1.0, 0.0)])
+def test_conditions_are_dropped_as_often_as_the_setting_says(dropout, kept):
+    chosen = settings(condition_dropout=dropout, batch_size=4000)
+    keep = diffusion_training.draw_batch(pool("class"), chosen, 1000, 3, 0).keep
+    assert keep.double().mean() == pytest.approx(kept, abs=0.02 if 0 < kept < 1 else 0)
 
 
 def test_three_steps_update_the_weights_as_a_plain_loop_of_adamw_does():

@@ -183,6 +183,64 @@ def test_the_balanced_models_are_units_of_their_own_and_draw_from_both_classes_a
     assert labels.double().mean() == pytest.approx(0.5, abs=0.1)
 
 
+def test_a_balanced_model_is_trained_on_balanced_batches_and_draws_its_own_set(run, copied, monkeypatch):
+    changes = {"ldm.balance": ["none", "oversample"], "sampling.n_images": 6, "engine.mode": "serial"}
+    both = copied(**changes, **{"engine.device": "cpu"})
+    chosen, train = [], diffusion_training.train
+
+    def watched(training, pool, *rest):
+        chosen.append(pool)
+        return train(training, pool, *rest)
+
+    monkeypatch.setattr(diffusion_training, "train", watched)
+    ldm.train_ldm(both, "class", 0, "oversample")
+    (pool,) = chosen
+    labels = pool.batch(400, torch.Generator().manual_seed(0))[1]
+    plain = prepare.open_preprocessed(both).images.query("fold != 0")["label"].mean()
+    assert labels.double().mean() == pytest.approx(0.5, abs=0.1)
+    assert abs(plain - 0.5) > 0.1, "without balance it would be another share"
+    opened, load = [], ldm.load_denoiser
+    monkeypatch.setattr(ldm, "load_denoiser", lambda *args: opened.append(args[1:]) or load(*args))
+    samples.make_set(both, "class", 0, balance="oversample")
+    assert opened == [("class", 0, "oversample")]
+    made = samples.open_synthetic(both, "class", 0, balance="oversample")
+    assert made.unit.path != samples.synthetic_unit(both, "class", 0).path
+    assert len(made.images) == 6
+
+
+def test_samples_are_drawn_from_averaged_weights(run):
+    unit = ldm.ldm_unit(run, "class", 0)
+    used = ldm.load_denoiser(run, "class", 0).state_dict()
+    averaged, last = (load_file(unit.file(f"{name}.safetensors")) for name in ("averaged", "last"))
+    assert all(torch.equal(value, averaged[name]) for name, value in used.items())
+    assert any(not torch.equal(value, last[name]) for name, value in used.items())
+
+
+def test_a_set_that_was_broken_off_goes_on_with_the_shards_that_it_has(run, copied, monkeypatch):
+    """The small run draws 24 images, 12 at once."""
+    kept = np.array(samples.open_synthetic(run, "class", 0).images)
+    again, painted, painter = copied("synthetic/class"), [], samples._painter
+
+    def breaking(*args):
+        paint = painter(*args)
+
+        def one(rows, conditions):
+            if len(painted) == 1:
+                painted.append("broken off")
+                raise KeyboardInterrupt
+            painted.append(rows.index.tolist())
+            return paint(rows, conditions)
+
+        return one
+
+    monkeypatch.setattr(samples, "_painter", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        samples.make_set(again, "class", 0)
+    samples.make_set(again, "class", 0)
+    assert painted == [list(range(12)), "broken off", list(range(12, 24))]
+    assert np.array_equal(samples.open_synthetic(again, "class", 0).images, kept)
+
+
 def test_a_small_set_begins_a_large_one_and_lies_beside_it(run):
     large = artifacts.open_run("smoke", {"sampling.n_images": 4400})
     assert samples.synthetic_unit(large, "class", 0).path.name == "n04400"
@@ -345,6 +403,16 @@ def test_the_comparison_holds_every_setting_once_and_another_set_of_seeds(run):
     assert len(table) == 2 * (len(wanted) + 1)
     assert (table["seeds"] == "other").sum() == 2
     assert np.isfinite(table[["frechet", "condition", "seconds"]]).all().all()
+
+
+@pytest.mark.parametrize("sampler", [{}, {"sampling.scheduler": "dpmsolver++", "sampling.compared_steps": [3, 4, 9]}])
+def test_guidance_is_compared_at_the_runs_own_sampler_and_steps_alone(sampler):
+    """Also where the run's sampler is the one whose steps are compared."""
+    mine = artifacts.open_run("smoke", {"sampling.compared_guidance": [1.0, 1.2, 3.0], **sampler})
+    variants = pd.DataFrame(comparison.variants(mine))
+    found = comparison.at_own_sampler(pd.concat([variants, variants[:1]]))
+    assert found["guidance"].tolist() == [1.2, 1.0, 3.0, 1.2]
+    assert set(found["steps"]) == {mine.settings.sampling.steps}
 
 
 @pytest.mark.parametrize("source", ["random", "train"])
