@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nafld_utils.backbone_weights import BUNDLED, WEIGHTS, load, local_file, rename_lite, unknown_name
+from nafld_utils.precision import arithmetic
 
 __all__ = [
     "BUNDLED", "PAPER_FREEZE", "WEIGHTS", "Decoder", "channels_last", "features", "inference_batch", "load",
@@ -227,7 +228,7 @@ def _infer(
         raise ValueError("images: expected at least one, found none; check the set that was asked for.")
     model.eval().to(device=device, memory_format=torch.channels_last)
     batch_size = batch_size or inference_batch(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic("fp32", device):
         parts = [function(batch.to(device)).float().cpu() for batch in _batches(images, name, batch_size)]
     return torch.cat(parts).numpy()
 

@@ -9,6 +9,7 @@ Hang et al. 2023, arXiv 2303.09556 (min-SNR).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 REVISION = 1
 NULL_LABEL = 2
-GRAPHS = 64  # compiled at most in a process: both models, in training, in validation and at every size of a batch
+GRAPHS = 64  # compiled at most in a process: both models, in training and at every size of a batch
 
 
 # ---------------------------------------------------------------- networks
@@ -192,7 +193,14 @@ def compile_network(denoiser: nn.Module, backend: str | Callable[..., Any] = "in
     itself it takes the class model's sizes for variable once it has met the semantic model's, and compiles slower
     kernels for any size. By its own limit the ninth graph of a process would not be compiled at all.
     """
-    denoiser.unet.compile(dynamic=False, recompile_limit=GRAPHS, backend=backend)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    denoiser.unet.compile(dynamic=False, backend=backend)
+
+
+def eager(denoiser: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Let a compiled network compute as it stands, where a graph would be made for few passes; others do anyway."""
+    compiled = getattr(denoiser.unet, "_compiled_call_impl", None) is not None
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 
 def schedule_options(network: Mapping[str, Any], prediction: str, train_timesteps: int) -> dict[str, Any]:

@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from nafld_utils.artifacts import unit_seed
-from nafld_utils.diffusion import diffusion_loss
+from nafld_utils.diffusion import diffusion_loss, eager
+from nafld_utils.precision import arithmetic, autocast
 
 REVISION = 1
 VALIDATED = 32  # held-out latents of the validation loss (choice)
-GPU = "cuda"  # type of the devices whose arithmetic the settings choose
 
 
 # ---------------------------------------------------------------- data
@@ -205,31 +205,6 @@ def start_training(denoiser: nn.Module, settings: Mapping[str, Any]) -> Training
 # ---------------------------------------------------------------- loop
 
 
-@contextlib.contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Let a GPU multiply fp32 tensors in full (``fp32``) or in 19 bits (``tf32``, ``bf16``).
-
-    Kept around a forward pass and its backward pass, which would else compute in whatever is in force by then.
-    Choice: a CPU always computes in fp32, since short runs are compared bit by bit there.
-    """
-    if device.type != GPU:
-        yield
-        return
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Compute in bfloat16 where that is safe, for ``bf16`` on a GPU; around a forward pass only, as torch asks for."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and device.type == GPU)
-
-
 def train(
     training: Training,
     pool: LatentPool,
@@ -296,7 +271,9 @@ def train(
         training.step += 1
         training.recent.append(value)
         if training.step % settings["log_every"] == 0 or training.step == settings["steps"]:
-            _log(training, norm, validation_loss(denoiser, noiser, fixed, settings, loss))
+            with eager(denoiser):
+                validation = validation_loss(denoiser, noiser, fixed, settings, loss)
+            _log(training, norm, validation)
         yield training
 
 

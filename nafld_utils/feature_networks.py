@@ -143,6 +143,8 @@ def extract(
     """
     import torch
 
+    from nafld_utils.precision import arithmetic
+
     if kind not in FEATURES:
         raise ValueError(f"quality.features: expected one of {', '.join(FEATURES)}, found {kind!r}.")
     images = checked_images(images, name)
@@ -155,7 +157,7 @@ def extract(
             logits = network.get_classifier()(torch.from_numpy(features).to(device)).cpu().numpy()
         return features, logits
     parts = []
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic("fp32", device):
         for start in range(0, len(images), batch_size):
             x = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
             x = x.unsqueeze(1).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)

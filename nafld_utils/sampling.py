@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from nafld_utils.autoencoder import groups
-from nafld_utils.diffusion_training import arithmetic, autocast
 from nafld_utils.params import ddim_strides
+from nafld_utils.precision import arithmetic, autocast
 
 REVISION = 3
 
@@ -64,13 +64,13 @@ def passes(guidance: float) -> int:
 def predict(
     denoiser: nn.Module, z: torch.Tensor, t: torch.Tensor, conditions: torch.Tensor, guidance: float, null: bool
 ) -> torch.Tensor:
-    """Guided prediction; both passes in one batch, only one pass when guidance is 1 or the condition is dropped."""
+    """Guided prediction in fp32; both passes in one batch, one pass where guidance is 1 or the condition is dropped."""
     n = len(z)
     keep = torch.full((n,), not null, device=z.device)
     if null or passes(guidance) == 1:
-        return denoiser(z, t.expand(n), denoiser.condition(conditions, keep))
+        return denoiser(z, t.expand(n), denoiser.condition(conditions, keep)).float()
     both = torch.cat([denoiser.condition(conditions, keep), denoiser.condition(conditions, ~keep)])
-    conditional, unconditional = denoiser(torch.cat([z, z]), t.expand(2 * n), both).chunk(2)
+    conditional, unconditional = denoiser(torch.cat([z, z]), t.expand(2 * n), both).float().chunk(2)
     return guided(conditional, unconditional, guidance)
 
 
@@ -163,7 +163,7 @@ def _walk(
     z = _noise(generators, latent_shape, device) * sampler.init_noise_sigma
     is_ddim = "eta" in inspect.signature(sampler.step).parameters
     for t in sampler.timesteps:
-        predicted = predict(denoiser, z, t, conditions, guidance, null).float()
+        predicted = predict(denoiser, z, t, conditions, guidance, null)
         noise = {}
         if is_ddim:
             noise = {"eta": eta, "variance_noise": _noise(generators, latent_shape, device) if eta > 0 else None}

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from nafld_utils import backbones
+from nafld_utils.precision import arithmetic, autocast
 from nafld_utils.trial_draws import draw_batch
 
 REVISION = 2
@@ -131,7 +132,7 @@ def prefix_features(
     prefix.eval().to(device=device, memory_format=torch.channels_last)
     batch_size = batch_size or backbones.inference_batch(device)
     parts = []
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic("fp32", device):
         for start in range(0, len(images), batch_size):
             batch = backbones.to_input(images[start : start + batch_size], name)
             out = prefix(backbones.channels_last(batch.to(device)))
@@ -239,7 +240,8 @@ def train_tail(
     losses: list[Tensor] = []
     for step in range(options.steps):
         stored, labels = gather(parts, *batch_of(parts, options, seed, step), device)
-        losses.append(step_on(tail, decoder, optimizer, stored, labels, options))
+        with arithmetic(options.precision, device):
+            losses.append(step_on(tail, decoder, optimizer, stored, labels, options))
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == options.steps:
             require_finite(torch.stack(losses[-CHECK_EVERY:]), len(losses), options)
     return tail.eval(), torch.stack(losses).float().cpu().numpy()
@@ -249,9 +251,7 @@ def step_on(
     tail: nn.Module, decoder: nn.Module, optimizer: Any, stored: Tensor, labels: Tensor, options: Options
 ) -> Tensor:
     """One step on a batch as it is stored; returns its loss, without gradient."""
-    bf16 = stored.is_cuda and options.precision == "bf16"
-    # uncached: a recorded step must cast the weights of its own time
-    with torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False):
+    with autocast(options.precision, stored.device, cached=False):
         loss = nn.functional.cross_entropy(tail(decoder(stored)).float(), labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -317,7 +317,7 @@ def predict(
     decoder.to(device)
     batch_size = batch_size or backbones.inference_batch(device)
     parts = []
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic("fp32", device):
         for start in range(0, len(images), batch_size):
             places = np.arange(start, min(start + batch_size, len(images)))
             inputs = decoder(images.take(places, np.zeros_like(places), device))

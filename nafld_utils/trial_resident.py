@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nafld_utils import trial
+from nafld_utils.precision import arithmetic
 from nafld_utils.trial import Options, Views
 
 REVISION = 1
@@ -121,7 +122,7 @@ class Resident:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with arithmetic(self.options.precision, self.device):
+        with arithmetic(self.options.precision, self.device, tuned=True):
             with torch.cuda.stream(self.stream), warnings.catch_warnings():
                 # torch warns that an optimizer made for recording runs unrecorded, which is what a warm-up is
                 warnings.filterwarnings("ignore", message=".*capturable=True.*")
@@ -189,26 +190,9 @@ class Resident:
             yield
             return
         # a recorded step has its arithmetic in it
-        how = contextlib.nullcontext() if self.graph else arithmetic(self.options.precision, self.device)
+        how = contextlib.nullcontext() if self.graph else arithmetic(self.options.precision, self.device, tuned=True)
         with torch.cuda.stream(self.stream), how:
             yield
-
-
-@contextlib.contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Let a GPU multiply float32 in full (``fp32``) or in 19 bits (``tf32``, ``bf16``), with kernels chosen by time."""
-    if device.type != "cuda":
-        yield
-        return
-    cudnn = torch.backends.cudnn
-    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    cudnn.allow_tf32, cudnn.benchmark = precision != "fp32", True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        cudnn.allow_tf32, cudnn.benchmark = before[1:]
 
 
 def train_side_by_side(

@@ -17,6 +17,7 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from nafld_utils import artifacts, autoencoder, diffusion, diffusion_training, params, phantom, preprocess, sampling
+from nafld_utils import precision as arithmetics
 from nafld_utils.stages import ldm as stage
 
 CPU = torch.device("cpu")
@@ -286,7 +287,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient():
 def test_gradients_are_computed_in_the_arithmetic_of_the_loss_and_autocast_ends_before_them(
     precision, expected, monkeypatch
 ):
-    monkeypatch.setattr(diffusion_training, "GPU", "cpu")
+    monkeypatch.setattr(arithmetics, "GPU", "cpu")
     seen = {"forward": [], "backward": []}
 
     def look(way):
@@ -349,6 +350,25 @@ def test_a_preview_is_drawn_in_the_runs_precision_and_compiles_nothing(monkeypat
     assert look.shape == (stage.N_PREVIEW, 64, 64)
     assert [how["precision"] for how in drawn] == ["tf32"]
     assert compiled == []
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch asks inputs of a graph for it
+def test_validation_of_a_compiled_training_makes_no_graph_of_its_own():
+    compiled = []
+
+    def backend(module, inputs):
+        compiled.append(inputs)
+        return module.forward
+
+    chosen, data = settings(), pool("class")
+    training = diffusion_training.start_training(tiny("class"), chosen)
+    diffusion.compile_network(training.denoiser, backend)
+    steps = diffusion_training.train(training, data, data, chosen, "l2", noiser("class"), 3, CPU)
+    for _ in range(3):
+        next(steps)
+    assert len(training.curve) == 3
+    assert len(compiled) == 1, "the step's"
     torch.compiler.reset()
 
 

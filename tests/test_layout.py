@@ -32,7 +32,7 @@ ORDER = [
     ["preprocess"],
     ["regions"],
     ["describe"],
-    ["weight_files"],
+    ["precision", "weight_files"],
     ["backbone_weights"],
     ["backbones"],
     ["autoencoder"],

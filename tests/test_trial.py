@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nafld_utils import backbones, trial, trial_draws, trial_resident
+from nafld_utils import precision as arithmetics
 
 NAME = "resnet18"
 SIZE = 32
@@ -82,6 +83,27 @@ def test_training_on_cached_features_equals_the_plain_loop(network):
     with torch.no_grad():
         whole = plain.eval()(prefix(backbones.to_input(held_out[0][:, 0], NAME))).softmax(1)[:, 1]
     np.testing.assert_allclose(scores, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_a_gpu_computes_features_and_scores_in_full_and_trains_as_asked(network, precision, monkeypatch):
+    """On a CPU that takes a GPU's place. By itself torch lets a GPU's convolutions round to 19 bits."""
+    monkeypatch.setattr(arithmetics, "GPU", "cpu")
+    model, prefix, tail = (copy.deepcopy(part) for part in network)
+    seen = []
+    for part in (model, prefix, tail):
+        part.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    images, labels = pictures(4, 1)
+    backbones.features(model, images[:, 0], NAME)
+    parts = views_of(prefix, images, labels)
+    assert set(seen) == {False}
+    seen.clear()
+    trial.train_tail(tail, [parts], options(steps=2, precision=precision), 0, decoder())
+    assert seen == [precision == "tf32"] * 2
+    seen.clear()
+    trial.predict(tail, parts, decoder())
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32, "as it was"
 
 
 def test_half_precision_moves_the_loss_by_less_than_a_thousandth(network):

@@ -268,7 +268,7 @@ def _preview(
     seeds = [unit_seed(run.settings.seed, "preview", conditioning, fold, i) for i in range(N_PREVIEW)]
     shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
     options = {**PREVIEW, "precision": run.settings.ldm.precision}
-    with training.with_average() as denoiser, torch.compiler.set_stance("force_eager"):
+    with training.with_average() as denoiser, diffusion.eager(denoiser):
         schedule = schedule_options(run, conditioning)
         latents = sampling.sample(denoiser, schedule, conditions, seeds, shape, device=device, **options)
     return autoencoder.decode_latents(stage, latents, device)
