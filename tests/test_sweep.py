@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from nafld_utils import artifacts, feature_networks, folds, params, sweep
+from nafld_utils import artifacts, feature_networks, folds, params, sweep, trial_resident
 from nafld_utils import trial as training
 from nafld_utils.stages import filtering, prepare, samples, sweep_answer
 from nafld_utils.stages import sweep as stage
@@ -718,6 +718,22 @@ def test_trainings_are_kept_apart_by_their_arithmetic(run, monkeypatch, device, 
     assert stage_trials.arithmetic(other) == wanted
     same = set(stage.trials(other)["hash"]) == set(stage.trials(run)["hash"])  # the run of these tests has a CPU
     assert same == (wanted == "fp32")
+
+
+def test_a_recorded_step_serves_trainings_of_its_own_sizes_alone(run, monkeypatch):
+    """Runs of one kernel may differ in pixels or in how features are kept; a GPU's trainers stay for the next run."""
+    import torch
+
+    made = []
+    monkeypatch.setattr(trial_resident, "Resident", lambda *_, view, dtype, record: made.append((tuple(view), dtype)))
+    monkeypatch.setattr(trial_resident, "train_side_by_side", lambda ready, jobs: [None] * len(jobs))
+    trial = stage.trials(run).iloc[0].to_dict()
+    wanted = [((8, 4, 4), torch.float16), ((8, 4, 4), torch.float32), ((8, 2, 2), torch.float32)]
+    for view, dtype in wanted:
+        parts = [training.Views(torch.zeros(4, 1, *view, dtype=dtype), np.arange(4) % 2)]
+        for _ in range(2):
+            stage_trials._on_gpu(run, trial, None, [(torch.nn.Identity(), parts, 0)])
+    assert made == wanted
 
 
 def test_facts_of_a_trial_are_json(run):

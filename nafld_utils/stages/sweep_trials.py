@@ -266,7 +266,8 @@ def _on_gpu(run: Run, trial: dict[str, Any], decoder: Any, jobs: Sequence[tuple[
     from nafld_utils import trial_resident as resident
 
     device, chosen, like = engine.device(run.settings.engine), run.settings.sweep, jobs[0][1][0].features
-    key = (trial["backbone"], chosen.weights, trial["freeze"], options_of(run), str(device), chosen.cuda_graphs)
+    view = tuple(like.shape[2:]), str(like.dtype)  # what a step is recorded for
+    key = (trial["backbone"], chosen.weights, trial["freeze"], options_of(run), str(device), chosen.cuda_graphs, *view)
     if key not in _TRAINERS:
         _TRAINERS.clear()  # of another network: their memory is wanted
     ready = _TRAINERS.setdefault(key, [])
