@@ -8,6 +8,7 @@ denoisers of a finished run are drawn from, and both samplers' distances to held
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import pandas as pd
 import torch
 
 from nafld_utils import artifacts, bench_records, diffusion, engine, params, speed
-from nafld_utils.diffusion_training import arithmetic
+from nafld_utils.precision import arithmetic
 from nafld_utils.sampling import build_sampler, guided
 
 PLAIN, OURS = "plain loop", "this project"
@@ -84,6 +85,15 @@ def plain_sampling(
     return z
 
 
+@contextlib.contextmanager
+def resting(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep a network that waits for its turn out of a GPU's memory, so that a peak is of the other one alone."""
+    module.zero_grad(set_to_none=True)
+    module.to("cpu")
+    yield
+    module.to(device)
+
+
 def measure(profile: str, conditioning: str, device: torch.device, fast_steps: int, compiled: bool) -> Iterator[dict]:
     """Rows of one network: training a step and sampling an image, plain and ours, one after the other."""
     settings = params.load(profile).section("ldm")
@@ -100,15 +110,16 @@ def measure(profile: str, conditioning: str, device: torch.device, fast_steps: i
         diffusion.compile_network(ours)
     step = plain_training(denoiser, lambda: pool.batch(n, generator), settings, options)
     common = {"network": conditioning, "work": "training step", "images": n}
-    with arithmetic("fp32", device):
+    with resting(ours, device), arithmetic("fp32", device):
         speed.reset_peak(device)
         seconds = min(speed.timed(step, device, repeats) for _ in range(2))
     yield row(common, PLAIN, speed.Timing(seconds, speed.TRAINING_PASSES * n * flops, speed.peak_gib(device)))
     del step  # its optimiser's state must not count in what follows
-    timings = [
-        speed.time_training(ours, shape, settings, options, device, side, repeats, 5 if on_gpu else 2, n)
-        for _ in range(2)
-    ]
+    with resting(denoiser, device):
+        timings = [
+            speed.time_training(ours, shape, settings, options, device, side, repeats, 5 if on_gpu else 2, n)
+            for _ in range(2)
+        ]
     yield row(common, OURS, min(timings, key=lambda timing: timing.seconds))
 
     guidance = 1.2
@@ -118,7 +129,7 @@ def measure(profile: str, conditioning: str, device: torch.device, fast_steps: i
     conditions = pool.conditions[:at_once] if conditioning == "class" else pool.conditions[:at_once, 0]
     z, conditions = torch.randn(at_once, *shape, device=device), conditions.to(device)
     denoiser.eval()
-    with arithmetic("fp32", device):
+    with resting(ours, device), arithmetic("fp32", device):
         speed.reset_peak(device)
         seconds = speed.timed(
             lambda: plain_sampling(denoiser, options, conditions, z, SLOW_STEPS, guidance, walked), device
@@ -127,7 +138,8 @@ def measure(profile: str, conditioning: str, device: torch.device, fast_steps: i
     yield row(common, f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes", plain)
     for name, scheduler, steps in (("DDIM", "ddim", SLOW_STEPS), ("DPM-Solver++", "dpmsolver++", fast_steps)):
         how = {"scheduler": scheduler, "eta": 0.0, "guidance": guidance, "precision": settings["precision"]}
-        timing = speed.time_sampling(ours, shape, options, device, side, at_once, steps, walked, **how)
+        with resting(denoiser, device):
+            timing = speed.time_sampling(ours, shape, options, device, side, at_once, steps, walked, **how)
         yield row(common, f"{OURS}: {name}, {steps} steps", timing)
 
 

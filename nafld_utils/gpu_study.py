@@ -1,4 +1,4 @@
-"""One GPU, half an hour: ``python -m nafld_utils.gpu_study --part 1`` (then 2, then 3), each within ten minutes.
+"""One GPU, half an hour: ``python -m nafld_utils.gpu_study --part 1`` (then 2, then 3), each call within ten minutes.
 
 Part 1 measures both networks of the paper's profile, eager and compiled, names the kernels that take the time of their
 training and of their sampling, says the hours of the paper's stages 03 and 04 with their floor, and prepares the cohort
@@ -18,18 +18,20 @@ Part 1: start 30; cohort and maps 75; twice the plain loops, (42 steps x 32 x 3 
 / 30 = 48; this project's, eager and compiled, 20; compiling four graphs 4 x 45, and again for the profiler 4 x 20; sum
 481.
 
-Part 2: start 15; first stage 1,000 steps x 30 ms = 30; latents (3,520 x 0.35 + 440 x 1.0 TFLOP) / 60 = 28; compiling
-30; training 20,000 x 32 x 3 x 65.7 GFLOP / 280 = 451; 330 images 330 x 40 x 65.7 GFLOP / 175 = 5; samplers 64 x (1,000
-+ 40) x 65.7 GFLOP / 175 = 25; sum 584 without checkpoints and the search for copies: at less than 40 % it is called
-again, and loses `CHECKPOINT` steps at most.
+Part 2: start 15; first stage 82, of which 63 are 200 steps of eight whole images at (0.35 + 3 x 0.67) TFLOP an image
+and 60 TFLOP/s; latents (3,520 x 0.35 + 440 x 1.0 TFLOP) / 60 = 28; compiling 30; training 20,000 x 32 x 3 x 65.7 GFLOP
+/ 280 = 451; validation 200 x 32 x 65.7 GFLOP / 175 = 2; 330 images 330 x 40 x 65.7 GFLOP / 175 = 5; samplers 64 x
+(1,000 + 40) x 65.7 GFLOP / 175 = 25; sum 638 without checkpoints, the search for copies and, on a machine that has not
+run part 1, the cohort: it is called twice, and the first call's end costs `CHECKPOINT` steps at most.
 
-Part 3: start 15; first stage 30; latents (3,520 x 0.27 + 440 x 0.9 TFLOP) / 60 = 22; compiling 40; training 8,000 x 32
-x 3 x 114.1 GFLOP / 280 = 313; 330 images 9; samplers 43; sum 472.
+Part 3: start 15; first stage 75; latents (3,520 x 0.27 + 440 x 0.9 TFLOP) / 60 = 22; compiling 40; training 8,000 x 32
+x 3 x 114.1 GFLOP / 280 = 313; 330 images 9; samplers 43; sum 517.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,7 @@ def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
         "ldm.checkpoint_every": CHECKPOINT[part],
         "ldm.keep_checkpoints": 1,
         "ldm.preview_every": steps // 4,
+        "ldm.log_every": 100,
         "quality.features": "lite0",  # needs no download
         "gan.enabled": False,
         "sampling.n_images": 330,
@@ -95,21 +98,23 @@ def fold(run: Run, out: Path) -> None:
     engine_settings = run.settings.engine.model_copy(update={"compile": False})
     eager = Run(run.settings.model_copy(update={"engine": engine_settings}))
     (task,) = ldm.tasks(run)
-    for step, act, using in (
-        ("first stage", first_stages.train_autoencoder, run),
-        ("latents", first_stages.make_latents, run),
-        ("denoiser", ldm.train_ldm, run),
-        ("synthetic set", samples.make_set, eager),
-    ):
-        print(f"{task['conditioning']}: {step}", flush=True)
-        act(**{**task, "run": using})
     name = task["conditioning"]
+
+    def make(step: str, act: Callable[..., None], using: Run) -> None:
+        print(f"{name}: {step}", flush=True)
+        act(**{**task, "run": using})
+
+    # what is done is written before the next begins, which may be stopped
+    make("first stage", first_stages.train_autoencoder, run)
+    make("latents", first_stages.make_latents, run)
     save_table(out / f"{name}_reconstruction.csv", first_stages.reconstruction_table(run, name))
+    make("denoiser", ldm.train_ldm, run)
     save_table(out / f"{name}_curve.csv", ldm.curves(run))
     save_table(out / f"{name}_network.csv", ldm.network_table(run))
-    save_grid(out / f"{name}_grid.png", samples.open_synthetic(**task).images[: GRID**2], GRID)
     looks = ldm.previews(run, name, task["fold"])
     save_grid(out / f"{name}_training.png", np.concatenate(list(looks.values())), ldm.N_PREVIEW)
+    make("synthetic set", samples.make_set, eager)
+    save_grid(out / f"{name}_grid.png", samples.open_synthetic(**task).images[: GRID**2], GRID)
     benchmarks.show(f"{name}_distances", distances(run, out), out)
     for what, found in search_for_copies(eager).items():
         benchmarks.show(f"{name}_{what}", found, out)

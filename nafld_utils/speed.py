@@ -304,9 +304,9 @@ def time_sampling(
     """
     walked = min(timed_steps or steps, steps)
     draw = _drawing(denoiser, shape, options, device, map_size, n_images, walked, **how)
-    reset_peak(device)
     drawn = sum(len(rows) for rows in groups(n_images, n_images, device))  # a CPU computes whole groups
     flops = sampling.passes(how.get("guidance", 1.0)) * steps * diffusion.forward_flops(denoiser, shape, map_size)
+    reset_peak(device)
     # a long first call says enough
     whole = timed(draw, device, warm=device.type == "cuda" or flops / steps * walked * drawn < LONG)
     return Timing(whole / drawn * steps / walked, flops, peak_gib(device))

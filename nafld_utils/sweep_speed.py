@@ -64,15 +64,13 @@ class Network:
         self.views = Views(features, self.labels)
 
     def seconds_a_training(self, options: Options, at_once: int = 1, record: bool = True) -> float:
-        """Seconds of one training, its draws and the copying of its weights included; seeds at once share it."""
+        """Seconds of one training, its draws included; seeds at once share it."""
         if self.device.type == "cuda":
             return self._on_gpu(options, at_once, record)
-        seconds = []
-        for n in (1, CPU_STEPS + 1):
+        for n in (1, CPU_STEPS):  # the first is not counted
             tail, started = trial.fresh_tail(self.tail, 0), time.perf_counter()
             trial.train_tail(tail, [self.views], replace(options, steps=n), 0, self.decoder)
-            seconds.append(time.perf_counter() - started)
-        return (seconds[1] - seconds[0]) / CPU_STEPS * options.steps
+        return (time.perf_counter() - started) / CPU_STEPS * options.steps
 
     def seconds_a_score(self) -> float:
         """Seconds of the prediction of one image whose features are stored."""

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -62,6 +63,8 @@ def _own_gpu(n: int) -> int:
     Local workers are called 0, 1, ...; ``dask worker --nworkers 4 --name gpu`` calls them gpu-0 to gpu-3, and so does a
     Slurm job of several processes. A Slurm job of one process sees the one GPU that Slurm gave it.
     """
+    if "distributed" not in sys.modules:  # which a Dask worker is made of
+        return 0
     from distributed import get_worker
 
     try:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,6 +169,9 @@ def test_every_local_worker_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch)
     monkeypatch.setattr(distributed, "get_worker", worker)
     assert engine.device(settings()) == engine.device(settings(device="cuda")) == torch.device("cuda", gpu)
     assert engine.device(settings(device="cuda:1")) == torch.device("cuda", 1)
+    monkeypatch.delitem(sys.modules, "distributed")
+    assert engine.device(settings()) == torch.device("cuda", 0), "no worker without Dask"
+    assert "distributed" not in sys.modules, "which is not loaded for that"
 
 
 def wait_for_turn(folder, name):

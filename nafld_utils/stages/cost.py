@@ -139,11 +139,10 @@ def _seconds_to_encode(run: Run, conditioning: str) -> float:
     else:
         stage = first_stages.first_stage(run, conditioning, fold)
     data, images, device = prepare.open_preprocessed(run), _empty(run), engine.device(run.settings.engine)
-    begun = time.monotonic()
-    moments = torch.from_numpy(autoencoder.encode_images(stage, images, device)).to(device)
-    encoded = time.monotonic()
-    autoencoder.decode_latents(stage, stage.draw(moments), device)
-    there, back = encoded - begun, time.monotonic() - encoded
+    warm, encoded = device.type == "cuda", []  # the first work there loads libraries and weights
+    there = speed.timed(lambda: encoded.append(autoencoder.encode_images(stage, images, device)), device, warm=warm)
+    latents = stage.draw(torch.from_numpy(encoded[-1]).to(device))
+    back = speed.timed(lambda: autoencoder.decode_latents(stage, latents, device), device, warm=warm)
     n, k = data.pool.shape[:2]
     copies = int((data.images["fold"] == fold).sum()) if is_trained else n
     return (there * (n * k + copies) + back * copies) / len(images)
