@@ -224,8 +224,8 @@ def _guarded(function: Callable[..., Any], task: Mapping[str, Any]) -> tuple[flo
         return time.perf_counter() - started, ""
 
 
-# How libraries say that an allocator gave nothing; the last is oneDNN's, which torch calls.
-_NO_MEMORY = r"can(?:'t|not) allocate memory|bad_alloc|DefaultCPUAllocator|could not create a primitive"
+# How libraries say that an allocator gave nothing: C, C++, torch, oneDNN, which torch calls, and CUDA.
+_NO_MEMORY = r"can(?:'t|not) allocate memory|bad_alloc|DefaultCPUAllocator|could not create a primitive|out of memory"
 
 
 def in_words(error: BaseException) -> str:

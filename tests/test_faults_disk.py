@@ -204,6 +204,8 @@ def test_too_little_memory_is_said_and_the_step_goes_on_with_more(calm, tmp_path
 
 @pytest.mark.promise("memory")
 def test_an_error_of_any_allocator_says_what_to_do():
+    import torch
+
     from nafld_utils import engine
 
     told = [
@@ -213,6 +215,7 @@ def test_an_error_of_any_allocator_says_what_to_do():
             MemoryError("Unable to allocate 9 GiB for an array"),
             RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
             OSError(12, "Cannot allocate memory"),
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         )
     ]
     assert all(text.startswith("MemoryError: not enough memory (") for text in told)
