@@ -136,8 +136,12 @@ def measure(profile: str, conditioning: str, device: torch.device, fast_steps: i
         )
     plain = speed.Timing(seconds / walked * SLOW_STEPS / at_once, 2 * SLOW_STEPS * flops, speed.peak_gib(device))
     yield row(common, f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes", plain)
-    for name, scheduler, steps in (("DDIM", "ddim", SLOW_STEPS), ("DPM-Solver++", "dpmsolver++", fast_steps)):
-        how = {"scheduler": scheduler, "eta": 0.0, "guidance": guidance, "precision": settings["precision"]}
+    noisy = params.load(profile).sampling.eta  # of DDIM, whose noise is drawn on the CPU
+    for name, scheduler, eta, steps in (
+        ("DDIM", "ddim", noisy, SLOW_STEPS),
+        ("DPM-Solver++", "dpmsolver++", 0.0, fast_steps),
+    ):
+        how = {"scheduler": scheduler, "eta": eta, "guidance": guidance, "precision": settings["precision"]}
         with resting(denoiser, device):
             timing = speed.time_sampling(ours, shape, options, device, side, at_once, steps, walked, **how)
         yield row(common, f"{OURS}: {name}, {steps} steps", timing)

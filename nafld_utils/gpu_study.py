@@ -144,7 +144,8 @@ def search_for_copies(run: Run) -> dict[str, pd.DataFrame]:
 
 def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
     """What the time of both networks of a profile goes to: `speed.profiled`, ``work`` and ``network``."""
-    settings, side = params.load(profile).section("ldm"), params.load(profile).preprocess.map_size
+    chosen = params.load(profile)
+    settings, side = chosen.section("ldm"), chosen.preprocess.map_size
     tables = []
     for name in ("semantic", "class"):
         denoiser, shape = benchmarks.network(profile, name, device)
@@ -156,7 +157,7 @@ def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
         found = speed.kernels(denoiser, shape, settings, options, device, side, n_images=n)
         tables.append(found.assign(work="a training step", network=name))
         n = benchmarks.AT_ONCE if device.type == "cuda" else 1
-        how = {"scheduler": "ddim", "eta": 0.0, "guidance": 1.2, "precision": settings["precision"]}
+        how = {"scheduler": "ddim", "eta": chosen.sampling.eta, "guidance": 1.2, "precision": settings["precision"]}
         found = speed.sampling_kernels(denoiser, shape, options, device, side, n, **how)
         tables.append(found.assign(work="a sampler step", network=name))
     return pd.concat(tables, ignore_index=True)
