@@ -1,5 +1,6 @@
 """Settings: complete, merged, and refused with one sentence when wrong."""
 
+import math
 import os
 import re
 import subprocess
@@ -38,6 +39,8 @@ def test_paper_values():
     assert (paper.ldm.condition_dropout, paper.ldm.ema_decay, paper.ldm.min_snr_gamma) == (0.1, 0.9999, None)
     assert (paper.sampling.steps, paper.sampling.guidance, paper.sampling.n_images) == (500, 1.2, 2000)
     assert (paper.sampling.scheduler, paper.sampling.eta) == ("ddim", 1.0)
+    assert (paper.ldm.prediction, paper.ldm.semantic.loss, paper.ldm.class_.loss) == ("epsilon", "l1", "l2")
+    assert paper.ldm.balance == ("none", "oversample")
     assert (paper.sweep.steps, paper.sweep.learning_rate, paper.sweep.n_seeds) == (1000, 2e-5, 25)
     assert paper.sweep.rates == (0.5, 1.0, 1.5, 2.0)
 
@@ -63,8 +66,25 @@ def test_every_default_of_stages_03_and_04_says_where_it_is_from():
     assert unsaid == []
 
 
-def test_the_paper_on_a_cpu_changes_numbers_and_sources_of_weights_alone(tmp_path):
-    """`paper_on_a_cpu.sh` hands make settings that are valid, and none of the protocol's."""
+@pytest.mark.parametrize(("steps", "near"), [(600, "500"), (1000, "500"), (400, "333 or 500"), (501, "500")])
+def test_steps_that_ddim_cannot_walk_are_refused_before_anything_is_trained(steps, near):
+    with pytest.raises(params.SettingsError, match=rf"sampling\.steps must be {near} or another .* ddim, got {steps}"):
+        params.load("paper", [f"sampling.steps={steps}"])
+    fast = params.load("paper", [f"sampling.steps={steps}", "sampling.scheduler=unipc", "sampling.eta=0"])
+    assert fast.sampling.steps == steps
+
+
+@pytest.mark.parametrize("source", ["hub", "path", "ldm_checkpoint"])
+def test_published_vq_latents_are_used_unscaled(source):
+    """The class model's default scale is that of the KL autoencoder."""
+    given = {"source": source, "kind": "vq", "path": "model.ckpt", "sha256": "0" * 64}
+    with pytest.raises(params.SettingsError, match=r"scale must be 1\.0 with kind vq, .* got 0\.18215"):
+        params.load("paper", {"autoencoder.class": given})
+    assert params.load("paper", {"autoencoder.class": {**given, "scale": 1.0}}).autoencoder.class_.scale == 1.0
+
+
+def test_the_paper_on_a_cpu_changes_counts_and_sources_of_weights_alone(tmp_path):
+    """`paper_on_a_cpu.sh` hands make valid settings: steps, images, seeds, batches, folds to run and random weights."""
     (tmp_path / "make").write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
     (tmp_path / "make").chmod(0o755)
     script = Path(__file__).with_name("paper_on_a_cpu.sh")
@@ -76,10 +96,13 @@ def test_the_paper_on_a_cpu_changes_numbers_and_sources_of_weights_alone(tmp_pat
     changed = {key: mine[key] for key in mine if mine[key] != paper[key]}
     weights = {"autoencoder.semantic.source", "autoencoder.class.source", "quality.features", "sweep.weights"}
     assert {changed.pop(key) for key in weights} == {"random"}
-    assert (changed.pop("run"), changed.pop("cohort.source")) == ("paper-cpu", "simulated")
-    assert changed.pop("ldm.folds") == [1]
-    assert all(type(value) is int for value in changed.values()), "numbers of things, no rate, no arm, no network"
-    assert not {"learning_rate", "channel_mult", "model_channels"} & {key.rpartition(".")[2] for key in changed}
+    assert (changed.pop("run"), changed.pop("ldm.folds")) == ("paper-cpu", [0])
+    assert all(0 <= changed[key] < (paper[key] or math.inf) for key in changed)
+    steps = r"steps|warmup_steps|(checkpoint|preview|log)_every"
+    images = r"n_images|n_null|n_reference|n_planted|n_background|n_held_out|kid_subset_size|feature_patients"
+    images += r"|n_compared|frames_per_patient|crops_per_image"
+    counts = re.compile(rf"{steps}|{images}|n_seeds|n_classifiers|batch_size")
+    assert [key for key in changed if not counts.fullmatch(key.rpartition(".")[2])] == []
 
 
 def test_override_strings_and_mappings_agree():
@@ -104,6 +127,9 @@ def test_scientific_notation_that_yaml_reads_as_text_is_a_number():
         ("sweep.n_seeds=five", ["sweep.n_seeds", "integer", "'five'"]),
         ("sweep.n_seeds=0", ["sweep.n_seeds", "greater than or equal to 1", "found 0"]),
         ("sampling.guidance=0.5", ["sampling.guidance", "found 0.5"]),
+        ("sampling.steps=2000", ["sampling.steps and sampling.compared_steps", "ldm.train_timesteps 1000", "2000"]),
+        ("sampling.compared_steps=[5, 1001]", ["sampling.compared_steps", "ldm.train_timesteps 1000", "got 1001"]),
+        ("ldm.train_timesteps=10", ["sampling.steps", "ldm.train_timesteps 10"]),
         ("ldm.class.loss=l3", ["ldm.class.loss", "'l3'"]),
         ("sweep.primary_rate=1.25", ["primary_rate", "1.25"]),
         ("shap.fold=9", ["shap.fold", "9"]),
