@@ -398,6 +398,24 @@ def assert_accessible(page):
     assert page.evaluate("document.documentElement.lang") == "en"
 
 
+RANDOM = {
+    "autoencoder.class.source=random": "is the class model's autoencoder; no number",
+    "quality.features=random sweep.weights=random": "are the network of the metrics and the classifiers' frozen",
+}
+
+
+@pytest.mark.parametrize("settings", RANDOM)
+def test_pages_of_a_run_with_random_weights_say_what_is_untrained(settings):
+    assert "RANDOM WEIGHTS" not in report.pages.simulated(graph.open_run("paper")[0])
+    mine, _ = graph.open_run("paper", "machinery", settings)
+    said = report.pages.simulated(mine)
+    assert said.startswith(
+        "RANDOM WEIGHTS in run machinery: untrained, for tests of the machinery, " + RANDOM[settings]
+    )
+    scratch = graph.open_run("paper", "scratch", "sweep.weights=random sweep.freeze=none")[0]
+    assert report.pages.simulated(scratch) == "", "classifiers that are trained whole begin so"
+
+
 def test_style_is_a_context_or_stays():
     import matplotlib as mpl
 

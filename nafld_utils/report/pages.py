@@ -61,15 +61,32 @@ def css() -> str:
 
 
 def simulated(*runs: Run) -> str:
-    """The banner of a page that shows simulated patients or another cohort than the paper's; empty for neither."""
+    """The banner of a page that shows simulated patients, random weights or another cohort than the paper's, or ""."""
     marked = [run.name for run in runs if run.is_simulated]
     whose = "" if len(marked) == len(runs) else f" of {' and '.join(marked)}"
     text = (
         f"SIMULATED COHORT: every image and number{whose} below comes from simulated patients and says nothing about"
         " real ones."
     )
-    notes = dict.fromkeys(words.of(run).note for run in runs)
+    notes = dict.fromkeys(note for run in runs for note in (untrained(run), words.of(run).note))
     return " ".join([text] * bool(marked) + [note for note in notes if note])
+
+
+def untrained(run: Run) -> str:
+    """What of a run has random weights where it takes trained ones, in a sentence; empty where nothing has."""
+    s = run.settings
+    stages = {name: s.section(f"autoencoder.{name}") for name in s.ldm.conditionings}
+    parts = [f"the {name} model's autoencoder" for name, stage in stages.items() if stage["source"] == "random"]
+    if s.quality.features == "random":
+        parts.append("the network of the metrics")
+    if s.sweep.weights == "random" and s.sweep.freeze != "none":  # which trains every layer from scratch
+        parts.append("the classifiers' frozen layers")
+    if not parts:
+        return ""
+    return (
+        f"RANDOM WEIGHTS in run {run.name}: untrained, for tests of the machinery, {'is' if len(parts) == 1 else 'are'}"
+        f" {listed(parts)}; no number that stands on them means anything."
+    )
 
 
 def citation() -> str:
