@@ -225,7 +225,14 @@ def _guarded(function: Callable[..., Any], task: Mapping[str, Any]) -> tuple[flo
 
 
 # How libraries say that an allocator gave nothing: C, C++, torch, oneDNN, which torch calls, and CUDA.
-_NO_MEMORY = r"can(?:'t|not) allocate memory|bad_alloc|DefaultCPUAllocator|could not create a primitive|out of memory"
+_NO_MEMORY = r"can(?:'t|not) allocate memory|bad_alloc|DefaultCPUAllocator|could not create a primitive"
+_NO_MEMORY += r"|OutOfMemoryError|(?:out of|not enough) memory"
+
+
+def lacked_memory(error: BaseException) -> bool:
+    """Whether an allocator of any library gave nothing, whatever kind of error says so."""
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, MemoryError) or bool(re.search(_NO_MEMORY, text, re.IGNORECASE))
 
 
 def in_words(error: BaseException) -> str:
@@ -233,7 +240,7 @@ def in_words(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) and "lower" in text:
         return text  # it says itself what to do
-    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, text, re.IGNORECASE):
+    if lacked_memory(error):
         reason = " ".join(str(error).split())[:160] or "the system gave no more"
         return (
             f"MemoryError: not enough memory ({reason}); free memory, or lower JOBS, engine.n_workers or the stage's"

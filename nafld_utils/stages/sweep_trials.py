@@ -284,10 +284,7 @@ def _on_gpu(run: Run, trial: dict[str, Any], decoder: Any, jobs: Sequence[tuple[
 
 def _explained(error: Exception, run: Run) -> Exception:
     """The error itself, or what to do where the device's memory was the cause."""
-    import torch
-
-    words = ("not enough memory", "can't allocate memory", "out of memory")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words):
+    if engine.lacked_memory(error):
         chosen, device = run.settings.sweep, engine.device(run.settings.engine)
         return MemoryError(
             f"{device}: a batch of {chosen.batch_size} with {chosen.at_once} trainings at once does not fit its memory;"
