@@ -1,8 +1,8 @@
 """First stages of the original latent diffusion code, read into diffusers networks.
 
 Contract: a checkpoint is a third party's pickle. It is opened only after its SHA-256 matched, and then only its
-tensors are read (`weight_files`). Weights keep their values; only names and the shape of the 1x1
-convolutions of an attention, which diffusers writes as linear layers, change.
+tensors are read (`weight_files`). Weights keep their values; only names and the shape of the 1x1 convolutions of an
+attention, which diffusers writes as linear layers, change.
 
 Source: the published VQ-f8 and its configuration, Rombach et al. 2022, arXiv 2112.10752. No diffusers copy is known.
 """

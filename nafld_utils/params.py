@@ -484,7 +484,7 @@ class Settings(_Section):
         if outside:
             raise ValueError(f"ldm.folds must be below folds.n_splits {self.folds.n_splits}, got {outside}")
         steps, limit = self.sampling.steps, self.ldm.train_timesteps
-        most = max(steps, *self.sampling.compared_steps) if self.sampling.compared_steps else steps
+        most = max((steps, *self.sampling.compared_steps))
         if most > limit:
             raise ValueError(
                 f"sampling.steps and sampling.compared_steps must not exceed ldm.train_timesteps {limit}, got {most}"

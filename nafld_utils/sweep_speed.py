@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from nafld_utils import backbones, trial, trial_resident
+from nafld_utils.precision import autocast
 from nafld_utils.trial import Options, Views
 
 GPU_STEPS, CPU_STEPS = 200, 3  # timed steps, scaled to all
@@ -139,7 +140,7 @@ def plain_loop(
     def step() -> torch.Tensor:
         batch, wanted = (draw or from_device)()
         inputs = decoder(batch).contiguous(memory_format=layout)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and options.precision == "bf16"):
+        with autocast(options.precision, device):
             loss = nn.functional.cross_entropy(model(inputs), wanted)
         optimizer.zero_grad()
         loss.backward()

@@ -238,12 +238,12 @@ def train_tail(
     tail.to(device=device, memory_format=torch.channels_last).train()
     decoder, optimizer = decoder.to(device), build_optimizer(tail, options)
     losses: list[Tensor] = []
-    for step in range(options.steps):
-        stored, labels = gather(parts, *batch_of(parts, options, seed, step), device)
-        with arithmetic(options.precision, device):
+    with arithmetic(options.precision, device):
+        for step in range(options.steps):
+            stored, labels = gather(parts, *batch_of(parts, options, seed, step), device)
             losses.append(step_on(tail, decoder, optimizer, stored, labels, options))
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == options.steps:
-            require_finite(torch.stack(losses[-CHECK_EVERY:]), len(losses), options)
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == options.steps:
+                require_finite(torch.stack(losses[-CHECK_EVERY:]), len(losses), options)
     return tail.eval(), torch.stack(losses).float().cpu().numpy()
 
 

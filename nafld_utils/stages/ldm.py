@@ -194,10 +194,12 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
             " of them missing; run its stage 03, or name another run."
         )
     inputs = manifest["inputs"]  # latents, split, and where it began with weights, those
-    if split is None or split["hash"] not in inputs or len(inputs) != 2:
-        reason = (
-            "began with the weights of a third run" if len(inputs) != 2 else "is of another split than is there now"
-        )
+    reason = ""
+    if len(inputs) != 2:
+        reason = "began with the weights of a third run"
+    elif split is None or split["hash"] not in inputs:
+        reason = "is of another split than is there now"
+    if reason:
         raise ValueError(
             f"ldm.init_from is {other}: expected a model whose training images that run still lists, found that"
             f" {path.parent.relative_to(root)} {reason}; run stages 02 and 03 of {other} from random weights again, or"
