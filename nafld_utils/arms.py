@@ -17,7 +17,7 @@ import difflib
 import itertools
 from dataclasses import dataclass
 
-REVISION = 1
+REVISION = ("arms", 1)
 
 REAL = "real"
 BASELINES = ("gan",)  # generators beside the diffusion models, each a section of the settings with `enabled`

@@ -73,14 +73,32 @@ def unit_seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
+def revision(key: str) -> int:
+    """Revision that a key stands at in today's code; every unit's hash holds those of what made it.
+
+    A module that makes results says ``REVISION = ("<key>", <int>)``. The key stays when the module moves, so that
+    moving costs nobody a trained model; the number is raised by hand when results change.
+
+    Raises
+    ------
+    ValueError
+        No module, or more than one, has the key.
+    """
+    found = _revisions().get(key, ())
+    if len(found) != 1:
+        raise ValueError(f"REVISION {key!r}: expected it in one module, found it in {len(found)}; name it in one.")
+    return found[0]
+
+
 @functools.cache
-def revision(module: str) -> int:
-    """``REVISION`` of a module of this package, read from its source without importing it."""
-    path = Path(__file__).parent / f"{module.replace('.', '/')}.py"
-    found = re.search(r"^REVISION\s*=\s*(\d+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    if not found:
-        raise ValueError(f"{path.name}: expected a line `REVISION = <int>`, found none; add it.")
-    return int(found.group(1))
+def _revisions() -> dict[str, tuple[int, ...]]:
+    """Revisions by key, read from the package's source: importing every module that has one would take seconds."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        for line in re.findall(r"^REVISION\s*=\s*(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+            for key, number in re.findall(r'\("([\w.]+)", (\d+)\)', line):
+                found[key] = (*found.get(key, ()), int(number))
+    return found
 
 
 # ---------------------------------------------------------------- atomic files
@@ -322,15 +340,8 @@ class Unit:
         return self.path / name
 
     def done(self) -> bool:
-        """Whether the manifest is there, carries this hash, and every listed file has its content.
-
-        Resumable work that lies beside a unit which is done goes: its process was killed before it could clear up.
-        """
-        if self.fault() is not None:
-            return False
-        if self.work.exists():
-            shutil.rmtree(self.work, ignore_errors=True)
-        return True
+        """Whether the manifest is there, carries this hash, and every listed file has its content."""
+        return self.fault() is None
 
     def fault(self) -> str | None:
         """Why the unit is not done, in words; None when it is."""
@@ -526,6 +537,11 @@ class Run:
     """A named run: its settings and its folders."""
 
     settings: params.Settings
+    remembered: dict[Any, Unit] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a worker gets: the settings; it names the units that it needs itself."""
+        return Run, (self.settings,)
 
     @property
     def name(self) -> str:
@@ -613,6 +629,23 @@ class Run:
             if key in sections or key.split(".")[0] in sections
         ]
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
+
+
+def remembered(function: Callable[..., Unit]) -> Callable[..., Unit]:
+    """Let a function ``(run, *keys) -> Unit`` name each of its units once per open run.
+
+    A unit's hash stands on those of all units before it, so that naming one anew names its whole ancestry anew. The
+    run is a view of the settings and files that it was opened with; open it again to see others.
+    """
+
+    @functools.wraps(function)
+    def named(run: Run, *keys: Any, **options: Any) -> Unit:
+        key = (function.__module__, function.__qualname__, keys, tuple(sorted(options.items())))
+        if key not in run.remembered:
+            run.remembered[key] = function(run, *keys, **options)
+        return run.remembered[key]
+
+    return named
 
 
 def open_run(profile: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Run:
@@ -709,6 +742,8 @@ def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
         ``file`` (relative to the work folder), ``size_kib``, ``made_in_s`` (of its unit, in seconds).
     """
     units = [unit.require() for unit in units]
+    for unit in units:  # of processes that were killed between sealing and clearing up
+        shutil.rmtree(unit.work, ignore_errors=True)
     entries = [{"unit": str(unit.path.relative_to(run.root)), "hash": unit.hash} for unit in units]
     claims = run.root / stage / "claims.csv"
     files = {claims.name: [claims.stat().st_size, file_sha256(claims)]} if claims.is_file() else {}

@@ -20,7 +20,7 @@ from torch import nn
 
 from nafld_utils.artifacts import load_weights
 
-REVISION = 3
+REVISION = ("autoencoder", 3)
 CPU_GROUP = 8  # images a pass of a denoiser or decoder on a CPU (choice)
 SHIPPED = Path(__file__).parent / "weights" / "autoencoder_tiny_f8.safetensors"
 # (kind, factor): channel multipliers, attention on the smallest level, the rest [LDM configurations]

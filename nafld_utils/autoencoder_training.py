@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from nafld_utils.autoencoder import FirstStage, standardise, to_unit
 
-REVISION = 2
+REVISION = ("autoencoder_training", 2)
 # Choice: found on simulated frames by the Frechet distance of held-out reconstructions and of a short LDM's samples.
 PHASES = {
     "structure": {"pixels": 1.0, "perceptual": 0.2},

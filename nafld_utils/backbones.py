@@ -21,7 +21,7 @@ __all__ = [
     "local_file", "logits", "normalisation", "rename_lite", "split", "stages", "to_input",
 ]  # fmt: skip
 
-REVISION = 1
+REVISION = ("backbones", 1)
 
 # What the paper freezes: everything up to and including this stage (its Methods and Results), of each network family.
 PAPER_FREEZE = ("layer3", "blocks.4")

@@ -19,7 +19,7 @@ import pandas as pd
 
 from nafld_utils import folds, stats, sweep
 
-REVISION = 2
+REVISION = ("baselines", 2)
 
 # Byra et al. 2018: AUC over patients, each left out once.
 BYRA_AUC = {"frozen features + SVM": 0.977, "liver / kidney ratio": 0.959, "GLCM texture + SVM": 0.893}

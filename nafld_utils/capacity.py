@@ -16,7 +16,7 @@ import pandas as pd
 from nafld_utils import arms, quality_filter, sweep, trial_draws
 from nafld_utils.params import Settings
 
-REVISION = 1
+REVISION = ("capacity", 1)
 N_IMAGES, CROPS = "sampling.n_images", "preprocess.crops_per_image"
 # Labels of semantic images are drawn with their maps. Choice: room for four SDs, one fold in thirty thousand.
 MARGIN = 4.0

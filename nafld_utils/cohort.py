@@ -22,7 +22,7 @@ from nafld_utils import artifacts, cohort_files, cohort_folder, download, pixel_
 if TYPE_CHECKING:
     from nafld_utils.params import CohortSettings
 
-REVISION = 1
+REVISION = ("cohort", 1)
 KNOWN_CONTENT = "fcc3390f7541d40d1039761cbf09b0625a0d69240295bd8719f5a8f983dc6776"  # SHA-256 of its decoded array
 CITATION = "Byra et al. 2018, Dataset of B-mode fatty liver ultrasound images, doi 10.5281/zenodo.1009146, CC BY 4.0"
 IMAGE_COLUMNS = ("image_id", "patient_id", "label", "grade", "sha256")

@@ -16,7 +16,7 @@ import pandas as pd
 from nafld_utils import cohort_table
 from nafld_utils.cohort_table import CohortError, Problem, shown
 
-REVISION = 1
+REVISION = ("cohort_checks", 1)
 PIXELS = "pixels.npy"  # a folder that holds it has one array instead of image files
 
 

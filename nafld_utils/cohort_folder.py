@@ -30,7 +30,7 @@ from nafld_utils import artifacts, cohort_checks, cohort_table, engine, image_fi
 from nafld_utils.cohort_checks import PIXELS
 from nafld_utils.cohort_table import CohortError, Problem, shown
 
-REVISION = 2
+REVISION = ("cohort_folder", 2)
 MASKS, MARK_FILE, MARK = "masks.npy", "cohort.json", "simulated"
 SOURCES = "sources.csv"  # of a run, where the stage says its path
 CONVERSIONS = {

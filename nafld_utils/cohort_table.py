@@ -22,7 +22,7 @@ import yaml
 
 from nafld_utils import artifacts, params
 
-REVISION = 1
+REVISION = ("cohort_table", 1)
 TABLE = "images.csv"
 WHOLE_LIST = "cohort_problems.txt"  # in the run's folder of artifacts
 SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from nafld_utils.quality import checked_pair
 
-REVISION = 1
+REVISION = ("condition_checks", 1)
 
 
 def map_agreement(a: np.ndarray, b: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:

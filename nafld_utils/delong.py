@@ -19,7 +19,7 @@ from scipy import stats as scipy_stats
 
 from nafld_utils import stats
 
-REVISION = 1
+REVISION = ("delong", 1)
 
 
 class DelongTest(NamedTuple):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from nafld_utils import pixel_store
 
-REVISION = 1
+REVISION = ("describe", 1)
 GRADE_BANDS = ((0, 5), (5, 33), (33, 66), (66, 100))  # percent of hepatocytes: none, mild, moderate, severe steatosis
 PAIRED = 200  # patients (choice): pairs of different patients grow with the square
 _PAIR_COLUMNS = ["pair", "patient_a", "patient_b", "correlation"]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-REVISION = 1
+REVISION = ("diffusion", 1)
 NULL_LABEL = 2
 GRAPHS = 64  # compiled at most in a process: both models, in training and at every size of a batch
 

@@ -23,7 +23,7 @@ from nafld_utils.artifacts import unit_seed
 from nafld_utils.diffusion import diffusion_loss, eager
 from nafld_utils.precision import arithmetic, autocast
 
-REVISION = 1
+REVISION = ("diffusion_training", 1)
 VALIDATED = 32  # held-out latents of the validation loss (choice)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nafld_utils import backbones
 
-REVISION = 2
+REVISION = ("explain", 2)
 
 EXPLAINERS = ("gradient", "partition")
 OUTCOMES = {(1, 1): "true positive", (0, 1): "false positive", (0, 0): "true negative", (1, 0): "false negative"}

@@ -22,7 +22,7 @@ import pandas as pd
 
 from nafld_utils import stats
 
-REVISION = 1
+REVISION = ("explain_truth", 1)
 
 READABLE_FROM = 0.7  # lower bound of the held-out AUC from which attributions are interpreted; Choice: the study's rule
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from nafld_utils import weight_files
 
-REVISION = 1
+REVISION = ("feature_networks", 1)
 LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 LITE = {"lite0": LITE0, "lite1": LITE1}
 INCEPTION = "Inception-v3"

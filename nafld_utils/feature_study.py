@@ -24,7 +24,7 @@ import pandas as pd
 from nafld_utils import backbones, explain, folds, phantom, preprocess, stats, trial
 from nafld_utils import explain_truth as truth
 
-REVISION = 1
+REVISION = ("feature_study", 1)
 
 NETWORK = "tf_efficientnet_lite0"
 SIZE, CROP = 128, 320  # pixels, as shown to the network and as cut out of a frame

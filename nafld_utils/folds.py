@@ -13,7 +13,7 @@ import pandas as pd
 
 from nafld_utils.artifacts import digest
 
-REVISION = 1
+REVISION = ("folds", 1)
 
 
 def make_folds(patients: pd.DataFrame, n_splits: int, seed: int) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from nafld_utils.artifacts import unit_seed
 
-REVISION = 1
+REVISION = ("gan", 1)
 LATENT = 64  # numbers an image is drawn from (choice)
 N_CLASSES = 2
 SMALLEST = 4  # pixels a side, about, that generation starts from

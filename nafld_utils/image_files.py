@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-REVISION = 2
+REVISION = ("image_files", 2)
 FORMATS = ("PNG", "JPEG", "TIFF")  # for Pillow, whose JPEG reader gives MPO too: of phones, with a second picture
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_BYTES = 256 * 2**20  # of a file (choice)

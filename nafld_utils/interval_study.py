@@ -33,7 +33,7 @@ from nafld_utils import (
 )
 from nafld_utils.artifacts import Run, Unit
 
-REVISION = 1
+REVISION = ("interval_study", 1)
 
 RESULT = Path(__file__).resolve().parent / "results" / "interval_study.csv"
 COMMAND = "python -m nafld_utils.interval_study"

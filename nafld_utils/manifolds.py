@@ -17,7 +17,7 @@ import numpy as np
 
 from nafld_utils.quality import checked_pair
 
-REVISION = 1
+REVISION = ("manifolds", 1)
 K = 5  # neighbours (choice: as in the density and coverage paper)
 CHUNK = 512  # rows of distances held at once
 NAMES = ("precision", "recall", "density", "coverage")

@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 
 from nafld_utils import resampling, stats
 
-REVISION = 1
+REVISION = ("measures", 1)
 
 # Spearman's correlation with the biopsied fat of three methods on the same 55 patients (Byra et al. 2018, abstract).
 BYRA_SPEARMAN = {"frozen Inception-ResNet-v2": 0.78, "hepatorenal index": 0.80, "GLCM": 0.39}

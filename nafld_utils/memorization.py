@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-REVISION = 1
+REVISION = ("memorization", 1)
 SIDE = 64  # pixels at which images are compared
 COARSE = 32  # pixels at which the frame of a patient is looked for
 WINDOW = 0.75  # share of the side of the middle square that is looked for (choice: leaves room for shifts)

@@ -39,7 +39,7 @@ __all__ = [
     "simulate_patient",
 ]
 
-REVISION = 2
+REVISION = ("phantom", 2)
 
 # Geometry of the real frames, measured on all 550 (fit residual below 0.6 pixel; pixels, row first).
 FRAME_SHAPE = (434, 636)
@@ -118,8 +118,7 @@ def simulate(n_patients, seed, n_frames=10, n_jobs=1, feature=None):
     provenance = {
         "kind": "simulated",
         "text": f"Simulated cohort: {n_patients} patients x {n_frames} frames, seed {seed}, "
-        f"phantom revision {REVISION}.{anatomy_model.REVISION}."
-        + (f" The label shows in {feature} alone." if feature else ""),
+        f"phantom revision {version()}." + (f" The label shows in {feature} alone." if feature else ""),
         "sha256": array_sha256(pixels),
     }
     return Cohort(images=images, patients=patients, pixels=pixels, provenance=provenance, masks=masks)
@@ -134,6 +133,11 @@ def _patients(n_patients, seed, fats, n_frames, n_jobs, feature=None):
 
     with ProcessPoolExecutor(n_jobs) as pool:
         yield from pool.map(simulate_patient, *zip(*tasks, strict=True))
+
+
+def version():
+    """Revisions of the simulator and its anatomy, as provenances state them."""
+    return f"{REVISION[1]}.{anatomy_model.REVISION[1]}"
 
 
 def draw_fat(n_patients, seed):

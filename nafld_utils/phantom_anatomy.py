@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-REVISION = 2
+REVISION = ("phantom_anatomy", 2)
 
 TISSUES = {
     "outside": 0,  # no ultrasound: outside the sector

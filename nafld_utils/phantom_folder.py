@@ -21,7 +21,7 @@ import pandas as pd
 from nafld_utils import artifacts, cohort_folder, engine, pixel_store
 from nafld_utils.cohort_table import TABLE
 
-REVISION = 1
+REVISION = ("phantom_folder", 1)
 ABOVE = 200  # patients; from here on a run's simulated cohort is written so (choice: 200 hold 1.1 GB in memory)
 
 
@@ -51,16 +51,16 @@ def write(
     ValueError
         A count is below 1, or the folder holds another simulation.
     """
-    from nafld_utils import phantom, phantom_anatomy
+    from nafld_utils import phantom
 
     folder = Path(folder)
     if min(n_patients, n_frames, n_jobs) < 1:
         raise ValueError(f"{folder}: expected at least one patient, frame and process, found a count below 1.")
     chosen = cohort_folder.spread(n_frames, keep)
-    version = f"{phantom.REVISION}.{phantom_anatomy.REVISION}"
-    text = f"Simulated cohort: {n_patients} patients x {n_frames} frames, seed {seed}, phantom revision {version}." + (
-        f" {len(chosen)} frames of each are kept." if len(chosen) < n_frames else ""
-    )
+    text = f"Simulated cohort: {n_patients} patients x {n_frames} frames, seed {seed}, phantom revision"
+    text += f" {phantom.version()}."
+    if len(chosen) < n_frames:
+        text += f" {len(chosen)} frames of each are kept."
     n, shape = n_patients * len(chosen), phantom.FRAME_SHAPE
     fats = phantom.draw_fat(n_patients, seed)
     arrays: dict[str, Any] = {name: ((n, *shape), np.uint8) for name in ("pixels", "masks")}

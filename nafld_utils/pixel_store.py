@@ -20,7 +20,7 @@ import numpy as np
 
 from nafld_utils import artifacts
 
-REVISION = 1
+REVISION = ("pixel_store", 1)
 PROGRESS = "progress.json"
 COMMIT_EVERY = 64  # rows; a killed writer loses at most so many
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-REVISION = 1
+REVISION = ("quality", 1)
 
 
 def frechet_distance(a: Any, b: Any, names: tuple[str, str] = ("the first set", "the second set")) -> float:

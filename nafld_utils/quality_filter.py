@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-REVISION = 1
+REVISION = ("quality_filter", 1)
 
 
 def quota(size: np.ndarray, keep: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from nafld_utils.manifolds import NAMES as MANIFOLD
 from nafld_utils.manifolds import K, manifold_metrics
 from nafld_utils.quality import frechet_distance, inception_score, kernel_distance
 
-REVISION = 3
+REVISION = ("quality_tables", 3)
 BOTH = "both"
 FLOOR = "real_training"
 DIFFERENCE = ("difference", "difference_low", "difference_high")

@@ -17,7 +17,7 @@ from nafld_utils import preprocess
 if TYPE_CHECKING:
     from nafld_utils.params import PreprocessSettings
 
-REVISION = 1
+REVISION = ("regions", 1)
 
 
 @dataclass(frozen=True)

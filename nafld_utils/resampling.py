@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-REVISION = 1
+REVISION = ("resampling", 1)
 
 METHODS = ("percentile", "bca")
 

@@ -21,7 +21,7 @@ from nafld_utils.autoencoder import groups
 from nafld_utils.params import ddim_strides
 from nafld_utils.precision import arithmetic, autocast
 
-REVISION = 3
+REVISION = ("sampling", 3)
 
 
 def build_sampler(options: Mapping[str, Any], scheduler: str = "ddim") -> Any:

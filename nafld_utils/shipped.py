@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nafld_utils import autoencoder, autoencoder_training, backbones, params, phantom, phantom_anatomy, preprocess
+from nafld_utils import autoencoder, autoencoder_training, backbones, params, phantom, preprocess
 from nafld_utils.artifacts import replacing, save_json, unit_seed
 from nafld_utils.feature_networks import LITE0
 from nafld_utils.quality import frechet_distance
@@ -156,7 +156,7 @@ def main() -> None:
     steps = {phase: getattr(options, f"{phase}_steps") for phase in autoencoder_training.PHASES}
     stage = train(images, steps)
     facts = {name: value for name, value in vars(options).items() if name not in ("out", "measure")}
-    facts |= {"first_seed": FIRST_SEED, "phantom_revision": f"{phantom.REVISION}.{phantom_anatomy.REVISION}"}
+    facts |= {"first_seed": FIRST_SEED, "phantom_revision": phantom.version()}
     save(stage, options.out, {"command": "python -m nafld_utils.shipped", **facts})
 
 

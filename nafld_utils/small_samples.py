@@ -17,7 +17,7 @@ import pandas as pd
 
 from nafld_utils.quality import checked_pair
 
-REVISION = 2
+REVISION = ("small_samples", 2)
 LEAST = 3  # patients (or images, times ten) in the smallest subset
 
 

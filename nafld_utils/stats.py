@@ -23,7 +23,7 @@ from scipy import stats as scipy_stats
 
 from nafld_utils import resampling
 
-REVISION = 2
+REVISION = ("stats", 2)
 
 # What every interval of a bootstrap over patients is given, and what one of a single training is over.
 GIVEN = "these trained models, this split"

@@ -37,7 +37,7 @@ __all__ = [
     "read_trial", "record_failure", "require_complete", "to_train", "trial_hash", "trial_path", "write_trial",
 ]  # fmt: skip
 
-REVISION = 2
+REVISION = ("sweep", 2)
 
 # How an experiment's figure is read, in the words of the robustness variants.
 READ_AT = {

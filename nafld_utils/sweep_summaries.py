@@ -14,7 +14,7 @@ import pandas as pd
 
 from nafld_utils import measures, stats, sweep_tables
 
-REVISION = 3
+REVISION = ("sweep_summaries", 3)
 
 # The paper's robustness checks: how a group differs from the main one, and where the paper shows it.
 VARIANTS = {

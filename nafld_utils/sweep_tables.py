@@ -16,7 +16,7 @@ import pandas as pd
 
 from nafld_utils import delong, resampling, stats
 
-REVISION = 5
+REVISION = ("sweep_tables", 5)
 
 GROUP = ("backbone", "freeze", "balance")
 CELL = (*GROUP, "arm", "rate")

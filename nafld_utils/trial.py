@@ -28,7 +28,7 @@ from nafld_utils import backbones
 from nafld_utils.precision import arithmetic, autocast
 from nafld_utils.trial_draws import draw_batch
 
-REVISION = 2
+REVISION = ("trial", 2)
 
 N_CLASSES = 2
 CHECK_EVERY = 25  # steps between looks at the loss; each look waits for the device

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-REVISION = 1
+REVISION = ("trial_draws", 1)
 
 
 def draw_synthetic(n_real: int, rate: float, n_available: int, seed: int, part: tuple[int, int] = (0, 1)) -> np.ndarray:

@@ -26,7 +26,7 @@ from nafld_utils import trial
 from nafld_utils.precision import arithmetic
 from nafld_utils.trial import Options, Views
 
-REVISION = 1
+REVISION = ("trial_resident", 1)
 
 WARM_UP = 3  # steps before recording, in which cuDNN chooses its kernels and AdamW makes its state
 CHECK_EVERY = 200  # steps between looks at the loss

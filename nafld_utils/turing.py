@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 
 from nafld_utils import stats, turing_answers
 
-REVISION = 1
+REVISION = ("turing", 1)
 
 GROUPS = ("unhealthy", "healthy", "both")
 METRICS = ("accuracy", "sensitivity", "specificity")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from nafld_utils.turing_sitting import CONFIDENCE_LEVELS
 
-REVISION = 1
+REVISION = ("turing_answers", 1)
 
 RATING_COLUMNS = ("rater", "image_id", "said_real")
 FORMULA = "=+-@"  # a spreadsheet computes a cell that begins so

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nafld_utils.turing_answers import FORMULA, RATING_COLUMNS, check_ratings, read_table
 from nafld_utils.turing_sitting import RATER_PATTERN, RESULTS_SCHEMA, RESULTS_VERSION
 
-REVISION = 1
+REVISION = ("turing_import", 1)
 
 FILE_COLUMNS = ["file", "rater", "status", "answers", "with_confidence", "minutes", "note"]
 COUNTED, REFUSED = "counted", "refused"

@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 
 from nafld_utils import turing, turing_statistics
 
-REVISION = 1
+REVISION = ("turing_model", 1)
 
 # Priors (choice: weak on the log-odds scale, where 4 is 98 % right): fixed effects N(0, 3^2), log SDs N(0, 1^2).
 FIXED_PRIOR, LOG_SD_PRIOR = 3.0, 1.0

@@ -24,7 +24,7 @@ from scipy import stats as scipy_stats
 from nafld_utils import stats
 from nafld_utils.turing_sitting import CONFIDENCE_LEVELS, RATER_PATTERN, RESULTS_SCHEMA, RESULTS_VERSION
 
-REVISION = 1
+REVISION = ("turing_page", 1)
 
 SECONDS_PER_IMAGE = 10  # choice: for the duration told to raters; a glance, an answer, a confidence
 _TEMPLATES = Path(__file__).parent / "templates"

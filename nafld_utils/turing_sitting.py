@@ -20,7 +20,7 @@ from scipy import stats as scipy_stats
 if TYPE_CHECKING:
     from nafld_utils.params import TuringSettings
 
-REVISION = 2
+REVISION = ("turing_sitting", 2)
 
 # What a results file calls itself; the version is raised when its fields change.
 RESULTS_SCHEMA = "nafld-turing-results"

@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from nafld_utils import stats, turing
 
-REVISION = 1
+REVISION = ("turing_statistics", 1)
 
 _NAN = float("nan")
 _COLUMNS = ["group", "metric", "mean", "low", "high", "n_raters", "over", "note"]

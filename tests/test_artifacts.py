@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -133,16 +134,41 @@ def test_finished_work_removes_the_resumable_part(run):
     assert not unit.work.exists()
 
 
-def test_work_that_a_process_killed_after_sealing_left_goes_with_the_next_look(run):
+def test_work_that_a_process_killed_after_sealing_left_goes_when_its_stage_ends(run):
     unit = run.unit("scores", settings={"n": 1})
     make(unit)
     unit.work.mkdir(parents=True)
     (unit.work / "half.npy").write_bytes(b"0")
     other = run.unit("scores", settings={"n": 2})  # not done: its work stays
     other.work.mkdir(parents=True)
-    assert unit.done()
-    assert not other.done()
+    assert unit.done(), "a question changes nothing"
+    assert unit.work.exists()
+    artifacts.finish(run, "toy", [unit])
     assert (unit.work.exists(), other.work.exists()) == (False, True)
+
+
+def test_a_key_stays_when_its_module_moves_and_stands_in_one_module_alone(monkeypatch):
+    assert artifacts.revision("diffusion") >= 1
+    with pytest.raises(ValueError, match="expected it in one module, found it in 0"):
+        artifacts.revision("nothing_of_that_name")
+    monkeypatch.setattr(artifacts, "_revisions", lambda: {"twice": (1, 1)})
+    with pytest.raises(ValueError, match="found it in 2"):
+        artifacts.revision("twice")
+
+
+def test_a_run_names_a_unit_once_and_sends_none_to_a_worker(run):
+    named = []
+
+    @artifacts.remembered
+    def unit(run, fold):
+        named.append(fold)
+        return run.unit("toy", fold, settings={})
+
+    assert unit(run, 1) is unit(run, 1)
+    assert unit(run, 2).path != unit(run, 1).path
+    assert named == [1, 2]
+    assert not pickle.loads(pickle.dumps(run)).remembered
+    assert len(run.remembered) == 2
 
 
 def test_tables_and_arrays_round_trip_without_pickle(tmp_path):

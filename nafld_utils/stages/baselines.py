@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import backbones, baselines, engine, preprocess, sweep
-from nafld_utils.artifacts import Run, Unit, save_array, save_table
+from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_table
 from nafld_utils.stages import prepare
 
-REVISION = 1
+REVISION = ("stages.baselines", 1)
 
 BASELINE_SIZE = 256  # pixels
 CHUNK = 20  # shuffles a unit of the canary
@@ -30,6 +30,7 @@ EXPECTED = {
 # ---------------------------------------------------------------- features
 
 
+@remembered
 def frozen_unit(run: Run) -> Unit:
     """Unit of the baseline's frozen features of the real crops."""
     chosen = run.settings.sweep
@@ -40,6 +41,7 @@ def frozen_unit(run: Run) -> Unit:
     )
 
 
+@remembered
 def texture_unit(run: Run) -> Unit:
     """Unit of the texture features of the real crops."""
     inputs = [prepare.preprocess_unit(run)]

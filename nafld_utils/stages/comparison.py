@@ -19,10 +19,10 @@ from nafld_utils import (
     speed,
     stats,
 )
-from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, remembered, save_table, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare, samples
 
-REVISION = 1
+REVISION = ("stages.comparison", 1)
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
@@ -42,6 +42,7 @@ def variants(run: Run) -> list[dict[str, Any]]:
     return [item for i, item in enumerate(found) if item not in found[:i]]
 
 
+@remembered
 def unit_of(run: Run, conditioning: str) -> Unit:
     """Unit of one model's comparison."""
     fold = first_stages.folds_of(run)[0]

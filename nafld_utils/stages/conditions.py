@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import condition_checks, engine, preprocess, stats
-from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, remembered, save_table, unit_seed
 from nafld_utils.stages import features, ldm, quality, samples
 
-REVISION = 2
+REVISION = ("stages.conditions", 2)
 
 
 def feature_tasks(run: Run) -> list[dict[str, Any]]:
@@ -19,6 +19,7 @@ def feature_tasks(run: Run) -> list[dict[str, Any]]:
     return features.feature_tasks(run, "lite0", features.prefixed(run, ("", "null_")))
 
 
+@remembered
 def unit_of(run: Run) -> Unit:
     """Unit of the check that the condition matters."""
     maps = run.settings.section("preprocess")

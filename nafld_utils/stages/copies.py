@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 
 from nafld_utils import autoencoder, engine, memorization, preprocess, stats
-from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_json, save_table, unit_seed
 from nafld_utils.feature_networks import extract
 from nafld_utils.memorization import MEASURES, STATISTICS
 from nafld_utils.stages import features, first_stages, ldm, prepare, samples
 from nafld_utils.stages import gan as gan_stage
 
-REVISION = 1
+REVISION = ("stages.copies", 1)
 FOLDER = "memorization"
 PLANTED = {"exact copies": False, "augmented copies": True}
 HELD_OUT = "real, held out"
@@ -40,6 +40,7 @@ def reference_tasks(run: Run) -> list[dict[str, Any]]:
     return [{"run": run, "owner": owner, "fold": k} for owner in owners for k in first_stages.folds_of(run)]
 
 
+@remembered
 def reference_unit(run: Run, owner: str, fold: int) -> Unit:
     """Unit of a fold's thresholds, with held-out images and planted copies judged by them."""
     kind = run.settings.quality.features
@@ -181,6 +182,7 @@ def audit_tasks(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+@remembered
 def audit_unit(run: Run, generator: str, fold: int) -> Unit:
     """Unit of a set's audit."""
     return run.unit(
@@ -238,6 +240,7 @@ def build(run: Run) -> None:
             save_table(folder / "synthetic_release.csv", out[[*first, *[c for c in out if c not in first]]])
 
 
+@remembered
 def release_unit(run: Run) -> Unit:
     """Unit of ``synthetic_release.csv``: every synthetic image, kept or withheld, and why."""
     inputs = [audit_unit(**task) for task in audit_tasks(run)]

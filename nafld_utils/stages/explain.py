@@ -18,7 +18,7 @@ from nafld_utils import sweep as grid
 from nafld_utils.artifacts import Run, Unit, save_array, save_table, unit_seed
 from nafld_utils.stages import prepare, samples, sweep
 
-REVISION = 2
+REVISION = ("stages.explain", 2)
 STAGE = "07_shap"
 
 

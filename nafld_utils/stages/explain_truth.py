@@ -23,7 +23,7 @@ from nafld_utils.stages import prepare, sweep
 from nafld_utils.stages.explain import Explanation
 from nafld_utils.stages.sweep_trials import options_of
 
-REVISION = 1
+REVISION = ("stages.explain_truth", 1)
 
 STORED = Path(__file__).resolve().parent.parent / "stored" / "feature_study.json"
 STORE_COMMAND = "python -m nafld_utils.stages.explain_truth"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, feature_networks, pixel_store
-from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, unit_seed
+from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, remembered, unit_seed
 from nafld_utils.stages import first_stages, prepare, samples
 
 REAL, NOISE, TRADITIONAL = "real", "noise", "traditional"
@@ -32,6 +32,7 @@ def set_task(run: Run, name: str, fold: int) -> dict[str, Any]:
     return samples.task_of(run, name.removeprefix(prefix), fold, KINDS[prefix])
 
 
+@remembered
 def features_unit(run: Run, kind: str, name: str, fold: int = SHARED) -> Unit:
     """Unit of the features of one set.
 

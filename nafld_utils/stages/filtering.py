@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import condition_checks, engine, manifolds, quality_filter, stats
-from nafld_utils.artifacts import Run, Unit, save_table
+from nafld_utils.artifacts import Run, Unit, remembered, save_table
 from nafld_utils.stages import copies, features, first_stages, ldm, samples
 from nafld_utils.stages.samples import Synthetic
 
-REVISION = 1
+REVISION = ("stages.filtering", 1)
 NAME = "filtered"
 
 
@@ -21,6 +21,7 @@ def tasks(run: Run) -> list[dict[str, Any]]:
     return [{"run": run, "fold": fold} for fold in first_stages.folds_of(run)]
 
 
+@remembered
 def unit_of(run: Run, fold: int) -> Unit:
     """Unit of a fold's choice."""
     chosen = run.settings.quality

@@ -23,10 +23,20 @@ from nafld_utils import (
     preprocess,
     quality,
 )
-from nafld_utils.artifacts import Run, Unit, file_sha256, load_table, load_weights, read_manifest, save_table, unit_seed
+from nafld_utils.artifacts import (
+    Run,
+    Unit,
+    file_sha256,
+    load_table,
+    load_weights,
+    read_manifest,
+    remembered,
+    save_table,
+    unit_seed,
+)
 from nafld_utils.stages import prepare
 
-REVISION = 1
+REVISION = ("stages.first_stages", 1)
 # The settings that an autoencoder of each source depends on.
 READ = {
     "shipped": (),
@@ -137,6 +147,7 @@ def _place(run: Run, conditioning: str, fold: int) -> str:
     return f"fold{fold}" if _trained(run, conditioning) else "shared"
 
 
+@remembered
 def autoencoder_unit(run: Run, conditioning: str, fold: int) -> Unit:
     """Unit of an autoencoder trained on a fold's training patients (``source: train``)."""
     settings = run.settings.section(f"autoencoder.{conditioning}")
@@ -298,6 +309,7 @@ def train_phases(
 # ---------------------------------------------------------------- latents
 
 
+@remembered
 def latents_unit(run: Run, conditioning: str, fold: int) -> Unit:
     """Unit of the encoder moments of the stored crops."""
     model = owner(run, conditioning)

@@ -13,7 +13,15 @@ import torch
 from safetensors.torch import save_file
 
 from nafld_utils import engine, gan, parts, stats
-from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, save_table, unit_seed
+from nafld_utils.artifacts import (
+    Run,
+    Unit,
+    load_weights,
+    read_manifest,
+    remembered,
+    save_table,
+    unit_seed,
+)
 from nafld_utils.stages import first_stages, ldm, prepare
 
 NAME = "gan"
@@ -33,6 +41,7 @@ def reference(run: Run) -> str:
     return "class" if "class" in models else models[0]
 
 
+@remembered
 def gan_unit(run: Run, fold: int) -> Unit:
     """Unit of a trained GAN; it depends on the diffusion model whose seconds it is given."""
     settings = {key: value for key, value in run.settings.section("gan").items() if key not in NOT_READ}

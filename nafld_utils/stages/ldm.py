@@ -21,6 +21,7 @@ from nafld_utils.artifacts import (
     load_weight_facts,
     load_weights,
     read_manifest,
+    remembered,
     save_array,
     save_table,
     unit_seed,
@@ -71,6 +72,7 @@ def split_name(name: str) -> tuple[str, str]:
     return conditioning, "none" if conditioning == name else "oversample"
 
 
+@remembered
 def ldm_unit(run: Run, conditioning: str, fold: int, balance: str = "none") -> Unit:
     """Unit of a trained denoiser."""
     section = run.settings.section("ldm")

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, feature_networks, quality, small_samples
-from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, remembered, save_table, unit_seed
 from nafld_utils.quality_tables import BOTH
 from nafld_utils.stages import features, first_stages, ldm, samples
 from nafld_utils.stages.quality import CEILINGS, REPEATED, claim
 
-REVISION = 2
+REVISION = ("stages.patients", 2)
 HALVES = "halves_of_real"
 OVER = "patients (delete-half jackknife); these synthetic sets"
 
@@ -30,6 +30,7 @@ def tasks(run: Run) -> list[dict[str, Any]]:
     return [{"run": run, "name": name} for name in names(run)]
 
 
+@remembered
 def unit_of(run: Run, name: str) -> Unit:
     """Unit of one set's distances."""
     kind, chosen = run.settings.quality.features, run.settings.quality

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import capacity, engine, folds, pixel_store, preprocess, regions
-from nafld_utils.artifacts import Run, Unit, load_array, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, load_array, remembered, save_table, unit_seed
 from nafld_utils.cohort import Cohort
 from nafld_utils.stages.cohort import build_cohort, cohort_unit, open_cohort, region_of
 
@@ -84,6 +84,7 @@ class Preprocessed:
         return build_traditional(self.run).load_array("pool.npy", mmap=True)
 
 
+@remembered
 def preprocess_unit(run: Run) -> Unit:
     """Unit of folds, crops and semantic maps."""
     s = run.settings
@@ -244,6 +245,7 @@ def open_preprocessed(run: Run) -> Preprocessed:
 # ---------------------------------------------------------------- the traditional arm
 
 
+@remembered
 def traditional_unit(run: Run) -> Unit:
     """Unit of the traditional arm's pool: its rotation belongs to the sweep's settings, so it is a unit of its own."""
     s = run.settings

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, feature_networks, quality, quality_tables
-from nafld_utils.artifacts import Run, Unit, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, remembered, save_table, unit_seed
 from nafld_utils.stages import differences, features, ldm, samples
 from nafld_utils.stages.features import NOISE, REAL, TRADITIONAL
 
-REVISION = 4
+REVISION = ("stages.quality", 4)
 STAGE = "05_quality_metrics"
 REPEATED, VALIDATION = "repeated_image", "real_validation"
 CEILINGS = ("untrained_", "gaussian_")  # prefixes of the sets that no model had to learn
@@ -61,6 +61,7 @@ def table_tasks(run: Run) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- the quality table
 
 
+@remembered
 def table_unit(run: Run) -> Unit:
     """Unit of the quality tables."""
     settings = run.settings.section("quality")

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from nafld_utils import autoencoder, diffusion, engine, folds, parts, preprocess, sampling
-from nafld_utils.artifacts import Run, Unit, create_array, read_manifest, unit_seed
+from nafld_utils.artifacts import Run, Unit, create_array, read_manifest, remembered, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare
 from nafld_utils.stages import gan as gan_stage
 
@@ -73,6 +73,7 @@ def _count(run: Run, kind: str) -> int:
     return counts.get(kind, run.settings.quality.n_reference)
 
 
+@remembered
 def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "synthetic", balance: str = "none") -> Unit:
     """Unit of a set; `kind` is one of `KINDS`. Sets of several sizes lie side by side."""
     if kind not in KINDS:
@@ -100,6 +101,7 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     )
 
 
+@remembered
 def _baseline_set_unit(run: Run, name: str, fold: int) -> Unit:
     n = run.settings.sampling.n_images
     return run.unit(

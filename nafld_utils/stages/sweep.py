@@ -34,7 +34,7 @@ __all__ = [
     "status", "store", "summarise_cell", "train", "training_set", "trial_files", "trials",
 ]  # fmt: skip
 
-REVISION = 2
+REVISION = ("stages.sweep", 2)
 STAGE = "06_classification_sweep"
 REASON_LENGTH = 200  # characters of a failure's reason that a table shows
 

@@ -17,7 +17,7 @@ from nafld_utils.stages import copies, differences, features, filtering, first_s
 from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
 from nafld_utils.stages.sweep_features import kinds_of
 
-REVISION = 2
+REVISION = ("stages.sweep_answer", 2)
 
 # Settings that what a classifier learns depends on; those of statistics, of arithmetic and of speed are left out.
 TRAINING = (

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from nafld_utils import arms, backbones, engine, pixel_store, sweep
-from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, load_array
+from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, load_array, remembered
 from nafld_utils.stages import filtering, prepare
 
-REVISION = 1
+REVISION = ("stages.sweep_features", 1)
 
 CHUNK = 512  # images whose features are held at once; a multiple of every batch
 SHARED = -1  # fold of sets that every fold shares
@@ -57,6 +57,7 @@ def source_images(run: Run, kind: str, fold: int = SHARED) -> dict[str, np.ndarr
 # ---------------------------------------------------------------- features of the frozen prefix
 
 
+@remembered
 def features_unit(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze: str = "paper") -> Unit:
     """Unit of a set's prefix features.
 

@@ -28,7 +28,7 @@ from nafld_utils.stages.sweep_features import (
     stored,
 )
 
-REVISION = 2
+REVISION = ("stages.sweep_trials", 2)
 # Modules that decide what a training is made of and how it runs, on a CPU or a GPU.
 MODULES = (
     "arms", "backbones", "trial", "trial_draws", "trial_resident", "sweep", "stages.sweep_features",

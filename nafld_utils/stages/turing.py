@@ -30,6 +30,7 @@ from nafld_utils.artifacts import (
     Run,
     Unit,
     file_sha256,
+    remembered,
     save_array,
     save_json,
     save_table,
@@ -42,7 +43,7 @@ from nafld_utils.stages import ldm, prepare, samples
 if TYPE_CHECKING:
     from nafld_utils.params import TuringSettings
 
-REVISION = 2
+REVISION = ("stages.turing", 2)
 
 STAGE = "08_turing_test"
 _NULLABLE = {"patient_id": "Int64", "fold": "Int64"}
@@ -106,6 +107,7 @@ class Analysis:
         return f"{n} {'simulated ' if self.simulated else ''}rater{'' if n == 1 else 's'}"
 
 
+@remembered
 def set_unit(run: Run) -> Unit:
     """Unit of the image set."""
     section = run.settings.section("turing")
