@@ -17,7 +17,7 @@ STAMPS    := $(ROOT)/artifacts/$(RUN)/settings
 REPORTS   := $(ROOT)/reports/$(RUN)
 STAGES    := 01_data_analysis 02_preprocessing 03_ldm_training 04_sampling \
              05_quality_metrics 06_classification_sweep 07_shap 08_turing_test
-LOOKS     := $(wildcard nafld_utils/report/*.py nafld_utils/templates/*)
+LOOKS     := $(wildcard nafld_utils/report/*.py nafld_utils/templates/* params/protocol.yaml)
 
 # Values reach the command through the environment, so that blanks and quotes in them survive the shell.
 export NAFLD_PROFILE := $(PROFILE)

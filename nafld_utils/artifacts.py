@@ -504,8 +504,21 @@ def _manifest(unit: Unit, folder: Path, seconds: float, facts: Mapping[str, Any]
         "made": made,
         **facts,
         **environment(),
+        "declared": declared_hash(),
     }
     return {**manifest, "seal": _seal(manifest)}
+
+
+def declared_hash() -> str:
+    """Hash of the declared analysis (`params.protocol`) without its reasons, 16 hex digits.
+
+    A unit's manifest records it; no unit's own hash holds it, so that declaring another analysis costs no unit. It is
+    "unknown" where the file has become unreadable since the run began: no finished work is lost for that.
+    """
+    try:
+        return digest(params.protocol().decided())
+    except params.SettingsError:
+        return "unknown"
 
 
 @functools.cache

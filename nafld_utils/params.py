@@ -7,10 +7,12 @@ with one sentence that names the key, what was expected and what was found, befo
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -20,6 +22,7 @@ from nafld_utils import arms
 PARAMS_DIR = Path(__file__).resolve().parent.parent / "params"
 BASE_PROFILE = "paper"
 DEFAULT_PROFILE = "demo"  # of make and of the notebooks as committed
+PROTOCOL = "protocol"  # params/protocol.yaml, the declared analysis: no profile
 
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -542,14 +545,15 @@ def load(profile: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Set
     Raises
     ------
     SettingsError
-        Unknown profile; unknown, misspelled, mistyped or out-of-range key. One sentence names the key.
+        Unknown profile; unknown, misspelled, mistyped or out-of-range key, in the declared analysis too. One sentence
+        names the key.
 
     Examples
     --------
     >>> load("smoke", ["sweep.n_seeds=3"]).sweep.n_seeds
     3
     """
-    names = sorted(path.stem for path in PARAMS_DIR.glob("*.yaml"))
+    names = sorted(path.stem for path in PARAMS_DIR.glob("*.yaml") if path.stem != PROTOCOL)
     if profile not in names:
         raise SettingsError(f"profile {profile!r} is not one of {', '.join(names)}{_nearest(profile, names)}.")
     merged = _read_yaml(PARAMS_DIR / f"{BASE_PROFILE}.yaml")
@@ -557,10 +561,15 @@ def load(profile: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Set
         merged = _merge(merged, _read_yaml(PARAMS_DIR / f"{profile}.yaml"), f"params/{profile}.yaml")
     for key, value in _parse(overrides):
         merged = _merge(merged, _nest(key, value), "the overrides")
+    protocol()  # a fault in it stops a run before it starts, not when the first unit is sealed
+    return _validated(merged, profile, f"profile {profile}", f"params/{profile}.yaml or in SET")
+
+
+def _validated(values: Mapping[str, Any], profile: str, source: str, place: str) -> Settings:
     try:
-        return Settings.model_validate({"profile": profile, **merged})
+        return Settings.model_validate({"profile": profile, **values})
     except ValidationError as error:
-        raise SettingsError(_sentence(error, profile)) from None
+        raise SettingsError(_sentence(error, source, place)) from None
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -635,11 +644,116 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; the nearest is {close[0]}" if close else ""
 
 
-def _sentence(error: ValidationError, profile: str) -> str:
+def _sentence(error: ValidationError, source: str, place: str) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"]) or "settings"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     found = "" if isinstance(first["input"], dict | BaseModel) else f", found {first['input']!r}"
     more = f" ({error.error_count() - 1} more settings are wrong)" if error.error_count() > 1 else ""
-    return f"setting {key} of profile {profile}: {message}{found}; correct it in params/{profile}.yaml or in SET{more}."
+    return f"setting {key} of {source}: {message}{found}; correct it in {place}{more}."
+
+
+# ---------------------------------------------------------------- the declared analysis
+
+
+class Decision(_Section):
+    """What is decided beforehand and no setting holds, in words."""
+
+    decision: Annotated[str, Field(min_length=1)]
+    why: Annotated[str, Field(min_length=1)]
+
+
+class DeclaredSetting(_Section):
+    """The value that a setting has in the declared analysis."""
+
+    value: Any
+    why: Annotated[str, Field(min_length=1)]
+
+
+class Protocol(_Section):
+    """The declared analysis, ``params/protocol.yaml``: decisions by name, settings by dotted key."""
+
+    decisions: dict[Name, Decision]
+    settings: dict[str, DeclaredSetting]
+
+    def decided(self) -> dict[str, Any]:
+        """What its hash covers: decisions and values without their reasons."""
+        return {
+            "decisions": {name: item.decision for name, item in self.decisions.items()},
+            "settings": {key: item.value for key, item in self.settings.items()},
+        }
+
+
+class Difference(NamedTuple):
+    """A setting whose value is another than the declared one; values as in YAML."""
+
+    key: str
+    declared: str
+    here: str
+    why: str
+
+
+def protocol() -> Protocol:
+    """The declared analysis; every value as the settings hold it (e.g. 1 as 1.0).
+
+    Raises
+    ------
+    SettingsError
+        ``params/protocol.yaml`` is missing or no YAML, lacks a reason, or names an unknown setting or a wrong value.
+    """
+    return _protocol(PARAMS_DIR)
+
+
+@functools.cache
+def _protocol(folder: Path) -> Protocol:
+    place = f"params/{PROTOCOL}.yaml"
+    try:
+        read = Protocol.model_validate(_read_yaml(folder / f"{PROTOCOL}.yaml"))
+    except FileNotFoundError:
+        raise SettingsError(f"{place}: expected the declared analysis, found no file; restore it.") from None
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, "the declared analysis", place)) from None
+    merged = _read_yaml(folder / f"{BASE_PROFILE}.yaml")
+    known = flat(merged)
+    for key, entry in read.settings.items():
+        if key not in known:
+            raise SettingsError(f"{key} in {place} is not a setting{_nearest(key, known)}.")
+        merged = _merge(merged, _nest(key, entry.value), place)
+    valid = _flat_settings(_validated(merged, BASE_PROFILE, "the declared analysis", place))
+    settings = {key: DeclaredSetting(value=valid[key], why=entry.why) for key, entry in read.settings.items()}
+    return Protocol(decisions=read.decisions, settings=settings)
+
+
+def differences(settings: Settings) -> list[Difference]:
+    """Settings whose values are not those of the declared analysis, in its order; none where a run is as declared."""
+    mine = _flat_settings(settings)
+    return [
+        Difference(key, as_yaml(entry.value), as_yaml(mine[key]), entry.why)
+        for key, entry in protocol().settings.items()
+        if mine[key] != entry.value
+    ]
+
+
+def declared(settings: Settings, most: int = 5) -> str:
+    """Whether settings are those of the declared analysis, in a sentence that names the first `most` differences."""
+    found = differences(settings)
+    if not found:
+        return f"The analysis is as declared (params/{PROTOCOL}.yaml)."
+    named = [f"{item.key} ({item.declared} declared, {item.here} here)" for item in found[:most]]
+    more = len(found) - len(named)
+    if more:
+        named.append(f"{more} more setting{'s' if more > 1 else ''}")
+    listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+    return f"This run differs from the declared analysis in {listed} (params/{PROTOCOL}.yaml)."
+
+
+def _flat_settings(settings: Settings) -> dict[str, Any]:
+    return flat(settings.model_dump(mode="json", by_alias=True))
+
+
+def as_yaml(value: Any) -> str:
+    """A setting's value for reading, as in YAML, e.g. ``[0.5, 1.0]`` or ``null``."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_yaml, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)

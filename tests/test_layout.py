@@ -92,7 +92,7 @@ ORDER = [
     ["report.pages"],
     ["report.notebooks"],
     ["report.facts", "report.stored"],
-    ["report.answers"],
+    ["report.answers", "report.declared"],
     ["report.methods"],
     ["report.reforms"],
     ["report.index"],

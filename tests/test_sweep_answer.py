@@ -110,6 +110,8 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert row.smallest_effect == pytest.approx(2.8 * row.se_patients)
     assert "DeLong p" in text
     assert "primary analysis. Unadjusted sensitivity analyses of the same comparison" in text
+    assert text.endswith(params.declared(run.settings))
+    assert "differs from the declared analysis in sweep.primary_rate (1.5 declared, 0.5 here)" in text
 
 
 def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):

@@ -11,7 +11,7 @@ from typing import Any
 
 from nafld_utils import artifacts, words
 from nafld_utils.artifacts import Run
-from nafld_utils.report import answers, facts, methods, pages, reforms
+from nafld_utils.report import answers, declared, facts, methods, pages, reforms
 from nafld_utils.report import notebooks as notebook_pages
 
 
@@ -58,6 +58,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         stages=facts.stages(run, notebooks, left_out),
         executed=executed,
         pages=set(notebooks) - left_out,
+        declared=declared.declared(run),
         settings=facts.settings(run),
         command=facts.command(run),
         environment=facts.environment(run),

@@ -180,7 +180,10 @@ def primary(run: Run, tables: dict[str, pd.DataFrame], level: str = "image") -> 
 
 
 def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
-    """Whether synthetic images helped: the difference, what each interval is over, the verdict, what could be seen."""
+    """Whether synthetic images helped: the difference, what each interval is over, the verdict, what could be seen.
+
+    The last sentence says whether the run's settings are those of the declared analysis.
+    """
     row, whole = primary(run, tables), primary(run, tables, "patient")
     simulated = " on simulated patients" if run.is_simulated else ""
     text = [
@@ -204,6 +207,7 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
         f" {whole.difference:+.3f}"
         f" [{whole.low_patients:+.3f}, {whole.high_patients:+.3f}], DeLong p = {whole.delong_p:.2g}."
     )
+    text.append(params.declared(run.settings))
     return " ".join(text)
 
 
