@@ -34,7 +34,7 @@ def _units(run: Run) -> str:
     """Hash of today's declared analysis, and how many units were made under another one or before any was recorded."""
     today = artifacts.declared_hash()
     made = Counter(str(item.get("declared", "")) for item in facts.manifests(run))
-    text = [f"Its hash is {today}."]
+    text = [f"The declared analysis has the hash {today}."]
     for found, count in sorted(made.items()):
         units = f"{count} of {made.total()} units {'was' if count == 1 else 'were'} made"
         if not found:
