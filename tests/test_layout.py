@@ -2,10 +2,12 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,6 +172,63 @@ def test_importing_the_light_modules_loads_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
+
+
+# What is beyond a limit of `house.py`, by its own name, so that moving a module changes nothing here. Names only leave.
+BEYOND = {
+    "file": {"artifacts.py", "params.py"},
+    "function": set(),
+    "parameters": {"_crossed", "_warm_steps", "build_unet", "kernels", "measure", "sample", "time_training", "train"},
+    "folder": {"nafld_utils", "stages"},
+}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return house.measure()
+
+
+@pytest.mark.parametrize("kind", house.LIMITS)
+def test_the_package_keeps_its_limits_and_the_exceptions_only_shrink(kind, measured):
+    beyond = measured.beyond(kind)
+    found = {re.split("[/:.]", name)[-1] if ":" in name else name.rpartition("/")[2] for name in beyond}
+    assert found <= BEYOND[kind], f"beyond the limit of {house.LIMITS[kind]} {house.UNITS[kind]}: {beyond}"
+    assert found == BEYOND[kind], f"within the limit by now, remove from BEYOND: {BEYOND[kind] - found}"
+
+
+def test_the_package_is_measured_as_stated(tmp_path):
+    source = '''"""Two lines
+of docstring."""
+
+# a comment
+import os
+
+
+class Thing:
+    """One line."""
+
+    def act(self, a, *rest, b=1, **more):  # counted: a comment beside code
+        """One line."""
+
+        def inner():
+            return """a text,
+
+            no docstring"""
+
+        return inner
+'''
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "thing.py").write_text(source)
+    (tmp_path / "empty.py").write_text("")
+    found = house.measure(tmp_path)
+    assert (found.modules, found.code, found.docstrings) == (2, 7, 4)
+    assert found.sizes["file"] == {"room/thing.py": 7, "empty.py": 0}
+    assert found.sizes["function"] == {"room/thing.py:Thing.act": 5, "room/thing.py:Thing.act.inner": 3}
+    assert found.sizes["parameters"] == {"room/thing.py:Thing.act": 2, "room/thing.py:Thing.act.inner": 0}
+    assert found.sizes["folder"] == {tmp_path.name: 1, f"{tmp_path.name}/room": 1}
+    large = house.House(1, 401, 0, {**found.sizes, "file": house.Counter({"a.py": 401, "b.py": 400})})
+    assert large.beyond("file") == {"a.py": 401}
+    assert "largest file: 401 lines of code, a.py (limit 400, 1 beyond it)\n    401 a.py" in house.report(large)
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
