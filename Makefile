@@ -56,8 +56,7 @@ plan: $(VENV)/.ready     ## say which stages would run, and why
 	@$(NAFLD) resolve --dry-run $(OPTIONS)
 
 dry-run: $(VENV)/.ready  ## say how many classifiers would be trained, what is done, and how long it takes here
-	@$(VENV)/bin/python -m nafld_utils.sweep_dry_run --profile "$$NAFLD_PROFILE" --run "$$NAFLD_RUN" \
-	  --set "$$NAFLD_SET" --data "$$NAFLD_DATA"
+	@$(NAFLD) dry-run $(OPTIONS)
 
 report-zip: $(VENV)/.ready ## pack the report pages of RUN into one archive to mail
 	@$(NAFLD) report-zip -- "$$NAFLD_RUN"

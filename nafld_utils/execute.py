@@ -87,7 +87,7 @@ class Console:
                 self._stop.wait(0.5)
 
 
-def run_notebook(run: Run, stage: str, notebook: Path, overrides: Mapping[str, Any]) -> Path:
+def run_notebook(run: Run, stage: str, notebook: Path) -> Path:
     """Execute the notebook of a stage; see the module's contract.
 
     Parameters
@@ -97,9 +97,7 @@ def run_notebook(run: Run, stage: str, notebook: Path, overrides: Mapping[str, A
     stage : str
         Name of the stage.
     notebook : Path
-        The notebook, with a cell tagged ``parameters`` that sets ``profile`` and ``overrides``.
-    overrides : mapping
-        Dotted setting to value, handed to the notebook.
+        The notebook, with a cell tagged ``parameters`` that sets ``profile`` and ``overrides``, the run's.
 
     Returns
     -------
@@ -118,7 +116,7 @@ def run_notebook(run: Run, stage: str, notebook: Path, overrides: Mapping[str, A
     failed = run.reports / f"{stage}.failed.ipynb"
     try:
         with _environment(run) as progress_file, Console(stage, progress_file) as console:
-            _papermill(notebook, half, {"profile": run.settings.profile, "overrides": dict(overrides)}, console)
+            _papermill(notebook, half, {"profile": run.settings.profile, "overrides": run.overrides}, console)
             fault = artifacts.stage_fault(run, stage)
             if fault:
                 raise StageError(f"{stage} ran, but {fault}: its last cell must call artifacts.finish", None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,28 +58,14 @@ overview.stages(run, notebooks)"""
 _RUNS_CELL = "overview.runs(run)"
 
 
-def start(run: Run, overrides: Mapping[str, Any], notebooks: Path, options: Sequence[str] = ()) -> int:
-    """Write the start page and become JupyterLab; returns only where that fails.
+def start(run: Run, notebooks: Path, options: Sequence[str] = ()) -> int:
+    """Write the start page and become JupyterLab for a run; returns only where that fails, may raise OSError.
 
-    Parameters
-    ----------
-    run : Run
-        The run that notebooks open.
-    overrides : mapping
-        Its overrides, as `graph.open_run` gives them.
-    notebooks : Path
-        Folder of the notebooks; the folder above it is the server's root.
-    options : sequence of str
-        Further options of ``jupyter lab``, e.g. ``--no-browser``.
-
-    Raises
-    ------
-    OSError
-        The start page cannot be written.
+    The folder above the notebooks is the server's root; `options` are further ones of ``jupyter lab``.
     """
     write_start_page(run, notebooks)
     sys.stdout.flush()
-    os.execve(sys.executable, command(notebooks, options), environment(run, overrides, notebooks))
+    os.execve(sys.executable, command(notebooks, options), environment(run, notebooks))
 
 
 def command(notebooks: Path, options: Sequence[str] = ()) -> list[str]:
@@ -97,11 +83,11 @@ def command(notebooks: Path, options: Sequence[str] = ()) -> list[str]:
     return [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in settings.items()), *options]
 
 
-def environment(run: Run, overrides: Mapping[str, Any], notebooks: Path) -> dict[str, str]:
+def environment(run: Run, notebooks: Path) -> dict[str, str]:
     """Environment of the server, which its kernels inherit."""
     given = {
         "profile": run.settings.profile,
-        "overrides": dict(overrides),
+        "overrides": run.overrides,
         "notebooks": str(notebooks.absolute()),
     }
     kept = {name: value for name, value in os.environ.items() if name not in _OF_MAKE}
@@ -120,12 +106,7 @@ def write_start_page(run: Run, notebooks: Path) -> Path:
 
 
 def start_page(run: Run, notebooks: Path) -> Any:
-    """The start page of a run, executed: a notebook whose cells make its tables anew.
-
-    Returns
-    -------
-    nbformat.NotebookNode
-    """
+    """The start page of a run, executed: a notebook (nbformat.NotebookNode) whose cells make its tables anew."""
     from nbformat import v4
 
     def executed(source: str, text: str, count: int) -> Any:

@@ -87,7 +87,6 @@ ORDER = [
     ["benchmarks", "explain_benchmark"],
     ["graph", "doctor"],
     ["overview"],
-    ["sweep_dry_run"],
     ["gpu_study", "interval_study"],
     ["report.pages"],
     ["report.notebooks"],

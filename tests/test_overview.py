@@ -43,8 +43,12 @@ def finish(run: Run, stage: str) -> None:
     artifacts.finish(run, stage, [unit])
 
 
-def by_stage(run):
-    return overview.stage_states(run, NOTEBOOKS).set_index("stage")
+def stages(run, notebooks=NOTEBOOKS):
+    return graph.status(run, notebooks)
+
+
+def seen(stage):
+    return stage.state, stage.why, stage.report
 
 
 # ---------------------------------------------------------------- which run a notebook opens
@@ -74,7 +78,7 @@ def test_elsewhere_the_parameters_say_it_all(monkeypatch, missing):
 
 def test_make_within_jupyterlab_keeps_its_own_variables(monkeypatch):
     in_lab(monkeypatch, "smoke")
-    assert graph.open_run("demo")[0].name == "demo"
+    assert artifacts.open_run("demo", in_lab=False).name == "demo"
 
 
 def test_a_report_that_is_made_within_jupyterlab_is_of_its_own_run(empty, monkeypatch):
@@ -87,9 +91,7 @@ def test_a_report_that_is_made_within_jupyterlab_is_of_its_own_run(empty, monkey
 
 
 def test_nothing_is_done_in_an_empty_folder(empty):
-    table = by_stage(empty)
-    assert table["state"].eq("not run").all()
-    assert table["report"].eq("none").all()
+    assert {seen(stage) for stage in stages(empty).values()} == {("not run", "", "none")}
     assert "Nothing" not in overview.here(empty, FIRST).data
     assert "**0 of 1 done**" in overview.here(empty, FIRST).data
     assert "cohort: not made yet" in overview.here(empty, FIRST).data.replace("\\", "")
@@ -99,8 +101,8 @@ def test_nothing_is_done_in_an_empty_folder(empty):
 
 def test_what_was_made_in_jupyterlab_alone_is_done_without_a_report(empty):
     finish(empty, FIRST)
-    assert by_stage(empty).loc[FIRST].tolist() == ["done", "", "none"]
-    assert by_stage(empty).loc[SECOND, "state"] == "not run"
+    assert seen(stages(empty)[FIRST]) == ("done", "", "none")
+    assert stages(empty)[SECOND].state == "not run"
 
 
 def test_a_stage_is_stale_by_its_units_its_settings_or_what_it_follows(empty):
@@ -110,14 +112,14 @@ def test_a_stage_is_stale_by_its_units_its_settings_or_what_it_follows(empty):
     graph.write_stamps(empty)
     for stage in (FIRST, SECOND):
         graph.report_path(empty, stage).write_text("{}")
-    assert by_stage(empty).loc[[FIRST, SECOND], "state"].tolist() == ["done", "done"]
+    assert [stages(empty)[name].state for name in (FIRST, SECOND)] == ["done", "done"]
     other = artifacts.open_run("smoke", {"cohort.simulation_seed": 5})
-    assert by_stage(other).loc[FIRST, "why"] == "cohort.simulation_seed 3 -> 5"
-    assert by_stage(artifacts.open_run("smoke", {"folds.seed": 5})).loc[FIRST, "state"] == "done"
+    assert stages(other)[FIRST].why == "cohort.simulation_seed 3 -> 5"
+    assert stages(artifacts.open_run("smoke", {"folds.seed": 5}))[FIRST].state == "done"
     (empty.root / f"toy {FIRST}" / "made.txt").unlink()
-    assert by_stage(empty).loc[FIRST, "state"] == "stale"
-    assert "made.txt is missing" in by_stage(empty).loc[FIRST, "why"]
-    assert by_stage(empty).loc[SECOND].tolist()[:2] == ["stale", f"follows {FIRST}"]
+    assert stages(empty)[FIRST].state == "stale"
+    assert "made.txt is missing" in stages(empty)[FIRST].why
+    assert seen(stages(empty)[SECOND])[:2] == ("stale", f"follows {FIRST}")
 
 
 def test_a_notebook_that_was_saved_again_leaves_what_it_made_done(empty, tmp_path):
@@ -129,15 +131,15 @@ def test_a_notebook_that_was_saved_again_leaves_what_it_made_done(empty, tmp_pat
     graph.report_path(empty, FIRST).write_text("{}")
     later = graph.report_path(empty, FIRST).stat().st_mtime + 1
     os.utime(folder / f"{FIRST}.ipynb", (later, later))
-    table = overview.stage_states(empty, folder).set_index("stage")
-    assert table.loc[FIRST].tolist() == ["done", "", "older: the notebook was edited"]
+    found = stages(empty, folder)[FIRST]
+    assert (*seen(found), found.due) == ("done", "", "older", "the notebook was edited")
 
 
 def test_a_failed_notebook_is_named_with_its_copy(empty):
     empty.reports.mkdir(parents=True)
     (empty.reports / f"{SECOND}.failed.ipynb").write_text("{}")
-    assert by_stage(empty).loc[SECOND, "state"] == "failed"
-    assert f"{SECOND}.failed.ipynb" in by_stage(empty).loc[SECOND, "why"]
+    assert stages(empty)[SECOND].state == "failed"
+    assert f"{SECOND}.failed.ipynb" in stages(empty)[SECOND].why
 
 
 def test_an_interrupted_unit_goes_on(empty):
@@ -197,11 +199,11 @@ def test_a_command_survives_the_shell_whatever_a_path_or_a_name_holds(empty, tmp
     cohort = tmp_path / "O'Brien's $HOME images"
     cohort.mkdir()
     overrides = "cohort.class_names=['no', 'no finding'] sweep.n_seeds=3"
-    run, given = graph.open_run("smoke", "mine", overrides, str(cohort))
-    line = overview.command("all", "mine", {"profile": "smoke", "overrides": given})
+    run = artifacts.open_run("smoke", overrides, run="mine", data=str(cohort))
+    line = overview.command("all", "mine", {"profile": "smoke", "overrides": run.overrides})
     words = dict(word.split("=", 1) for word in shlex.split(line)[2:])
     assert words["DATA"] == str(cohort)
-    again, _ = graph.open_run(words["PROFILE"], words["RUN"], words["SET"], words["DATA"])
+    again = artifacts.open_run(words["PROFILE"], words["SET"], run=words["RUN"], data=words["DATA"])
     assert again == run
 
 
@@ -216,7 +218,7 @@ def test_the_commands_of_the_start_page_open_the_runs_that_they_name(empty, caps
         name = given["overrides"].get("run", given["profile"])
         assert overview.command("lab", name, given) == words
         overrides = words.partition("SET='")[2].rstrip("'")
-        opened, _ = graph.open_run(given["profile"], name, overrides)
+        opened = artifacts.open_run(given["profile"], overrides, run=name)
         assert opened == artifacts.open_run(given["profile"], given["overrides"])
 
 
@@ -238,7 +240,7 @@ def test_the_server_fetches_nothing_and_inherits_no_make(empty, tmp_path, monkey
     assert f"--ServerApp.root_dir={tmp_path}" in command
     assert "--LabApp.default_url=/lab/tree/notebooks/start.ipynb" in command
     assert "--LabApp.news_url=None" in command
-    environment = lab.environment(empty, {"run": "a"}, tmp_path / "notebooks")
+    environment = lab.environment(artifacts.open_run("smoke", run="a"), tmp_path / "notebooks")
     given = {"profile": "smoke", "overrides": {"run": "a"}, "notebooks": str(tmp_path / "notebooks")}
     assert json.loads(environment[artifacts.LAB]) == given
     assert not {"MAKEFLAGS", "MAKELEVEL"} & set(environment)
@@ -269,7 +271,7 @@ def test_a_wrong_setting_stops_before_a_server_starts(tmp_path, monkeypatch, cap
     assert json.loads(environment[artifacts.LAB])["overrides"] == {"sweep.n_seeds": 3}
     assert (tmp_path / "notebooks" / overview.START).exists()
     with pytest.raises(SettingsError):
-        graph.open_run("smoke", overrides="sweep.n_seed=3")
+        artifacts.open_run("smoke", "sweep.n_seed=3")
 
 
 # ---------------------------------------------------------------- cells in any order
@@ -322,9 +324,7 @@ def test_the_units_that_a_stage_names_are_those_that_it_made(run, stage):
 
 @pytest.mark.slow
 def test_a_finished_run_is_done_with_its_reports(run):
-    table = by_stage(run)
-    assert table["state"].eq("done").all()
-    assert table["report"].eq("current").all()
+    assert {seen(stage) for stage in stages(run).values()} == {("done", "", "current")}
     assert "8 stages: 8 done" in overview.stages_text(run, NOTEBOOKS)
 
 
