@@ -22,18 +22,7 @@ STAGE_FAILED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        Default: those of the process.
-
-    Returns
-    -------
-    int
-        Exit status: 0 done, 1 a notebook failed, 2 something given is wrong.
-    """
+    """Run the command line; exit status 0: done, 1: a notebook failed, 2: something given is wrong."""
     options = _parser().parse_args(arguments)
     # On import jsonschema compiles this grammar of addresses, for two seconds; without it, it leaves that check out.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]

@@ -285,18 +285,9 @@ def write_stamps(run: Run) -> dict[str, str]:
 def settle_times(run: Run, stale: Collection[str], notebooks: Path) -> None:
     """Make the times that make compares tell the order of events, whatever was done to the clock since.
 
-    Reports of stages that must run again become older than anything, so that a report from before the clock was set
-    back cannot pass for new; what lies ahead of the clock is brought to now, so that nothing runs again and again
+    Reports of `stale` stages, which must run again, become older than anything, so that one from before the clock was
+    set back cannot pass for new. What lies ahead of the clock is brought to now, so that nothing runs again and again
     (unless a notebook itself lies ahead: then its stage does, with the same results, until the clock is there).
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    stale : collection of str
-        Stages that must run again.
-    notebooks : Path
-        Folder of the notebooks.
     """
     front, now = run.reports / "index.html", time.time()
     for stage in STAGES:

@@ -128,8 +128,12 @@ def trained_again_text(run: Run) -> str:
         again = trained_again(run)
     except ValueError as error:
         return f"Which finished trainings would be made again cannot be told: {error}"
-    parts = [f"{len(seconds)} {kind} ({sum(seconds) / 3600:.1f} h)" for kind, seconds in again.items()]
+    parts = [f"{len(seconds)} {kind} ({_duration(sum(seconds))})" for kind, seconds in again.items()]
     return f"would be made again: {', '.join(parts)}" if parts else ""
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 360 else f"{seconds / 60:.1f} min"
 
 
 # ---------------------------------------------------------------- at the top of a notebook
@@ -141,6 +145,7 @@ def here(run: Run, stage: str) -> Any:
     Parameters
     ----------
     run : Run
+        The run.
     stage : str
         Name of the stage.
 
