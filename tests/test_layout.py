@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,16 @@ def test_importing_the_light_modules_loads_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
+
+
+def test_to_plan_an_unchanged_run_loads_no_array_or_table_library(tmp_path):
+    code = (
+        "import sys\nfrom nafld_utils import cli\ncli.main(['resolve', '--dry-run', '--profile', 'smoke'])\n"
+        "print([m for m in ('numpy', 'pandas', 'pyarrow', 'torch') if m in sys.modules])"
+    )
+    environment = {**os.environ, "NAFLD_ROOT": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout.splitlines()[-2:] == ["smoke: 8 of 8 stages would run.", "[]"]
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from nafld_utils import artifacts, cli, engine, execute, graph, lab, overview
+from nafld_utils import artifacts, cli, engine, execute, graph, lab, overview, trial_store
 from nafld_utils.artifacts import Run
 from nafld_utils.params import SettingsError
+from nafld_utils.stages import sweep
 
 NOTEBOOKS = PROJECT / "notebooks"
 FIRST, SECOND, *_, LAST = graph.STAGES
@@ -336,3 +337,57 @@ def test_the_run_of_a_toy_is_not_confused_with_another(empty):
     text = overview.runs_text(SimpleNamespace(name="two", root=run.root))
     assert "| two (open now) | 1 of 8 | `make lab PROFILE=smoke RUN=two` |" in text
     assert "| one | 1 of 8 | `make lab PROFILE=smoke RUN=one` |" in text
+
+
+# ---------------------------------------------------------------- trainings that would be made again
+
+
+def seal(unit, seconds):
+    with unit.writing(seconds=seconds) as folder:
+        (folder / "made.txt").write_text("x")
+
+
+def trained(run):
+    """Seal the denoisers, GANs and latents of a run and one of its classifiers, an hour each."""
+    for unit in overview.units_of(run, "03_ldm_training"):
+        seal(unit, 3600)
+    trial, *_ = sweep.trials(run).to_dict("records")
+    scores = pd.DataFrame({"image_id": ["a"], "patient_id": ["p"], "label": [0], "score": [0.5]})
+    names = {name: trial[name] for name in trial_store.TRIAL_COLUMNS}
+    trial_store.write_trial(sweep.store(run), trial["hash"], scores, {**names, "seconds": 360.0})
+
+
+def test_finished_trainings_that_settings_would_make_again_are_counted_with_their_hours(empty):
+    assert overview.trained_again(empty) == {}, "nothing is finished yet"
+    trained(empty)
+    assert overview.trained_again(empty) == {}
+    assert overview.trained_again_text(empty) == ""
+    longer = artifacts.open_run("smoke", "ldm.steps=7")
+    assert overview.trained_again(longer) == {"denoisers": [3600.0] * 4}, "the classifier is of real images alone"
+    again = artifacts.open_run("smoke", "folds.seed=5")
+    text = "would be made again: 4 denoisers (4.0 h), 2 GANs (2.0 h), 1 classifiers (0.1 h)"
+    assert overview.trained_again_text(again) == text
+    assert overview.trained_again(artifacts.open_run("smoke", "sweep.steps=7 sweep.n_seeds=2")) == {
+        "classifiers": [360]
+    }
+    lost = artifacts.open_run("smoke", {"cohort.source": "file", "cohort.path": "/nowhere/cohort.mat"})
+    assert "cannot be told" in overview.trained_again_text(lost)
+
+
+def test_plan_says_which_trainings_would_be_made_again_and_looks_only_where_something_changed(
+    empty, monkeypatch, capsys
+):
+    words = ["resolve", "--dry-run", "--profile", "smoke", "--notebooks", str(NOTEBOOKS)]
+    cli.main(words)
+    trained(empty)
+    finish(empty, FIRST)
+    graph.write_stamps(empty)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(overview, "trained_again", lambda run: pytest.fail("nothing has changed"))
+        cli.main(words)
+    assert "again" not in capsys.readouterr().out
+    cli.main([*words, "--set", "ldm.steps=7"])
+    *_, again, last = capsys.readouterr().out.splitlines()
+    assert again == "would be made again: 4 denoisers (4.0 h)"
+    assert last == "smoke: 8 of 8 stages would run."

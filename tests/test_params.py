@@ -108,7 +108,7 @@ def test_the_paper_on_a_cpu_changes_counts_and_sources_of_weights_alone(tmp_path
 def test_override_strings_and_mappings_agree():
     a = params.load("demo", ["sweep.n_seeds=7", "ldm.class.loss=l1", "ldm.folds=[0, 1]", "run=x"])
     b = params.load("demo", {"sweep": {"n_seeds": 7}, "ldm.class.loss": "l1", "ldm": {"folds": [0, 1]}, "run": "x"})
-    assert a == b
+    assert a == b == params.load("demo", "sweep.n_seeds=7 ldm.class.loss=l1 ldm.folds=[0, 1] run=x")
     assert a.sweep.n_seeds == 7
     assert a.ldm.class_.loss == "l1"
     assert a.name == "x"
