@@ -52,7 +52,7 @@ $(STAGES): settings      ## run one stage and what it needs, e.g. make 05_qualit
 	@$(MAKE) --no-print-directory -j$(JOBS) $(REPORTS)/$@.html
 	@echo "$(RUN): up to date, open $(REPORTS)/$@.html"
 
-plan: $(VENV)/.ready     ## say which stages would run, and why
+plan: $(VENV)/.ready     ## say which stages would run, why, and which finished trainings would be made again
 	@$(NAFLD) resolve --dry-run $(OPTIONS)
 
 dry-run: $(VENV)/.ready  ## say how many classifiers would be trained, what is done, and how long it takes here

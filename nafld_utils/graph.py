@@ -113,29 +113,28 @@ def _stage(run: Run, name: str, upstream: list[Stage], notebooks: Path | None, f
     changed, fault = _changed(run, name, files_may_be_gone), artifacts.stage_fault(run, name) or ""
     late = "its settings changed after it last ran" if age(report, stamp) is Age.OLDER else ""
 
-    state, why = State.DONE, ""
+    moved = "not run yet" if changed is None else changed or (fault if report.exists() else "")
+    absent = "" if report.exists() else "not run yet"
+    follows = [f"follows {other.name}" for other in upstream if other.due]
+    edited = notebooks and age(report, notebooks / f"{name}.ipynb") is Age.OLDER
+    newer = [other.name for other in upstream if age(report, report_path(run, other.name)) is Age.OLDER]
+    after = [late, *(f"{other} ran after it" for other in newer)]
+    due = _first(moved, absent, *follows, "the notebook was edited" if edited else "", *after)
+
     if report.with_name(f"{name}.failed.ipynb").exists():
         state, why = State.FAILED, f"its half-run copy is {name}.failed.ipynb beside the reports"
     elif not (run.root / name / "stage.json").exists():
-        state = State.NOT_RUN
+        state, why = State.NOT_RUN, ""
     else:
         behind = [f"follows {other.name}" for other in upstream if other.state is not State.DONE]
-        why = next(filter(None, (changed, fault, late, *behind)), "")
+        why = _first(changed, fault, late, *behind)
         state = State.STALE if why else State.DONE
-
-    moved = "not run yet" if changed is None else changed or (fault if report.exists() else "")
-    reasons = [moved, "" if report.exists() else "not run yet"]
-    reasons += [f"follows {other.name}" for other in upstream if other.due]
-    if notebooks and age(report, notebooks / f"{name}.ipynb") is Age.OLDER:
-        reasons.append("the notebook was edited")
-    reasons.append(late)
-    reasons += [
-        f"{other.name} ran after it" for other in upstream if age(report, report_path(run, other.name)) is Age.OLDER
-    ]
-    due = next(filter(None, reasons), "")
-
-    of_report = Age.NONE if not report.exists() else Age.OLDER if due else Age.CURRENT
+    of_report = Age.NONE if absent else Age.OLDER if due else Age.CURRENT
     return Stage(name, state, why, moved, due, of_report, age(report.with_suffix(".html"), report))
+
+
+def _first(*reasons: str | None) -> str:
+    return next(filter(None, reasons), "")
 
 
 def age(path: Path, *sources: Path) -> Age:
