@@ -128,7 +128,10 @@ def trained_again_text(run: Run) -> str:
         again = trained_again(run)
     except ValueError as error:
         return f"Which finished trainings would be made again cannot be told: {error}"
-    parts = [f"{len(seconds)} {kind} ({_duration(sum(seconds))})" for kind, seconds in again.items()]
+    parts = []
+    for kind, seconds in again.items():
+        name = kind if len(seconds) > 1 else kind.removesuffix("s")
+        parts.append(f"{len(seconds)} {name} ({_duration(sum(seconds))})")
     return f"would be made again: {', '.join(parts)}" if parts else ""
 
 

@@ -365,7 +365,7 @@ def test_finished_trainings_that_settings_would_make_again_are_counted_with_thei
     longer = artifacts.open_run("smoke", "ldm.steps=7")
     assert overview.trained_again(longer) == {"denoisers": [3600.0] * 4}, "the classifier is of real images alone"
     again = artifacts.open_run("smoke", "folds.seed=5")
-    text = "would be made again: 4 denoisers (4.0 h), 2 GANs (2.0 h), 1 classifiers (0.1 h)"
+    text = "would be made again: 4 denoisers (4.0 h), 2 GANs (2.0 h), 1 classifier (0.1 h)"
     assert overview.trained_again_text(again) == text
     assert overview.trained_again(artifacts.open_run("smoke", "sweep.steps=7 sweep.n_seeds=2")) == {
         "classifiers": [360]
