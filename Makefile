@@ -52,12 +52,11 @@ $(STAGES): settings      ## run one stage and what it needs, e.g. make 05_qualit
 	@$(MAKE) --no-print-directory -j$(JOBS) $(REPORTS)/$@.html
 	@echo "$(RUN): up to date, open $(REPORTS)/$@.html"
 
-plan: $(VENV)/.ready     ## say which stages would run, and why
+plan: $(VENV)/.ready     ## say which stages would run, why, and which finished trainings would be made again
 	@$(NAFLD) resolve --dry-run $(OPTIONS)
 
 dry-run: $(VENV)/.ready  ## say how many classifiers would be trained, what is done, and how long it takes here
-	@$(VENV)/bin/python -m nafld_utils.sweep_dry_run --profile "$$NAFLD_PROFILE" --run "$$NAFLD_RUN" \
-	  --set "$$NAFLD_SET" --data "$$NAFLD_DATA"
+	@$(NAFLD) dry-run $(OPTIONS)
 
 report-zip: $(VENV)/.ready ## pack the report pages of RUN into one archive to mail
 	@$(NAFLD) report-zip -- "$$NAFLD_RUN"

@@ -26,12 +26,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from nafld_utils import params
+
+if TYPE_CHECKING:  # else imported where they are needed: `make plan` needs neither
+    import numpy as np
+    import pandas as pd
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "run.json"
@@ -181,6 +182,8 @@ def save_table(path: str | Path, table: pd.DataFrame) -> Path:
 
 def save_array(path: str | Path, array: np.ndarray) -> Path:
     """Write an array atomically as .npy, without pickle."""
+    import numpy as np
+
     with replacing(path) as temporary, open(temporary, "wb") as handle:
         np.save(handle, np.asarray(array), allow_pickle=False)
     return Path(path)
@@ -207,6 +210,8 @@ def array_in_parts(path: str | Path, leading: Sequence[int]) -> Iterator[Callabl
     ValueError
         There is no part, they do not have that many rows, or differ in dtype or shape; nothing is left behind.
     """
+    import numpy as np
+
     rows, kind = 0, None
     with replacing(path) as temporary:
         with open(temporary, "wb") as handle:
@@ -230,6 +235,8 @@ def array_in_parts(path: str | Path, leading: Sequence[int]) -> Iterator[Callabl
 
 def load_table(path: str | Path) -> pd.DataFrame:
     """Read a table written by `save_table`."""
+    import pandas as pd
+
     return pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
 
 
@@ -243,6 +250,8 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     MemoryError
         The system gives no memory for it.
     """
+    import numpy as np
+
     try:
         found = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -261,7 +270,7 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     return found
 
 
-def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = np.uint8) -> np.memmap:
+def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = "uint8") -> np.memmap:
     """A new .npy file that is filled piece by piece, for arrays larger than memory; its room on the disk is taken now.
 
     Raises
@@ -269,6 +278,8 @@ def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = np.uint8
     OSError
         The disk is too small; without asking first, the process would be killed at a later write.
     """
+    import numpy as np
+
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):  # macOS has none
         with open(path, "r+b") as handle:
@@ -419,8 +430,13 @@ class Unit:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Manifest of a folder, or None where there is none or it is damaged."""
+    return read_json(folder / MANIFEST)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A stored JSON mapping, or None where there is none or it is damaged."""
     try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -432,10 +448,11 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return digest(json.loads(json.dumps(content, default=str)))
 
 
-def _damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+def _damage(folder: Path, manifest: Mapping[str, Any], name: str = MANIFEST) -> str | None:
+    """What is wrong with the files that a manifest or a stage's record lists, or with itself; `name` is its file."""
     # manifests of earlier versions have no seal
     if "seal" in manifest and manifest["seal"] != _seal(manifest):
-        return f"its file {MANIFEST} has other content than when it was written"
+        return f"its file {name} has other content than when it was written"
     for name, (size, sha256) in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file():
@@ -547,9 +564,10 @@ def environment() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A named run: its settings and its folders."""
+    """A named run: its settings, what was given that differs from the profile, by dotted key, and its folders."""
 
     settings: params.Settings
+    overrides: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     remembered: dict[Any, Unit] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -595,11 +613,7 @@ class Run:
 
     def _provenance(self) -> dict[str, Any]:
         """Provenance of the stored cohort; empty where none is loaded yet."""
-        try:
-            stored = json.loads((self.root / "cohort" / "provenance.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
+        return read_json(self.root / "cohort" / "provenance.json") or {}
 
     def unit(
         self,
@@ -634,6 +648,8 @@ class Run:
 
     def show(self, *sections: str) -> pd.DataFrame:
         """Settings in force as a table: ``setting, value, unchanged`` (whether it is the paper profile's value)."""
+        import pandas as pd
+
         paper = params.flat(params.load(params.BASE_PROFILE).model_dump(mode="json", by_alias=True))
         mine = params.flat(self.settings.model_dump(mode="json", by_alias=True))
         rows = [
@@ -661,16 +677,85 @@ def remembered(function: Callable[..., Unit]) -> Callable[..., Unit]:
     return named
 
 
-def open_run(profile: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Run:
+def open_run(
+    profile: str | None = None,
+    overrides: str | Iterable[str] | Mapping[str, Any] = (),
+    *,
+    run: str = "",
+    data: str = "",
+    in_lab: bool = True,
+) -> Run:
     """Validate the settings and return the run; creates nothing on disk.
 
-    In JupyterLab a notebook whose parameters are as committed, the default profile and no overrides, opens the run that
-    ``make lab`` was started for (`given_to_lab`); parameters that were edited win.
+    Parameters
+    ----------
+    profile : str, optional
+        Name of a profile. Without one, `run` is opened as make was last asked for it.
+    overrides : str, iterable of str, or mapping
+        As `params.parse_overrides` reads them.
+    run : str
+        Name of the run; empty: as the settings say, by default the profile's.
+    data : str
+        Path of a cohort; stands for ``cohort.source=file cohort.path=<its absolute path>`` in any profile, the
+        simulated ones included.
+    in_lab : bool
+        In JupyterLab a notebook whose parameters are as committed, the default profile and no overrides, opens the run
+        that ``make lab`` was started for (`given_to_lab`); parameters that were edited win. False: as elsewhere.
+
+    Raises
+    ------
+    SettingsError
+        One sentence that names the setting.
+    ValueError
+        There is no such run, or it was made with settings that this code does not have.
     """
-    given = given_to_lab()
-    if given and profile == params.DEFAULT_PROFILE and not overrides:
+    if profile is None:
+        return _open_stored(run)
+    given = given_to_lab() if in_lab else None
+    if given and profile == params.DEFAULT_PROFILE and not (overrides or run or data):
         profile, overrides = given["profile"], given["overrides"]
-    return Run(params.load(profile, overrides))
+    values = params.parse_overrides(overrides)
+    if data:
+        values |= _cohort_at(data, values)
+    if run and run != profile:
+        values["run"] = run
+    return Run(params.load(profile, values), values)
+
+
+def _cohort_at(data: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that stand for ``DATA``."""
+    clash = sorted({"cohort.source", "cohort.path"} & set(values))
+    if clash:
+        raise params.SettingsError(f"DATA and SET both say where the cohort is ({', '.join(clash)}); give one of them.")
+    path = Path(data).expanduser().absolute()
+    if not path.exists():
+        raise params.SettingsError(
+            f"DATA={data}: expected the path of a cohort, found nothing there; correct the path."
+        )
+    return {"cohort.source": "file", "cohort.path": str(path)}
+
+
+def stored_runs() -> list[str]:
+    """Names of the runs under the work folder, sorted."""
+    return sorted(path.parent.parent.name for path in (work_root() / "artifacts").glob("*/settings/run.json"))
+
+
+def _open_stored(name: str) -> Run:
+    there = f"runs here: {', '.join(stored_runs()) or 'none'}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"expected the name of a run, found {name!r}; {there}.")
+    given = read_json(work_root() / "artifacts" / name / "settings" / "run.json")
+    if given is None or not isinstance(given.get("overrides", {}), dict):
+        raise ValueError(
+            f"run {name!r}: expected it under artifacts/, found none; {there}. Make it with make all RUN={name}."
+        )
+    try:
+        run = open_run(str(given.get("profile")), given.get("overrides", {}), in_lab=False)
+    except params.SettingsError as error:
+        raise ValueError(f"run {name!r} was made with settings that this code does not have: {error}") from None
+    if run.name != name:
+        raise ValueError(f"run {name!r}: its settings name the run {run.name!r}; the folder was renamed, make it anew.")
+    return run
 
 
 def given_to_lab() -> dict[str, Any] | None:
@@ -729,6 +814,8 @@ def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd
     -----
     Beside the numbers of a foreign cohort (`Run.is_foreign`) no number of the paper's is written.
     """
+    import pandas as pd
+
     rows = list(rows)
     for row in rows:
         unknown = set(row) - set(CLAIM_COLUMNS)
@@ -754,6 +841,8 @@ def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
     pandas.DataFrame
         ``file`` (relative to the work folder), ``size_kib``, ``made_in_s`` (of its unit, in seconds).
     """
+    import pandas as pd
+
     units = [unit.require() for unit in units]
     for unit in units:  # of processes that were killed between sealing and clearing up
         shutil.rmtree(unit.work, ignore_errors=True)
@@ -774,29 +863,37 @@ def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
 
 
 def stage_fault(run: Run, stage: str) -> str | None:
-    """Why a finished stage is no longer valid (a unit is missing, changed or damaged); None when it is valid."""
+    """Why a stage is not finished or no longer valid, in words; None when every unit it stands on is whole.
+
+    A unit is missing, changed, damaged, or was made by another revision of its modules than today's.
+    """
+    folder = run.root / stage
     try:
-        record = json.loads((run.root / stage / "stage.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
         entries = [(entry["unit"], entry["hash"]) for entry in record["units"]]
-        damage = _damage(run.root / stage, record)
+        damage = _damage(folder, record, "stage.json")
     except FileNotFoundError:
         return "it has not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its file stage.json has other content than when it was written"
+    return damage or next(filter(None, (_unit_fault(run, *entry) for entry in entries)), None)
+
+
+def _unit_fault(run: Run, name: str, wanted: str) -> str | None:
+    """Why a unit, by its folder below the run's and its hash, is not what a finished stage stands on."""
+    manifest = read_manifest(run.root / name)
+    if manifest is None:
+        return f"{name} is missing"
+    if manifest.get("hash") != wanted:
+        return f"{name} was made anew with other settings"
+    damage = _damage(run.root / name, manifest)
     if damage:
-        return damage.replace(MANIFEST, "stage.json")
-    for name, wanted in entries:
-        manifest = read_manifest(run.root / name)
-        if manifest is None:
-            return f"{name} is missing"
-        if manifest.get("hash") != wanted:
-            return f"{name} was made anew with other settings"
-        damage = _damage(run.root / name, manifest)
-        if damage:
-            return f"{name}: {damage}"
+        return f"{name}: {damage}"
+    for module, made_by in manifest.get("revisions", {}).items():
+        try:
+            today = revision(module)
+        except ValueError:
+            today = None
+        if today != made_by:
+            return f"{name} was made by revision {made_by} of {module}, today's is {today}"
     return None
-
-
-def stage_valid(run: Run, stage: str) -> bool:
-    """Whether every unit that a finished stage stands on is still whole."""
-    return stage_fault(run, stage) is None

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nafld_utils.artifacts import Run
@@ -22,18 +22,7 @@ STAGE_FAILED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        Default: those of the process.
-
-    Returns
-    -------
-    int
-        Exit status: 0 done, 1 a notebook failed, 2 something given is wrong.
-    """
+    """Run the command line; exit status 0: done, 1: a notebook failed, 2: something given is wrong."""
     options = _parser().parse_args(arguments)
     # On import jsonschema compiles this grammar of addresses, for two seconds; without it, it leaves that check out.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -48,30 +37,59 @@ def _resolve(options: argparse.Namespace) -> int:
     """Validate, look ahead, and move the stamps that make compares with."""
     from nafld_utils import artifacts, graph
 
-    run, overrides = _open(options)
-    todo = graph.plan(run, options.notebooks)
+    run = _open(options)
+    found = graph.status(run, options.notebooks)
+    todo = {name: stage.due for name, stage in found.items() if stage.due}
     if options.dry_run:
         graph.check_folder(run)
         for stage, reason in todo.items():
             print(f"{stage}  {reason}")
-        print(f"{run.name}: {len(todo)} of {len(graph.STAGES)} stages would run.")
+        if graph.has_changed(run, found):
+            from nafld_utils import overview
+
+            again = overview.trained_again_text(run)
+            print(again, end="\n" if again else "")
+        print(f"{run.name}: {len(todo)} of {len(found)} stages would run.")
         return 0
     if todo:
         graph.preflight(run)
-        given = {"profile": run.settings.profile, "overrides": overrides}
+        given = {"profile": run.settings.profile, "overrides": run.overrides}
         artifacts.save_json(run.root / "settings" / "run.json", given)
         graph.write_stamps(run)
         graph.settle_times(run, todo, options.notebooks)
     return 0
 
 
+def _dry_run(options: argparse.Namespace) -> int:
+    """Count the sweep's trainings and time what remains; nothing is trained and nothing is written.
+
+    Where the stages before the sweep have not run, what is done cannot be known: all are counted, from the settings.
+    """
+    from nafld_utils import sweep
+    from nafld_utils.stages import sweep as stage
+
+    run, reason = _open(options), ""
+    try:
+        experiments, plan = stage.experiments(run), stage.dry_run(run)
+    except ValueError as error:
+        reason = f"\nCounted from the settings alone, without the minutes of features and scores: {error}"
+        trainings = sweep.grid(run.settings).assign(state="not trained yet", seconds=float("nan"))
+        networks = trainings[["backbone", "freeze"]].drop_duplicates().itertuples(index=False, name=None)
+        seconds = {key: stage.time_training(run, *key)[0] for key in networks}
+        plan = sweep.plan(trainings, seconds, stage.side_by_side(run))
+        experiments = sweep.experiments(run.settings, trainings)
+    print(experiments.to_string(index=False), plan.round(2).to_string(index=False), sep="\n\n")
+    print(reason, end="\n" if reason else "")
+    return 0
+
+
 def _execute(options: argparse.Namespace) -> int:
     from nafld_utils import execute, graph, report
 
-    run, overrides = _open(options)
+    run = _open(options)
     graph.preflight(run)
     try:
-        execute.run_notebook(run, options.stage, (options.notebooks / f"{options.stage}.ipynb").absolute(), overrides)
+        execute.run_notebook(run, options.stage, (options.notebooks / f"{options.stage}.ipynb").absolute())
     except execute.StageError as error:
         where = f"\nnafld: the half-run notebook is {error.copy}" if error.copy else ""
         print(f"nafld: {error}{where}", file=sys.stderr)
@@ -83,24 +101,22 @@ def _execute(options: argparse.Namespace) -> int:
 def _render(options: argparse.Namespace) -> int:
     from nafld_utils import report
 
-    run, _ = _open(options)
-    report.write_notebook(run, options.stage)
+    report.write_notebook(_open(options), options.stage)
     return 0
 
 
 def _index(options: argparse.Namespace) -> int:
     from nafld_utils import report
 
-    run, _ = _open(options)
-    print(f"report: {report.write_index(run)}")
+    print(f"report: {report.write_index(_open(options))}")
     return 0
 
 
 def _archive(options: argparse.Namespace) -> int:
-    from nafld_utils import report
-    from nafld_utils.report import archive, stored
+    from nafld_utils import artifacts, report
+    from nafld_utils.report import archive
 
-    run = stored.open_stored(options.run)
+    run = artifacts.open_run(run=options.run)
     path = report.write_archive(run)
     print(f"report: {path}, {path.stat().st_size / 2**20:.1f} MiB")
     for stage in archive.left_out(run):
@@ -119,8 +135,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _lab(options: argparse.Namespace) -> int:
     from nafld_utils import lab
 
-    run, overrides = _open(options)
-    return lab.start(run, overrides, options.notebooks, options.jupyter)
+    return lab.start(_open(options), options.notebooks, options.jupyter)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -129,12 +144,15 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.main(["--data", options.data] if options.data else [])
 
 
-def _open(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
-    from nafld_utils import graph
+def _open(options: argparse.Namespace) -> Run:
+    """The run that make was asked for, never the one that JupyterLab has open."""
+    from nafld_utils import artifacts, graph, params
 
-    run, overrides = graph.open_run(options.profile, options.run, options.set, options.data)
+    if "run" in params.parse_overrides(options.set):
+        raise params.SettingsError("SET: expected settings, found run; name the run with RUN=<name>.")
+    run = artifacts.open_run(options.profile, options.set, run=options.run, data=options.data, in_lab=False)
     graph.check_same_cohort(run)
-    return run, overrides
+    return run
 
 
 def _sentence(error: BaseException) -> str:
@@ -164,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
 
     resolve = add("resolve", _resolve, "validate the settings and note which of them changed")
     resolve.add_argument("--dry-run", action="store_true", help="only say which stages would run, and why")
+    add("dry-run", _dry_run, "count the trainings of the sweep, what is done, and how long the rest takes here")
     add("execute", _execute, "run one notebook", stage=True)
     add("render", _render, "write one executed notebook as HTML", stage=True)
     add("index", _index, "write the front page of the reports")

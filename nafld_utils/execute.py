@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -36,12 +37,8 @@ class StageError(RuntimeError):
 class Console:
     """Lines about the running notebook, each with the stage's name and the time since it started.
 
-    Parameters
-    ----------
-    stage : str
-        Name in front of every line.
-    progress_file : Path
-        File to which `nafld_utils.engine.announce` writes in the kernel and its workers; its lines are shown.
+    Shown are also the lines of the progress file, to which `nafld_utils.engine.announce` writes in the kernel and its
+    workers.
     """
 
     def __init__(self, stage: str, progress_file: Path) -> None:
@@ -87,8 +84,8 @@ class Console:
                 self._stop.wait(0.5)
 
 
-def run_notebook(run: Run, stage: str, notebook: Path, overrides: Mapping[str, Any]) -> Path:
-    """Execute the notebook of a stage; see the module's contract.
+def run_notebook(run: Run, stage: str, notebook: Path) -> Path:
+    """Execute the notebook of a stage with the run's profile and overrides; see the module's contract.
 
     Parameters
     ----------
@@ -98,8 +95,6 @@ def run_notebook(run: Run, stage: str, notebook: Path, overrides: Mapping[str, A
         Name of the stage.
     notebook : Path
         The notebook, with a cell tagged ``parameters`` that sets ``profile`` and ``overrides``.
-    overrides : mapping
-        Dotted setting to value, handed to the notebook.
 
     Returns
     -------
@@ -112,26 +107,29 @@ def run_notebook(run: Run, stage: str, notebook: Path, overrides: Mapping[str, A
         A cell failed, the kernel died, the run was interrupted, or the notebook recorded no units.
     """
     _check_parameters(notebook)
-    run.reports.mkdir(parents=True, exist_ok=True)
-    _remove_orphans(run, stage)
-    half = run.reports / f".{stage}.{os.getpid()}.running.ipynb"
-    failed = run.reports / f"{stage}.failed.ipynb"
-    try:
-        with _environment(run) as progress_file, Console(stage, progress_file) as console:
-            _papermill(notebook, half, {"profile": run.settings.profile, "overrides": dict(overrides)}, console)
-            fault = artifacts.stage_fault(run, stage)
-            if fault:
-                raise StageError(f"{stage} ran, but {fault}: its last cell must call artifacts.finish", None)
-    except BaseException as error:
-        copy = failed if half.exists() else None
-        if copy:
-            os.replace(half, copy)
-        if isinstance(error, Exception | KeyboardInterrupt):
-            raise StageError(f"{stage} failed: {_reason(error)}", copy) from error
-        raise
-    _publish(half, graph.report_path(run, stage))
+    report = graph.report_path(run, stage)
+    failed, scratch = report.with_name(f"{stage}.failed.ipynb"), run.reports / f".{stage}.{os.getpid()}.tmp"
+    artifacts.remove_orphans(run.reports / stage)  # of runs that were killed
+    scratch.mkdir(parents=True)
+    half = scratch / report.name
+    with contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(shutil.rmtree, scratch, ignore_errors=True)
+        try:
+            with _environment(run) as progress_file, Console(stage, progress_file) as console:
+                _papermill(notebook, half, {"profile": run.settings.profile, "overrides": run.overrides}, console)
+                fault = artifacts.stage_fault(run, stage)
+                if fault:
+                    raise StageError(f"{stage} ran, but {fault}: its last cell must call artifacts.finish", None)
+        except BaseException as error:
+            copy = failed if half.exists() else None
+            if copy:
+                os.replace(half, copy)
+            if isinstance(error, Exception | KeyboardInterrupt):
+                raise StageError(f"{stage} failed: {_reason(error)}", copy) from error
+            raise
+        _publish(half, report)
     failed.unlink(missing_ok=True)
-    return graph.report_path(run, stage)
+    return report
 
 
 def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], console: Console) -> None:
@@ -202,40 +200,26 @@ def _sections(notebook: Any) -> dict[int, str]:
 @contextlib.contextmanager
 def _environment(run: Run) -> Iterator[Path]:
     """Environment of the kernel, and the file through which it reports progress; a TERM is treated as Ctrl-C."""
-    handle, name = tempfile.mkstemp(prefix="nafld-progress-", suffix=".log")
-    os.close(handle)
-    jobs = int(os.environ.get("NAFLD_JOBS") or 1)
-    # In a terminal of JupyterLab the report is of the run that was asked for, not of the one that is open there.
-    values = {engine.PROGRESS_FILE: name, artifacts.LAB: "", **kernel_environment(run, jobs)}
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
+    before, jobs = dict(os.environ), int(os.environ.get("NAFLD_JOBS") or 1)
     with contextlib.suppress(ValueError):  # not in the main thread: tests
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield Path(name)
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-        Path(name).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="nafld-progress-") as folder:
+        progress_file = Path(folder) / "lines.log"
+        progress_file.touch()
+        # In a terminal of JupyterLab the report is of the run that was asked for, not of the one that is open there.
+        own = {engine.PROGRESS_FILE: str(progress_file), artifacts.LAB: ""}
+        os.environ.update({**kernel_environment(run, jobs), **own})
+        try:
+            yield progress_file
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def kernel_environment(run: Run, jobs: int = 1) -> dict[str, str]:
-    """What the kernel of a notebook needs of its environment, headless or in JupyterLab.
+    """Variables that the kernel of a notebook needs, headless or in JupyterLab, where `jobs` of them compute at a time.
 
-    Parameters
-    ----------
-    run : Run
-        The run whose notebooks are opened.
-    jobs : int
-        Notebooks that compute at a time.
-
-    Returns
-    -------
-    dict of str to str
-        Variables to add; of those that only make it faster, none that is set already.
+    Of those that only make it faster, none that is set already.
     """
     values = {
         "NAFLD_ROOT": str(artifacts.work_root().absolute()),  # the kernel starts in the notebook's folder
@@ -296,12 +280,3 @@ def _publish(half: Path, report: Path) -> None:
     note.pop("environment_variables", None)
     with artifacts.replacing(report) as temporary:
         nbformat.write(notebook, temporary)
-    half.unlink()
-
-
-def _remove_orphans(run: Run, stage: str) -> None:
-    """Remove what killed runs of this stage left behind; a run that is still alive keeps its file."""
-    for path in run.reports.glob(f".{stage}.*.running.ipynb"):
-        owner = path.name.removesuffix(".running.ipynb").rsplit(".", 1)[-1]
-        if not (owner.isdigit() and artifacts.alive(int(owner))):
-            path.unlink(missing_ok=True)

@@ -47,7 +47,6 @@ from nafld_utils import (
     diffusion,
     engine,
     feature_networks,
-    graph,
     params,
     quality,
     speed,
@@ -266,7 +265,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "gpu-study")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    changes = graph.parse_overrides(options.set)
+    changes = params.parse_overrides(options.set)
     if options.part > 1:
         fold(study(options.part, options.data, changes), options.out)
         return

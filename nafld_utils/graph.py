@@ -1,26 +1,26 @@
-"""What make cannot see by itself: which settings a stage stands on, and whether the units it recorded are still whole.
+"""Is it current? What make cannot see by itself, and what the start page and the reports say of every stage.
 
-Contract: make compares times, so everything else that can make a stage stale is turned into the time of one small file
-a stage, ``artifacts/<run>/settings/<stage>.json``. `write_stamps` rewrites it only when the settings that the stage
-reads (`params.STAGE_SECTIONS`) or the files they point to have changed, and touches it when a unit of the stage is
-gone, damaged, or was made by an older ``REVISION`` of its module. Nothing here imports more than the settings need.
+Contract: `status` is the one place that asks, and writes nothing. make compares times, so everything else that can make
+a stage stale is turned into the time of one small file per stage, ``artifacts/<run>/settings/<stage>.json``.
+`write_stamps` rewrites it only when the settings that the stage reads (`params.STAGE_SECTIONS`) or the files they point
+to have changed, and touches it when a unit of the stage is gone, damaged, or was made by an older ``REVISION`` of its
+module. Nothing here imports more than the settings need.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import json
 import os
-import re
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from nafld_utils import artifacts, engine, params
-from nafld_utils.artifacts import Run
+from nafld_utils import artifacts, params
+from nafld_utils.artifacts import Run, read_json
 from nafld_utils.params import SettingsError
 
 # Direct upstream stages; the Makefile states the same, tests/test_graph.py compares them.
@@ -44,86 +44,121 @@ USER_FILES = {
     "turing": ("turing.ratings",),
 }
 LONG_AGO = 946_684_800  # s: the year 2000, before every clock this code has seen
-_KEY = r"[A-Za-z_][\w.]*\s*="
-_OVERRIDE = re.compile(
-    rf"""\s*(?P<key>[A-Za-z_][\w.]*)\s*=\s*
-    (?P<value>"(?:\\.|[^"\\])*" | '(?:''|[^'])*' | .*?)
-    (?= \s+{_KEY} | \s*$ )""",
-    re.VERBOSE | re.DOTALL,
-)
 
 
-def parse_overrides(text: str) -> dict[str, Any]:
-    """Read ``SET``: ``key=value`` pairs apart from each other by blanks, values in YAML, so they may hold blanks too.
+class State(enum.StrEnum):
+    """State of what a stage has made."""
+
+    DONE = "done"
+    STALE = "stale"  # a setting, a file or a unit that it stands on has changed
+    FAILED = "failed"
+    NOT_RUN = "not run"
+
+
+class Age(enum.StrEnum):
+    """A file beside what it is made from."""
+
+    CURRENT = "current"
+    OLDER = "older"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Whether a stage is current.
+
+    Attributes
+    ----------
+    name : str
+        Name of the stage.
+    state, why
+        State of what it has made, and why it is not done; empty where there is no more to say.
+    moved : str
+        Why the time of its stamp has to move; empty where it stays.
+    due : str
+        Why make would run its notebook; empty where it would not.
+    report, page
+        Its executed notebook beside all that it stands on, and that notebook's page beside the notebook.
+    """
+
+    name: str
+    state: State
+    why: str
+    moved: str
+    due: str
+    report: Age
+    page: Age
+
+
+def status(run: Run, notebooks: Path | None = None, *, files_may_be_gone: bool = False) -> dict[str, Stage]:
+    """Whether each stage of a run is current, by name, in order; nothing is written.
 
     Parameters
     ----------
-    text : str
-        For example ``sweep.rates=[0.5, 1.0] cohort.path="my file.mat"``.
-
-    Returns
-    -------
-    dict
-        Dotted key to value, in the order given.
-
-    Raises
-    ------
-    SettingsError
-        Something is not ``key=value``, or a value is not YAML.
-
-    Examples
-    --------
-    >>> parse_overrides("ldm.folds=[0, 1] turing.ratings='a b.csv'")
-    {'ldm.folds': [0, 1], 'turing.ratings': 'a b.csv'}
+    run : Run
+        The run.
+    notebooks : Path, optional
+        Folder of the notebooks; without it, it is not asked whether one was edited.
+    files_may_be_gone : bool
+        Whether files of the user, such as the cohort, may have been moved away since: what was made of them stands.
     """
-    pairs: dict[str, Any] = {}
-    position = 0
-    while text[position:].strip():
-        found = _OVERRIDE.match(text, position)
-        if not found:
-            raise SettingsError(f'SET: expected pairs such as "sweep.n_seeds=5", found {text[position:].strip()!r}.')
-        try:
-            pairs[found["key"]] = yaml.safe_load(found["value"])
-        except yaml.YAMLError:
-            message = f"SET: the value of {found['key']} is not YAML, found {found['value']!r}; quote it."
-            raise SettingsError(message) from None
-        position = found.end()
-    return pairs
+    found: dict[str, Stage] = {}
+    for name, upstream in UPSTREAM.items():
+        found[name] = _stage(run, name, [found[other] for other in upstream], notebooks, files_may_be_gone)
+    return found
 
 
-def open_run(profile: str, run: str = "", overrides: str = "", data: str = "") -> tuple[Run, dict[str, Any]]:
-    """Validate what make was given (``PROFILE``, ``RUN``, ``SET``, ``DATA``) and open the run.
+def _stage(run: Run, name: str, upstream: list[Stage], notebooks: Path | None, files_may_be_gone: bool) -> Stage:
+    stamp, report = stamp_path(run, name), report_path(run, name)
+    changed, fault = _changed(run, name, files_may_be_gone), artifacts.stage_fault(run, name) or ""
+    late = "its settings changed after it last ran" if age(report, stamp) is Age.OLDER else ""
 
-    Parameters
-    ----------
-    profile, run, overrides, data : str
-        Empty means not given; `run` falls back to the profile; `data` is the path of a cohort and stands for
-        ``cohort.source=file cohort.path=<its absolute path>`` in any profile, the simulated ones included.
+    moved = "not run yet" if changed is None else changed or (fault if report.exists() else "")
+    absent = "" if report.exists() else "not run yet"
+    follows = [f"follows {other.name}" for other in upstream if other.due]
+    edited = notebooks and age(report, notebooks / f"{name}.ipynb") is Age.OLDER
+    newer = [other.name for other in upstream if age(report, report_path(run, other.name)) is Age.OLDER]
+    after = [late, *(f"{other} ran after it" for other in newer)]
+    due = _first(moved, absent, *follows, "the notebook was edited" if edited else "", *after)
 
-    Returns
-    -------
-    tuple of Run and dict
-        The run, and the overrides to hand to a notebook.
+    if report.with_name(f"{name}.failed.ipynb").exists():
+        state, why = State.FAILED, f"its half-run copy is {name}.failed.ipynb beside the reports"
+    elif not (run.root / name / "stage.json").exists():
+        state, why = State.NOT_RUN, ""
+    else:
+        behind = [f"follows {other.name}" for other in upstream if other.state is not State.DONE]
+        why = _first(changed, fault, late, *behind)
+        state = State.STALE if why else State.DONE
+    of_report = Age.NONE if absent else Age.OLDER if due else Age.CURRENT
+    return Stage(name, state, why, moved, due, of_report, age(report.with_suffix(".html"), report))
 
-    Raises
-    ------
-    SettingsError
-        One sentence that names the setting.
-    """
-    values = parse_overrides(overrides)
-    if "run" in values:
-        raise SettingsError("SET: expected settings, found run; name the run with RUN=<name>.")
-    if data:
-        clash = sorted({"cohort.source", "cohort.path"} & set(values))
-        if clash:
-            raise SettingsError(f"DATA and SET both say where the cohort is ({', '.join(clash)}); give one of them.")
-        path = Path(data).expanduser().absolute()
-        if not path.exists():
-            raise SettingsError(f"DATA={data}: expected the path of a cohort, found nothing there; correct the path.")
-        values |= {"cohort.source": "file", "cohort.path": str(path)}
-    if run and run != profile:
-        values["run"] = run
-    return Run(params.load(profile, values)), values  # never the run that JupyterLab has open
+
+def _first(*reasons: str | None) -> str:
+    return next(filter(None, reasons), "")
+
+
+def age(path: Path, *sources: Path) -> Age:
+    """A file beside those that it is made from; sources that are not there make nothing older."""
+    if not path.exists():
+        return Age.NONE
+    made = path.stat().st_mtime_ns
+    return Age.OLDER if any(it.exists() and it.stat().st_mtime_ns > made for it in sources) else Age.CURRENT
+
+
+def _changed(run: Run, stage: str, files_may_be_gone: bool) -> str | None:
+    """What differs between the settings and files of a stage and its stamp; None where it has no stamp."""
+    before, now = read_json(stamp_path(run, stage)), json.loads(json.dumps(stamp_content(run, stage)))
+    if before is None:
+        return None
+    if files_may_be_gone:
+        before["files"] = {path: mark for path, mark in before.get("files", {}).items() if Path(path).exists()}
+    return "" if before == now else _difference(before, now)
+
+
+def has_changed(run: Run, found: Mapping[str, Stage]) -> bool:
+    """Whether a setting, a file or a unit is no longer what some stage was begun with."""
+    moved = any(stage.moved and stamp_path(run, stage.name).exists() for stage in found.values())
+    return moved or any(stage.state is State.STALE for stage in found.values())
 
 
 def check_same_cohort(run: Run) -> None:
@@ -134,7 +169,7 @@ def check_same_cohort(run: Run) -> None:
     SettingsError
         Names both cohorts. A cohort that is no longer where it was may have been moved: that is let through.
     """
-    before = (_read(stamp_path(run, STAGES[0])) or {}).get("settings", {}).get("cohort", {})
+    before = (read_json(stamp_path(run, STAGES[0])) or {}).get("settings", {}).get("cohort", {})
     now = run.settings.section("cohort")
     was, asked = (_cohort(cohort.get("source"), cohort.get("path")) for cohort in (before, now))
     moved = before.get("path") and not Path(before["path"]).expanduser().exists()
@@ -157,7 +192,7 @@ def preflight(run: Run) -> None:
     Raises
     ------
     ValueError, OSError
-        One sentence that says what is missing and what to do; of a folder of images a line a problem.
+        One sentence that says what is missing and what to do; of a folder of images one line per problem.
     """
     artifacts.check_disk(run)
     for folder in (run.root, run.reports):
@@ -176,6 +211,8 @@ def preflight(run: Run) -> None:
             raise SettingsError(f"setting {key}: expected an existing path, found none at {path}; correct it.")
     check_folder(run)
     if run.settings.engine.device.startswith("cuda"):
+        from nafld_utils import engine
+
         engine.device(run.settings.engine)
 
 
@@ -187,7 +224,7 @@ def check_folder(run: Run) -> None:
     Raises
     ------
     ValueError
-        Everything that is wrong, a line a row (`cohort_table.CohortError`).
+        Everything that is wrong, one line per row (`cohort_table.CohortError`).
     """
     s = run.settings
     path = Path(s.cohort.path).expanduser() if s.cohort.source == "file" and s.cohort.path else None
@@ -233,17 +270,11 @@ def _named(key: str, path: str) -> Path:
 
 
 def write_stamps(run: Run) -> dict[str, str]:
-    """Bring the stamps of all stages up to date; see the module's contract.
-
-    Returns
-    -------
-    dict
-        Stage to the reason why its stamp moved; stages whose stamp stays are left out.
-    """
-    reasons = stamp_faults(run)
+    """Bring the stamps of all stages up to date; give the reasons why some moved, by stage."""
+    reasons = {stage.name: stage.moved for stage in status(run).values() if stage.moved}
     for stage in reasons:
         path, content = stamp_path(run, stage), stamp_content(run, stage)
-        if _read(path) == content:
+        if read_json(path) == content:
             os.utime(path)
         else:
             artifacts.save_json(path, content)
@@ -253,18 +284,9 @@ def write_stamps(run: Run) -> dict[str, str]:
 def settle_times(run: Run, stale: Collection[str], notebooks: Path) -> None:
     """Make the times that make compares tell the order of events, whatever was done to the clock since.
 
-    Reports of stages that must run again become older than anything, so that a report from before the clock was set
-    back cannot pass for new; what lies ahead of the clock is brought to now, so that nothing runs again and again
+    Reports of `stale` stages, which must run again, become older than anything, so that one from before the clock was
+    set back cannot pass for new. What lies ahead of the clock is brought to now, so that nothing runs again and again
     (unless a notebook itself lies ahead: then its stage does, with the same results, until the clock is there).
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    stale : collection of str
-        Stages that must run again, from `plan`.
-    notebooks : Path
-        Folder of the notebooks.
     """
     front, now = run.reports / "index.html", time.time()
     for stage in STAGES:
@@ -281,78 +303,11 @@ def settle_times(run: Run, stale: Collection[str], notebooks: Path) -> None:
         os.utime(front, (LONG_AGO, LONG_AGO))
 
 
-def stamp_faults(run: Run, *, files_may_be_gone: bool = False) -> dict[str, str]:
-    """Why the stamp of a stage has to move, for the stages where it has to; nothing is written.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    files_may_be_gone : bool
-        Whether files of the user, such as the cohort, may have been moved away since: what was made of them stands.
-    """
-    reasons = {}
-    for stage in STAGES:
-        before, content = _read(stamp_path(run, stage)), json.loads(json.dumps(stamp_content(run, stage)))
-        if before and files_may_be_gone:
-            before["files"] = {path: mark for path, mark in before.get("files", {}).items() if Path(path).exists()}
-        if before is None:
-            reasons[stage] = "not run yet"
-        elif before != content:
-            reasons[stage] = _difference(before, content)
-        elif report_path(run, stage).exists():
-            fault = artifacts.stage_fault(run, stage) or _outdated(run, stage)
-            if fault:
-                reasons[stage] = fault
-    return reasons
-
-
-def plan(run: Run, notebooks: Path) -> dict[str, str]:
-    """Stages that make would run now, each with its reason, in order; nothing is written.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    notebooks : Path
-        Folder of the notebooks.
-    """
-    reasons, moved = {}, stamp_faults(run)
-    for stage, upstream in UPSTREAM.items():
-        report = report_path(run, stage)
-        first = next((name for name in upstream if name in reasons), None)
-        newer = [
-            (notebooks / f"{stage}.ipynb", "the notebook was edited"),
-            (stamp_path(run, stage), "its settings changed after it last ran"),
-            *((report_path(run, name), f"{name} ran after it") for name in upstream),
-        ]
-        if stage in moved:
-            reasons[stage] = moved[stage]
-        elif not report.exists():
-            reasons[stage] = "not run yet"
-        elif first:
-            reasons[stage] = f"follows {first}"
-        else:
-            age = report.stat().st_mtime_ns
-            late = [reason for path, reason in newer if path.exists() and path.stat().st_mtime_ns > age]
-            if late:
-                reasons[stage] = late[0]
-    return reasons
-
-
 def needs_hub(run: Run) -> bool:
     """Whether any stage of the run loads weights from the Hugging Face hub."""
     first_stages = run.settings.autoencoder.semantic, run.settings.autoencoder.class_
     sweep = run.settings.sweep
     return "hub" in (*(item.source for item in first_stages), sweep.weights, sweep.baseline_weights)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -362,18 +317,3 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
     files = sorted(set(now.get("files", {})) ^ set(before.get("files", {}))) or sorted(now.get("files", {}))
     return f"{', '.join(files[:2])} changed" if files else "its settings are recorded in another form"
-
-
-def _outdated(run: Run, stage: str) -> str | None:
-    """Name a unit of the stage that was made by another revision of its module than today's."""
-    record = _read(run.root / stage / "stage.json") or {}
-    for entry in record.get("units", []):
-        manifest = artifacts.read_manifest(run.root / entry["unit"]) or {}
-        for module, made_by in manifest.get("revisions", {}).items():
-            try:
-                today = artifacts.revision(module)
-            except (OSError, ValueError):
-                today = None
-            if today != made_by:
-                return f"{entry['unit']} was made by revision {made_by} of {module}, today's is {today}"
-    return None

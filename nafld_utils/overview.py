@@ -1,12 +1,13 @@
 """Where a run is: which stages and which of their units are done, as the notebooks and the start page show it.
 
-Contract: nothing is computed or written. `stage_states` reads what make and the stages have left and imports nothing
-heavy; `unit_states` asks the stage itself, whose notebook has imported all of it anyhow. Texts are Markdown, so that
-JupyterLab shows them in its own colours, light or dark.
+Contract: nothing is computed or written. Stages are as `graph.status` has them, which imports nothing heavy; what asks
+for units imports the stages themselves, as a stage's notebook does anyhow. Texts are Markdown, so that JupyterLab shows
+them in its own colours, light or dark.
 """
 
 from __future__ import annotations
 
+import collections
 import html
 import importlib
 import json
@@ -21,18 +22,27 @@ from nafld_utils import artifacts, engine, graph, params
 from nafld_utils.artifacts import Run, Unit
 
 START = "start.ipynb"
-_NOT_FINISHED = "it has not finished"
-# Functions of nafld_utils/stages that give the units of a stage, imported when they are asked for: they are heavy.
+# Functions that give the units of a stage, imported when they are asked for: they are heavy.
 UNITS: dict[str, tuple[str, ...]] = {
-    "01_data_analysis": ("prepare.cohort_unit",),
-    "02_preprocessing": ("prepare.preprocess_unit",),
-    "03_ldm_training": ("ldm.units", "gan.units"),
-    "04_sampling": ("samples.units", "conditions.units", "comparison.units"),
-    "05_quality_metrics": ("quality.units", "patients.units", "copies.units", "filtering.units"),
-    "06_classification_sweep": ("sweep_answer.units", "baselines.units"),
-    "07_shap": ("explain_truth.units",),
-    "08_turing_test": ("turing.units",),
+    "01_data_analysis": ("nafld_utils.stages.prepare.cohort_unit",),
+    "02_preprocessing": ("nafld_utils.stages.prepare.preprocess_unit",),
+    "03_ldm_training": ("nafld_utils.stages.ldm.units", "nafld_utils.stages.gan.units"),
+    "04_sampling": (
+        "nafld_utils.stages.samples.units",
+        "nafld_utils.stages.conditions.units",
+        "nafld_utils.stages.comparison.units",
+    ),
+    "05_quality_metrics": (
+        "nafld_utils.stages.quality.units",
+        "nafld_utils.stages.patients.units",
+        "nafld_utils.stages.copies.units",
+        "nafld_utils.stages.filtering.units",
+    ),
+    "06_classification_sweep": ("nafld_utils.stages.sweep_answer.units", "nafld_utils.stages.baselines.units"),
+    "07_shap": ("nafld_utils.stages.explain_truth.units",),
+    "08_turing_test": ("nafld_utils.stages.turing.units",),
 }
+TRAINED = {"autoencoder": "autoencoders", "ldm": "denoisers", "gan": "GANs"}  # units that take hours, by kind
 
 
 def units_of(run: Run, stage: str) -> list[Unit]:
@@ -51,20 +61,20 @@ def units_of(run: Run, stage: str) -> list[Unit]:
         )
     units: list[Unit] = []
     for name in UNITS[stage]:
-        module, function = name.split(".")
-        found = getattr(importlib.import_module(f"nafld_utils.stages.{module}"), function)(run)
+        module, _, function = name.rpartition(".")
+        found = getattr(importlib.import_module(module), function)(run)
         units += [found] if isinstance(found, Unit) else found
     return units
 
 
 def unit_states(run: Run, stage: str) -> pd.DataFrame:
-    """How many units of each kind are done: ``what, done, of, next``, a kind (a folder below the run's) a row.
+    """How many units of each kind are done: ``what, done, of, next``, one row per kind (a folder below the run's).
 
     ``next`` says what holds for the first unit that is not done: why, or that it goes on where it was interrupted.
     """
     kinds: dict[str, list[Unit]] = {}
     for unit in {unit.path: unit for unit in units_of(run, stage)}.values():
-        kinds.setdefault(unit.recipe["unit"].split("/")[0], []).append(unit)
+        kinds.setdefault(_kind(unit), []).append(unit)
     rows = []
     for kind, units in kinds.items():
         faults = [(unit, fault) for unit in units if (fault := unit.fault())]
@@ -83,45 +93,50 @@ def _next(unit: Unit, fault: str) -> str:
     return f"{name}: goes on where it was interrupted" if unit.work.is_dir() else f"{name}: {fault}"
 
 
-def stage_states(run: Run, notebooks: Path) -> pd.DataFrame:
-    """State of every stage.
+def _kind(unit: Unit) -> str:
+    return unit.recipe["unit"].split("/")[0]
 
-    Parameters
-    ----------
-    run : Run
-    notebooks : Path
-        Folder of the notebooks.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``stage``; ``state`` of what it has made: done, stale, failed or not run; ``why`` (empty where it is done);
-        ``report``: current, none, or older and why, e.g. because the notebook was saved since.
+def trained_again(run: Run) -> dict[str, list[float]]:
+    """Finished trainings of this run that would be made again, with these settings: kind to seconds that each took.
+
+    Raises
+    ------
+    ValueError
+        They cannot be named yet, as in `units_of`.
     """
-    planned, moved, reasons, rows = graph.plan(run, notebooks), graph.stamp_faults(run), {}, []
-    for stage, upstream in graph.UPSTREAM.items():
-        state, why = _state(run, stage, moved.get(stage, ""), [name for name in upstream if name in reasons])
-        if state != "done":
-            reasons[stage] = why
-        old = f"older: {planned[stage]}" if stage in planned else "current"
-        report = old if graph.report_path(run, stage).exists() else "none"
-        rows.append((stage, state, why, report))
-    return pd.DataFrame(rows, columns=["stage", "state", "why", "report"])
+    from nafld_utils import trial_store
+    from nafld_utils.stages import sweep
+
+    seconds: dict[str, list[float]] = {}
+    for unit in {unit.path: unit for unit in units_of(run, "03_ldm_training")}.values():
+        # one that was never made, or whose record is gone, has no time
+        if _kind(unit) in TRAINED and unit.fault() and unit.seconds() >= 0:
+            seconds.setdefault(TRAINED[_kind(unit)], []).append(unit.seconds())
+    before = trial_store.finished_before(sweep.store(run))
+    if before:
+        missing = trial_store.to_train(sweep.status(run), run.settings.sweep.retry_failed)
+        names = missing[list(trial_store.TRIAL_COLUMNS)].itertuples(index=False, name=None)
+        found = [before[name] for name in names if name in before]
+        seconds |= {"classifiers": found} if found else {}
+    return seconds
 
 
-def _state(run: Run, stage: str, moved: str, behind: list[str]) -> tuple[str, str]:
-    """What a stage has made, in a word and why; `moved`: why its stamp has to move, `behind`: upstream, not done."""
-    fault = artifacts.stage_fault(run, stage)
-    stamp, report = graph.stamp_path(run, stage), graph.report_path(run, stage)
-    if (run.reports / f"{stage}.failed.ipynb").exists():
-        return "failed", f"its half-run copy is {stage}.failed.ipynb beside the reports"
-    if fault == _NOT_FINISHED:
-        return "not run", ""
-    if fault or (moved and stamp.exists()):  # without a stamp it was run here, never by make
-        return "stale", fault or moved
-    if stamp.exists() and report.exists() and stamp.stat().st_mtime_ns > report.stat().st_mtime_ns:
-        return "stale", "its settings changed after it last ran"
-    return ("stale", f"follows {behind[0]}") if behind else ("done", "")
+def trained_again_text(run: Run) -> str:
+    """A line on the finished trainings that would be made again and their hours; empty where there are none."""
+    try:
+        again = trained_again(run)
+    except ValueError as error:
+        return f"Which finished trainings would be made again cannot be told: {error}"
+    parts = []
+    for kind, seconds in again.items():
+        name = kind if len(seconds) > 1 else kind.removesuffix("s")
+        parts.append(f"{len(seconds)} {name} ({_duration(sum(seconds))})")
+    return f"would be made again: {', '.join(parts)}" if parts else ""
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 360 else f"{seconds / 60:.1f} min"
 
 
 # ---------------------------------------------------------------- at the top of a notebook
@@ -133,6 +148,7 @@ def here(run: Run, stage: str) -> Any:
     Parameters
     ----------
     run : Run
+        The run.
     stage : str
         Name of the stage.
 
@@ -193,19 +209,18 @@ def stages(run: Run, notebooks: Path) -> Any:
 
 def stages_text(run: Run, notebooks: Path) -> str:
     """Markdown of `stages`; links are relative to the folder of the notebooks."""
-    table = stage_states(run, notebooks)
-    counts = table["state"].value_counts()
-    found = ", ".join(f"{counts[name]} {name}" for name in ("done", "stale", "failed", "not run") if name in counts)
+    found = graph.status(run, notebooks)
+    counts = collections.Counter(stage.state for stage in found.values())
+    told = ", ".join(f"{counts[state]} {state}" for state in graph.State if counts[state])
     simulated = " · simulated cohort" if run.is_simulated else ""
-    head = f"**Run {run.name}** · profile {run.settings.profile}{simulated} · {len(table)} stages: {found}"
+    head = f"**Run {run.name}** · profile {run.settings.profile}{simulated} · {len(found)} stages: {told}"
     rows = []
-    for item in table.itertuples():
-        state, _, since = item.report.partition(": ")
-        page = _link(state, run.reports / f"{item.stage}.html", notebooks)
-        name = f"[{item.stage}]({item.stage}.ipynb)"
-        asked = question(notebooks / f"{item.stage}.ipynb")
-        why = f"**{item.state}**" + (f": {escape(item.why)}" if item.why else "")
-        rows.append((name, asked, why, (f"{page}: {escape(since)}" if since else page) or "none"))
+    for name, stage in found.items():
+        page = _link(stage.report, run.reports / f"{name}.html", notebooks)
+        since = escape(stage.due) if stage.report is graph.Age.OLDER else ""
+        why = f"**{stage.state}**" + (f": {escape(stage.why)}" if stage.why else "")
+        asked = question(notebooks / f"{name}.ipynb")
+        rows.append((f"[{name}]({name}.ipynb)", asked, why, ": ".join(filter(None, (page, since))) or "none"))
     columns = ["notebook_md", "question", "state_md", "report_md"]
     front = _link("front page of the reports", run.reports / "index.html", notebooks)
     return f"{head}\n\n{markdown_table(pd.DataFrame(rows, columns=columns))}\n\n{front or 'No front page yet.'}"
@@ -242,7 +257,7 @@ def runs_text(of: Run) -> str:
     """Markdown of `runs`: name, stages that have finished, and the command, for every run beside `of` and itself."""
     rows = []
     for folder in sorted(of.root.parent.glob("[!.]*/")):
-        given = _record(folder / "settings" / "run.json")
+        given = artifacts.read_json(folder / "settings" / "run.json")
         finished = sum((folder / stage / "stage.json").exists() for stage in graph.STAGES)
         if given or finished:
             this = " (open now)" if folder.name == of.name else ""
@@ -266,11 +281,3 @@ def command(target: str, name: str, given: dict[str, Any]) -> str:
         pairs = (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
         words.append("SET='" + " ".join(pairs).replace("'", "'\"'\"'") + "'")  # in quotes even where none are needed
     return " ".join(words)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -7,6 +7,7 @@ incomplete grid unless that is asked for, and then it says so.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,19 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     if facts.get("hash") != key or facts.get("rows") != len(scores):
         raise ValueError(f"{path}: expected trial {key}, found {facts.get('hash')}; it is trained again.")
     return scores, facts
+
+
+def finished_before(store: Path) -> dict[tuple[Any, ...], float]:
+    """Seconds that the finished trials of a store took, of any recipe, by what `TRIAL_COLUMNS` say of them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found: dict[tuple[Any, ...], float] = {}
+    for path in sorted(store.glob("*.parquet")):
+        with contextlib.suppress(pa.ArrowException, OSError, KeyError, TypeError, ValueError):  # a damaged one
+            facts = json.loads(pq.read_metadata(path).metadata[_METADATA])
+            found[tuple(facts[name] for name in TRIAL_COLUMNS)] = float(facts["seconds"])
+    return found
 
 
 def is_done(store: Path, key: str) -> bool:

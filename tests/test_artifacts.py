@@ -188,7 +188,7 @@ def test_a_stage_is_valid_until_one_of_its_units_changes(run):
     assert artifacts.stage_fault(run, "01_data_analysis") == "it has not finished"
     files = artifacts.finish(run, "01_data_analysis", [unit])
     assert any(name.endswith("toy/a.npy") for name in files["file"])
-    assert artifacts.stage_valid(run, "01_data_analysis")
+    assert artifacts.stage_fault(run, "01_data_analysis") is None
     unit.file("a.npy").unlink()
     assert "toy" in artifacts.stage_fault(run, "01_data_analysis")
 

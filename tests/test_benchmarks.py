@@ -14,13 +14,13 @@ from nafld_utils import (
     artifacts,
     bench_records,
     benchmarks,
+    cli,
     diffusion,
     engine,
     gpu_study,
     params,
     speed,
     sweep_bench,
-    sweep_dry_run,
     sweep_speed,
 )
 from nafld_utils import trial as training
@@ -180,8 +180,7 @@ def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypat
 def test_a_dry_run_counts_from_the_settings_where_nothing_is_there_yet(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     changes = "sweep.backbones=[resnet18] sweep.experiments=[plain, s7] engine.device=cpu sweep.steps=100"
-    monkeypatch.setattr("sys.argv", ["dry-run", "--profile", "smoke", "--set", changes])
-    sweep_dry_run.main()
+    assert cli.main(["dry-run", "--profile", "smoke", "--set", changes]) == 0
     printed = capsys.readouterr().out
     assert "Counted from the settings alone, without the minutes of features and scores" in printed
     counts = [line.split() for line in printed.splitlines() if line.lstrip().startswith(("plain", "s7", "all"))]

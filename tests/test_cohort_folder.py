@@ -23,6 +23,7 @@ from nafld_utils import (
     example_cohort,
     graph,
     image_files,
+    params,
     phantom,
     phantom_folder,
     pixel_store,
@@ -588,11 +589,11 @@ def test_two_labels_of_which_one_is_unknown_are_said_once_with_the_setting(tmp_p
 def test_the_setting_that_a_message_names_is_taken(tmp_path, monkeypatch, names):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     path = labelled(tmp_path / "a", *names * 2)
-    run, _ = graph.open_run("smoke", "mine", data=str(path))
+    run = artifacts.open_run("smoke", run="mine", data=str(path))
     with pytest.raises(cohort_table.CohortError) as caught:
         graph.check_folder(run)
     (given,) = re.findall(r'SET="(.*?)"', str(caught.value))
-    run, _ = graph.open_run("smoke", "mine", given, str(path))
+    run = artifacts.open_run("smoke", given, run="mine", data=str(path))
     assert run.settings.cohort.class_names == names
     graph.check_folder(run)
     assert cohort.load(path, names).patients["label"].tolist() == [0, 1, 0, 1]
@@ -1014,7 +1015,7 @@ def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, stud
     (given,) = re.findall(r'SET="(cohort.*?)"', words.of(run).note)
     assert said in words.of(run).note
     assert said in report_pages.simulated(run), "the head of every report"
-    named = study(path, **graph.parse_overrides(given))
+    named = study(path, **params.parse_overrides(given))
     prepare.build_cohort(named)
     assert "class 0 is name of 0, class 1 is name of 1" in words.of(named).note
     assert "is read as" not in words.of(named).note
@@ -1181,7 +1182,7 @@ def test_the_example_is_a_cohort_of_every_kind_of_file(tmp_path, study, capsys):
     assert example_cohort.main([str(path), "--patients", "8"]) == 0
     command = capsys.readouterr().out.splitlines()[-1]
     assert command.startswith(f"make all PROFILE=smoke RUN=chest DATA={path} SET=")
-    named = graph.parse_overrides(command.split("SET=")[1].strip('"'))
+    named = params.parse_overrides(command.split("SET=")[1].strip('"'))
     kinds = {name.rsplit(".")[-1] for name in os.listdir(path)}
     assert kinds == {"png", "jpg", "tif", "csv", "json"}
     run = study(path, **named)

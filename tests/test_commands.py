@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import PROJECT, run_make
 
-from nafld_utils import graph, params
+from nafld_utils import artifacts, graph, params
 
 PAGES = ("README.md", "CONTRIBUTING.md")
 TEXT = {name: (PROJECT / name).read_text(encoding="utf-8") for name in PAGES}
@@ -80,8 +80,8 @@ def valid(arguments, tmp_path):
         stand_in.touch()
         used = [f"DATA={stand_in}" if word.startswith("DATA=") else word for word in used]
         given["DATA"] = str(stand_in)
-    names = ("PROFILE", "RUN", "SET", "DATA")
-    graph.open_run(given.get("PROFILE", "demo"), *(given.get(name, "") for name in names[1:]))
+    named = {key: given.get(key.upper(), "") for key in ("run", "data")}
+    artifacts.open_run(given.get("PROFILE", "demo"), given.get("SET", ""), **named)
     return used
 
 
@@ -124,7 +124,7 @@ MAKE = {
     "lab": asked(" lab"),
     "report-zip": asked("nafld report-zip"),
     "compare": asked("nafld compare"),
-    "dry-run": asked("-m nafld_utils.sweep_dry_run"),  # run by tests/test_benchmarks.py
+    "dry-run": asked("nafld dry-run"),  # run by tests/test_benchmarks.py
     "test": asked("-m pytest"),
     "test-faults": asked("-m pytest -m faults"),
     "lint": asked("ruff check ."),

@@ -40,6 +40,13 @@ def damage(path, how, rng):
         os.utime(path, ns=times)
 
 
+def moved(run):
+    """Stages whose stamps have to move, so that make runs them."""
+    from nafld_utils import graph
+
+    return {name: stage.moved for name, stage in graph.status(run).items() if stage.moved}
+
+
 @pytest.fixture(scope="module")
 def whole(calm, tmp_path_factory):
     """A copy of the calm run whose stages have recorded their units, as the notebooks do."""
@@ -56,7 +63,7 @@ def whole(calm, tmp_path_factory):
             artifacts.finish(run, stage, sealed[number :: len(graph.STAGES)])
             artifacts.save_text(graph.report_path(run, stage), "{}")
         graph.write_stamps(run)
-        assert graph.stamp_faults(run) == {}
+        assert moved(run) == {}
         yield run, sealed
 
 
@@ -88,7 +95,7 @@ def test_no_damaged_file_of_a_unit_passes_for_whole(whole, how, record_property)
             with pytest.raises(ValueError, match=re.escape(str(unit.path))):
                 unit.require()
             if cases % 40 == 0:
-                named = graph.stamp_faults(run)  # what `make plan` says, and what make runs
+                named = moved(run)  # what `make plan` says, and what make runs
                 assert list(named) == [graph.STAGES[sealed.index(unit) % len(graph.STAGES)]]
                 assert all(str(unit.path.relative_to(run.root)) in reason for reason in named.values())
             path.write_bytes(copy)
@@ -112,12 +119,12 @@ def test_records_and_stamps_that_are_damaged_run_their_stage_again(whole, record
                 damage(path, how, rng)
                 artifacts._content.cache_clear()
                 blank = name != "claims.csv" and how == "one bit flipped" and says_nothing(path, copy)
-                assert blank or list(graph.stamp_faults(run)) == [stage], f"{path} {how}"
+                assert blank or list(moved(run)) == [stage], f"{path} {how}"
                 path.write_bytes(copy)
                 os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
                 cases += 1
     artifacts._content.cache_clear()
-    assert graph.stamp_faults(run) == {}
+    assert moved(run) == {}
     record_property("cases", cases)
 
 

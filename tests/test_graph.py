@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from conftest import PROJECT, run_make
 
-from nafld_utils import cli, execute, graph, params
+from nafld_utils import artifacts, cli, execute, graph, params
 from nafld_utils.params import SettingsError
 
 FIRST, SECOND = graph.STAGES[:2]
@@ -55,8 +55,8 @@ class Study:
         return run_make(*arguments, f"NOTEBOOKS={self.notebooks}", "PROFILE=smoke", root=self.root, **options)
 
     def plan(self, overrides=""):
-        run, _ = graph.open_run("smoke", overrides=overrides)
-        return graph.plan(run, self.notebooks)
+        found = graph.status(artifacts.open_run("smoke", overrides), self.notebooks)
+        return {name: stage.due for name, stage in found.items() if stage.due}
 
     def report(self, stage, run="smoke"):
         return self.root / "reports" / run / f"{stage}.ipynb"
@@ -165,12 +165,12 @@ def test_a_notebook_that_records_no_units_or_takes_no_parameters_is_refused(stud
     assert "must call artifacts.finish" in done.stderr
     notebook.cells[1].metadata.tags = []
     nbformat.write(notebook, path)
-    run, values = graph.open_run("smoke")
+    run = artifacts.open_run("smoke")
     with pytest.raises(ValueError, match="expected one cell tagged parameters that sets profile and overrides"):
-        execute.run_notebook(run, SECOND, path, values)
+        execute.run_notebook(run, SECOND, path)
     path.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"expected a notebook, found .*; restore it from git\."):
-        execute.run_notebook(run, SECOND, path, values)
+        execute.run_notebook(run, SECOND, path)
 
 
 def test_runs_live_side_by_side_and_clean_removes_one(study):
@@ -253,21 +253,21 @@ def test_no_gpu_is_said_before_any_kernel(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_overrides_hold_blanks_and_quotes(text, values):
-    assert graph.parse_overrides(text) == values
+    assert params.parse_overrides(text) == values
 
 
 @pytest.mark.parametrize("text", ["5", "a.b", "=5", "a=[1, 2"])
 def test_what_is_no_override_is_refused(text):
     with pytest.raises(SettingsError, match="SET"):
-        graph.parse_overrides(text)
+        params.parse_overrides(text)
 
 
 def test_blanks_and_quotes_reach_python_through_make(tmp_path):
     text = """turing.ratings="it's a 'file' $HOME.csv" seed=3"""
     done = run_make("plan", "PROFILE=smoke", f"SET={text.replace('$', '$$')}", root=tmp_path, check=0)
     assert "8 of 8" in done.stdout
-    run, values = graph.open_run("smoke", overrides=text)
-    assert values == {"turing.ratings": "it's a 'file' $HOME.csv", "seed": 3}
+    run = artifacts.open_run("smoke", text)
+    assert run.overrides == {"turing.ratings": "it's a 'file' $HOME.csv", "seed": 3}
     assert run.settings.turing.ratings == "it's a 'file' $HOME.csv"
 
 
@@ -275,18 +275,18 @@ def test_data_means_a_file_cohort_in_any_profile(tmp_path, monkeypatch):
     path = tmp_path / "my cohort.mat"
     path.write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
-    run, values = graph.open_run("demo", data=os.path.relpath(path, tmp_path))
-    assert values == {"cohort.source": "file", "cohort.path": str(path)}
+    run = artifacts.open_run("demo", data=os.path.relpath(path, tmp_path))
+    assert run.overrides == {"cohort.source": "file", "cohort.path": str(path)}
     assert not run.is_simulated
     with pytest.raises(SettingsError, match="DATA and SET both"):
-        graph.open_run("demo", overrides="cohort.path=x", data=str(path))
+        artifacts.open_run("demo", "cohort.path=x", data=str(path))
 
 
 def test_a_changed_cohort_file_moves_the_stamp(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path / "work"))
     path = tmp_path / "cohort.mat"
     path.write_bytes(b"x")
-    run, _ = graph.open_run("smoke", data=str(path))
+    run = artifacts.open_run("smoke", data=str(path))
     assert set(graph.write_stamps(run).values()) == {"not run yet"}
     assert graph.write_stamps(run) == {}
     path.write_bytes(b"xy")
@@ -294,19 +294,17 @@ def test_a_changed_cohort_file_moves_the_stamp(tmp_path, monkeypatch):
 
 
 def test_a_raised_revision_makes_its_stage_stale(tmp_path, monkeypatch):
-    from nafld_utils import artifacts
-
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    run, _ = graph.open_run("smoke")
+    run = artifacts.open_run("smoke")
     unit = run.unit("toy", settings={}, modules=("cohort",))
     with unit.writing() as folder:
         (folder / "a.txt").write_text("a")
     artifacts.finish(run, FIRST, [unit])
     artifacts.save_text(graph.report_path(run, FIRST), "{}")
     graph.write_stamps(run)
-    assert graph.stamp_faults(run) == {}
+    assert graph.status(run)[FIRST].moved == ""
     monkeypatch.setattr(artifacts, "revision", lambda module: 99)
-    assert "by revision 1 of cohort, today's is 99" in graph.stamp_faults(run)[FIRST]
+    assert "by revision 1 of cohort, today's is 99" in graph.status(run)[FIRST].moved
 
 
 def test_makefile_and_package_hold_the_same_graph():
@@ -327,7 +325,7 @@ def test_a_run_is_not_made_anew_of_another_cohort(tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     one, other = tmp_path / "one.mat", tmp_path / "other.mat"
     one.touch(), other.touch()
-    run, _ = graph.open_run("smoke", "mine", data=str(one))
+    run = artifacts.open_run("smoke", run="mine", data=str(one))
     graph.write_stamps(run)
     assert cli.main(["resolve", "--dry-run", "--profile", "smoke", "--run", "mine"]) == 0, "nothing was made of it yet"
     run.reports.mkdir(parents=True)

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,6 @@ ORDER = [
     ["benchmarks", "explain_benchmark"],
     ["graph", "doctor"],
     ["overview"],
-    ["sweep_dry_run"],
     ["gpu_study", "interval_study"],
     ["report.pages"],
     ["report.notebooks"],
@@ -229,6 +229,16 @@ class Thing:
     large = house.House(1, 401, 0, {**found.sizes, "file": house.Counter({"a.py": 401, "b.py": 400})})
     assert large.beyond("file") == {"a.py": 401}
     assert "largest file: 401 lines of code, a.py (limit 400, 1 beyond it)\n    401 a.py" in house.report(large)
+
+
+def test_to_plan_an_unchanged_run_loads_no_array_or_table_library(tmp_path):
+    code = (
+        "import sys\nfrom nafld_utils import cli\ncli.main(['resolve', '--dry-run', '--profile', 'smoke'])\n"
+        "print([m for m in ('numpy', 'pandas', 'pyarrow', 'torch') if m in sys.modules])"
+    )
+    environment = {**os.environ, "NAFLD_ROOT": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout.splitlines()[-2:] == ["smoke: 8 of 8 stages would run.", "[]"]
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))

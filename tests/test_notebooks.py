@@ -139,8 +139,8 @@ def test_pages_are_written_anew_when_the_code_of_their_looks_changes(smoke):
 
 def planned(overrides=""):
     """Stages that make would run now, with their reasons."""
-    run, _ = graph.open_run("smoke", overrides=overrides)
-    return graph.plan(run, PROJECT / "notebooks")
+    found = graph.status(artifacts.open_run("smoke", overrides), PROJECT / "notebooks")
+    return {name: stage.due for name, stage in found.items() if stage.due}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_notebook_on_a_finished_run_is_there_in_seconds_and_makes_nothing_agai
     """As `make lab PROFILE=smoke` opens it: with its parameters as committed, in a kernel of its own; its cells in an
     order drawn from all in which each comes after those whose names it takes, with the tables of the first run."""
     folder = PROJECT / "notebooks"
-    given = lab.environment(run, {}, folder) | {"JPY_SESSION_NAME": f"{stage}.ipynb"}
+    given = lab.environment(run, folder) | {"JPY_SESSION_NAME": f"{stage}.ipynb"}
     for name in (artifacts.LAB, "JPY_SESSION_NAME"):
         monkeypatch.setenv(name, given[name])
     notebook = nbformat.read(folder / f"{stage}.ipynb", as_version=4)

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from nafld_utils import artifacts, cli, engine, execute, graph, lab, overview
+from nafld_utils import artifacts, cli, engine, execute, graph, lab, overview, trial_store
 from nafld_utils.artifacts import Run
 from nafld_utils.params import SettingsError
+from nafld_utils.stages import sweep
 
 NOTEBOOKS = PROJECT / "notebooks"
 FIRST, SECOND, *_, LAST = graph.STAGES
@@ -43,8 +44,12 @@ def finish(run: Run, stage: str) -> None:
     artifacts.finish(run, stage, [unit])
 
 
-def by_stage(run):
-    return overview.stage_states(run, NOTEBOOKS).set_index("stage")
+def stages(run, notebooks=NOTEBOOKS):
+    return graph.status(run, notebooks)
+
+
+def seen(stage):
+    return stage.state, stage.why, stage.report
 
 
 # ---------------------------------------------------------------- which run a notebook opens
@@ -74,7 +79,7 @@ def test_elsewhere_the_parameters_say_it_all(monkeypatch, missing):
 
 def test_make_within_jupyterlab_keeps_its_own_variables(monkeypatch):
     in_lab(monkeypatch, "smoke")
-    assert graph.open_run("demo")[0].name == "demo"
+    assert artifacts.open_run("demo", in_lab=False).name == "demo"
 
 
 def test_a_report_that_is_made_within_jupyterlab_is_of_its_own_run(empty, monkeypatch):
@@ -87,9 +92,7 @@ def test_a_report_that_is_made_within_jupyterlab_is_of_its_own_run(empty, monkey
 
 
 def test_nothing_is_done_in_an_empty_folder(empty):
-    table = by_stage(empty)
-    assert table["state"].eq("not run").all()
-    assert table["report"].eq("none").all()
+    assert {seen(stage) for stage in stages(empty).values()} == {("not run", "", "none")}
     assert "Nothing" not in overview.here(empty, FIRST).data
     assert "**0 of 1 done**" in overview.here(empty, FIRST).data
     assert "cohort: not made yet" in overview.here(empty, FIRST).data.replace("\\", "")
@@ -99,8 +102,8 @@ def test_nothing_is_done_in_an_empty_folder(empty):
 
 def test_what_was_made_in_jupyterlab_alone_is_done_without_a_report(empty):
     finish(empty, FIRST)
-    assert by_stage(empty).loc[FIRST].tolist() == ["done", "", "none"]
-    assert by_stage(empty).loc[SECOND, "state"] == "not run"
+    assert seen(stages(empty)[FIRST]) == ("done", "", "none")
+    assert stages(empty)[SECOND].state == "not run"
 
 
 def test_a_stage_is_stale_by_its_units_its_settings_or_what_it_follows(empty):
@@ -110,14 +113,14 @@ def test_a_stage_is_stale_by_its_units_its_settings_or_what_it_follows(empty):
     graph.write_stamps(empty)
     for stage in (FIRST, SECOND):
         graph.report_path(empty, stage).write_text("{}")
-    assert by_stage(empty).loc[[FIRST, SECOND], "state"].tolist() == ["done", "done"]
+    assert [stages(empty)[name].state for name in (FIRST, SECOND)] == ["done", "done"]
     other = artifacts.open_run("smoke", {"cohort.simulation_seed": 5})
-    assert by_stage(other).loc[FIRST, "why"] == "cohort.simulation_seed 3 -> 5"
-    assert by_stage(artifacts.open_run("smoke", {"folds.seed": 5})).loc[FIRST, "state"] == "done"
+    assert stages(other)[FIRST].why == "cohort.simulation_seed 3 -> 5"
+    assert stages(artifacts.open_run("smoke", {"folds.seed": 5}))[FIRST].state == "done"
     (empty.root / f"toy {FIRST}" / "made.txt").unlink()
-    assert by_stage(empty).loc[FIRST, "state"] == "stale"
-    assert "made.txt is missing" in by_stage(empty).loc[FIRST, "why"]
-    assert by_stage(empty).loc[SECOND].tolist()[:2] == ["stale", f"follows {FIRST}"]
+    assert stages(empty)[FIRST].state == "stale"
+    assert "made.txt is missing" in stages(empty)[FIRST].why
+    assert seen(stages(empty)[SECOND])[:2] == ("stale", f"follows {FIRST}")
 
 
 def test_a_notebook_that_was_saved_again_leaves_what_it_made_done(empty, tmp_path):
@@ -129,15 +132,15 @@ def test_a_notebook_that_was_saved_again_leaves_what_it_made_done(empty, tmp_pat
     graph.report_path(empty, FIRST).write_text("{}")
     later = graph.report_path(empty, FIRST).stat().st_mtime + 1
     os.utime(folder / f"{FIRST}.ipynb", (later, later))
-    table = overview.stage_states(empty, folder).set_index("stage")
-    assert table.loc[FIRST].tolist() == ["done", "", "older: the notebook was edited"]
+    found = stages(empty, folder)[FIRST]
+    assert (*seen(found), found.due) == ("done", "", "older", "the notebook was edited")
 
 
 def test_a_failed_notebook_is_named_with_its_copy(empty):
     empty.reports.mkdir(parents=True)
     (empty.reports / f"{SECOND}.failed.ipynb").write_text("{}")
-    assert by_stage(empty).loc[SECOND, "state"] == "failed"
-    assert f"{SECOND}.failed.ipynb" in by_stage(empty).loc[SECOND, "why"]
+    assert stages(empty)[SECOND].state == "failed"
+    assert f"{SECOND}.failed.ipynb" in stages(empty)[SECOND].why
 
 
 def test_an_interrupted_unit_goes_on(empty):
@@ -197,11 +200,11 @@ def test_a_command_survives_the_shell_whatever_a_path_or_a_name_holds(empty, tmp
     cohort = tmp_path / "O'Brien's $HOME images"
     cohort.mkdir()
     overrides = "cohort.class_names=['no', 'no finding'] sweep.n_seeds=3"
-    run, given = graph.open_run("smoke", "mine", overrides, str(cohort))
-    line = overview.command("all", "mine", {"profile": "smoke", "overrides": given})
+    run = artifacts.open_run("smoke", overrides, run="mine", data=str(cohort))
+    line = overview.command("all", "mine", {"profile": "smoke", "overrides": run.overrides})
     words = dict(word.split("=", 1) for word in shlex.split(line)[2:])
     assert words["DATA"] == str(cohort)
-    again, _ = graph.open_run(words["PROFILE"], words["RUN"], words["SET"], words["DATA"])
+    again = artifacts.open_run(words["PROFILE"], words["SET"], run=words["RUN"], data=words["DATA"])
     assert again == run
 
 
@@ -216,7 +219,7 @@ def test_the_commands_of_the_start_page_open_the_runs_that_they_name(empty, caps
         name = given["overrides"].get("run", given["profile"])
         assert overview.command("lab", name, given) == words
         overrides = words.partition("SET='")[2].rstrip("'")
-        opened, _ = graph.open_run(given["profile"], name, overrides)
+        opened = artifacts.open_run(given["profile"], overrides, run=name)
         assert opened == artifacts.open_run(given["profile"], given["overrides"])
 
 
@@ -238,7 +241,7 @@ def test_the_server_fetches_nothing_and_inherits_no_make(empty, tmp_path, monkey
     assert f"--ServerApp.root_dir={tmp_path}" in command
     assert "--LabApp.default_url=/lab/tree/notebooks/start.ipynb" in command
     assert "--LabApp.news_url=None" in command
-    environment = lab.environment(empty, {"run": "a"}, tmp_path / "notebooks")
+    environment = lab.environment(artifacts.open_run("smoke", run="a"), tmp_path / "notebooks")
     given = {"profile": "smoke", "overrides": {"run": "a"}, "notebooks": str(tmp_path / "notebooks")}
     assert json.loads(environment[artifacts.LAB]) == given
     assert not {"MAKEFLAGS", "MAKELEVEL"} & set(environment)
@@ -269,7 +272,7 @@ def test_a_wrong_setting_stops_before_a_server_starts(tmp_path, monkeypatch, cap
     assert json.loads(environment[artifacts.LAB])["overrides"] == {"sweep.n_seeds": 3}
     assert (tmp_path / "notebooks" / overview.START).exists()
     with pytest.raises(SettingsError):
-        graph.open_run("smoke", overrides="sweep.n_seed=3")
+        artifacts.open_run("smoke", "sweep.n_seed=3")
 
 
 # ---------------------------------------------------------------- cells in any order
@@ -322,9 +325,7 @@ def test_the_units_that_a_stage_names_are_those_that_it_made(run, stage):
 
 @pytest.mark.slow
 def test_a_finished_run_is_done_with_its_reports(run):
-    table = by_stage(run)
-    assert table["state"].eq("done").all()
-    assert table["report"].eq("current").all()
+    assert {seen(stage) for stage in stages(run).values()} == {("done", "", "current")}
     assert "8 stages: 8 done" in overview.stages_text(run, NOTEBOOKS)
 
 
@@ -336,3 +337,57 @@ def test_the_run_of_a_toy_is_not_confused_with_another(empty):
     text = overview.runs_text(SimpleNamespace(name="two", root=run.root))
     assert "| two (open now) | 1 of 8 | `make lab PROFILE=smoke RUN=two` |" in text
     assert "| one | 1 of 8 | `make lab PROFILE=smoke RUN=one` |" in text
+
+
+# ---------------------------------------------------------------- trainings that would be made again
+
+
+def seal(unit, seconds):
+    with unit.writing(seconds=seconds) as folder:
+        (folder / "made.txt").write_text("x")
+
+
+def trained(run):
+    """Seal the denoisers, GANs and latents of a run and one of its classifiers, an hour each."""
+    for unit in overview.units_of(run, "03_ldm_training"):
+        seal(unit, 3600)
+    trial, *_ = sweep.trials(run).to_dict("records")
+    scores = pd.DataFrame({"image_id": ["a"], "patient_id": ["p"], "label": [0], "score": [0.5]})
+    names = {name: trial[name] for name in trial_store.TRIAL_COLUMNS}
+    trial_store.write_trial(sweep.store(run), trial["hash"], scores, {**names, "seconds": 360.0})
+
+
+def test_finished_trainings_that_settings_would_make_again_are_counted_with_their_hours(empty):
+    assert overview.trained_again(empty) == {}, "nothing is finished yet"
+    trained(empty)
+    assert overview.trained_again(empty) == {}
+    assert overview.trained_again_text(empty) == ""
+    longer = artifacts.open_run("smoke", "ldm.steps=7")
+    assert overview.trained_again(longer) == {"denoisers": [3600.0] * 4}, "the classifier is of real images alone"
+    again = artifacts.open_run("smoke", "folds.seed=5")
+    text = "would be made again: 4 denoisers (4.0 h), 2 GANs (2.0 h), 1 classifier (0.1 h)"
+    assert overview.trained_again_text(again) == text
+    assert overview.trained_again(artifacts.open_run("smoke", "sweep.steps=7 sweep.n_seeds=2")) == {
+        "classifiers": [360]
+    }
+    lost = artifacts.open_run("smoke", {"cohort.source": "file", "cohort.path": "/nowhere/cohort.mat"})
+    assert "cannot be told" in overview.trained_again_text(lost)
+
+
+def test_plan_says_which_trainings_would_be_made_again_and_looks_only_where_something_changed(
+    empty, monkeypatch, capsys
+):
+    words = ["resolve", "--dry-run", "--profile", "smoke", "--notebooks", str(NOTEBOOKS)]
+    cli.main(words)
+    trained(empty)
+    finish(empty, FIRST)
+    graph.write_stamps(empty)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(overview, "trained_again", lambda run: pytest.fail("nothing has changed"))
+        cli.main(words)
+    assert "again" not in capsys.readouterr().out
+    cli.main([*words, "--set", "ldm.steps=7"])
+    *_, again, last = capsys.readouterr().out.splitlines()
+    assert again == "would be made again: 4 denoisers (4.0 h)"
+    assert last == "smoke: 8 of 8 stages would run."

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nafld_utils import graph, params
+from nafld_utils import artifacts, params
 
 PROFILES = ("paper", "smoke", "demo", "cpu")
 
@@ -91,7 +91,7 @@ def test_the_paper_on_a_cpu_changes_counts_and_sources_of_weights_alone(tmp_path
     path = f"{tmp_path}:{os.environ['PATH']}"
     said = subprocess.run([script], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True)
     words = dict(word.split("=", 1) for word in said.stdout.split("\0")[1:-1])
-    run, _ = graph.open_run("paper", words["RUN"], words["SET"])
+    run = artifacts.open_run("paper", words["SET"], run=words["RUN"])
     mine, paper = (params.flat(s.model_dump(mode="json", by_alias=True)) for s in (run.settings, params.load("paper")))
     changed = {key: mine[key] for key in mine if mine[key] != paper[key]}
     weights = {"autoencoder.semantic.source", "autoencoder.class.source", "quality.features", "sweep.weights"}
@@ -108,7 +108,7 @@ def test_the_paper_on_a_cpu_changes_counts_and_sources_of_weights_alone(tmp_path
 def test_override_strings_and_mappings_agree():
     a = params.load("demo", ["sweep.n_seeds=7", "ldm.class.loss=l1", "ldm.folds=[0, 1]", "run=x"])
     b = params.load("demo", {"sweep": {"n_seeds": 7}, "ldm.class.loss": "l1", "ldm": {"folds": [0, 1]}, "run": "x"})
-    assert a == b
+    assert a == b == params.load("demo", "sweep.n_seeds=7 ldm.class.loss=l1 ldm.folds=[0, 1] run=x")
     assert a.sweep.n_seeds == 7
     assert a.ldm.class_.loss == "l1"
     assert a.name == "x"
@@ -138,7 +138,7 @@ def test_scientific_notation_that_yaml_reads_as_text_is_a_number():
         ("run=../elsewhere", ["run", "'../elsewhere'"]),
         ("run=compare", ["run must be another name", "reports/compare holds the comparisons of runs"]),
         ("engine.device=gpu", ["engine.device", "'gpu'"]),
-        ("n_seeds", ["n_seeds", "key=value"]),
+        ("n_seeds", ["n_seeds", "sweep.n_seeds=5"]),
         ("sweep.arms=[gam]", ["sweep.arms", "'gam'", "nearest is gan"]),
         ("sweep.experiments=[fig5]", ["sweep.experiments", "nearest is fig5b"]),
         ("experiments.s7.balance=over", ["experiments.s7.balance", "'over'"]),

@@ -63,7 +63,7 @@ GENERATOR = [
 STAGE = [
     ("nafld_utils/graph.py", '    "08_turing_test": (', '{}"04_sampling",),\n    "09_echo": ('),
     ("nafld_utils/params.py", '    "08_turing_test": (', '    "09_echo": ("seed", "turing"),\n{}'),
-    ("nafld_utils/overview.py", '    "08_turing_test": (', '    "09_echo": ("echo.units",),\n{}'),
+    ("nafld_utils/overview.py", '    "08_turing_test": (', '    "09_echo": ("nafld_utils.stages.echo.units",),\n{}'),
     ("Makefile", "07_shap 08_turing_test", "{} 09_echo"),
     (
         "Makefile",

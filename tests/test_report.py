@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, figures, graph, report
+from nafld_utils import artifacts, figures, report
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one red pixel
@@ -87,7 +87,7 @@ def executed(stage, cells=(), duration=83.2):
 def run(tmp_path, monkeypatch):
     """A run with a cohort, two executed stages and claims, one of which tries to be HTML."""
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    run, _ = graph.open_run("smoke", overrides="sweep.n_seeds=3")
+    run = artifacts.open_run("smoke", "sweep.n_seeds=3")
     cohort = run.unit("cohort", settings={})
     with cohort.writing(device="cpu", seconds=61.0) as folder:
         patients = pd.DataFrame({"patient_id": [1, 2, 3], "label": [0, 1, 1], "grade": [0, 5, 60]})
@@ -157,7 +157,7 @@ def test_figures_tagged_for_the_answer_come_before_key_figures():
 
 
 def test_real_cohort_has_no_banner(run, tmp_path):
-    real, _ = graph.open_run("cpu", run="another")
+    real = artifacts.open_run("cpu", run="another")
     assert "SIMULATED" not in report.index_html(real)
     assert "SIMULATED" not in report.notebook_html(real, STAGE, executed(STAGE))
 
@@ -184,7 +184,7 @@ def test_notebook_page_folds_code_and_names_its_figures(run):
 
 def test_an_unfinished_run_has_a_front_page(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    empty, _ = graph.open_run("demo")
+    empty = artifacts.open_run("demo")
     path = report.write_index(empty)
     assert "No stage has recorded a claim yet" in path.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=r"expected an executed notebook, found none; run make 07_shap\."):
@@ -204,12 +204,12 @@ def test_numbers_are_read_not_stored(stored, shown):
 def test_command_on_the_page_gives_the_same_run(run, tmp_path):
     cohort = tmp_path / "a b'.mat"
     cohort.touch()
-    asked, given = graph.open_run("smoke", "x", "sweep.n_seeds=3", str(cohort))
-    artifacts.save_json(asked.root / "settings" / "run.json", {"profile": "smoke", "overrides": given})
+    asked = artifacts.open_run("smoke", "sweep.n_seeds=3", run="x", data=str(cohort))
+    artifacts.save_json(asked.root / "settings" / "run.json", {"profile": "smoke", "overrides": asked.overrides})
     shown = re.search(r'This run: <code class="command">(.*?)</code>', report.index_html(asked))[1]
     words = dict(word.split("=", 1) for word in shlex.split(html.unescape(shown))[2:])
     assert words.pop("DATA") == "…/a b'.mat", "the folder is the user's own"
-    again, _ = graph.open_run(words["PROFILE"], words["RUN"], words["SET"], str(cohort))
+    again = artifacts.open_run(words["PROFILE"], words["SET"], run=words["RUN"], data=str(cohort))
     assert again == asked
 
 
@@ -284,7 +284,7 @@ def test_pages_do_not_tell_where_the_users_files_lie(run, tmp_path):
     folder = tmp_path / "home" / "somebody"
     folder.mkdir(parents=True)
     (folder / "ours.mat").write_bytes(b"")
-    ours, _ = graph.open_run("demo", data=str(folder / "ours.mat"))
+    ours = artifacts.open_run("demo", data=str(folder / "ours.mat"))
     note = executed(STAGE, [nbformat.v4.new_code_cell(f"overrides = {{'cohort.path': '{folder}/ours.mat'}}")])
     for page in (report.index_html(ours), report.notebook_html(ours, STAGE, note)):
         assert str(folder) not in page
@@ -406,13 +406,13 @@ RANDOM = {
 
 @pytest.mark.parametrize("settings", RANDOM)
 def test_pages_of_a_run_with_random_weights_say_what_is_untrained(settings):
-    assert "RANDOM WEIGHTS" not in report.pages.simulated(graph.open_run("paper")[0])
-    mine, _ = graph.open_run("paper", "machinery", settings)
+    assert "RANDOM WEIGHTS" not in report.pages.simulated(artifacts.open_run("paper"))
+    mine = artifacts.open_run("paper", settings, run="machinery")
     said = report.pages.simulated(mine)
     assert said.startswith(
         "RANDOM WEIGHTS in run machinery: untrained, for tests of the machinery, " + RANDOM[settings]
     )
-    scratch = graph.open_run("paper", "scratch", "sweep.weights=random sweep.freeze=none")[0]
+    scratch = artifacts.open_run("paper", "sweep.weights=random sweep.freeze=none", run="scratch")
     assert report.pages.simulated(scratch) == "", "classifiers that are trained whole begin so"
 
 
@@ -439,5 +439,5 @@ def test_figures_of_simulated_patients_say_so(run, layout):
     figure.canvas.draw()
     assert mark.get_text() == "simulated cohort"
     assert not mark.get_window_extent().overlaps(axes.xaxis.label.get_window_extent())
-    assert figures.mark_simulated(figure, graph.open_run("cpu")[0]) is None
+    assert figures.mark_simulated(figure, artifacts.open_run("cpu")) is None
     plt.close(figure)

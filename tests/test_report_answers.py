@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, graph, report
+from nafld_utils import artifacts, report
 from nafld_utils.report import answers, methods, reforms
 from nafld_utils.report.reforms import AUTHORS, BOTH, RUN
 
@@ -31,7 +31,7 @@ def answered(run, claims, key):
 def real(tmp_path, monkeypatch):
     """A run on a real cohort that has stored nothing."""
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    return graph.open_run("cpu")[0]
+    return artifacts.open_run("cpu")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_people_are_spoken_of_only_where_people_rated(real, claims, verdict):
 
 
 def test_simulated_patients_are_named_in_every_verdict(real):
-    run, _ = graph.open_run("demo")
+    run = artifacts.open_run("demo")
     assert all(one.verdict.startswith("Simulated patients: ") for one in answers.answers(run, table()))
     assert not any("imulated" in one.verdict for one in answers.answers(real, table()))
 
@@ -154,7 +154,7 @@ def test_simulated_patients_are_named_in_every_verdict(real):
 @pytest.mark.parametrize("profile", ["smoke", "demo", "cpu", "paper"])
 def test_methods_follow_the_settings(profile, tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    run, _ = graph.open_run(profile)
+    run = artifacts.open_run(profile)
     found = dict(methods.methods(run))
     s = run.settings
     assert f"{s.folds.n_splits} folds by patient, stratified by class, split seed {s.folds.seed}." in found["Folds"]
@@ -192,7 +192,7 @@ def test_limits_of_simulated_patients_name_the_cohorts_subject(subject, says, tm
 @pytest.mark.parametrize("profile", ["demo", "cpu"])
 def test_the_checklist_has_its_32_items_in_eight_modules(profile, tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    run, _ = graph.open_run(profile)
+    run = artifacts.open_run(profile)
     items = reforms.checklist(run, table())
     sizes = {"1": 3, "2": 5, "3": 7, "4": 3, "5": 6, "6": 3, "7": 3, "8": 2}
     assert [item.number for item in items] == [f"{m}{letter}" for m, n in sizes.items() for letter in "abcdefg"[:n]]

@@ -20,8 +20,8 @@ OVER = "patients within class (bootstrap)"
 
 def finished(name, overrides="", data="", content="ab12", auc=0.7, n=8, stages=graph.STAGES):
     """A run as make leaves it, with toy notebooks, one unit a stage and a few claims."""
-    run, given = graph.open_run("smoke", name, overrides, data)
-    artifacts.save_json(run.root / "settings" / "run.json", {"profile": "smoke", "overrides": given})
+    run = artifacts.open_run("smoke", overrides, run=name, data=data)
+    artifacts.save_json(run.root / "settings" / "run.json", {"profile": "smoke", "overrides": run.overrides})
     graph.write_stamps(run)
     cohort = run.unit("cohort", settings={"content": content})
     with cohort.writing(device="cpu") as folder:

@@ -44,13 +44,13 @@ def write_comparison(a: str, b: str) -> Path:
         A name is missing, both are the same, or a run is not there or not finished.
     """
     if not a or not b:
-        there = ", ".join(stored.names()) or "none"
+        there = ", ".join(artifacts.stored_runs()) or "none"
         raise ValueError(
             f"expected two runs, found A={a!r} and B={b!r}; make compare A=<run> B=<run>. Runs here: {there}."
         )
     if a == b:
         raise ValueError(f"expected two runs, found {a!r} twice; name another one.")
-    runs = stored.open_stored(a), stored.open_stored(b)
+    runs = artifacts.open_run(run=a), artifacts.open_run(run=b)
     for run in runs:
         stored.require_finished(run)
     path = artifacts.work_root() / "reports" / "compare" / f"{a}-{b}.html"
@@ -101,7 +101,7 @@ def _content(run: Run) -> str:
 
 
 def _units(run: Run, stage: str) -> set[tuple[str, str]]:
-    record = pages.read_json(run.root / stage / "stage.json") or {}
+    record = artifacts.read_json(run.root / stage / "stage.json") or {}
     return {(entry["unit"], entry["hash"]) for entry in record.get("units", [])}
 
 

@@ -59,7 +59,7 @@ def numeric(text: Any) -> float | None:
 
 def provenance(run: Run) -> dict[str, Any]:
     """What stage 01 could prove about the cohort's origin; empty where it has not run."""
-    return pages.read_json(run.root / "cohort" / "provenance.json") or {}
+    return artifacts.read_json(run.root / "cohort" / "provenance.json") or {}
 
 
 def cohort(run: Run) -> list[tuple[str, str]]:
@@ -123,7 +123,7 @@ def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ())
     for stage in graph.STAGES:
         notebook = notebooks.get(stage)
         seconds = 0.0
-        for entry in (pages.read_json(run.root / stage / "stage.json") or {}).get("units", []):
+        for entry in (artifacts.read_json(run.root / stage / "stage.json") or {}).get("units", []):
             if entry["unit"] not in counted:
                 counted.add(entry["unit"])
                 seconds += (artifacts.read_manifest(run.root / entry["unit"]) or {}).get("seconds", 0.0)
@@ -168,7 +168,7 @@ def settings(run: Run) -> list[dict[str, str]]:
 
 def command(run: Run) -> str:
     """How to ask for this run again; empty where the run was not made by make."""
-    given = pages.read_json(run.root / "settings" / "run.json")
+    given = artifacts.read_json(run.root / "settings" / "run.json")
     if not given:
         return ""
     return pages.without_folders(run, overview.command("all", run.name, given))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import html
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -153,15 +152,6 @@ def plain(text: str) -> str:
     """Markdown of a sentence as plain text."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     return " ".join(re.sub(r"[*`]|(?<!\w)_|_(?!\w)", "", text).split())
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A stored JSON mapping, or None where there is none or it is damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def without_folders(run: Run, text: str) -> str:
