@@ -10,7 +10,7 @@ import argparse
 
 import pandas as pd
 
-from nafld_utils import graph, sweep
+from nafld_utils import graph, sweep, timer
 from nafld_utils.artifacts import Run
 from nafld_utils.stages import sweep as stage
 
@@ -23,7 +23,7 @@ def tables(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         status = sweep.grid(run.settings).assign(state="not trained yet", seconds=float("nan"))
         networks = status[["backbone", "freeze"]].drop_duplicates().itertuples(index=False, name=None)
         seconds = {key: stage.time_training(run, *key)[0] for key in networks}
-        plan = sweep.plan(status, seconds, stage.side_by_side(run))
+        plan = sweep.plan(status, seconds, timer.side_by_side(run.settings.engine))
         return sweep.experiments(run.settings, status), plan, str(error)
 
 

@@ -1,11 +1,9 @@
-"""What a cohort of more patients costs: ``python -m nafld_utils.size_bench``, a part of ``make bench``.
+"""What a cohort of more patients costs.
 
 Simulated cohorts of several sizes are written as folders, then stages 01 and 02, the features of stage 05 and the
 feature cache of stage 06 are made of their real images on the CPU, each in a process of its own, whose peak memory
 counts. How cost grows is read from processor seconds, which other work on the machine changes little; a power of 1 of
-the images is linear. The full measurement, ten frames a patient::
-
-    python -m nafld_utils.size_bench --frames 10
+the images is linear. The full measurement takes ten frames per patient (``--frames 10``).
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import contextlib
 import functools
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,18 +20,26 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import memory
 import numpy as np
 import pandas as pd
+import records
+import torch
 
-from nafld_utils import artifacts, bench_records, engine
+from nafld_utils import artifacts, engine
 from nafld_utils.artifacts import Run
-from nafld_utils.figures.bench import BOUND_GIB
 
 BACKBONE = "tf_efficientnet_lite0"  # bundled: nothing is downloaded
 SEED = 31_000  # far from the seeds of other simulated cohorts
-SIMULATOR, CACHE = "simulator", "06 feature cache"
-STEPS = (SIMULATOR, "01", "02", "05 features", CACHE)
-BOUND = ("01", "02")  # the stages whose memory is bounded by `BOUND_GIB`
+SIMULATOR = "simulating the cohort"
+STEPS = {  # what is measured and its stage
+    SIMULATOR: "-",
+    "reading and checking the cohort": "01",
+    "preprocessing": "02",
+    "features of the real images": "05",
+    "feature cache of the real images": "06",
+}
+BOUND, BOUND_GIB = ("01", "02"), 2.0  # the stages whose memory is bounded
 MOST_EXPONENT = 1.25  # Choice: linear is 1; 1.10 was measured for a step of seconds beside other work
 MOST_GROWTH_GIB = 0.25  # Choice: flat, but for a page here and there; 0.08 was measured from 55 patients to 500
 COLUMNS = ("step", "patients", "images", "seconds", "cpu_seconds", "peak_gib")
@@ -42,16 +47,17 @@ COLUMNS = ("step", "patients", "images", "seconds", "cpu_seconds", "peak_gib")
 
 def _call(run: Run, step: str, folder: Path, n_patients: int, n_frames: int) -> Callable[[], Any]:
     """The call of one step; what it imports and the networks that it reads are there before it is timed."""
+    stage = STEPS[step]
     if step == SIMULATOR:
         from nafld_utils import phantom_folder
 
         return lambda: phantom_folder.write(folder, n_patients, SEED, n_frames)
-    if step in ("01", "02"):
+    if stage in ("01", "02"):
         from nafld_utils.stages import prepare
 
-        return functools.partial(prepare.build_cohort if step == "01" else prepare.build_preprocessed, run)
+        return functools.partial(prepare.build_cohort if stage == "01" else prepare.build_preprocessed, run)
     blank, device = np.zeros((1, 64, 64), np.uint8), engine.device(run.settings.engine)
-    if step == CACHE:
+    if stage == "06":
         from nafld_utils import trial
         from nafld_utils.stages import sweep_features
 
@@ -69,39 +75,23 @@ def measure_step(root: str, profile: str, step: str, n_patients: int, n_frames: 
     os.environ["NAFLD_ROOT"] = root
     folder = Path(root) / "cohort"
     changes = {"cohort.source": "file", "cohort.path": str(folder), "cohort.frames_per_patient": None}
-    changes |= {
-        "engine.mode": "serial",
-        "engine.device": "cpu",
-        "sweep.backbones": [BACKBONE],
-        "sweep.weights": "bundled",
-    }
+    changes |= {"engine.mode": "serial", "engine.device": "cpu"}
+    changes |= {"sweep.backbones": [BACKBONE], "sweep.weights": "bundled"}
     call = _call(artifacts.open_run(profile, changes), step, folder, n_patients, n_frames)
     with engine.compute_threads(engine.cores()):
         started, before = time.perf_counter(), time.process_time()
         call()
-        return time.perf_counter() - started, time.process_time() - before, bench_records.peak_gib()
+        return time.perf_counter() - started, time.process_time() - before, memory.peak_gib()
 
 
-def measure(profile: str, n_patients: int, n_frames: int) -> pd.DataFrame:
-    """Cost of every step for a cohort of one size, `COLUMNS`.
-
-    Parameters
-    ----------
-    profile : str
-        Whose preprocessing is measured.
-    n_patients, n_frames : int
-        Patients, and frames of each.
-    """
-    rows = []
+def measure_size(profile: str, n_patients: int, n_frames: int) -> Iterator[dict[str, Any]]:
+    """Cost of every step for a cohort of one size, dicts of `COLUMNS`."""
     with _scratch() as root:
         for step in STEPS:
-            # one process a step: its peak memory is its own
+            # one process per step: its peak memory is its own
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                call = functools.partial(measure_step, root, profile, step, n_patients, n_frames)
-                seconds, cpu, peak = pool.submit(call).result()
-            rows.append((step, n_patients, n_patients * n_frames, seconds, cpu, peak))
-            print(f"{n_patients} patients, {step}: {seconds:.1f} s, processor {cpu:.1f} s, {peak:.2f} GiB", flush=True)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+                found = pool.submit(measure_step, root, profile, step, n_patients, n_frames).result()
+            yield dict(zip(COLUMNS, (step, n_patients, n_patients * n_frames, *found), strict=True))
 
 
 @contextlib.contextmanager
@@ -117,115 +107,58 @@ def _scratch() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fit(table: pd.DataFrame) -> pd.DataFrame:
-    """How cost grows, a step a row.
+def cost_row(cost: dict[str, Any]) -> dict[str, Any]:
+    """A record's row of one step and size; ``broken`` where the step needs more memory than it may."""
+    stage, what, peak = STEPS[cost["step"]], cost["step"], cost["peak_gib"]
+    per = f"{cost['patients']} patients, {cost['images']} images; processor {cost['cpu_seconds']:.1f} s"
+    row = {"stage": stage, "what": what, "per": per, "seconds": cost["seconds"], "peak_gib": peak}
+    if stage in BOUND and peak > BOUND_GIB:
+        row["broken"] = f"stage {stage}, {what}: held {peak:.2f} GiB, expected at most {BOUND_GIB:g}."
+    return row
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        `COLUMNS`.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``step, exponent`` (of processor seconds as a power of the number of images, least squares in logarithms; 1 is
-        linear; NaN where there is one size), ``ms_an_image`` (processor, at the largest size), ``memory_growth`` (GiB,
-        from the smallest size to the largest).
+def growth(table: pd.DataFrame) -> records.Rows:
+    """How each step of a table of `COLUMNS` grows, as rows; ``broken`` where that is beyond linear.
+
+    The exponent is of processor seconds as a power of the number of images, least squares in logarithms; memory is
+    compared between the smallest and the largest size.
     """
-    rows = []
     for step, part in table.groupby("step", sort=False):
-        part = part.sort_values("images")
-        exponent = float("nan")
-        if part["images"].iloc[0] < part["images"].iloc[-1]:
-            exponent = np.polyfit(np.log(part["images"]), np.log(part["cpu_seconds"]), 1)[0]
-        last = part.iloc[-1]
-        growth = last["peak_gib"] - part["peak_gib"].iloc[0]
-        rows.append((step, float(exponent), 1000 * last["cpu_seconds"] / last["images"], float(growth)))
-    return pd.DataFrame(rows, columns=["step", "exponent", "ms_an_image", "memory_growth"])
+        part, stage = part.sort_values("images"), STEPS[step]
+        first, last = part.iloc[0], part.iloc[-1]
+        exponent = np.polyfit(np.log(part["images"]), np.log(part["cpu_seconds"]), 1)[0]
+        grown = last["peak_gib"] - first["peak_gib"]
+        per = f"{first['images']} to {last['images']} images: processor seconds grow as images to the power"
+        per += f" {exponent:.2f}, memory by {grown:.2f} GiB"
+        broken = []
+        if grown > MOST_GROWTH_GIB:
+            broken.append(f"held {grown:.2f} GiB more for the largest cohort, expected at most {MOST_GROWTH_GIB:g}")
+        if exponent > MOST_EXPONENT:
+            again = "expected 1; measure again with nothing beside it"
+            broken.append(f"grows as images to the power {exponent:.2f}, {again}")
+        row = {"stage": stage, "what": step, "per": per, "seconds": last["seconds"], "peak_gib": last["peak_gib"]}
+        sentence = f"stage {stage}, {step}: {'; '.join(broken)}."
+        yield {**row, "broken": sentence} if broken and step != SIMULATOR else row
 
 
-def beyond(table: pd.DataFrame, fitted: pd.DataFrame) -> list[str]:
-    """Sentences on steps that need too much memory, or more of it or of time than linear; empty where all hold.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        `COLUMNS`.
-    fitted : pandas.DataFrame
-        From `fit`.
-    """
-    found = []
-    for line in fitted[fitted["step"] != SIMULATOR].itertuples():
-        peak = table.loc[table["step"] == line.step, "peak_gib"].max()
-        if line.step in BOUND and peak > BOUND_GIB:
-            found.append(f"stage {line.step} held {peak:.2f} GiB, expected at most {BOUND_GIB:g}.")
-        if line.memory_growth > MOST_GROWTH_GIB:
-            found.append(
-                f"stage {line.step} held {line.memory_growth:.2f} GiB more for the largest cohort, expected at most"
-                f" {MOST_GROWTH_GIB:g}."
-            )
-        if line.exponent > MOST_EXPONENT:
-            found.append(
-                f"stage {line.step} grows as images to the power {line.exponent:.2f}, expected 1; measure again with"
-                " nothing beside it."
-            )
-    return found
-
-
-def record(table: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the record: the largest size of each step, with the exponent in words."""
-    rows = []
-    for line in fitted.itertuples():
-        last = table[table["step"] == line.step].sort_values("images").iloc[-1]
-        stage, _, what = line.step.partition(" ")
-        named = {SIMULATOR: ("-", "simulating the cohort"), "01": ("01", "reading and checking the cohort")}
-        named["02"] = ("02", "preprocessing")
-        stage, what = named.get(line.step, (stage, f"{what} of the real images"))
-        grows = (
-            "" if np.isnan(line.exponent) else f"; processor seconds grow as images to the power {line.exponent:.2f}"
-        )
-        per = f"{last['patients']} patients, {last['images']} images{grows}"
-        rows.append(
-            {"stage": stage, "what": what, "per": per, "seconds": last["seconds"], "peak_gib": last["peak_gib"]}
-        )
-    return rows
+def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
+    """Rows of every size and step, then how each step grows; `device` is the CPU."""
+    costs = []
+    for n_patients in sorted(set(options.patients)):
+        for cost in measure_size(options.profile, n_patients, options.frames):
+            costs.append(cost)
+            yield cost_row(cost)
+    if len(set(options.patients)) > 1:
+        yield from growth(pd.DataFrame(costs))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; writes ``bench_size.csv`` and the record.
-
-    Returns
-    -------
-    int
-        1 where a step breaks its bounds (`beyond`), 2 where a cohort of a size cannot be made.
-    """
+    """Command line, see `records.run`; returns 1 where a step breaks its bounds."""
     parser = argparse.ArgumentParser(description="Seconds and memory of stages against the size of the cohort.")
     parser.add_argument("--patients", type=int, nargs="+", default=[55, 200, 500], help="sizes of the cohort")
-    parser.add_argument("--frames", type=int, default=2, help="frames a patient; the full measurement takes 10")
+    parser.add_argument("--frames", type=int, default=2, help="frames per patient; the full measurement takes 10")
     parser.add_argument("--profile", default="demo", help="whose preprocessing is measured")
-    parser.add_argument("--out", type=Path, default=bench_records.default_folder())
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    facts = {"frames": options.frames, "profile": options.profile}
-    tables: list[pd.DataFrame] = []
-    for n_patients in sorted(set(options.patients)):
-        try:
-            tables.append(measure(options.profile, n_patients, options.frames))
-        except (ValueError, OSError) as error:
-            print(f"size_bench, {n_patients} patients: {error}", file=sys.stderr)
-            return 2
-        # after each size: the largest takes longest, and what is measured must not be lost with it
-        table = pd.concat(tables, ignore_index=True)
-        fitted, seconds = fit(table), time.perf_counter() - started
-        artifacts.save_table(options.out / "bench_size.csv", table)
-        facts["curve"] = table.to_dict("records")
-        lines = record(table, fitted)
-        bench_records.save(options.out, "size", lines, "cpu", seconds, arguments, engine.cores(), **facts)
-    print(fitted.round(3).to_string(index=False))
-    broken = beyond(table, fitted)
-    for sentence in broken:
-        print(f"size_bench: {sentence}", file=sys.stderr)
-    return int(bool(broken))
+    return records.run("cohort_size", parser, measure, arguments, on_cpu=True)
 
 
 if __name__ == "__main__":

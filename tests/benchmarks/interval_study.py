@@ -1,10 +1,10 @@
-"""Do the intervals keep their promise? ``python -m nafld_utils.interval_study`` simulates cohorts and counts.
+"""Do the intervals keep their promise? Simulates cohorts and counts.
 
 Each of 50 simulated cohorts of 55 patients goes through the study's protocol with frozen EfficientNet-Lite0 features
 and a logistic regression: five folds by patient, scores out of fold, 95 % intervals by every method. Each fold's model
 then scores 2,000 new simulated patients, and the mean of the folds' AUCs there is what an interval should hold. Choice:
-two frames a patient, 128 px; about 20 minutes on two cores. Patients are simulated in blocks, units below
-``artifacts/interval-study``; a run that was stopped goes on where it was. The result is stored beside the package and
+two frames per patient, 128 px; about 20 minutes on two cores. Patients are simulated in blocks, units below
+``artifacts/interval-study``; a run that was stopped goes on where it was. The result is stored in the package and
 shown by notebook 06. Simulated patients say how the method behaves, and nothing about livers.
 """
 
@@ -13,30 +13,19 @@ from __future__ import annotations
 import argparse
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import records
+import torch
 
-from nafld_utils import (
-    artifacts,
-    backbones,
-    baselines,
-    bench_records,
-    delong,
-    engine,
-    phantom,
-    preprocess,
-    stats,
-)
+from nafld_utils import artifacts, backbones, baselines, delong, engine, interval_study, phantom, preprocess, stats
 from nafld_utils.artifacts import Run, Unit
 
-REVISION = ("interval_study", 1)
-
-RESULT = Path(__file__).resolve().parent / "results" / "interval_study.csv"
-COMMAND = "python -m nafld_utils.interval_study"
 N_SPLITS = 5
 FIRST_SEED = 20_000  # far from the seeds of cohorts that the shipped autoencoder and the profiles use
 METHODS = ("patients, percentile", "patients, BCa", "patients, DeLong", "images as if independent, percentile")
@@ -45,7 +34,7 @@ STRENGTH = 0.01  # of the logistic regression, as in `sweep.linear_scores`
 
 @dataclass(frozen=True)
 class Size:
-    """How large a study is: cohorts, patients and frames of each, new patients, pixels a side."""
+    """How large a study is: cohorts, patients and frames of each, new patients, pixels per side."""
 
     cohorts: int = 50
     patients: int = 55
@@ -88,7 +77,7 @@ def _network(name: str) -> Any:
 
 
 def tasks(run: Run, size: Size) -> list[dict[str, Any]]:
-    """One task a cohort, then one a block of new patients; together they hold ``new_patients``."""
+    """One task per cohort, then one per block of new patients; together they hold ``new_patients``."""
     common = {"run": run, "pixels": size.pixels, "n_frames": size.frames}
     cohorts = [{**common, "seed": FIRST_SEED + i, "n_patients": size.patients} for i in range(size.cohorts)]
     starts = range(0, size.new_patients, size.block)
@@ -130,22 +119,11 @@ def by_patient(label: np.ndarray, score: np.ndarray, patient: np.ndarray) -> pd.
 def one_cohort(
     cohort: tuple[np.ndarray, pd.DataFrame], new: tuple[np.ndarray, pd.DataFrame], seed: int, n_resamples: int
 ) -> pd.DataFrame:
-    """Intervals of one cohort beside the AUC of its trained models on new patients.
+    """Intervals of one cohort beside the AUC of its trained models on new patients; no patient is in both.
 
-    Parameters
-    ----------
-    cohort, new : ((N, d) float, pandas.DataFrame)
-        Frozen features and the table ``patient_id, label`` in the same order; no patient is in both.
-    seed : int
-        Of the split and of the bootstrap.
-    n_resamples : int
-        Bootstrap resamples.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As `intervals`, with ``truth`` (mean over the folds' models of their AUC on the new patients, at the interval's
-        level) and ``holds``.
+    `cohort` and `new` are frozen features (N, d) and the table ``patient_id, label`` in the same order. Returns
+    `intervals` with ``truth`` (mean over the folds' models of their AUC on the new patients, at the interval's level)
+    and ``holds``.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -171,18 +149,9 @@ def one_cohort(
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of intervals that hold the truth, by method.
+    """Share of intervals that hold the truth, by method, as `interval_study.stored` tells it.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `one_cohort`, all cohorts, with a column ``cohort``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``method, level, cohorts, holds, holds_low, holds_high`` (share, Wilson 95 % over cohorts), ``below, above``
-        (intervals that lie below the truth, or above it), ``mean_width, mean_auc, mean_truth``.
+    `table` is that of `one_cohort`, all cohorts, with a column ``cohort``.
     """
     from statsmodels.stats.proportion import proportion_confint
 
@@ -219,52 +188,35 @@ def study(run: Run, size: Size) -> pd.DataFrame:
     )
 
 
-def stored(path: Path = RESULT) -> pd.DataFrame | None:
-    """The stored result, or None where the study has not been run."""
-    return artifacts.load_table(path) if path.is_file() else None
-
-
-def report(path: Path = RESULT) -> str:
-    """The stored result in words, or how to make it."""
-    table = stored(path)
-    if table is None:
-        return f"The study of the intervals has not been run: {COMMAND}."
-    first = table.iloc[0]
-    text = [
-        f"{first.cohorts} simulated cohorts of {first.patients} patients, {first.frames} frames each at"
-        f" {first.pixels} px, frozen features; 95 % intervals that held the AUC on {first.new_patients} new patients:"
-    ]
-    for row in table.itertuples():
-        text.append(f"  {row.method}: {row.holds:.0%} [{row.holds_low:.0%}, {row.holds_high:.0%}]")
-    return "\n".join(text)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Share of intervals that hold the AUC on new simulated patients.")
-    for name, value in Size().__dict__.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    parser.add_argument("--mode", choices=("serial", "local"), default="local")
-    parser.add_argument("--out", type=Path, default=RESULT, help="where the result goes; notebook 06 shows the default")
-    parser.add_argument("--record", type=Path, default=bench_records.default_folder(), help="folder of `make bench`")
-    options = vars(parser.parse_args(arguments))
-    changes = {"run": "interval-study", "engine.mode": options.pop("mode")}
-    out, folder, run = options.pop("out"), options.pop("record"), artifacts.open_run("demo", changes)
-    size, started = Size(**options), time.perf_counter()
+def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
+    """Make the study, store its result, and yield its one row."""
+    run = artifacts.open_run("demo", {"run": "interval-study", "engine.mode": options.mode})
+    size, started = Size(**{field: getattr(options, field) for field in Size.__dataclass_fields__}), time.perf_counter()
     n_there = sum(block_unit(**task).done() for task in tasks(run, size))
     try:
         table = study(run, size)
     finally:
         engine.release_workers()  # at the interpreter's exit Dask's threads are gone, and closing waits for them
-    out.parent.mkdir(parents=True, exist_ok=True)
-    artifacts.save_table(out, table)
-    seconds = time.perf_counter() - started
+    options.result.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.save_table(options.result, table)
+    print(interval_study.report(options.result))
     per = f"{size.cohorts} cohorts of {size.patients} simulated patients, {size.new_patients} new ones"
     per += f"; {n_there} of {len(tasks(run, size))} blocks of patients were there already" if n_there else ""
-    row = {"stage": "06", "what": "study of the intervals", "per": per, "seconds": seconds}
-    bench_records.save(folder, "intervals", [row], seconds=seconds, arguments=arguments, threads=engine.cores())
-    print(report(out))
+    seconds = time.perf_counter() - started
+    yield {"stage": "06", "what": "study of the intervals", "per": per, "seconds": seconds}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line, see `records.run`."""
+    parser = argparse.ArgumentParser(description="Share of intervals that hold the AUC on new simulated patients.")
+    for name, value in Size().__dict__.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--mode", choices=("serial", "local"), default="local")
+    parser.add_argument(
+        "--result", type=Path, default=interval_study.RESULT, help="where it is stored; notebook 06 shows the default"
+    )
+    return records.run("interval_study", parser, measure, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""``make bench``: what training and sampling cost here, against a plain loop and DDIM-500, in one run.
+"""What training and sampling cost here, against a plain loop and DDIM-500, in one run.
 
 A ratio is taken between neighbours in time, since a shared machine drifts; every rate stands beside the device's own
 matrix rate, measured in the same run. Speed of a sampler means nothing without what it draws: with ``--run`` the
@@ -10,33 +10,53 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import dataclasses
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import memory
 import numpy as np
 import pandas as pd
+import records
 import torch
 
-from nafld_utils import artifacts, bench_records, diffusion, engine, params, speed
+from nafld_utils import artifacts, diffusion, engine, params, timer
 from nafld_utils.precision import arithmetic
 from nafld_utils.sampling import build_sampler, guided
+from nafld_utils.stages.cost import TRAINING_PASSES, Model
 
 PLAIN, OURS = "plain loop", "this project"
 SLOW_STEPS, AT_ONCE = 500, 50  # of DDIM [paper]; images that a GPU draws at once
+GUIDANCE = 1.2
 SHAPES = {"semantic": (3, 64, 64), "class": (4, 32, 32)}  # of the paper's latents
 DEMO_SHAPE = (4, 16, 16)
+NETWORKS = ("auto", "demo", "cpu", "paper")  # whose networks are measured; auto: paper on a GPU, demo elsewhere
 
 
-def network(profile: str, conditioning: str, device: torch.device) -> tuple[torch.nn.Module, tuple[int, int, int]]:
-    """A denoiser of a profile on a device, with the shape of its latents."""
+def model(profile: str, conditioning: str, device: torch.device) -> Model:
+    """A denoiser of a profile on a device, with random weights, and what its steps take."""
     shape = SHAPES[conditioning] if profile == "paper" else DEMO_SHAPE
-    section = params.load(profile).section(f"ldm.{conditioning}")
-    return diffusion.build_denoiser(conditioning, section, shape, 5, 0).to(device), shape
+    chosen = params.load(profile)
+    settings = chosen.section("ldm")
+    denoiser = diffusion.build_denoiser(conditioning, settings[conditioning], shape, 5, 0).to(device)
+    options = diffusion.schedule_options(settings[conditioning], settings["prediction"], settings["train_timesteps"])
+    return Model(denoiser, shape, settings, options, chosen.preprocess.map_size, device)
 
 
-def plain_training(denoiser: torch.nn.Module, batch: Any, settings: dict[str, Any], options: dict[str, Any]) -> Any:
+def matrix_rate(device: torch.device, side: int | None = None) -> float:
+    """Operations per second of a large square matrix product: what the device can do at best, measured.
+
+    In bfloat16 with a side of 8192 on a GPU, in float32 with 1024 on a CPU.
+    """
+    on_gpu = device.type == "cuda"
+    side = side or (8192 if on_gpu else 1024)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / min(timer.timed(lambda: a @ b, device, 10 if on_gpu else 3) for _ in range(3))
+
+
+def plain_training(denoiser: torch.nn.Module, batch: Any, settings: Any, options: Mapping[str, Any]) -> Any:
     """Function that does one step as a plain diffusers script does: fp32, eager, all of it in the order of the text."""
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -70,9 +90,14 @@ def plain_training(denoiser: torch.nn.Module, batch: Any, settings: dict[str, An
 
 @torch.no_grad()
 def plain_sampling(
-    denoiser: torch.nn.Module, options: dict[str, Any], conditions: torch.Tensor, z: torch.Tensor, steps: int,
-    guidance: float, walked: int | None = None,
-) -> torch.Tensor:  # fmt: skip
+    denoiser: torch.nn.Module,
+    options: Mapping[str, Any],
+    conditions: torch.Tensor,
+    z: torch.Tensor,
+    steps: int,
+    guidance: float,
+    walked: int | None = None,
+) -> torch.Tensor:
     """DDIM in fp32 with two passes a step, one for the condition and one without."""
     sampler = build_sampler(options)
     sampler.set_timesteps(steps, device=z.device)
@@ -86,94 +111,88 @@ def plain_sampling(
 
 
 @contextlib.contextmanager
-def resting(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep a network that waits for its turn out of a GPU's memory, so that a peak is of the other one alone."""
-    module.zero_grad(set_to_none=True)
-    module.to("cpu")
+def alone(resting: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep a network that waits for its turn out of a GPU's memory, so that the peak, counted anew, is of the other."""
+    resting.zero_grad(set_to_none=True)
+    resting.to("cpu")
+    memory.reset_peak(device)
     yield
-    module.to(device)
+    resting.to(device)
 
 
-def measure(profile: str, conditioning: str, device: torch.device, fast_steps: int, compiled: bool) -> Iterator[dict]:
-    """Rows of one network: training a step and sampling an image, plain and ours, one after the other."""
-    settings = params.load(profile).section("ldm")
-    side = params.load(profile).preprocess.map_size
-    options = diffusion.schedule_options(settings[conditioning], settings["prediction"], settings["train_timesteps"])
-    denoiser, shape = network(profile, conditioning, device)
-    n = speed.affordable(denoiser, shape, side, settings["batch_size"], device)
-    on_gpu = device.type == "cuda"
-    repeats, flops = (20 if on_gpu else 6), diffusion.forward_flops(denoiser, shape, side)
-    pool = speed.latents_for(denoiser, shape, side)
-    generator = torch.Generator().manual_seed(0)
-    ours = copy.deepcopy(denoiser).to(memory_format=torch.channels_last if on_gpu else torch.contiguous_format)
-    if compiled:
-        diffusion.compile_network(ours)
-    step = plain_training(denoiser, lambda: pool.batch(n, generator), settings, options)
-    common = {"network": conditioning, "work": "training step", "images": n}
-    with resting(ours, device), arithmetic("fp32", device):
-        speed.reset_peak(device)
-        seconds = min(speed.timed(step, device, repeats) for _ in range(2))
-    yield row(common, PLAIN, speed.Timing(seconds, speed.TRAINING_PASSES * n * flops, speed.peak_gib(device)))
+def training_rows(plain: Model, ours: Model, profile: str) -> records.Rows:
+    """A training step, plain and ours, one after the other."""
+    device, n = plain.device, plain.affordable()
+    on_gpu, pool, generator = device.type == "cuda", plain.latents(), torch.Generator().manual_seed(0)
+    repeats = 20 if on_gpu else 6
+    work = {
+        "stage": "03",
+        "network": plain.denoiser.conditioning,
+        "images": n,
+        "flops": TRAINING_PASSES * n * plain.flops,
+    }
+    work["per"] = f"a step of {n} images, networks of {profile}"
+    step = plain_training(plain.denoiser, lambda: pool.batch(n, generator), plain.settings, plain.options)
+    with alone(ours.denoiser, device), arithmetic("fp32", device):
+        seconds = min(timer.timed(step, device, repeats) for _ in range(2))
+        row = _row(work, PLAIN, seconds, device)
+    yield row
     del step  # its optimiser's state must not count in what follows
-    with resting(denoiser, device):
-        timings = [
-            speed.time_training(ours, shape, settings, options, device, side, repeats, 5 if on_gpu else 2, n)
-            for _ in range(2)
-        ]
-    yield row(common, OURS, min(timings, key=lambda timing: timing.seconds))
+    with alone(plain.denoiser, device):
+        warm = 5 if on_gpu else 2
+        best = min(timer.timed(ours.training_step(n), device, repeats, warm) for _ in range(2))
+        row = _row(work, OURS, best, device, seconds)
+    yield row
 
-    guidance = 1.2
-    at_once = AT_ONCE if on_gpu else min(8, max(1, n))
-    walked = 20 if on_gpu else 3
-    common = {"network": conditioning, "work": "image", "images": at_once}
-    conditions = pool.conditions[:at_once] if conditioning == "class" else pool.conditions[:at_once, 0]
-    z, conditions = torch.randn(at_once, *shape, device=device), conditions.to(device)
-    denoiser.eval()
-    with resting(ours, device), arithmetic("fp32", device):
-        speed.reset_peak(device)
-        seconds = speed.timed(
-            lambda: plain_sampling(denoiser, options, conditions, z, SLOW_STEPS, guidance, walked), device
-        )
-    plain = speed.Timing(seconds / walked * SLOW_STEPS / at_once, 2 * SLOW_STEPS * flops, speed.peak_gib(device))
-    yield row(common, f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes", plain)
+
+def image_rows(plain: Model, ours: Model, profile: str, fast_steps: int) -> records.Rows:
+    """An image by plain DDIM, and by DDIM and DPM-Solver++ as this project walks them, one after the other."""
+    device, shape, name = plain.device, plain.shape, plain.denoiser.conditioning
+    on_gpu = device.type == "cuda"
+    n, walked = (AT_ONCE, 20) if on_gpu else (min(8, plain.affordable()), 3)
+    work = {"stage": "04", "network": name, "images": n, "per": f"an image, {n} at once, networks of {profile}"}
+    conditions = plain.latents().conditions[:n]
+    conditions = (conditions if name == "class" else conditions[:, 0]).to(device)
+    z = torch.randn(n, *shape, device=device)
+    plain.denoiser.eval()
+    exact = {**work, "flops": 2 * SLOW_STEPS * plain.flops}
+    with alone(ours.denoiser, device), arithmetic("fp32", device):
+        drawing = (plain.denoiser, plain.options, conditions, z, SLOW_STEPS, GUIDANCE, walked)
+        slow = timer.timed(lambda: plain_sampling(*drawing), device) / walked * SLOW_STEPS / n
+        row = _row(exact, f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes", slow, device)
+    yield row
     noisy = params.load(profile).sampling.eta  # of DDIM, whose noise is drawn on the CPU
-    for name, scheduler, eta, steps in (
+    for text, scheduler, eta, steps in (
         ("DDIM", "ddim", noisy, SLOW_STEPS),
         ("DPM-Solver++", "dpmsolver++", 0.0, fast_steps),
     ):
-        how = {"scheduler": scheduler, "eta": eta, "guidance": guidance, "precision": settings["precision"]}
-        with resting(denoiser, device):
-            timing = speed.time_sampling(ours, shape, options, device, side, at_once, steps, walked, **how)
-        yield row(common, f"{OURS}: {name}, {steps} steps", timing)
+        how = {"scheduler": scheduler, "eta": eta, "guidance": GUIDANCE, "precision": ours.settings["precision"]}
+        with alone(plain.denoiser, device):
+            seconds = ours.seconds_an_image(n, steps, walked, **how)
+            given = {**work, "flops": 2 * steps * plain.flops}
+            row = _row(given, f"{OURS}: {text}, {steps} steps", seconds, device, slow)
+        yield row
 
 
-def row(common: dict[str, Any], how: str, timing: speed.Timing) -> dict[str, Any]:
-    """One line of the table."""
-    tflops = timing.rate / 1e12
-    return {**common, "how": how, "seconds": timing.seconds, "TFLOP/s": tflops, "peak GiB": timing.memory_gib}
+def _row(work: dict[str, Any], how: str, seconds: float, device: torch.device, plain: float | None = None) -> dict:
+    """A record's row of one way, with ``how`` and ``rate`` (operations per second) besides."""
+    line = {**work, "what": f"{work['network']} model, {how}", "how": how, "rate": work["flops"] / seconds}
+    line |= {"seconds": seconds, "a_second": 1 / seconds, "peak_gib": memory.peak_gib(device, since_reset=True)}
+    return line | ({"ratio": plain / seconds, "against": "plain diffusers loop, fp32"} if plain else {})
 
 
-def table(profile: str, device: torch.device, fast_steps: int = 20, compiled: bool = False) -> pd.DataFrame:
-    """All rows, with the ratio to the plain loop and the share of the device's bf16 (CPU: fp32) matrix rate.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``network, work, images, how, seconds, TFLOP/s, peak GiB, times faster than plain, share of matrix rate``.
-    """
-    best = speed.matrix_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    rows = []
+def network_rows(profile: str, device: torch.device, fast_steps: int = 20, compiled: bool = False) -> records.Rows:
+    """Both networks of a profile: training per step and sampling per image, with the share of the matrix rate."""
+    best = matrix_rate(device)
     for conditioning in ("semantic", "class"):
-        for item in measure(profile, conditioning, device, fast_steps, compiled):
-            engine.announce(f"{item['network']} {item['how']}: {item['seconds']:.4f} s")
-            rows.append(item)
-    found = pd.DataFrame(rows)
-    plain = found[found["how"].str.startswith(PLAIN)].set_index(["network", "work"])["seconds"]
-    keys = pd.MultiIndex.from_frame(found[["network", "work"]])
-    found["times faster than plain"] = plain.reindex(keys).to_numpy() / found["seconds"].to_numpy()
-    found["share of matrix rate"] = found["TFLOP/s"] * 1e12 / best
-    found.attrs["matrix rate"] = best
-    return found
+        plain = model(profile, conditioning, device)
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        ours = dataclasses.replace(plain, denoiser=copy.deepcopy(plain.denoiser).to(memory_format=layout))
+        if compiled:
+            diffusion.compile_network(ours.denoiser)
+        for found in (training_rows(plain, ours, profile), image_rows(plain, ours, profile, fast_steps)):
+            for row in found:
+                yield {**row, "share": row["rate"] / best, "matrix_rate": best}
 
 
 def _plain_images(denoiser: torch.nn.Module, schedule: dict[str, Any], shape: tuple[int, ...], guidance: float) -> Any:
@@ -189,24 +208,12 @@ def _plain_images(denoiser: torch.nn.Module, schedule: dict[str, Any], shape: tu
 
 
 def drawn(run: artifacts.Run, n: int, fast_steps: int, plain: bool = True) -> pd.DataFrame:
-    """Both samplers on a finished run's first fold: seconds an image and Lite0 Frechet distance to held-out patients.
+    """Both samplers on a finished run's first fold: seconds per image and Lite0 Frechet distance to held-out patients.
 
-    Parameters
-    ----------
-    run : Run
-    n : int
-        Images a sampler and set of seeds.
-    fast_steps : int
-        Of DPM-Solver++.
-    plain : bool
-        DDIM as a plain script walks it, fp32 with two passes a step; else as this project does.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``network, how, seeds, seconds, frechet, condition``, DDIM of 500 steps with eta 0 and the fast sampler, each
-        with the same two sets of seeds: the distance between the two sets of one sampler is the spread that chance
-        makes.
+    `n` images per sampler and set of seeds, of DDIM of 500 steps with eta 0 and of the fast sampler, each with the
+    same two sets of seeds: the distance between the two sets of one sampler is the spread that chance makes. `plain`
+    walks DDIM as a plain script does, fp32 with two passes per step, else as this project does. Columns ``network,
+    how, seeds, seconds, frechet, condition``.
     """
     from nafld_utils import autoencoder
     from nafld_utils.stages import comparison, first_stages, ldm, samples
@@ -233,10 +240,10 @@ def drawn(run: artifacts.Run, n: int, fast_steps: int, plain: bool = True) -> pd
         for seeds in ("first", "second"):
             chosen = facts.assign(seed=[artifacts.unit_seed(seed, seeds) for seed in facts["seed"]])
             for how, draw in ways.items():
-                speed.wait(device)
+                timer.wait(device)
                 started = time.perf_counter()
                 latents = draw(chosen, conditions)
-                speed.wait(device)
+                timer.wait(device)
                 seconds = (time.perf_counter() - started) / n
                 found = judge(autoencoder.decode_latents(stage, latents, device), facts, conditions)
                 rows.append({"network": conditioning, "how": how, "seeds": seeds, "seconds": seconds, **found})
@@ -246,17 +253,10 @@ def drawn(run: artifacts.Run, n: int, fast_steps: int, plain: bool = True) -> pd
 def against_spread(made: pd.DataFrame) -> pd.DataFrame:
     """Whether the fast sampler of each network draws what DDIM draws, as far as chance lets one see.
 
-    Parameters
-    ----------
-    made : pandas.DataFrame
-        From `drawn`: a network's DDIM first, two sets of seeds a sampler.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``network, how, seconds`` (an image, mean of both sets), ``first, second`` (Frechet distance of each set to
-        held-out patients), ``times_faster`` (than DDIM), ``difference`` (of the means, to DDIM), ``spread`` (between
-        two sets of one sampler, the wider of DDIM's and its own), ``inside`` (whether the difference is no more).
+    `made` is from `drawn`: of each network DDIM first, two sets of seeds per sampler. Columns ``network, how, seconds``
+    (per image, mean of both sets), ``first, second`` (Frechet distance of each set to held-out patients),
+    ``times_faster`` (than DDIM), ``difference`` (of the means, to DDIM), ``spread`` (between two sets of one sampler,
+    the wider of DDIM's and its own), ``inside`` (whether the difference is no more).
     """
     rows = []
     for network, part in made.groupby("network", sort=False):
@@ -274,52 +274,8 @@ def against_spread(made: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    """Command line; writes ``bench_models.csv`` (and ``bench_drawn.csv``) and the record, and prints the tables."""
-    parser = argparse.ArgumentParser(description="Measure training and sampling on this device.")
-    parser.add_argument("--networks", choices=bench_records.NETWORKS, default="auto")
-    parser.add_argument("--fast-steps", type=int, default=20)
-    parser.add_argument("--compile", action="store_true", help="torch.compile of this project's networks")
-    parser.add_argument("--run", help="profile of a finished run whose denoisers are drawn from as well")
-    parser.add_argument("--n", type=int, default=64, help="images a sampler and set of seeds with --run")
-    parser.add_argument("--out", type=Path, default=bench_records.default_folder())
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    profile = options.networks
-    if profile == "auto":
-        profile = "paper" if device.type == "cuda" else "demo"
-    started = time.perf_counter()
-    found = table(profile, device, options.fast_steps, options.compile)
-    rate = found.attrs["matrix rate"] / 1e12
-    print(f"{bench_records.device_name(device)}, networks of {profile}, matrix rate {rate:.2f} TFLOP/s")
-    show("bench_models", found, options.out)
-    rows = record(found, profile)
-    if options.run:
-        made = drawn(artifacts.open_run(options.run), options.n, options.fast_steps)
-        show("bench_drawn", made, options.out)
-        rows += record_drawn(made, options.run)
-    facts = {"networks": profile, "matrix rate, TFLOP/s": rate}
-    bench_records.save(options.out, "models", rows, device, time.perf_counter() - started, **facts)
-
-
-def record(found: pd.DataFrame, profile: str) -> list[dict[str, Any]]:
-    """Rows of the benchmark's record, from `table`."""
-    rows = []
-    for row in found.to_dict("records"):
-        training = row["work"] == "training step"
-        per = f"a step of {row['images']} images" if training else f"an image, {row['images']} at once"
-        line = {"stage": "03" if training else "04", "what": f"{row['network']} model, {row['how']}"}
-        line |= {"per": f"{per}, networks of {profile}", "seconds": row["seconds"], "a_second": 1 / row["seconds"]}
-        line |= {"peak_gib": row["peak GiB"], "share": row["share of matrix rate"]}
-        if not row["how"].startswith(PLAIN):
-            line |= {"ratio": row["times faster than plain"], "against": "plain diffusers loop, fp32"}
-        rows.append(line)
-    return rows
-
-
-def record_drawn(made: pd.DataFrame, run: str) -> list[dict[str, Any]]:
-    """Rows of the benchmark's record, from `drawn`: each network and sampler, with what `against_spread` says."""
-    rows = []
+def drawn_rows(made: pd.DataFrame, run: str) -> records.Rows:
+    """Rows of a run's trained networks and both samplers, with what `against_spread` says."""
     for row in against_spread(made).to_dict("records"):
         per = f"an image of run {run}; distances to held-out patients {row['first']:.0f}, {row['second']:.0f}"
         line = {"stage": "04", "what": f"trained {row['network']} model, {row['how']}", "per": per}
@@ -328,15 +284,29 @@ def record_drawn(made: pd.DataFrame, run: str) -> list[dict[str, Any]]:
             verdict = "inside" if row["inside"] else "outside"
             line["per"] += f", {row['difference']:+.0f} on average: {verdict} the {row['spread']:.0f} between seeds"
             line |= {"ratio": row["times_faster"], "against": "plain DDIM of 500 steps"}
-        rows.append(line)
-    return rows
+        yield line
 
 
-def show(name: str, found: pd.DataFrame, folder: Path) -> None:
-    """Print a table and save it."""
-    artifacts.save_table(folder / f"{name}.csv", found)
-    print(found.round(4).to_string(index=False))
+def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
+    """Rows of the networks and, with ``--run``, of what a finished run's denoisers draw."""
+    usual = "paper" if device.type == "cuda" else "demo"
+    yield from network_rows(
+        usual if options.networks == "auto" else options.networks, device, options.fast_steps, options.compile
+    )
+    if options.run:
+        yield from drawn_rows(drawn(artifacts.open_run(options.run), options.n, options.fast_steps), options.run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line, see `records.run`."""
+    parser = argparse.ArgumentParser(description="Measure training and sampling on this device.")
+    parser.add_argument("--networks", choices=NETWORKS, default="auto", help="profile of the networks")
+    parser.add_argument("--fast-steps", type=int, default=20)
+    parser.add_argument("--compile", action="store_true", help="torch.compile of this project's networks")
+    parser.add_argument("--run", help="profile of a finished run whose denoisers are drawn from as well")
+    parser.add_argument("--n", type=int, default=64, help="images per sampler and set of seeds with --run")
+    return records.run("ldm", parser, measure, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

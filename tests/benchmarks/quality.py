@@ -1,93 +1,65 @@
-"""What stage 05 costs here: features, nearest frames and the search for copies, with the memory they take.
+"""What stage 05 costs here: features and nearest training frames, with the memory they take.
 
-Part of ``make bench``; alone: ``python -m nafld_utils.quality_bench``. Images are random and read from a memory map,
-as the study reads its sets, so that memory tells whether anything grows with their number.
+Images are random and read from a memory map, as the study reads its sets, so that memory tells whether anything grows
+with their number.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import memory
 import numpy as np
-import pandas as pd
+import records
+import torch
 
-from nafld_utils import artifacts, bench_records, feature_networks, memorization
+from nafld_utils import feature_networks, memorization, timer
 
 N_FRAMES, N_PATIENTS = 440, 44  # training frames and patients of a fold of the published cohort
 
 
-def table(n_images: int, side: int, device: Any) -> pd.DataFrame:
-    """Seconds and growth of memory of every part, for `n_images` of `side` pixels against 440 training frames.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``work, images, seconds, images a second, memory grown (GiB), peak GiB``.
-    """
-    rng = np.random.default_rng(0)
+def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
+    """Seconds and memory of every part, for `options.images` of `options.side` pixels against 440 training frames."""
+    rng, n, side = np.random.default_rng(0), options.images, options.side
     patients = np.arange(N_FRAMES) * N_PATIENTS // N_FRAMES
     frames = rng.integers(0, 256, (N_FRAMES, side, side)).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
-        images = np.lib.format.open_memmap(path, "w+", np.uint8, (n_images, side, side))
-        for start in range(0, n_images, 500):
+        images = np.lib.format.open_memmap(path, "w+", np.uint8, (n, side, side))
+        for start in range(0, n, 500):
             images[start : start + 500] = rng.integers(0, 256, images[start : start + 500].shape)
         images.flush()
         images = np.load(path, mmap_mode="r")
-        found, _ = feature_networks.extract(images[:16], "lite0", device=device, batch_size=16)  # loads the network
+        extract = functools.partial(feature_networks.extract, kind="lite0", device=device, batch_size=16)
+        found, _ = extract(images[:16])  # loads the network
         known = rng.normal(size=(N_FRAMES, found.shape[1])).astype(np.float32)
-        made = rng.normal(size=(n_images, found.shape[1])).astype(np.float32)
+        made = rng.normal(size=(n, found.shape[1])).astype(np.float32)
         parts: dict[str, Callable[[], Any]] = {
-            "EfficientNet-Lite0 features": lambda: feature_networks.extract(
-                images, "lite0", device=device, batch_size=16
-            ),
+            "EfficientNet-Lite0 features": lambda: extract(images),
             "nearest frames by features": lambda: memorization.nearest_features(made, known, patients, device),
             "nearest frames by pixels": lambda: memorization.nearest_pixels(images, frames, patients, device),
         }
-        return pd.DataFrame([_row(name, work, n_images) for name, work in parts.items()])
+        for name, work in parts.items():
+            before = memory.peak_gib()
+            seconds = timer.timed(work, device, warm=0)
+            peak = memory.peak_gib()
+            per = f"{n} images of {side} px; memory grown by {peak - before:.2f} GiB"
+            row = {"stage": "05", "what": name, "per": per, "seconds": seconds, "a_second": n / seconds}
+            yield {**row, "peak_gib": peak}
 
 
-def _row(name: str, work: Callable[[], Any], n: int) -> dict[str, Any]:
-    before, started = bench_records.peak_gib(), time.perf_counter()
-    work()
-    seconds = time.perf_counter() - started
-    row = {"work": name, "images": n, "seconds": seconds, "images a second": n / seconds}
-    peak = bench_records.peak_gib()
-    return {**row, "memory grown (GiB)": peak - before, "peak GiB": peak}
-
-
-def record(found: pd.DataFrame, side: int) -> list[dict[str, Any]]:
-    """Rows of the benchmark's record."""
-    return [
-        {"stage": "05", "what": row["work"], "per": f"{row['images']} images of {side} px", "seconds": row["seconds"]}
-        | {"peak_gib": row["peak GiB"]}
-        for row in found.to_dict("records")
-    ]
-
-
-def main() -> None:
-    """Command line; writes ``bench_quality.csv`` and the record, and prints the table."""
-    import torch
-
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line, see `records.run`."""
     parser = argparse.ArgumentParser(description="Measure stage 05 on this device.")
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--side", type=int, default=256)
-    parser.add_argument("--out", type=Path, default=bench_records.default_folder())
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    started = time.perf_counter()
-    found = table(options.images, options.side, device)
-    artifacts.save_table(options.out / "bench_quality.csv", found)
-    seconds = time.perf_counter() - started
-    bench_records.save(options.out, "quality", record(found, options.side), device, seconds)
-    print(f"{device}, {torch.get_num_threads()} threads, {options.side} px")
-    print(found.round(3).to_string(index=False))
+    parser.add_argument("--side", type=int, default=256, help="pixels per side")
+    return records.run("quality", parser, measure, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

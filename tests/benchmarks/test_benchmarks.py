@@ -1,75 +1,32 @@
-"""The benchmark: its rows and ratios, and the study for one GPU, tried on a CPU at a size that means nothing."""
+"""The benchmarks, run small: their rows and ratios, and the study for one GPU, on a CPU at sizes that mean nothing."""
 
+import argparse
 import json
 import math
 import pathlib
 
+import attributions
+import gpu
+import ldm
+import memory
 import numpy as np
 import pandas as pd
 import pytest
+import quality
+import records
+import sweep
 import torch
 from PIL import Image
 
-from nafld_utils import (
-    artifacts,
-    bench_records,
-    benchmarks,
-    diffusion,
-    engine,
-    gpu_study,
-    params,
-    speed,
-    sweep_bench,
-    sweep_dry_run,
-    sweep_speed,
-)
+from nafld_utils import artifacts, diffusion, engine, params, sweep_speed
 from nafld_utils import trial as training
-from nafld_utils.stages import ldm
+from nafld_utils.stages import ldm as stage
 
 CPU = torch.device("cpu")
 
 
-def test_timing_scales_and_counts_operations():
-    settings = params.load("smoke").section("ldm")
-    denoiser = diffusion.build_denoiser("class", settings["class"], (4, 8, 8), 5, 0)
-    options = diffusion.schedule_options(settings["class"], "v_prediction", 1000)
-    flops = diffusion.forward_flops(denoiser, (4, 8, 8), 64)
-    step = speed.time_training(denoiser, (4, 8, 8), settings, options, CPU, 64, n_images=2)
-    assert step.flops == 3 * 2 * flops
-    assert step.seconds > 0
-    assert 0.1 < step.memory_gib < 8
-    rows = []
-    denoiser.register_forward_pre_hook(lambda _, given: rows.append(len(given[0]) * given[0].is_cpu))
-    drawn = {}
-    for guidance in (1.0, 2.0):
-        rows.clear()
-        how = {"scheduler": "ddim", "eta": 0.0, "guidance": guidance}
-        timing = speed.time_sampling(denoiser, (4, 8, 8), options, CPU, 64, 8, 40, timed_steps=2, **how)
-        assert timing.seconds > 0
-        drawn[guidance] = timing.flops, sum(rows)
-    (one, computed), (two, doubled) = drawn.values()
-    assert one == 40 * flops
-    assert two == 2 * one
-    assert computed > 0
-    assert doubled == 2 * computed, "what is timed has both passes"
-
-
-def test_kernels_are_named_and_counted_a_step():
-    """Every convolution of the network, and the condition's, has one backward pass a step."""
-    settings = params.load("smoke").section("ldm")
-    denoiser = diffusion.build_denoiser("semantic", settings["semantic"], (4, 8, 8), 5, 0)
-    options = diffusion.schedule_options(settings["semantic"], "v_prediction", 1000)
-    table = speed.kernels(denoiser, (4, 8, 8), settings, options, CPU, 64, n_images=2)
-    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in denoiser.modules())
-    assert table.set_index("kernel").loc["aten::convolution_backward", "calls"] == convolutions
-    assert len(table) == 15
-    assert table["milliseconds"].is_monotonic_decreasing
-    assert 0.5 < table["share"].sum() <= 1
-    assert not table["kernel"].str.contains("Optimizer.step").any(), "a range of time is no kernel"
-
-
 def test_matrix_rate_is_of_the_order_of_a_machine():
-    assert 1e8 < speed.matrix_rate(CPU, torch.float32, 256) < 1e15
+    assert 1e8 < ldm.matrix_rate(CPU, 256) < 1e15
 
 
 def test_a_plain_ddim_loop_draws_what_the_project_draws():
@@ -80,67 +37,9 @@ def test_a_plain_ddim_loop_draws_what_the_project_draws():
     options = diffusion.schedule_options(settings, "v_prediction", 1000)
     seeds, labels = [3, 4], torch.tensor([0, 1])
     z = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    plain = benchmarks.plain_sampling(denoiser, options, labels, z, 6, 1.7)
+    plain = ldm.plain_sampling(denoiser, options, labels, z, 6, 1.7)
     ours = sampling.sample(denoiser, options, labels, seeds, (4, 8, 8), 6, 0.0, 1.7, CPU)
     torch.testing.assert_close(plain, ours, atol=1e-4, rtol=1e-4)
-
-
-def test_a_training_is_timed_and_the_plain_loop_learns_what_it_is_shown():
-    network = sweep_speed.Network("resnet18", "paper", 32, CPU)
-    options = training.Options(100, 8, 1e-3, 0.01)
-    assert network.prefix_seconds > 0
-    assert network.seconds_a_training(options) > 0
-    assert 0 < network.seconds_a_score() < 1
-    step = sweep_speed.plain_loop(network, options, torch.channels_last)
-    frozen = {key: value.clone() for key, value in network.prefix.state_dict().items()}
-    losses = [float(step()) for _ in range(3)]
-    assert all(math.isfinite(loss) for loss in losses)
-    assert all(torch.equal(frozen[key], value) for key, value in network.prefix.state_dict().items())
-
-
-@pytest.mark.parametrize("share", [1.0, 4.0])
-def test_ratios_are_to_the_faster_plain_loop_of_the_same_round(monkeypatch, share):
-    """Two rounds on a machine that drifts by half: the ratio stays, features are counted over Fig. 5A's trainings."""
-
-    def rounds(*args):
-        rows = []
-        for n, drift in enumerate((1.0, 1.5)):
-            for how, seconds in (
-                ("plain loop", 80.0),
-                ("plain loop, channels last", 60.0),
-                (sweep_bench.TUNED, 40.0),
-                ("this project", 60 / share),
-            ):
-                prefix = 0.1 if how == "this project" else math.nan
-                rows.append((n, how, seconds * drift, 1, 1.0, prefix))
-        return pd.DataFrame(rows, columns=["round", "how", "seconds", "at once", "GiB", "prefix_seconds"])
-
-    monkeypatch.setattr(sweep_bench, "cpu_rounds", rounds)
-    found = sweep_bench.table(CPU, ("resnet50",)).set_index("how")
-    assert found.loc["this project", ["times as many", "least", "most"]].tolist() == pytest.approx([share] * 3)
-    assert found.loc["plain loop", "times as many"] == pytest.approx(0.75)
-    assert found.loc[sweep_bench.TUNED, "times as many"] == pytest.approx(1.5)
-    minutes = found.loc["this project", "features, minutes a sweep"]
-    assert minutes == pytest.approx(0.1 * (550 * 17 + 20000) / 60)
-    each = found.loc["this project", "seconds a training"]
-    counted = found.loc["this project", "times as many, features counted"]
-    assert counted == pytest.approx(75 / (each + minutes * 60 / 1625))
-
-
-def test_hours_of_figure_5_are_those_of_its_trainings():
-    names = ["resnet50", "tf_efficientnet_b0", "tf_efficientnetv2_s"]
-    found = pd.DataFrame({"backbone": names, "how": sweep_bench.OURS, "seconds a training": [3600.0, 7200.0, 0.0]})
-    assert sweep_bench.figure_5_hours(found) == pytest.approx(1625 + 2 * 250)
-    assert math.isnan(sweep_bench.figure_5_hours(found.iloc[:2]))
-
-
-def test_the_sweep_is_measured_beside_the_plain_loop(monkeypatch):
-    """On one core, so that no worker is started; `make bench` has one a core."""
-    monkeypatch.setattr(engine, "cores", lambda: 1)
-    found = sweep_bench.table(CPU, ("resnet18",), size=32, batch_size=4, n_rounds=1)
-    assert found["how"].tolist() == [*sweep_bench.LAYOUTS, "this project"]
-    assert (found["seconds a training"] > 0).all()
-    assert found["peak GiB"].between(0.1, 8).all()
 
 
 def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypatch):
@@ -166,53 +65,29 @@ def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypat
         for task in tasks:
             pathlib.Path(task["path"]).write_text(json.dumps({"seconds": 8.0, "prefix_seconds": 0.1}))
 
-    monkeypatch.setattr(sweep_bench, "_apart", apart)
-    monkeypatch.setattr(bench_records, "Watched", Watched)
+    monkeypatch.setattr(sweep, "_apart", apart)
+    monkeypatch.setattr(memory, "Watched", Watched)
     monkeypatch.setattr(engine, "map_units", map_units)
-    rounds = sweep_bench.cpu_rounds("net", 32, 4, 2, n_workers=2)
+    rounds = sweep.cpu_rounds("net", 32, 4, 2, n_workers=2)
     assert happened == ["watched", "ours", "seen", *["plain", "plain", "ours"] * 2], "warmed up once, then in turn"
     assert kept == [False, True] * 2, "as a user starts it, and with the workers' allocator"
-    found = {sweep_bench.PLAIN: {5.0}, sweep_bench.TUNED: {5.0}, sweep_bench.OURS: {2.5}}
+    found = {sweep.PLAIN: {5.0}, sweep.TUNED: {5.0}, sweep.OURS: {2.5}}
     assert rounds.groupby("how")["GiB"].agg(set).to_dict() == found
-    assert rounds.loc[rounds["how"] == sweep_bench.OURS, "seconds"].tolist() == [4.0, 4.0]
-
-
-def test_a_dry_run_counts_from_the_settings_where_nothing_is_there_yet(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    changes = "sweep.backbones=[resnet18] sweep.experiments=[plain, s7] engine.device=cpu sweep.steps=100"
-    monkeypatch.setattr("sys.argv", ["dry-run", "--profile", "smoke", "--set", changes])
-    sweep_dry_run.main()
-    printed = capsys.readouterr().out
-    assert "Counted from the settings alone, without the minutes of features and scores" in printed
-    counts = [line.split() for line in printed.splitlines() if line.lstrip().startswith(("plain", "s7", "all"))]
-    assert [line[-4:-2] for line in counts[:2]] == [["24", "24"], ["52", "52"]]
-    assert counts[2][1] == "76"
-
-
-@pytest.mark.slow
-def test_the_table_compares_each_way_with_the_plain_one():
-    found = benchmarks.table("demo", CPU)
-    assert len(found) == 2 * 5
-    plain = found[found["how"].str.startswith(benchmarks.PLAIN)]
-    assert (plain["times faster than plain"] == 1).all()
-    fast = found[found["how"].str.contains("DPM-Solver")]
-    assert (fast["times faster than plain"] > 5).all(), "25 times fewer steps and one batch for both passes"
-    assert found["share of matrix rate"].between(0, 2).all()
+    assert rounds.loc[rounds["how"] == sweep.OURS, "seconds"].tolist() == [4.0, 4.0]
 
 
 def test_hours_of_the_paper_are_operations_over_the_measured_rates():
     """57 M network: 10 models x 20,000 steps x 32 images x 3 passes of 65.7 GFLOP are 1,261 PFLOP; the drawing half."""
-    ours = benchmarks.OURS
+    ours = ldm.OURS
     rows = []
     for name, flops, faster in (("semantic", 65.7e9, 1), ("class", 114.1e9, 2)):
         for how, images, n, rate in ((ours, 32, 3 * 32, 280), (f"{ours}: DDIM, 500 steps", 50, 1000, 140)):
-            rate *= faster
-            row = {"network": name, "how": how, "images": images, "TFLOP/s": rate, "seconds": n * flops / rate / 1e12}
-            rows.append(row)
+            rate *= faster * 1e12
+            rows.append({"network": name, "how": how, "images": images, "rate": rate, "seconds": n * flops / rate})
     few = {"sampling.n_null": 1, "quality.n_reference": 2, "sampling.n_compared": 0}
     few |= {"ldm.preview_every": 0, "ldm.log_every": 20000}
     run = artifacts.open_run("paper", few)
-    table = gpu_study.paper_hours(pd.DataFrame(rows), 700e12, run).set_index(["work", "model"])
+    table = gpu.paper_hours(pd.DataFrame(rows), 700e12, run).set_index(["work", "model"])
     train = 10 * 20_000 * 32 * 3 * 65.7e9
     drawn = (10 * (2000 * 1000 + 32) + 5 * (500 + 2 * 1000)) * 65.7e9
     assert table.loc[("training", "semantic"), "PFLOP"] == pytest.approx(train / 1e15) == pytest.approx(1261, abs=1)
@@ -223,7 +98,7 @@ def test_hours_of_the_paper_are_operations_over_the_measured_rates():
     assert table.loc[("drawing", "semantic"), "floor"] == pytest.approx(drawn / 700e12 / 3600)
     assert table.loc[("all", "all"), "hours"] == pytest.approx(table["hours"].iloc[:-1].sum())
     without = artifacts.open_run("paper", {**few, "gan.enabled": False, "ldm.balance": ["none"]})
-    half = gpu_study.paper_hours(pd.DataFrame(rows), 700e12, without).set_index(["work", "model"])
+    half = gpu.paper_hours(pd.DataFrame(rows), 700e12, without).set_index(["work", "model"])
     assert half.loc[("training", "class"), "PFLOP"] == pytest.approx(table.loc[("training", "class"), "PFLOP"] / 2)
     assert "gan" not in half.index.get_level_values("model")
 
@@ -234,7 +109,7 @@ def test_a_fast_sampler_is_as_good_where_seeds_move_the_distance_more(fast, insi
     for how, seconds, distances in (("DDIM", 4.0, (100.0, 102.0)), ("DPM", 0.2, fast)):
         for seeds, distance in zip(("first", "second"), distances, strict=True):
             rows.append({"network": "class", "how": how, "seeds": seeds, "seconds": seconds, "frechet": distance})
-    slow, quick = benchmarks.against_spread(pd.DataFrame(rows)).to_dict("records")
+    slow, quick = ldm.against_spread(pd.DataFrame(rows)).to_dict("records")
     assert (slow["times_faster"], slow["difference"], slow["spread"], slow["inside"]) == (1, 0, 2, True)
     assert quick["times_faster"] == pytest.approx(20)
     assert quick["difference"] == pytest.approx(sum(fast) / 2 - 101)
@@ -244,11 +119,11 @@ def test_a_fast_sampler_is_as_good_where_seeds_move_the_distance_more(fast, insi
 
 def test_the_parts_of_the_gpu_study_train_one_fold_of_a_model_of_the_paper():
     for part, name, kind in ((2, "semantic", ("vq", 4)), (3, "class", ("kl", 8))):
-        run = gpu_study.study(part, None, {})
+        run = gpu.study(part, None, {})
         mine, own = run.settings.section(f"autoencoder.{name}"), artifacts.open_run("paper").settings
         assert (mine["source"], mine["kind"], mine["factor"]) == ("train", *kind)
         assert run.settings.section(f"ldm.{name}") == own.section(f"ldm.{name}")
-        assert [task["conditioning"] for task in ldm.tasks(run)] == [name]
+        assert [task["conditioning"] for task in stage.tasks(run)] == [name]
         assert run.settings.ldm.steps == (own.ldm.steps if part == 2 else 8000)
 
 
@@ -257,7 +132,7 @@ def test_the_gpu_study_runs_whole_on_a_small_scale(tmp_path, monkeypatch):
     """Part 2 from its command line, with the networks of the small run and fewer steps of the slow sampler."""
     part, name = 2, "semantic"
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    for module, names in ((benchmarks, {"SLOW_STEPS": 20}), (gpu_study, {"FAST_STEPS": 4, "N_DRAWN": 2})):
+    for module, names in ((ldm, {"SLOW_STEPS": 20}), (gpu, {"FAST_STEPS": 4, "N_DRAWN": 2})):
         for constant, value in names.items():
             monkeypatch.setattr(module, constant, value)
     small = params.flat(params.load("smoke").model_dump(mode="json", by_alias=True))
@@ -269,7 +144,7 @@ def test_the_gpu_study_runs_whole_on_a_small_scale(tmp_path, monkeypatch):
     text = " ".join(f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None)
     out = tmp_path / "out"
     monkeypatch.setattr("sys.argv", ["study", "--part", str(part), "--set", text, "--out", str(out)])
-    gpu_study.main()
+    gpu.main()
     table = pd.read_csv(out / f"{name}_distances.csv")
     assert table["set"].tolist() == ["synthetic", "reconstructions of held-out images", "real training images"]
     assert (table["frechet"] > 0).all()
@@ -289,20 +164,125 @@ def test_the_gpu_study_runs_whole_on_a_small_scale(tmp_path, monkeypatch):
     assert all((out / f"{name}_{file}").is_file() for file in rest)
 
 
+def test_kernels_are_named_and_counted_for_each_step():
+    """Every convolution of the network, and the condition's, has one backward pass per step."""
+    model = ldm.model("smoke", "semantic", CPU)
+    table = gpu.profiled(model.training_step(2), 3, CPU, warm=2)
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.denoiser.modules())
+    assert table.set_index("kernel").loc["aten::convolution_backward", "calls"] == convolutions
+    assert len(table) == 15
+    assert table["milliseconds"].is_monotonic_decreasing
+    assert 0.5 < table["share"].sum() <= 1
+    assert not table["kernel"].str.contains("Optimizer.step").any(), "a range of time is no kernel"
+
+
+def test_the_plain_loop_learns_what_it_is_shown():
+    network = sweep_speed.Network("resnet18", "paper", 32, CPU)
+    step = sweep.plain_loop(network, training.Options(100, 8, 1e-3, 0.01), torch.channels_last)
+    frozen = {key: value.clone() for key, value in network.prefix.state_dict().items()}
+    losses = [float(step()) for _ in range(3)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert all(torch.equal(frozen[key], value) for key, value in network.prefix.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [1.0, 4.0])
+def test_ratios_are_to_the_faster_plain_loop_of_the_same_round(share):
+    """Two rounds on a machine that drifts by half: the ratio stays, features are counted over Fig. 5A's trainings."""
+    ways = {"plain loop": 80.0, "plain loop, channels last": 60.0, sweep.TUNED: 40.0, sweep.OURS: 60 / share}
+    rows = [
+        (n, how, seconds * drift, 1, 1.0, 0.1 if how == sweep.OURS else math.nan)
+        for n, drift in enumerate((1.0, 1.5))
+        for how, seconds in ways.items()
+    ]
+    rounds = pd.DataFrame(rows, columns=["round", "how", "seconds", "at once", "GiB", "prefix_seconds"])
+    compared = sweep.compared(rounds)
+    found = compared.set_index("how")
+    assert found.loc[sweep.OURS, ["ratio", "least", "most"]].tolist() == pytest.approx([share] * 3)
+    assert found.loc["plain loop", "ratio"] == pytest.approx(0.75)
+    assert found.loc[sweep.TUNED, "ratio"] == pytest.approx(1.5)
+    features, each = found.loc[sweep.OURS, "features"], found.loc[sweep.OURS, "seconds"]
+    assert features == pytest.approx(0.1 * (550 * 17 + 20000))
+    assert found.loc[sweep.OURS, "counted"] == pytest.approx(75 / (each + features / 1625))
+    lines = list(sweep.record("net", compared))
+    assert [line.get("ratio") for line in lines] == [None, None, None, pytest.approx(share)]
+    assert "1.50 times as many as the faster of the others" in lines[2]["per"]
+
+
+def test_hours_of_figure_5_are_those_of_its_trainings():
+    seconds = {"resnet50": 3600.0, "tf_efficientnet_b0": 7200.0, "tf_efficientnetv2_s": 0.0}
+    assert sweep.figure_5_seconds(seconds) / 3600 == pytest.approx(1625 + 2 * 250)
+    del seconds["tf_efficientnetv2_s"]
+    assert math.isnan(sweep.figure_5_seconds(seconds))
+
+
+def rows_of(tmp_path, module, *arguments):
+    assert module.main([*arguments, "--out", str(tmp_path)]) == 0
+    return records.load(tmp_path, module.__name__)["rows"]
+
+
+def test_the_sweep_is_measured_beside_the_plain_loop(tmp_path, monkeypatch):
+    """On one core, so that no worker is started; `make bench` has one per core."""
+    monkeypatch.setattr(engine, "cores", lambda: 1)
+    small = ("--backbones", "resnet18", "--size", "32", "--batch-size", "4", "--rounds", "1")
+    rows = rows_of(tmp_path, sweep, *small)
+    assert [row["what"] for row in rows] == [f"resnet18, {how}" for how in (*sweep.LAYOUTS, sweep.OURS)]
+    assert all(row["seconds"] > 0 and 0.1 < row["peak_gib"] < 8 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_rows_compare_each_way_with_the_plain_one(tmp_path):
+    rows = rows_of(tmp_path, ldm, "--networks", "demo")
+    assert len(rows) == 2 * 5
+    assert [row["stage"] for row in rows] == ["03", "03", "04", "04", "04"] * 2
+    plain = [row["ratio"] is None for row in rows]
+    assert plain == [True, False, True, False, False] * 2
+    assert all(row["ratio"] > 5 for row in rows if "DPM-Solver" in row["what"]), "25 times fewer steps, one batch"
+    assert all(0 < row["share"] < 2 and row["a_second"] == pytest.approx(1 / row["seconds"]) for row in rows)
+
+
+def test_rows_of_trained_networks_say_whether_samplers_differ_beyond_chance():
+    drawn = pd.DataFrame(
+        {"network": "class", "how": ["plain loop", "this project"] * 2, "seconds": [6.0, 2.0, 10.0, 2.0]}
+    )
+    drawn = drawn.assign(seeds=["first", "first", "second", "second"], frechet=[9.0, 12.0, 11.0, 12.0])
+    slow, fast = ldm.drawn_rows(drawn, "demo")
+    assert (slow.get("ratio"), fast["ratio"], fast["a_second"]) == (None, 4.0, 0.5)
+    assert "12, 12, +2 on average: inside the 2 between seeds" in fast["per"]
+    assert "between seeds" not in slow["per"]
+
+
+def test_quality_benchmark_times_every_part_and_memory_stays_flat(tmp_path):
+    rows = rows_of(tmp_path, quality, "--images", "24", "--side", "32")
+    assert [row["what"] for row in rows][1:] == ["nearest frames by features", "nearest frames by pixels"]
+    assert all(row["seconds"] > 0 and row["a_second"] == pytest.approx(24 / row["seconds"]) for row in rows)
+    assert all(float(row["per"].split()[-2]) < 1.0 for row in rows), "memory grown"
+
+
+@pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
+def test_shap_is_measured_and_its_bound_is_said_where_it_breaks(monkeypatch):
+    options = argparse.Namespace(images=2, size=32, samples=4, background=2)
+    (row,) = attributions.measure(options, CPU)
+    assert 0.1 < row["peak_gib"] < attributions.MOST_GIB
+    assert row["seconds"] > 0
+    assert "additivity error" in row["per"]
+    assert "broken" not in row
+    monkeypatch.setattr(attributions, "MOST_SECONDS", 0.0)
+    (row,) = attributions.measure(options, CPU)
+    assert row["broken"].startswith("expected at most 0 s and 4 GiB, found ")
+
+
 def test_the_first_part_of_the_gpu_study_names_speed_hours_and_kernels(tmp_path, monkeypatch):
     """On a CPU, where a table of made-up rates stands for the measured one."""
-    compiled, ours = [], benchmarks.OURS
+    compiled, ours = [], ldm.OURS
     rows = [
-        {"network": name, "how": how, "images": 8, "TFLOP/s": 0.1, "seconds": 1.0}
+        {"network": name, "how": how, "images": 8, "rate": 1e11, "seconds": 1.0, "matrix_rate": 1e12}
         for name in ("semantic", "class")
         for how in (ours, f"{ours}: DDIM, 500 steps")
     ]
-    made_up = pd.DataFrame(rows)
-    made_up.attrs["matrix rate"] = 1e12
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    monkeypatch.setattr(benchmarks, "table", lambda *args, **how: made_up)
+    monkeypatch.setattr(ldm, "network_rows", lambda *args, **how: rows)
     monkeypatch.setattr(diffusion, "compile_network", compiled.append)
-    gpu_study.speeds("smoke", CPU, tmp_path)
+    gpu.speeds("smoke", CPU, tmp_path)
     assert len(compiled) == 2, "both networks, the second time"
     for way in ("eager", "compiled"):
         assert len(pd.read_csv(tmp_path / f"bench_{way}.csv")) == 4
@@ -313,12 +293,3 @@ def test_the_first_part_of_the_gpu_study_names_speed_hours_and_kernels(tmp_path,
         for (_, work), names in works.items():
             assert "aten::mkldnn_convolution" in names
             assert ("aten::convolution_backward" in names) == (work == "a training step")
-
-
-def test_quality_benchmark_times_every_part_and_memory_stays_flat():
-    from nafld_utils import quality_bench
-
-    table = quality_bench.table(24, 32, "cpu")
-    assert table["work"].tolist()[1:] == ["nearest frames by features", "nearest frames by pixels"]
-    assert (table["seconds"] > 0).all()
-    assert (table["memory grown (GiB)"] < 1.0).all()
