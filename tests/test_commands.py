@@ -111,7 +111,8 @@ def bench(arguments, tmp_path):
     """The page is written really; what would be measured is parsed."""
     options = variables(arguments).get("BENCH", "")
     if options == "page":
-        return run_here("report: ")(arguments, tmp_path)
+        run_here("report: ")(arguments, tmp_path)
+        return
     asked("tests/benchmarks/bench.py")(arguments, tmp_path)
     asked_for = []
     with pytest.MonkeyPatch.context() as patch:
