@@ -84,7 +84,7 @@ class Model:
 
 
 def networks(run: Run) -> pd.DataFrame:
-    """What the networks are, one row a model.
+    """What the networks are, one row per model.
 
     Returns
     -------

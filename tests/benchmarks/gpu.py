@@ -3,7 +3,7 @@
 Part 1 measures both networks of the paper's profile, eager and compiled, names the kernels that take the time of their
 training and of their sampling, says the hours of the paper's stages 03 and 04 with their floor, and prepares the cohort
 of ``--data``. Part 2 runs one fold of the semantic model on the cohort whole: a VQ-f4 first stage trained on the fold's
-training patients, 20,000 steps, the synthetic set, its distances to held-out patients, stage 05's search for copies,
+training patients, 20,000 steps, the synthetic set, its distances to held-out patients, stage 05's copy audit,
 and the fast sampler beside DDIM of 500 steps. Part 3 does the same for the class model with a KL-f8 first stage and
 8,000 steps, since 20,000 take 13 minutes. Units resume where an earlier call stopped, so a part that ran out of time is
 called again. What is worth keeping is written to ``--out``: tables, curves, features, a grid of samples and one of how
@@ -21,7 +21,7 @@ Part 1: start 30; cohort and maps 75; twice the plain loops, (42 steps x 32 x 3 
 Part 2: start 15; first stage 82, of which 63 are 200 steps of eight whole images at (0.35 + 3 x 0.67) TFLOP an image
 and 60 TFLOP/s; latents (3,520 x 0.35 + 440 x 1.0 TFLOP) / 60 = 28; compiling 30; training 20,000 x 32 x 3 x 65.7 GFLOP
 / 280 = 451; validation 200 x 32 x 65.7 GFLOP / 175 = 2; 330 images 330 x 40 x 65.7 GFLOP / 175 = 5; samplers 64 x
-(1,000 + 40) x 65.7 GFLOP / 175 = 25; sum 638 without checkpoints, the search for copies and, on a machine that has not
+(1,000 + 40) x 65.7 GFLOP / 175 = 25; sum 638 without checkpoints, the copy audit and, on a machine that has not
 run part 1, the cohort: it is called twice, and the first call's end costs `CHECKPOINT` steps at most.
 
 Part 3: start 15; first stage 75; latents (3,520 x 0.27 + 440 x 0.9 TFLOP) / 60 = 22; compiling 40; training 8,000 x 32
@@ -47,9 +47,9 @@ from nafld_utils.artifacts import Run, save_array, save_table
 from nafld_utils.stages import comparison, copies, cost, features, first_stages, gan, ldm, prepare, samples
 
 MODELS = {2: ("semantic", "vq", 4, 20_000), 3: ("class", "kl", 8, 8_000)}  # first stage and training steps
-N_DRAWN, FAST_STEPS = 32, 20  # images a sampler and set of seeds, steps of the fast sampler
+N_DRAWN, FAST_STEPS = 32, 20  # images per sampler and set of seeds, steps of the fast sampler
 CHECKPOINT = {2: 2500, 3: 4000}  # steps between checkpoints; one of the class model is 6.3 GB
-GRID = 6  # images a side
+GRID = 6  # images per side
 
 
 def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
@@ -107,7 +107,7 @@ def fold(run: Run, out: Path) -> None:
     make("synthetic set", samples.make_set, eager)
     save_grid(out / f"{name}_grid.png", samples.open_synthetic(**task).images[: GRID**2], GRID)
     show(f"{name}_distances", distances(run, out), out)
-    for what, found in search_for_copies(eager).items():
+    for what, found in copy_audit(eager).items():
         show(f"{name}_{what}", found, out)
     made = bench.drawn(eager, N_DRAWN, FAST_STEPS, plain=False)
     show(f"{name}_samplers", bench.against_spread(made), out)
@@ -123,8 +123,8 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
     Image.fromarray(tiled).save(path)
 
 
-def search_for_copies(run: Run) -> dict[str, pd.DataFrame]:
-    """Stage 05's search for copies of training patients: `copies.summary` and, what it finds, `copies.calibration`."""
+def copy_audit(run: Run) -> dict[str, pd.DataFrame]:
+    """Stage 05's copy audit: `copies.summary` and, what it finds, `copies.calibration`."""
     features.build_features(run, features.feature_tasks(run, run.settings.quality.features, samples.generators(run)))
     for task in copies.reference_tasks(run):
         copies.make_reference(**task)
