@@ -103,8 +103,8 @@ test: $(VENV)/.ready     ## run the tests
 test-faults: $(VENV)/.ready ## kill processes in the midst of their work and compare what they end with
 	$(VENV)/bin/python -m pytest -m faults $(SIDE_BY_SIDE) $(FAULTS)
 
-bench: $(VENV)/.ready    ## measure what the stages cost here, into one page, e.g. BENCH="--parts quality size"
-	@$(VENV)/bin/python -m nafld_utils.bench $(BENCH)
+bench: $(VENV)/.ready    ## measure what the stages cost here, into one page, e.g. BENCH="quality sweep"
+	@$(VENV)/bin/python tests/benchmarks/bench.py $(BENCH)
 
 lint: $(VENV)/.ready     ## check style of code and notebooks
 	$(VENV)/bin/ruff check .

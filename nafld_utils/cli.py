@@ -65,7 +65,7 @@ def _dry_run(options: argparse.Namespace) -> int:
 
     Where the stages before the sweep have not run, what is done cannot be known: all are counted, from the settings.
     """
-    from nafld_utils import sweep
+    from nafld_utils import sweep, timer
     from nafld_utils.stages import sweep as stage
 
     run, reason = _open(options), ""
@@ -76,7 +76,7 @@ def _dry_run(options: argparse.Namespace) -> int:
         trainings = sweep.grid(run.settings).assign(state="not trained yet", seconds=float("nan"))
         networks = trainings[["backbone", "freeze"]].drop_duplicates().itertuples(index=False, name=None)
         seconds = {key: stage.time_training(run, *key)[0] for key in networks}
-        plan = sweep.plan(trainings, seconds, stage.side_by_side(run))
+        plan = sweep.plan(trainings, seconds, timer.side_by_side(run.settings.engine))
         experiments = sweep.experiments(run.settings, trainings)
     print(experiments.to_string(index=False), plan.round(2).to_string(index=False), sep="\n\n")
     print(reason, end="\n" if reason else "")

@@ -9,6 +9,7 @@ import datetime
 import importlib
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -109,10 +110,26 @@ def run_here(says):
 def bench(arguments, tmp_path):
     """The page is written really; what would be measured is parsed."""
     options = variables(arguments).get("BENCH", "")
-    if options == "--parts none":
-        return run_here("report: ")(arguments, tmp_path)
-    asked("-m nafld_utils.bench")(arguments, tmp_path)
-    return parsed("bench", options.split())
+    if options == "page":
+        run_here("report: ")(arguments, tmp_path)
+        return
+    asked("tests/benchmarks/bench.py")(arguments, tmp_path)
+    asked_for = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            subprocess, "run", lambda command, check: asked_for.append(command) or types.SimpleNamespace(returncode=0)
+        )
+        assert script("bench").main(options.split()) == 0
+    assert asked_for
+    for _, path, *own in asked_for:
+        parsed(script(pathlib.Path(path).stem), own)
+
+
+def script(name):
+    """A module of tests/benchmarks, as it is when it runs as a script."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PROJECT / "tests" / "benchmarks")
+        return importlib.import_module(name)
 
 
 MAKE = {
@@ -124,7 +141,7 @@ MAKE = {
     "lab": asked(" lab"),
     "report-zip": asked("nafld report-zip"),
     "compare": asked("nafld compare"),
-    "dry-run": asked("nafld dry-run"),  # run by tests/test_benchmarks.py
+    "dry-run": asked("nafld dry-run"),  # run by tests/test_timer.py
     "test": asked("-m pytest"),
     "test-faults": asked("-m pytest -m faults"),
     "lint": asked("ruff check ."),
@@ -139,7 +156,7 @@ class Parsed(Exception):
 
 
 def parsed(module, arguments):
-    """Let a module's own parser read a command line, and stop there."""
+    """Let the own parser of a module's `main` read a command line, and stop there."""
     real = argparse.ArgumentParser.parse_args
 
     def parse(parser, given=None, namespace=None):
@@ -148,9 +165,8 @@ def parsed(module, arguments):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse)
-        patch.setattr(sys, "argv", [module, *arguments])
         with pytest.raises(Parsed):
-            importlib.import_module(f"nafld_utils.{module}").main()
+            module.main(arguments)
 
 
 def store_study(module, arguments, tmp_path):
@@ -166,10 +182,6 @@ def store_study(module, arguments, tmp_path):
         explain_truth.main()
     assert '"made"' in (tmp_path / "study.json").read_text(encoding="utf-8")
     assert not arguments
-
-
-def only_parsed(module, arguments, tmp_path):
-    parsed(module, arguments)
 
 
 def shipped(module, arguments, tmp_path):
@@ -202,9 +214,6 @@ def example(module, arguments, tmp_path):
 
 
 MODULES = {
-    "size_bench": only_parsed,  # run small by tests/test_bench.py
-    "interval_study": only_parsed,  # run small by tests/test_interval_study.py
-    "gpu_study": only_parsed,  # run small by tests/test_benchmarks.py
     "shipped": shipped,
     "example_cohort": example,
     "stages.explain_truth": store_study,
@@ -219,6 +228,8 @@ def test_a_command_of_the_pages_works(page, line, setting, tmp_path, monkeypatch
         (target,) = (word for word in arguments if "=" not in word)
         assert target in MAKE, f"{page}: make {target} is not in this file's table MAKE; add how it is tested"
         MAKE[target](arguments, tmp_path)
+    elif program == PYTHON and arguments[0].startswith("tests/benchmarks/"):
+        parsed(script(pathlib.Path(arguments[0]).stem), arguments[1:])  # run small by the tests beside it
     elif program == PYTHON:
         assert arguments[0] == "-m"
         module = arguments[1].removeprefix("nafld_utils.")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_explain import OVERRIDES, run, swept  # noqa: F401  the small run
 
-from nafld_utils import artifacts, explain, explain_benchmark, figures
+from nafld_utils import artifacts, explain, figures
 from nafld_utils import explain_truth as truth
 from nafld_utils.figures import explain as draw
 from nafld_utils.phantom import TISSUES
@@ -270,14 +270,7 @@ def test_a_stored_study_of_other_code_says_so(monkeypatch):
     assert "made by other revisions of phantom and may not hold" in stage.stored_study().note
 
 
-# ---------------------------------------------------------------- cost and figures
-
-
-def test_cost_of_shap_is_measured_with_its_additivity_error():
-    found = explain_benchmark.measure(size=32, n_images=2, n_background=2, n_samples=4)
-    assert 0 < found["seconds"] < 30
-    assert 0.1 < found["peak_gib"] < explain_benchmark.MOST_GIB
-    assert found["additivity_error"] > 0
+# ---------------------------------------------------------------- figures
 
 
 def test_figures_of_the_checks_draw_what_the_tables_hold():

@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 from safetensors.torch import load_file
 
-from nafld_utils import artifacts, autoencoder, diffusion, diffusion_training, engine, params, speed
+from nafld_utils import artifacts, autoencoder, diffusion, diffusion_training, engine, params, timer
 from nafld_utils.stages import comparison, cost, first_stages, gan, ldm, prepare, samples
 
 pytestmark = pytest.mark.slow
@@ -353,7 +353,7 @@ def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(
     """Where a step, an encoder's pass and a decoder's pass take a second each."""
     clock = iter(range(10**6))
     monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    monkeypatch.setattr(speed, "timed", lambda call, *_, **__: [call()] and 1.0)
+    monkeypatch.setattr(timer, "timed", lambda call, *_, **__: [call()] and 1.0)
 
     def train(run, model, kind, images, planned, fold, device, report):
         (steps,) = planned.values()

@@ -16,8 +16,8 @@ from nafld_utils import (
     feature_networks,
     preprocess,
     quality,
-    speed,
     stats,
+    timer,
 )
 from nafld_utils.artifacts import Run, Unit, remembered, save_table, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare, samples
@@ -79,10 +79,10 @@ def compare(run: Run, conditioning: str) -> None:
         if seeds == "other":
             table["seed"] = [unit_seed(seed, "other") for seed in table["seed"]]
         draw = samples.sampler(run, conditioning, fold, denoiser, stage, device, options)
-        speed.wait(device)
+        timer.wait(device)
         started = time.perf_counter()
         latents = draw(table, conditions)
-        speed.wait(device)
+        timer.wait(device)
         seconds = (time.perf_counter() - started) / len(table)
         images = autoencoder.decode_latents(stage, latents, device)
         engine.announce(f"comparison {conditioning}: {len(rows) + 1}/{len(wanted) + 1} settings")

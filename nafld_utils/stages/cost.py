@@ -3,23 +3,88 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from nafld_utils import autoencoder, diffusion, diffusion_training, engine, sampling, speed
+from nafld_utils import autoencoder, diffusion, diffusion_training, engine, sampling, timer
 from nafld_utils import gan as gan_networks
 from nafld_utils.artifacts import Run, Unit
+from nafld_utils.diffusion_training import LatentPool
 from nafld_utils.stages import comparison, first_stages, gan, ldm, prepare, samples
 
 TIMED_STEPS = {"cuda": 20, "cpu": 1}  # choice: of the sampler, scaled to all; a GPU's first steps wait for launches
 KINDS = ("training", *samples.KINDS, "comparison")  # of units
+TRAINING_PASSES = 3  # a backward pass costs about two forward passes
+LONG = 1e11  # operations that keep a CPU busy for a second
+
+
+@dataclass
+class Model:
+    """A denoiser on its device, with what a step of its training or sampling on random latents takes.
+
+    ``shape`` is a latent's, ``settings`` the ``ldm`` section, ``options`` are `diffusion.schedule_options`,
+    ``map_size`` is the side of a semantic map, and ``flops`` counts the operations of one image's forward pass.
+    """
+
+    denoiser: nn.Module
+    shape: tuple[int, int, int]
+    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
+    map_size: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.flops = diffusion.forward_flops(self.denoiser, self.shape, self.map_size)
+
+    def affordable(self) -> int:
+        """Images to time a training step on: the batch on a GPU, as many as a CPU does in about a second elsewhere."""
+        n = self.settings["batch_size"]
+        return n if self.device.type == "cuda" else int(min(n, max(1, 3e10 // self.flops)))
+
+    def latents(self, n: int = 64) -> LatentPool:
+        """Random latents and conditions that the denoiser can be trained on."""
+        conditions = torch.arange(n) % 2
+        if self.denoiser.conditioning == "semantic":
+            side = self.map_size
+            conditions = torch.randint(self.denoiser.map_classes, (n, 1, side, side), dtype=torch.uint8)
+        return LatentPool(torch.randn(n, 1, *self.shape), conditions, lambda moments, noise: moments)
+
+    def training_step(self, n_images: int) -> Callable[[], Any]:
+        """Function that does one step of the study's training on so many images, without a validation."""
+        from diffusers import DDPMScheduler
+
+        settings = {**self.settings, "steps": 10**9, "log_every": 10**9, "batch_size": n_images}
+        settings["accumulate"] = min(settings["accumulate"], n_images)
+        training = diffusion_training.start_training(self.denoiser, settings)
+        loss, noiser = settings[self.denoiser.conditioning]["loss"], DDPMScheduler(**self.options)
+        steps = diffusion_training.train(training, self.latents(), None, settings, loss, noiser, 0, self.device)
+        return lambda: next(steps)
+
+    def drawing(self, n_images: int, steps: int, **how: Any) -> Callable[[], torch.Tensor]:
+        """Function that draws images at once in so many steps; `how` is ``scheduler, eta, guidance, precision``."""
+        conditions = self.latents(n_images).conditions
+        conditions = conditions[:, 0] if conditions.ndim > 1 else conditions
+        given = conditions, list(range(n_images)), self.shape, steps
+        return lambda: sampling.sample(self.denoiser, self.options, *given, device=self.device, **how)
+
+    def seconds_an_image(self, n_images: int, steps: int, timed_steps: int, **how: Any) -> float:
+        """Seconds of one image of those drawn at once; `timed_steps` are walked, and scaled to `steps`."""
+        walked = min(timed_steps, steps)
+        drawn = sum(len(rows) for rows in autoencoder.groups(n_images, n_images, self.device))  # a CPU's are whole
+        flops = sampling.passes(how.get("guidance", 1.0)) * walked * drawn * self.flops
+        # a long first call on a CPU says enough
+        warm = int(self.device.type == "cuda" or flops < LONG)
+        return timer.timed(self.drawing(n_images, walked, **how), self.device, warm=warm) / drawn * steps / walked
 
 
 def networks(run: Run) -> pd.DataFrame:
-    """What the networks are, one row a model.
+    """What the networks are, one row per model.
 
     Returns
     -------
@@ -75,7 +140,7 @@ def estimate(run: Run) -> pd.DataFrame:
         works += [(work, name, [(unit, each[kind]) for kind, unit in found]) for work, found in units.items()]
     if run.settings.gan.enabled:
         works += _gan(run, given[gan.reference(run)])
-    rows, side_by_side = [], _workers(run)
+    rows, side_by_side = [], timer.side_by_side(run.settings.engine)
     for work, name, found in works:
         if not found:
             continue
@@ -105,9 +170,7 @@ def _first_stages(run: Run) -> list[tuple[str, str, list[tuple[Unit, float]]]]:
         )
         with engine.worker_threads(run.settings.engine):
             one = 0.0 if all(unit.done() for unit in trained) else _seconds_to_train(run, name)
-            other = 0.0
-            if not all(unit.done() for unit in encoded):
-                other = _seconds_to_encode(run, name)
+            other = 0.0 if all(unit.done() for unit in encoded) else _seconds_to_encode(run, name)
         works.append(("autoencoder", model, [(unit, one) for unit in trained]))
         works.append(("latents", model, [(unit, other) for unit in encoded]))
     return works
@@ -139,10 +202,10 @@ def _seconds_to_encode(run: Run, conditioning: str) -> float:
     else:
         stage = first_stages.first_stage(run, conditioning, fold)
     data, images, device = prepare.open_preprocessed(run), _empty(run), engine.device(run.settings.engine)
-    warm, encoded = device.type == "cuda", []  # the first work there loads libraries and weights
-    there = speed.timed(lambda: encoded.append(autoencoder.encode_images(stage, images, device)), device, warm=warm)
+    warm, encoded = int(device.type == "cuda"), []  # the first work there loads libraries and weights
+    there = timer.timed(lambda: encoded.append(autoencoder.encode_images(stage, images, device)), device, warm=warm)
     latents = stage.draw(torch.from_numpy(encoded[-1]).to(device))
-    back = speed.timed(lambda: autoencoder.decode_latents(stage, latents, device), device, warm=warm)
+    back = timer.timed(lambda: autoencoder.decode_latents(stage, latents, device), device, warm=warm)
     n, k = data.pool.shape[:2]
     copies = int((data.images["fold"] == fold).sum()) if is_trained else n
     return (there * (n * k + copies) + back * copies) / len(images)
@@ -180,7 +243,7 @@ def passes(run: Run) -> dict[str, int]:
     compared = sum(item["steps"] * sampling.passes(item["guidance"]) for item in [*variants, variants[0]])
     image = sampled.steps * sampling.passes(sampled.guidance)
     return {
-        "training": speed.TRAINING_PASSES * s.batch_size * s.steps,
+        "training": TRAINING_PASSES * s.batch_size * s.steps,
         "looks": diffusion_training.VALIDATED * -(-s.steps // s.log_every)
         + previews * ldm.N_PREVIEW * ldm.PREVIEW["steps"] * sampling.passes(ldm.PREVIEW["guidance"]),
         "synthetic": sampled.n_images * image,
@@ -191,36 +254,22 @@ def passes(run: Run) -> dict[str, int]:
     }
 
 
-def _workers(run: Run) -> int:
-    settings = run.settings.engine
-    if settings.mode == "serial":
-        return 1
-    return settings.n_workers or engine.default_workers()
-
-
 def _measured(run: Run, conditioning: str) -> dict[str, float]:
     """Seconds of a unit of each of `KINDS`."""
     device, s = engine.device(run.settings.engine), run.settings
     denoiser, shape = _denoiser(run, conditioning)
-    denoiser = ldm.placed(denoiser, device)
-    side, options = s.preprocess.map_size, ldm.schedule_options(run, conditioning)
-    section = s.section("ldm")
-    n = speed.affordable(denoiser, shape, side, section["batch_size"], device)
+    options, section = ldm.schedule_options(run, conditioning), s.section("ldm")
+    model = Model(ldm.placed(denoiser, device), shape, section, options, s.preprocess.map_size, device)
+    n, drawn = model.affordable(), s.sampling
     with engine.worker_threads(s.engine):
-        how = {"scheduler": s.sampling.scheduler, "eta": s.sampling.eta, "guidance": s.sampling.guidance}
-        at_once = s.sampling.batch_size if device.type == "cuda" else 1
-        image = speed.time_sampling(
-            denoiser, shape, options, device, side, at_once, s.sampling.steps, TIMED_STEPS[device.type], **how,
-            precision=s.sampling.precision,
-        )  # fmt: skip
-        long = device.type == "cpu" and n == 1
-        step = speed.time_training(
-            denoiser, shape, section, options, device, side, 1 if long else 2, 0 if long else 1, n
-        )
-    count = passes(run)
-    drawing = image.seconds / (s.sampling.steps * sampling.passes(s.sampling.guidance))
-    seconds = {kind: drawing * count[kind] for kind in KINDS}
-    seconds["training"] = step.seconds / (speed.TRAINING_PASSES * n) * count["training"] + drawing * count["looks"]
+        how = {"scheduler": drawn.scheduler, "eta": drawn.eta, "guidance": drawn.guidance, "precision": drawn.precision}
+        at_once = drawn.batch_size if device.type == "cuda" else 1
+        image = model.seconds_an_image(at_once, drawn.steps, TIMED_STEPS[device.type], **how)
+        repeats, warm = (1, 0) if device.type == "cpu" and n == 1 else (2, 1)  # one image is a long step
+        step = timer.timed(model.training_step(n), device, repeats, warm)
+    count, a_pass = passes(run), image / (drawn.steps * sampling.passes(drawn.guidance))
+    seconds = {kind: a_pass * count[kind] for kind in KINDS}
+    seconds["training"] = step / (TRAINING_PASSES * n) * count["training"] + a_pass * count["looks"]
     return seconds
 
 
@@ -244,7 +293,7 @@ def _gan_measured(run: Run) -> tuple[float, float]:
     size, settings, labels = s.preprocess.image_size, s.section("gan"), np.arange(n) % 2
     with engine.worker_threads(s.engine):
         network = gan_networks.Generator(size, settings["base_channels"], settings["max_channels"]).to(device).eval()
-        drawing = speed.timed(lambda: gan_networks.sample(network, labels, list(range(n)), device), device) / n
+        drawing = timer.timed(lambda: gan_networks.sample(network, labels, list(range(n)), device), device) / n
         if not settings["steps"]:
             return 0.0, drawing
         images = np.zeros((n, size, size), np.uint8)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils import engine, sweep, sweep_speed
+from nafld_utils import engine, sweep, sweep_speed, timer
 from nafld_utils.artifacts import Run, Unit, digest, save_table
 from nafld_utils.stages import filtering, prepare
 from nafld_utils.stages.sweep_features import build_features, feature_tasks, features_unit
@@ -82,7 +82,7 @@ def dry_run(run: Run) -> pd.DataFrame:
         if images[key] or not (part["state"] == "done").any():
             seconds[key], each = time_training(run, *key, n_scored)
             features[key] = each * images[key]
-    return sweep.plan(now, seconds, side_by_side(run), features, run.settings.sweep.retry_failed)
+    return sweep.plan(now, seconds, timer.side_by_side(run.settings.engine), features, run.settings.sweep.retry_failed)
 
 
 def images_without_features(run: Run) -> Counter[tuple[str, str]]:
@@ -96,13 +96,6 @@ def images_without_features(run: Run) -> Counter[tuple[str, str]]:
             n_images = sizes.get(kind) or len(filtering.open_set(run, kind, task["fold"]).table)
             counts[task["backbone"], task["freeze"]] += n_images
     return counts
-
-
-def side_by_side(run: Run) -> int:
-    """Trainings that run at once on this machine; seeds that share a GPU count as one."""
-    if run.settings.engine.mode == "serial":
-        return 1
-    return run.settings.engine.n_workers or engine.default_workers()
 
 
 def time_training(run: Run, backbone: str, freeze: str = "paper", n_scored: float = 0) -> tuple[float, float]:

@@ -1,10 +1,13 @@
 """The study of the intervals at a tiny size: resumable, honest about its counts, and shown as it was stored."""
 
+import interval_study
 import numpy as np
 import pandas as pd
 import pytest
+import records
 
-from nafld_utils import artifacts, bench_records, interval_study, stats
+from nafld_utils import artifacts, stats
+from nafld_utils import interval_study as kept
 
 TINY = ["--cohorts", "1", "--patients", "15", "--frames", "1", "--new-patients", "6", "--block", "3", "--pixels", "64"]
 
@@ -82,18 +85,24 @@ def test_truth_is_the_auc_of_the_models_that_scored_the_cohort(tmp_path, monkeyp
 
 def test_command_stores_and_reports(tmp_path, monkeypatch, capsys, quick_patients):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    out = tmp_path / "result.csv"
-    assert "has not been run: python -m nafld_utils.interval_study" in interval_study.report(out)
-    assert interval_study.stored(out) is None
-    folder = str(tmp_path / "bench")
-    interval_study.main([*TINY, "--n-resamples", "50", "--mode", "serial", "--out", str(out), "--record", folder])
-    assert bench_records.load(tmp_path / "bench", "intervals")["rows"][0]["seconds"] > 0
+    result = tmp_path / "result.csv"
+    assert "has not been run: python tests/benchmarks/interval_study.py" in kept.report(result)
+    assert kept.stored(result) is None
+    where = ["--result", str(result), "--out", str(tmp_path / "bench")]
+    assert interval_study.main([*TINY, "--n-resamples", "50", "--mode", "serial", *where]) == 0
+    assert records.load(tmp_path / "bench", "interval_study")["rows"][0]["seconds"] > 0
     said = capsys.readouterr().out
     assert "1 simulated cohorts of 15 patients, 1 frames each at 64 px" in said
     assert "6 new patients" in said
-    table = interval_study.stored(out)
+    table = kept.stored(result)
     assert table["method"].tolist() == list(interval_study.METHODS)
-    assert interval_study.report(out) in said
+    assert kept.report(result) in said
+
+
+def test_the_result_in_the_package_is_whole():
+    assert kept.RESULT.is_file()
+    assert kept.stored()["method"].tolist() == list(interval_study.METHODS)
+    assert "50 simulated cohorts of 55 patients" in kept.report()
 
 
 def test_a_block_holds_features_of_simulated_patients_of_both_classes(tmp_path, monkeypatch):

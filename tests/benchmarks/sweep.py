@@ -1,34 +1,37 @@
-"""``make bench``, the sweep: trainings an hour here, against the plain loop over whole networks, in one run.
+"""Trainings per hour of the sweep here, against the plain loop over whole networks, in one run.
 
 A training is the paper's: 1000 steps of 32 images at 256 pixels with the paper's freezing, extrapolated from the steps
-that are timed. On a CPU the plain loop has every core and this project's trainings have a process a core, as in the
+that are timed. On a CPU the plain loop has every core and this project's trainings have a process per core, as in the
 sweep; on a GPU there are two plain loops, one with its data on the device and one with a DataLoader. Plain and ours
 alternate, since a shared machine drifts, and each round gives a ratio of its own. The plain loop is started as a user
 starts it; how fast it is with the memory allocator set as for this project's workers stands beside it. Features are
-computed once a sweep: their share of Fig. 5A is stated and counted. Weights are random: time does not depend on them.
+computed once per sweep: their share of Fig. 5A is stated and counted. Weights are random: time does not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import json
 import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import memory
 import numpy as np
 import pandas as pd
+import records
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from nafld_utils import artifacts, bench_records, engine, params, sweep, sweep_speed, workers
-from nafld_utils.bench_records import peak_gib, reset_peak
+from nafld_utils import engine, params, sweep, timer, trial, workers
+from nafld_utils.precision import autocast
 from nafld_utils.sweep_speed import Network
 from nafld_utils.trial import Options
 
@@ -51,6 +54,43 @@ def options_of(batch_size: int | None = None) -> Options:
     return Options(chosen.steps, size, chosen.learning_rate, chosen.weight_decay, chosen.precision)
 
 
+def plain_loop(
+    network: Network,
+    options: Options,
+    layout: torch.memory_format,
+    draw: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None,
+) -> Callable[[], torch.Tensor]:
+    """A step of the textbook's loop: whole images in memory through the whole network, its frozen part in eval mode.
+
+    `options` gives batch size, learning rate, weight decay and, on a GPU, ``bf16`` autocast; weights and batches have
+    the memory `layout`. `draw` gives a batch of grey images ``(b, S, S)`` uint8 and labels; None draws from images that
+    lie on the device. The function returned does one step, draws included, and returns its loss.
+    """
+    device, model = network.device, nn.Sequential(copy.deepcopy(network.prefix), trial.fresh_tail(network.tail, 0))
+    model.to(device=device, memory_format=layout)
+    model[0].eval().requires_grad_(False)
+    model[1].train()
+    optimizer = torch.optim.AdamW(model[1].parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    images, labels = (torch.from_numpy(array).to(device) for array in (network.images, network.labels))
+    decoder, generator = network.decoder.to(device), torch.Generator().manual_seed(0)
+
+    def from_device() -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.randperm(len(images), generator=generator)[: options.batch_size].to(device)
+        return images[rows], labels[rows]
+
+    def step() -> torch.Tensor:
+        batch, wanted = (draw or from_device)()
+        inputs = decoder(batch).contiguous(memory_format=layout)
+        with autocast(options.precision, device):
+            loss = nn.functional.cross_entropy(model(inputs), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
 # ---------------------------------------------------------------- a CPU
 
 
@@ -68,14 +108,9 @@ def measured_training(backbone: str, size: int, batch_size: int, path: str) -> N
 
 
 def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_workers: int) -> pd.DataFrame:
-    """Plain and ours in turn, ``n_rounds`` times.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``round, how, seconds`` (of one training), ``at once``, ``prefix_seconds``, ``GiB``: the plain loop's process at
-        its peak; of ours the workers and the process that gives them work, together, while they warm up
-        (`bench_records.Watched`).
+    """Plain and ours in turn, ``n_rounds`` times: ``round, how, seconds`` (of one training), ``at once``,
+    ``prefix_seconds``, ``GiB``: the plain loop's process at its peak; of ours the workers and the process that gives
+    them work, together, while they warm up.
     """
     local = params.load("demo", {"engine.mode": "local", "engine.n_workers": n_workers}).engine
     rows = []
@@ -83,7 +118,7 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
         paths = [f"{folder}/{i}.json" for i in range(n_workers)]
         tasks = [{"backbone": backbone, "size": size, "batch_size": batch_size, "path": path} for path in paths]
         # workers start, load and compute the prefix once before anything counts; that memory is looked at costs time
-        with bench_records.Watched() as held:
+        with memory.Watched() as held:
             engine.map_units(measured_training, tasks, local, f"{backbone}: warming up")
         for n in range(n_rounds):
             # in a process of its own: the driver of a sweep never holds a whole network
@@ -115,19 +150,10 @@ def _plain_rows(backbone: str, size: int, options: Options, threads: int, ways: 
     torch.set_num_threads(threads)
     network, rows = Network(backbone, "paper", size, torch.device("cpu")), []
     for how in ways:
-        reset_peak()
-        seconds = _plain_seconds(network, options, LAYOUTS[how])
-        rows.append({"how": how, "seconds": seconds, "at once": 1, "GiB": peak_gib()})
+        memory.reset_peak()
+        seconds = timer.timed(plain_loop(network, options, LAYOUTS[how]), network.device, 2) * options.steps
+        rows.append({"how": how, "seconds": seconds, "at once": 1, "GiB": memory.peak_gib()})
     return rows
-
-
-def _plain_seconds(network: Network, options: Options, layout: torch.memory_format, steps: int = 2) -> float:
-    step = sweep_speed.plain_loop(network, options, layout)
-    step()
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - started) / steps * options.steps
 
 
 # ---------------------------------------------------------------- a GPU
@@ -157,7 +183,7 @@ def with_loader(network: Network, options: Options) -> Any:
         images, labels = next(batches)
         return images.to(network.device, non_blocking=True), labels.to(network.device, non_blocking=True)
 
-    return sweep_speed.plain_loop(network, options, torch.channels_last, draw)
+    return plain_loop(network, options, torch.channels_last, draw)
 
 
 def gpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, device: torch.device) -> pd.DataFrame:
@@ -166,139 +192,92 @@ def gpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, device:
     torch.backends.cudnn.benchmark = True
     for n in range(n_rounds):
         plain = {
-            f"{PLAIN}, data on the device": sweep_speed.plain_loop(network, options, torch.channels_last),
+            f"{PLAIN}, data on the device": plain_loop(network, options, torch.channels_last),
             f"{PLAIN}, DataLoader": with_loader(network, options),
         }
-        calls = {how: functools.partial(_gpu_seconds, step, options, device) for how, step in plain.items()}
+        calls = {
+            how: lambda step=step: timer.timed(step, device, GPU_STEPS, 10) * options.steps
+            for how, step in plain.items()
+        }
         for at_once in AT_ONCE:
             calls[f"{OURS}, {at_once} at once"] = functools.partial(network.seconds_a_training, options, at_once)
         for how, call in calls.items():
-            torch.cuda.reset_peak_memory_stats(device)
-            seconds = call()
-            held = torch.cuda.max_memory_allocated(device) / 2**30
+            memory.reset_peak(device)
+            seconds, held = call(), memory.peak_gib(device)
             at_once = int(how.split()[-3]) if how.startswith(OURS) else 1
             rows.append({"round": n, "how": how, "seconds": seconds, "at once": at_once, "GiB": held})
     return pd.DataFrame(rows).assign(prefix_seconds=network.prefix_seconds)
 
 
-def _gpu_seconds(step: Any, options: Options, device: torch.device) -> float:
-    for _ in range(10):
-        step()
-    torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    for _ in range(GPU_STEPS):
-        step()
-    torch.cuda.synchronize(device)
-    return (time.perf_counter() - started) / GPU_STEPS * options.steps
-
-
 # ---------------------------------------------------------------- the table
 
 
-def table(
-    device: torch.device,
-    names: tuple[str, ...] | None = None,
-    size: int = 256,
-    batch_size: int | None = None,
-    n_rounds: int = 2,
-) -> pd.DataFrame:
-    """Trainings an hour of every way, and how many times as many as the faster plain loop gives.
+def compared(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Each way of one network's rounds against the faster plain loop of the same round, a way per row.
 
-    Parameters
-    ----------
-    device : torch.device
-    names : tuple of str, optional
-        timm names; `CPU_BACKBONES` or `GPU_BACKBONES`.
-    size : int
-        Pixels a side.
-    batch_size : int, optional
-        The paper's 32.
-    n_rounds : int
-        Plain and ours in turn, so many times.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``backbone, how, seconds a training, trainings an hour, at once, times as many`` (median over rounds of the
-        ratio to the faster plain loop of the same round), ``least, most`` (of the rounds), ``peak GiB``,
-        ``features, minutes a sweep``, ``times as many, features counted`` (over the trainings of Fig. 5A).
+    Returns ``how, seconds`` (of a training, median over rounds), ``at once, ratio, least, most`` (over rounds), ``GiB``
+    (the most), ``features`` (seconds per sweep of Fig. 5A, of ours) and ``counted`` (the ratio with them).
     """
-    on_gpu = device.type == "cuda"
-    size_of_batch = batch_size or options_of().batch_size
+    started = rounds["how"].str.startswith(PLAIN) & (rounds["how"] != TUNED)
+    plain = rounds[started].groupby("round")["seconds"].min()
+    n_trainings = len(sweep.experiment_grid(params.load("paper"), "fig5a"))
     rows = []
-    for backbone in names or (GPU_BACKBONES if on_gpu else CPU_BACKBONES):
-        if on_gpu:
-            rounds = gpu_rounds(backbone, size, size_of_batch, n_rounds, device)
-        else:
-            rounds = cpu_rounds(backbone, size, size_of_batch, n_rounds, engine.cores())
-        started = rounds["how"].str.startswith(PLAIN) & (rounds["how"] != TUNED)
-        plain = rounds[started].groupby("round")["seconds"].min()
-        n_trainings = len(sweep.experiment_grid(params.load("paper"), "fig5a"))
-        for how, part in rounds.groupby("how", sort=False):
-            ratio = part["round"].map(plain) / part["seconds"]
-            each = float(part["seconds"].median())
-            row = {"backbone": backbone, "how": how, "seconds a training": each, "trainings an hour": 3600 / each}
-            row |= {"at once": part["at once"].iloc[0], "times as many": ratio.median(), "least": ratio.min()}
-            row |= {"most": ratio.max(), "peak GiB": part["GiB"].max()}
-            features = float(part["prefix_seconds"].mean()) * PAPER_IMAGES if how.startswith(OURS) else 0.0
-            counted = float(plain.median()) / (each + features / n_trainings)
-            rows.append({**row, "features, minutes a sweep": features / 60, "times as many, features counted": counted})
-        engine.announce(f"{backbone}: measured")
+    for how, part in rounds.groupby("how", sort=False):
+        ratio, each = part["round"].map(plain) / part["seconds"], float(part["seconds"].median())
+        features = float(part["prefix_seconds"].mean()) * PAPER_IMAGES if how.startswith(OURS) else 0.0
+        row = {"how": how, "seconds": each, "at once": part["at once"].iloc[0], "ratio": ratio.median()}
+        row |= {"least": ratio.min(), "most": ratio.max(), "GiB": part["GiB"].max(), "features": features}
+        rows.append({**row, "counted": float(plain.median()) / (each + features / n_trainings)})
     return pd.DataFrame(rows)
 
 
-def figure_5_hours(found: pd.DataFrame) -> float:
-    """Hours that all trainings of Fig. 5A and 5B take, by the fastest way that was measured of each network.
+def record(backbone: str, found: pd.DataFrame) -> records.Rows:
+    """Rows of one network, from `compared`."""
+    for way in found.to_dict("records"):
+        per = f"one training of 1000 steps, {way['at once']} at once, {3600 / way['seconds']:.1f} per hour"
+        line = {"stage": "06", "what": f"{backbone}, {way['how']}", "seconds": way["seconds"], "peak_gib": way["GiB"]}
+        if way["how"].startswith(OURS):
+            per += (
+                f"; rounds {way['least']:.2f} to {way['most']:.2f} times as many, {way['counted']:.2f} with features,"
+            )
+            per += f" which take {way['features'] / 60:.1f} minutes per sweep"
+            line |= {"ratio": way["ratio"], "against": "the faster plain loop, whole networks"}
+        elif way["how"] == TUNED:
+            per += f"; {way['ratio']:.2f} times as many as the faster of the others"
+        yield {**line, "per": per}
 
-    Returns
-    -------
-    float
-        NaN where a network of Fig. 5B was not measured.
-    """
-    ours = found[found["how"].str.startswith(OURS)].groupby("backbone")["seconds a training"].min()
+
+def figure_5_seconds(fastest: Mapping[str, float]) -> float:
+    """Seconds of all trainings of Fig. 5A and 5B by those of one training per network; NaN where a network lacks."""
     settings = params.load("paper", {"sweep.experiments": ["fig5a", "fig5b"]})
     counts = sweep.grid(settings)["backbone"].str.partition(".")[0].value_counts()
-    return float((counts * ours.reindex(counts.index)).sum(skipna=False) / 3600)
+    return float((counts * pd.Series(fastest, dtype=float).reindex(counts.index)).sum(skipna=False))
 
 
-def record(found: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the benchmark's record; the ratio is to the faster plain loop, median over rounds."""
-    rows = []
-    for row in found.to_dict("records"):
-        per = f"one training of 1000 steps, {row['at once']} at once, {row['trainings an hour']:.1f} an hour"
-        line = {"stage": "06", "what": f"{row['backbone']}, {row['how']}", "per": per}
-        line |= {"seconds": row["seconds a training"], "peak_gib": row["peak GiB"]}
-        if row["how"].startswith(OURS):
-            line |= {"ratio": row["times as many"], "against": "the faster plain loop, whole networks"}
-        rows.append(line)
-    return rows
+def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
+    """Rows of every network and way, and what all of Fig. 5 would take by the fastest way of each."""
+    on_gpu, fastest = device.type == "cuda", {}
+    how = options.size, options.batch_size, options.rounds
+    for backbone in options.backbones or (GPU_BACKBONES if on_gpu else CPU_BACKBONES):
+        rounds = gpu_rounds(backbone, *how, device) if on_gpu else cpu_rounds(backbone, *how, engine.cores())
+        found = compared(rounds)
+        fastest[backbone] = found.loc[found["how"].str.startswith(OURS), "seconds"].min()
+        yield from record(backbone, found)
+    seconds = figure_5_seconds(fastest)
+    if np.isfinite(seconds):
+        per = f"2,125 trainings, {seconds / 3600:.2f} hours; features and evaluation on top"
+        yield {"stage": "06", "what": "all trainings of Fig. 5A and 5B, estimated", "per": per, "seconds": seconds}
 
 
-def report(device: torch.device, folder: Path, **how: Any) -> pd.DataFrame:
-    """Measure, print and save ``bench_sweep.csv`` and the record."""
-    started = time.perf_counter()
-    found = table(device, **how)
-    artifacts.save_table(folder / "bench_sweep.csv", found)
-    bench_records.save(folder, "sweep", record(found), device, time.perf_counter() - started, threads=engine.cores())
-    print(found.round(3).to_string(index=False))
-    hours = figure_5_hours(found)
-    if np.isfinite(hours):
-        print(f"Fig. 5A and 5B, all 2,125 trainings: {hours:.2f} hours on this device, features and evaluation on top")
-    return found
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Trainings an hour against the plain loop.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line, see `records.run`."""
+    parser = argparse.ArgumentParser(description="Trainings per hour against the plain loop.")
     parser.add_argument("--backbones", nargs="*", help="timm names")
-    parser.add_argument("--size", type=int, default=256, help="pixels a side")
+    parser.add_argument("--size", type=int, default=256, help="pixels per side")
+    parser.add_argument("--batch-size", type=int, default=params.load("paper").sweep.batch_size)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=bench_records.default_folder())
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    names = tuple(options.backbones) if options.backbones else None
-    report(device, options.out, names=names, size=options.size, n_rounds=options.rounds)
+    return records.run("sweep", parser, measure, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,9 +1,9 @@
-"""One GPU, half an hour: ``python -m nafld_utils.gpu_study --part 1`` (then 2, then 3), each call within ten minutes.
+"""One GPU, half an hour: ``python tests/benchmarks/gpu.py --part 1`` (then 2, then 3), each call within ten minutes.
 
 Part 1 measures both networks of the paper's profile, eager and compiled, names the kernels that take the time of their
 training and of their sampling, says the hours of the paper's stages 03 and 04 with their floor, and prepares the cohort
 of ``--data``. Part 2 runs one fold of the semantic model on the cohort whole: a VQ-f4 first stage trained on the fold's
-training patients, 20,000 steps, the synthetic set, its distances to held-out patients, stage 05's search for copies,
+training patients, 20,000 steps, the synthetic set, its distances to held-out patients, stage 05's copy audit,
 and the fast sampler beside DDIM of 500 steps. Part 3 does the same for the class model with a KL-f8 first stage and
 8,000 steps, since 20,000 take 13 minutes. Units resume where an earlier call stopped, so a part that ran out of time is
 called again. What is worth keeping is written to ``--out``: tables, curves, features, a grid of samples and one of how
@@ -21,7 +21,7 @@ Part 1: start 30; cohort and maps 75; twice the plain loops, (42 steps x 32 x 3 
 Part 2: start 15; first stage 82, of which 63 are 200 steps of eight whole images at (0.35 + 3 x 0.67) TFLOP an image
 and 60 TFLOP/s; latents (3,520 x 0.35 + 440 x 1.0 TFLOP) / 60 = 28; compiling 30; training 20,000 x 32 x 3 x 65.7 GFLOP
 / 280 = 451; validation 200 x 32 x 65.7 GFLOP / 175 = 2; 330 images 330 x 40 x 65.7 GFLOP / 175 = 5; samplers 64 x
-(1,000 + 40) x 65.7 GFLOP / 175 = 25; sum 638 without checkpoints, the search for copies and, on a machine that has not
+(1,000 + 40) x 65.7 GFLOP / 175 = 25; sum 638 without checkpoints, the copy audit and, on a machine that has not
 run part 1, the cohort: it is called twice, and the first call's end costs `CHECKPOINT` steps at most.
 
 Part 3: start 15; first stage 75; latents (3,520 x 0.27 + 440 x 0.9 TFLOP) / 60 = 22; compiling 40; training 8,000 x 32
@@ -31,33 +31,25 @@ x 3 x 114.1 GFLOP / 280 = 313; 330 images 9; samplers 43; sum 517.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ldm as bench
 import numpy as np
 import pandas as pd
+import records
 import torch
 from PIL import Image
 
-from nafld_utils import (
-    artifacts,
-    backbones,
-    benchmarks,
-    diffusion,
-    engine,
-    feature_networks,
-    params,
-    quality,
-    speed,
-)
+from nafld_utils import artifacts, backbones, diffusion, engine, feature_networks, params, quality, timer
 from nafld_utils.artifacts import Run, save_array, save_table
 from nafld_utils.stages import comparison, copies, cost, features, first_stages, gan, ldm, prepare, samples
 
 MODELS = {2: ("semantic", "vq", 4, 20_000), 3: ("class", "kl", 8, 8_000)}  # first stage and training steps
-N_DRAWN, FAST_STEPS = 32, 20  # images a sampler and set of seeds, steps of the fast sampler
+N_DRAWN, FAST_STEPS = 32, 20  # images per sampler and set of seeds, steps of the fast sampler
 CHECKPOINT = {2: 2500, 3: 4000}  # steps between checkpoints; one of the class model is 6.3 GB
-GRID = 6  # images a side
+GRID = 6  # images per side
 
 
 def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
@@ -114,11 +106,11 @@ def fold(run: Run, out: Path) -> None:
     save_grid(out / f"{name}_training.png", np.concatenate(list(looks.values())), ldm.N_PREVIEW)
     make("synthetic set", samples.make_set, eager)
     save_grid(out / f"{name}_grid.png", samples.open_synthetic(**task).images[: GRID**2], GRID)
-    benchmarks.show(f"{name}_distances", distances(run, out), out)
-    for what, found in search_for_copies(eager).items():
-        benchmarks.show(f"{name}_{what}", found, out)
-    made = benchmarks.drawn(eager, N_DRAWN, FAST_STEPS, plain=False)
-    benchmarks.show(f"{name}_samplers", benchmarks.against_spread(made), out)
+    show(f"{name}_distances", distances(run, out), out)
+    for what, found in copy_audit(eager).items():
+        show(f"{name}_{what}", found, out)
+    made = bench.drawn(eager, N_DRAWN, FAST_STEPS, plain=False)
+    show(f"{name}_samplers", bench.against_spread(made), out)
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
@@ -131,8 +123,8 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
     Image.fromarray(tiled).save(path)
 
 
-def search_for_copies(run: Run) -> dict[str, pd.DataFrame]:
-    """Stage 05's search for copies of training patients: `copies.summary` and, what it finds, `copies.calibration`."""
+def copy_audit(run: Run) -> dict[str, pd.DataFrame]:
+    """Stage 05's copy audit: `copies.summary` and, what it finds, `copies.calibration`."""
     features.build_features(run, features.feature_tasks(run, run.settings.quality.features, samples.generators(run)))
     for task in copies.reference_tasks(run):
         copies.make_reference(**task)
@@ -142,51 +134,58 @@ def search_for_copies(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
-    """What the time of both networks of a profile goes to: `speed.profiled`, ``work`` and ``network``."""
-    chosen = params.load(profile)
-    settings, side = chosen.section("ldm"), chosen.preprocess.map_size
-    tables = []
+    """What the time of both networks of a profile goes to: `profiled`, ``work`` and ``network``."""
+    tables, how = [], {"scheduler": "ddim", "eta": artifacts.open_run(profile).settings.sampling.eta}
     for name in ("semantic", "class"):
-        denoiser, shape = benchmarks.network(profile, name, device)
-        denoiser = ldm.placed(denoiser, device)
+        model = bench.model(profile, name, device)
+        model.denoiser = ldm.placed(model.denoiser, device)
         if compiled:
-            diffusion.compile_network(denoiser)
-        options = diffusion.schedule_options(settings[name], settings["prediction"], settings["train_timesteps"])
-        n = speed.affordable(denoiser, shape, side, settings["batch_size"], device)
-        found = speed.kernels(denoiser, shape, settings, options, device, side, n_images=n)
+            diffusion.compile_network(model.denoiser)
+        found = profiled(model.training_step(model.affordable()), 3, device, warm=2)
         tables.append(found.assign(work="a training step", network=name))
-        n = benchmarks.AT_ONCE if device.type == "cuda" else 1
-        how = {"scheduler": "ddim", "eta": chosen.sampling.eta, "guidance": 1.2, "precision": settings["precision"]}
-        found = speed.sampling_kernels(denoiser, shape, options, device, side, n, **how)
-        tables.append(found.assign(work="a sampler step", network=name))
+        n = bench.AT_ONCE if device.type == "cuda" else 1
+        draw = model.drawing(n, 3, guidance=bench.GUIDANCE, precision=model.settings["precision"], **how)
+        found = profiled(draw, 1, device, warm=1).assign(work="a sampler step", network=name)
+        tables.append(found.assign(calls=found["calls"] / 3, milliseconds=found["milliseconds"] / 3))
     return pd.concat(tables, ignore_index=True)
+
+
+def profiled(call: Callable[[], Any], repeats: int, device: torch.device, warm: int, top: int = 15) -> pd.DataFrame:
+    """What the time of a call goes to, from torch's profiler: kernels of a GPU, operators of a CPU, the longest first.
+
+    Columns ``kernel, calls`` and ``milliseconds`` per call, ``share`` of the time of all of them.
+    """
+    on_gpu, activity = device.type == "cuda", torch.profiler.ProfilerActivity
+    for _ in range(warm):
+        call()
+    with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * on_gpu]) as profiler:
+        timer.timed(call, device, repeats, warm=0)
+    rows = []
+    for event in profiler.key_averages():
+        if event.is_user_annotation or (on_gpu and event.device_type == torch.autograd.DeviceType.CPU):
+            continue  # an operator's time is that of its kernels, which have rows of their own
+        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        rows.append({"kernel": event.key, "calls": event.count / repeats, "milliseconds": spent / repeats / 1000})
+    table = pd.DataFrame(rows)
+    table["share"] = table["milliseconds"] / table["milliseconds"].sum()
+    return table.sort_values("milliseconds", ascending=False, ignore_index=True).head(top)
 
 
 def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
     """Hours that stages 03 and 04 of a run take on one device of a measured speed, and the least that they could.
 
-    Parameters
-    ----------
-    found : pandas.DataFrame
-        From `benchmarks.table`, of the run's networks.
-    rate : float
-        The device's matrix rate, operations a second.
-    run : Run
-        Whose settings are counted, by `cost.passes`; nothing of it needs to be there.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``work, model, PFLOP, hours, floor``: drawing holds every set, the comparison of samplers, previews and
-        validation; the floor is all operations at the matrix rate. A GAN without ``gan.steps`` takes as long as the
-        model it stands beside, its operations are not counted. The last row holds the sums; autoencoders, which are
-        ready-made in the paper's profile, and the stages after 04 are not in it.
+    `found` are the rows of `ldm.network_rows` of the run's networks, `rate` the device's matrix rate; the run's
+    settings are counted (`cost.passes`), nothing of it needs to be there. Columns ``work, model, PFLOP, hours, floor``:
+    drawing holds every set, the comparison of samplers, previews and validation; the floor is all operations at the
+    matrix rate. A GAN without ``gan.steps`` takes as long as the model it stands beside, its operations are not
+    counted. The last row holds the sums; autoencoders, which are ready-made in the paper's profile, and the stages
+    after 04 are not in it.
     """
     count, rows = cost.passes(run), []
     for name in run.settings.ldm.conditionings:
         mine = found[found["network"] == name].set_index("how")
-        step, image = mine.loc[benchmarks.OURS], mine.loc[f"{benchmarks.OURS}: DDIM, {benchmarks.SLOW_STEPS} steps"]
-        a_pass = step["TFLOP/s"] * 1e12 * step["seconds"] / (speed.TRAINING_PASSES * step["images"])
+        step, image = mine.loc[bench.OURS], mine.loc[f"{bench.OURS}: DDIM, {bench.SLOW_STEPS} steps"]
+        a_pass = step["rate"] * step["seconds"] / (cost.TRAINING_PASSES * step["images"])
         folds = sum(task["conditioning"] == name for task in ldm.tasks(run))
         models = folds + sum(task["conditioning"] == name for task in ldm.balanced_tasks(run))
         drawn = models * (count["synthetic"] + count["looks"]) + count["comparison"] * bool(comparison.tasks(run))
@@ -194,7 +193,7 @@ def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
         works = {"training": (models * count["training"], step), "drawing": (drawn, image)}
         for work, (passes, measured) in works.items():
             flops = passes * a_pass
-            row = {"work": work, "model": name, "PFLOP": flops / 1e15, "hours": flops / measured["TFLOP/s"] / 3.6e15}
+            row = {"work": work, "model": name, "PFLOP": flops / 1e15, "hours": flops / measured["rate"] / 3600}
             rows.append({**row, "floor": flops / rate / 3600})
         if run.settings.gan.enabled and run.settings.gan.steps is None and name == gan.reference(run):
             share = {key: rows[-2][key] * folds / models for key in ("hours", "floor")}
@@ -207,12 +206,9 @@ def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
 def distances(run: Run, out: Path) -> pd.DataFrame:
     """Frechet and kernel distance of Lite0 features to held-out patients, and how near samples come to training images.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``set, frechet, kernel, nearest`` (median distance to the nearest training image, in features), for the samples,
-        for reconstructions of held-out images against those images (the first stage's bound; nearest of the held-out
-        images themselves) and for real training images (the floor; nearest image of another patient).
+    Columns ``set, frechet, kernel, nearest`` (median distance to the nearest training image, in features), for the
+    samples, for reconstructions of held-out images against those images (the first stage's bound; nearest of the
+    held-out images themselves) and for real training images (the floor; nearest image of another patient).
     """
     (task,) = ldm.tasks(run)
     data, device = prepare.open_preprocessed(run), str(engine.device(run.settings.engine))
@@ -248,28 +244,31 @@ def speeds(profile: str, device: torch.device, out: Path) -> None:
     """Part 1 but for the cohort: what a profile's networks cost here, eager and compiled, and its hours so."""
     for compiled in (False, True):
         name = "compiled" if compiled else "eager"
-        found = benchmarks.table(profile, device, compiled=compiled)
-        rate = found.attrs["matrix rate"]
-        print(f"matrix rate {rate / 1e12:.1f} TFLOP/s, {name}", flush=True)
-        benchmarks.show(f"bench_{name}", found, out)
-        benchmarks.show(f"hours_{name}", paper_hours(found, rate, artifacts.open_run(profile)), out)
-        benchmarks.show(f"kernels_{name}", kernels(profile, device, compiled), out)
+        found = pd.DataFrame(bench.network_rows(profile, device, compiled=compiled))
+        show(f"bench_{name}", found, out)
+        show(f"hours_{name}", paper_hours(found, found["matrix_rate"].iloc[0], artifacts.open_run(profile)), out)
+        show(f"kernels_{name}", kernels(profile, device, compiled), out)
 
 
-def main() -> None:
+def show(name: str, found: pd.DataFrame, folder: Path) -> None:
+    """Save a table and print it."""
+    save_table(folder / f"{name}.csv", found)
+    print(f"{name}\n{found.round(4).to_string(index=False)}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Benchmarks and one whole fold of each model on one GPU.")
     parser.add_argument("--part", type=int, choices=(1, 2, 3), required=True)
     parser.add_argument("--data", help="the real cohort's .mat file")
     parser.add_argument("--set", default="", help='settings changed, e.g. "ldm.steps=100"')
     parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "gpu-study")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    changes = params.parse_overrides(options.set)
+    changes, device = params.parse_overrides(options.set), records.device()
     if options.part > 1:
         fold(study(options.part, options.data, changes), options.out)
         return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speeds("paper" if device.type == "cuda" else "demo", device, options.out)
     if options.data:
         run = study(2, options.data, changes)

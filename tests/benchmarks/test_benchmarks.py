@@ -1,0 +1,295 @@
+"""The benchmarks, run small: their rows and ratios, and the study for one GPU, on a CPU at sizes that mean nothing."""
+
+import argparse
+import json
+import math
+import pathlib
+
+import attributions
+import gpu
+import ldm
+import memory
+import numpy as np
+import pandas as pd
+import pytest
+import quality
+import records
+import sweep
+import torch
+from PIL import Image
+
+from nafld_utils import artifacts, diffusion, engine, params, sweep_speed
+from nafld_utils import trial as training
+from nafld_utils.stages import ldm as stage
+
+CPU = torch.device("cpu")
+
+
+def test_matrix_rate_is_of_the_order_of_a_machine():
+    assert 1e8 < ldm.matrix_rate(CPU, 256) < 1e15
+
+
+def test_a_plain_ddim_loop_draws_what_the_project_draws():
+    from nafld_utils import sampling
+
+    settings = params.load("smoke").section("ldm.class")
+    denoiser = diffusion.build_denoiser("class", settings, (4, 8, 8), 5, 0).eval()
+    options = diffusion.schedule_options(settings, "v_prediction", 1000)
+    seeds, labels = [3, 4], torch.tensor([0, 1])
+    z = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    plain = ldm.plain_sampling(denoiser, options, labels, z, 6, 1.7)
+    ours = sampling.sample(denoiser, options, labels, seeds, (4, 8, 8), 6, 0.0, 1.7, CPU)
+    torch.testing.assert_close(plain, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypatch):
+    happened, kept = [], []
+
+    def apart(function, *args, changes):
+        happened.append("plain")
+        kept.append("MALLOC_TRIM_THRESHOLD_" in changes)
+        return [{"how": args[-1][0], "seconds": 1.0, "at once": 1, "GiB": 5.0}]
+
+    class Watched:
+        gib = 2.5
+
+        def __enter__(self):
+            happened.append("watched")
+            return self
+
+        def __exit__(self, *_):
+            happened.append("seen")
+
+    def map_units(function, tasks, *args):
+        happened.append("ours")
+        for task in tasks:
+            pathlib.Path(task["path"]).write_text(json.dumps({"seconds": 8.0, "prefix_seconds": 0.1}))
+
+    monkeypatch.setattr(sweep, "_apart", apart)
+    monkeypatch.setattr(memory, "Watched", Watched)
+    monkeypatch.setattr(engine, "map_units", map_units)
+    rounds = sweep.cpu_rounds("net", 32, 4, 2, n_workers=2)
+    assert happened == ["watched", "ours", "seen", *["plain", "plain", "ours"] * 2], "warmed up once, then in turn"
+    assert kept == [False, True] * 2, "as a user starts it, and with the workers' allocator"
+    found = {sweep.PLAIN: {5.0}, sweep.TUNED: {5.0}, sweep.OURS: {2.5}}
+    assert rounds.groupby("how")["GiB"].agg(set).to_dict() == found
+    assert rounds.loc[rounds["how"] == sweep.OURS, "seconds"].tolist() == [4.0, 4.0]
+
+
+def test_hours_of_the_paper_are_operations_over_the_measured_rates():
+    """57 M network: 10 models x 20,000 steps x 32 images x 3 passes of 65.7 GFLOP are 1,261 PFLOP; the drawing half."""
+    ours = ldm.OURS
+    rows = []
+    for name, flops, faster in (("semantic", 65.7e9, 1), ("class", 114.1e9, 2)):
+        for how, images, n, rate in ((ours, 32, 3 * 32, 280), (f"{ours}: DDIM, 500 steps", 50, 1000, 140)):
+            rate *= faster * 1e12
+            rows.append({"network": name, "how": how, "images": images, "rate": rate, "seconds": n * flops / rate})
+    few = {"sampling.n_null": 1, "quality.n_reference": 2, "sampling.n_compared": 0}
+    few |= {"ldm.preview_every": 0, "ldm.log_every": 20000}
+    run = artifacts.open_run("paper", few)
+    table = gpu.paper_hours(pd.DataFrame(rows), 700e12, run).set_index(["work", "model"])
+    train = 10 * 20_000 * 32 * 3 * 65.7e9
+    drawn = (10 * (2000 * 1000 + 32) + 5 * (500 + 2 * 1000)) * 65.7e9
+    assert table.loc[("training", "semantic"), "PFLOP"] == pytest.approx(train / 1e15) == pytest.approx(1261, abs=1)
+    assert table.loc[("training", "semantic"), "hours"] == pytest.approx(train / 280e12 / 3600)
+    assert table.loc[("drawing", "semantic"), "hours"] == pytest.approx(drawn / 140e12 / 3600)
+    assert table.loc[("training", "class"), "hours"] == pytest.approx(train * 114.1 / 65.7 / 560e12 / 3600)
+    assert table.loc[("training", "gan"), "hours"] == pytest.approx(table.loc[("training", "class"), "hours"] / 2)
+    assert table.loc[("drawing", "semantic"), "floor"] == pytest.approx(drawn / 700e12 / 3600)
+    assert table.loc[("all", "all"), "hours"] == pytest.approx(table["hours"].iloc[:-1].sum())
+    without = artifacts.open_run("paper", {**few, "gan.enabled": False, "ldm.balance": ["none"]})
+    half = gpu.paper_hours(pd.DataFrame(rows), 700e12, without).set_index(["work", "model"])
+    assert half.loc[("training", "class"), "PFLOP"] == pytest.approx(table.loc[("training", "class"), "PFLOP"] / 2)
+    assert "gan" not in half.index.get_level_values("model")
+
+
+@pytest.mark.parametrize(("fast", "inside"), [((101.0, 103.0), True), ((104.0, 105.0), False), ((90.0, 116.0), True)])
+def test_a_fast_sampler_is_as_good_where_seeds_move_the_distance_more(fast, inside):
+    rows = []
+    for how, seconds, distances in (("DDIM", 4.0, (100.0, 102.0)), ("DPM", 0.2, fast)):
+        for seeds, distance in zip(("first", "second"), distances, strict=True):
+            rows.append({"network": "class", "how": how, "seeds": seeds, "seconds": seconds, "frechet": distance})
+    slow, quick = ldm.against_spread(pd.DataFrame(rows)).to_dict("records")
+    assert (slow["times_faster"], slow["difference"], slow["spread"], slow["inside"]) == (1, 0, 2, True)
+    assert quick["times_faster"] == pytest.approx(20)
+    assert quick["difference"] == pytest.approx(sum(fast) / 2 - 101)
+    assert quick["spread"] == max(2, fast[1] - fast[0])
+    assert quick["inside"] is inside
+
+
+def test_the_parts_of_the_gpu_study_train_one_fold_of_a_model_of_the_paper():
+    for part, name, kind in ((2, "semantic", ("vq", 4)), (3, "class", ("kl", 8))):
+        run = gpu.study(part, None, {})
+        mine, own = run.settings.section(f"autoencoder.{name}"), artifacts.open_run("paper").settings
+        assert (mine["source"], mine["kind"], mine["factor"]) == ("train", *kind)
+        assert run.settings.section(f"ldm.{name}") == own.section(f"ldm.{name}")
+        assert [task["conditioning"] for task in stage.tasks(run)] == [name]
+        assert run.settings.ldm.steps == (own.ldm.steps if part == 2 else 8000)
+
+
+@pytest.mark.slow
+def test_the_gpu_study_runs_whole_on_a_small_scale(tmp_path, monkeypatch):
+    """Part 2 from its command line, with the networks of the small run and fewer steps of the slow sampler."""
+    part, name = 2, "semantic"
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    for module, names in ((ldm, {"SLOW_STEPS": 20}), (gpu, {"FAST_STEPS": 4, "N_DRAWN": 2})):
+        for constant, value in names.items():
+            monkeypatch.setattr(module, constant, value)
+    small = params.flat(params.load("smoke").model_dump(mode="json", by_alias=True))
+    keep = ("cohort.", "folds.", "preprocess.", f"ldm.{name}.", "ldm.prediction", "ldm.batch", "ldm.log")
+    changes = {key: value for key, value in small.items() if key.startswith(keep)}
+    changes |= {"ldm.steps": 8, "ldm.preview_every": 4, "engine.compile": False, "engine.min_free_gib": 0.0}
+    changes |= {"sampling.n_images": 8, "sampling.steps": 2, "quality.n_planted": 2, "cohort.frames_per_patient": 2}
+    changes |= {f"autoencoder.{name}.base_channels": 32, f"autoencoder.{name}.train_steps": 2}
+    text = " ".join(f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None)
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["study", "--part", str(part), "--set", text, "--out", str(out)])
+    gpu.main()
+    table = pd.read_csv(out / f"{name}_distances.csv")
+    assert table["set"].tolist() == ["synthetic", "reconstructions of held-out images", "real training images"]
+    assert (table["frechet"] > 0).all()
+    samplers = pd.read_csv(out / f"{name}_samplers.csv")
+    assert samplers["how"].tolist() == ["this project: DDIM, 20 steps", "this project: DPM-Solver++, 4 steps"]
+    assert samplers["times_faster"].iloc[1] > 1.5, "a fifth of the steps"
+    assert pd.read_csv(out / f"{name}_copies.csv")["set"].tolist() == [name, "real, held out"]
+    planted = pd.read_csv(out / f"{name}_planted.csv").set_index("set")
+    assert planted.loc["planted: exact copies", "copy"] == 1
+    for picture, columns in (("grid", 6), ("training", 4)):  # of training: four samples at two steps
+        with Image.open(out / f"{name}_{picture}.png") as image:
+            assert image.size == (columns * 64, 2 * 64)
+    assert len(np.load(out / f"{name}_features.npy")) == 8
+    assert len(np.load(out / f"{name}_real_features.npy")) == 16
+    assert len(pd.read_csv(out / f"{name}_curve.csv")) == 4
+    rest = ("network.csv", "reconstruction.csv")
+    assert all((out / f"{name}_{file}").is_file() for file in rest)
+
+
+def test_kernels_are_named_and_counted_for_each_step():
+    """Every convolution of the network, and the condition's, has one backward pass per step."""
+    model = ldm.model("smoke", "semantic", CPU)
+    table = gpu.profiled(model.training_step(2), 3, CPU, warm=2)
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.denoiser.modules())
+    assert table.set_index("kernel").loc["aten::convolution_backward", "calls"] == convolutions
+    assert len(table) == 15
+    assert table["milliseconds"].is_monotonic_decreasing
+    assert 0.5 < table["share"].sum() <= 1
+    assert not table["kernel"].str.contains("Optimizer.step").any(), "a range of time is no kernel"
+
+
+def test_the_plain_loop_learns_what_it_is_shown():
+    network = sweep_speed.Network("resnet18", "paper", 32, CPU)
+    step = sweep.plain_loop(network, training.Options(100, 8, 1e-3, 0.01), torch.channels_last)
+    frozen = {key: value.clone() for key, value in network.prefix.state_dict().items()}
+    losses = [float(step()) for _ in range(3)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert all(torch.equal(frozen[key], value) for key, value in network.prefix.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [1.0, 4.0])
+def test_ratios_are_to_the_faster_plain_loop_of_the_same_round(share):
+    """Two rounds on a machine that drifts by half: the ratio stays, features are counted over Fig. 5A's trainings."""
+    ways = {"plain loop": 80.0, "plain loop, channels last": 60.0, sweep.TUNED: 40.0, sweep.OURS: 60 / share}
+    rows = [
+        (n, how, seconds * drift, 1, 1.0, 0.1 if how == sweep.OURS else math.nan)
+        for n, drift in enumerate((1.0, 1.5))
+        for how, seconds in ways.items()
+    ]
+    rounds = pd.DataFrame(rows, columns=["round", "how", "seconds", "at once", "GiB", "prefix_seconds"])
+    compared = sweep.compared(rounds)
+    found = compared.set_index("how")
+    assert found.loc[sweep.OURS, ["ratio", "least", "most"]].tolist() == pytest.approx([share] * 3)
+    assert found.loc["plain loop", "ratio"] == pytest.approx(0.75)
+    assert found.loc[sweep.TUNED, "ratio"] == pytest.approx(1.5)
+    features, each = found.loc[sweep.OURS, "features"], found.loc[sweep.OURS, "seconds"]
+    assert features == pytest.approx(0.1 * (550 * 17 + 20000))
+    assert found.loc[sweep.OURS, "counted"] == pytest.approx(75 / (each + features / 1625))
+    lines = list(sweep.record("net", compared))
+    assert [line.get("ratio") for line in lines] == [None, None, None, pytest.approx(share)]
+    assert "1.50 times as many as the faster of the others" in lines[2]["per"]
+
+
+def test_hours_of_figure_5_are_those_of_its_trainings():
+    seconds = {"resnet50": 3600.0, "tf_efficientnet_b0": 7200.0, "tf_efficientnetv2_s": 0.0}
+    assert sweep.figure_5_seconds(seconds) / 3600 == pytest.approx(1625 + 2 * 250)
+    del seconds["tf_efficientnetv2_s"]
+    assert math.isnan(sweep.figure_5_seconds(seconds))
+
+
+def rows_of(tmp_path, module, *arguments):
+    assert module.main([*arguments, "--out", str(tmp_path)]) == 0
+    return records.load(tmp_path, module.__name__)["rows"]
+
+
+def test_the_sweep_is_measured_beside_the_plain_loop(tmp_path, monkeypatch):
+    """On one core, so that no worker is started; `make bench` has one per core."""
+    monkeypatch.setattr(engine, "cores", lambda: 1)
+    small = ("--backbones", "resnet18", "--size", "32", "--batch-size", "4", "--rounds", "1")
+    rows = rows_of(tmp_path, sweep, *small)
+    assert [row["what"] for row in rows] == [f"resnet18, {how}" for how in (*sweep.LAYOUTS, sweep.OURS)]
+    assert all(row["seconds"] > 0 and 0.1 < row["peak_gib"] < 8 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_rows_compare_each_way_with_the_plain_one(tmp_path):
+    rows = rows_of(tmp_path, ldm, "--networks", "demo")
+    assert len(rows) == 2 * 5
+    assert [row["stage"] for row in rows] == ["03", "03", "04", "04", "04"] * 2
+    plain = [row["ratio"] is None for row in rows]
+    assert plain == [True, False, True, False, False] * 2
+    assert all(row["ratio"] > 5 for row in rows if "DPM-Solver" in row["what"]), "25 times fewer steps, one batch"
+    assert all(0 < row["share"] < 2 and row["a_second"] == pytest.approx(1 / row["seconds"]) for row in rows)
+
+
+def test_rows_of_trained_networks_say_whether_samplers_differ_beyond_chance():
+    drawn = pd.DataFrame(
+        {"network": "class", "how": ["plain loop", "this project"] * 2, "seconds": [6.0, 2.0, 10.0, 2.0]}
+    )
+    drawn = drawn.assign(seeds=["first", "first", "second", "second"], frechet=[9.0, 12.0, 11.0, 12.0])
+    slow, fast = ldm.drawn_rows(drawn, "demo")
+    assert (slow.get("ratio"), fast["ratio"], fast["a_second"]) == (None, 4.0, 0.5)
+    assert "12, 12, +2 on average: inside the 2 between seeds" in fast["per"]
+    assert "between seeds" not in slow["per"]
+
+
+def test_quality_benchmark_times_every_part_and_memory_stays_flat(tmp_path):
+    rows = rows_of(tmp_path, quality, "--images", "24", "--side", "32")
+    assert [row["what"] for row in rows][1:] == ["nearest frames by features", "nearest frames by pixels"]
+    assert all(row["seconds"] > 0 and row["a_second"] == pytest.approx(24 / row["seconds"]) for row in rows)
+    assert all(float(row["per"].split()[-2]) < 1.0 for row in rows), "memory grown"
+
+
+@pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
+def test_shap_is_measured_and_its_bound_is_said_where_it_breaks(monkeypatch):
+    options = argparse.Namespace(images=2, size=32, samples=4, background=2)
+    (row,) = attributions.measure(options, CPU)
+    assert 0.1 < row["peak_gib"] < attributions.MOST_GIB
+    assert row["seconds"] > 0
+    assert "additivity error" in row["per"]
+    assert "broken" not in row
+    monkeypatch.setattr(attributions, "MOST_SECONDS", 0.0)
+    (row,) = attributions.measure(options, CPU)
+    assert row["broken"].startswith("expected at most 0 s and 4 GiB, found ")
+
+
+def test_the_first_part_of_the_gpu_study_names_speed_hours_and_kernels(tmp_path, monkeypatch):
+    """On a CPU, where a table of made-up rates stands for the measured one."""
+    compiled, ours = [], ldm.OURS
+    rows = [
+        {"network": name, "how": how, "images": 8, "rate": 1e11, "seconds": 1.0, "matrix_rate": 1e12}
+        for name in ("semantic", "class")
+        for how in (ours, f"{ours}: DDIM, 500 steps")
+    ]
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    monkeypatch.setattr(ldm, "network_rows", lambda *args, **how: rows)
+    monkeypatch.setattr(diffusion, "compile_network", compiled.append)
+    gpu.speeds("smoke", CPU, tmp_path)
+    assert len(compiled) == 2, "both networks, the second time"
+    for way in ("eager", "compiled"):
+        assert len(pd.read_csv(tmp_path / f"bench_{way}.csv")) == 4
+        assert pd.read_csv(tmp_path / f"hours_{way}.csv")["hours"].iloc[-1] > 0
+        table = pd.read_csv(tmp_path / f"kernels_{way}.csv")
+        works = table.groupby(["network", "work"])["kernel"].agg(list)
+        assert len(works) == 4
+        for (_, work), names in works.items():
+            assert "aten::mkldnn_convolution" in names
+            assert ("aten::convolution_backward" in names) == (work == "a training step")
