@@ -989,10 +989,10 @@ def test_a_bad_folder_leaves_nothing_behind(tmp_path, study):
 
 def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study):
     run = study(uneven(tmp_path / "a", n=8), cohort__subject="skin photographs")
-    row = {"claim": "patients (paper: all)", "paper": 55, "this_run": 4, "same_protocol": "yes"}
+    row = {"key": "a", "claim": "patients (paper: all)", "paper": 55, "this_run": 4, "same_protocol": "yes"}
     prepare.build_cohort(run)
     table = artifacts.record_claims(
-        run, "01_data_analysis", [row, {**row, "paper": None, "same_protocol": "not in it"}]
+        run, "01_data_analysis", [row, {**row, "key": "b", "paper": None, "same_protocol": "not in it"}]
     )
     assert table["paper"].isna().all()
     assert set(table["claim"]) == {"patients"}

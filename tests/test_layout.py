@@ -44,6 +44,7 @@ ORDER = [
     ["speed"],
     ["resampling"],
     ["stats"],
+    ["claims"],
     ["feature_networks", "quality"],
     ["manifolds", "small_samples", "condition_checks", "memorization"],
     ["quality_filter"],

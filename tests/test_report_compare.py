@@ -41,8 +41,10 @@ def finished(name, overrides="", data="", content="ab12", auc=0.7, n=8, stages=g
         {"claim": f"only {name}", "this_run": 1},
     ]
     common = {"unit": "image-level AUC", "same_protocol": "simulated cohort"}
-    artifacts.record_claims(run, SWEEP, [{**row, **common} for row in rows])
-    artifacts.record_claims(run, graph.STAGES[0], [{"claim": "patients", "this_run": 3, "same_protocol": "yes"}])
+    keys = ("sweep.auc.image.real", "sweep.paired_t", f"toy.{name}")
+    artifacts.record_claims(run, SWEEP, [{"key": key, **row, **common} for key, row in zip(keys, rows, strict=True)])
+    patients = {"key": "cohort.patients", "claim": "patients", "this_run": 3, "same_protocol": "yes"}
+    artifacts.record_claims(run, graph.STAGES[0], [patients])
     for stage in stages:
         # the page of a notebook is tested elsewhere; here a small one stands for it
         before, after = (f"{graph.STAGES[max(0, graph.STAGES.index(stage) - 1)]}", "08_turing_test")

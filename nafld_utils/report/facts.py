@@ -18,7 +18,7 @@ from nafld_utils.report import pages
 
 
 def claims_table(run: Run) -> pd.DataFrame:
-    """The claims of all stages in order, with a column ``stage`` in front."""
+    """The claims of all stages in order, with a column ``stage`` in front; ``key`` is empty in runs of old code."""
     tables = []
     for stage in graph.STAGES:
         path = run.root / stage / "claims.csv"
@@ -27,7 +27,8 @@ def claims_table(run: Run) -> pd.DataFrame:
             table.insert(0, "stage", stage)
             tables.append(table)
     columns = ["stage", *artifacts.CLAIM_COLUMNS]
-    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+    whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return whole.reindex(columns=columns).fillna("")
 
 
 def claims(run: Run, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
