@@ -99,6 +99,27 @@ def test_no_difference_between_cohorts_or_measures():
     assert rows_of(report.comparison_html(a, c))["real images alone"][3:5] == ["", "measured otherwise: folds.seed"]
 
 
+def test_claims_pair_by_key_and_in_old_runs_by_sentence():
+    a, b = finished("one"), finished("two", auc=0.75)
+    path = b.root / SWEEP / "claims.csv"
+    new = pd.read_csv(path)
+    new.assign(claim=new["claim"].replace("real images alone", "real images only")).to_csv(path, index=False)
+    rows = rows_of(report.comparison_html(a, b))
+    assert rows["real images alone / real images only"][3:5] == ["", "of other images, models or units"]
+    new.drop(columns="key").to_csv(path, index=False)
+    assert rows_of(report.comparison_html(a, b))["real images alone"][3:5] == ["0.05", ""]
+
+
+def test_numbers_of_simulated_raters_are_not_subtracted():
+    stage = "08_turing_test"
+    for name, ratings in (("one", "ratings"), ("two", "")):
+        run = finished(name, f"turing.ratings={ratings}" if ratings else "")
+        row = {"key": "turing.raters.kappa", "claim": "kappa", "this_run": 0.1, "same_protocol": "yes"}
+        artifacts.record_claims(run, stage, [row])
+    runs = [graph.open_run("smoke", name, given)[0] for name, given in (("one", "turing.ratings=ratings"), ("two", ""))]
+    assert rows_of(report.comparison_html(*runs))["kappa"][3:5] == ["", "simulated raters"]
+
+
 def test_what_cannot_be_compared_ends_in_one_sentence(root, capsys):
     finished("one")
     finished("half", stages=graph.STAGES[:6])

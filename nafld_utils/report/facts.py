@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -28,7 +29,7 @@ def claims_table(run: Run) -> pd.DataFrame:
             tables.append(table)
     columns = ["stage", *artifacts.CLAIM_COLUMNS]
     whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    return whole.reindex(columns=columns).fillna("")
+    return whole.reindex(columns=columns).fillna("").astype(str)
 
 
 def claims(run: Run, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -49,6 +50,57 @@ def claims(run: Run, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
+@dataclass(frozen=True)
+class Claim:
+    """One row of a stage's claims, for sentences."""
+
+    key: str
+    text: str
+    value: float
+    low: float | None
+    high: float | None
+    over: str
+    n: str
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of the key, e.g. ``copies, share, class``."""
+        return self.key.split(".")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it has an interval that tells something: one of no width, where all folds are alike, does not."""
+        return self.low is not None and self.high is not None and self.low < self.high
+
+    def interval(self) -> str:
+        """The interval for reading; empty where there is none."""
+        return pages.interval(self.low, self.high)
+
+    def bare(self) -> str:
+        """The value, with its interval where it has one."""
+        return self.shown(over=False) if self.bounded else pages.number(self.value)
+
+    def shown(self, over: bool = True, percent: bool = False) -> str:
+        """Value and interval in words, e.g. ``0.012 [-0.07, 0.11] (95 % interval over patients)``."""
+        factor, unit = (100, " %") if percent else (1, "")
+        text = f"{pages.number(factor * self.value)}{unit}"
+        if not self.bounded:
+            return f"{text} (no interval)"
+        text += f" {pages.interval(factor * self.low, factor * self.high)}"  # type: ignore[operator]
+        return f"{text} (95 % interval over {self.over})" if over else text
+
+
+def find(table: pd.DataFrame, beginning: str) -> list[Claim]:
+    """Claims with a number whose key is `beginning` or continues it, in their order."""
+    rows = table[(table["key"] + ".").str.startswith(f"{beginning}.")].to_dict("records")
+    numbers = [[numeric(row[name]) for name in ("this_run", "low", "high")] for row in rows]
+    return [
+        Claim(row["key"], row["claim"], value, low, high, row["over"], pages.number(row["n"]))
+        for row, (value, low, high) in zip(rows, numbers, strict=True)
+        if value is not None
+    ]
+
+
 def numeric(text: Any) -> float | None:
     """A stored number, or None where the text is none or not finite."""
     try:
@@ -63,49 +115,41 @@ def provenance(run: Run) -> dict[str, Any]:
     return pages.read_json(run.root / "cohort" / "provenance.json") or {}
 
 
+def _stored(run: Run, name: str) -> pd.DataFrame | None:
+    """A table of the cohort; None where the cohort has not been loaded."""
+    path = run.root / "cohort" / name
+    return pd.read_csv(path) if path.exists() else None
+
+
 def cohort(run: Run) -> list[tuple[str, str]]:
     """Origin, content and sizes of the cohort, for reading."""
-    folder, found = run.root / "cohort", provenance(run)
+    found = provenance(run)
     if not found:
         return [("provenance", "not loaded yet")]
     facts = [
         ("provenance", f"{found.get('kind', 'unknown')}: {found.get('text', '')}".strip(": ")),
         ("content", f"sha256 {found.get('sha256', 'unknown')} of the decoded pixels"),
     ]
-    if (folder / "patients.csv").exists():
-        patients = pd.read_csv(folder / "patients.csv")
-        names = run.settings.cohort.class_names
-        counts = ", ".join(f"{int((patients['label'] == label).sum())} {name}" for label, name in enumerate(names))
-        facts.append(("patients", f"{len(patients)}: {counts}"))
-    if (folder / "images.csv").exists():
-        facts.append(("images", str(len(pd.read_csv(folder / "images.csv")))))
-    return facts
+    patients, images = _stored(run, "patients.csv"), _stored(run, "images.csv")
+    if patients is not None:
+        named = zip(patients_by_class(run), run.settings.cohort.class_names, strict=True)
+        facts.append(("patients", f"{len(patients)}: {', '.join(f'{n} {name}' for n, name in named)}"))
+    return facts if images is None else [*facts, ("images", str(len(images)))]
 
 
 def patients_by_class(run: Run) -> list[int]:
     """Numbers of patients with label 0 and label 1; empty where the cohort has not been loaded."""
-    path = run.root / "cohort" / "patients.csv"
-    if not path.exists():
-        return []
-    label = pd.read_csv(path)["label"]
-    return [int((label == value).sum()) for value in (0, 1)]
+    patients = _stored(run, "patients.csv")
+    return [] if patients is None else [int((patients["label"] == value).sum()) for value in (0, 1)]
 
 
 def missing_grades(run: Run) -> list[int]:
     """Numbers of patients with label 0 and label 1 whose grade is not known; empty where no cohort has been loaded."""
-    path = run.root / "cohort" / "patients.csv"
-    if not path.exists():
+    patients = _stored(run, "patients.csv")
+    if patients is None:
         return []
-    patients = pd.read_csv(path).reindex(columns=["label", "grade"])
-    return [int(patients.loc[patients["label"] == value, "grade"].isna().sum()) for value in (0, 1)]
-
-
-def split(run: Run) -> str:
-    """How patients came to their folds, in words."""
-    s = run.settings.folds
-    if (run.root / "cohort" / "given_folds.csv").exists():
-        return f"{s.n_splits} folds by patient, as the cohort's own column fold says"
-    return f"{s.n_splits} folds by patient, stratified by class, split seed {s.seed}"
+    missing = patients.reindex(columns=["grade"])["grade"].isna()
+    return [int((missing & (patients["label"] == value)).sum()) for value in (0, 1)]
 
 
 def turing_images(run: Run) -> tuple[int, int]:
@@ -208,8 +252,3 @@ def _commit(name: str, units: int, of: int) -> str:
     if name.endswith("-dirty"):
         return f"{name.removesuffix('-dirty')} with uncommitted changes{share}"
     return f"{name}, nothing uncommitted{share}"
-
-
-def devices(run: Run) -> list[str]:
-    """Devices that the units name."""
-    return sorted({str(item["device"]) for item in manifests(run) if item.get("device")})
