@@ -65,11 +65,18 @@ def claim(
 
 
 def of_row(
-    key: str, text: str, row: Mapping[str, Any], same: str = UNSTATED, unit: str = "", paper: float | None = None
+    key: str,
+    text: str,
+    row: Mapping[str, Any],
+    same: str = UNSTATED,
+    unit: str = "",
+    paper: float | None = None,
+    columns: tuple[str, str] = ("mean", "n"),
 ) -> dict[str, Any]:
-    """A claim from a table's row with ``mean, low, high, over, n``."""
+    """A claim from a table's row with ``low, high, over`` and, in `columns`, the value and how many it is over."""
+    value, n = columns
     bounds = (row["low"], row["high"], row["over"])
-    return claim(key, text, row["mean"], same, interval=bounds, n=row["n"], unit=unit, paper=paper)
+    return claim(key, text, row[value], same, interval=bounds, n=row[n], unit=unit, paper=paper)
 
 
 def over_folds(key: str, text: str, values: Any, unit: str) -> dict[str, Any]:

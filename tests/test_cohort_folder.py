@@ -31,8 +31,8 @@ from nafld_utils import (
     words,
 )
 from nafld_utils.report import facts as report_facts
-from nafld_utils.report import methods
 from nafld_utils.report import pages as report_pages
+from nafld_utils.report import texts
 from nafld_utils.stages import cohort as stage
 from nafld_utils.stages import looks, prepare
 
@@ -117,7 +117,7 @@ def test_a_run_says_where_the_names_of_its_patients_lie(tmp_path, study):
     table = pd.read_csv(tmp_path / path)
     assert table.iloc[0].to_dict() == {"image_id": "p001_f00", "patient": "P-0", "file": "00.png", "row": 2}
     assert path in report_facts.cohort(run)[0][1], "as every report says"
-    assert path in dict(methods.methods(run))["Cohort"]
+    assert path in dict(texts.methods(run))["Cohort"]
 
 
 # ---------------------------------------------------------------- formats

@@ -14,7 +14,7 @@ import pandas as pd
 
 from nafld_utils.artifacts import Run
 from nafld_utils.report import texts
-from nafld_utils.report.facts import Claim, find
+from nafld_utils.report.facts import Claim, find, first
 
 _FLOOR = "halves_of_real"  # real patients against other real patients
 _FOUND = 0.9  # share of planted copies below which an audit that finds nothing proves nothing
@@ -74,9 +74,9 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "state": states[0] if len(set(states)) == 1 else "mixed",
         "gains": list(zip(gains, states, strict=True)),
         "unmoved": gains[0].low is not None and gains[0].low == gains[0].high,
-        "alone": next(iter(find(table, "sweep.auc.image.real")), None),
-        "smallest": next(iter(find(table, "sweep.smallest_gain")), None),
-        "seeds": next(iter(find(table, "sweep.gain.seeds")), None),
+        "alone": first(table, "sweep.auc.image.real"),
+        "smallest": first(table, "sweep.smallest_gain"),
+        "seeds": first(table, "sweep.gain.seeds"),
     }
 
 
@@ -93,7 +93,7 @@ def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         kind = "unbounded" if claim.low is None else "farther" if claim.low > limit else "near"
         kinds[kind].append(name)
     states = [kind for kind, names in kinds.items() if names]
-    condition = next(iter(find(table, "condition.auc.class.with.folds")), None)
+    condition = first(table, "condition.auc.class.with.folds")
     return {
         "state": states[0] if len(states) == 1 else "mixed",
         "kinds": kinds,
@@ -122,9 +122,8 @@ def _people(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     """The accuracy that speaks for most: the one over raters and images where there is one."""
     margin = run.settings.turing.equivalence_margin
     for who in ("raters", "simulated_raters"):
-        accuracy = next(
-            iter(find(table, f"turing.{who}.accuracy.others") or find(table, f"turing.{who}.accuracy")), None
-        )
+        key = f"turing.{who}.accuracy"
+        accuracy = first(table, f"{key}.others") or first(table, key)
         if accuracy:
             state = "simulated" if who == "simulated_raters" else _side(accuracy, 0.5)
             if state == "holds" and 0.5 - margin < accuracy.low and accuracy.high < 0.5 + margin:

@@ -153,7 +153,7 @@ def _claims(a: Run, b: Run, changed: set[str], read: dict[str, Any]) -> list[dic
         pairs = _pairs([table[table["stage"] == stage].to_dict("records") for table in tables])
         rows = [_side_by_side_row(one, two, (a.name, b.name), why) for one, two in pairs]
         if rows:
-            title = notebooks.title(read[stage], stage) if stage in read else stage
+            title = notebooks.title(read.get(stage), stage)
             same = _units(a, stage) == _units(b, stage) != set() and all(row["a"] == row["b"] for row in rows)
             out.append({"name": stage, "title": title, "rows": rows, "same": same})
     return out

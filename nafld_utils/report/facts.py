@@ -32,10 +32,10 @@ def claims_table(run: Run) -> pd.DataFrame:
     return whole.reindex(columns=columns).fillna("").astype(str)
 
 
-def claims(run: Run, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The claims for reading: one entry a stage with ``name, title, rows``; a row has ``beside_paper`` where it is."""
+def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `claims_table` for reading, per stage ``name, title, rows``; ``beside_paper`` where the paper has one."""
     out = []
-    for stage, rows in claims_table(run).groupby("stage", sort=True):
+    for stage, rows in table.groupby("stage", sort=True):
         entries = []
         for row in rows.to_dict("records"):
             # The paper's own digits stay; only the ".0" that a column with gaps gives to whole numbers goes.
@@ -45,8 +45,7 @@ def claims(run: Run, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
             if row["same_protocol"] == "yes" and numeric(paper) is not None and numeric(row["this_run"]) is not None:
                 shown["difference"] = pages.number(numeric(row["this_run"]) - numeric(paper))
             entries.append({**row, **shown, "paper": paper, "beside_paper": bool(paper)})
-        title = notebook_pages.title(notebooks[stage], stage) if stage in notebooks else stage
-        out.append({"name": stage, "title": title, "rows": entries})
+        out.append({"name": stage, "title": notebook_pages.title(notebooks.get(stage), stage), "rows": entries})
     return out
 
 
@@ -99,6 +98,11 @@ def find(table: pd.DataFrame, beginning: str) -> list[Claim]:
         for row, (value, low, high) in zip(rows, numbers, strict=True)
         if value is not None
     ]
+
+
+def first(table: pd.DataFrame, beginning: str) -> Claim | None:
+    """The first of `find`, or None."""
+    return next(iter(find(table, beginning)), None)
 
 
 def numeric(text: Any) -> float | None:
@@ -163,7 +167,7 @@ def turing_images(run: Run) -> tuple[int, int]:
 
 
 def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """One entry a stage for the table of reports, with durations; pages in `left_out` are named and not linked."""
+    """One entry per stage for the table of reports, with durations; pages in `left_out` are named and not linked."""
     out, counted, left_out = [], set(), set(left_out)
     for stage in graph.STAGES:
         notebook = notebooks.get(stage)
@@ -176,8 +180,8 @@ def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ())
         out.append(
             {
                 "name": stage,
-                "title": notebook_pages.title(notebook, stage) if notebook else stage,
-                "question": notebook_pages.question(notebook) if notebook else "",
+                "title": notebook_pages.title(notebook, stage),
+                "question": notebook_pages.question(notebook),
                 "executed": notebook is not None,
                 "left_out": stage in left_out,
                 "duration": pages.clock(duration),
@@ -222,21 +226,14 @@ def command(run: Run) -> str:
 # ---------------------------------------------------------------- code and machine
 
 
-def manifests(run: Run) -> list[dict[str, Any]]:
-    """Manifests of all units of a run."""
-    return [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
-
-
 def environment(run: Run) -> list[tuple[str, str]]:
     """Code, devices, machines and versions that the run's units were made with, and the hash of its settings."""
-    made = manifests(run)
+    made = [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
     commits = Counter(str(item.get("commit", "")) for item in made)
     versions = [f"{name} {version}" for item in made for name, version in item.get("versions", {}).items()]
     facts = {
         "commit": [_commit(name, count, len(commits)) for name, count in sorted(commits.items()) if name],
-        "device": [str(item.get("device", "")) for item in made],
-        "machine": [str(item.get("machine", "")) for item in made],
-        "Python": [str(item.get("python", "")) for item in made],
+        **{name: [str(item.get(name.lower(), "")) for item in made] for name in ("device", "machine", "Python")},
         "libraries": versions,
         "settings": [f"digest {artifacts.digest(run.settings.model_dump(mode='json', by_alias=True))} of all settings"],
         "units": [f"{len(made)}, each with its manifest of settings, inputs and file hashes (run.json)"],

@@ -50,7 +50,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         finished=facts.finished(notebooks.values()),
         simulated=pages.simulated(run),
         answers=answers.answers(run, table),
-        claims=facts.claims(run, notebooks),
+        claims=facts.claims(table, notebooks),
         figures=_figures(notebooks),
         methods=texts.methods(run),
         cohort=facts.cohort(run),

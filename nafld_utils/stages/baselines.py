@@ -13,7 +13,7 @@ import pandas as pd
 
 from nafld_utils import backbones, baselines, engine, preprocess, sweep
 from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_table
-from nafld_utils.claims import claim, key_of
+from nafld_utils.claims import claim, key_of, of_row
 from nafld_utils.stages import prepare
 
 REVISION = ("stages.baselines", 1)
@@ -177,16 +177,16 @@ def _scores(learners: dict[str, Any], data: prepare.Preprocessed) -> pd.DataFram
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers: each baseline by patient beside the published one, the splits, the leak and the canary."""
     rows, cohort = [], "simulated cohort; " if run.is_simulated else ""
-    for row in tables["auc"].query("level == 'patient'").itertuples():
-        known = bool(np.isfinite(row.byra))
+    for row in tables["auc"].query("level == 'patient'").to_dict("records"):
+        known, split = bool(np.isfinite(row["byra"])), row["split"]
         same = "not in the paper"
         if known:
             same = f"no: {cohort}{run.settings.sweep.baseline_backbone}, whole crops; published: Byra et al. 2018"
-        if row.split == baselines.ONE_OUT:
+        if split == baselines.ONE_OUT:
             same += f"; {BIASED}"
-        key, bounds = key_of("baselines", _SPLITS[row.split], row.baseline), (row.low, row.high, row.over)
-        facts = {"interval": bounds, "n": row.n_patients, "paper": row.byra if known else None}
-        rows.append(claim(key, f"{row.baseline}, {row.split}", row.auc, same, unit="patient-level AUC", **facts))
+        key, text = key_of("baselines", _SPLITS[split], row["baseline"]), f"{row['baseline']}, {split}"
+        paper = row["byra"] if known else None
+        rows.append(of_row(key, text, row, same, "patient-level AUC", paper, columns=("auc", "n_patients")))
     for (name, by), part in tables["spread"].groupby(["baseline", "split_by"], sort=False):
         values, same = part["auc"], "not in the paper; the check of the protocol"
         facts = {"interval": (values.min(), values.max(), "split seeds (range)"), "n": len(values)}

@@ -10,7 +10,7 @@ import pandas as pd
 from nafld_utils import explain, params, words
 from nafld_utils import explain_truth as truth
 from nafld_utils.artifacts import Run
-from nafld_utils.claims import claim, key_of
+from nafld_utils.claims import claim, key_of, of_row
 from nafld_utils.stages import explain_truth as held
 from nafld_utils.stages import sweep_answer
 from nafld_utils.stages.explain import Explanation
@@ -190,15 +190,14 @@ def claims(
         claim("shap.own_side", side, right, same, interval=few, n=n, unit=f"of {n} images"),
         claim("shap.additivity", "SHAP: additivity error", missing, same, interval=few, n=n, unit=shares),
     ]
-    for row in checks.agreement[checks.agreement["n_maps"] > 0].itertuples():
-        facts = {"interval": (row.low, row.high, "images"), "n": row.n_images, "unit": "rank correlation"}
-        key, text = key_of("shap.agreement", row.with_), f"SHAP: agreement of maps, {row.with_}"
-        rows.append(claim(key, text, row.agreement, same, **facts))
+    for row in checks.agreement[checks.agreement["n_maps"] > 0].assign(over="images").to_dict("records"):
+        key, text = key_of("shap.agreement", row["with_"]), f"SHAP: agreement of maps, {row['with_']}"
+        rows.append(of_row(key, text, row, same, "rank correlation", columns=("agreement", "n_images")))
     if checks.tissue is not None:
-        for row in checks.tissue[checks.tissue["region"].isin(truth.JUDGED)].itertuples():
-            facts = {"interval": (row.low, row.high, "images, one a patient"), "n": row.n, "unit": "times"}
-            key, text = key_of("shap.region", row.region), f"SHAP: attribution on {row.region} over its area"
-            rows.append(claim(key, text, row.ratio, same, **facts))
+        judged = checks.tissue[checks.tissue["region"].isin(truth.JUDGED)]
+        for row in judged.assign(over="images, one a patient").to_dict("records"):
+            key, text = key_of("shap.region", row["region"]), f"SHAP: attribution on {row['region']} over its area"
+            rows.append(of_row(key, text, row, same, "times", columns=("ratio", "n")))
     for row in study.table.itertuples():
         text = f"SHAP ({row.explainer}): {named(row)} alone, attribution on it over its area"
         facts = {"interval": (row.ratio_low, row.ratio_high, "simulated patients"), "n": row.n_explained}

@@ -13,7 +13,7 @@ import pandas as pd
 
 from nafld_utils import arms, params, sweep, sweep_summaries, sweep_tables, words
 from nafld_utils.artifacts import Run, Unit, save_table
-from nafld_utils.claims import claim, key_of
+from nafld_utils.claims import claim, key_of, of_row
 from nafld_utils.stages import copies, differences, features, filtering, first_stages, ldm, prepare, samples
 from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
 from nafld_utils.stages.sweep_features import kinds_of
@@ -352,9 +352,8 @@ def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list
         )
         for (part, arm, rate, text), value in zip(cells, paper, strict=True):
             one = arms[(arms["arm"] == arm) & (arms["rate"] == rate)].iloc[0]
-            facts = {"interval": (one.low, one.high, one.over), "n": one.n_patients, "unit": f"{level}-level AUC"}
-            key, text = f"sweep.auc.{level}.{part}", f"{text}{beside}"
-            rows.append(claim(key, text, one.mean_auc, same, paper=value, **facts))
+            key, unit = f"sweep.auc.{level}.{part}", f"{level}-level AUC"
+            rows.append(of_row(key, f"{text}{beside}", one, same, unit, value, columns=("mean_auc", "n_patients")))
     row = compared["image"]
     over = {"seeds": sweep_tables.OVER_SEEDS, "patients": sweep_tables.over_patients(row.n_seeds)}
     for name, n in (("seeds", row.n_seeds), ("patients", row.n_patients)):
@@ -387,10 +386,9 @@ def _tests_of(
     paper = PAPER_BEST_SEED[1] if quoted else None
     rows.append(claim("sweep.best_seed", text, best.best_seed_auc, own, paper=paper, **facts))
     found = at(run, tables["measures"], None, backbone=backbone)
-    for one in found[_at_primary(run, found)].itertuples():
-        facts = {"interval": (one.low, one.high, one.over), "n": one.n_patients, "unit": "by patient"}
-        key, text = key_of("sweep.measure", one.measure), f"{one.measure}: {one.arm}, r = {one.rate:g}"
-        rows.append(claim(key, text, one.value, "not in the paper", **facts))
+    for one in found[_at_primary(run, found)].to_dict("records"):
+        key, text = key_of("sweep.measure", one["measure"]), f"{one['measure']}: {one['arm']}, r = {one['rate']:g}"
+        rows.append(of_row(key, text, one, "not in the paper", "by patient", columns=("value", "n_patients")))
     return rows
 
 
