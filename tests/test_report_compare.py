@@ -106,7 +106,11 @@ def test_claims_pair_by_key_and_in_old_runs_by_sentence():
     new.assign(claim=new["claim"].replace("real images alone", "real images only")).to_csv(path, index=False)
     rows = rows_of(report.comparison_html(a, b))
     assert rows["real images alone / real images only"][3:5] == ["", "of other images, models or units"]
-    new.drop(columns="key").to_csv(path, index=False)
+    for stage in (SWEEP, graph.STAGES[0]):
+        path = b.root / stage / "claims.csv"
+        pd.read_csv(path).drop(columns="key").to_csv(path, index=False)
+    new.drop(columns="key").to_csv(b.root / SWEEP / "claims.csv", index=False)
+    assert "run it again" in report.index_html(b)
     assert rows_of(report.comparison_html(a, b))["real images alone"][3:5] == ["0.05", ""]
 
 

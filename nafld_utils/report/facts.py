@@ -20,16 +20,13 @@ from nafld_utils.report import pages
 
 def claims_table(run: Run) -> pd.DataFrame:
     """The claims of all stages in order, with a column ``stage`` in front; ``key`` is empty in runs of old code."""
-    tables = []
+    columns, tables = ["stage", *artifacts.CLAIM_COLUMNS], []
     for stage in graph.STAGES:
         path = run.root / stage / "claims.csv"
         if path.exists():
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-            table.insert(0, "stage", stage)
-            tables.append(table)
-    columns = ["stage", *artifacts.CLAIM_COLUMNS]
-    whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    return whole.reindex(columns=columns).fillna("").astype(str)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False).assign(stage=stage)
+            tables.append(table.reindex(columns=columns, fill_value=""))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns, dtype=str)
 
 
 def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
