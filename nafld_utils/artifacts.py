@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # else imported where they are needed: `make plan` needs neit
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "run.json"
 LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
-CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol")
+CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol", "key")
 OTHER_COHORT = "no: another cohort"
 _LIBRARIES = (
     "torch",
@@ -802,13 +802,14 @@ def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd
     stage : str
         Stage name, e.g. ``"05_quality_metrics"``.
     rows : iterable of mapping
-        Keys among ``claim, paper, this_run, low, high, over, n, unit, same_protocol``; `over` says what the interval
-        is over, `same_protocol` is "yes" or says what differs from the paper.
+        As `nafld_utils.claims.claim` makes them: `key` names the claim for reports, `over` says what the interval is
+        over, `same_protocol` is "yes" or says what differs from the paper.
 
     Raises
     ------
     ValueError
-        A row has an unknown key, or lacks ``claim``, ``this_run`` or ``same_protocol``.
+        A row has an unknown column or lacks ``key``, ``claim``, ``this_run`` or ``same_protocol``, or a key stands
+        twice in the run.
 
     Notes
     -----
@@ -819,11 +820,19 @@ def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd
     rows = list(rows)
     for row in rows:
         unknown = set(row) - set(CLAIM_COLUMNS)
-        missing = {"claim", "this_run", "same_protocol"} - set(row)
+        missing = {"key", "claim", "this_run", "same_protocol"} - {name for name, value in row.items() if value != ""}
         if unknown or missing:
             raise ValueError(
                 f"claim {row.get('claim')!r} of {stage}: unknown {sorted(unknown)}, missing {sorted(missing)}."
             )
+    taken = _claim_keys(run, stage)
+    for row in rows:
+        if row["key"] in taken:
+            raise ValueError(
+                f"claim {row['claim']!r} of {stage}: expected a key of its own, found {row['key']!r}, which"
+                f" {taken[row['key']]} has; give one of them another key."
+            )
+        taken[row["key"]] = f"claim {row['claim']!r} of {stage}"
     table = pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
     if run.is_foreign:
         stated = table["paper"].notna() | (table["same_protocol"] == "yes")
@@ -831,6 +840,17 @@ def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd
         table = table.assign(claim=claim, paper=None, same_protocol=table["same_protocol"].where(~stated, OTHER_COHORT))
     save_table(run.root / stage / "claims.csv", table)
     return table
+
+
+def _claim_keys(run: Run, stage: str) -> dict[str, str]:
+    """Keys that the claims of other stages have, each with whose it is."""
+    found = {}
+    for path in sorted(run.root.glob("*/claims.csv")):
+        if path.parent.name != stage:
+            with contextlib.suppress(OSError, ValueError):  # a damaged one is another stage's matter
+                table = pd.read_csv(path, dtype=str, keep_default_na=False)
+                found |= dict.fromkeys(table.get("key", ()), f"a claim of {path.parent.name}")
+    return found
 
 
 def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:

@@ -199,11 +199,26 @@ def test_a_stage_does_not_finish_on_a_unit_that_is_not_done(run):
 
 
 def test_claims_have_fixed_columns(run):
-    row = {"claim": "patients", "this_run": 8, "same_protocol": "no: simulated"}
+    row = {"key": "cohort.patients", "claim": "patients", "this_run": 8, "same_protocol": "no: simulated"}
     table = artifacts.record_claims(run, "01_data_analysis", [row])
     assert tuple(table.columns) == artifacts.CLAIM_COLUMNS
     with pytest.raises(ValueError, match="protocl"):
         artifacts.record_claims(run, "01_data_analysis", [{**row, "protocl": 1}])
+    with pytest.raises(ValueError, match=r"missing \['key'\]"):
+        artifacts.record_claims(run, "01_data_analysis", [{**row, "key": ""}])
+
+
+def test_a_key_stands_once_in_a_run(run):
+    row = {"key": "cohort.patients", "claim": "patients", "this_run": 8, "same_protocol": "yes"}
+    with pytest.raises(ValueError, match=r"found 'cohort\.patients', which claim 'patients' of 01_data_analysis has"):
+        artifacts.record_claims(run, "01_data_analysis", [row, {**row, "claim": "people"}])
+    artifacts.record_claims(run, "01_data_analysis", [row])
+    artifacts.record_claims(run, "01_data_analysis", [row])
+    with pytest.raises(ValueError, match=r"which a claim of 01_data_analysis has; give one of them another key"):
+        artifacts.record_claims(run, "02_preprocessing", [row])
+    path = run.root / "01_data_analysis" / "claims.csv"
+    pd.read_csv(path).drop(columns="key").to_csv(path, index=False)
+    assert len(artifacts.record_claims(run, "02_preprocessing", [row])) == 1, "claims of old runs have no key"
 
 
 def test_seeds_are_stable_and_differ_by_every_part():

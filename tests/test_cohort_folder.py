@@ -32,8 +32,8 @@ from nafld_utils import (
     words,
 )
 from nafld_utils.report import facts as report_facts
-from nafld_utils.report import methods
 from nafld_utils.report import pages as report_pages
+from nafld_utils.report import texts
 from nafld_utils.stages import cohort as stage
 from nafld_utils.stages import looks, prepare
 
@@ -118,7 +118,7 @@ def test_a_run_says_where_the_names_of_its_patients_lie(tmp_path, study):
     table = pd.read_csv(tmp_path / path)
     assert table.iloc[0].to_dict() == {"image_id": "p001_f00", "patient": "P-0", "file": "00.png", "row": 2}
     assert path in report_facts.cohort(run)[0][1], "as every report says"
-    assert path in dict(methods.methods(run))["Cohort"]
+    assert path in dict(texts.methods(run))["Cohort"]
 
 
 # ---------------------------------------------------------------- formats
@@ -990,10 +990,10 @@ def test_a_bad_folder_leaves_nothing_behind(tmp_path, study):
 
 def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study):
     run = study(uneven(tmp_path / "a", n=8), cohort__subject="skin photographs")
-    row = {"claim": "patients (paper: all)", "paper": 55, "this_run": 4, "same_protocol": "yes"}
+    row = {"key": "a", "claim": "patients (paper: all)", "paper": 55, "this_run": 4, "same_protocol": "yes"}
     prepare.build_cohort(run)
     table = artifacts.record_claims(
-        run, "01_data_analysis", [row, {**row, "paper": None, "same_protocol": "not in it"}]
+        run, "01_data_analysis", [row, {**row, "key": "b", "paper": None, "same_protocol": "not in it"}]
     )
     assert table["paper"].isna().all()
     assert set(table["claim"]) == {"patients"}

@@ -59,7 +59,7 @@ def whole(calm, tmp_path_factory):
         units = {path.parent: json.loads(path.read_text()) for path in run.root.rglob("run.json")}
         sealed = [artifacts.Unit(path, manifest["hash"], manifest) for path, manifest in units.items()]
         for number, stage in enumerate(graph.STAGES):
-            artifacts.record_claims(run, stage, [{"claim": "x", "this_run": 1, "same_protocol": "no"}])
+            artifacts.record_claims(run, stage, [{"key": stage, "claim": "x", "this_run": 1, "same_protocol": "no"}])
             artifacts.finish(run, stage, sealed[number :: len(graph.STAGES)])
             artifacts.save_text(graph.report_path(run, stage), "{}")
         graph.write_stamps(run)

@@ -317,7 +317,7 @@ def test_the_front_page_shows_harmful_names_as_text(tmp_path, monkeypatch):
         "used": 1,
     }
     artifacts.save_json(run.root / "cohort" / "provenance.json", provenance)
-    row = {"claim": "<script>alert(3)</script>", "this_run": 1.0, "unit": "<img src=x onerror=alert(4)>"}
+    row = {"key": "x", "claim": "<script>alert(3)</script>", "this_run": 1.0, "unit": "<img src=x onerror=alert(4)>"}
     artifacts.record_claims(run, FIRST, [{**row, "same_protocol": "<script>alert(5)</script>"}])
     page = report.index_html(run)
     assert not re.search(r"<script>alert|<img src=x", page)

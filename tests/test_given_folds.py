@@ -9,7 +9,7 @@ from PIL import Image
 from nafld_utils import artifacts, describe, folds, gan, report, sweep, words
 from nafld_utils.explorers import cohort as explore
 from nafld_utils.figures import cohort as draw
-from nafld_utils.report import methods, reforms
+from nafld_utils.report import reforms, texts
 from nafld_utils.stages import (
     explain,
     features,
@@ -147,7 +147,7 @@ def test_reports_say_that_folds_are_given_and_grades_are_not_there(run):
     entries = {item.number: item.entry for item in reforms.checklist(run, report.claims_table(run))}
     assert entries["3f"].endswith("The cohort has no grade of any patient.")
     assert entries["5c"].startswith("2 folds by patient, as the cohort's own column fold says")
-    said = dict(methods.methods(run))
+    said = dict(texts.methods(run))
     assert "as the cohort's own column fold says" in said["Folds"]
     page = report.index_html(run)
     assert "The cohort has no grade of any patient." in page

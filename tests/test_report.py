@@ -102,7 +102,7 @@ def run(tmp_path, monkeypatch):
         {"claim": "Frechet distance", "paper": 72.95, "this_run": 312.14, "same_protocol": "other features"},
         {"claim": "patients", "paper": "55.0", "this_run": 3, "same_protocol": "simulated cohort"},
     ]  # fmt: skip
-    artifacts.record_claims(run, STAGE, rows)
+    artifacts.record_claims(run, STAGE, [{"key": f"toy.{number}", **row} for number, row in enumerate(rows)])
     for stage in ("01_data_analysis", STAGE):
         run.reports.mkdir(parents=True, exist_ok=True)
         nbformat.write(executed(stage), run.reports / f"{stage}.ipynb")
@@ -230,7 +230,7 @@ def hostile(run):
     provenance = {"kind": "simulated", "text": HOSTILE, "sha256": HOSTILE}
     artifacts.save_json(cohort / "provenance.json", provenance)
     row = {"claim": f"gain by {HOSTILE} images, r = 1", "this_run": 0.1, "low": 0.05, "high": 0.2, "over": "patients"}
-    row |= {"unit": f"image-level {HOSTILE}", "same_protocol": HOSTILE}
+    row |= {"unit": f"image-level {HOSTILE}", "same_protocol": HOSTILE, "key": "sweep.gain.patients"}
     artifacts.record_claims(run, STAGE, [row])
     return run
 

@@ -3,21 +3,21 @@
 import itertools
 import re
 
+import jinja2
 import pandas as pd
 import pytest
 
 from nafld_utils import artifacts, report
-from nafld_utils.report import answers, methods, reforms
-from nafld_utils.report.reforms import AUTHORS, BOTH, RUN
+from nafld_utils.report import answers, facts, reforms, texts
 
 PATIENTS = "patients within class and training seeds (crossed bootstrap); these trained models, this split"
 SWEEP, QUALITY, TURING = "06_classification_sweep", "05_quality_metrics", "08_turing_test"
-METRIC = "Frechet distance (EfficientNet-Lite0)"
+GAIN = "gain by semantic images, r = 1.5"
 
 
 def table(*rows):
-    """Claims as `report.claims_table` gives them, from (stage, claim, value, low, high, over, unit)."""
-    keys = ("stage", "claim", "this_run", "low", "high", "over", "unit")
+    """Claims as `report.claims_table` gives them, from (stage, key, claim, value, low, high, over)."""
+    keys = ("stage", "key", "claim", "this_run", "low", "high", "over")
     empty = dict.fromkeys(("stage", *artifacts.CLAIM_COLUMNS), "")
     entries = [empty | dict(zip(keys, map(str, row), strict=True)) for row in rows]
     return pd.DataFrame(entries, columns=list(empty), dtype=str)
@@ -44,16 +44,9 @@ def real(tmp_path, monkeypatch):
     ],
 )
 def test_help_follows_the_interval_over_patients(real, low, high, verdict, said):
-    seeds = (
-        SWEEP,
-        "gain by semantic images, r = 1.5",
-        0.05,
-        0.04,
-        0.06,
-        "training seeds (Student t)",
-        "image-level AUC",
-    )
-    found = answered(real, table(seeds, (*seeds[:3], low, high, PATIENTS, seeds[6])), "help")
+    seeds = (SWEEP, "sweep.gain.seeds", GAIN, 0.05, 0.04, 0.06, "training seeds (Student t)")
+    patients = (SWEEP, "sweep.gain.patients", GAIN, 0.05, low, high, PATIENTS)
+    found = answered(real, table(seeds, patients), "help")
     assert found.verdict == verdict
     text = " ".join(found.sentences)
     assert said in text
@@ -63,26 +56,36 @@ def test_help_follows_the_interval_over_patients(real, low, high, verdict, said)
 
 
 def test_a_difference_that_no_resample_moves_tells_nothing_of_smaller_ones(real):
-    gain = (SWEEP, "gain by semantic images, r = 1.5", 0, 0, 0, PATIENTS, "image-level AUC")
-    shown = (SWEEP, "smallest gain that these patients could show (80 % power)", 0.1, "", "", "", "image-level AUC")
-    assert "cannot be told" in " ".join(answered(real, table(gain), "help").sentences)
-    text = " ".join(answered(real, table((*gain[:3], -0.1, 0.1, *gain[5:]), shown), "help").sentences)
+    gain = (SWEEP, "sweep.gain.patients", GAIN, 0)
+    shown = (SWEEP, "sweep.smallest_gain", "any words", 0.1, "", "", "")
+    unmoved = table((*gain, 0, 0, PATIENTS))
+    assert "cannot be told" in " ".join(answered(real, unmoved, "help").sentences)
+    text = " ".join(answered(real, table((*gain, -0.1, 0.1, PATIENTS), shown), "help").sentences)
     assert "with 80 % power is 0.1." in text
     assert "cannot be told" not in text
 
 
 def test_networks_that_disagree_are_not_averaged(real):
-    rows = [(SWEEP, f"gain by semantic images, r = 1.5 [{name}]", 0.05, low, 0.2, PATIENTS, "image-level AUC")
-            for name, low in (("one", 0.01), ("two", -0.1))]  # fmt: skip
+    rows = [
+        (SWEEP, f"sweep.gain.patients.{name}", f"{GAIN} [{name}]", 0.05, low, 0.2, PATIENTS)
+        for name, low in (("one", 0.01), ("two", -0.1))
+    ]
     found = answered(real, table(*rows), "help")
     assert found.verdict == "It depends on the network"
-    assert "[one]" in found.sentences[0]
-    assert "[two]" in found.sentences[1]
+    one, two = found.sentences[0].split("[two]")
+    assert "[one]" in one
+    assert "lies above 0" in one
+    assert "holds 0" in two
 
 
 def distances(**values):
-    return table(*[(QUALITY, f"{METRIC}, {name}, both, at 8 patients", *row, "patients (jackknife)", "")
-                   for name, row in values.items()])  # fmt: skip
+    return table(
+        *[
+            (QUALITY, f"patients.frechet.{name}.{part}", "any words", *row, "patients (jackknife)")
+            for name, row in values.items()
+            for part in ("both.at_8", "label_0.at_8", "both.infinite")
+        ]
+    )
 
 
 def test_quality_is_judged_against_real_images_of_other_patients(real):
@@ -95,16 +98,17 @@ def test_quality_is_judged_against_real_images_of_other_patients(real):
     assert both.verdict.startswith("Not told apart: gan")
     assert answered(real, distances(semantic=(300, "", ""), **floor), "quality").verdict == "Cannot be said"
     assert answered(real, distances(semantic=(300, 250, 350)), "quality").verdict == "Not answered", "no floor"
+    assert near.sentences[0].startswith("Frechet distance (EfficientNet-Lite0) to real patients, at 8 patients")
     assert "not FID" in " ".join(near.sentences)
 
 
 def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0):
     rows = [
-        ("copies of training patients, semantic", share, low, high, "folds"),
-        ("copies of training patients, real, held out", *held, "folds"),
-        ("search for copies, planted: exact copies: share found", planted, 0.5, 1, "images (binomial)"),
+        ("copies.share.semantic", "any words", share, low, high, "folds"),
+        ("copies.share.held_out", "any words", *held, "folds"),
+        ("copies.found.planted.exact_copies", "any words", planted, 0.5, 1, "images (binomial)"),
     ]
-    return table(*[(QUALITY, *row, "share") for row in rows])
+    return table(*[(QUALITY, *row) for row in rows])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,9 @@ def test_copies_are_held_against_the_search_itself(real, claims, verdict):
 
 
 def rated(low, high, who="raters"):
-    return table((TURING, f"Turing test, {who}: accuracy, for other raters and images", 0.5, low, high, who, "share"))
+    key = f"turing.{who.replace(' ', '_')}.accuracy"
+    alone, others = (TURING, key, "any words", 0.9, 0.8, 1.0, who), (TURING, f"{key}.others", "any words", 0.5)
+    return table(alone, (*others, low, high, f"{who} and images"))
 
 
 @pytest.mark.parametrize(
@@ -155,14 +161,14 @@ def test_simulated_patients_are_named_in_every_verdict(real):
 def test_methods_follow_the_settings(profile, tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     run = artifacts.open_run(profile)
-    found = dict(methods.methods(run))
+    found = dict(texts.methods(run))
     s = run.settings
     assert f"{s.folds.n_splits} folds by patient, stratified by class, split seed {s.folds.seed}." in found["Folds"]
     assert f"for {s.ldm.steps} steps" in found["Generators"]
-    assert f"{s.sampling.n_images} images a model and fold" in found["Sampling"]
+    assert f"{s.sampling.n_images} images per model and fold" in found["Sampling"]
     assert f"{s.sweep.n_seeds} training seeds" in found["Classifiers"]
     assert "None" not in " ".join(found.values())
-    limits = " ".join(methods.limits(run, {}))
+    limits = " ".join(texts.limits(run, {}))
     assert ("patients are simulated" in limits) == (profile in ("smoke", "demo"))
     assert "Not run: 01_data_analysis" in limits
 
@@ -179,11 +185,35 @@ def test_limits_of_simulated_patients_name_the_cohorts_subject(subject, says, tm
     artifacts.save_json(run.root / "cohort" / "provenance.json", marked)
     assert run.is_simulated
     assert run.is_foreign
-    limits = methods.limits(run, {})
+    limits = texts.limits(run, {})
     assert f"nothing here is a finding about {says} scanners" in limits[0]
     assert "liver" not in " ".join(limits)
-    ours = methods.limits(artifacts.open_run("demo"), {})
+    ours = texts.limits(artifacts.open_run("demo"), {})
     assert "people, their liver ultrasounds or scanners" in ours[0]
+
+
+def test_claims_of_before_the_keys_are_said_to_be_old(real):
+    old = table((SWEEP, "", GAIN, 0.05, 0.01, 0.2, PATIENTS))
+    found = answered(real, old, "help")
+    assert found.verdict == "Not answered"
+    assert "run it again" in found.sentences[0]
+    assert "has recorded no" in answered(real, table(), "help").sentences[0]
+
+
+def test_a_key_finds_itself_and_what_continues_it(real):
+    rows = [(SWEEP, key, key, 1, "", "", "") for key in ("a.b", "a.b.c", "a.bc", "a")]
+    assert [claim.key for claim in facts.find(table(*rows, (SWEEP, "a.b.d", "no number", "", "", "", "")), "a.b")] == [
+        "a.b",
+        "a.b.c",
+    ]
+
+
+def test_a_text_that_names_what_nobody_gives_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="nowhere"):
+        texts.fill("{{ nowhere }}", {})
+    assert texts.fill_all(["{% if no %}a{% endif %}", "b\n  c {{ text }}"], {"no": 0, "text": "{{ s }}"}) == [
+        "b c {{ s }}"
+    ]
 
 
 # ---------------------------------------------------------------- REFORMS
@@ -196,9 +226,9 @@ def test_the_checklist_has_its_32_items_in_eight_modules(profile, tmp_path, monk
     items = reforms.checklist(run, table())
     sizes = {"1": 3, "2": 5, "3": 7, "4": 3, "5": 6, "6": 3, "7": 3, "8": 2}
     assert [item.number for item in items] == [f"{m}{letter}" for m, n in sizes.items() for letter in "abcdefg"[:n]]
-    assert {item.by for item in items} == {RUN, BOTH, AUTHORS}
-    assert all(item.entry for item in items if item.by != AUTHORS), "filled in means that something is said"
-    assert [item.number for item in items if item.by == AUTHORS][:3] == ["1a", "1b", "1c"]
+    assert {item.by for item in items} == {"run", "both", "authors"}
+    assert all(item.entry for item in items if item.by != "authors"), "filled in means that something is said"
+    assert [item.number for item in items if item.by == "authors"][:3] == ["1a", "1b", "1c"]
     entries = {item.number: item.entry for item in items}
     assert "semantic diffusion (L1 loss), class diffusion (L2 loss), GAN (relativistic" in entries["5a"]
     for number in ("5d", "7c"):
@@ -207,7 +237,8 @@ def test_the_checklist_has_its_32_items_in_eight_modules(profile, tmp_path, monk
     assert "Holm-adjusted, a family being one test at one level" in entries["7c"]
     page = report.index_html(run)
     assert all(f'id="{item.link}"' in page for item in items if item.link)
-    assert sum(len(module["rows"]) for module in reforms.modules(items)) == 32
+    assert sum(len(module["rows"]) for module in reforms.for_page(items)["modules"]) == 32
+    assert sum(reforms.for_page(items)["counts"].values()) == 32
 
 
 @pytest.mark.parametrize(
@@ -232,7 +263,7 @@ def filled(run, *claims):
     return {item.number: item.entry for item in reforms.checklist(run, table(*claims))}
 
 
-ALONE = (SWEEP, "frozen features + SVM, one patient left out", 0.7, "", "", "", "patient-level AUC")
+ALONE = (SWEEP, "baselines.one_out.svm", "frozen features + SVM, one patient left out", 0.7, "", "", "")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +285,7 @@ def test_baselines_are_those_of_the_run(changes, said, tmp_path, monkeypatch):
 def test_networks_and_rates_are_those_of_the_experiments(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     run = artifacts.open_run("paper", {"sweep.experiments": ["fig5b", "r10"]})
-    entries, said = filled(run), dict(methods.methods(run))["Classifiers"]
+    entries, said = filled(run), dict(texts.methods(run))["Classifiers"]
     for name in ("resnet50.tv_in1k", "tf_efficientnet_b0.in1k", "tf_efficientnetv2_s.in1k"):
         assert name in entries["5a"]
         assert name in said
@@ -271,7 +302,7 @@ def test_folds_and_seeds_are_those_of_the_run(tmp_path, monkeypatch):
     artifacts.save_table(run.root / "cohort" / "given_folds.csv", pd.DataFrame({"patient_id": [1], "fold": [0]}))
     given = "5 folds by patient, as the cohort's own column fold says"
     assert filled(run)["5c"].startswith(given)
-    assert dict(methods.methods(run))["Folds"].startswith(f"Cross-validation in {given}.")
+    assert dict(texts.methods(run))["Folds"].startswith(f"Cross-validation in {given}.")
     some = filled(artifacts.open_run("cpu", {"ldm.folds": [0, 2], "sweep.n_seeds": 1}))
     assert some["5c"].endswith("folds 0 and 2 are trained, so that their patients alone are judged, once each.")
     assert not any("paired t" in some[number] or "and seeds" in some[number] for number in ("5d", "7b", "7c"))
@@ -300,7 +331,7 @@ def test_a_finished_run_fills_in_what_it_knows(run):
     found = {answer.key: answer for answer in answers.answers(run, claims)}
     assert not [key for key, answer in found.items() if "not answered" in answer.verdict.lower()]
     assert re.search(
-        r"changed the image-level AUC by -?[\d.e-]+ \[-?[\d.e-]+, -?[\d.e-]+\]", found["help"].sentences[0]
+        r"the image-level AUC changed by -?[\d.e-]+ \[-?[\d.e-]+, -?[\d.e-]+\]", found["help"].sentences[0]
     )
     assert "simulated raters" in found["people"].sentences[0]
     items = {item.number: item for item in reforms.checklist(run, claims)}

@@ -41,8 +41,10 @@ def finished(name, overrides="", data="", content="ab12", auc=0.7, n=8, stages=g
         {"claim": f"only {name}", "this_run": 1},
     ]
     common = {"unit": "image-level AUC", "same_protocol": "simulated cohort"}
-    artifacts.record_claims(run, SWEEP, [{**row, **common} for row in rows])
-    artifacts.record_claims(run, graph.STAGES[0], [{"claim": "patients", "this_run": 3, "same_protocol": "yes"}])
+    keys = ("sweep.auc.image.real", "sweep.paired_t", f"toy.{name}")
+    artifacts.record_claims(run, SWEEP, [{"key": key, **row, **common} for key, row in zip(keys, rows, strict=True)])
+    patients = {"key": "cohort.patients", "claim": "patients", "this_run": 3, "same_protocol": "yes"}
+    artifacts.record_claims(run, graph.STAGES[0], [patients])
     for stage in stages:
         # the page of a notebook is tested elsewhere; here a small one stands for it
         before, after = (f"{graph.STAGES[max(0, graph.STAGES.index(stage) - 1)]}", "08_turing_test")
@@ -95,6 +97,31 @@ def test_no_difference_between_cohorts_or_measures():
     assert rows_of(page)["real images alone"][3:5] == ["", "other cohort"]
     assert "no difference is computed" in page
     assert rows_of(report.comparison_html(a, c))["real images alone"][3:5] == ["", "measured otherwise: folds.seed"]
+
+
+def test_claims_pair_by_key_and_in_old_runs_by_sentence():
+    a, b = finished("one"), finished("two", auc=0.75)
+    path = b.root / SWEEP / "claims.csv"
+    new = pd.read_csv(path)
+    new.assign(claim=new["claim"].replace("real images alone", "real images only")).to_csv(path, index=False)
+    rows = rows_of(report.comparison_html(a, b))
+    assert rows["real images alone / real images only"][3:5] == ["", "of other images, models or units"]
+    for stage in (SWEEP, graph.STAGES[0]):
+        path = b.root / stage / "claims.csv"
+        pd.read_csv(path).drop(columns="key").to_csv(path, index=False)
+    new.drop(columns="key").to_csv(b.root / SWEEP / "claims.csv", index=False)
+    assert "run it again" in report.index_html(b)
+    assert rows_of(report.comparison_html(a, b))["real images alone"][3:5] == ["0.05", ""]
+
+
+def test_numbers_of_simulated_raters_are_not_subtracted():
+    stage = "08_turing_test"
+    for name, ratings in (("one", "ratings"), ("two", "")):
+        run = finished(name, f"turing.ratings={ratings}" if ratings else "")
+        row = {"key": "turing.raters.kappa", "claim": "kappa", "this_run": 0.1, "same_protocol": "yes"}
+        artifacts.record_claims(run, stage, [row])
+    runs = [graph.open_run("smoke", name, given)[0] for name, given in (("one", "turing.ratings=ratings"), ("two", ""))]
+    assert rows_of(report.comparison_html(*runs))["kappa"][3:5] == ["", "simulated raters"]
 
 
 def test_what_cannot_be_compared_ends_in_one_sentence(root, capsys):

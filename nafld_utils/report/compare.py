@@ -1,13 +1,12 @@
 """Two runs side by side: what differs in settings, cohort and code, and their claims with intervals.
 
 Contract: reads what both runs have stored. A difference between two numbers is computed only where both were measured
-on the same patients in the same way (`_why_not`); everywhere else the reason stands in its place. No difference has an
+on the same patients in the same way; everywhere else the reason stands in its place. No difference has an
 interval, since claims do not keep the pairing of patients that one would need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ _MEASURE: dict[str, tuple[str, ...]] = {
     "07_shap": ("cohort", "folds", "preprocess", "shap"),
     "08_turing_test": ("cohort", "preprocess", "turing"),
 }
+_RATED = "08_turing_test"  # whose numbers come from raters, people or simulated ones
 _NO_MEASURE = ("cohort.path", "cohort.doi", "quality.filter_of", "quality.filter_keep", "turing.ratings")
 
 
@@ -134,72 +134,70 @@ def _side_by_side(a: Run, b: Run, read: list[dict[str, Any]]) -> list[dict[str, 
 
 # ---------------------------------------------------------------- claims
 
+_Row = dict[str, str]  # a claim as a run recorded it
+
 
 def _claims(a: Run, b: Run, changed: set[str], read: dict[str, Any]) -> list[dict[str, Any]]:
-    """The claims of both runs, matched by stage, text, unit and, among alike ones, place."""
-    tables = [_keyed(run) for run in (a, b)]
+    """The claims of both runs by stage, side by side."""
+    tables = [facts.claims_table(run) for run in (a, b)]
     same_cohort = _content(a) == _content(b) and _content(a) != ""
+    people = bool(a.settings.turing.ratings and b.settings.turing.ratings)
     out = []
     for stage in graph.STAGES:
-        keys = dict.fromkeys(key for table in tables for key in table if key[0] == stage)
-        rows = []
-        for key in keys:
-            one, two = (table.get(key) for table in tables)
-            row: dict[str, Any] = {"claim": key[1], "unit": key[2], "difference": ""}
-            row |= {"a": _shown(one), "b": _shown(two)}
-            row["over"] = " / ".join(dict.fromkeys(side["over"] for side in (one, two) if side and side["over"]))
-            row["why"] = _why_not(stage, one, two, same_cohort, changed, (a.name, b.name))
-            if not row["why"]:
-                assert one is not None
-                assert two is not None
-                row["difference"] = pages.number(float(two["this_run"]) - float(one["this_run"]))
-            rows.append(row)
+        why = "" if same_cohort else "other cohort"
+        if not why and stage == _RATED and not people:
+            why = "simulated raters"
+        others = sorted(key for key in changed if key not in _NO_MEASURE and key.startswith(_measure(stage)))
+        if not why and others:
+            why = f"measured otherwise: {', '.join(others[:3])}" + (" and more" if len(others) > 3 else "")
+        pairs = _pairs([table[table["stage"] == stage].to_dict("records") for table in tables])
+        rows = [_side_by_side_row(one, two, (a.name, b.name), why) for one, two in pairs]
         if rows:
-            title = notebooks.title(read[stage], stage) if stage in read else stage
+            title = notebooks.title(read.get(stage), stage)
             same = _units(a, stage) == _units(b, stage) != set() and all(row["a"] == row["b"] for row in rows)
             out.append({"name": stage, "title": title, "rows": rows, "same": same})
     return out
 
 
-def _keyed(run: Run) -> dict[tuple[str, str, str, int], dict[str, str]]:
-    """Claims by stage, text, unit and, where those are alike, their place among the alike."""
-    out: dict[tuple[str, str, str, int], dict[str, str]] = {}
-    for row in facts.claims_table(run).to_dict("records"):
-        count = 0
-        while (row["stage"], row["claim"], row["unit"], count) in out:
-            count += 1
-        out[row["stage"], row["claim"], row["unit"], count] = row
-    return out
+def _pairs(sides: list[list[_Row]]) -> list[tuple[_Row | None, _Row | None]]:
+    """A stage's claims of both runs, matched by key; by sentence and unit where one run is older than the keys."""
+    keyed = all(row["key"] for rows in sides for row in rows)
+    tables: list[dict[tuple[str, ...], _Row]] = [{}, {}]
+    for table, rows in zip(tables, sides, strict=True):
+        for row in rows:
+            name, place = (row["key"],) if keyed else (row["claim"], row["unit"]), 0
+            while (*name, str(place)) in table:  # sentences may be alike; then their order tells
+                place += 1
+            table[*name, str(place)] = row
+    one, two = tables
+    return [(one.get(name), two.get(name)) for name in {**one, **two}]
 
 
-def _shown(row: dict[str, str] | None) -> tuple[str, str]:
+def _side_by_side_row(one: _Row | None, two: _Row | None, names: tuple[str, str], why: str) -> dict[str, Any]:
+    """A claim of both runs for the page, with their difference or why there is none; `why` is the stage's reason."""
+    made = [side for side in (one, two) if side is not None]
+    row: dict[str, Any] = {
+        column: " / ".join(dict.fromkeys(side[column] for side in made if side[column]))
+        for column in ("claim", "unit", "over")
+    }
+    row |= {"a": _shown(one), "b": _shown(two), "difference": ""}
+    if one is None or two is None:
+        return row | {"why": f"only in {names[1] if one is None else names[0]}"}
+    values = [facts.numeric(side["this_run"]) for side in made]
+    if None in values:
+        why = "no number"
+    elif not why and (one["claim"], one["unit"]) != (two["claim"], two["unit"]):
+        why = "of other images, models or units"
+    elif not why and one["n"] != two["n"]:
+        why = f"n differs: {pages.number(one['n']) or 'none'} and {pages.number(two['n']) or 'none'}"
+    if not why:
+        row["difference"] = pages.number(values[1] - values[0])  # type: ignore[operator]
+    return row | {"why": why}
+
+
+def _shown(row: _Row | None) -> tuple[str, str]:
     """Value and interval for reading; both empty where a run does not make the claim."""
     return (pages.number(row["this_run"]), pages.interval(row["low"], row["high"])) if row else ("", "")
-
-
-def _why_not(
-    stage: str,
-    one: dict[str, str] | None,
-    two: dict[str, str] | None,
-    same_cohort: bool,
-    changed: Iterable[str],
-    names: tuple[str, str],
-) -> str:
-    """Why no difference of two claims is computed, in words; empty where it is."""
-    if one is None or two is None:
-        return f"only in {names[1] if one is None else names[0]}"
-    if facts.numeric(one["this_run"]) is None or facts.numeric(two["this_run"]) is None:
-        return "no number"
-    if not same_cohort:
-        return "other cohort"
-    if "simulated raters" in one["claim"]:
-        return "simulated raters"
-    others = [key for key in changed if key not in _NO_MEASURE and key.startswith(_measure(stage))]
-    if others:
-        return f"measured otherwise: {', '.join(sorted(others)[:3])}" + (" and more" if len(others) > 3 else "")
-    if one["n"] != two["n"]:
-        return f"n differs: {pages.number(one['n']) or 'none'} and {pages.number(two['n']) or 'none'}"
-    return ""
 
 
 def _measure(stage: str) -> tuple[str, ...]:

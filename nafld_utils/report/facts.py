@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -18,22 +19,20 @@ from nafld_utils.report import pages
 
 
 def claims_table(run: Run) -> pd.DataFrame:
-    """The claims of all stages in order, with a column ``stage`` in front."""
-    tables = []
+    """The claims of all stages in order, with a column ``stage`` in front; ``key`` is empty in runs of old code."""
+    columns, tables = ["stage", *artifacts.CLAIM_COLUMNS], []
     for stage in graph.STAGES:
         path = run.root / stage / "claims.csv"
         if path.exists():
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-            table.insert(0, "stage", stage)
-            tables.append(table)
-    columns = ["stage", *artifacts.CLAIM_COLUMNS]
-    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False).assign(stage=stage)
+            tables.append(table.reindex(columns=columns, fill_value=""))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns, dtype=str)
 
 
-def claims(run: Run, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The claims for reading: one entry a stage with ``name, title, rows``; a row has ``beside_paper`` where it is."""
+def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `claims_table` for reading, per stage ``name, title, rows``; ``beside_paper`` where the paper has one."""
     out = []
-    for stage, rows in claims_table(run).groupby("stage", sort=True):
+    for stage, rows in table.groupby("stage", sort=True):
         entries = []
         for row in rows.to_dict("records"):
             # The paper's own digits stay; only the ".0" that a column with gaps gives to whole numbers goes.
@@ -43,9 +42,64 @@ def claims(run: Run, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
             if row["same_protocol"] == "yes" and numeric(paper) is not None and numeric(row["this_run"]) is not None:
                 shown["difference"] = pages.number(numeric(row["this_run"]) - numeric(paper))
             entries.append({**row, **shown, "paper": paper, "beside_paper": bool(paper)})
-        title = notebook_pages.title(notebooks[stage], stage) if stage in notebooks else stage
-        out.append({"name": stage, "title": title, "rows": entries})
+        out.append({"name": stage, "title": notebook_pages.title(notebooks.get(stage), stage), "rows": entries})
     return out
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of a stage's claims, for sentences."""
+
+    key: str
+    text: str
+    value: float
+    low: float | None
+    high: float | None
+    over: str
+    n: str
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of the key, e.g. ``copies, share, class``."""
+        return self.key.split(".")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it has an interval that tells something: one of no width, where all folds are alike, does not."""
+        return self.low is not None and self.high is not None and self.low < self.high
+
+    def interval(self) -> str:
+        """The interval for reading; empty where there is none."""
+        return pages.interval(self.low, self.high)
+
+    def bare(self) -> str:
+        """The value, with its interval where it has one."""
+        return self.shown(over=False) if self.bounded else pages.number(self.value)
+
+    def shown(self, over: bool = True, percent: bool = False) -> str:
+        """Value and interval in words, e.g. ``0.012 [-0.07, 0.11] (95 % interval over patients)``."""
+        factor, unit = (100, " %") if percent else (1, "")
+        text = f"{pages.number(factor * self.value)}{unit}"
+        if not self.bounded:
+            return f"{text} (no interval)"
+        text += f" {pages.interval(factor * self.low, factor * self.high)}"  # type: ignore[operator]
+        return f"{text} (95 % interval over {self.over})" if over else text
+
+
+def find(table: pd.DataFrame, beginning: str) -> list[Claim]:
+    """Claims with a number whose key is `beginning` or continues it, in their order."""
+    rows = table[(table["key"] + ".").str.startswith(f"{beginning}.")].to_dict("records")
+    numbers = [[numeric(row[name]) for name in ("this_run", "low", "high")] for row in rows]
+    return [
+        Claim(row["key"], row["claim"], value, low, high, row["over"], pages.number(row["n"]))
+        for row, (value, low, high) in zip(rows, numbers, strict=True)
+        if value is not None
+    ]
+
+
+def first(table: pd.DataFrame, beginning: str) -> Claim | None:
+    """The first of `find`, or None."""
+    return next(iter(find(table, beginning)), None)
 
 
 def numeric(text: Any) -> float | None:
@@ -62,49 +116,41 @@ def provenance(run: Run) -> dict[str, Any]:
     return artifacts.read_json(run.root / "cohort" / "provenance.json") or {}
 
 
+def _stored(run: Run, name: str) -> pd.DataFrame | None:
+    """A table of the cohort; None where the cohort has not been loaded."""
+    path = run.root / "cohort" / name
+    return pd.read_csv(path) if path.exists() else None
+
+
 def cohort(run: Run) -> list[tuple[str, str]]:
     """Origin, content and sizes of the cohort, for reading."""
-    folder, found = run.root / "cohort", provenance(run)
+    found = provenance(run)
     if not found:
         return [("provenance", "not loaded yet")]
     facts = [
         ("provenance", f"{found.get('kind', 'unknown')}: {found.get('text', '')}".strip(": ")),
         ("content", f"sha256 {found.get('sha256', 'unknown')} of the decoded pixels"),
     ]
-    if (folder / "patients.csv").exists():
-        patients = pd.read_csv(folder / "patients.csv")
-        names = run.settings.cohort.class_names
-        counts = ", ".join(f"{int((patients['label'] == label).sum())} {name}" for label, name in enumerate(names))
-        facts.append(("patients", f"{len(patients)}: {counts}"))
-    if (folder / "images.csv").exists():
-        facts.append(("images", str(len(pd.read_csv(folder / "images.csv")))))
-    return facts
+    patients, images = _stored(run, "patients.csv"), _stored(run, "images.csv")
+    if patients is not None:
+        named = zip(patients_by_class(run), run.settings.cohort.class_names, strict=True)
+        facts.append(("patients", f"{len(patients)}: {', '.join(f'{n} {name}' for n, name in named)}"))
+    return facts if images is None else [*facts, ("images", str(len(images)))]
 
 
 def patients_by_class(run: Run) -> list[int]:
     """Numbers of patients with label 0 and label 1; empty where the cohort has not been loaded."""
-    path = run.root / "cohort" / "patients.csv"
-    if not path.exists():
-        return []
-    label = pd.read_csv(path)["label"]
-    return [int((label == value).sum()) for value in (0, 1)]
+    patients = _stored(run, "patients.csv")
+    return [] if patients is None else [int((patients["label"] == value).sum()) for value in (0, 1)]
 
 
 def missing_grades(run: Run) -> list[int]:
     """Numbers of patients with label 0 and label 1 whose grade is not known; empty where no cohort has been loaded."""
-    path = run.root / "cohort" / "patients.csv"
-    if not path.exists():
+    patients = _stored(run, "patients.csv")
+    if patients is None:
         return []
-    patients = pd.read_csv(path).reindex(columns=["label", "grade"])
-    return [int(patients.loc[patients["label"] == value, "grade"].isna().sum()) for value in (0, 1)]
-
-
-def split(run: Run) -> str:
-    """How patients came to their folds, in words."""
-    s = run.settings.folds
-    if (run.root / "cohort" / "given_folds.csv").exists():
-        return f"{s.n_splits} folds by patient, as the cohort's own column fold says"
-    return f"{s.n_splits} folds by patient, stratified by class, split seed {s.seed}"
+    missing = patients.reindex(columns=["grade"])["grade"].isna()
+    return [int((missing & (patients["label"] == value)).sum()) for value in (0, 1)]
 
 
 def turing_images(run: Run) -> tuple[int, int]:
@@ -118,7 +164,7 @@ def turing_images(run: Run) -> tuple[int, int]:
 
 
 def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """One entry a stage for the table of reports, with durations; pages in `left_out` are named and not linked."""
+    """One entry per stage for the table of reports, with durations; pages in `left_out` are named and not linked."""
     out, counted, left_out = [], set(), set(left_out)
     for stage in graph.STAGES:
         notebook = notebooks.get(stage)
@@ -131,8 +177,8 @@ def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ())
         out.append(
             {
                 "name": stage,
-                "title": notebook_pages.title(notebook, stage) if notebook else stage,
-                "question": notebook_pages.question(notebook) if notebook else "",
+                "title": notebook_pages.title(notebook, stage),
+                "question": notebook_pages.question(notebook),
                 "executed": notebook is not None,
                 "left_out": stage in left_out,
                 "duration": pages.clock(duration),
@@ -177,21 +223,14 @@ def command(run: Run) -> str:
 # ---------------------------------------------------------------- code and machine
 
 
-def manifests(run: Run) -> list[dict[str, Any]]:
-    """Manifests of all units of a run."""
-    return [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
-
-
 def environment(run: Run) -> list[tuple[str, str]]:
     """Code, devices, machines and versions that the run's units were made with, and the hash of its settings."""
-    made = manifests(run)
+    made = [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
     commits = Counter(str(item.get("commit", "")) for item in made)
     versions = [f"{name} {version}" for item in made for name, version in item.get("versions", {}).items()]
     facts = {
         "commit": [_commit(name, count, len(commits)) for name, count in sorted(commits.items()) if name],
-        "device": [str(item.get("device", "")) for item in made],
-        "machine": [str(item.get("machine", "")) for item in made],
-        "Python": [str(item.get("python", "")) for item in made],
+        **{name: [str(item.get(name.lower(), "")) for item in made] for name in ("device", "machine", "Python")},
         "libraries": versions,
         "settings": [f"digest {artifacts.digest(run.settings.model_dump(mode='json', by_alias=True))} of all settings"],
         "units": [f"{len(made)}, each with its manifest of settings, inputs and file hashes (run.json)"],
@@ -207,8 +246,3 @@ def _commit(name: str, units: int, of: int) -> str:
     if name.endswith("-dirty"):
         return f"{name.removesuffix('-dirty')} with uncommitted changes{share}"
     return f"{name}, nothing uncommitted{share}"
-
-
-def devices(run: Run) -> list[str]:
-    """Devices that the units name."""
-    return sorted({str(item["device"]) for item in manifests(run) if item.get("device")})

@@ -11,7 +11,7 @@ from typing import Any
 
 from nafld_utils import artifacts, words
 from nafld_utils.artifacts import Run
-from nafld_utils.report import answers, declared, facts, methods, pages, reforms
+from nafld_utils.report import answers, declared, facts, pages, reforms, texts
 from nafld_utils.report import notebooks as notebook_pages
 
 
@@ -39,7 +39,6 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
     """
     notebooks = notebook_pages.read_notebooks(run)
     left_out, table = set(left_out), facts.claims_table(run)
-    items = reforms.checklist(run, table)
     page = pages.render(
         "index.html.j2",
         title=f"{run.name} · synthetic {words.of(run).subject}",
@@ -51,9 +50,9 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         finished=facts.finished(notebooks.values()),
         simulated=pages.simulated(run),
         answers=answers.answers(run, table),
-        claims=facts.claims(run, notebooks),
+        claims=facts.claims(table, notebooks),
         figures=_figures(notebooks),
-        methods=methods.methods(run),
+        methods=texts.methods(run),
         cohort=facts.cohort(run),
         stages=facts.stages(run, notebooks, left_out),
         executed=executed,
@@ -62,10 +61,8 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         settings=facts.settings(run),
         command=facts.command(run),
         environment=facts.environment(run),
-        limits=methods.limits(run, notebooks),
-        reforms=reforms.modules(items),
-        counts={name: sum(item.by == by for item in items) for name, by in reforms.FILLED_BY.items()},
-        reforms_citation=reforms.CITATION,
+        limits=texts.limits(run, notebooks),
+        reforms=reforms.for_page(reforms.checklist(run, table)),
     )
     return pages.without_folders(run, page)
 

@@ -5,9 +5,10 @@ Contract: see `nafld_utils.report`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,26 +100,22 @@ def notebook_html(run: Run, stage: str, notebook: Any) -> str:
 
 
 def _links(stage: str) -> list[dict[str, str]]:
-    names = graph.STAGES
-    here = names.index(stage)
-    links = [{"href": "index.html", "text": "front page"}]
-    if here > 0:
-        links.append({"href": f"{names[here - 1]}.html", "text": f"← {names[here - 1]}"})
-    if here + 1 < len(names):
-        links.append({"href": f"{names[here + 1]}.html", "text": f"{names[here + 1]} →"})
-    return links
+    here = graph.STAGES.index(stage)
+    before, after = graph.STAGES[:here][-1:], graph.STAGES[here + 1 :][:1]
+    links = [
+        ("index", "front page"),
+        *((name, f"← {name}") for name in before),
+        *((name, f"{name} →") for name in after),
+    ]
+    return [{"href": f"{page}.html", "text": text} for page, text in links]
 
 
 def _prepare(notebook: Any) -> None:
     """Make outputs fit for a page: images get a text, widgets a note, scripts go, foreign HTML is cleaned."""
     from nbconvert.filters import markdown2html
 
-    heading = ""
     notebook.metadata.pop("widgets", None)
-    cells = notebook.cells
-    for index, cell in enumerate(cells):
-        if cell.cell_type == "markdown":
-            heading = next(reversed(headings(cell.source)), heading)
+    for cell, heading, after in _cells(notebook):
         images = 0
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -132,8 +129,7 @@ def _prepare(notebook: Any) -> None:
                 data["text/html"] = pages.clean(markdown2html("".join(data.pop("text/markdown"))), heading)
             for mime in (name for name in _IMAGES if name in data):
                 images += 1
-                text = _alternative(heading, _after(cells, index), images)
-                output.metadata.setdefault(mime, {}).setdefault("alt", text)
+                output.metadata.setdefault(mime, {}).setdefault("alt", _alternative(heading, after, images))
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("data", True)]
 
@@ -151,14 +147,10 @@ def key_figures(stage: str, notebook: Any) -> list[dict[str, str]]:
         figure and the text that follows it.
     """
     found: dict[str, list[dict[str, str]]] = {ANSWER_FIGURE: [], KEY_FIGURE: [], "": []}
-    name, heading = title(notebook, stage), ""
-    for index, cell in enumerate(notebook.cells):
-        if cell.cell_type == "markdown":
-            heading = next(reversed(headings(cell.source)), heading)
-            continue
+    name = title(notebook, stage)
+    for cell, heading, after in _cells(notebook):
         tags = cell.metadata.get("tags", [])
         kind = next((tag for tag in (ANSWER_FIGURE, KEY_FIGURE) if tag in tags), "")
-        after = _after(notebook.cells, index)
         for count, data in enumerate(_images_of(cell), 1):
             texts = {"alt": _alternative(heading, after, count), "caption": _caption(name, heading, after)}
             found[kind].append({"stage": stage, **data, **texts})
@@ -178,9 +170,17 @@ def _images_of(cell: Any) -> list[dict[str, str]]:
     return out
 
 
-def _after(cells: Sequence[Any], index: int) -> str:
-    """First paragraph of the text that follows a cell, tables and headings apart; empty where there is none."""
-    after = cells[index + 1] if index + 1 < len(cells) else None
+def _cells(notebook: Any) -> Iterator[tuple[Any, str, str]]:
+    """Each cell with the heading above it and the text that follows it."""
+    heading = ""
+    for cell, after in itertools.zip_longest(notebook.cells, notebook.cells[1:]):
+        if cell.cell_type == "markdown":
+            heading = next(reversed(headings(cell.source)), heading)
+        yield cell, heading, _after(after)
+
+
+def _after(after: Any) -> str:
+    """First paragraph of the text of a cell, tables and headings apart; empty where there is none."""
     text = after.source.strip() if after is not None and after.cell_type == "markdown" else ""
     first = pages.plain(re.split(r"\n\s*\n", text)[0]) if text and not text.startswith("#") else ""
     # a sentence that ends in a colon speaks of what comes next, not of the figure
@@ -203,36 +203,32 @@ def _alternative(heading: str, after: str, count: int) -> str:
 # ---------------------------------------------------------------- texts of a notebook
 
 
+def _markdown(notebook: Any) -> list[str]:
+    """Sources of the Markdown cells; none of a notebook that has not run."""
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"] if notebook else []
+
+
 def headings(source: str) -> list[str]:
     """Headings of a Markdown cell, as plain text."""
     return [pages.plain(text) for text in re.findall(r"^#+\s+(.+)$", source, re.MULTILINE)]
 
 
 def title(notebook: Any, stage: str) -> str:
-    """First heading of a notebook."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and headings(cell.source):
-            return headings(cell.source)[0]
-    return stage
+    """First heading of a notebook, the name of its stage where it has not run."""
+    return next((text for source in _markdown(notebook) for text in headings(source)), stage)
 
 
 def question(notebook: Any) -> str:
     """First sentence of the notebook that is neither a heading nor the list of what it reads and writes."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            for block in re.split(r"\n\s*\n", re.sub(r"^#+[^\n]*$", "\n", cell.source, flags=re.MULTILINE)):
-                text = pages.plain(block)
-                if text and not block.lstrip().startswith(("**Paper", "**Reads", "**Writes")):
-                    return re.split(r"(?<=[.?!]) ", text)[0]
+    for source in _markdown(notebook):
+        for block in re.split(r"\n\s*\n", re.sub(r"^#+[^\n]*$", "\n", source, flags=re.MULTILINE)):
+            text = pages.plain(block)
+            if text and not block.lstrip().startswith(("**Paper", "**Reads", "**Writes")):
+                return re.split(r"(?<=[.?!]) ", text)[0]
     return ""
 
 
 def limits(notebook: Any) -> str:
     """What a notebook says under its heading "Limits", as plain text; empty where it has none."""
-    for cell in notebook.cells:
-        found = cell.cell_type == "markdown" and re.search(
-            r"^#+\s+Limits\s*$\n(.*?)(?=^#|\Z)", cell.source, re.MULTILINE | re.DOTALL
-        )
-        if found:
-            return pages.plain(found.group(1))
-    return ""
+    pattern = re.compile(r"^#+\s+Limits\s*$\n(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
+    return next((pages.plain(found.group(1)) for text in _markdown(notebook) if (found := pattern.search(text))), "")

@@ -13,6 +13,7 @@ import pandas as pd
 
 from nafld_utils import backbones, baselines, engine, preprocess, sweep
 from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_table
+from nafld_utils.claims import claim, key_of, of_row
 from nafld_utils.stages import prepare
 
 REVISION = ("stages.baselines", 1)
@@ -25,6 +26,7 @@ EXPECTED = {
     baselines.IN_FOLDS: "a sound protocol gives 0.5 or up to 0.03 less",
     baselines.ONE_OUT: f"below 0.5 without any leak: {BIASED}",
 }
+_SPLITS = {baselines.IN_FOLDS: "folds", baselines.ONE_OUT: "one_out"}  # in keys of claims
 
 
 # ---------------------------------------------------------------- features
@@ -174,32 +176,30 @@ def _scores(learners: dict[str, Any], data: prepare.Preprocessed) -> pd.DataFram
 
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers: each baseline by patient beside the published one, the splits, the leak and the canary."""
-    rows = []
-    cohort = "simulated cohort; " if run.is_simulated else ""
-    whole = tables["auc"].query("level == 'patient'")
-    for row in whole.itertuples():
+    rows, cohort = [], "simulated cohort; " if run.is_simulated else ""
+    for row in tables["auc"].query("level == 'patient'").to_dict("records"):
+        known, split = bool(np.isfinite(row["byra"])), row["split"]
         same = "not in the paper"
-        if np.isfinite(row.byra):
+        if known:
             same = f"no: {cohort}{run.settings.sweep.baseline_backbone}, whole crops; published: Byra et al. 2018"
-        if row.split == baselines.ONE_OUT:
+        if split == baselines.ONE_OUT:
             same += f"; {BIASED}"
-        facts = {"claim": f"{row.baseline}, {row.split}", "paper": row.byra if np.isfinite(row.byra) else None}
-        facts |= {"this_run": row.auc, "low": row.low, "high": row.high, "over": row.over, "n": row.n_patients}
-        rows.append({**facts, "unit": "patient-level AUC", "same_protocol": same})
+        key, text = key_of("baselines", _SPLITS[split], row["baseline"]), f"{row['baseline']}, {split}"
+        paper = row["byra"] if known else None
+        rows.append(of_row(key, text, row, same, "patient-level AUC", paper, columns=("auc", "n_patients")))
     for (name, by), part in tables["spread"].groupby(["baseline", "split_by"], sort=False):
-        values = part["auc"]
-        facts = {"claim": f"{name}, split by {by}", "this_run": values.median(), "low": values.min()}
-        facts |= {"high": values.max(), "over": "split seeds (range)", "n": len(values)}
-        same = "not in the paper; the check of the protocol"
-        rows.append({**facts, "unit": "image-level AUC, median", "same_protocol": same})
+        values, same = part["auc"], "not in the paper; the check of the protocol"
+        facts = {"interval": (values.min(), values.max(), "split seeds (range)"), "n": len(values)}
+        key, text = key_of(f"baselines.by_{by}", name), f"{name}, split by {by}"
+        rows.append(claim(key, text, values.median(), same, unit="image-level AUC, median", **facts))
     for row in tables["canary_summary"].itertuples():
-        facts = {"claim": f"shuffled diagnoses, {row.split}: AUC", "this_run": row.mean_auc, "low": row.low}
-        facts |= {"high": row.high, "over": "shuffles of the diagnoses (Student t)", "n": row.shuffles, "unit": "AUC"}
-        rows.append({**facts, "same_protocol": f"not in the paper; {EXPECTED[row.split]}"})
-        facts = {"claim": f"shuffled diagnoses, {row.split}: 95 % intervals that hold 0.5", "this_run": row.covers}
-        facts |= {"low": row.covers_low, "high": row.covers_high, "over": "shuffles of the diagnoses (Wilson)"}
-        facts |= {"n": row.shuffles, "unit": "share", "same_protocol": "not in the paper; 0.95 is what they promise"}
-        rows.append(facts)
+        text, split = f"shuffled diagnoses, {row.split}", _SPLITS[row.split]
+        over, same = "shuffles of the diagnoses", f"not in the paper; {EXPECTED[row.split]}"
+        facts = {"interval": (row.low, row.high, f"{over} (Student t)"), "n": row.shuffles, "unit": "AUC"}
+        rows.append(claim(f"canary.auc.{split}", f"{text}: AUC", row.mean_auc, same, **facts))
+        facts = {"interval": (row.covers_low, row.covers_high, f"{over} (Wilson)"), "n": row.shuffles, "unit": "share"}
+        same, text = "not in the paper; 0.95 is what they promise", f"{text}: 95 % intervals that hold 0.5"
+        rows.append(claim(f"canary.covers.{split}", text, row.covers, same, **facts))
     return rows
 
 

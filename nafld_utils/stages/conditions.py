@@ -9,9 +9,11 @@ import pandas as pd
 
 from nafld_utils import condition_checks, engine, preprocess, stats
 from nafld_utils.artifacts import Run, Unit, remembered, save_table, unit_seed
-from nafld_utils.stages import features, ldm, quality, samples
+from nafld_utils.claims import key_of, of_row
+from nafld_utils.stages import features, ldm, samples
 
 REVISION = ("stages.conditions", 2)
+SEPARATION = "AUC of a classifier that saw real images only"
 
 
 def feature_tasks(run: Run) -> list[dict[str, Any]]:
@@ -96,7 +98,7 @@ def _agreement_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict[
 def _separation_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict[str, Any]]:
     rows = []
     for (conditioning, drawn_with), part in table.groupby(["conditioning", "drawn_with"], sort=False):
-        row = {"effect": "AUC of a classifier that saw real images only", "conditioning": conditioning}
+        row = {"effect": SEPARATION, "conditioning": conditioning}
         row |= {"drawn_with": drawn_with, "expected_without": 0.5, "n_images": len(part)}
         folds = {fold: rows_of for fold, rows_of in part.groupby("fold") if set(rows_of["label"]) == {0, 1}}
         missing = sorted(set(part["fold"]) - set(folds))
@@ -117,11 +119,11 @@ def claims(run: Run) -> list[dict[str, Any]]:
     """Headline numbers of the check that the condition matters; the paper has none."""
     table, rows = build(run).load_table("summary.csv"), []
     for row in table[~table["effect"].str.startswith("dice")].to_dict("records"):
-        how = "with its condition" if row["drawn_with"] == "condition" else "without condition"
-        text = f"{row['conditioning']} model drawn {how}: {row['effect']}"
-        rows.append(
-            quality.claim(text, None, row, "not stated in the paper", "AUC" if "AUC" in text else "share of pixels")
-        )
+        with_it, separates = row["drawn_with"] == "condition", row["effect"] == SEPARATION
+        text = f"{row['conditioning']} model drawn {'with its condition' if with_it else 'without condition'}"
+        measure, unit = ("auc", "AUC") if separates else ("accuracy", "share of pixels")
+        parts = (row["conditioning"], "with" if with_it else "without", row["over"])
+        rows.append(of_row(key_of(f"condition.{measure}", *parts), f"{text}: {row['effect']}", row, unit=unit))
     return rows
 
 

@@ -14,6 +14,7 @@ import torch
 
 from nafld_utils import autoencoder, engine, memorization, preprocess, stats
 from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_json, save_table, unit_seed
+from nafld_utils.claims import key_of, of_row
 from nafld_utils.feature_networks import extract
 from nafld_utils.memorization import MEASURES, STATISTICS
 from nafld_utils.stages import features, first_stages, ldm, prepare, samples
@@ -373,14 +374,15 @@ def reading(run: Run) -> list[str]:
 
 
 def claims(run: Run) -> list[dict[str, Any]]:
-    """Headline numbers of the search; the paper has none."""
-    rows = []
+    """Headline numbers of the copy audit; the paper has none."""
+    rows, n_folds = [], len(first_stages.folds_of(run))
     for row in summary(run).to_dict("records"):
-        claim = {"claim": f"copies of training patients, {row['set']}", "this_run": row["copy"]}
-        claim |= {"low": row["low"], "high": row["high"], "over": "folds", "n": len(first_stages.folds_of(run))}
-        rows.append({**claim, "unit": "share of images", "same_protocol": ldm.UNSTATED})
+        numbers = row | {"mean": row["copy"], "over": "folds", "n": n_folds}
+        key = key_of("copies.share", "held_out" if row["set"] == HELD_OUT else row["set"])
+        rows.append(of_row(key, f"copies of training patients, {row['set']}", numbers, unit="share of images"))
     for row in calibration(run).to_dict("records"):
-        claim = {"claim": f"search for copies, {row['set']}: share found", "this_run": row["copy"]}
-        claim |= {"low": row["low"], "high": row["high"], "over": f"{row['unit']} (binomial)", "n": row["n"]}
-        rows.append({**claim, "unit": f"share of {row['unit']}", "same_protocol": ldm.UNSTATED})
+        numbers = row | {"mean": row["copy"], "over": f"{row['unit']} (binomial)"}
+        parts = ("held_out",) if row["set"] == HELD_OUT else ("planted", row["set"].removeprefix("planted: "))
+        text = f"search for copies, {row['set']}: share found"
+        rows.append(of_row(key_of("copies.found", *parts), text, numbers, unit=f"share of {row['unit']}"))
     return rows

@@ -10,6 +10,7 @@ import pandas as pd
 from nafld_utils import explain, params, words
 from nafld_utils import explain_truth as truth
 from nafld_utils.artifacts import Run
+from nafld_utils.claims import claim, key_of, of_row
 from nafld_utils.stages import explain_truth as held
 from nafld_utils.stages import sweep_answer
 from nafld_utils.stages.explain import Explanation
@@ -180,26 +181,27 @@ def claims(
     """Headline numbers of the stage."""
     table, one, same = found.table, auc.iloc[0], protocol(run)
     right = int(((table["called"] > 0.5) == (table["label"] == 1)).sum())
-    few = "no interval: a handful of images"
+    few = (None, None, "no interval: a handful of images")
+    held_out, missing = (one.low, one.high, "its held-out patients"), 100 * explain.missing_share(table)
+    auc_of, side = "SHAP: held-out AUC of the explained classifier", "SHAP: images on the side of their own class"
+    n, shares = len(table), "% of the explained log-odds"
     rows = [
-        {"claim": "SHAP: held-out AUC of the explained classifier", "this_run": one.auc, "low": one.low}
-        | {"high": one.high, "over": "its held-out patients", "n": one.n_patients, "unit": "image-level AUC"},
-        {"claim": "SHAP: images on the side of their own class", "this_run": right, "over": few}
-        | {"n": len(table), "unit": f"of {len(table)} images"},
-        {"claim": "SHAP: additivity error", "this_run": 100 * explain.missing_share(table), "over": few}
-        | {"n": len(table), "unit": "% of the explained log-odds"},
+        claim("shap.auc", auc_of, one.auc, same, interval=held_out, n=one.n_patients, unit="image-level AUC"),
+        claim("shap.own_side", side, right, same, interval=few, n=n, unit=f"of {n} images"),
+        claim("shap.additivity", "SHAP: additivity error", missing, same, interval=few, n=n, unit=shares),
     ]
-    for row in checks.agreement[checks.agreement["n_maps"] > 0].itertuples():
-        facts = {"claim": f"SHAP: agreement of maps, {row.with_}", "this_run": row.agreement, "low": row.low}
-        rows.append(facts | {"high": row.high, "over": "images", "n": row.n_images, "unit": "rank correlation"})
+    for row in checks.agreement[checks.agreement["n_maps"] > 0].assign(over="images").to_dict("records"):
+        key, text = key_of("shap.agreement", row["with_"]), f"SHAP: agreement of maps, {row['with_']}"
+        rows.append(of_row(key, text, row, same, "rank correlation", columns=("agreement", "n_images")))
     if checks.tissue is not None:
-        for row in checks.tissue[checks.tissue["region"].isin(truth.JUDGED)].itertuples():
-            facts = {"claim": f"SHAP: attribution on {row.region} over its area", "this_run": row.ratio, "low": row.low}
-            rows.append(facts | {"high": row.high, "over": "images, one a patient", "n": row.n, "unit": "times"})
-    rows = [{**row, "same_protocol": same} for row in rows]
+        judged = checks.tissue[checks.tissue["region"].isin(truth.JUDGED)]
+        for row in judged.assign(over="images, one a patient").to_dict("records"):
+            key, text = key_of("shap.region", row["region"]), f"SHAP: attribution on {row['region']} over its area"
+            rows.append(of_row(key, text, row, same, "times", columns=("ratio", "n")))
     for row in study.table.itertuples():
-        facts = {"claim": f"SHAP ({row.explainer}): {named(row)} alone, attribution on it over its area"}
-        facts |= {"this_run": row.ratio, "low": row.ratio_low, "high": row.ratio_high, "n": row.n_explained}
-        facts |= {"over": "simulated patients", "unit": f"times; {row.verdict.partition(':')[0]}"}
-        rows.append({**facts, "same_protocol": "not in the paper; simulated patients"})
+        text = f"SHAP ({row.explainer}): {named(row)} alone, attribution on it over its area"
+        facts = {"interval": (row.ratio_low, row.ratio_high, "simulated patients"), "n": row.n_explained}
+        facts["unit"] = f"times; {row.verdict.partition(':')[0]}"
+        key, own = key_of("shap.feature", row.explainer, row.feature), "not in the paper; simulated patients"
+        rows.append(claim(key, text, row.ratio, own, **facts))
     return rows

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import condition_checks, engine, manifolds, quality_filter, stats
+from nafld_utils import condition_checks, engine, manifolds, quality_filter
 from nafld_utils.artifacts import Run, Unit, remembered, save_table
-from nafld_utils.stages import copies, features, first_stages, ldm, samples
+from nafld_utils.claims import over_folds
+from nafld_utils.stages import copies, features, first_stages, samples
 from nafld_utils.stages.samples import Synthetic
 
 REVISION = ("stages.filtering", 1)
@@ -114,7 +115,5 @@ def answer(scores: pd.DataFrame) -> pd.DataFrame:
 def claims(run: Run, scores: pd.DataFrame) -> list[dict[str, Any]]:
     """What the filter keeps; the paper only suggests one."""
     kept = scores.groupby("fold")["kept"].mean()
-    mean, low, high = stats.over_folds(kept)
-    row = {"claim": f"share of {run.settings.filtered_generator} images that the filter keeps", "this_run": mean}
-    row |= {"low": low, "high": high, "over": "folds", "n": len(kept), "unit": "share of images"}
-    return [{**row, "same_protocol": ldm.UNSTATED}]
+    text = f"share of {run.settings.filtered_generator} images that the filter keeps"
+    return [over_folds("filter.kept", text, kept, "share of images")]

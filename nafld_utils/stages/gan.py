@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import engine, gan, parts, stats
+from nafld_utils import engine, gan, parts
 from nafld_utils.artifacts import (
     Run,
     Unit,
@@ -22,6 +22,7 @@ from nafld_utils.artifacts import (
     save_table,
     unit_seed,
 )
+from nafld_utils.claims import over_folds
 from nafld_utils.stages import first_stages, ldm, prepare
 
 NAME = "gan"
@@ -174,7 +175,5 @@ def claims(run: Run) -> list[dict[str, Any]]:
     found = table(run)
     if not len(found) or found["ratio"].isna().all():
         return []
-    mean, low, high = stats.over_folds(found["ratio"])
-    row = {"claim": f"training seconds of the GAN over those of the {reference(run)} model", "this_run": mean}
-    row |= {"low": low, "high": high, "over": "folds", "n": len(found), "unit": "ratio"}
-    return [{**row, "same_protocol": ldm.UNSTATED}]
+    text = f"training seconds of the GAN over those of the {reference(run)} model"
+    return [over_folds("gan.training_time", text, found["ratio"], "ratio")]

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import autoencoder, diffusion, diffusion_training, engine, parts, sampling, stats
+from nafld_utils import autoencoder, diffusion, diffusion_training, engine, parts, sampling
 from nafld_utils.artifacts import (
     Run,
     Unit,
@@ -27,10 +27,10 @@ from nafld_utils.artifacts import (
     unit_seed,
     work_root,
 )
+from nafld_utils.claims import claim, key_of, over_folds
 from nafld_utils.stages import differences, first_stages, prepare
 from nafld_utils.stages.first_stages import folds_of, tasks  # noqa: F401 (folds_of: read by the stages after it)
 
-UNSTATED = "not stated in the paper"
 PREVIEW = {"scheduler": "dpmsolver++", "steps": 10, "eta": 0.0, "guidance": 2.0}  # choice: a look, not a result
 N_PREVIEW = 4
 # What does not change a denoiser's weights, or changes them by rounding only.
@@ -397,22 +397,19 @@ def claims(run: Run) -> list[dict[str, Any]]:
     networks, table = network_table(run), curves(run)
     rows = []
     for name in run.settings.ldm.conditionings:
-        mine = networks[networks["model"] == name]
+        n = len(networks[networks["model"] == name])
         same = differences.in_words(differences.cohort(run) + differences.models(run, [name], sampled=False))
-        row = {"claim": f"training steps, {name} model", "paper": 20000, "this_run": run.settings.ldm.steps}
-        rows.append({**row, "over": "", "n": len(mine), "unit": "steps", "same_protocol": same})
+        steps, key = run.settings.ldm.steps, key_of("ldm.steps", name)
+        text = f"training steps, {name} model"
+        rows.append(claim(key, text, steps, same, n=n, unit="steps", paper=20000))
         last = table[table["model"] == name].groupby("fold")[["loss"]].agg(["first", "last"])["loss"]
-        ratio = last["last"] / last["first"]
-        mean, low, high = stats.over_folds(ratio)
-        row = {"claim": f"diffusion loss, last over first, {name} model", "this_run": mean, "low": low, "high": high}
-        rows.append({**row, "over": "folds", "n": len(ratio), "unit": "ratio", "same_protocol": UNSTATED})
         psnr = first_stages.reconstruction_table(run, name).groupby("fold")["psnr"].mean()
-        mean, low, high = stats.over_folds(psnr)
-        row = {"claim": f"reconstruction of held-out images, {name} model", "this_run": mean, "low": low, "high": high}
-        rows.append({**row, "over": "folds", "n": len(psnr), "unit": "dB PSNR", "same_protocol": UNSTATED})
         lost = first_stages.reconstruction_distance(run, name)["frechet"]
-        mean, low, high = stats.over_folds(lost)
-        row = {"claim": f"reconstructions against their held-out images, {name} model", "this_run": mean}
-        row |= {"low": low, "high": high, "over": "folds", "n": len(lost), "same_protocol": UNSTATED}
-        rows.append({**row, "unit": "Frechet distance (EfficientNet-Lite0)"})
+        for part, text, values, unit in (
+            ("loss", "diffusion loss, last over first", last["last"] / last["first"], "ratio"),
+            ("psnr", "reconstruction of held-out images", psnr, "dB PSNR"),
+            ("frechet", "reconstructions against their held-out images", lost, "Frechet distance (EfficientNet-Lite0)"),
+        ):
+            key = key_of(f"ldm.{part}", name)
+            rows.append(over_folds(key, f"{text}, {name} model", values, unit))
     return rows

@@ -9,9 +9,10 @@ import pandas as pd
 
 from nafld_utils import engine, feature_networks, quality, small_samples
 from nafld_utils.artifacts import Run, Unit, remembered, save_table, unit_seed
+from nafld_utils.claims import key_of, of_row
 from nafld_utils.quality_tables import BOTH
-from nafld_utils.stages import features, first_stages, ldm, samples
-from nafld_utils.stages.quality import CEILINGS, REPEATED, claim
+from nafld_utils.stages import features, first_stages, samples
+from nafld_utils.stages.quality import CEILINGS, REPEATED, class_part
 
 REVISION = ("stages.patients", 2)
 HALVES = "halves_of_real"
@@ -141,8 +142,10 @@ def claims(run: Run, rows: pd.DataFrame) -> list[dict[str, Any]]:
     for statistic, words in (("equal", "at {n} patients"), ("infinite", "extrapolated to infinitely many patients")):
         for row in answer(rows, statistic).to_dict("records"):
             if row["role"] != "ceiling" and np.isfinite(row["mean"]):
-                text = f"{metric}, {row['model']}, {row['class']}, {words.format(n=_count(row['n_equal']))}"
-                out.append(claim(text, None, row, ldm.UNSTATED))
+                n = _count(row["n_equal"])
+                parts = (row["model"], class_part(run, row["class"]), f"at_{n}" if statistic == "equal" else "infinite")
+                text = f"{metric}, {row['model']}, {row['class']}, {words.format(n=n)}"
+                out.append(of_row(key_of("patients.frechet", *parts), text, row))
     return out
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nafld_utils import capacity, engine, folds, pixel_store, preprocess, regions
 from nafld_utils.artifacts import Run, Unit, load_array, remembered, save_table, unit_seed
+from nafld_utils.claims import claim, key_of
 from nafld_utils.cohort import Cohort
 from nafld_utils.stages.cohort import build_cohort, cohort_unit, open_cohort, region_of
 
@@ -318,83 +320,53 @@ def cohort_claims(run: Run, pairs: pd.DataFrame) -> list[dict[str, object]]:
     found, same = open_cohort(run), _same(run)
     label = found.patients["label"]
     healthy, fatty = run.settings.cohort.class_names
-    counts = [
-        ("patients", 55, len(label), "patients"),
-        (f"patients, {healthy}", 17, int((label == 0).sum()), "patients"),
-        (f"patients, {fatty}", 38, int((label == 1).sum()), "patients"),
-        ("images", 550, len(found.images), "images"),
-        ("images that differ from every other", None, found.images["sha256"].nunique(), "images"),
-    ]
     rows = [
-        {"claim": claim, "paper": paper, "this_run": value, "n": value, "unit": unit, "same_protocol": same}
-        for claim, paper, value, unit in counts
-    ]
-    for pair, part in pairs.groupby("pair", sort=False)["correlation"]:
-        low, middle, high = part.quantile([0.05, 0.5, 0.95])
-        rows.append(
-            {
-                "claim": f"correlation of frames, {pair} (median)",
-                "this_run": round(middle, 3),
-                "low": round(low, 3),
-                "high": round(high, 3),
-                "over": "pairs of frames, 5th to 95th percentile",
-                "n": len(part),
-                "unit": "correlation",
-                "same_protocol": same if run.is_simulated else "not in the paper",
-            }
+        claim(key, text, value, same, n=value, unit=unit, paper=paper)
+        for key, text, paper, value, unit in (
+            ("cohort.patients", "patients", 55, len(label), "patients"),
+            ("cohort.patients.label_0", f"patients, {healthy}", 17, int((label == 0).sum()), "patients"),
+            ("cohort.patients.label_1", f"patients, {fatty}", 38, int((label == 1).sum()), "patients"),
+            ("cohort.images", "images", 550, len(found.images), "images"),
+            ("cohort.images.distinct", "images that differ from every other", None, found.images["sha256"].nunique(),
+             "images"),
         )
+    ]  # fmt: skip
+    for pair, part in pairs.groupby("pair", sort=False)["correlation"]:
+        low, middle, high = (round(value, 3) for value in part.quantile([0.05, 0.5, 0.95]))
+        bounds = (low, high, "pairs of frames, 5th to 95th percentile")
+        key, text = key_of("cohort.correlation", pair), f"correlation of frames, {pair} (median)"
+        own = same if run.is_simulated else "not in the paper"
+        rows.append(claim(key, text, middle, own, interval=bounds, n=len(part), unit="correlation"))
     return rows
 
 
 def preprocess_claims(run: Run) -> list[dict[str, object]]:
     """Claims of stage 02: sizes of folds, crops and maps beside the paper's."""
-    data, same = open_preprocessed(run), _same(run)
-    held_out = data.folds["fold"].value_counts()
-    kept = 100 * data.images["kept_share"]
-    spans = [
-        ("patients held out of a fold", 11, held_out, "patients"),
-        ("patients training in a fold", 44, len(data.folds) - held_out, "patients"),
-        ("images held out of a fold", 110, data.images["fold"].value_counts(), "images"),
-    ]
+    data, same, s = open_preprocessed(run), _same(run), run.settings.preprocess
+    held_out, kept = data.folds["fold"].value_counts(), 100 * data.images["kept_share"]
+
+    def span(key: str, text: str, values: pd.Series, of: str, unit: str, same: str, paper: int | None = None) -> Any:
+        low, high = (round(float(bound), 1) for bound in (values.min(), values.max()))
+        bounds = (low, high, f"{of}, least to most")
+        mean = round(float(values.mean()), 1)
+        return claim(key, f"{text} (mean)", mean, same, interval=bounds, n=len(values), unit=unit, paper=paper)
+
     rows = [
-        {
-            "claim": f"{claim} (mean)",
-            "paper": paper,
-            "this_run": round(float(values.mean()), 1),
-            "low": int(values.min()),
-            "high": int(values.max()),
-            "over": "folds, least to most",
-            "n": len(values),
-            "unit": unit,
-            "same_protocol": same,
-        }
-        for claim, paper, values, unit in spans
+        span(f"folds.{key}", text, values, "folds", unit, same, paper)
+        for key, text, paper, values, unit in (
+            ("patients.held_out", "patients held out of a fold", 11, held_out, "patients"),
+            ("patients.training", "patients training in a fold", 44, len(data.folds) - held_out, "patients"),
+            ("images.held_out", "images held out of a fold", 110, data.images["fold"].value_counts(), "images"),
+        )
     ]
-    rows.extend(_size_claims(run))
-    rows.append(
-        {
-            "claim": "share of the region that the crop keeps (mean)",
-            "this_run": round(float(kept.mean()), 1),
-            "low": round(float(kept.min()), 1),
-            "high": round(float(kept.max()), 1),
-            "over": "images, least to most",
-            "n": len(kept),
-            "unit": "percent",
-            "same_protocol": same if run.is_simulated else "not in the paper",
-        }
-    )
-    return rows
-
-
-def _size_claims(run: Run) -> list[dict[str, object]]:
-    s, rows = run.settings.preprocess, []
-    for claim, paper, value in (
-        ("side of the centre crop", 320, s.crop_size),
-        ("side of an image", 256, s.image_size),
-        ("side of a semantic map", 128, s.map_size),
-        ("classes of a semantic map", 5, s.map_classes),
+    for key, text, paper, value, unit in (
+        ("crop.side", "side of the centre crop", 320, s.crop_size, "pixels"),
+        ("image.side", "side of an image", 256, s.image_size, "pixels"),
+        ("map.side", "side of a semantic map", 128, s.map_size, "pixels"),
+        ("map.classes", "classes of a semantic map", 5, s.map_classes, "classes"),
     ):
-        unit = "classes" if claim.startswith("classes") else "pixels"
         differs = "yes" if value == paper else f"scaled down to {value}" if value < paper else f"raised to {value}"
-        rows.append({"claim": claim, "paper": paper, "this_run": value, "unit": unit, "same_protocol": differs})
+        rows.append(claim(f"preprocessing.{key}", text, value, differs, unit=unit, paper=paper))
+    text, own = "share of the region that the crop keeps", same if run.is_simulated else "not in the paper"
+    rows.append(span("preprocessing.crop.kept", text, kept, "images", "percent", own))
     return rows

@@ -10,6 +10,7 @@ import pandas as pd
 
 from nafld_utils import engine, feature_networks, quality, quality_tables
 from nafld_utils.artifacts import Run, Unit, remembered, save_table, unit_seed
+from nafld_utils.claims import UNSTATED, key_of, of_row
 from nafld_utils.stages import differences, features, ldm, samples
 from nafld_utils.stages.features import NOISE, REAL, TRADITIONAL
 
@@ -252,28 +253,29 @@ def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
         best = part.loc[getattr(part["mean"], pick)()]
         text = f"{names[metric]}, {word} of all models and classes (here {best['model']}, {best['class']})"
         paper = _PAPER_EXTREMES[metric] if comparable(run) else None
-        rows.append(claim(text, paper, best, protocol_difference(run, ldm.split_name(best["model"])[0])))
+        same = protocol_difference(run, ldm.split_name(best["model"])[0])
+        rows.append(of_row(f"quality.{metric}.{word}", text, best, same, paper=paper))
         for row in part.to_dict("records"):
             conditioning, balance = ldm.split_name(row["model"])
-            text, same = f"{names[metric]}, {row['model']} model, {row['class']}", "not stated in the paper"
-            paper = None
+            same, paper = UNSTATED, None
             if balance != "none":
                 same = protocol_difference(run, conditioning)
                 value = _PAPER_BALANCED[metric][conditioning][class_names.index(row["class"])]
                 paper = value if comparable(run) else None
-            rows.append(claim(text, paper, row, same))
+            key = key_of(f"quality.{metric}", row["model"], class_part(run, row["class"]))
+            rows.append(of_row(key, f"{names[metric]}, {row['model']} model, {row['class']}", row, same, paper=paper))
     others = intervals[(intervals["metric"] == "frechet") & (intervals["class"] == quality_tables.BOTH)]
     for row in others[others["role"].isin(["floor", "baseline"]) & (others["sample"] == "equal")].to_dict("records"):
         what = {"floor": "real training images (floor)", "baseline": f"{row['model']} images"}[row["role"]]
         text = f"{names['frechet']}, {what} against held-out images, equal numbers"
-        rows.append(claim(text, None, row, "not stated in the paper"))
+        rows.append(of_row(key_of(f"quality.frechet.{row['role']}", row["model"]), text, row))
     return rows
 
 
-def claim(text: str, paper: float | None, row: Any, same: str, unit: str = "") -> dict[str, Any]:
-    """One row of ``claims.csv`` from a row with ``mean, low, high, over, n``."""
-    numbers = {"this_run": row["mean"], "low": row["low"], "high": row["high"], "over": row["over"], "n": row["n"]}
-    return {"claim": text, "paper": paper, **numbers, "unit": unit, "same_protocol": same}
+def class_part(run: Run, name: str) -> str:
+    """A class in the key of a claim, whatever the cohort calls it: ``label_0``, ``label_1`` or ``both``."""
+    labels = {str(word): f"label_{label}" for label, word in enumerate(run.settings.cohort.class_names)}
+    return labels.get(str(name), name)  # what is neither class is both
 
 
 def units(run: Run) -> list[Unit]:

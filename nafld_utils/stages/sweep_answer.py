@@ -13,6 +13,7 @@ import pandas as pd
 
 from nafld_utils import arms, params, sweep, sweep_summaries, sweep_tables, words
 from nafld_utils.artifacts import Run, Unit, save_table
+from nafld_utils.claims import claim, key_of, of_row
 from nafld_utils.stages import copies, differences, features, filtering, first_stages, ldm, prepare, samples
 from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
 from nafld_utils.stages.sweep_features import kinds_of
@@ -325,7 +326,9 @@ def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of the sweep beside the paper's; those of the baselines are `stages.baselines.claims`."""
     shown = networks(run, tables)
     rows = [(backbone, row) for backbone in shown for row in _claims_of(run, tables, backbone)]
-    return [{**row, "claim": f"{row['claim']} [{name}]" if len(shown) > 1 else row["claim"]} for name, row in rows]
+    if len(shown) == 1:
+        return [row for _, row in rows]
+    return [{**row, "claim": f"{row['claim']} [{name}]", "key": key_of(row["key"], name)} for name, row in rows]
 
 
 def _way(run: Run, table: pd.DataFrame) -> str:
@@ -347,18 +350,20 @@ def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list
         row = compared[level] = found[_at_primary(run, found)].iloc[0]
         arms = at(run, tables["arms"], level, backbone=backbone)
         paper = known[:2] if level == "image" else (None, None)
-        cells = ((sweep.REAL, 0.0, "real images alone"), (row.arm, row.rate, f"{row.arm}, r = {row.rate:g}"))
-        for (arm, rate, text), value in zip(cells, paper, strict=True):
+        cells = (
+            ("real", sweep.REAL, 0.0, "real images alone"),
+            ("declared", row.arm, row.rate, f"{row.arm}, r = {row.rate:g}"),
+        )
+        for (part, arm, rate, text), value in zip(cells, paper, strict=True):
             one = arms[(arms["arm"] == arm) & (arms["rate"] == rate)].iloc[0]
-            facts = {"claim": f"{text}{beside}", "paper": value, "this_run": one.mean_auc, "low": one.low}
-            facts |= {"high": one.high, "over": one.over, "n": one.n_patients, "unit": f"{level}-level AUC"}
-            rows.append({**facts, "same_protocol": same})
+            key, unit = f"sweep.auc.{level}.{part}", f"{level}-level AUC"
+            rows.append(of_row(key, f"{text}{beside}", one, same, unit, value, columns=("mean_auc", "n_patients")))
     row = compared["image"]
-    gain = {"claim": f"gain by {row.arm} images, r = {row.rate:g}{way}", "paper": known[2]}
-    gain |= {"this_run": row.difference, "unit": "image-level AUC", "same_protocol": same}
     over = {"seeds": sweep_tables.OVER_SEEDS, "patients": sweep_tables.over_patients(row.n_seeds)}
-    for name, count in (("seeds", row.n_seeds), ("patients", row.n_patients)):
-        rows.append({**gain, "low": row[f"low_{name}"], "high": row[f"high_{name}"], "over": over[name], "n": count})
+    for name, n in (("seeds", row.n_seeds), ("patients", row.n_patients)):
+        facts = {"interval": (row[f"low_{name}"], row[f"high_{name}"], over[name]), "n": n, "unit": "image-level AUC"}
+        text = f"gain by {row.arm} images, r = {row.rate:g}{way}"
+        rows.append(claim(f"sweep.gain.{name}", text, row.difference, same, paper=known[2], **facts))
     return rows + _tests_of(run, tables, backbone, "" if way else network, row, same)
 
 
@@ -368,26 +373,26 @@ def _tests_of(
     """What else is said of the declared arm: what could be seen, the paper's t, its best seed, measures by patient."""
     unit, rows = "image-level AUC", []
     if np.isfinite(row.smallest_effect):
-        facts = {"claim": "smallest gain that these patients could show (80 % power)", "this_run": row.smallest_effect}
-        facts |= {"n": row.n_patients, "unit": unit}
-        facts["over"] = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
-        rows.append({**facts, "same_protocol": "not in the paper"})
+        over = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
+        text = "smallest gain that these patients could show (80 % power)"
+        facts = {"interval": (None, None, over), "n": row.n_patients, "unit": unit}
+        rows.append(claim("sweep.smallest_gain", text, row.smallest_effect, "not in the paper", **facts))
     if network == "ResNet-50" and np.isfinite(row.t):
-        facts = {"claim": "paired t of the gain over seeds (sensitivity analysis)", "paper": PAPER_T}
-        facts |= {"this_run": row.t, "n": row.n_seeds}
-        rows.append({**facts, "over": sweep_tables.OVER_SEEDS, "unit": "t", "same_protocol": same})
+        text = "paired t of the gain over seeds (sensitivity analysis)"
+        facts = {"interval": (None, None, sweep_tables.OVER_SEEDS), "n": row.n_seeds, "unit": "t", "paper": PAPER_T}
+        rows.append(claim("sweep.paired_t", text, row.t, same, **facts))
     arms = at(run, tables["arms"], backbone=backbone)
     best = arms[_at_primary(run, arms)].iloc[0]
     quoted = network == PAPER_BEST_SEED[0]
-    facts = {"claim": f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"}
-    facts |= {"paper": PAPER_BEST_SEED[1]} if quoted else {}
-    facts |= {"this_run": best.best_seed_auc, "n": best.n_seeds, "over": "no interval: a maximum", "unit": unit}
-    rows.append({**facts, "same_protocol": same if quoted else "the paper has it for EfficientNet v1"})
+    text = f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"
+    facts = {"interval": (None, None, "no interval: a maximum"), "n": best.n_seeds, "unit": unit}
+    own = same if quoted else "the paper has it for EfficientNet v1"
+    paper = PAPER_BEST_SEED[1] if quoted else None
+    rows.append(claim("sweep.best_seed", text, best.best_seed_auc, own, paper=paper, **facts))
     found = at(run, tables["measures"], None, backbone=backbone)
-    for one in found[_at_primary(run, found)].itertuples():
-        facts = {"claim": f"{one.measure}: {one.arm}, r = {one.rate:g}", "this_run": one.value, "low": one.low}
-        facts |= {"high": one.high, "over": one.over, "n": one.n_patients, "unit": "by patient"}
-        rows.append({**facts, "same_protocol": "not in the paper"})
+    for one in found[_at_primary(run, found)].to_dict("records"):
+        key, text = key_of("sweep.measure", one["measure"]), f"{one['measure']}: {one['arm']}, r = {one['rate']:g}"
+        rows.append(of_row(key, text, one, "not in the paper", "by patient", columns=("value", "n_patients")))
     return rows
 
 

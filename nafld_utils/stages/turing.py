@@ -38,6 +38,7 @@ from nafld_utils.artifacts import (
     unit_seed,
     work_root,
 )
+from nafld_utils.claims import claim, key_of
 from nafld_utils.stages import ldm, prepare, samples
 
 if TYPE_CHECKING:
@@ -418,22 +419,23 @@ def claims(run: Run, analysis: Analysis) -> list[dict[str, Any]]:
     names = {"accuracy": "", "sensitivity": " (real recognised)", "specificity": " (synthetic recognised)"}
     rows: list[dict[str, Any]] = []
 
-    def add(claim: str, row: Any, over: str, unit: str, paper: float | None = None) -> None:
-        entry = {"claim": f"Turing test, {who}: {claim}", "paper": paper, "this_run": row[0], "low": row[1]}
-        rows.append(entry | {"high": row[2], "over": over, "n": row[3], "unit": unit, "same_protocol": same})
+    def add(key: str, text: str, row: Any, over: str, unit: str, paper: float | None = None) -> None:
+        facts = {"interval": (row[1], row[2], over), "n": row[3], "unit": unit, "paper": paper}
+        rows.append(claim(f"{key_of('turing', who)}.{key}", f"Turing test, {who}: {text}", row[0], same, **facts))
 
     both = {
         name: analysis[name][analysis[name]["group"] == "both"].set_index("metric") for name in ("summary", "crossed")
     }
     for metric, row in both["summary"].iterrows():
         cells = row[["mean", "low", "high", "n_raters"]]
-        add(f"{metric}{names[metric]}", list(cells), who, "share of answers", paper["both", metric])
+        add(metric, f"{metric}{names[metric]}", list(cells), who, "share of answers", paper["both", metric])
     if not both["crossed"]["low"].isna().loc["accuracy"]:
         cells = both["crossed"].loc["accuracy", ["mean", "low", "high", "n_raters"]]
-        add("accuracy, for other raters and images", list(cells), f"{who} and images", "share of answers")
+        text, over = "accuracy, for other raters and images", f"{who} and images"
+        add("accuracy.others", text, list(cells), over, "share of answers")
     pooled = analysis["pooled"].set_index("quantity").loc["d', mean over raters"]
-    add("d' (0: cannot tell)", list(pooled[["value", "low", "high", "n"]]), who, "standard deviations")
+    add("d_prime", "d' (0: cannot tell)", list(pooled[["value", "low", "high", "n"]]), who, "standard deviations")
     kappa = analysis["agreement"].iloc[0]
     if np.isfinite(kappa["kappa"]):
-        add("agreement, Fleiss' kappa", list(kappa[["kappa", "low", "high", "n_images"]]), "images", "kappa")
+        add("kappa", "agreement, Fleiss' kappa", list(kappa[["kappa", "low", "high", "n_images"]]), "images", "kappa")
     return rows
