@@ -18,7 +18,6 @@ import pandas as pd
 
 from nafld_utils import (
     turing,
-    turing_answers,
     turing_import,
     turing_model,
     turing_page,
@@ -297,7 +296,7 @@ def analyse(run: Run) -> Analysis:
     unit = analysis_unit(run, shown.unit, files)
     if not unit.done():
         ratings, report = _collect(run, shown, files)
-        tables = {"files": report} | _statistics(turing_answers.attach_key(ratings, shown.items), s.turing)
+        tables = {"files": report} | _statistics(turing_import.attach_key(ratings, shown.items), s.turing)
         equivalence = turing_model.equivalence_test(tables["ratings"], s.turing.equivalence_margin)
         with unit.writing(simulated_raters=not files) as folder:
             for name, table in tables.items():
