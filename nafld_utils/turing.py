@@ -2,8 +2,8 @@
 
 Contract: tables in, tables out. Ratings are a table as `summarize` describes it, one row per answer; every function
 that takes them refuses with a ValueError a missing column or value, a value other than 0 and 1, and an image rated
-twice by one rater. *Sensitivity* is the share of real images recognised as real, *specificity* the share of synthetic images
-recognised as synthetic. One rater gives one rate, so means and intervals are over raters, for these images.
+twice by one rater. *Sensitivity* is the share of real images recognised as real, *specificity* the share of synthetic
+images recognised as synthetic. One rater gives one rate, so means and intervals are over raters, for these images.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Statistics of the image Turing test that fit few raters better than Table 1's: bounded, over images too, of doubt.
 
 Contract: tables in, tables out, ratings as `nafld_utils.turing.summarize` describes them. Every interval is of 95 %,
-and the column ``over`` says what it is over; where a number is missing, ``note`` says why. Five raters can show little, so
-these intervals are wide.
+and the column ``over`` says what it is over; where a number is missing, ``note`` says why. Five raters can show
+little, so these intervals are wide.
 """
 
 from __future__ import annotations

@@ -539,7 +539,7 @@ def test_figures_draw_what_they_are_given(items):
             in draw.calibrated(statistics.calibration(ratings.drop(columns="confidence")), axes[6]).texts[0].get_text()
         )
         assert len(draw.planned(turing_model.plans(ratings), axes[7]).get_lines()) == 4
-        draw.mark_raters(fig, True)
+        draw.mark(fig, SimpleNamespace(is_simulated=False), True)
         assert "simulated raters" in [text.get_text() for text in fig.texts]
         fig.canvas.draw()
         plt.close(fig)
