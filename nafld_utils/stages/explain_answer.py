@@ -13,6 +13,7 @@ from nafld_utils.artifacts import Run
 from nafld_utils.stages import explain_truth as held
 from nafld_utils.stages import sweep_answer
 from nafld_utils.stages.explain import Explanation
+from nafld_utils.stages.explain_truth import Against
 
 # Choice: from here on a number is called good; below it the sentence says what that forbids.
 ADDS_UP, READABLE_SIGNS, STABLE = 0.1, 0.5, 0.7
@@ -71,28 +72,25 @@ def _adds_up(found: Explanation) -> tuple[str, str, str]:
 
 def _stability(checks: held.Checks) -> list[tuple[str, str, str]]:
     questions = {
-        held.HALF: "Is the map the same with other draws?",
-        held.SEED: "Is the map the same after another training seed?",
-        held.NETWORK: "Is the map the same with another network?",
+        Against.HALF: "Is the map the same with other draws?",
+        Against.SEED: "Is the map the same after another training seed?",
+        Against.NETWORK: "Is the map the same with another network?",
     }
     rows = []
-    for row in checks.agreement.itertuples():
-        if row.with_ not in questions:
-            continue
-        if not row.n_maps:
-            rows.append((questions[row.with_], "nothing to compare", "not measured: this run has no other"))
-            continue
-        verdict = "yes" if row.agreement >= STABLE else "no: single spots of a map must not be read"
-        measured = f"rank correlation {interval(row.agreement, row.low, row.high)} over {row.n_images} images"
+    for row in checks.agreement[checks.agreement["with_"].isin(questions)].itertuples():
+        measured, verdict = "nothing to compare", "not measured: this run has no other"
+        if row.n_maps:
+            measured = f"rank correlation {interval(row.agreement, row.low, row.high)} over {row.n_images} images"
+            verdict = "yes" if row.agreement >= STABLE else "no: single spots of a map must not be read"
         rows.append((questions[row.with_], measured, verdict))
     return rows
 
 
 def _sanity(checks: held.Checks) -> list[tuple[str, str, str]]:
     questions = {
-        held.UNTRAINED: "Does the map change when the network is untrained?",
-        held.SHUFFLED: "Does the map change when labels are shuffled?",
-        held.DIFFERENCE: "Is the map more than the image minus the mean?",
+        Against.UNTRAINED: "Does the map change when the network is untrained?",
+        Against.SHUFFLED: "Does the map change when labels are shuffled?",
+        Against.DIFFERENCE: "Is the map more than the image minus the mean?",
     }
     rows = []
     for row in checks.agreement[checks.agreement["with_"].isin(questions)].itertuples():
@@ -118,14 +116,15 @@ def _tissue(run: Run, auc: pd.DataFrame, checks: held.Checks) -> list[tuple[str,
     question = "Do the maps lie on what readers look at?"
     if checks.tissue is None:
         return [(question, "nothing", "cannot be measured: this cohort has no tissue masks")]
-    rows = []
+    readable, rows = is_readable(auc), []
     for row in checks.tissue[checks.tissue["region"].isin(truth.JUDGED)].itertuples():
         measured = f"{interval(row.ratio, row.low, row.high)} times its share of the area, {row.n} images"
-        verdict = "neither more nor less than its area" if is_readable(auc) else "not interpreted: see the first row"
-        if is_readable(auc) and row.low > 1:
+        if not readable:
+            verdict = "not interpreted: see the first row"
+        elif row.low > 1:
             verdict = "more than its area"
-        elif is_readable(auc) and row.high < 1:
-            verdict = "less than its area"
+        else:
+            verdict = "less than its area" if row.high < 1 else "neither more nor less than its area"
         rows.append((f"{question[:-1]}: {row.region}?", measured, verdict))
     return rows
 
@@ -143,22 +142,18 @@ def answer(run: Run, auc: pd.DataFrame, checks: held.Checks, study: held.Study) 
         named = checks.tissue[checks.tissue["region"].isin(truth.JUDGED)]
         more = named.loc[named["low"] > 1, "region"].tolist()
         text += f"; its maps lie more than by area on {', '.join(more)}." if more else "; its maps favour no tissue."
-    stable = checks.agreement.set_index("with_")["agreement"]
-    text += f" Two halves of the same draws agree by {stable[held.HALF]:.2f} in rank"
-    text += (
-        f", two training seeds by {stable[held.SEED]:.2f}."
-        if np.isfinite(stable[held.SEED])
-        else "; no other training seed was explained."
-    )
+    agreed = checks.agreement.set_index("with_")["agreement"]
+    text += f" Two halves of the same draws agree by {agreed[Against.HALF]:.2f} in rank"
+    seeds = agreed[Against.SEED]
+    text += f", two training seeds by {seeds:.2f}." if np.isfinite(seeds) else "; no other training seed was explained."
     return f"{text} {_of_features(study.table)}"
 
 
 def _of_features(table: pd.DataFrame) -> str:
     """What the single-feature study found, in a sentence."""
-    kinds = table.assign(kind=table["verdict"].str.partition(":")[0], name=[named(row) for row in table.itertuples()])
     parts = [
-        f"{name} ({', '.join(part['explainer'] + ': ' + part['kind'])})"
-        for name, part in kinds.groupby("name", sort=False)
+        f"{feature.replace('_', ' ')} ({', '.join(f'{row.explainer}: {row.finding}' for row in part.itertuples())})"
+        for feature, part in table.groupby("feature", sort=False)
     ]
     return f"Where the label shows in one simulated feature alone: {'; '.join(parts)}."
 
