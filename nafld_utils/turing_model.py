@@ -121,10 +121,8 @@ def spread(ratings: pd.DataFrame) -> Spread:
     and specificity: in the plain accuracy of 20 real and 30 synthetic images an inclination to say "synthetic" would
     pass for skill.
     """
-    table = turing.checked(ratings)
-    table["right"] = (table["said_real"] == table["is_real"]).astype(float)
-    grid = table.pivot_table(index="rater", columns="image_id", values="right")
-    real = table.drop_duplicates("image_id").set_index("image_id").loc[grid.columns, "is_real"].to_numpy()
+    grid, images = turing_statistics.right_answers(ratings)
+    real = images["is_real"].to_numpy()
     if len(grid) < 2 or grid.isna().to_numpy().any() or min((real == 1).sum(), (real == 0).sum()) < 2:
         raise ValueError(
             "ratings: expected two or more raters with the same images, two of each kind at least, found"

@@ -79,11 +79,9 @@ def crossed_summary(ratings: pd.DataFrame) -> pd.DataFrame:
 
 def crossed_mean(table: pd.DataFrame) -> dict[str, Any]:
     """Share of right answers over raters and images: ``mean, low, high, n_raters, over, note, se, df``."""
-    right = _right(table)
-    grid = right.pivot_table(index="rater", columns="image_id", values="right")
-    cells = right.drop_duplicates("image_id").set_index("image_id").loc[grid.columns]
+    grid, cells = right_answers(table)
     cell = cells.groupby(["is_real", "label"]).ngroup().to_numpy()
-    mean = float(right.groupby("rater")["right"].mean().mean())
+    mean = float(grid.mean(axis=1).mean())
     out = {"mean": mean, "low": _NAN, "high": _NAN, "n_raters": len(grid), "over": "raters and images", "note": ""}
     out |= {"se": _NAN, "df": _NAN}
     if len(grid) < 2:
@@ -137,6 +135,13 @@ def mean_squares(grid: np.ndarray, cell: np.ndarray) -> MeanSquares:
         float((rest**2).sum() / df[2]),
         *df,
     )
+
+
+def right_answers(ratings: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Right answers (0 or 1, NaN where there is none) as raters by images, and the images: ``is_real, label``."""
+    table = _right(ratings)
+    grid = table.pivot_table(index="rater", columns="image_id", values="right")
+    return grid, table.drop_duplicates("image_id").set_index("image_id").loc[grid.columns, ["is_real", "label"]]
 
 
 def _right(ratings: pd.DataFrame) -> pd.DataFrame:

@@ -241,7 +241,7 @@ def test_the_stage_explains_the_sweeps_own_classifier(swept, monkeypatch):
     real = found.table[found.table["origin"] == "held-out"].merge(again, left_on="name", right_on="image_id")
     # the sweep keeps features in half precision
     np.testing.assert_allclose(real["called"], real["score_stored"], atol=2e-3)
-    monkeypatch.setattr(stage, "_explain", None)
+    monkeypatch.setattr(explain, "halves", None)
     assert np.array_equal(stage.explain_trial(swept).halves, found.halves), "made once"
 
 

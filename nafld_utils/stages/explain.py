@@ -279,24 +279,20 @@ def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, 
     rows = np.arange(len(table)) if which == "all" else np.flatnonzero(table[which])
     images = picked.load_array("images.npy")[rows]
     if not unit.done():
-        _explain(run, unit, classifier(), images, picked.load_array("background.npy"), name)
-    facts = unit.load_table("additivity.csv")
-    joined = pd.concat([table.iloc[rows].reset_index(drop=True), facts], axis=1)
+        chosen, device = run.settings.shap, engine.device(run.settings.engine)
+        seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
+        background, model = picked.load_array("background.npy"), classifier()
+        engine.announce(f"explaining {len(images)} images ({name})")
+        threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
+        with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
+            outputs = explain.log_odds(model, images, device)
+            base = explain.base_value(model, background, device, chosen.explainer)
+            values = explain.halves(model, background, images, chosen.n_samples, seed, device, chosen.explainer)
+            facts = explain.additivity(values.mean(axis=0), outputs, base)
+            save_table(folder / "additivity.csv", facts.assign(called=1.0 / (1.0 + np.exp(-outputs))))
+            save_array(folder / "halves.npy", values)
+    joined = pd.concat([table.iloc[rows].reset_index(drop=True), unit.load_table("additivity.csv")], axis=1)
     return Explanation(images, unit.load_array("halves.npy"), joined, unit, run.settings.shap.smoothing)
-
-
-def _explain(run: Run, unit: Unit, classifier: Any, images: np.ndarray, background: np.ndarray, name: str) -> None:
-    chosen, device = run.settings.shap, engine.device(run.settings.engine)
-    seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
-    threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
-    engine.announce(f"explaining {len(images)} images ({name})")
-    with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
-        outputs = explain.log_odds(classifier, images, device)
-        base = explain.base_value(classifier, background, device, chosen.explainer)
-        values = explain.halves(classifier, background, images, chosen.n_samples, seed, device, chosen.explainer)
-        facts = explain.additivity(values.mean(axis=0), outputs, base)
-        save_table(folder / "additivity.csv", facts.assign(called=1.0 / (1.0 + np.exp(-outputs))))
-        save_array(folder / "halves.npy", values)
 
 
 def explain_trial(run: Run, wanted: dict[str, Any] | None = None, which: str = "all") -> Explanation:

@@ -274,16 +274,9 @@ class Study(NamedTuple):
 def feature_options(run: Run) -> feature_study.Options:
     """Options of the single-feature study; nothing of the run's own cohort enters it."""
     chosen = run.settings.shap
-    return feature_study.Options(
-        n_patients=chosen.feature_patients,
-        steps=chosen.feature_steps,
-        n_explained=chosen.feature_explained,
-        n_background=chosen.n_background,
-        n_samples=chosen.n_samples,
-        smoothing=chosen.smoothing,
-        border=chosen.border,
-        seed=run.settings.seed,
-    )
+    shared = {name: getattr(chosen, name) for name in ("n_background", "n_samples", "smoothing", "border")}
+    numbers = (chosen.feature_patients, chosen.feature_steps, chosen.feature_explained)
+    return feature_study.Options(*numbers, **shared, seed=run.settings.seed)
 
 
 def feature_unit(run: Run, feature: str) -> Unit:
