@@ -1,8 +1,7 @@
 """What attributions can be held against: tissue, another map of the same image, and the classifier's own answer.
 
-Contract: arrays in, tables out; nothing is trained, drawn or opened here, except that `curves` draws its random maps
-from the seed it is given. Shares of an image are of its *smoothed absolute* attribution, since single pixels of
-expected gradients are noise, and of what lies inside the sector.
+Contract: arrays in, tables out; nothing is trained, drawn or opened here. Shares of an image are of its *smoothed
+absolute* attribution, since single pixels of expected gradients are noise, and of what lies inside the sector.
 
 Notes
 -----
@@ -181,11 +180,6 @@ def _steps(start: np.ndarray, end: np.ndarray, order: np.ndarray, fractions: tup
         places = order[: round(fraction * order.size)]
         step.flat[places] = end.flat[places]
     return out
-
-
-def random_maps(shape: tuple[int, int, int], seed: int) -> np.ndarray:
-    """Noise to be smoothed like a map that is judged: what an order that knows nothing amounts to."""
-    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def curve_gain(table: pd.DataFrame, judged: str, reference: str) -> pd.DataFrame:

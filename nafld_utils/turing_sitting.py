@@ -26,8 +26,13 @@ RESULTS_SCHEMA = "nafld-turing-results"
 RESULTS_VERSION = 1
 RATER_PATTERN = "^[A-Za-z0-9][A-Za-z0-9_-]{0,19}$"  # also fit for a file name
 CONFIDENCE_LEVELS = (50, 60, 70, 80, 90, 100)  # per cent sure of one's own answer; 50 is a guess
-# Settings with the numbers of images: of label 1 and label 0, real and synthetic.
-NUMBERS = ("n_real_unhealthy", "n_real_healthy", "n_synthetic_unhealthy", "n_synthetic_healthy")
+# Settings with the numbers of images, and of which they are: ``is_real, label``.
+NUMBERS = {
+    "n_real_unhealthy": (1, 1),
+    "n_real_healthy": (1, 0),
+    "n_synthetic_unhealthy": (0, 1),
+    "n_synthetic_healthy": (0, 0),
+}
 ITEM_COLUMNS = ["kind", "is_real", "label", "patient_id", "fold", "source_id", "row"]
 
 
@@ -102,24 +107,24 @@ def numbers(
     the accuracy of someone who calls everything synthetic, stays about as asked for.
     """
     out = {}
-    for label, group in ((1, "unhealthy"), (0, "healthy")):
-        asked = [getattr(settings, f"n_real_{group}"), getattr(settings, f"n_synthetic_{group}")]
+    for label in (1, 0):
+        names = [name for name, (_, of) in NUMBERS.items() if of == label]  # of real and of synthetic images
+        asked = [getattr(settings, name) for name in names]
         pools = {name: int((table["label"] == label).sum()) for name, table in synthetic.items()}
         there = [min(asked[0], int((real["label"] == label).sum())), _most(pools, label, asked[1])]
-        lacking = [n > 0 and found == 0 for n, found in zip(asked, there, strict=True)]
-        if any(lacking):
-            fewest = f"the {min(pools, key=lambda model: pools[model])} model's synthetic sets"
-            source, remedy = (
-                ("the cohort", "use a larger cohort") if lacking[0] else (fewest, "raise sampling.n_images")
-            )
-            raise ValueError(
-                f"{source}: expected an image of each class for the Turing test, found none of {class_names[label]};"
-                f" {remedy}."
-            )
+        fewest = min(pools, key=lambda model: pools[model])
+        sources = ("the cohort", f"the {fewest} model's synthetic sets")
+        remedies = ("use a larger cohort", "raise sampling.n_images")
+        for source, remedy, n, found in zip(sources, remedies, asked, there, strict=True):
+            if n and not found:
+                raise ValueError(
+                    f"{source}: expected an image of each class for the Turing test, found none of"
+                    f" {class_names[label]}; {remedy}."
+                )
         lowered = [(found, n) for found, n in zip(there, asked, strict=True) if n]
         have, of = min(lowered, key=lambda pair: pair[0] / pair[1], default=(1, 1))
         shown = [max(1, n * have // of) if n else 0 for n in asked]
-        out |= {f"n_real_{group}": shown[0], f"n_synthetic_{group}": shown[1]}
+        out |= zip(names, shown, strict=True)
     return {name: out[name] for name in NUMBERS}
 
 

@@ -37,9 +37,9 @@ def is_readable(auc: pd.DataFrame) -> bool:
 def what_shap_shows(
     run: Run, found: Explanation, auc: pd.DataFrame, checks: held.Checks, study: held.Study
 ) -> pd.DataFrame:
-    """The table of what SHAP can and cannot show here: ``question, measured, answer``, a question a row."""
-    rows = [_quality(auc), _adds_up(found), *_stability(checks), *_sanity(checks), _matters(checks)]
-    rows += _tissue(run, auc, checks)
+    """The table of what SHAP can and cannot show here: ``question, measured, answer``, one question per row."""
+    rows = [_quality(auc), _adds_up(found), *_agreement(checks), _matters(checks)]
+    rows += _tissue(auc, checks)
     for row in study.table.itertuples():
         question = f"Does SHAP ({row.explainer}) find {named(row)} where the label shows in nothing else?"
         rows.append((question, f"held-out AUC {interval(row.auc, row.low, row.high)}", row.verdict))
@@ -52,13 +52,10 @@ def what_shap_shows(
 
 
 def _quality(auc: pd.DataFrame) -> tuple[str, str, str]:
-    one = auc.iloc[0]
+    one, verdict = auc.iloc[0], "yes: its maps are interpreted"
+    if not is_readable(auc):
+        verdict = f"no: the lower bound is not above {truth.READABLE_FROM}, so its maps are shown and not interpreted"
     measured = f"held-out AUC {interval(one.auc, one.low, one.high)}, {one.n_patients} patients"
-    verdict = (
-        "yes: its maps are interpreted"
-        if is_readable(auc)
-        else f"no: the lower bound is not above {truth.READABLE_FROM}, so its maps are shown and not interpreted"
-    )
     return "Is this classifier good enough for its maps to be read?", measured, verdict
 
 
@@ -70,36 +67,32 @@ def _adds_up(found: Explanation) -> tuple[str, str, str]:
     return "Do the attributions add up to the log-odds?", f"{error:.0%} missing over {len(found.table)} images", verdict
 
 
-def _stability(checks: held.Checks) -> list[tuple[str, str, str]]:
-    questions = {
-        Against.HALF: "Is the map the same with other draws?",
-        Against.SEED: "Is the map the same after another training seed?",
-        Against.NETWORK: "Is the map the same with another network?",
-    }
+_QUESTIONS = {
+    Against.HALF: "Is the map the same with other draws?",
+    Against.SEED: "Is the map the same after another training seed?",
+    Against.NETWORK: "Is the map the same with another network?",
+    Against.UNTRAINED: "Does the map change when the network is untrained?",
+    Against.SHUFFLED: "Does the map change when labels are shuffled?",
+    Against.DIFFERENCE: "Is the map more than the image minus the mean?",
+}
+
+
+def _agreement(checks: held.Checks) -> list[tuple[str, str, str]]:
     rows = []
-    for row in checks.agreement[checks.agreement["with_"].isin(questions)].itertuples():
-        measured, verdict = "nothing to compare", "not measured: this run has no other"
-        if row.n_maps:
-            measured = f"rank correlation {interval(row.agreement, row.low, row.high)} over {row.n_images} images"
+    for row in checks.agreement.itertuples():
+        measured = f"rank correlation {interval(row.agreement, row.low, row.high)}"
+        if not row.n_maps:
+            measured, verdict = "nothing to compare", "not measured: this run has no other"
+        elif row.with_ in (Against.HALF, Against.SEED, Against.NETWORK):  # a good map stays the same
+            measured += f" over {row.n_images} images"
             verdict = "yes" if row.agreement >= STABLE else "no: single spots of a map must not be read"
-        rows.append((questions[row.with_], measured, verdict))
-    return rows
-
-
-def _sanity(checks: held.Checks) -> list[tuple[str, str, str]]:
-    questions = {
-        Against.UNTRAINED: "Does the map change when the network is untrained?",
-        Against.SHUFFLED: "Does the map change when labels are shuffled?",
-        Against.DIFFERENCE: "Is the map more than the image minus the mean?",
-    }
-    rows = []
-    for row in checks.agreement[checks.agreement["with_"].isin(questions)].itertuples():
-        measured = (
-            f"rank correlation {interval(row.agreement, row.low, row.high)},"
-            f" {interval(row.below, row.below_low, row.below_high)} below that of two halves of its own draws"
-        )
-        verdict = "yes" if row.below_low > 0 else "not shown: it differs no more than two halves of its own draws do"
-        rows.append((questions[row.with_], measured, verdict))
+        else:  # a good map changes
+            below = interval(row.below, row.below_low, row.below_high)
+            measured += f", {below} below that of two halves of its own draws"
+            verdict = (
+                "yes" if row.below_low > 0 else "not shown: it differs no more than two halves of its own draws do"
+            )
+        rows.append((_QUESTIONS[row.with_], measured, verdict))
     return rows
 
 
@@ -112,7 +105,7 @@ def _matters(checks: held.Checks) -> tuple[str, str, str]:
     return question, f"log-odds over a random order: {measured}", verdict
 
 
-def _tissue(run: Run, auc: pd.DataFrame, checks: held.Checks) -> list[tuple[str, str, str]]:
+def _tissue(auc: pd.DataFrame, checks: held.Checks) -> list[tuple[str, str, str]]:
     question = "Do the maps lie on what readers look at?"
     if checks.tissue is None:
         return [(question, "nothing", "cannot be measured: this cohort has no tissue masks")]

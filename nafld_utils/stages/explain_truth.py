@@ -243,7 +243,8 @@ def _curves(run: Run, own: Explanation) -> pd.DataFrame:
     """Deletion and insertion on one image per held-out patient, towards the background's mean image."""
     rows = own.table["judged"].to_numpy()
     device, classifier = engine.device(run.settings.engine), maps.open_classifier(run)
-    noise = truth.random_maps(own.images[rows].shape, unit_seed(run.settings.seed, "shap random"))
+    rng = np.random.default_rng(unit_seed(run.settings.seed, "shap random"))
+    noise = rng.standard_normal(own.images[rows].shape)  # smoothed like the maps: an order that knows nothing
     judged = {"SHAP": own.smoothed()[rows], "random": explain.smooth(noise, own.smoothing * own.images.shape[1])}
     baseline = explain.mean_image(maps.images_unit(run).load_array("background.npy"))
     return truth.curves(lambda images: explain.log_odds(classifier, images, device), own.images[rows], judged, baseline)

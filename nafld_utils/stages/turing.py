@@ -132,14 +132,11 @@ def make_set(run: Run) -> TuringSet:
 
 def numbers(run: Run, shown: TuringSet) -> pd.DataFrame:
     """Images of each kind and class: ``images`` (kind and class in words), ``setting, asked, shown``; four rows."""
-    negative, positive = run.settings.cohort.class_names
     rows = []
-    for name in turing_sitting.NUMBERS:
-        _, kind, group = name.split("_")
-        label = int(group == "unhealthy")
-        found = (shown.items["is_real"] == int(kind == "real")) & (shown.items["label"] == label)
-        asked = getattr(run.settings.turing, name)
-        rows.append((f"{kind}, {positive if label else negative}", f"turing.{name}", asked, int(found.sum())))
+    for name, (is_real, label) in turing_sitting.NUMBERS.items():
+        what = f"{'real' if is_real else 'synthetic'}, {run.settings.cohort.class_names[label]}"
+        found = (shown.items["is_real"] == is_real) & (shown.items["label"] == label)
+        rows.append((what, f"turing.{name}", getattr(run.settings.turing, name), int(found.sum())))
     return pd.DataFrame(rows, columns=["images", "setting", "asked", "shown"])
 
 
