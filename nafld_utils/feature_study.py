@@ -29,7 +29,7 @@ REVISION = ("feature_study", 1)
 
 NETWORK = "tf_efficientnet_lite0"
 SIZE, CROP = 128, 320  # pixels, as shown to the network and as cut out of a frame
-N_FRAMES, N_VIEWS = 2, 4  # frames a patient, random crops a training frame
+N_FRAMES, N_VIEWS = 2, 4  # frames per patient, random crops per training frame
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 32, 5.0e-4, 0.01  # Choice: the sweep's, with a step for short runs
 # What a map must point at where the label shows in this alone.
 TARGETS = {

@@ -85,7 +85,7 @@ def train_shuffled(run: Run) -> Unit:
 
 
 def shuffle_by_patient(images: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Labels of the images after the patients have exchanged theirs: ``(n,)`` int64, as many patients a class."""
+    """Labels of the images after the patients have exchanged theirs: ``(n,)`` int64, as many patients per class."""
     patients = images.drop_duplicates("patient_id").set_index("patient_id")["label"]
     exchanged = pd.Series(rng.permutation(patients.to_numpy()), index=patients.index)
     return images["patient_id"].map(exchanged).to_numpy(dtype=np.int64)
