@@ -34,12 +34,8 @@ OUTCOMES = {(1, 1): "true positive", (0, 1): "false positive", (0, 0): "true neg
 class GreyClassifier(nn.Module):
     """Log-odds of the second class (fatty) as a function of grey pixels.
 
-    Parameters
-    ----------
-    prefix, tail : torch.nn.Module
-        The frozen prefix and the trained tail of one network.
-    name : str
-        timm name, which fixes the normalisation.
+    `prefix` and `tail` are the frozen prefix and the trained tail of one network; its timm `name` fixes the
+    normalisation.
     """
 
     def __init__(self, prefix: nn.Module, tail: nn.Module, name: str):
@@ -82,48 +78,19 @@ def attributions(
     device: torch.device | str = "cpu",
     explainer: str = "gradient",
 ) -> np.ndarray:
-    """What each pixel adds to the log-odds of "fatty", against the background (see `base_value`).
+    """What each pixel adds to the log-odds of "fatty", against the background (see `base_value`): (N, S, S) float32.
 
-    Parameters
-    ----------
-    classifier : torch.nn.Module
-        A `GreyClassifier`.
-    background : (B, S, S) uint8
-        Real training images: what "nothing known about this pixel" means.
-    images : (N, S, S) uint8
-        Images to explain.
-    n_samples : int
-        Per image: draws of a background image and of a point between it and the image (gradient), or evaluations of
-        the classifier (partition).
-    seed : int
-        Seed of these draws; the partition explainer draws nothing.
-    device : torch.device or str
-        Where to compute.
-    explainer : {"gradient", "partition"}
-        shap's explainer.
-
-    Returns
-    -------
-    (N, S, S) float32
-        In units of log-odds; positive speaks for fatty.
-
-    Raises
-    ------
-    ValueError
-        There is no background, the sizes differ, or the explainer is unknown.
+    `background` (B, S, S) uint8 are real training images: what "nothing known about this pixel" means; `images` are
+    (N, S, S) uint8. `n_samples` per image are draws of a background image and of a point between it and the image
+    (gradient), or evaluations of the classifier (partition, which draws nothing); `explainer` is one of `EXPLAINERS`.
     """
-    if len(background) == 0 or background.shape[1:] != images.shape[1:]:
-        raise ValueError(
-            f"background: expected images of {images.shape[1:]} pixels, found {background.shape};"
-            " raise shap.n_background or explain images of the background's size."
-        )
-    if explainer not in EXPLAINERS:
-        raise ValueError(f"shap.explainer: expected one of {', '.join(EXPLAINERS)}, found {explainer!r}; choose one.")
     classifier.to(device)
     state = np.random.get_state()  # noqa: NPY002  shap seeds numpy's global generator
     try:
-        how = _expected_gradients if explainer == "gradient" else _owen_values
-        values = how(classifier, background, images, n_samples, seed, device)
+        if explainer == "partition":
+            values = _owen_values(classifier, background, images, n_samples, device)
+        else:
+            values = _expected_gradients(classifier, background, images, n_samples, seed, device)
     finally:
         np.random.set_state(state)  # noqa: NPY002
     return np.asarray(values, dtype=np.float32).reshape(images.shape)
@@ -139,7 +106,7 @@ def _expected_gradients(
 
 
 def _owen_values(
-    classifier: nn.Module, background: np.ndarray, images: np.ndarray, n_samples: int, seed: int, device: Any
+    classifier: nn.Module, background: np.ndarray, images: np.ndarray, n_samples: int, device: Any
 ) -> np.ndarray:
     import shap
 
@@ -173,12 +140,9 @@ def halves(
     device: torch.device | str = "cpu",
     explainer: str = "gradient",
 ) -> np.ndarray:
-    """Attributions in two independent halves of the draws, whose mean is the map and whose agreement is its noise.
+    """Attributions in two independent halves of the draws, (2, N, S, S) float32, or (1, N, S, S) where none are drawn.
 
-    Returns
-    -------
-    (2, N, S, S) float32
-        The partition explainer draws nothing: (1, N, S, S).
+    Their mean is the map and their agreement is its noise. Arguments as in `attributions`.
     """
     if explainer == "partition":
         return attributions(classifier, background, images, n_samples, seed, device, explainer)[None]
@@ -189,23 +153,11 @@ def halves(
 
 
 def additivity(values: np.ndarray, outputs: np.ndarray, base: float) -> pd.DataFrame:
-    """How far the attributions of an image are from adding up to what they explain.
+    """How far attributions (N, S, S) are from adding up to what they explain, image by image.
 
-    Parameters
-    ----------
-    values : (N, S, S) float
-        From `attributions`.
-    outputs : (N,) float
-        Log-odds of the images.
-    base : float
-        Mean log-odds of the background.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``log_odds, base, explained`` (their difference), ``attributed`` (sum over pixels), ``error`` (attributed minus
-        explained), all in log-odds, and ``relative_error`` (share of the explained difference). Expected gradients
-        add up exactly for infinitely many samples.
+    Columns ``log_odds`` (`outputs`, (N,)), ``base, explained`` (their difference), ``attributed`` (sum over pixels),
+    ``error`` (attributed minus explained), all in log-odds, and ``relative_error`` (share of the explained difference).
+    Expected gradients add up exactly for infinitely many samples.
     """
     attributed = values.reshape(len(values), -1).sum(axis=1, dtype=np.float64)
     explained = np.asarray(outputs, dtype=np.float64) - base
@@ -239,28 +191,11 @@ def shared_limit(values: np.ndarray, share: float = 0.998) -> float:
 
 
 def pick(table: pd.DataFrame, drawn: np.ndarray, n_per_class: int) -> pd.DataFrame:
-    """The first images of each class in the order in which the training drew them, fatty first.
+    """The first images of each class in the order in which the training drew them, fatty first; none picked by eye.
 
-    Choice: nothing is picked by eye. Where the training drew too few of a class, the set's first others follow.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        The synthetic set's table; needs ``label``.
-    drawn : (n,) int
-        Rows of the set that the training used, in its order.
-    n_per_class : int
-        Images a class.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Rows of `table` with ``row`` (place in the set) and ``in_training``.
-
-    Raises
-    ------
-    ValueError
-        The whole set has too few images of a class.
+    `drawn` (n,) int are the rows of the set that the training used, in its order; where these are too few of a class,
+    the set's first others follow. Gives rows of `table` (needs ``label``) with ``row`` (place in the set) and
+    ``in_training``, and refuses a set with too few images of a class.
     """
     others = np.setdiff1d(np.arange(len(table)), drawn)
     order = np.concatenate([drawn, others]).astype(int)
@@ -278,15 +213,7 @@ def pick(table: pd.DataFrame, drawn: np.ndarray, n_per_class: int) -> pd.DataFra
 
 
 def pick_patients(images: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Rows of the first image of `n` patients, or of all where there are fewer; classes in turn, else in their order.
-
-    Parameters
-    ----------
-    images : pandas.DataFrame
-        ``patient_id, label``, a row an image.
-    n : int
-        Patients.
-    """
+    """Rows of the first image of `n` patients, or of all if there are fewer; classes in turn, else in their order."""
     first = images[~images["patient_id"].duplicated()]
     turn = first.groupby("label").cumcount()
     return first.assign(turn=turn).sort_values(["turn", "label"], kind="stable").head(n).drop(columns="turn")
@@ -305,21 +232,14 @@ def outcome(label: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def pick_outcomes(scores: pd.DataFrame) -> pd.DataFrame:
-    """One image of each outcome that occurs, the one with the middle score: typical, and not picked by eye.
+    """One image (``image_id, label, score``) of each outcome that occurs, with ``outcome``, in the order of `OUTCOMES`.
 
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        ``image_id, label, score`` of held-out images.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Rows of `scores` with ``outcome``, in the order of `OUTCOMES`; fewer than four where one does not occur.
+    It is the one with the middle score: typical, and not picked by eye.
     """
     named = scores.assign(outcome=outcome(scores["label"].to_numpy(), scores["score"].to_numpy()))
-    parts = []
+    named = named.sort_values(["score", "image_id"])
+    middle = []
     for name in OUTCOMES.values():
-        part = named[named["outcome"] == name].sort_values(["score", "image_id"])
-        parts.append(part.iloc[len(part) // 2 :][:1])
-    return pd.concat(parts, ignore_index=True)
+        part = named[named["outcome"] == name]
+        middle.append(part.iloc[len(part) // 2 :][:1])
+    return pd.concat(middle, ignore_index=True)

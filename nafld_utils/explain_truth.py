@@ -1,8 +1,7 @@
 """What attributions can be held against: tissue, another map of the same image, and the classifier's own answer.
 
-Contract: arrays in, tables out; nothing is trained, drawn or opened here, except that `curves` draws its random maps
-from the seed it is given. Shares of an image are of its *smoothed absolute* attribution, since single pixels of
-expected gradients are noise, and of what lies inside the sector.
+Contract: arrays in, tables out; nothing is trained, drawn or opened here. Shares of an image are of its *smoothed
+absolute* attribution, since single pixels of expected gradients are noise, and of what lies inside the sector.
 
 Notes
 -----
@@ -14,7 +13,8 @@ arXiv:1806.07421) against random maps as smooth as those that are judged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,21 +41,10 @@ def readable(low: float) -> bool:
 
 
 def regions(tissue: np.ndarray, codes: Mapping[str, int], border: int) -> np.ndarray:
-    """Regions that attributions are shared among; every pixel belongs to one.
+    """Places in `REGIONS` of tissue codes (N, S, S) uint8: the regions that attributions are shared among.
 
-    Parameters
-    ----------
-    tissue : (N, S, S) uint8
-        Tissue codes of simulated images.
-    codes : mapping of str to int
-        Codes by tissue: ``outside, liver, vessel, kidney_cortex, diaphragm`` are read.
-    border : int
-        Half width in pixels of the band around a vessel or the diaphragm. Where bands meet, the diaphragm's is first.
-
-    Returns
-    -------
-    (N, S, S) uint8
-        Places in `REGIONS`.
+    `codes` are by tissue: ``outside, liver, vessel, kidney_cortex, diaphragm`` are read; `border` is the half width in
+    pixels of the band around a vessel or the diaphragm. Where bands meet, the diaphragm's is first.
     """
     from scipy import ndimage
 
@@ -70,27 +59,12 @@ def regions(tissue: np.ndarray, codes: Mapping[str, int], border: int) -> np.nda
 
 
 def shares(values: np.ndarray, parts: np.ndarray) -> pd.DataFrame:
-    """Where the attribution of each image lies.
+    """Where smoothed attributions (N, S, S) lie among `parts` (N, S, S) uint8 from `regions`.
 
-    Parameters
-    ----------
-    values : (N, S, S) float
-        Smoothed attributions, log-odds a pixel.
-    parts : (N, S, S) uint8
-        From `regions`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row an image and region other than outside: ``image`` (row of `values`), ``region``, ``area`` and ``share``
-        (of the pixels and of the absolute attribution inside the sector, in [0, 1]; areas of an image add up to 1),
-        ``ratio`` (share over area; NaN where the image lacks the region), ``net`` (sum of the attribution, log-odds),
-        ``peak`` (the largest absolute attribution inside the sector lies here: the pointing game).
-
-    Raises
-    ------
-    ValueError
-        An image lies wholly outside the sector.
+    One row per image and region other than outside: ``image`` (row of `values`), ``region``, ``area`` and ``share``
+    (of the pixels and of the absolute attribution inside the sector, in [0, 1]; areas of an image add up to 1),
+    ``ratio`` (share over area; NaN where the image lacks the region), ``net`` (sum of the attribution, log-odds),
+    ``peak`` (the largest absolute attribution inside the sector lies here: the pointing game).
     """
     rows = []
     for i, (value, part) in enumerate(zip(np.asarray(values, dtype=np.float64), parts, strict=True)):
@@ -108,52 +82,43 @@ def shares(values: np.ndarray, parts: np.ndarray) -> pd.DataFrame:
 
 
 def summarise_shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean of `shares` over images, one a patient, with Student t intervals over them.
+    """Mean of `shares` over images, one per patient, with Student t intervals over them; one row per region.
 
-    Returns
-    -------
-    pandas.DataFrame
-        A row a region: ``region, n`` (images that hold it), ``area, share`` (means), ``ratio, low, high`` (mean of the
-        images' ratios; NaN bounds with fewer than two), ``net`` (mean log-odds), ``peaks`` and ``peaks_by_area`` (how
-        often the largest attribution lies here, and how often a point thrown at random would, both in [0, 1]).
+    Columns ``region, n`` (images that hold it), ``area, share`` (means), ``ratio, low, high`` (mean of the images'
+    ratios), ``net`` (mean log-odds), ``peaks`` and ``peaks_by_area`` (how often the largest attribution lies here, and
+    how often a point thrown at random would, both in [0, 1]).
     """
     rows = []
     for name, part in table.groupby("region", sort=False):
-        held = part[part["area"] > 0]
-        middle = mean_interval(held["ratio"])
-        rows.append(
-            (name, len(held), part["area"].mean(), part["share"].mean(), *middle, part["net"].mean(),
-             part["peak"].mean(), part["area"].mean())
-        )  # fmt: skip
+        ratios, mean = part.loc[part["area"] > 0, "ratio"], part[["area", "share", "net", "peak"]].mean()
+        middle = stats.over_folds(ratios)
+        rows.append((name, len(ratios), mean["area"], mean["share"], *middle, mean["net"], mean["peak"], mean["area"]))
     columns = ["region", "n", "area", "share", "ratio", "low", "high", "net", "peaks", "peaks_by_area"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def mean_interval(values: Any) -> tuple[float, float, float]:
-    """Mean with its 95 % Student t interval; NaN bounds for one value, all NaN for none."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return (float(values.mean()) if len(values) else np.nan, np.nan, np.nan)
-    return tuple(stats.student_t_interval(values))
+def auc_over_patients(scores: pd.DataFrame, n_resamples: int = 2000) -> dict[str, Any]:
+    """Image-level AUC of ``patient_id, label, score`` over patients: ``auc, low, high, n_patients``.
+
+    NaN where the patients do not allow it: an AUC needs both classes, its interval two patients of each.
+    """
+    counts = scores.drop_duplicates("patient_id")["label"].value_counts()
+    found = {"auc": np.nan, "low": np.nan, "high": np.nan, "n_patients": int(counts.sum())}
+    if len(counts) == 2:
+        found["auc"] = stats.auc(scores["label"], scores["score"])
+    if len(counts) == 2 and counts.min() > 1:
+        interval = stats.auc_interval(scores["label"], scores["score"], scores["patient_id"], n_resamples)
+        found |= interval._asdict()
+    return found
 
 
 # ---------------------------------------------------------------- two maps of one image
 
 
 def agreement(a: np.ndarray, b: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
-    """Spearman's rank correlation of two sets of maps, image by image.
+    """Spearman's rank correlation of two sets of maps (N, S, S), smoothed alike, image by image: (N,) in [-1, 1].
 
-    Parameters
-    ----------
-    a, b : (N, S, S) float
-        Maps of the same images, smoothed alike.
-    inside : (N, S, S) bool, optional
-        Pixels that count, e.g. those that are not black in the image; None takes all.
-
-    Returns
-    -------
-    (N,) float64 in [-1, 1]
-        0 where a map is constant: it orders nothing.
+    Pixels outside `inside` (N, S, S) bool do not count. 0 where a map is constant: it orders nothing.
 
     Examples
     --------
@@ -171,13 +136,9 @@ def agreement(a: np.ndarray, b: np.ndarray, inside: np.ndarray | None = None) ->
     return out
 
 
-def pairwise(maps: Mapping[str, np.ndarray], inside: np.ndarray | None = None) -> np.ndarray:
-    """Mean agreement of every pair of maps, image by image: ``(N,)``; at least two maps."""
-    values = list(maps.values())
-    pairs = [agreement(a, b, inside) for i, a in enumerate(values) for b in values[i + 1 :]]
-    if not pairs:
-        raise ValueError(f"maps: expected two or more to compare, found {len(values)}; explain more classifiers.")
-    return np.mean(pairs, axis=0)
+def pairwise(maps: Sequence[np.ndarray], inside: np.ndarray | None = None) -> np.ndarray:
+    """Mean agreement of every pair of two or more maps, image by image: ``(N,)``."""
+    return np.mean([agreement(a, b, inside) for a, b in itertools.combinations(maps, 2)], axis=0)
 
 
 # ---------------------------------------------------------------- the classifier's own answer
@@ -192,25 +153,12 @@ def curves(
 ) -> pd.DataFrame:
     """Deletion and insertion: how the log-odds move as the pixels that a map ranks first are taken away or put in.
 
-    Parameters
-    ----------
-    score : callable
-        Log-odds ``(n,)`` of images ``(n, S, S)`` uint8.
-    images : (N, S, S) uint8
-        One a patient.
-    maps : mapping of str to (N, S, S) float
-        Maps to judge, by name; positive speaks for fatty. Pixels are ordered by how much they speak for the side of
-        the baseline on which the classifier puts the image.
-    baseline : (S, S) uint8
-        What stands for a pixel that is taken away.
-    fractions : tuple of float
-        Shares of the pixels, from 0 to 1.
+    `score` gives the log-odds ``(n,)`` of images ``(n, S, S)`` uint8. Maps (N, S, S) are by name, positive speaks for
+    fatty; pixels are ordered by how much they speak for the side of the `baseline` (S, S) uint8, which stands for a
+    pixel that is taken away, on which the classifier puts the image. `fractions` of the pixels go from 0 to 1.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``map, mode`` (deletion, insertion), ``image, fraction, kept``: log-odds on the image's side of the baseline,
-        so that deletion starts where insertion ends. A good map makes deletion fall and insertion rise early.
+    Columns ``map, mode`` (deletion, insertion), ``image, fraction, kept``: log-odds on the image's side of the
+    baseline, so that deletion starts where insertion ends. A good map makes deletion fall and insertion rise early.
     """
     ends = score(np.concatenate([images, baseline[None]]))
     side, origin = np.where(ends[:-1] >= ends[-1], 1.0, -1.0), ends[-1]
@@ -234,20 +182,11 @@ def _steps(start: np.ndarray, end: np.ndarray, order: np.ndarray, fractions: tup
     return out
 
 
-def random_maps(shape: tuple[int, int, int], seed: int) -> np.ndarray:
-    """Noise to be smoothed like a map that is judged: what an order that knows nothing amounts to."""
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
 def curve_gain(table: pd.DataFrame, judged: str, reference: str) -> pd.DataFrame:
     """Area between the curves of two maps: positive where `judged` finds what moves the classifier.
 
-    Returns
-    -------
-    pandas.DataFrame
-        A row a mode: ``mode, n`` (images), ``gain, low, high``: mean difference of the areas under the curves in
-        log-odds, reference minus judged for deletion and the reverse for insertion, with a Student t interval over
-        images.
+    Columns ``mode, n`` (images), ``gain, low, high``: mean difference of the areas under the curves in log-odds,
+    reference minus judged for deletion and the reverse for insertion, with a Student t interval over images.
     """
     area = table.groupby(["map", "mode", "image"]).apply(
         lambda part: np.trapezoid(part["kept"], part["fraction"]), include_groups=False
@@ -255,5 +194,5 @@ def curve_gain(table: pd.DataFrame, judged: str, reference: str) -> pd.DataFrame
     rows = []
     for mode, sign in (("deletion", -1.0), ("insertion", 1.0)):
         gain = sign * (area[judged, mode] - area[reference, mode])
-        rows.append((mode, len(gain), *mean_interval(gain)))
+        rows.append((mode, len(gain), *stats.over_folds(gain)))
     return pd.DataFrame(rows, columns=["mode", "n", "gain", "low", "high"])

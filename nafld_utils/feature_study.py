@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ REVISION = ("feature_study", 1)
 
 NETWORK = "tf_efficientnet_lite0"
 SIZE, CROP = 128, 320  # pixels, as shown to the network and as cut out of a frame
-N_FRAMES, N_VIEWS = 2, 4  # frames a patient, random crops a training frame
+N_FRAMES, N_VIEWS = 2, 4  # frames per patient, random crops per training frame
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 32, 5.0e-4, 0.01  # Choice: the sweep's, with a step for short runs
 # What a map must point at where the label shows in this alone.
 TARGETS = {
@@ -41,16 +42,8 @@ TARGETS = {
 class Cohort(NamedTuple):
     """Images of one cohort; row i of everything belongs to image i.
 
-    Attributes
-    ----------
-    images : pandas.DataFrame
-        ``patient_id, label, grade, fold, sha256, image_id``; fold 0 is held out.
-    resized : (N, S, S) uint8 ndarray
-        Whole crops.
-    pool : (N, K, S, S) uint8 ndarray
-        Random crops.
-    tissue : (N, S, S) uint8 ndarray
-        Tissue codes of `resized`.
+    ``images`` holds ``patient_id, label, grade, fold, sha256, image_id``, fold 0 being held out; ``resized`` (N, S, S)
+    uint8 whole crops, ``pool`` (N, K, S, S) uint8 random crops, ``tissue`` (N, S, S) uint8 the codes of ``resized``.
     """
 
     images: pd.DataFrame
@@ -85,20 +78,12 @@ def crop_of(frame: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return preprocess.cut(np.where(region, frame, 0).astype(np.uint8), corner, CROP), preprocess.cut(mask, corner, CROP)
 
 
-def make_cohort(feature: str, n_patients: int, seed: int, n_jobs: int = 1) -> Cohort:
-    """Simulate a cohort about one feature and cut it as the study does.
+def _whole(crop: np.ndarray, labels: bool = False) -> np.ndarray:
+    return preprocess.resize_box(crop, preprocess.whole_box(crop), SIZE, labels=labels)
 
-    Parameters
-    ----------
-    feature : str
-        One of `phantom.FEATURES`.
-    n_patients : int
-        Two folds need at least two patients of each class.
-    seed : int
-        Decides patients, crops and the split.
-    n_jobs : int
-        Processes that simulate.
-    """
+
+def make_cohort(feature: str, n_patients: int, seed: int, n_jobs: int = 1) -> Cohort:
+    """Simulate a cohort about one of `phantom.FEATURES` and cut it as the study does; `n_jobs` processes simulate."""
     found = phantom.simulate(n_patients, seed, N_FRAMES, min(n_jobs, n_patients), feature)
     assigned = folds.make_folds(found.patients, 2, seed)
     images = found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
@@ -107,8 +92,7 @@ def make_cohort(feature: str, n_patients: int, seed: int, n_jobs: int = 1) -> Co
     pool = np.empty((len(images), N_VIEWS, SIZE, SIZE), np.uint8)
     for i, (frame, mask) in enumerate(zip(found.pixels, found.masks, strict=True)):
         crop, codes = crop_of(frame, mask)
-        resized[i] = preprocess.resize_box(crop, preprocess.whole_box(crop), SIZE)
-        tissue[i] = preprocess.resize_box(codes, preprocess.whole_box(codes), SIZE, labels=True)
+        resized[i], tissue[i] = _whole(crop), _whole(codes, labels=True)
         rng = np.random.default_rng([seed, 21, i])
         for j in range(N_VIEWS):
             box = preprocess.random_box(crop.shape, (0.64, 1.0), (0.9, 1.1), rng)
@@ -117,39 +101,23 @@ def make_cohort(feature: str, n_patients: int, seed: int, n_jobs: int = 1) -> Co
 
 
 def twins(images: pd.DataFrame, feature: str, seed: int) -> np.ndarray:
-    """First frames of the same patients with the feature where they lack it and without where they have it.
+    """First frames (n, 128, 128) uint8 of the same patients with the feature where they lack it, without where not.
 
-    Parameters
-    ----------
-    images : pandas.DataFrame
-        Rows of a `Cohort`, first frames; ``patient_id`` (from 1) and ``label``.
-
-    Returns
-    -------
-    (n, 128, 128) uint8
+    `images` are rows of a `Cohort`, first frames; ``patient_id`` (from 1) and ``label``.
     """
-    out = np.empty((len(images), SIZE, SIZE), np.uint8)
-    for i, row in enumerate(images.itertuples()):
+    out = []
+    for row in images.itertuples():
         fat = 0.0 if row.label else float(phantom.FEATURE_FAT)
         frames, masks = phantom.simulate_patient(seed, int(row.patient_id) - 1, fat, 1, feature)
-        crop, _ = crop_of(frames[0], masks[0])
-        out[i] = preprocess.resize_box(crop, preprocess.whole_box(crop), SIZE)
-    return out
+        out.append(_whole(crop_of(frames[0], masks[0])[0]))
+    return np.stack(out)
 
 
 # ---------------------------------------------------------------- one feature
 
 
 def train(cohort: Cohort, options: Options, device: Any = "cpu") -> tuple[explain.GreyClassifier, pd.DataFrame]:
-    """Train on the patients of fold 1 and score those of fold 0.
-
-    Returns
-    -------
-    GreyClassifier
-        The trained classifier.
-    pandas.DataFrame
-        ``image_id, patient_id, label, score`` of the held-out images.
-    """
+    """Train on the patients of fold 1; also gives the scores ``image_id, patient_id, label, score`` of fold 0."""
     prefix, pretrained = backbones.split(backbones.load(NETWORK, options.network_weights), NETWORK)
     held_out = cohort.images["fold"].to_numpy() == 0
     label = cohort.images["label"].to_numpy()
@@ -183,7 +151,7 @@ def study(feature: str, options: Options, device: Any = "cpu") -> tuple[list[dic
     Returns
     -------
     list of dict
-        One row an explainer of `explain.EXPLAINERS`: ``feature, explainer, auc, low, high, n_patients`` (held out),
+        One row per explainer of `explain.EXPLAINERS`: ``feature, explainer, auc, low, high, n_patients`` (held out),
         ``n_explained, moved`` (mean log-odds by which the classifier follows the feature within a patient, towards
         fatty where it is put in), ``additivity_error`` and what `judge` gives.
     dict of str to ndarray
@@ -198,69 +166,56 @@ def study(feature: str, options: Options, device: Any = "cpu") -> tuple[list[dic
     background = cohort.pool[training, 0]
     other = twins(cohort.images.iloc[rows], feature, options.seed)
     moved = explain.log_odds(classifier, images, device) - explain.log_odds(classifier, other, device)
-    facts = {**auc_of(scores), "n_explained": len(rows), "moved": float((moved * np.where(labels == 1, 1, -1)).mean())}
+    facts = {
+        **truth.auc_over_patients(scores),
+        "n_explained": len(rows),
+        "moved": float((moved * np.where(labels == 1, 1, -1)).mean()),
+    }
     difference = images.astype(np.float32) - other
     where = explain.smooth(np.abs(difference), options.smoothing * SIZE)
     parts = truth.regions(cohort.tissue[rows], phantom.TISSUES, round(options.border * SIZE))
     networks = {"trained": classifier, "untrained": untrained(options.seed)}
     out, arrays = [], {"images": images, "difference": difference}
     for explainer in explain.EXPLAINERS:
-        found = {
-            name: _explained(net, background, images, explainer, options, device) for name, net in networks.items()
-        }
-        maps = {name: values for name, (values, _) in found.items()}
-        row = {"feature": feature, "explainer": explainer, **facts, "additivity_error": found["trained"][1]}
+        maps, error = _explained(networks, background, images, explainer, options, device)
+        row = {"feature": feature, "explainer": explainer, **facts, "additivity_error": error}
         out.append({**row, **judge(maps, where, parts, TARGETS[feature])})
         arrays[f"maps_{explainer}"] = maps["trained"].astype(np.float32)
     return out, arrays
 
 
 def _explained(
-    network: Any, background: np.ndarray, images: np.ndarray, explainer: str, options: Options, device: Any
-) -> tuple[np.ndarray, float]:
-    """Smoothed attributions of a network and their additivity error."""
-    how = (options.n_samples, options.seed, device, explainer)
-    values = explain.attributions(network, background, images, *how)
-    base = explain.base_value(network, background, device, explainer)
-    error = explain.missing_share(explain.additivity(values, explain.log_odds(network, images, device), base))
-    return explain.smooth(values, options.smoothing * SIZE), error
-
-
-def auc_of(scores: pd.DataFrame) -> dict[str, Any]:
-    """Image-level AUC over held-out patients with its interval: ``auc, low, high, n_patients``."""
-    patients = scores[["patient_id", "label"]].drop_duplicates()
-    facts = {"n_patients": len(patients)}
-    if patients["label"].nunique() < 2:
-        return {"auc": np.nan, "low": np.nan, "high": np.nan, **facts}
-    if patients["label"].value_counts().min() < 2:  # an interval over patients needs two of each class
-        return {"auc": stats.auc(scores["label"], scores["score"]), "low": np.nan, "high": np.nan, **facts}
-    found = stats.auc_interval(scores["label"], scores["score"], scores["patient_id"])
-    return {"auc": found.auc, "low": found.low, "high": found.high, **facts}
+    networks: Mapping[str, Any],
+    background: np.ndarray,
+    images: np.ndarray,
+    explainer: str,
+    options: Options,
+    device: Any,
+) -> tuple[dict[str, np.ndarray], float]:
+    """Smoothed attributions by every network, and the additivity error of the trained one."""
+    values = {
+        name: explain.attributions(net, background, images, options.n_samples, options.seed, device, explainer)
+        for name, net in networks.items()
+    }
+    trained = networks["trained"]
+    base = explain.base_value(trained, background, device, explainer)
+    outputs = explain.log_odds(trained, images, device)
+    error = explain.missing_share(explain.additivity(values["trained"], outputs, base))
+    return {name: explain.smooth(value, options.smoothing * SIZE) for name, value in values.items()}, error
 
 
 def judge(
     maps: Mapping[str, np.ndarray], difference: np.ndarray, parts: np.ndarray, targets: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Hold maps of a trained and an untrained network against where the feature is.
+    """Hold smoothed maps ``trained, untrained`` (N, S, S) against where the feature is.
 
-    Parameters
-    ----------
-    maps : mapping
-        ``trained, untrained``: (N, S, S) smoothed attributions.
-    difference : (N, S, S) float
-        Smoothed absolute difference of each image from its twin.
-    parts : (N, S, S) uint8
-        From `explain_truth.regions`.
-    targets : tuple of str
-        Regions where the feature is.
+    `difference` (N, S, S) is the smoothed absolute difference of each image from its twin, `parts` are from
+    `explain_truth.regions`, and the feature is in the regions `targets`.
 
-    Returns
-    -------
-    dict
-        ``target`` (its regions), ``area, share, peaks`` (see `explain_truth.shares`), ``ratio`` (share over area),
-        ``agreement`` (rank correlation of the absolute map with `difference`), both also as ``untrained_...``, and
-        ``gain`` (ratio of the trained less that of the untrained network); the three with ``..._low, ..._high``
-        (Student t over images, one a patient).
+    Gives ``target`` (its regions), ``area, share, peaks`` (see `explain_truth.shares`), ``ratio`` (share over area),
+    ``agreement`` (rank correlation of the absolute map with `difference`), both also as ``untrained_...``, and
+    ``gain`` (ratio of the trained less that of the untrained network); the three with ``..._low, ..._high``
+    (Student t over images, one per patient).
     """
     row: dict[str, Any] = {"target": " and ".join(targets)}
     ratios, inside = {}, parts > 0
@@ -278,21 +233,41 @@ def judge(
 
 def _with_bounds(name: str, values: np.ndarray) -> dict[str, float]:
     """Mean of the finite values under `name`, with its interval."""
-    middle, low, high = truth.mean_interval(values[np.isfinite(values)])
+    middle, low, high = stats.over_folds(values[np.isfinite(values)])
     return {name: middle, f"{name}_low": low, f"{name}_high": high}
 
 
-def verdict(row: Mapping[str, Any]) -> str:
-    """What one row of the study shows, in a sentence that follows from its numbers."""
+class Finding(StrEnum):
+    """What one row of the study shows."""
+
+    NOT_INTERPRETED = "not interpreted"
+    FOUND = "found"
+    NOT_TOLD_APART = "not told apart from an untrained network"
+    NOT_FOUND = "not found"
+
+
+def finding(row: Mapping[str, Any]) -> Finding:
+    """What follows from the numbers of one row of `study`; a bound that is NaN shows nothing."""
     if not truth.readable(row["low"]):
-        bound = "no lower bound" if not np.isfinite(row["low"]) else f"a lower bound of {row['low']:.2f}"
+        return Finding.NOT_INTERPRETED
+    if not row["ratio_low"] > 1:
+        return Finding.NOT_FOUND
+    return Finding.FOUND if row["gain_low"] > 0 else Finding.NOT_TOLD_APART
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """The `finding` of one row in a sentence with its numbers."""
+    shown = finding(row)
+    if shown is Finding.NOT_INTERPRETED:
+        bound = f"a lower bound of {row['low']:.2f}" if np.isfinite(row["low"]) else "no lower bound"
         return (
-            f"not interpreted: the held-out AUC {row['auc']:.2f} has {bound}, not above {truth.READABLE_FROM},"
+            f"{shown}: the held-out AUC {row['auc']:.2f} has {bound}, not above {truth.READABLE_FROM},"
             " so it is not shown that the classifier uses the feature"
         )
-    text = f"{row['ratio']:.2f} times its area's share [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
-    if row["ratio_low"] > 1 and row["gain_low"] > 0:
-        return f"found: the {row['target']} carries {text}, more than with an untrained network"
-    if row["ratio_low"] > 1:
-        return f"not told apart from an untrained network: the {row['target']} carries {text}, but so it does there"
-    return f"not found: the {row['target']} carries {text}, although the classifier uses nothing else"
+    numbers = f"{row['ratio']:.2f} times its area's share [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+    reason = {
+        Finding.FOUND: "more than with an untrained network",
+        Finding.NOT_TOLD_APART: "but so it does there",
+        Finding.NOT_FOUND: "although the classifier uses nothing else",
+    }
+    return f"{shown}: the {row['target']} carries {numbers}, {reason[shown]}"

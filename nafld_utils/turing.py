@@ -1,28 +1,27 @@
 """How well raters of the image Turing test tell real from synthetic (paper, Table 1), and the paper's own answers.
 
-Contract: tables in, tables out. Ratings are a table as `summarize` describes it, an answer a row; whatever takes them
-refuses with a ValueError a missing column or value, a value other than 0 and 1, and an image rated twice by one rater.
-As in the paper *sensitivity* is the share of real images recognised as real and *specificity* the share of synthetic
-images recognised as synthetic; a rater's rate is one observation, so means and intervals are over raters, for these
-images. Intervals that fit five raters better, and over images too, are `nafld_utils.turing_statistics`'.
+Contract: tables in, tables out. Ratings are a table as `summarize` describes it, one row per answer; every function
+that takes them refuses with a ValueError a missing column or value, a value other than 0 and 1, and an image rated
+twice by one rater. *Sensitivity* is the share of real images recognised as real, *specificity* the share of synthetic
+images recognised as synthetic. One rater gives one rate, so means and intervals are over raters, for these images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from nafld_utils import stats, turing_answers
+from nafld_utils import stats, turing_import
 
 REVISION = ("turing", 1)
 
 GROUPS = ("unhealthy", "healthy", "both")
 METRICS = ("accuracy", "sensitivity", "specificity")
 CELLS = ("real unhealthy", "real healthy", "synthetic unhealthy", "synthetic healthy")
+SUMMARY_COLUMNS = ["group", "metric", "mean", "low", "high", "n_raters", "over", "note"]
 OVER = "raters (Student t, not clipped); these images"
 
 # Table 1 of the paper: mean [low, high] of accuracy, sensitivity and specificity; five raters, 50 images.
@@ -67,55 +66,39 @@ def summarize(ratings: pd.DataFrame) -> pd.DataFrame:
     -----
     Source: paper, Table 1; its bound of 1.017 shows that the intervals were not clipped.
     """
-    rates = rater_rates(ratings)
     rows = []
-    for group in GROUPS:
-        for metric in METRICS:
-            values = rates.loc[(rates["group"] == group) & (rates["metric"] == metric), "rate"].to_numpy()
-            mean, low, high = float(values.mean()), float("nan"), float("nan")
+    for (group, metric), own in rater_rates(ratings).groupby(["group", "metric"], sort=False):
+        rates = own["rate"].to_numpy()
+        note = "all raters alike: the interval has no width" if np.ptp(rates) == 0 else ""
+        if len(rates) == 1:
             note = "one rater: no interval over raters"
-            if len(values) > 1:
-                mean, low, high = stats.student_t_interval(values)
-                note = "all raters alike: the interval has no width" if np.ptp(values) == 0 else ""
-            rows.append((group, metric, mean, low, high, len(values), OVER, note))
-    return pd.DataFrame(rows, columns=["group", "metric", "mean", "low", "high", "n_raters", "over", "note"])
+        rows.append((group, metric, *stats.over_folds(rates), len(rates), OVER, note))
+    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
 def rater_rates(ratings: pd.DataFrame) -> pd.DataFrame:
-    """Each rater's accuracy, sensitivity and specificity by class: the observations behind Table 1.
-
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        As in `summarize`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``rater, group, metric, rate`` in [0, 1], ``n`` (images it is of).
-
-    Raises
-    ------
-    ValueError
-        As in `summarize`.
-    """
-    table = checked(ratings)
+    """Each rater's rates behind Table 1: ``rater, group, metric, rate`` in [0, 1], ``n`` (images); as `summarize`."""
     rows = []
-    for rater, own in table.groupby("rater", sort=False):
-        for group in GROUPS:
-            part = own if group == "both" else own[own["label"] == int(group == "unhealthy")]
-            for metric, seen in zip(
-                METRICS, (part, part[part["is_real"] == 1], part[part["is_real"] == 0]), strict=True
-            ):
-                if seen.empty:
-                    what = {"sensitivity": "real ", "specificity": "synthetic "}.get(metric, "")
-                    raise ValueError(
-                        f"ratings of {rater!r}: expected real and synthetic images of both classes, found no"
-                        f" {what}{group} one; complete them or leave this rater out."
-                    )
-                right = seen["said_real"] == seen["is_real"]
-                rows.append((rater, group, metric, float(right.mean()), len(seen)))
+    for rater, own in checked(ratings).groupby("rater", sort=False):
+        for group, metric, seen in subsets(own):
+            if seen.empty:
+                what = {"sensitivity": "real ", "specificity": "synthetic "}.get(metric, "")
+                raise ValueError(
+                    f"ratings of {rater!r}: expected real and synthetic images of both classes, found no"
+                    f" {what}{group} one; complete them or leave this rater out."
+                )
+            right = seen["said_real"] == seen["is_real"]
+            rows.append((rater, group, metric, float(right.mean()), len(seen)))
     return pd.DataFrame(rows, columns=["rater", "group", "metric", "rate", "n"])
+
+
+def subsets(ratings: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """The answers behind each number of Table 1, in its order: group, metric, rows of `ratings`."""
+    for group in GROUPS:
+        part = ratings if group == "both" else ratings[ratings["label"] == int(group == "unhealthy")]
+        yield group, "accuracy", part
+        yield group, "sensitivity", part[part["is_real"] == 1]
+        yield group, "specificity", part[part["is_real"] == 0]
 
 
 def per_rater(ratings: pd.DataFrame) -> pd.DataFrame:
@@ -133,11 +116,6 @@ def per_rater(ratings: pd.DataFrame) -> pd.DataFrame:
         binomial test against 0.5), ``said_real`` (share), ``chance`` (the accuracy that this inclination gives
         without any skill), ``d_prime`` (0: cannot tell), ``d_low, d_high`` (95 %, normal), ``criterion`` (above 0:
         inclined to say synthetic), ``over``.
-
-    Raises
-    ------
-    ValueError
-        As in `summarize`.
 
     Notes
     -----
@@ -169,18 +147,9 @@ def _z(said_real: pd.Series) -> tuple[float, float]:
 
 
 def per_image(ratings: pd.DataFrame) -> pd.DataFrame:
-    """How raters saw each image: which are always recognised and which fool them (Supplementary Fig. 2).
+    """How raters saw each image, the most often recognised first (Supplementary Fig. 2).
 
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        As in `summarize`; ``kind`` and ``order`` are kept where there are any.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``image_id, [order, kind,] label, is_real, said_real`` (share of raters), ``right`` (share), ``n_raters``;
-        the most often recognised first.
+    Columns ``image_id, [order, kind,] label, is_real, said_real`` (share of raters), ``right`` (share), ``n_raters``.
     """
     table = checked(ratings)
     keys = [name for name in ("image_id", "order", "kind", "label", "is_real") if name in table]
@@ -203,7 +172,7 @@ def checked(ratings: pd.DataFrame) -> pd.DataFrame:
             found = ratings.loc[~ratings[name].isin([0, 1]), name].iloc[0]
             raise ValueError(f"ratings: expected 0 or 1 in {name}, found {found}; correct that answer.")
     try:
-        turing_answers.refuse_repeats(ratings)
+        turing_import.refuse_repeats(ratings)
     except ValueError as error:
         raise ValueError(f"ratings: {error}") from None
     return ratings.astype(dict.fromkeys(columns[2:], int))
@@ -212,43 +181,18 @@ def checked(ratings: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- the paper's own result
 
 
-def from_counts(counts: Any, sizes: Sequence[int], raters: Sequence[str] | None = None) -> pd.DataFrame:
-    """Ratings that have given counts of right answers; which image was answered rightly is arbitrary.
+def from_counts(counts: Sequence[Sequence[int]], sizes: Sequence[int], raters: Sequence[str] = ()) -> pd.DataFrame:
+    """Ratings with given counts of right answers, (n_raters, 4) of the images in each of `CELLS`, (4,).
 
-    Parameters
-    ----------
-    counts : (n_raters, 4) array of int
-        Right answers of each rater in each of `CELLS`.
-    sizes : (4,) sequence of int
-        Images in each of `CELLS`.
-    raters : sequence of str, optional
-        Their names.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``rater, image_id, label, is_real, said_real``, as `summarize` takes it.
-
-    Raises
-    ------
-    ValueError
-        A count is negative or above the cell's size, or there are not four columns.
+    Which image was answered rightly is arbitrary.
 
     Examples
     --------
     >>> from_counts([[1, 1, 0, 1]], [1, 1, 1, 1])["said_real"].tolist()
     [1, 1, 1, 0]
     """
-    counts, sizes = np.asarray(counts), np.asarray(sizes)
-    if counts.ndim != 2 or counts.shape[1] != 4 or sizes.shape != (4,):
-        raise ValueError(f"counts: expected a row a rater of {', '.join(CELLS)}, found shape {counts.shape}.")
-    if (counts < 0).any() or (counts > sizes).any():
-        raise ValueError(
-            f"counts: expected 0 to {sizes.tolist()} right answers, found {counts.tolist()}; correct them."
-        )
-    raters = raters if raters is not None else [f"rater {i + 1}" for i in range(len(counts))]
     rows = []
-    for rater, row in zip(raters, counts, strict=True):
+    for rater, row in zip(raters or [f"rater {i + 1}" for i in range(len(counts))], counts, strict=True):
         for cell, right, size in zip(CELLS, row, sizes, strict=True):
             is_real, label = int(cell.startswith("real")), int(cell.endswith("unhealthy"))
             said = [is_real if i < right else 1 - is_real for i in range(size)]
@@ -263,7 +207,7 @@ def paper_summary() -> pd.DataFrame:
         for group in GROUPS
         for metric, numbers in zip(METRICS, PAPER_TABLE[group], strict=True)
     ]
-    return pd.DataFrame(rows, columns=["group", "metric", "mean", "low", "high", "n_raters"])
+    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS[:6])
 
 
 def paper_ratings() -> pd.DataFrame:
@@ -272,7 +216,7 @@ def paper_ratings() -> pd.DataFrame:
 
 
 def as_table_1(summary: pd.DataFrame) -> pd.DataFrame:
-    """A summary in the paper's layout: a row a class, a column a metric, ``0.512 [0.406, 0.618]`` in the cells.
+    """A summary in the paper's layout: one row per class, one column per metric, ``0.512 [0.406, 0.618]`` in the cells.
 
     Parameters
     ----------
@@ -284,11 +228,11 @@ def as_table_1(summary: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         Index ``class``, columns ``accuracy, sensitivity, specificity``, str.
     """
-    cells = {
-        (row.group, row.metric): f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    cells = [
+        f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]"
         if np.isfinite([row.low, row.high]).all()
         else f"{row.mean:.3f} [{'one rater' if row.n_raters == 1 else 'no interval'}]"
         for row in summary.itertuples(index=False)
-    }
-    table = pd.DataFrame([[cells[group, metric] for metric in METRICS] for group in GROUPS], GROUPS, list(METRICS))
-    return table.rename_axis("class")
+    ]
+    table = summary.assign(cell=cells).pivot_table(index="group", columns="metric", values="cell", aggfunc="first")
+    return table.loc[list(GROUPS), list(METRICS)].rename_axis(index="class", columns=None)

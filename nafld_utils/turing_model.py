@@ -8,6 +8,9 @@ how many raters and images it can be.
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,19 +36,10 @@ MAX_IMAGES = 10_000
 def mixed_model(ratings: pd.DataFrame) -> pd.DataFrame:
     """Logistic mixed model with crossed random effects: who says "real", and does it depend on the image being real?
 
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        Two or more raters, both answers among theirs; raters may have seen different images.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``term, estimate, low, high, over, note``, on the log-odds scale: *inclination* of an average rater to say
-        "real" (0: as often as not), *discrimination* (the log odds ratio of saying "real" for a real and for a
-        synthetic image; 0: cannot tell), and the SDs of both over raters and of looking real over images.
-
-        With one rater or one answer only the numbers are missing and the note says why.
+    Columns ``term, estimate, low, high, over, note``, on the log-odds scale: *inclination* of an average rater to say
+    "real" (0: as often as not), *discrimination* (the log odds ratio of saying "real" for a real and for a synthetic
+    image; 0: cannot tell), and the SDs of both over raters and of looking real over images. Raters may have seen
+    different images; with one rater, or one answer only, the numbers are missing and the note says why.
 
     Notes
     -----
@@ -61,11 +55,10 @@ def mixed_model(ratings: pd.DataFrame) -> pd.DataFrame:
 
     table = turing.checked(ratings)
     columns = ["term", "estimate", "low", "high", "over", "note"]
-    if table["rater"].nunique() < 2 or (table["said_real"] == table["said_real"].iloc[0]).all():
+    if table["rater"].nunique() < 2 or table["said_real"].nunique() < 2:
         found = "one rater" if table["rater"].nunique() < 2 else "one answer only"
-        return pd.DataFrame(
-            [("discrimination", *3 * [float("nan")], "", f"{found}: nothing to model")], columns=columns
-        )
+        row = {"term": "discrimination", "over": "", "note": f"{found}: nothing to model"}
+        return pd.DataFrame([row], columns=columns).astype({"estimate": float, "low": float, "high": float})
     said, (fixed, random, group) = table["said_real"].to_numpy(), _design(table)
     model = BinomialBayesMixedGLM(said, fixed, random, group, vcp_p=LOG_SD_PRIOR, fe_p=FIXED_PRIOR)
     with warnings.catch_warnings(record=True) as caught:
@@ -113,14 +106,10 @@ def _laplace(said: np.ndarray, fixed: np.ndarray, random: np.ndarray, sd: np.nda
 
 
 class Spread(NamedTuple):
-    """How much raters and images differ in the share of right answers (a balanced accuracy), as SDs in [0, 0.5].
-
-    ``rater_high`` is the upper 80 % limit of the raters' SD (one-sided): with five raters the estimate is rough, and a
-    test planned on it alone would often be too small.
-    """
+    """How much raters and images differ in the share of right answers (a balanced accuracy), as SDs in [0, 0.5]."""
 
     rater: float
-    rater_high: float
+    rater_high: float  # one-sided upper 80 % limit: a test planned on five raters' estimate would often be too small
     image: float
     n_raters: int
 
@@ -128,25 +117,12 @@ class Spread(NamedTuple):
 def spread(ratings: pd.DataFrame) -> Spread:
     """Variance components of being right, by the method of moments, negative ones set to 0.
 
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        Two or more raters, each with the same images, more than one of each kind.
-
-    Raises
-    ------
-    ValueError
-        One rater, one image a kind, or raters with different images.
-
-    Notes
-    -----
-    A rater's rate is the mean of sensitivity and specificity: in the plain accuracy of 20 real and 30 synthetic images
-    an inclination to say "synthetic" would pass for skill.
+    Refuses one rater, one image of a kind, or raters with different images. A rater's rate is the mean of sensitivity
+    and specificity: in the plain accuracy of 20 real and 30 synthetic images an inclination to say "synthetic" would
+    pass for skill.
     """
-    table = turing.checked(ratings)
-    table["right"] = (table["said_real"] == table["is_real"]).astype(float)
-    grid = table.pivot_table(index="rater", columns="image_id", values="right")
-    real = table.drop_duplicates("image_id").set_index("image_id").loc[grid.columns, "is_real"].to_numpy()
+    grid, images = turing_statistics.right_answers(ratings)
+    real = images["is_real"].to_numpy()
     if len(grid) < 2 or grid.isna().to_numpy().any() or min((real == 1).sum(), (real == 0).sum()) < 2:
         raise ValueError(
             "ratings: expected two or more raters with the same images, two of each kind at least, found"
@@ -155,8 +131,8 @@ def spread(ratings: pd.DataFrame) -> Spread:
     values = grid.to_numpy()
     squares = turing_statistics.mean_squares(values, real)
     balanced = (values[:, real == 1].mean(1) + values[:, real == 0].mean(1)) / 2
-    noise = squares["rest"] * (1 / (real == 1).sum() + 1 / (real == 0).sum()) / 4
-    image = max(0.0, (squares["images"] - squares["rest"]) / len(values))
+    noise = squares.rest * (1 / (real == 1).sum() + 1 / (real == 0).sum()) / 4
+    image = max(0.0, (squares.images - squares.rest) / len(values))
     return Spread(*_rater_spread(balanced, noise), float(np.sqrt(image)), len(values))
 
 
@@ -179,21 +155,9 @@ def _rater_spread(rates: np.ndarray, noise: float) -> tuple[float, float]:
 
 
 def equivalence_power(n_raters: int, n_images: int, sd_rater: float, sd_image: float, margin: float = 0.05) -> float:
-    """Chance to show that accuracy is within a margin of 0.5, when it is 0.5: two one-sided tests at 5 %.
+    """Chance to show that accuracy is within `margin` of 0.5, when it is 0.5: two one-sided tests at 5 %.
 
-    Parameters
-    ----------
-    n_raters, n_images : int
-        Every rater sees every image; half of the images are real.
-    sd_rater, sd_image : float
-        SDs of the share of right answers over raters and over images, in [0, 0.5].
-    margin : float
-        On either side of 0.5.
-
-    Returns
-    -------
-    float
-        In [0, 1].
+    Every rater sees every image, half of them real; the SDs are of the share of right answers, in [0, 0.5].
 
     Notes
     -----
@@ -207,9 +171,11 @@ def equivalence_power(n_raters: int, n_images: int, sd_rater: float, sd_image: f
     True
     """
     rest = max(0.0, 0.25 - sd_rater**2 - sd_image**2)
-    squares = {"raters": rest + n_images * sd_rater**2, "images": rest + n_raters * sd_image**2, "rest": rest}
     df_raters, df_images = n_raters - 1, n_images - 2
-    squares |= {"df_raters": df_raters, "df_images": df_images, "df_rest": df_raters * df_images}
+    squares = turing_statistics.MeanSquares(
+        *(rest + n_images * sd_rater**2, rest + n_raters * sd_image**2, rest),
+        *(df_raters, df_images, df_raters * df_images),
+    )
     se, df = turing_statistics.crossed_error(squares, n_raters * n_images)
     reach = margin - scipy_stats.t.ppf(0.95, df) * se
     return float(max(0.0, 2 * scipy_stats.norm.cdf(reach / se) - 1))
@@ -222,35 +188,21 @@ def equivalence_plan(
     power: float = 0.8,
     n_raters: Sequence[int] = N_RATERS,
 ) -> pd.DataFrame:
-    """How many images each of so many raters must see to show equivalence with a given power.
+    """How many images each rater of panels of `n_raters` must see to show equivalence with a given `power`.
 
-    Parameters
-    ----------
-    sd_rater, sd_image, margin : float
-        As in `equivalence_power`.
-    power : float
-        Chance to succeed if nobody can tell at all.
-    n_raters : sequence of int
-        Panels to plan for.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``n_raters, n_images`` (even; missing where no number up to 10,000 is enough), ``n_answers, power``
-        (reached), ``note``.
+    The power is the chance to succeed if nobody can tell at all; the rest as in `equivalence_power`. Columns
+    ``n_raters, n_images`` (even; missing where no number up to 10,000 is enough), ``n_answers, power`` (reached),
+    ``note``.
     """
+    even = range(4, MAX_IMAGES + 1, 2)
     rows = []
     for raters in n_raters:
-        low, high = 2, MAX_IMAGES // 2  # pairs of a real and a synthetic image
-        if equivalence_power(raters, 2 * high, sd_rater, sd_image, margin) < power:
+        reached = functools.partial(equivalence_power, raters, sd_rater=sd_rater, sd_image=sd_image, margin=margin)
+        if reached(MAX_IMAGES) < power:
             rows.append((raters, None, None, None, "raters differ too much: no number of images is enough"))
-            continue
-        while low < high:
-            middle = (low + high) // 2
-            enough = equivalence_power(raters, 2 * middle, sd_rater, sd_image, margin) >= power
-            low, high = (low, middle) if enough else (middle + 1, high)
-        reached = equivalence_power(raters, 2 * low, sd_rater, sd_image, margin)
-        rows.append((raters, 2 * low, 2 * low * raters, reached, ""))
+        else:
+            n_images = even[bisect.bisect_left(even, power, hi=len(even) - 1, key=reached)]
+            rows.append((raters, n_images, n_images * raters, reached(n_images), ""))
     out = pd.DataFrame(rows, columns=["n_raters", "n_images", "n_answers", "power", "note"])
     return out.astype({"n_images": "Int64", "n_answers": "Int64", "power": float})
 
@@ -258,30 +210,15 @@ def equivalence_plan(
 def plans(ratings: pd.DataFrame, margin: float = 0.05, power: float = 0.8) -> pd.DataFrame:
     """`equivalence_plan` for raters who differ as these do, as the paper's do, and as either might at worst.
 
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-    margin, power : float
-        As in `equivalence_plan`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``basis, sd_rater, sd_image`` before the columns of `equivalence_plan`. What the paper prints says nothing
-        about images: there their SD is 0, and the numbers are the least that could do.
+    Columns ``basis, sd_rater, sd_image`` before those of `equivalence_plan`. What the paper prints says nothing about
+    images: there their SD is 0, and no test with fewer images could be enough.
     """
-    paper, parts = paper_spread(), []
-    basis = {"the paper's raters": (paper.rater, 0.0), "the paper's raters, upper limit": (paper.rater_high, 0.0)}
-    try:
-        found = spread(ratings)
-    except ValueError:
-        pass  # one rater says nothing about how raters differ; the paper's remain
-    else:
-        mine = {
-            "these raters": (found.rater, found.image),
-            "these raters, upper limit": (found.rater_high, found.image),
-        }
-        basis = mine | basis
+    found, basis, parts = {"the paper's raters": paper_spread()}, {}, []
+    with contextlib.suppress(ValueError):  # one rater says nothing about how raters differ; the paper's remain
+        found = {"these raters": spread(ratings)} | found
+    for name, one in found.items():
+        image = np.nan_to_num(one.image)
+        basis |= {name: (one.rater, image), f"{name}, upper limit": (one.rater_high, image)}
     for name, (rater, image) in basis.items():
         parts.append(equivalence_plan(rater, image, margin, power).assign(basis=name, sd_rater=rater, sd_image=image))
     out = pd.concat(parts, ignore_index=True)
@@ -291,15 +228,12 @@ def plans(ratings: pd.DataFrame, margin: float = 0.05, power: float = 0.8) -> pd
 def equivalence_test(ratings: pd.DataFrame, margin: float = 0.05) -> dict[str, float | str | bool]:
     """Do these ratings show that accuracy is within a margin of 0.5? Two one-sided tests over raters and images.
 
-    Returns
-    -------
-    dict
-        ``mean, low, high`` (the 90 % interval that decides, over raters and images), ``p`` (the larger of the two
-        one-sided ones), ``shown`` (p below 0.05), ``note`` (why there is no interval).
+    Gives ``mean, low, high`` (the 90 % interval that decides), ``p`` (the larger of the two one-sided ones), ``shown``
+    (p below 0.05), ``note`` (why there is no interval).
     """
-    found = turing_statistics.crossed_mean(turing.checked(ratings))
-    mean, se, df = (float(found[name]) for name in ("mean", "se", "df"))  # type: ignore[arg-type]
+    found = turing_statistics.crossed_mean(ratings)
+    mean, se, df = found["mean"], found["se"], found["df"]
     half = float(scipy_stats.t.ppf(0.95, df) * se)
     p = float(scipy_stats.t.sf((margin - abs(mean - 0.5)) / se, df))
     shown = bool(p < 0.05)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "p": p, "shown": shown, "note": str(found["note"])}
+    return {"mean": mean, "low": mean - half, "high": mean + half, "p": p, "shown": shown, "note": found["note"]}

@@ -3,7 +3,7 @@
 Contract: arrays and tables in, text or tables out; only the page's own templates are read. The page holds images under
 the ids and in the order of `nafld_utils.turing_sitting.put_in_order` and never the key; it fetches nothing and sends
 nothing (its content security policy forbids both), keeps an unfinished sitting in the browser, and ends in a results
-file that `nafld_utils.turing_import` reads. Its texts are in ``templates/turing_texts.<language>.json``, all of them.
+file that `nafld_utils.turing_import` reads. All its texts are in ``templates/turing_texts.<language>.json``.
 """
 
 from __future__ import annotations
@@ -35,26 +35,10 @@ _DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', 
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """An 8-bit grey image as PNG whose length depends on the image's size alone.
+    """An 8-bit grey image (S, S) uint8 as PNG without metadata, whose length depends on the image's size alone.
 
-    Parameters
-    ----------
-    image : (S, S) uint8 ndarray
-
-    Returns
-    -------
-    bytes
-        PNG without metadata, about ``S * S`` bytes: 64 KiB at 256 pixels, 4.2 MiB in base64 for 50 images.
-
-    Raises
-    ------
-    ValueError
-        The image is not two-dimensional uint8.
-
-    Notes
-    -----
     Choice: stored, not compressed. A compressed image is as long as its content is complicated, and the smoother of
-    the two kinds would be the shorter.
+    the two kinds would be the shorter. 64 KiB at 256 pixels, 4.2 MiB in base64 for 50 images.
     """
     from PIL import Image
 
@@ -66,21 +50,8 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def practice_pattern(size: int, seed: int = 0) -> np.ndarray:
-    """The picture of the practice item: a fan of speckle above twelve grey steps; neither real nor synthetic.
+    """The picture of the practice item, (size, size) uint8: a fan of speckle above twelve grey steps.
 
-    Parameters
-    ----------
-    size : int
-        Side in pixels.
-    seed : int
-        Seed of the speckle.
-
-    Returns
-    -------
-    (size, size) uint8 ndarray
-
-    Notes
-    -----
     Choice: a practice image of either kind would teach raters what that kind looks like; this one teaches the
     controls, and the grey steps show whether the screen is bright enough.
     """
@@ -94,14 +65,7 @@ def practice_pattern(size: int, seed: int = 0) -> np.ndarray:
 
 
 def set_id(images: np.ndarray, items: pd.DataFrame) -> str:
-    """Name of a set, from its ids and pixels in their order: 12 hex digits that tie a results file to its page.
-
-    Parameters
-    ----------
-    images : (n, S, S) uint8 ndarray
-    items : pandas.DataFrame
-        ``image_id``; row i belongs to image i.
-    """
+    """Name of a set, from its ids and pixels in their order: 12 hex digits that tie a results file to its page."""
     content = hashlib.sha256(" ".join(items["image_id"]).encode())
     content.update(np.ascontiguousarray(images).tobytes())
     return content.hexdigest()[:12]
@@ -112,8 +76,11 @@ def set_id(images: np.ndarray, items: pd.DataFrame) -> str:
 
 def template_files(language: str) -> list[Path]:
     """The files that a page in one language is made from."""
-    names = ("turing.html.j2", "turing.css", "turing.js", f"turing_texts.{language}.json")
-    return [_TEMPLATES / name for name in names]
+    return [_TEMPLATES / name for name in ("turing.html.j2", "turing.css", "turing.js", _texts(language))]
+
+
+def _texts(language: str) -> str:
+    return f"turing_texts.{language}.json"
 
 
 def load_texts(language: str) -> dict[str, Any]:
@@ -134,15 +101,15 @@ def load_texts(language: str) -> dict[str, Any]:
     ValueError
         No such file, a key too many or too few, or a placeholder such as ``{n}`` lost or invented.
     """
-    path = _TEMPLATES / f"turing_texts.{language}.json"
+    path, english = _TEMPLATES / _texts(language), _TEMPLATES / _texts("en")
     if not path.is_file():
-        there = sorted(p.name.split(".")[1] for p in _TEMPLATES.glob("turing_texts.*.json"))
+        there = sorted(p.name.split(".")[1] for p in _TEMPLATES.glob(_texts("*")))
         raise ValueError(
             f"turing.language: expected one of {', '.join(there)}, found {language!r}; translate"
-            f" turing_texts.en.json into {path.name} or choose another."
+            f" {english.name} into {path.name} or choose another."
         )
     texts = json.loads(path.read_text(encoding="utf-8"))
-    check_texts(texts, json.loads((_TEMPLATES / "turing_texts.en.json").read_text(encoding="utf-8")), path.name)
+    check_texts(texts, json.loads(english.read_text(encoding="utf-8")), path.name)
     return texts
 
 
@@ -183,42 +150,26 @@ def build(
         To whom results are returned, shown at the end; default: to the sender of the page.
     subject : str
         What the images are, in the plural.
-
-    Returns
-    -------
-    str
-        HTML.
     """
     import jinja2
 
-    n, size = len(images), images.shape[1]
-    content = {
-        "schema": RESULTS_SCHEMA,
-        "version": RESULTS_VERSION,
-        "set_id": set_id(images, items),
-        "rater_pattern": RATER_PATTERN,
-        "levels": list(CONFIDENCE_LEVELS),
-        "practice": _address(practice_pattern(size)),
-        "items": [{"id": name, "src": _address(image)} for name, image in zip(items["image_id"], images, strict=True)],
-        "texts": texts,
-    }
     css, script = ((_TEMPLATES / f"turing.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    values = {"n": n, "minutes": max(1, round(n * SECONDS_PER_IMAGE / 60)), "subject": subject}
+    values = {"n": len(images), "minutes": max(1, round(len(images) * SECONDS_PER_IMAGE / 60)), "subject": subject}
     shown = {key: _filled(text, values) if isinstance(text, str) else text for key, text in texts.items()}
-    ending = texts["done_contact"].replace("{contact}", contact) if contact else texts["done_sender"]
-    loader = jinja2.FileSystemLoader(_TEMPLATES)
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
     return page.get_template("turing.html.j2").render(
         texts=shown,
-        contact=ending,
+        contact=texts["done_contact"].replace("{contact}", contact) if contact else texts["done_sender"],
         simulated=simulated,
-        n=n,
-        size=size,
+        n=len(images),
+        size=images.shape[1],
         levels=CONFIDENCE_LEVELS,
         policy=_policy(css, script),
         css=_Own(css),
         script=_Own(script),
-        data=_Own(_json(content)),
+        data=_Own(_data(images, items, texts)),
     )
 
 
@@ -237,9 +188,19 @@ def _address(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
 
 
-def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever its strings hold."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+def _data(images: np.ndarray, items: pd.DataFrame, texts: dict[str, Any]) -> str:
+    """What the page's script reads, as JSON that cannot end its element, whatever its strings hold; never the key."""
+    content = {
+        "schema": RESULTS_SCHEMA,
+        "version": RESULTS_VERSION,
+        "set_id": set_id(images, items),
+        "rater_pattern": RATER_PATTERN,
+        "levels": list(CONFIDENCE_LEVELS),
+        "practice": _address(practice_pattern(images.shape[1])),
+        "items": [{"id": name, "src": _address(image)} for name, image in zip(items["image_id"], images, strict=True)],
+        "texts": texts,
+    }
+    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -268,22 +229,10 @@ def page_items(page: str) -> pd.DataFrame:
 def separation(page: str, images: np.ndarray, items: pd.DataFrame) -> pd.DataFrame:
     """How well single numbers tell real from synthetic: those of the file, and the plainest ones of the pictures.
 
-    Parameters
-    ----------
-    page : str
-        From `build`.
-    images : (n, S, S) uint8 ndarray
-    items : pandas.DataFrame
-        ``image_id, is_real``, row i for image i.
+    Takes a page from `build`, its images (n, S, S) uint8 and items (``image_id, is_real``, row i for image i). Columns
+    ``cue, of`` (file or picture), ``auc`` (0.5: does not tell; 0 and 1: tells all), ``p`` (two-sided Mann-Whitney test
+    against 0.5, over the images of this set; not corrected for the number of cues).
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``cue, of`` (file or picture), ``auc`` (0.5: does not tell; 0 and 1: tells all), ``p`` (two-sided
-        Mann-Whitney test against 0.5, over the images of this set; not corrected for the number of cues).
-
-    Notes
-    -----
     A cue of the file must not separate. A cue of the pictures may: it is a flaw of the generator that raters can use
     without any medicine, and worth knowing before they sit down.
     """

@@ -1,9 +1,8 @@
 """A sitting of the image Turing test: which images raters see, in which order, and answers of raters who do not exist.
 
-Contract: tables and arrays in, tables out. The *set* is a table, an image a row, in the order in which every rater sees
-it. A *rating* is one answer: rater, image, ``said_real`` (1 "real", 0 "synthetic") and, where given, how sure the rater
-was. The page that raters open is `nafld_utils.turing_page`'s, reading their answers `nafld_utils.turing_import`'s, and
-what these amount to `nafld_utils.turing`'s.
+Contract: tables and arrays in, tables out. The *set* is a table, one row per image, in the order in which every rater
+sees it. A *rating* is one answer: rater, image, ``said_real`` (1 "real", 0 "synthetic") and, where given, how sure the
+rater was.
 """
 
 from __future__ import annotations
@@ -27,8 +26,13 @@ RESULTS_SCHEMA = "nafld-turing-results"
 RESULTS_VERSION = 1
 RATER_PATTERN = "^[A-Za-z0-9][A-Za-z0-9_-]{0,19}$"  # also fit for a file name
 CONFIDENCE_LEVELS = (50, 60, 70, 80, 90, 100)  # per cent sure of one's own answer; 50 is a guess
-# Settings with the numbers of images: of label 1 and label 0, real and synthetic.
-NUMBERS = ("n_real_unhealthy", "n_real_healthy", "n_synthetic_unhealthy", "n_synthetic_healthy")
+# Settings with the numbers of images, and of which they are: ``is_real, label``.
+NUMBERS = {
+    "n_real_unhealthy": (1, 1),
+    "n_real_healthy": (1, 0),
+    "n_synthetic_unhealthy": (0, 1),
+    "n_synthetic_healthy": (0, 0),
+}
 ITEM_COLUMNS = ["kind", "is_real", "label", "patient_id", "fold", "source_id", "row"]
 
 
@@ -41,12 +45,12 @@ def draw_set(
     settings: TuringSettings,
     class_names: Sequence[str] = ("healthy", "unhealthy"),
 ) -> pd.DataFrame:
-    """Draw the images that raters see.
+    """Draw the images that raters see, real ones first; `put_in_order` mixes them.
 
     Parameters
     ----------
     real : pandas.DataFrame
-        ``image_id, patient_id, label, fold``, an image a row; its row number is kept as `row`.
+        ``image_id, patient_id, label, fold``, one row per image; its row number is kept as `row`.
     synthetic : mapping of str to pandas.DataFrame
         By model (``"semantic"``, ``"class"``): ``synthetic_id, fold, label, source_patient`` (-1 or missing where
         there is none), ``row``; the label of a semantic image is the one it inherits from its source map.
@@ -59,9 +63,8 @@ def draw_set(
     Returns
     -------
     pandas.DataFrame
-        Real images first: ``kind`` (real or the model), ``is_real, label, patient_id`` (of a real image, or of a
-        semantic image's source; missing for the class model), ``fold, source_id, row`` (where the pixels are).
-        Integers are nullable where an entry can be missing. `put_in_order` mixes them.
+        ``kind`` (real or the model), ``is_real, label, patient_id`` (of a real image, or of a semantic image's source;
+        missing for the class model), ``fold, source_id, row`` (where the pixels are).
 
     Raises
     ------
@@ -70,7 +73,7 @@ def draw_set(
 
     Notes
     -----
-    Source: paper, Synthetic image evaluation. Choice: one image of a patient where the numbers allow it, since
+    Source: paper, Synthetic image evaluation. Choice: one image per patient where the numbers allow it, since
     frames of one patient are near-duplicates; and semantic images from maps of patients who are not shown as real.
     """
     rng = np.random.default_rng(settings.seed)
@@ -96,51 +99,33 @@ def numbers(
     settings: TuringSettings,
     class_names: Sequence[str] = ("healthy", "unhealthy"),
 ) -> dict[str, int]:
-    """How many images of each kind and class are shown: as many as asked for, or as there are.
+    """How many images of each kind and class are shown, by `NUMBERS`: as many as asked for, or as there are.
 
-    Parameters
-    ----------
-    real : pandas.DataFrame
-        ``label``, an image a row.
-    synthetic : mapping of str to pandas.DataFrame
-        By model: ``label``, an image a row.
-    settings : TuringSettings
-        What is asked for.
-    class_names : (str, str)
-        Names of label 0 and label 1, for messages.
-
-    Returns
-    -------
-    dict of str to int
-        By the names of `NUMBERS`.
-
-    Raises
-    ------
-    ValueError
-        There is no image of a kind and class that is asked for: rates by kind and class need one of each.
-
-    Notes
-    -----
-    Choice: where a class has too few images of one kind, the other kind of that class is lowered in proportion, in
-    whole numbers downwards and to no less than one. So the share of real images, and with it the accuracy of someone
-    who calls everything synthetic, stays about as asked for.
+    Takes what `draw_set` takes; refuses a source without any image of a class that is asked for, since rates by kind
+    and class need one of each. Choice: where a class has too few images of one kind, the other kind of that class is
+    lowered in proportion, in whole numbers downwards and to no less than one. So the share of real images, and with it
+    the accuracy of someone who calls everything synthetic, stays about as asked for.
     """
     out = {}
-    for label, group in ((1, "unhealthy"), (0, "healthy")):
-        asked = [int(getattr(settings, f"n_{kind}_{group}")) for kind in ("real", "synthetic")]
+    for label in (1, 0):
+        names = [name for name, (_, of) in NUMBERS.items() if of == label]  # of real and of synthetic images
+        asked = [getattr(settings, name) for name in names]
         pools = {name: int((table["label"] == label).sum()) for name, table in synthetic.items()}
         there = [min(asked[0], int((real["label"] == label).sum())), _most(pools, label, asked[1])]
-        for n, found, sources in zip(asked, there, ("the cohort", pools), strict=True):
+        fewest = min(pools, key=lambda model: pools[model])
+        sources = ("the cohort", f"the {fewest} model's synthetic sets")
+        remedies = ("use a larger cohort", "raise sampling.n_images")
+        for source, remedy, n, found in zip(sources, remedies, asked, there, strict=True):
             if n and not found:
-                raise ValueError(_none(sources, class_names[label]))
-        have, of = min((pair for pair in zip(there, asked, strict=True) if pair[1]), key=_ratio, default=(1, 1))
+                raise ValueError(
+                    f"{source}: expected an image of each class for the Turing test, found none of"
+                    f" {class_names[label]}; {remedy}."
+                )
+        lowered = [(found, n) for found, n in zip(there, asked, strict=True) if n]
+        have, of = min(lowered, key=lambda pair: pair[0] / pair[1], default=(1, 1))
         shown = [max(1, n * have // of) if n else 0 for n in asked]
-        out |= {f"n_real_{group}": shown[0], f"n_synthetic_{group}": shown[1]}
+        out |= zip(names, shown, strict=True)
     return {name: out[name] for name in NUMBERS}
-
-
-def _ratio(pair: tuple[int, int]) -> float:
-    return pair[0] / pair[1]
 
 
 def _most(pools: Mapping[str, int], label: int, asked: int) -> int:
@@ -153,25 +138,8 @@ def _most(pools: Mapping[str, int], label: int, asked: int) -> int:
 
 
 def put_in_order(items: pd.DataFrame, images: np.ndarray, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
-    """Give the drawn images their one order and their names.
+    """Give the drawn images (n, S, S) uint8 their one order and their names: ``order`` (from 1), ``image_id`` in front.
 
-    Parameters
-    ----------
-    items : pandas.DataFrame
-        From `draw_set`; row i belongs to image i.
-    images : (n, S, S) uint8 ndarray
-    seed : int
-        Another seed gives another order and other names.
-
-    Returns
-    -------
-    items : pandas.DataFrame
-        In the order of every sitting, with ``order`` (from 1) and ``image_id`` in front.
-    images : (n, S, S) uint8 ndarray
-        In the same order.
-
-    Notes
-    -----
     Choice: order and names are hashes of the seed and the pixels, which every rater sees anyhow. So they cannot tell
     what an image is, not even to someone who knows the seed and this code; a random number generator started from a
     known seed could be run again and its permutation undone.
@@ -193,14 +161,13 @@ def put_in_order(items: pd.DataFrame, images: np.ndarray, seed: int) -> tuple[pd
 
 def _shares(models: Sequence[str], n_unhealthy: int, n_healthy: int) -> dict[str, tuple[int, int]]:
     """(unhealthy, healthy) images of each model; an odd unhealthy one goes to the first, an odd healthy to the last."""
-    if not models:
-        raise ValueError("synthetic: expected the images of at least one model, found none; sample one first.")
     unhealthy = [n_unhealthy // len(models) + (i < n_unhealthy % len(models)) for i in range(len(models))]
     healthy = [n_healthy // len(models) + (i < n_healthy % len(models)) for i in range(len(models))][::-1]
     return {model: (unhealthy[i], healthy[i]) for i, model in enumerate(models)}
 
 
 def _pool(table: pd.DataFrame, name: str, patient: str, row: Any) -> pd.DataFrame:
+    """The columns of `ITEM_COLUMNS` that a source knows, nullable where an entry can be missing."""
     who = pd.to_numeric(table[patient])
     return pd.DataFrame(
         {
@@ -222,15 +189,6 @@ def _spread(pool: pd.DataFrame, n: int, shown: set[Any], rng: np.random.Generato
     return pool.loc[order.sort_values(["turn", "again"], kind="stable").index[:n]]
 
 
-def _none(source: str | Mapping[str, int], name: str) -> str:
-    if not isinstance(source, str):
-        source = f"the {min(source, key=lambda model: source[model])} model's synthetic sets"
-        more = "raise sampling.n_images"
-    else:
-        more = "use a larger cohort"
-    return f"{source}: expected an image of each class for the Turing test, found none of {name}; {more}."
-
-
 # ---------------------------------------------------------------- raters who do not exist
 
 
@@ -239,30 +197,13 @@ def simulate_raters(
 ) -> pd.DataFrame:
     """Answers of raters who do not exist, so that the analysis can be tried before a sitting.
 
-    Parameters
-    ----------
-    items : pandas.DataFrame
-        The set, from `draw_set`.
-    n_raters : int
-        Raters to simulate.
-    seed : int
-        Seed of their answers.
-    d_prime : float
-        How far apart real and synthetic images look, in standard deviations; 0 is guessing.
-    spread : float
-        Standard deviation over raters of the inclination to say "synthetic"; over images, of looking real, half of it.
+    Columns ``rater, image_id, said_real, confidence`` (per cent, of `CONFIDENCE_LEVELS`) and ``simulated``, True.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``rater, image_id, said_real, confidence`` (per cent, one of `CONFIDENCE_LEVELS`) and ``simulated``, True in
-        every row.
-
-    Notes
-    -----
-    Choice: equal-variance signal detection. Inclinations are evenly spaced normal quantiles, so that raters differ as
-    real ones do and the group leans neither way. They are as sure as their impression is strong, and overconfident,
-    since by default nobody can tell; whatever these answers show is chance and says nothing about the images.
+    Choice: equal-variance signal detection. Real and synthetic images look `d_prime` standard deviations apart (0:
+    guessing). Raters' inclinations to say "synthetic" are evenly spaced normal quantiles with SD `spread`, so that
+    raters differ as real ones do and the group leans neither way; images differ by half of it in looking real. Raters
+    are as sure as their impression is strong, and overconfident, since by default nobody can tell; whatever these
+    answers show is chance and says nothing about the images.
     """
     rng = np.random.default_rng(seed)
     looks = d_prime * (items["is_real"].to_numpy() - 0.5) + spread / 2 * rng.normal(size=len(items))
@@ -270,10 +211,9 @@ def simulate_raters(
     evidence = looks + rng.normal(size=(n_raters, len(items))) - criterion
     sure = 100 * scipy_stats.norm.cdf(np.abs(evidence))
     width = len(str(n_raters))
-    names = [f"simulated {i + 1:0{width}d}" for i in range(n_raters)]
     return pd.DataFrame(
         {
-            "rater": np.repeat(names, len(items)),
+            "rater": np.repeat([f"simulated {i + 1:0{width}d}" for i in range(n_raters)], len(items)),
             "image_id": np.tile(items["image_id"].to_numpy(), n_raters),
             "said_real": (evidence > 0).astype(int).ravel(),
             "confidence": (np.round(sure / 10) * 10).ravel(),

@@ -1,12 +1,13 @@
 """Statistics of the image Turing test that fit few raters better than Table 1's: bounded, over images too, of doubt.
 
-Contract: tables in, tables out, ratings as `nafld_utils.turing.summarize` describes them; every interval is of 95 % and
-has a column ``over`` that says what it is over; a number that cannot be had is missing and ``note`` says why. What five
-raters can show is little: these intervals are wide because they are honest. The mixed model and the planning of a next
-test are `nafld_utils.turing_model`'s.
+Contract: tables in, tables out, ratings as `nafld_utils.turing.summarize` describes them. Every interval is of 95 %,
+and the column ``over`` says what it is over; where a number is missing, ``note`` says why. Five raters can show
+little, so these intervals are wide.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,42 +18,29 @@ from nafld_utils import stats, turing
 REVISION = ("turing_statistics", 1)
 
 _NAN = float("nan")
-_COLUMNS = ["group", "metric", "mean", "low", "high", "n_raters", "over", "note"]
+_OVER_RATERS = "raters (Student t); these images"
 
 
 # ---------------------------------------------------------------- Table 1 with bounded intervals
 
 
 def bounded_summary(ratings: pd.DataFrame) -> pd.DataFrame:
-    """Table 1's means with intervals that stay in [0, 1], over raters.
+    """Table 1's means with intervals over raters that stay in [0, 1], in the form of `nafld_utils.turing.summarize`.
 
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-
-    Returns
-    -------
-    pandas.DataFrame
-        Rows and columns of `nafld_utils.turing.summarize`.
-
-    Notes
-    -----
     Choice: Korn and Graubard (1998, Survey Methodology 24, 193): Clopper-Pearson at the effective number of answers
     ``mean (1 - mean) / var(mean)``, at most the real one, shrunk by ``(t_{n-1} / t_{R-1})^2`` for R raters; R's
     ``survey::svyciprop(method = "beta")`` is the same without the upper limit. It is defined where all raters are
     alike or perfect, and with one rater it is the exact binomial interval over the images.
     """
-    rates = turing.rater_rates(ratings)
     rows = []
-    for group in turing.GROUPS:
-        for metric in turing.METRICS:
-            own = rates[(rates["group"] == group) & (rates["metric"] == metric)]
-            values, n = own["rate"].to_numpy(), int(own["n"].sum())
-            over, note = "raters (Korn-Graubard, bounded); these images", ""
-            if len(values) == 1:
-                over, note = "images (exact binomial); this rater", "one rater: nothing about other raters"
-            rows.append((group, metric, values.mean(), *_korn_graubard(values, n), len(values), over, note))
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    for (group, metric), own in turing.rater_rates(ratings).groupby(["group", "metric"], sort=False):
+        rates = own["rate"].to_numpy()
+        over, note = "raters (Korn-Graubard, bounded); these images", ""
+        if len(rates) == 1:
+            over, note = "images (exact binomial); this rater", "one rater: nothing about other raters"
+        interval = _korn_graubard(rates, int(own["n"].sum()))
+        rows.append((group, metric, rates.mean(), *interval, len(rates), over, note))
+    return pd.DataFrame(rows, columns=turing.SUMMARY_COLUMNS)
 
 
 def _korn_graubard(rates: np.ndarray, n: int) -> tuple[float, float]:
@@ -75,18 +63,8 @@ def _korn_graubard(rates: np.ndarray, n: int) -> tuple[float, float]:
 def crossed_summary(ratings: pd.DataFrame) -> pd.DataFrame:
     """Table 1's means with intervals over raters AND images: what another panel would find on other such images.
 
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        Every rater with the same images.
+    Every rater has the same images. In the form of `nafld_utils.turing.summarize`, and ``se, df`` of the mean.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Rows and columns of `nafld_utils.turing.summarize`, and ``se, df`` of the mean.
-
-    Notes
-    -----
     Choice: two-way crossed analysis of variance, raters by images, both random, images within their kind and class:
     ``var(mean) = (MS_raters + MS_images - MS_rest) / (raters * images)``, no mean square taken below that of the rest
     (no negative variance), with Satterthwaite's degrees of freedom; limits on the logit scale, so that they stay in
@@ -95,43 +73,25 @@ def crossed_summary(ratings: pd.DataFrame) -> pd.DataFrame:
     """
     table = turing.checked(ratings)
     turing.rater_rates(table)  # refuses a rater without one of the four kinds
-    subsets = {
-        "accuracy": table,
-        "sensitivity": table[table["is_real"] == 1],
-        "specificity": table[table["is_real"] == 0],
-    }
-    rows = []
-    for group in turing.GROUPS:
-        for metric in turing.METRICS:
-            part = subsets[metric]
-            if group != "both":
-                part = part[part["label"] == int(group == "unhealthy")]
-            rows.append((group, metric, *crossed_mean(part).values()))
-    return pd.DataFrame(rows, columns=[*_COLUMNS, "se", "df"])
+    rows = [{"group": group, "metric": metric} | crossed_mean(part) for group, metric, part in turing.subsets(table)]
+    return pd.DataFrame(rows, columns=[*turing.SUMMARY_COLUMNS, "se", "df"])
 
 
-def crossed_mean(table: pd.DataFrame) -> dict[str, object]:
-    """Share of right answers with its interval over raters and images; see `crossed_summary`.
-
-    Returns
-    -------
-    dict
-        ``mean, low, high, n_raters, over, note, se, df``.
-    """
-    right = table.assign(right=(table["said_real"] == table["is_real"]).astype(float))
-    grid = right.pivot_table(index="rater", columns="image_id", values="right")
-    mean = float(right.groupby("rater")["right"].mean().mean())
+def crossed_mean(table: pd.DataFrame) -> dict[str, Any]:
+    """Share of right answers over raters and images: ``mean, low, high, n_raters, over, note, se, df``."""
+    grid, cells = right_answers(table)
+    cell = cells.groupby(["is_real", "label"]).ngroup().to_numpy()
+    mean = float(grid.mean(axis=1).mean())
     out = {"mean": mean, "low": _NAN, "high": _NAN, "n_raters": len(grid), "over": "raters and images", "note": ""}
     out |= {"se": _NAN, "df": _NAN}
-    cells = right.drop_duplicates("image_id").set_index("image_id").loc[grid.columns, ["is_real", "label"]]
-    n_cells = len(cells.drop_duplicates())
-    if len(grid) < 2 or grid.shape[1] <= n_cells:
-        what = "one rater" if len(grid) < 2 else "one image a kind"
-        return out | {"note": f"{what}: no interval over raters and images"}
+    if len(grid) < 2:
+        return out | {"note": "one rater: no interval over raters and images"}
+    if grid.shape[1] <= cell.max() + 1:
+        return out | {"note": "one image per kind: no interval over raters and images"}
     if grid.isna().to_numpy().any():
         return out | {"note": "raters saw different images: no crossed analysis"}
-    squares = mean_squares(grid.to_numpy(), cells.groupby(["is_real", "label"]).ngroup().to_numpy())
-    if mean in (0.0, 1.0) or max(squares[name] for name in ("raters", "images", "rest")) < 1e-12:
+    squares = mean_squares(grid.to_numpy(), cell)
+    if mean in (0.0, 1.0) or max(squares.raters, squares.images, squares.rest) < 1e-12:
         return out | {"note": "no answer differs within a kind: no spread to build an interval on"}
     se, df = crossed_error(squares, grid.size)
     half = scipy_stats.t.ppf(0.975, df) * se / (mean * (1 - mean))
@@ -139,30 +99,28 @@ def crossed_mean(table: pd.DataFrame) -> dict[str, object]:
     return out | {"low": float(low), "high": float(high), "se": se, "df": df}
 
 
-def crossed_error(squares: dict[str, float], n_answers: int) -> tuple[float, float]:
-    """Standard error of the grand mean and its degrees of freedom, from `mean_squares`; see `crossed_summary`."""
-    rest = squares["rest"]
-    raters, images = max(squares["raters"], rest), max(squares["images"], rest)
+class MeanSquares(NamedTuple):
+    """Mean squares of a raters-by-images analysis of variance, and their degrees of freedom."""
+
+    raters: float
+    images: float
+    rest: float
+    df_raters: float
+    df_images: float
+    df_rest: float
+
+
+def crossed_error(squares: MeanSquares, n_answers: int) -> tuple[float, float]:
+    """Standard error of the grand mean and its degrees of freedom; see `crossed_summary`."""
+    rest = squares.rest
+    raters, images = max(squares.raters, rest), max(squares.images, rest)
     top = raters + images - rest
-    parts = raters**2 / squares["df_raters"] + images**2 / squares["df_images"] + rest**2 / squares["df_rest"]
+    parts = raters**2 / squares.df_raters + images**2 / squares.df_images + rest**2 / squares.df_rest
     return float(np.sqrt(top / n_answers)), float(top**2 / parts)
 
 
-def mean_squares(grid: np.ndarray, cell: np.ndarray) -> dict[str, float]:
-    """Mean squares and degrees of freedom of a raters-by-images grid, images nested in cells.
-
-    Parameters
-    ----------
-    grid : (R, n) ndarray of 0 and 1
-        Whether rater r was right about image i.
-    cell : (n,) ndarray of int
-        Kind and class of each image.
-
-    Returns
-    -------
-    dict of str to float
-        ``raters, images, rest`` and ``df_raters, df_images, df_rest``.
-    """
+def mean_squares(grid: np.ndarray, cell: np.ndarray) -> MeanSquares:
+    """Of a grid (R, n) of 0 and 1, was rater r right about image i; `cell` (n,) int is image i's kind and class."""
     n_raters, n = grid.shape
     _, cell = np.unique(cell, return_inverse=True)
     n_cells = int(cell.max()) + 1
@@ -170,47 +128,52 @@ def mean_squares(grid: np.ndarray, cell: np.ndarray) -> dict[str, float]:
     by_rater_cell = (grid @ member)[:, cell]  # each rater's mean in the cell of each image
     image, centre = grid.mean(0), grid.mean(0) @ member
     rest = grid - by_rater_cell - image + centre[cell]
-    df = {
-        "df_raters": n_raters - 1.0,
-        "df_images": float(n - n_cells),
-        "df_rest": float((n_raters - 1) * (n - n_cells)),
-    }
-    return {
-        "raters": float(n * ((grid.mean(1) - grid.mean()) ** 2).sum() / df["df_raters"]),
-        "images": float(n_raters * ((image - centre[cell]) ** 2).sum() / df["df_images"]),
-        "rest": float((rest**2).sum() / df["df_rest"]),
-        **df,
-    }
+    df = (n_raters - 1.0, float(n - n_cells), float((n_raters - 1) * (n - n_cells)))
+    return MeanSquares(
+        float(n * ((grid.mean(1) - grid.mean()) ** 2).sum() / df[0]),
+        float(n_raters * ((image - centre[cell]) ** 2).sum() / df[1]),
+        float((rest**2).sum() / df[2]),
+        *df,
+    )
+
+
+def right_answers(ratings: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Right answers (0 or 1, NaN where there is none) as raters by images, and the images: ``is_real, label``."""
+    table = _right(ratings)
+    grid = table.pivot_table(index="rater", columns="image_id", values="right")
+    return grid, table.drop_duplicates("image_id").set_index("image_id").loc[grid.columns, ["is_real", "label"]]
+
+
+def _right(ratings: pd.DataFrame) -> pd.DataFrame:
+    """Checked ratings with ``right``, 0.0 or 1.0."""
+    table = turing.checked(ratings)
+    return table.assign(right=(table["said_real"] == table["is_real"]).astype(float))
 
 
 # ---------------------------------------------------------------- all raters together
 
 
 def pooled(ratings: pd.DataFrame) -> pd.DataFrame:
-    """All raters together: the pooled answers against 0.5, and d' and criterion over raters.
+    """All raters together: the pooled answers against 0.5, and d' and criterion over raters against 0.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``quantity, value, low, high, p, n, over``; p is two-sided, against 0.5 for shares and 0 for d'.
-
-    Notes
-    -----
-    The exact test of the pooled answers takes each for an independent toss of a coin, which answers of one rater, or
-    about one image, are not: it is too sure of itself, and stands here because it is often reported.
+    Columns ``quantity, value, low, high, p`` (two-sided), ``n, over``. The exact test of the pooled answers takes each
+    for an independent toss of a coin, which answers of one rater, or about one image, are not: it is too sure of
+    itself, and stands here because it is often reported.
     """
-    table, raters = turing.checked(ratings), turing.per_rater(ratings)
-    right, n = int((table["said_real"] == table["is_real"]).sum()), len(table)
-    (low, high), p = stats.exact_interval(right, n), scipy_stats.binomtest(right, n, 0.5).pvalue
-    rows = [("accuracy, answers pooled", right / n, low, high, p, n, "answers, taken for independent")]
+    table, raters = _right(ratings), turing.per_rater(ratings)
+    right, n = int(table["right"].sum()), len(table)
+    p = scipy_stats.binomtest(right, n, 0.5).pvalue
+    rows = [
+        ("accuracy, answers pooled", right / n, *stats.exact_interval(right, n), p, n, "answers, taken for independent")
+    ]
     for name, what in (("d_prime", "d', mean over raters"), ("criterion", "criterion, mean over raters")):
         values = raters[name].to_numpy()
         if len(values) < 2 or np.ptp(values) == 0:
             over = "no interval: one rater" if len(values) < 2 else "no interval: all raters alike"
             rows.append((what, values.mean(), _NAN, _NAN, _NAN, len(values), over))
-            continue
-        p = scipy_stats.ttest_1samp(values, 0).pvalue
-        rows.append((what, *stats.student_t_interval(values), p, len(values), "raters (Student t); these images"))
+        else:
+            p = scipy_stats.ttest_1samp(values, 0).pvalue
+            rows.append((what, *stats.student_t_interval(values), p, len(values), _OVER_RATERS))
     return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "p", "n", "over"])
 
 
@@ -220,20 +183,7 @@ def pooled(ratings: pd.DataFrame) -> pd.DataFrame:
 def agreement(ratings: pd.DataFrame) -> float:
     """Fleiss' kappa of the answers: 0 is agreement by chance, 1 complete.
 
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        Every image seen by the same number of raters.
-
-    Returns
-    -------
-    float
-        At most 1.
-
-    Raises
-    ------
-    ValueError
-        One rater, unequal numbers of raters an image, or one answer only (kappa is not defined).
+    Refuses one rater, unequal numbers of raters per image, and one answer only, where kappa is not defined.
     """
     from statsmodels.stats.inter_rater import fleiss_kappa
 
@@ -241,7 +191,7 @@ def agreement(ratings: pd.DataFrame) -> float:
     if np.ptp(counts["size"]) or counts["size"].iloc[0] < 2:
         raise ValueError(
             "ratings: expected the same two or more raters for every image, found"
-            f" {sorted(counts['size'].unique().tolist())} raters an image; kappa needs equal numbers."
+            f" {sorted(counts['size'].unique().tolist())} raters per image; kappa needs equal numbers."
         )
     if counts["sum"].sum() in (0, counts["size"].sum()):
         raise ValueError("ratings: expected both answers, found one only; kappa is not defined.")
@@ -249,25 +199,15 @@ def agreement(ratings: pd.DataFrame) -> float:
 
 
 def agreement_table(ratings: pd.DataFrame, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Fleiss' kappa of all, of the real and of the synthetic images, with an interval over images.
+    """Fleiss' kappa of all, of the real and of the synthetic images, with a bootstrap interval over images.
 
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-    n_resamples : int
-        Bootstrap resamples of images; those with one answer only, where kappa is not defined, are left out.
-    seed : int
-        Seed of the draws.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``images, kappa, low, high, n_images, over, note``.
+    Columns ``images, kappa, low, high, n_images, over, note``. Resamples with one answer only, where kappa is not
+    defined, are left out.
     """
-    rng = np.random.default_rng(seed)
-    table = turing.checked(ratings)
+    rng, table = np.random.default_rng(seed), turing.checked(ratings)
+    parts = {"all": table, "real": table[table["is_real"] == 1], "synthetic": table[table["is_real"] == 0]}
     rows = []
-    for name, part in (("all", table), *((k, table[table["is_real"] == (k == "real")]) for k in ("real", "synthetic"))):
+    for name, part in parts.items():
         n = part["image_id"].nunique()
         try:
             kappa = agreement(part)
@@ -295,44 +235,31 @@ def _kappas(said_real: np.ndarray, n_raters: int) -> np.ndarray:
 
 
 def unanimous(ratings: pd.DataFrame) -> pd.DataFrame:
-    """Images that all raters recognised and images that fooled all, beside what chance would give.
+    """Images that all raters recognised and images that fooled all: ``images, found``, and ``expected``.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``images`` (recognised by all, by none), ``found``, ``expected``: the number if each rater's right answers
-        fell on the images of a kind at random and independently of the other raters.
+    Expected is the number if each rater's right answers fell on the images of a kind at random and independently of
+    the other raters.
     """
-    table = turing.checked(ratings)
-    table["right"] = (table["said_real"] == table["is_real"]).astype(int)
+    table = _right(ratings)
     images = table.groupby(["image_id", "is_real"])["right"].agg(["min", "max"]).reset_index()
-    counts = {"all": (images["min"] == 1).sum(), "none": (images["max"] == 0).sum()}
     rates = table.groupby(["is_real", "rater"])["right"].mean()
-    expected = dict.fromkeys(counts, 0.0)
+    expected = {"all": 0.0, "none": 0.0}
     for kind, part in images.groupby("is_real"):
         expected["all"] += len(part) * float(rates[kind].prod())
         expected["none"] += len(part) * float((1 - rates[kind]).prod())
-    rows = [(f"recognised by {who}", int(counts[who]), expected[who]) for who in counts]
+    found = {"all": int((images["min"] == 1).sum()), "none": int((images["max"] == 0).sum())}
+    rows = [(f"recognised by {who}", found[who], expected[who]) for who in found]
     return pd.DataFrame(rows, columns=["images", "found", "expected"])
 
 
 def calibration(ratings: pd.DataFrame) -> pd.DataFrame:
-    """Do raters know when they know? The share of right answers at each stated confidence.
+    """Do raters know when they know? The share of right answers at each stated confidence (per cent).
 
-    Parameters
-    ----------
-    ratings : pandas.DataFrame
-        With ``confidence`` (per cent, may be missing): how sure the rater was of the own answer.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``confidence, n, n_raters, right`` (share), ``low, high`` (Clopper-Pearson), ``over``; no row where nobody
-        stated a confidence.
+    Columns ``confidence, n, n_raters, right`` (share), ``low, high`` (Clopper-Pearson), ``over``; no row where nobody
+    stated a confidence.
     """
-    table = _sure(ratings)
     rows = []
-    for level, own in table.groupby("confidence"):
+    for level, own in _sure(ratings).groupby("confidence"):
         interval = stats.exact_interval(int(own["right"].sum()), len(own))
         raters = own["rater"].nunique()
         rows.append((level, len(own), raters, own["right"].mean(), *interval, "answers, taken for independent"))
@@ -340,33 +267,26 @@ def calibration(ratings: pd.DataFrame) -> pd.DataFrame:
 
 
 def overconfidence(ratings: pd.DataFrame) -> pd.DataFrame:
-    """How much surer raters are than they are right, and whether their confidence is worth anything.
+    """How much surer raters are than they are right, and whether their confidence is worth anything, over raters.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Rows "overconfidence" (mean stated confidence less share right; 0 is calibrated, above 0 too sure) and "Brier
-        score" (mean squared error of the stated probability of being right; 0.25 for always saying 50 %, lower is
-        better): ``quantity, value, low, high`` (Student t over raters), ``n`` raters, ``over, note``.
+    Rows "overconfidence" (mean stated confidence less share right; 0 is calibrated, above 0 too sure) and "Brier
+    score" (mean squared error of the stated probability of being right; 0.25 for always saying 50 %, lower is
+    better); columns ``quantity, value, low, high, n, over, note``.
     """
     table = _sure(ratings)
     table["overconfidence"] = table["confidence"] / 100 - table["right"]
     table["Brier score"] = table["overconfidence"] ** 2
+    why_not = {0: "nobody stated a confidence", 1: "one rater: no interval over raters"}
     rows = []
     for name in ("overconfidence", "Brier score"):
         values = table.groupby("rater")[name].mean().to_numpy()
-        if len(values) == 0:
-            rows.append((name, _NAN, _NAN, _NAN, 0, "", "nobody stated a confidence"))
-        elif len(values) == 1:
-            rows.append((name, values[0], _NAN, _NAN, 1, "", "one rater: no interval over raters"))
-        else:
-            interval = stats.student_t_interval(values)
-            rows.append((name, *interval, len(values), "raters (Student t); these images", ""))
+        n = len(values)
+        rows.append((name, *stats.over_folds(values), n, _OVER_RATERS if n > 1 else "", why_not.get(n, "")))
     return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n", "over", "note"])
 
 
 def _sure(ratings: pd.DataFrame) -> pd.DataFrame:
-    table = turing.checked(ratings)
+    """The answers with a stated confidence, and ``right``."""
+    table = _right(ratings)
     given = table["confidence"] if "confidence" in table else pd.Series(_NAN, table.index)
-    table = table.assign(confidence=pd.to_numeric(given), right=(table["said_real"] == table["is_real"]).astype(float))
-    return table.dropna(subset=["confidence"])
+    return table.assign(confidence=pd.to_numeric(given)).dropna(subset=["confidence"])

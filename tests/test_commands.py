@@ -174,7 +174,7 @@ def store_study(module, arguments, tmp_path):
     import pandas as pd
 
     explain_truth = importlib.import_module(f"nafld_utils.{module}")
-    columns = ["feature", "explainer", "auc", "low", "high", "verdict"]
+    columns = ["feature", "explainer", "auc", "low", "high", "finding", "verdict"]
     made = types.SimpleNamespace(table=pd.DataFrame([dict.fromkeys(columns, "made")]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explain_truth, "STORED", tmp_path / "study.json")

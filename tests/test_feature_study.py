@@ -27,7 +27,9 @@ GOOD = {"auc": 0.95, "low": 0.85, "ratio": 3.0, "ratio_low": 2.0, "ratio_high": 
     ],
 )
 def test_the_verdict_follows_from_the_numbers(change, starts):
-    assert feature_study.verdict({**GOOD, **change}).startswith(starts)
+    row = {**GOOD, **change}
+    assert feature_study.verdict(row).startswith(starts)
+    assert starts.startswith(feature_study.finding(row))
 
 
 def test_a_map_on_the_feature_is_found_and_a_map_elsewhere_is_not():
@@ -58,7 +60,7 @@ def test_an_image_without_the_target_does_not_count():
 
 def test_an_auc_needs_two_patients_a_class():
     scores = pd.DataFrame({"patient_id": [1, 2, 3], "label": [0, 1, 1], "score": [0.1, 0.9, 0.8]})
-    found = feature_study.auc_of(scores)
+    found = truth.auc_over_patients(scores)
     assert (found["auc"], found["n_patients"]) == (1.0, 3)
     assert np.isnan(found["low"])
 

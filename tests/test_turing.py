@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from nafld_utils import artifacts, figures, params, turing, turing_answers, turing_model, turing_sitting
+from nafld_utils import artifacts, figures, params, turing, turing_import, turing_model, turing_sitting
 from nafld_utils import turing_statistics as statistics
 from nafld_utils.figures import turing as draw
 from nafld_utils.report import facts
@@ -170,7 +170,6 @@ def test_shares_that_fit_are_not_lowered():
             both_models() | {"class": synthetic_table("class").query("label == 1")},
             "^the class model's synthetic sets: expected an image .* none of well; raise sampling.n_images",
         ),
-        (real_table(), {}, "at least one model"),
     ],
 )
 def test_a_source_without_a_class_is_named(real, synthetic, says):
@@ -308,13 +307,6 @@ def test_ratings_that_cannot_be_summarized_are_refused(spoil, says):
     with pytest.raises(ValueError, match=says) as caught:
         turing.summarize(spoil(turing.paper_ratings()))
     assert "\n" not in str(caught.value)
-
-
-def test_counts_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="right answers"):
-        turing.from_counts([[2, 0, 0, 0]], [1, 1, 1, 1])
-    with pytest.raises(ValueError, match="a row a rater"):
-        turing.from_counts([[1, 1]], [1, 1])
 
 
 # ---------------------------------------------------------------- raters and images
@@ -524,7 +516,7 @@ def test_figures_draw_what_they_are_given(items):
     from nafld_utils import turing_page
 
     answers = turing_sitting.simulate_raters(items, 5, seed=0).replace("simulated 1", "$x_")
-    ratings = turing_answers.attach_key(answers, items)
+    ratings = turing_import.attach_key(answers, items)
     images = np.random.default_rng(0).integers(0, 255, (50, 16, 16), dtype=np.uint8)
     with figures.style():
         fig, axes = plt.subplots(2, 4, figsize=(16, 8))
@@ -547,7 +539,7 @@ def test_figures_draw_what_they_are_given(items):
             in draw.calibrated(statistics.calibration(ratings.drop(columns="confidence")), axes[6]).texts[0].get_text()
         )
         assert len(draw.planned(turing_model.plans(ratings), axes[7]).get_lines()) == 4
-        draw.mark_raters(fig, True)
+        draw.mark(fig, SimpleNamespace(is_simulated=False), True)
         assert "simulated raters" in [text.get_text() for text in fig.texts]
         fig.canvas.draw()
         plt.close(fig)

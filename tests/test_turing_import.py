@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import turing, turing_answers, turing_import
+from nafld_utils import turing, turing_import
 
 N = 6
 SET = "0123456789ab"
@@ -43,7 +43,7 @@ def test_a_results_file_is_read(items):
     assert ratings["confidence"].fillna(-1).tolist() == [-1, 70, -1, 70, -1, 70]
     assert ratings["seconds"].eq(2.5).all()
     assert report.iloc[0].tolist() == ["a.json", "R1", "counted", N, 3, 0.2, ""]
-    keyed = turing_answers.attach_key(ratings, items)
+    keyed = turing_import.attach_key(ratings, items)
     assert keyed["order"].tolist() == list(range(1, N + 1))
     assert len(turing.summarize(keyed)) == 9
 
@@ -164,7 +164,7 @@ def test_a_table_counts_beside_results_files(items):
     ratings, report = read(items, a_csv=content, b_json=sealed(body(items)))
     assert ratings["rater"].unique().tolist() == ["r0", "r1"]
     assert report["status"].tolist() == ["counted", "counted", "refused"], "R1 is r1, and the table comes first"
-    keyed = turing_answers.attach_key(turing_answers.read_table(content, items), items)
+    keyed = turing_import.attach_key(turing_import.read_table(content, items), items)
     assert keyed["confidence"].isna().all()
     assert not keyed["simulated"].any()
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from test_report import addresses
 
-from nafld_utils import turing, turing_answers, turing_import, turing_page, turing_sitting
+from nafld_utils import turing, turing_import, turing_page, turing_sitting
 
 N = 50
 TEXTS = turing_page.load_texts("en")
@@ -221,7 +221,7 @@ def test_a_whole_sitting_by_keyboard_with_a_reload_in_the_middle(opened, sitting
 
     ratings, report = turing_import.collect({name: content}, sitting.items, sitting.id)
     assert report["status"].tolist() == ["counted"]
-    keyed = turing_answers.attach_key(ratings, sitting.items)
+    keyed = turing_import.attach_key(ratings, sitting.items)
     assert (keyed["said_real"] == keyed["is_real"]).all()
     assert keyed["confidence"].tolist()[:2] == [100, 80]
     assert keyed["confidence"].isna().sum() == 25

@@ -82,13 +82,13 @@ def test_mean_squares_equal_the_library():
     mine = turing_statistics.mean_squares(grid, np.zeros(12, int))
     long = pd.DataFrame({"y": grid.ravel(), "r": np.repeat(range(4), 12), "i": np.tile(range(12), 4)})
     theirs = anova_lm(ols("y ~ C(r) + C(i)", long).fit())["mean_sq"]
-    assert [mine["raters"], mine["images"], mine["rest"]] == pytest.approx(theirs.tolist())
+    assert [mine.raters, mine.images, mine.rest] == pytest.approx(theirs.tolist())
     # images within three cells: the cells' own analyses add up
     nested = turing_statistics.mean_squares(grid, np.arange(12) % 3)
     cells = [anova_lm(ols("y ~ C(r) + C(i)", part).fit())["sum_sq"] for _, part in long.groupby(long["i"] % 3)]
-    assert nested["images"] == pytest.approx(sum(cell["C(i)"] for cell in cells) / 9)
-    assert nested["rest"] == pytest.approx(sum(cell["Residual"] for cell in cells) / 27)
-    assert nested["raters"] == pytest.approx(mine["raters"])
+    assert nested.images == pytest.approx(sum(cell["C(i)"] for cell in cells) / 9)
+    assert nested.rest == pytest.approx(sum(cell["Residual"] for cell in cells) / 27)
+    assert nested.raters == pytest.approx(mine.raters)
 
 
 def test_crossed_intervals_cover_other_raters_and_images():

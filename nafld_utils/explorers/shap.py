@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nafld_utils import explain, explorers
 from nafld_utils.figures import explain as draw
 
@@ -30,11 +32,10 @@ def maps(run: Run, everything: Mapping[str, Any]) -> Any:
     """
     import ipywidgets as widgets
 
-    names = run.settings.cohort.class_names
-    own = next(iter(everything.values()))
+    names, first = run.settings.cohort.class_names, next(iter(everything))
     smooth = {name: one.smoothed() for name, one in everything.items()}
     rows = {name: {image: i for i, image in enumerate(one.table["name"])} for name, one in everything.items()}
-    options = [(draw.caption(item, names), item["name"]) for item in own.table.to_dict("records")]
+    options = [(draw.caption(item, names), item["name"]) for item in everything[first].table.to_dict("records")]
     picked = explorers.labelled(widgets.Dropdown, "image", options=options)
     other = explorers.labelled(widgets.Dropdown, "beside it, explained by", options=list(everything))
     averaged = explorers.labelled(widgets.Checkbox, "averaged over neighbours", value=True, indent=False)
@@ -50,27 +51,33 @@ def maps(run: Run, everything: Mapping[str, Any]) -> Any:
     def show(change: Any) -> None:
         if change is not None and change["owner"] is picked:
             fill()
-        shown = list(dict.fromkeys([next(iter(everything)), other.value]))
-        found = {name: everything[name].table.iloc[rows[name][picked.value]] for name in shown}
-        sources = smooth if averaged.value else {name: everything[name].attributions for name in shown}
-        values = {name: sources[name][rows[name][picked.value]] for name in shown}
-        limits = {name: scale.value * explain.shared_limit(value) for name, value in values.items()}
-        image = own.images[rows[shown[0]][picked.value]]
-
-        def panels(figure: Any) -> None:
-            axes = figure.subplots(1, 1 + len(shown))
-            draw.picture(image, draw.caption(found[shown[0]], names), axes[0])
-            for ax, name in zip(axes[1:], shown, strict=True):
-                draw.overlay(image, values[name], limits[name], ax)
-                facts = f"log-odds {found[name]['log_odds']:+.2f}, scale to ±{limits[name]:.2g}"
-                ax.set_title(f"{name}\n{facts}", fontsize=10, fontweight="normal")
-
-        words.value = explorers.text(
-            f"{draw.caption(found[shown[0]], names)}; log-odds that a pixel adds, red for {names[1]}, blue against", run
-        )
+        shown = {}
+        for name in dict.fromkeys([first, other.value]):
+            one, i = everything[name], rows[name][picked.value]
+            shown[name] = (smooth[name] if averaged.value else one.attributions)[i], one.table["log_odds"].iloc[i]
+        i = rows[first][picked.value]
+        caption = draw.caption(everything[first].table.iloc[i], names)
+        words.value = explorers.text(f"{caption}; log-odds that a pixel adds, red for {names[1]}, blue against", run)
         alt = f"{picked.value} and its attributions by {' and by '.join(shown)}"
-        picture.value = explorers.image(explorers.draw_png(run, 3.2 * (1 + len(shown)), 4.1, panels), alt)
+        picture.value = explorers.image(_drawn(run, everything[first].images[i], caption, shown, scale.value), alt)
 
     fill()
     explorers.watch([picked, other, averaged, scale], show)
     return widgets.VBox([explorers.row([picked, other]), explorers.row([averaged, scale]), words, picture])
+
+
+def _drawn(
+    run: Run, image: np.ndarray, caption: str, shown: Mapping[str, tuple[np.ndarray, float]], end: float
+) -> bytes:
+    """An image (S, S) uint8 and its maps by classifier (map, log-odds of the image) as PNG; `end` of the scale."""
+
+    def panels(figure: Any) -> None:
+        axes = figure.subplots(1, 1 + len(shown))
+        draw.picture(image, caption, axes[0])
+        for ax, (name, (values, log_odds)) in zip(axes[1:], shown.items(), strict=True):
+            limit = end * explain.shared_limit(values)
+            draw.overlay(image, values, limit, ax)
+            facts = f"log-odds {log_odds:+.2f}, scale to ±{limit:.2g}"
+            ax.set_title(f"{name}\n{facts}", fontsize=10, fontweight="normal")
+
+    return explorers.draw_png(run, 3.2 * (1 + len(shown)), 4.1, panels)

@@ -29,16 +29,9 @@ def caption(item: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def overlay(image: np.ndarray, values: np.ndarray, limit: float, ax: Axes) -> Axes:
-    """Attributions over the pale image: red speaks for fatty, blue against; the weaker, the more transparent.
+    """Attributions (S, S), log-odds per pixel, over the pale image: red speaks for fatty, blue against.
 
-    Parameters
-    ----------
-    image : (S, S) uint8
-    values : (S, S) float
-        Log-odds a pixel.
-    limit : float
-        End of the scale, the same for every map of a figure.
-    ax : Axes
+    The weaker, the more transparent; `limit` is the end of the scale, the same for every map of a figure.
     """
     ax.imshow(image, cmap="gray", vmin=-255, vmax=255)  # the upper half of the greys: pale
     alpha = np.clip(np.abs(values) / limit, 0.0, 1.0) ** 0.7
@@ -62,15 +55,15 @@ def scale(figure: Figure, axes: Sequence[Axes], limit: float, positive: str = "a
 def by_classifier(
     images: Sequence[np.ndarray], titles: Sequence[str], maps: Mapping[str, tuple[np.ndarray, float]], axes: np.ndarray
 ) -> None:
-    """The same images explained by several classifiers, an image a row and a classifier a column.
+    """The same images explained by several classifiers, one image per row and one classifier per column.
 
     Parameters
     ----------
     images : sequence of (S, S) uint8 ndarray
     titles : sequence of str
-        One an image.
+        One per image.
     maps : mapping of str to tuple of (n, S, S) float ndarray and float
-        By classifier, log-odds a pixel and the end of the classifier's own scale: they differ in how large their
+        By classifier, log-odds per pixel and the end of the classifier's own scale: they differ in how large their
         log-odds are, and one scale would hide the pattern of the others.
     axes : (n, 1 + len(maps)) ndarray of Axes
         The first column is of the images.
@@ -87,7 +80,7 @@ def by_classifier(
 def intervals(
     names: Sequence[str], middle: Sequence[float], low: Sequence[float], high: Sequence[float], at: float, ax: Axes
 ) -> Axes:
-    """Points with their intervals, one a line from the top, and a line at the value that means nothing.
+    """Points with their intervals, one per line from the top, and a dashed line at the value that means nothing.
 
     Parameters
     ----------
@@ -96,7 +89,7 @@ def intervals(
     middle, low, high : sequence of float
         Values and bounds; a bound that is NaN draws no bar.
     at : float
-        Where the reference line stands.
+        Where the dashed line stands.
     ax : Axes
     """
     places = np.arange(len(names))
@@ -113,16 +106,7 @@ def intervals(
 
 
 def curves(table: pd.DataFrame, mode: str, ax: Axes) -> Axes:
-    """Mean deletion or insertion curve of every map.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `explain_truth.curves`.
-    mode : str
-        ``deletion`` or ``insertion``.
-    ax : Axes
-    """
+    """Mean deletion or insertion (`mode`) curve of every map, from `explain_truth.curves`."""
     looks = {"SHAP": ("#D55E00", "-"), "random": ("#555555", "--")}
     part = table[table["mode"] == mode]
     for name, (color, line) in looks.items():
@@ -136,14 +120,7 @@ def curves(table: pd.DataFrame, mode: str, ax: Axes) -> Axes:
 
 
 def features(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Single-feature study: attribution on the feature's place over that place's area, trained beside untrained.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Rows of `feature_study.study`, a feature and an explainer each.
-    ax : Axes
-    """
+    """Single-feature study (`feature_study.study`): attribution on the feature's place over that place's area."""
     places = np.arange(len(table))
     for prefix, color, label, shift in (("", "#D55E00", "trained", -0.1), ("untrained_", "#555555", "untrained", 0.1)):
         ax.hlines(places + shift, table[f"{prefix}ratio_low"], table[f"{prefix}ratio_high"], color=color)
@@ -159,16 +136,9 @@ def features(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def twin(feature: str, arrays: Mapping[str, np.ndarray], axes: Sequence[Axes]) -> None:
-    """First explained image of one feature, where the feature is, and where the attribution lies; three Axes.
+    """First explained image of one feature, its difference from its twin in grey levels, its attributions; three Axes.
 
-    Parameters
-    ----------
-    feature : str
-        Its name.
-    arrays : mapping
-        From `feature_study.study`.
-    axes : sequence of Axes
-        For the image, the difference from its twin in grey levels, and the attributions.
+    `arrays` are from `feature_study.study`.
     """
     image, difference, values = (arrays[name][0] for name in ("images", "difference", "maps_gradient"))
     picture(image, feature.replace("_", " "), axes[0])

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils.figures import COLORS
+from nafld_utils.figures import COLORS, mark_simulated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
+
+    from nafld_utils.artifacts import Run
 
 KIND_NAMES = {"real": "real", "semantic": "semantic LDM", "class": "class LDM"}
 _INK, _ALERT = "#222222", "#8C2D04"
@@ -22,7 +23,7 @@ _GROUND, _LINE, _LIGHT, _SOFT, _ACCENT = "#101214", "#6d747b", "#eceff1", "#b4bc
 
 
 def contact_sheet(images: np.ndarray, items: pd.DataFrame, ax: Axes, columns: int = 10, reveal: bool = False) -> Axes:
-    """All images of the test in its order, numbered; with `reveal`, framed in the colour of their kind.
+    """All images (n, S, S) uint8 of the test in its order, numbered; with `reveal`, framed in the colour of their kind.
 
     Parameters
     ----------
@@ -31,10 +32,12 @@ def contact_sheet(images: np.ndarray, items: pd.DataFrame, ax: Axes, columns: in
         ``order``; with `reveal` also ``kind``. Row i belongs to image i.
     ax : Axes
     columns : int
-        Images a row.
+        Images per row.
     reveal : bool
         Show which image is what.
     """
+    from matplotlib.patches import Rectangle
+
     size, gap = images.shape[1], max(4, images.shape[1] // 16)
     step, rows = size + gap, -(-len(images) // columns)
     sheet = np.full((rows * step - gap, min(columns, len(images)) * step - gap), 255, dtype=np.uint8)
@@ -42,24 +45,18 @@ def contact_sheet(images: np.ndarray, items: pd.DataFrame, ax: Axes, columns: in
         top, left = i // columns * step, i % columns * step
         sheet[top : top + size, left : left + size] = image
     ax.imshow(sheet, vmin=0, vmax=255, interpolation="antialiased")
+    side = size + gap / 2  # of a frame, half way into the gap
     for i, item in enumerate(items.itertuples()):
         top, left = i // columns * step, i % columns * step
+        corner = (left - 0.5 - gap / 4, top - 0.5 - gap / 4)
         color = COLORS[item.kind] if reveal else "none"
-        ax.add_patch(_frame(left, top, size, gap, color))
+        ax.add_patch(Rectangle(corner, side, side, fill=False, lw=2.5, ec=color))
         ax.text(left + size * 0.04, top + size * 0.05, f"{item.order}", color="white", fontsize=9, va="top")
     ax.set(xlim=(-gap, sheet.shape[1] + gap - 1), ylim=(sheet.shape[0] + gap - 1, -gap))
     ax.axis("off")
     if reveal:
         _kind_legend(ax, items["kind"])
     return ax
-
-
-def _frame(left: float, top: float, size: int, gap: int, color: str) -> Rectangle:
-    from matplotlib.patches import Rectangle
-
-    inset = gap / 4
-    box = (left - 0.5 - inset, top - 0.5 - inset)
-    return Rectangle(box, size + 2 * inset, size + 2 * inset, fill=False, lw=2.5, ec=color)
 
 
 def _kind_legend(ax: Axes, kinds: pd.Series) -> None:
@@ -75,7 +72,7 @@ def _kind_legend(ax: Axes, kinds: pd.Series) -> None:
 
 
 def rates(summaries: Mapping[str, pd.DataFrame], ax: Axes) -> Axes:
-    """Means with intervals over raters, one colour a source; the unit range is marked, since nothing is clipped.
+    """Means with intervals over raters, one colour per source; the unit range is marked, since nothing is clipped.
 
     Parameters
     ----------
@@ -104,12 +101,12 @@ def rates(summaries: Mapping[str, pd.DataFrame], ax: Axes) -> Axes:
 
 
 def recognised(images: pd.DataFrame, ax: Axes) -> Axes:
-    """How often each image was recognised: a dot an image, a row a kind and class, a bar for their mean.
+    """How often each image was recognised: one dot per image, one row per kind and class, a bar for their mean.
 
     Parameters
     ----------
     images : pandas.DataFrame
-        ``kind, label, right`` (share of raters), an image a row.
+        ``kind, label, right`` (share of raters), one row per image.
     ax : Axes
     """
     rows = [(kind, label) for kind in KIND_NAMES for label in (1, 0)]
@@ -189,7 +186,7 @@ def plain(text: str) -> str:
 
 
 def fooled(ratings: pd.DataFrame, ax: Axes) -> Axes:
-    """Which images fool whom: a row a rater, a column an image, filled where the rater was wrong (Supp. Fig. 2).
+    """Which images fool whom: one row per rater, one column per image, filled where the rater was wrong (Supp. Fig. 2).
 
     Parameters
     ----------
@@ -209,10 +206,7 @@ def fooled(ratings: pd.DataFrame, ax: Axes) -> Axes:
     ax.imshow(shades, aspect="auto", interpolation="nearest")
     ax.set_xticks(range(len(images)), [str(number) for number in images["order"]], rotation=90)
     ax.set_yticks(range(len(raters)), [plain(rater) for rater in raters])
-    ax.set(
-        xticks=np.arange(len(images)),
-        xlabel="image (its number in the order), grouped by kind; filled: rater was wrong",
-    )
+    ax.set_xlabel("image (its number in the order), grouped by kind; filled: rater was wrong")
     ax.vlines(np.arange(len(images) - 1) + 0.5, -0.5, len(raters) - 0.5, color="#DDDDDD", lw=0.6)
     ax.hlines(np.arange(len(raters) - 1) + 0.5, -0.5, len(images) - 0.5, color="#DDDDDD", lw=0.6)
     for kind, part in images.reset_index(drop=True).groupby("kind"):
@@ -244,7 +238,7 @@ def calibrated(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def planned(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Images that each of so many raters must see, a line a basis; bases for which no number is enough are named.
+    """Images that each of so many raters must see, one line per basis; bases for which no number is enough are named.
 
     Parameters
     ----------
@@ -269,15 +263,7 @@ def planned(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def strip(images: np.ndarray, table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """A row of images, each with what it is and how many raters recognised it.
-
-    Parameters
-    ----------
-    images : (n, S, S) uint8
-    table : pandas.DataFrame
-        ``order, kind, label, right``, row i for image i.
-    axes : (n,) array of Axes
-    """
+    """Images (n, S, S), titled with what it is and how many raters recognised it (``order, kind, label, right``)."""
     for ax, image, item in zip(axes, images, table.itertuples(), strict=True):
         ax.imshow(image, vmin=0, vmax=255)
         group = "unhealthy" if item.label else "healthy"
@@ -287,9 +273,10 @@ def strip(images: np.ndarray, table: pd.DataFrame, axes: np.ndarray) -> np.ndarr
     return axes
 
 
-def mark_raters(figure: Figure, simulated: bool) -> Figure:
-    """Write "simulated raters" into the lower left corner of a figure made from answers of no one."""
-    if simulated:
+def mark(figure: Figure, run: Run, simulated_raters: bool) -> Figure:
+    """Say in the corners of a figure where its answers are of simulated raters, and where its cohort is simulated."""
+    if simulated_raters:
         # within the layout, so that a tight box holds it on figures of any height
         figure.text(0.0, -0.03, "simulated raters", ha="left", va="bottom", fontsize=9, style="italic", color=_ALERT)
+    mark_simulated(figure, run)
     return figure

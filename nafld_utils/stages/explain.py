@@ -2,42 +2,37 @@
 
 Contract: any trained trial of the sweep can be explained; which one the notebook shows is named by section ``shap``.
 Images and background are the same for every classifier that is compared, so that maps differ by the classifier alone.
-What the maps are held against is `nafld_utils.stages.explain_truth`'s.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import backbones, engine, explain, stats
+from nafld_utils import backbones, engine, explain
+from nafld_utils import explain_truth as truth
 from nafld_utils import sweep as grid
-from nafld_utils.artifacts import Run, Unit, save_array, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, load_weights, save_array, save_table, unit_seed
 from nafld_utils.stages import prepare, samples, sweep
 
 REVISION = ("stages.explain", 2)
 STAGE = "07_shap"
+_TAIL = "tail.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Attributions of one classifier.
 
-    Attributes
-    ----------
-    images : (n, S, S) uint8 ndarray
-    halves : (2, n, S, S) float32 ndarray
-        Log-odds that each pixel adds, from two independent halves of the draws; (1, n, S, S) where nothing is drawn.
-    table : pandas.DataFrame
-        Row i belongs to image i: the columns of `picked_images`, ``called`` (the classifier's probability of fatty),
-        and those of `explain.additivity`.
-    unit : Unit
-        Where it lies.
-    smoothing : float
-        SD of the average over neighbours, as a share of the side.
+    ``images`` are (n, S, S) uint8; ``halves`` (2, n, S, S) float32 the log-odds that each pixel adds, from two
+    independent halves of the draws ((1, n, S, S) where nothing is drawn). Row i of ``table`` belongs to image i: the
+    columns of `pick_images`, ``called`` (the classifier's probability of fatty), and those of `explain.additivity`.
+    ``smoothing`` is the SD of the average over neighbours, as a share of the side. ``against`` is what the classifier
+    is to the explained one, of `stages.explain_truth.Against`; empty for the explained one itself.
     """
 
     images: np.ndarray
@@ -45,6 +40,7 @@ class Explanation:
     table: pd.DataFrame
     unit: Unit
     smoothing: float
+    against: str = ""
 
     @property
     def attributions(self) -> np.ndarray:
@@ -64,19 +60,12 @@ def find_trials(run: Run, **wanted: Any) -> pd.DataFrame:
     """Trials of the sweep with these values, e.g. ``backbone=, arm=, fold=, seed=``; the section's own freezing."""
     trials, swept = sweep.trials(run), run.settings.sweep
     asked = {"freeze": swept.freeze, "balance": swept.balance, **wanted}
-    for name, value in asked.items():
-        trials = trials[trials[name] == value]
-    return trials.reset_index(drop=True)
+    chosen = np.logical_and.reduce([trials[name] == value for name, value in asked.items()])
+    return trials[chosen].reset_index(drop=True)
 
 
 def trial(run: Run) -> dict[str, Any]:
-    """The sweep's trial that is explained: section ``shap``'s backbone, arm, rate, fold and seed.
-
-    Raises
-    ------
-    ValueError
-        The sweep has no such trial.
-    """
+    """The sweep's trial that is explained: section ``shap``'s backbone, arm, rate, fold and seed, if there is one."""
     chosen, swept = run.settings.shap, run.settings.sweep
     backbone = chosen.backbone or swept.backbones[0]
     wanted = {"backbone": backbone, "arm": chosen.arm, "rate": float(chosen.rate)}
@@ -93,15 +82,14 @@ def trial(run: Run) -> dict[str, Any]:
 def peers(run: Run) -> pd.DataFrame:
     """Trials whose maps are compared: the explained one first, then its other training seeds and the other networks.
 
-    All have its arm, rate and fold, so that they saw the same patients. ``shap.n_classifiers`` seeds a network.
+    All have its arm, rate and fold, so that they saw the same patients. ``shap.n_classifiers`` seeds per network.
     """
-    chosen, wanted = run.settings.shap, trial(run)
-    same = {name: wanted[name] for name in ("arm", "rate", "fold")}
-    found = find_trials(run, **same)
-    is_it = found["hash"] == wanted["hash"]
-    keys = [~is_it, found["backbone"] != wanted["backbone"], found["backbone"], found["seed"]]
+    wanted = trial(run)
+    found = find_trials(run, arm=wanted["arm"], rate=wanted["rate"], fold=wanted["fold"])
+    keys = [found["hash"] != wanted["hash"], found["backbone"] != wanted["backbone"], found["backbone"], found["seed"]]
     order = pd.concat(keys, axis=1, keys=range(4)).sort_values([0, 1, 2, 3]).index
-    return found.loc[order].groupby("backbone", sort=False).head(chosen.n_classifiers).reset_index(drop=True)
+    listed = found.loc[order].groupby("backbone", sort=False).head(run.settings.shap.n_classifiers)
+    return listed.reset_index(drop=True)
 
 
 def classifier_unit(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
@@ -118,8 +106,6 @@ def train_classifier(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
     A training is a function of its settings, so the sweep keeps scores and no weights. The largest difference between
     the two trainings' scores goes into the unit's manifest.
     """
-    from safetensors.torch import save_file
-
     wanted = wanted or trial(run)
     unit = classifier_unit(run, wanted)
     if unit.done():
@@ -131,7 +117,7 @@ def train_classifier(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
     paired = stored.merge(scores, on="image_id", validate="one_to_one", suffixes=("_stored", "_again"))
     paired["difference"] = (paired["score_stored"] - paired["score_again"]).abs()
     with unit.writing(device=facts["device"], largest_score_difference=float(paired["difference"].max())) as folder:
-        save_file({k: v.cpu().contiguous() for k, v in tail.state_dict().items()}, folder / "tail.safetensors")
+        save_tail(folder, tail)
         save_table(folder / "scores.csv", paired[["image_id", "score_stored", "score_again", "difference"]])
     return unit
 
@@ -141,23 +127,28 @@ def stored_scores(run: Run, wanted: dict[str, Any]) -> pd.DataFrame:
     return grid.read_trial(sweep.store(run), wanted["hash"])[0]
 
 
-def open_classifier(run: Run, wanted: dict[str, Any] | None = None) -> explain.GreyClassifier:
-    """An explained classifier as a function of grey pixels, on the CPU."""
-    from nafld_utils import artifacts
+def save_tail(folder: Path, tail: Any) -> None:
+    """Keep the weights of a trained tail in a unit's folder, for `open_classifier`."""
+    from safetensors.torch import save_file
 
+    save_file({k: v.cpu().contiguous() for k, v in tail.state_dict().items()}, folder / _TAIL)
+
+
+def open_classifier(run: Run, wanted: dict[str, Any] | None = None, unit: Unit | None = None) -> explain.GreyClassifier:
+    """A trial's network with the tail that `unit` keeps, as a function of grey pixels; None: the trial's own."""
     wanted = wanted or trial(run)
-    weights, _ = artifacts.load_weights(classifier_unit(run, wanted).require().file("tail.safetensors"))
-    return with_tail(run, wanted, weights)
+    weights, _ = load_weights((unit or classifier_unit(run, wanted)).require().file(_TAIL))
+    classifier = fresh_classifier(run, wanted, seed=0)
+    classifier.tail.load_state_dict(weights)
+    return classifier
 
 
-def with_tail(run: Run, wanted: dict[str, Any], weights: dict[str, Any]) -> explain.GreyClassifier:
-    """The network of a trial with the weights of a trained tail."""
+def fresh_classifier(run: Run, wanted: dict[str, Any], seed: int, weights: str | None = None) -> explain.GreyClassifier:
+    """A trial's network with a head that has learnt nothing; `weights` "random" leaves nothing learnt at all."""
     from nafld_utils import trial as training
 
-    prefix, tail = network(run, wanted)
-    tail = training.fresh_tail(tail, seed=0)
-    tail.load_state_dict(weights)
-    return explain.GreyClassifier(prefix, tail, wanted["backbone"])
+    prefix, tail = network(run, wanted, weights)
+    return explain.GreyClassifier(prefix, training.fresh_tail(tail, seed), wanted["backbone"])
 
 
 def network(run: Run, wanted: dict[str, Any], weights: str | None = None) -> tuple[Any, Any]:
@@ -177,26 +168,12 @@ def held_out_auc(run: Run) -> pd.DataFrame:
         seed. NaN bounds where a class has fewer than two held-out patients.
     """
     wanted = trial(run)
-    same = {name: wanted[name] for name in ("backbone", "arm", "rate", "seed")}
-    folds = find_trials(run, **same).to_dict("records")
-    parts = {"this classifier": [wanted], f"all {len(folds)} folds' classifiers": folds}
+    folds = find_trials(run, **{name: wanted[name] for name in ("backbone", "arm", "rate", "seed")}).to_dict("records")
     rows = []
-    for name, trials in parts.items():
+    for name, trials in {"this classifier": [wanted], f"all {len(folds)} folds' classifiers": folds}.items():
         scores = pd.concat([stored_scores(run, one) for one in trials])
-        rows.append({"of": name, **stats_of(scores, run.settings.sweep.n_resamples)})
+        rows.append({"of": name, **truth.auc_over_patients(scores, run.settings.sweep.n_resamples)})
     return pd.DataFrame(rows)
-
-
-def stats_of(scores: pd.DataFrame, n_resamples: int = 2000) -> dict[str, Any]:
-    """Image-level AUC with its interval over patients; NaN where the patients do not allow it."""
-    counts = scores.drop_duplicates("patient_id")["label"].value_counts()
-    found = {"auc": np.nan, "low": np.nan, "high": np.nan, "n_patients": int(counts.sum())}
-    if len(counts) == 2:
-        found["auc"] = stats.auc(scores["label"], scores["score"])
-    if len(counts) == 2 and counts.min() > 1:
-        interval = stats.auc_interval(scores["label"], scores["score"], scores["patient_id"], n_resamples)
-        found |= interval._asdict()
-    return found
 
 
 # ---------------------------------------------------------------- which images
@@ -213,11 +190,8 @@ def images_unit(run: Run) -> Unit:
     chosen, wanted = run.settings.shap, trial(run)
     names = ("n_per_class", "n_background", "n_held_out", "n_compared")
     settings = {**{name: getattr(chosen, name) for name in names}, "root_seed": run.settings.seed}
-    inputs = [
-        wanted["hash"],
-        prepare.preprocess_unit(run),
-        samples.synthetic_unit(run, source_arm(run), chosen.fold),
-    ]
+    synthetic = samples.synthetic_unit(run, source_arm(run), chosen.fold)
+    inputs = [wanted["hash"], prepare.preprocess_unit(run), synthetic]
     return run.unit("shap", "images", settings=settings, inputs=inputs, modules=["explain", "stages.explain"])
 
 
@@ -226,11 +200,11 @@ def pick_images(run: Run) -> Unit:
 
     Writes ``images.npy`` (n, S, S), ``background.npy`` (at most n_background, S, S) and ``table.csv``: ``name, origin``
     (synthetic, held-out), ``patient_id`` (-1 where synthetic), ``label, in_training, outcome`` (empty where synthetic),
-    ``shown`` (in the figure), ``judged`` (one image a held-out patient), ``compared`` (between classifiers), ``row``.
+    ``shown`` (in the figure), ``judged`` (one image per held-out patient), ``compared`` (between classifiers), ``row``.
 
     Notes
     -----
-    Paper, Fig. 6: four images of the semantic model, two a class, "taken from the training set of the classifier".
+    Paper, Fig. 6: four images of the semantic model, two per class, "taken from the training set of the classifier".
     Choice: besides them one held-out image of each outcome, and one image each of some held-out patients. Background
     images are random crops of the fold's real training patients, as the classifier saw them; whole images would show
     more of the sector, and its edge would be explained instead of the liver.
@@ -295,17 +269,9 @@ def attributions_unit(run: Run, name: str, source: Unit | str, which: str) -> Un
 def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, which: str = "all") -> Explanation:
     """Explain a classifier on the chosen images, unless that is done, and open the result.
 
-    Parameters
-    ----------
-    run : Run
-    name : str
-        Name of the classifier among the explained ones, a folder's name.
-    source : Unit or str
-        Unit or hash of the classifier.
-    classifier : callable
-        Gives the `explain.GreyClassifier`; not called when the attributions are there.
-    which : str
-        ``all``, or a column of the images' table: ``compared``.
+    `name` is the unit's folder and `source` the classifier's unit or hash; `classifier` gives the
+    `explain.GreyClassifier` and is not called when the attributions are there. `which` images: ``all``, or those of a
+    column of their table (``compared``).
     """
     unit = attributions_unit(run, name, source, which)
     picked = pick_images(run)
@@ -313,24 +279,20 @@ def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, 
     rows = np.arange(len(table)) if which == "all" else np.flatnonzero(table[which])
     images = picked.load_array("images.npy")[rows]
     if not unit.done():
-        _explain(run, unit, classifier(), images, picked.load_array("background.npy"), name)
-    facts = unit.load_table("additivity.csv")
-    joined = pd.concat([table.iloc[rows].reset_index(drop=True), facts], axis=1)
+        chosen, device = run.settings.shap, engine.device(run.settings.engine)
+        seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
+        background, model = picked.load_array("background.npy"), classifier()
+        engine.announce(f"explaining {len(images)} images ({name})")
+        threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
+        with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
+            outputs = explain.log_odds(model, images, device)
+            base = explain.base_value(model, background, device, chosen.explainer)
+            values = explain.halves(model, background, images, chosen.n_samples, seed, device, chosen.explainer)
+            facts = explain.additivity(values.mean(axis=0), outputs, base)
+            save_table(folder / "additivity.csv", facts.assign(called=1.0 / (1.0 + np.exp(-outputs))))
+            save_array(folder / "halves.npy", values)
+    joined = pd.concat([table.iloc[rows].reset_index(drop=True), unit.load_table("additivity.csv")], axis=1)
     return Explanation(images, unit.load_array("halves.npy"), joined, unit, run.settings.shap.smoothing)
-
-
-def _explain(run: Run, unit: Unit, classifier: Any, images: np.ndarray, background: np.ndarray, name: str) -> None:
-    chosen, device = run.settings.shap, engine.device(run.settings.engine)
-    seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
-    threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
-    engine.announce(f"explaining {len(images)} images ({name})")
-    with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
-        outputs = explain.log_odds(classifier, images, device)
-        base = explain.base_value(classifier, background, device, chosen.explainer)
-        values = explain.halves(classifier, background, images, chosen.n_samples, seed, device, chosen.explainer)
-        facts = explain.additivity(values.mean(axis=0), outputs, base)
-        save_table(folder / "additivity.csv", facts.assign(called=1.0 / (1.0 + np.exp(-outputs))))
-        save_array(folder / "halves.npy", values)
 
 
 def explain_trial(run: Run, wanted: dict[str, Any] | None = None, which: str = "all") -> Explanation:

@@ -14,6 +14,7 @@ from nafld_utils.claims import claim, key_of, of_row
 from nafld_utils.stages import explain_truth as held
 from nafld_utils.stages import sweep_answer
 from nafld_utils.stages.explain import Explanation
+from nafld_utils.stages.explain_truth import Against
 
 # Choice: from here on a number is called good; below it the sentence says what that forbids.
 ADDS_UP, READABLE_SIGNS, STABLE = 0.1, 0.5, 0.7
@@ -37,9 +38,9 @@ def is_readable(auc: pd.DataFrame) -> bool:
 def what_shap_shows(
     run: Run, found: Explanation, auc: pd.DataFrame, checks: held.Checks, study: held.Study
 ) -> pd.DataFrame:
-    """The table of what SHAP can and cannot show here: ``question, measured, answer``, a question a row."""
-    rows = [_quality(auc), _adds_up(found), *_stability(checks), *_sanity(checks), _matters(checks)]
-    rows += _tissue(run, auc, checks)
+    """The table of what SHAP can and cannot show here: ``question, measured, answer``, one question per row."""
+    rows = [_quality(auc), _adds_up(found), *_agreement(checks), _matters(checks)]
+    rows += _tissue(auc, checks)
     for row in study.table.itertuples():
         question = f"Does SHAP ({row.explainer}) find {named(row)} where the label shows in nothing else?"
         rows.append((question, f"held-out AUC {interval(row.auc, row.low, row.high)}", row.verdict))
@@ -52,13 +53,10 @@ def what_shap_shows(
 
 
 def _quality(auc: pd.DataFrame) -> tuple[str, str, str]:
-    one = auc.iloc[0]
+    one, verdict = auc.iloc[0], "yes: its maps are interpreted"
+    if not is_readable(auc):
+        verdict = f"no: the lower bound is not above {truth.READABLE_FROM}, so its maps are shown and not interpreted"
     measured = f"held-out AUC {interval(one.auc, one.low, one.high)}, {one.n_patients} patients"
-    verdict = (
-        "yes: its maps are interpreted"
-        if is_readable(auc)
-        else f"no: the lower bound is not above {truth.READABLE_FROM}, so its maps are shown and not interpreted"
-    )
     return "Is this classifier good enough for its maps to be read?", measured, verdict
 
 
@@ -70,39 +68,32 @@ def _adds_up(found: Explanation) -> tuple[str, str, str]:
     return "Do the attributions add up to the log-odds?", f"{error:.0%} missing over {len(found.table)} images", verdict
 
 
-def _stability(checks: held.Checks) -> list[tuple[str, str, str]]:
-    questions = {
-        held.HALF: "Is the map the same with other draws?",
-        held.SEED: "Is the map the same after another training seed?",
-        held.NETWORK: "Is the map the same with another network?",
-    }
+_QUESTIONS = {
+    Against.HALF: "Is the map the same with other draws?",
+    Against.SEED: "Is the map the same after another training seed?",
+    Against.NETWORK: "Is the map the same with another network?",
+    Against.UNTRAINED: "Does the map change when the network is untrained?",
+    Against.SHUFFLED: "Does the map change when labels are shuffled?",
+    Against.DIFFERENCE: "Is the map more than the image minus the mean?",
+}
+
+
+def _agreement(checks: held.Checks) -> list[tuple[str, str, str]]:
     rows = []
     for row in checks.agreement.itertuples():
-        if row.with_ not in questions:
-            continue
+        measured = f"rank correlation {interval(row.agreement, row.low, row.high)}"
         if not row.n_maps:
-            rows.append((questions[row.with_], "nothing to compare", "not measured: this run has no other"))
-            continue
-        verdict = "yes" if row.agreement >= STABLE else "no: single spots of a map must not be read"
-        measured = f"rank correlation {interval(row.agreement, row.low, row.high)} over {row.n_images} images"
-        rows.append((questions[row.with_], measured, verdict))
-    return rows
-
-
-def _sanity(checks: held.Checks) -> list[tuple[str, str, str]]:
-    questions = {
-        held.UNTRAINED: "Does the map change when the network is untrained?",
-        held.SHUFFLED: "Does the map change when labels are shuffled?",
-        held.DIFFERENCE: "Is the map more than the image minus the mean?",
-    }
-    rows = []
-    for row in checks.agreement[checks.agreement["with_"].isin(questions)].itertuples():
-        measured = (
-            f"rank correlation {interval(row.agreement, row.low, row.high)},"
-            f" {interval(row.below, row.below_low, row.below_high)} below that of two halves of its own draws"
-        )
-        verdict = "yes" if row.below_low > 0 else "not shown: it differs no more than two halves of its own draws do"
-        rows.append((questions[row.with_], measured, verdict))
+            measured, verdict = "nothing to compare", "not measured: this run has no other"
+        elif row.with_ in (Against.HALF, Against.SEED, Against.NETWORK):  # a good map stays the same
+            measured += f" over {row.n_images} images"
+            verdict = "yes" if row.agreement >= STABLE else "no: single spots of a map must not be read"
+        else:  # a good map changes
+            below = interval(row.below, row.below_low, row.below_high)
+            measured += f", {below} below that of two halves of its own draws"
+            verdict = (
+                "yes" if row.below_low > 0 else "not shown: it differs no more than two halves of its own draws do"
+            )
+        rows.append((_QUESTIONS[row.with_], measured, verdict))
     return rows
 
 
@@ -115,18 +106,19 @@ def _matters(checks: held.Checks) -> tuple[str, str, str]:
     return question, f"log-odds over a random order: {measured}", verdict
 
 
-def _tissue(run: Run, auc: pd.DataFrame, checks: held.Checks) -> list[tuple[str, str, str]]:
+def _tissue(auc: pd.DataFrame, checks: held.Checks) -> list[tuple[str, str, str]]:
     question = "Do the maps lie on what readers look at?"
     if checks.tissue is None:
         return [(question, "nothing", "cannot be measured: this cohort has no tissue masks")]
-    rows = []
+    readable, rows = is_readable(auc), []
     for row in checks.tissue[checks.tissue["region"].isin(truth.JUDGED)].itertuples():
         measured = f"{interval(row.ratio, row.low, row.high)} times its share of the area, {row.n} images"
-        verdict = "neither more nor less than its area" if is_readable(auc) else "not interpreted: see the first row"
-        if is_readable(auc) and row.low > 1:
+        if not readable:
+            verdict = "not interpreted: see the first row"
+        elif row.low > 1:
             verdict = "more than its area"
-        elif is_readable(auc) and row.high < 1:
-            verdict = "less than its area"
+        else:
+            verdict = "less than its area" if row.high < 1 else "neither more nor less than its area"
         rows.append((f"{question[:-1]}: {row.region}?", measured, verdict))
     return rows
 
@@ -144,22 +136,18 @@ def answer(run: Run, auc: pd.DataFrame, checks: held.Checks, study: held.Study) 
         named = checks.tissue[checks.tissue["region"].isin(truth.JUDGED)]
         more = named.loc[named["low"] > 1, "region"].tolist()
         text += f"; its maps lie more than by area on {', '.join(more)}." if more else "; its maps favour no tissue."
-    stable = checks.agreement.set_index("with_")["agreement"]
-    text += f" Two halves of the same draws agree by {stable[held.HALF]:.2f} in rank"
-    text += (
-        f", two training seeds by {stable[held.SEED]:.2f}."
-        if np.isfinite(stable[held.SEED])
-        else "; no other training seed was explained."
-    )
+    agreed = checks.agreement.set_index("with_")["agreement"]
+    text += f" Two halves of the same draws agree by {agreed[Against.HALF]:.2f} in rank"
+    seeds = agreed[Against.SEED]
+    text += f", two training seeds by {seeds:.2f}." if np.isfinite(seeds) else "; no other training seed was explained."
     return f"{text} {_of_features(study.table)}"
 
 
 def _of_features(table: pd.DataFrame) -> str:
     """What the single-feature study found, in a sentence."""
-    kinds = table.assign(kind=table["verdict"].str.partition(":")[0], name=[named(row) for row in table.itertuples()])
     parts = [
-        f"{name} ({', '.join(part['explainer'] + ': ' + part['kind'])})"
-        for name, part in kinds.groupby("name", sort=False)
+        f"{feature.replace('_', ' ')} ({', '.join(f'{row.explainer}: {row.finding}' for row in part.itertuples())})"
+        for feature, part in table.groupby("feature", sort=False)
     ]
     return f"Where the label shows in one simulated feature alone: {'; '.join(parts)}."
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import artifacts, backbones, engine, explain, feature_study, phantom
+from nafld_utils import artifacts, backbones, engine, explain, feature_study, phantom, stats
 from nafld_utils import explain_truth as truth
 from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, unit_seed
 from nafld_utils.stages import explain as maps
@@ -31,9 +32,17 @@ _STUDY_MODULES = (
     *("phantom", "phantom_anatomy", "preprocess", "folds", "backbones", "trial"),
     *("explain", "explain_truth", "feature_study"),
 )
-HALF, SEED, NETWORK = "same classifier, other half of the draws", "other training seed", "other network"
-UNTRAINED, SHUFFLED = "untrained network", "labels shuffled between patients"
-DIFFERENCE = "image minus the background's mean, no classifier"
+
+
+class Against(StrEnum):
+    """What the explained classifier's maps are compared with, in the words that tables show and store."""
+
+    HALF = "same classifier, other half of the draws"
+    SEED = "other training seed"
+    NETWORK = "other network"
+    UNTRAINED = "untrained network"
+    SHUFFLED = "labels shuffled between patients"
+    DIFFERENCE = "image minus the background's mean, no classifier"
 
 
 # ---------------------------------------------------------------- classifiers that have learnt nothing
@@ -51,8 +60,6 @@ def train_shuffled(run: Run) -> Unit:
     Whole patients change labels, and synthetic images those of their place in the set, so that nothing is left to learn
     but what tells these images apart by chance.
     """
-    from safetensors.torch import save_file
-
     from nafld_utils import trial as training
 
     unit, wanted = shuffled_unit(run), maps.trial(run)
@@ -72,13 +79,13 @@ def train_shuffled(run: Run) -> Unit:
         tail, _ = training.train_tail(tail, parts, options_of(run), seed, decoder, device)
         scores = data["images"][["image_id", "patient_id", "label"]]
         scores = scores.assign(score=training.predict(tail, data["held_out"], decoder, device))
-        save_file({k: v.cpu().contiguous() for k, v in tail.state_dict().items()}, folder / "tail.safetensors")
+        maps.save_tail(folder, tail)
         save_table(folder / "scores.csv", scores)
     return unit
 
 
 def shuffle_by_patient(images: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Labels of the images after the patients have exchanged theirs: ``(n,)`` int64, as many patients a class."""
+    """Labels of the images after the patients have exchanged theirs: ``(n,)`` int64, as many patients per class."""
     patients = images.drop_duplicates("patient_id").set_index("patient_id")["label"]
     exchanged = pd.Series(rng.permutation(patients.to_numpy()), index=patients.index)
     return images["patient_id"].map(exchanged).to_numpy(dtype=np.int64)
@@ -86,23 +93,16 @@ def shuffle_by_patient(images: pd.DataFrame, rng: np.random.Generator) -> np.nda
 
 def explain_shuffled(run: Run) -> Explanation:
     """Attributions of the classifier with shuffled labels, on the images that are compared."""
-    unit, wanted = train_shuffled(run), maps.trial(run)
-
-    def classifier() -> explain.GreyClassifier:
-        return maps.with_tail(run, wanted, artifacts.load_weights(unit.file("tail.safetensors"))[0])
-
-    return maps.make_attributions(run, "shuffled", unit, classifier, "compared")
+    unit = train_shuffled(run)
+    return maps.make_attributions(run, "shuffled", unit, lambda: maps.open_classifier(run, unit=unit), "compared")
 
 
 def explain_untrained(run: Run) -> Explanation:
     """Attributions of the same network with random weights throughout, on the images that are compared."""
-    from nafld_utils import trial as training
-
     wanted = maps.trial(run)
 
     def classifier() -> explain.GreyClassifier:
-        prefix, tail = maps.network(run, wanted, "random")
-        return explain.GreyClassifier(prefix, training.fresh_tail(tail, seed=1), wanted["backbone"])
+        return maps.fresh_classifier(run, wanted, seed=1, weights="random")
 
     return maps.make_attributions(run, "untrained", wanted["backbone"], classifier, "compared")
 
@@ -113,21 +113,9 @@ def explain_untrained(run: Run) -> Explanation:
 class Checks(NamedTuple):
     """What the explained classifier's maps were held against.
 
-    Attributes
-    ----------
-    agreement : pandas.DataFrame
-        ``with_, n_maps, n_images, agreement, low, high``, see `compare`, and ``below, below_low, below_high``: how far
-        the agreement lies below that of the classifier's own two halves, over the same images.
-    curves : pandas.DataFrame
-        From `explain_truth.curves`, maps ``SHAP`` and ``random``.
-    gains : pandas.DataFrame
-        From `explain_truth.curve_gain`.
-    tissue : pandas.DataFrame or None
-        From `explain_truth.summarise_shares`; None where no tissue is known.
-    shuffled : dict
-        Held-out AUC of the classifier with shuffled labels.
-    unit : Unit
-        Where it lies.
+    ``agreement`` is from `compare`; ``curves`` (of ``SHAP`` and ``random`` maps), ``gains`` and ``tissue`` (None where
+    no tissue is known) are from `explain_truth.curves`, `curve_gain` and `summarise_shares`; ``shuffled`` is the
+    held-out AUC of the classifier with shuffled labels.
     """
 
     agreement: pd.DataFrame
@@ -140,21 +128,23 @@ class Checks(NamedTuple):
 
 def explain_all(run: Run) -> dict[str, Explanation]:
     """Attributions of every classifier that is compared, by name: the explained one's (``explained``) come first."""
-    trials = maps.peers(run).to_dict("records")
-    found = {"explained": maps.explain_trial(run, trials[0])}
-    for one in trials[1:]:
-        found[f"{one['backbone']}, seed {one['seed']}"] = maps.explain_trial(run, one, "compared")
-    return {**found, UNTRAINED: explain_untrained(run), SHUFFLED: explain_shuffled(run)}
+    first, *others = maps.peers(run).to_dict("records")
+    found = {"explained": maps.explain_trial(run, first)}
+    for one in others:
+        against = Against.SEED if one["backbone"] == first["backbone"] else Against.NETWORK
+        explained = maps.explain_trial(run, one, "compared")
+        found[f"{one['backbone']}, seed {one['seed']}"] = replace(explained, against=against)
+    for against, explained in ((Against.UNTRAINED, explain_untrained(run)), (Against.SHUFFLED, explain_shuffled(run))):
+        found[against.value] = replace(explained, against=against)
+    return found
 
 
 def checks_unit(run: Run, attributions: Iterable[Unit]) -> Unit:
     """Unit of the checks of these attributions, the explained classifier's first."""
     chosen = run.settings.shap
     settings = {"smoothing": chosen.smoothing, "border": chosen.border, "root_seed": run.settings.seed}
-    inputs = list(attributions)
-    return run.unit(
-        "shap", "checks", settings=settings, inputs=inputs, modules=["explain_truth", "stages.explain_truth"]
-    )
+    modules = ["explain_truth", "stages.explain_truth"]
+    return run.unit("shap", "checks", settings=settings, inputs=list(attributions), modules=modules)
 
 
 def build_checks(run: Run, found: dict[str, Explanation]) -> Checks:
@@ -174,7 +164,7 @@ def build_checks(run: Run, found: dict[str, Explanation]) -> Checks:
         curves=curves,
         gains=truth.curve_gain(curves, "SHAP", "random"),
         tissue=None if tissue is None else truth.summarise_shares(tissue),
-        shuffled=maps.stats_of(shuffled_unit(run).load_table("scores.csv")),
+        shuffled=truth.auc_over_patients(shuffled_unit(run).load_table("scores.csv")),
         unit=unit,
     )
 
@@ -182,43 +172,41 @@ def build_checks(run: Run, found: dict[str, Explanation]) -> Checks:
 def compare(run: Run, found: dict[str, Explanation]) -> pd.DataFrame:
     """Rank agreement of the explained classifier's smoothed maps with others of the same images.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``with_`` (what), ``n_maps`` (maps compared an image, 0 where there is none), ``n_images``, ``agreement`` (mean
-        Spearman correlation over the pixels of the sector), ``low, high`` (Student t over images, one a patient) and
-        ``below...`` as in `Checks`.
+    Columns ``with_`` (of `Against`), ``n_maps`` (maps compared per image, 0 where there is none), ``n_images``,
+    ``agreement`` (mean Spearman correlation over the pixels of the sector), ``low, high`` (Student t over images, one
+    per patient), and ``below, below_low, below_high``: how far the agreement lies below that of the classifier's own
+    two halves, over the same images.
     """
-    own, wanted = found["explained"], maps.trial(run)
+    own = found["explained"]
     rows = own.table["compared"].to_numpy()
-    images = own.images[rows]
-    inside, background = images > 0, maps.images_unit(run).load_array("background.npy")
-    mine = own.smoothed()[rows]
-    others = {name: one.smoothed() for name, one in found.items() if name not in ("explained", UNTRAINED, SHUFFLED)}
-    seeds = {name: value for name, value in others.items() if name.startswith(f"{wanted['backbone']}, ")}
-    networks = {name: value for name, value in others.items() if name not in seeds}
-    levels = images.astype(float) - explain.mean_image(background)
-    sets = {
-        SEED: list(seeds.values()),
-        NETWORK: list(networks.values()),
-        UNTRAINED: [found[UNTRAINED].smoothed()],
-        SHUFFLED: [found[SHUFFLED].smoothed()],
-        DIFFERENCE: [explain.smooth(levels, own.smoothing * images.shape[1])],
+    images, mine = own.images[rows], own.smoothed()[rows]
+    inside = images > 0
+    others = {
+        against: [one.smoothed() for one in found.values() if one.against == against]
+        for against in (Against.SEED, Against.NETWORK, Against.UNTRAINED, Against.SHUFFLED)
     }
+    levels = images.astype(float) - explain.mean_image(maps.images_unit(run).load_array("background.npy"))
+    others[Against.DIFFERENCE] = [explain.smooth(levels, own.smoothing * images.shape[1])]
+    ceiling = np.ones(len(images))  # where nothing is drawn
     if len(own.halves) == 2:
         ceiling = truth.agreement(own.smoothed(0)[rows], own.smoothed(1)[rows], inside)
-    else:
-        ceiling = np.ones(len(images))  # nothing is drawn
-    out = [_agreement_row(HALF, 1, ceiling, ceiling)]
-    for name, values in sets.items():
-        # every pair of the training seeds counts; other comparisons are with the explained classifier
-        pairs = {"explained": mine, **{str(i): value for i, value in enumerate(values)}}
-        if name == SEED and values:
-            out.append(_agreement_row(name, len(pairs), truth.pairwise(pairs, inside), ceiling))
-        else:
-            each = [truth.agreement(mine, value, inside) for value in values]
-            out.append(_agreement_row(name, len(each), np.mean(each, axis=0) if each else np.empty(0), ceiling))
+    out = [_agreement_row(Against.HALF, 1, ceiling, ceiling)]
+    for against, values in others.items():
+        n_maps, agreed = len(values), np.empty(0)
+        if against is Against.SEED and values:  # every pair of training seeds counts
+            n_maps, agreed = 1 + len(values), truth.pairwise([mine, *values], inside)
+        elif values:
+            agreed = np.mean([truth.agreement(mine, value, inside) for value in values], axis=0)
+        out.append(_agreement_row(against, n_maps, agreed, ceiling))
     return pd.DataFrame(out)
+
+
+def _agreement_row(against: Against, n_maps: int, values: np.ndarray, ceiling: np.ndarray) -> dict[str, Any]:
+    below = ceiling - values if len(values) else values
+    row: dict[str, Any] = {"with_": against.value, "n_maps": n_maps, "n_images": len(values)}
+    row |= zip(("agreement", "low", "high"), stats.over_folds(values), strict=True)
+    row |= zip(("below", "below_low", "below_high"), stats.over_folds(below), strict=True)
+    return row
 
 
 def side_by_side(
@@ -242,28 +230,21 @@ def side_by_side(
     maps : dict of str to tuple of (n, S, S) float ndarray and float
         By classifier, the explained one first, each with the end of its scale (`explain.shared_limit`).
     """
-    rows = np.flatnonzero(found["explained"].table["compared"])[:n_images]
-    nothing = [UNTRAINED, SHUFFLED]
-    others = [name for name in found if name not in ("explained", *nothing)][:n_others]
-    values = {name: found[name].smoothed()[: len(rows)] for name in [*others, *nothing]}
-    values = {"explained": found["explained"].smoothed()[rows], **values}
+    own = found["explained"]
+    rows = np.flatnonzero(own.table["compared"])[:n_images]
+    others = [name for name, one in found.items() if one.against in (Against.SEED, Against.NETWORK)][:n_others]
+    learnt_nothing = [Against.UNTRAINED.value, Against.SHUFFLED.value]
+    values = {"explained": own.smoothed()[rows]}
+    values |= {name: found[name].smoothed()[: len(rows)] for name in [*others, *learnt_nothing]}
     return rows, {name: (value, explain.shared_limit(value)) for name, value in values.items()}
 
 
-def _agreement_row(name: str, n_maps: int, values: np.ndarray, ceiling: np.ndarray) -> dict[str, Any]:
-    row: dict[str, Any] = {"with_": name, "n_maps": n_maps, "n_images": len(values)}
-    below = ceiling - values if len(values) else values
-    for prefix, part in (("", values), ("below", below)):
-        names = ("agreement", "low", "high") if not prefix else ("below", "below_low", "below_high")
-        row |= dict(zip(names, truth.mean_interval(part), strict=True))
-    return row
-
-
 def _curves(run: Run, own: Explanation) -> pd.DataFrame:
-    """Deletion and insertion on one image a held-out patient, towards the background's mean image."""
+    """Deletion and insertion on one image per held-out patient, towards the background's mean image."""
     rows = own.table["judged"].to_numpy()
     device, classifier = engine.device(run.settings.engine), maps.open_classifier(run)
-    noise = truth.random_maps(own.images[rows].shape, unit_seed(run.settings.seed, "shap random"))
+    rng = np.random.default_rng(unit_seed(run.settings.seed, "shap random"))
+    noise = rng.standard_normal(own.images[rows].shape)  # smoothed like the maps: an order that knows nothing
     judged = {"SHAP": own.smoothed()[rows], "random": explain.smooth(noise, own.smoothing * own.images.shape[1])}
     baseline = explain.mean_image(maps.images_unit(run).load_array("background.npy"))
     return truth.curves(lambda images: explain.log_odds(classifier, images, device), own.images[rows], judged, baseline)
@@ -294,16 +275,9 @@ class Study(NamedTuple):
 def feature_options(run: Run) -> feature_study.Options:
     """Options of the single-feature study; nothing of the run's own cohort enters it."""
     chosen = run.settings.shap
-    return feature_study.Options(
-        n_patients=chosen.feature_patients,
-        steps=chosen.feature_steps,
-        n_explained=chosen.feature_explained,
-        n_background=chosen.n_background,
-        n_samples=chosen.n_samples,
-        smoothing=chosen.smoothing,
-        border=chosen.border,
-        seed=run.settings.seed,
-    )
+    shared = {name: getattr(chosen, name) for name in ("n_background", "n_samples", "smoothing", "border")}
+    numbers = (chosen.feature_patients, chosen.feature_steps, chosen.feature_explained)
+    return feature_study.Options(*numbers, **shared, seed=run.settings.seed)
 
 
 def feature_unit(run: Run, feature: str) -> Unit:
@@ -345,9 +319,13 @@ def build_study(run: Run) -> Study:
 
 
 def with_verdicts(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The study's table, each row with the verdict that follows from its numbers."""
+    """The study's table, each row with the ``finding`` and the ``verdict`` that follow from its numbers."""
     table = pd.DataFrame(rows)
-    return table.assign(verdict=[feature_study.verdict(row) for row in table.to_dict("records")])
+    records = table.to_dict("records")
+    return table.assign(
+        finding=[feature_study.finding(row) for row in records],
+        verdict=[feature_study.verdict(row) for row in records],
+    )
 
 
 def stored_study() -> Study:
@@ -388,7 +366,7 @@ def main() -> None:
     """Make the study with the settings of ``params/paper.yaml`` and store it with the package."""
     run = artifacts.open_run("paper", {"run": "feature-study", "engine.mode": "local"})
     found = build_study(run)
-    rows = found.table.drop(columns="verdict").to_dict("records")
+    rows = found.table.drop(columns=["finding", "verdict"]).to_dict("records")
     record = {"command": STORE_COMMAND, "options": vars(feature_options(run)), "revisions": study_revisions()}
     versions = {name: artifacts.environment()[name] for name in ("versions", "python", "machine")}
     save_json(STORED, {**record, **versions, "rows": rows})

@@ -16,16 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import (
-    turing,
-    turing_answers,
-    turing_import,
-    turing_model,
-    turing_page,
-    turing_sitting,
-    turing_statistics,
-    words,
-)
+from nafld_utils import turing, turing_import, turing_model, turing_page, turing_sitting, turing_statistics, words
 from nafld_utils.artifacts import (
     Run,
     Unit,
@@ -57,15 +48,9 @@ PAGE = "turing_test.html"
 class TuringSet:
     """The images of the test, in the order of every sitting.
 
-    Attributes
-    ----------
-    items : pandas.DataFrame
-        From `nafld_utils.turing_sitting.put_in_order`, and ``crop``: which stored crop of a real image is shown (-1:
-        synthetic). The key of the test: it stays on the analyst's side.
-    images : numpy.ndarray, shape (n, S, S), uint8
-        Row i is item i.
-    unit : Unit
-        Where it lies.
+    ``images`` is (n, S, S) uint8; row i of ``items`` belongs to image i: the columns of
+    `nafld_utils.turing_sitting.put_in_order`, and ``crop``, which stored crop of a real image is shown (-1:
+    synthetic). The items are the key of the test: they stay on the analyst's side.
     """
 
     items: pd.DataFrame
@@ -77,19 +62,9 @@ class TuringSet:
 class Analysis:
     """What the raters' answers amount to.
 
-    Attributes
-    ----------
-    tables : mapping of str to pandas.DataFrame
-        By name: ``ratings`` (answers beside the key), ``files`` (what was read, counted and refused); ``summary``
-        (the paper's Table 1), ``bounded``, ``crossed``, ``raters``, ``pooled``, ``model``, ``agreement``,
-        ``calibration``, ``overconfidence``, ``images``, ``unanimous`` and ``plans``, from the functions of
-        `nafld_utils.turing`, `nafld_utils.turing_statistics` and `nafld_utils.turing_model`.
-    equivalence : mapping
-        From `nafld_utils.turing_model.equivalence_test`.
-    simulated : bool
-        Whether the raters are simulated; every table has a column that says so.
-    unit : Unit
-        Where it lies.
+    ``tables`` are by name: ``ratings`` (answers beside the key), ``files`` (what was read, counted and refused) and
+    those of `statistics`; ``equivalence`` is from `nafld_utils.turing_model.equivalence_test`. Where the raters are
+    simulated, every table has a column that says so.
     """
 
     tables: Mapping[str, pd.DataFrame]
@@ -142,9 +117,8 @@ def make_set(run: Run) -> TuringSet:
         real = prepare.open_preprocessed(run)
         sets = {(t["conditioning"], t["fold"]): samples.open_synthetic(**t) for t in ldm.tasks(run)}
         tables = {model: _all_folds(sets, model) for model in run.settings.ldm.conditionings}
-        names = run.settings.cohort.class_names
-        items = turing_sitting.draw_set(real.images, tables, run.settings.turing, names)
-        seed = run.settings.turing.seed
+        settings, seed = run.settings.turing, run.settings.turing.seed
+        items = turing_sitting.draw_set(real.images, tables, settings, run.settings.cohort.class_names)
         rng = np.random.default_rng(unit_seed(seed, "turing", "crop"))
         crops = rng.integers(real.pool.shape[1], size=len(items))
         items["crop"] = np.where(items["is_real"] == 1, crops, -1)
@@ -158,21 +132,12 @@ def make_set(run: Run) -> TuringSet:
 
 
 def numbers(run: Run, shown: TuringSet) -> pd.DataFrame:
-    """How many images of each kind and class were asked for, and how many the set shows.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Four rows, ``images`` (kind and class in words), ``setting, asked, shown``.
-    """
-    negative, positive = run.settings.cohort.class_names
+    """Images of each kind and class: ``images`` (kind and class in words), ``setting, asked, shown``; four rows."""
     rows = []
-    for name in turing_sitting.NUMBERS:
-        _, kind, group = name.split("_")
-        label = int(group == "unhealthy")
-        found = (shown.items["is_real"] == int(kind == "real")) & (shown.items["label"] == label)
-        asked = getattr(run.settings.turing, name)
-        rows.append((f"{kind}, {positive if label else negative}", f"turing.{name}", asked, int(found.sum())))
+    for name, (is_real, label) in turing_sitting.NUMBERS.items():
+        what = f"{'real' if is_real else 'synthetic'}, {run.settings.cohort.class_names[label]}"
+        found = (shown.items["is_real"] == is_real) & (shown.items["label"] == label)
+        rows.append((what, f"turing.{name}", getattr(run.settings.turing, name), int(found.sum())))
     return pd.DataFrame(rows, columns=["images", "setting", "asked", "shown"])
 
 
@@ -222,7 +187,7 @@ def analysis_unit(run: Run, shown: Unit, files: Mapping[str, bytes]) -> Unit:
 
 
 def make_page(run: Run, shown: TuringSet) -> Unit:
-    """Write the page that raters open, ``turing_test.html``, unless it is there; it never holds the key.
+    """Write the page that raters open, `PAGE`, unless it is there; it never holds the key.
 
     Raises
     ------
@@ -252,18 +217,10 @@ def page_separation(shown: TuringSet, page: Unit) -> pd.DataFrame:
 
 
 def ratings_files(run: Run) -> dict[str, bytes]:
-    """Content of the raters' files that ``turing.ratings`` names, by name; none where raters are simulated.
+    """Content of the raters' files that ``turing.ratings`` names, a file or a folder's files, by name.
 
-    Returns
-    -------
-    dict of str to bytes
-        Relative to the work folder, the files of a folder (not of folders within) or one file; hidden ones are left
-        out, and of an oversized one only so much is read as shows that it is.
-
-    Raises
-    ------
-    ValueError
-        Nothing lies there.
+    None where raters are simulated; of an oversized file only so much is read as shows that it is. Refuses a path
+    where nothing lies.
     """
     name = run.settings.turing.ratings
     if name is None:
@@ -272,11 +229,11 @@ def ratings_files(run: Run) -> dict[str, bytes]:
     if not path.exists():
         raise ValueError(f"{path}: expected a folder of results files, or one, found nothing; correct turing.ratings.")
     found = [item for item in sorted(path.iterdir()) if item.is_file()] if path.is_dir() else [path]
-    found = [item for item in found if not item.name.startswith(".") and item.name.lower() not in _NOT_ANSWERS]
     contents = {}
     for item in found:
-        with open(item, "rb") as handle:
-            contents[item.name] = handle.read(turing_import.MAX_BYTES + 1)
+        if not item.name.startswith(".") and item.name.lower() not in _NOT_ANSWERS:
+            with open(item, "rb") as handle:
+                contents[item.name] = handle.read(turing_import.MAX_BYTES + 1)
     return contents
 
 
@@ -298,7 +255,7 @@ def analyse(run: Run) -> Analysis:
     unit = analysis_unit(run, shown.unit, files)
     if not unit.done():
         ratings, report = _collect(run, shown, files)
-        tables = {"files": report} | _statistics(turing_answers.attach_key(ratings, shown.items), s.turing)
+        tables = {"files": report} | statistics(turing_import.attach_key(ratings, shown.items), s.turing)
         equivalence = turing_model.equivalence_test(tables["ratings"], s.turing.equivalence_margin)
         with unit.writing(simulated_raters=not files) as folder:
             for name, table in tables.items():
@@ -318,7 +275,8 @@ def _collect(run: Run, shown: TuringSet, files: Mapping[str, bytes]) -> tuple[pd
     return ratings, pd.DataFrame(columns=turing_import.FILE_COLUMNS)
 
 
-def _statistics(ratings: pd.DataFrame, settings: TuringSettings) -> dict[str, pd.DataFrame]:
+def statistics(ratings: pd.DataFrame, settings: TuringSettings) -> dict[str, pd.DataFrame]:
+    """The tables of an analysis by name, ``summary`` being the paper's Table 1; ratings with the key attached."""
     return {
         "ratings": ratings,
         "summary": turing.summarize(ratings),
@@ -338,9 +296,7 @@ def _statistics(ratings: pd.DataFrame, settings: TuringSettings) -> dict[str, pd
 
 def _opened(table: pd.DataFrame) -> pd.DataFrame:
     """A stored table, in which columns of text are text although CSV does not tell."""
-    text = {
-        name: table[name].astype(object).where(table[name].notna(), "").astype(str) for name in _TEXT if name in table
-    }
+    text = {name: table[name].astype(object).fillna("").astype(str) for name in _TEXT if name in table}
     whole = {name: table[name].astype("Int64") for name in ("n_images", "n_answers") if name in table}
     return table.assign(**text, **whole)
 
@@ -379,7 +335,7 @@ def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
     analysis : Analysis
         Names the raters.
     table : pandas.DataFrame
-        What to show.
+        What to show; its column ``simulated`` is left out, since the caption says it.
     text : str
         What the table is.
 
@@ -389,7 +345,8 @@ def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
         Shown by a notebook as its last expression.
     """
     caption = f"{analysis.source}{', simulated cohort' if run.is_simulated else ''} · {text}"
-    style = table.style.format(precision=3, na_rep="–", escape="html").set_caption(caption)
+    style = table.drop(columns="simulated", errors="ignore").style
+    style = style.format(precision=3, na_rep="–", escape="html").set_caption(caption)
     style = style.set_table_styles([{"selector": "caption", "props": "text-align: left; font-weight: bold"}])
     return style if table.index.name else style.hide(axis="index")
 
