@@ -51,7 +51,7 @@ ORDER = [
     ["trial"],
     ["trial_resident", "trial_store"],
     ["sweep", "sweep_speed"],
-    ["baselines", "capacity", "delong", "measures", "quality_tables"],
+    ["baselines", "delong", "measures", "quality_tables"],
     ["sweep_tables"],
     ["sweep_summaries"],
     ["turing_sitting"],

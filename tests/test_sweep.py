@@ -304,37 +304,6 @@ def test_an_impossible_grid_is_refused_by_the_plan_before_any_feature(run, monke
         stage.dry_run(artifacts.open_run("smoke", {**OVERRIDES, "sweep.rates": [0.5, 2.0]}))
 
 
-# ---------------------------------------------------------------- the protocol check
-
-
-def test_image_folds_put_frames_of_a_patient_on_both_sides():
-    images = images_table(10, 10)
-    fold = sweep.image_folds(images["label"].to_numpy(), 5, seed=0)
-    assert np.bincount(fold).tolist() == [20] * 5
-    assert images.assign(fold=fold).groupby("patient_id")["fold"].nunique().min() > 1
-
-
-def test_linear_scores_equal_the_plain_pipeline():
-    """The rotation into the training rows' span changes nothing but the time."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    rng = np.random.default_rng(0)
-    features, label, fold = rng.normal(size=(40, 90)), np.arange(40) % 2, np.arange(40) // 2 % 4
-    features[:, 3] = 1.0  # a constant feature divides by nothing
-    found = sweep.linear_scores(features, label, fold)
-    for k in range(4):
-        plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=1e-8, max_iter=5000))
-        plain.fit(features[fold != k], label[fold != k])
-        np.testing.assert_allclose(found[fold == k], plain.predict_proba(features[fold == k])[:, 1], atol=1e-3)
-
-
-def test_linear_scores_refuse_a_one_class_side():
-    with pytest.raises(ValueError, match="fold 0: expected both classes"):
-        sweep.linear_scores(np.ones((4, 2)), np.array([0, 1, 1, 1]), np.array([0, 1, 1, 1]))
-
-
 # ---------------------------------------------------------------- the stage on a toy run
 
 

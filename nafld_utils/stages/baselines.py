@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import backbones, baselines, engine, preprocess, sweep
+from nafld_utils import backbones, baselines, engine, preprocess
 from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_table
 from nafld_utils.stages import prepare
 
@@ -68,7 +68,7 @@ def open_learners(run: Run) -> dict[str, tuple[np.ndarray, baselines.Learner]]:
     features = frozen.load_array("features.npy")
     return {
         baselines.FEATURES_SVM: (features, baselines.svm_scores),
-        baselines.FEATURES_LOGISTIC: (features, sweep.linear_scores),
+        baselines.FEATURES_LOGISTIC: (features, baselines.linear_scores),
         baselines.GLCM_SVM: (texture.load_array("features.npy"), baselines.svm_scores),
     }
 
