@@ -26,7 +26,7 @@ BYRA_AUC = {"frozen features + SVM": 0.977, "liver / kidney ratio": 0.959, "GLCM
 
 FEATURES_SVM, FEATURES_LOGISTIC = "frozen features + SVM", "frozen features + logistic"
 GLCM_SVM, HALVES, RATIO = "GLCM texture + SVM", "upper / lower half", "liver / kidney ratio"
-IN_FOLDS, ONE_OUT, BY_IMAGE = "folds of this run", "one patient left out", "by IMAGE (leak)"
+IN_FOLDS, ONE_OUT = "folds of this run", "one patient left out"
 
 GLCM_LEVELS = 32  # grey levels; choice: bins of 8, above the speckle's own quantisation
 GLCM_DISTANCES = (1, 2, 4)  # pixels at original spacing (choice)

@@ -53,7 +53,6 @@ ORDER = [
     ["sweep", "sweep_speed"],
     ["baselines", "delong", "measures", "quality_tables"],
     ["sweep_tables"],
-    ["sweep_summaries"],
     ["turing_sitting"],
     ["turing_answers", "turing_page"],
     ["turing_import"],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import arms, params, sweep, sweep_summaries, sweep_tables, words
+from nafld_utils import arms, params, sweep, sweep_tables, words
 from nafld_utils.artifacts import Run, Unit, save_table
 from nafld_utils.stages import copies, differences, features, filtering, first_stages, ldm, prepare, samples
 from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
@@ -67,7 +67,7 @@ def declared(run: Run, table: pd.DataFrame, arm: str | None = None, **change: An
     """
     chosen = run.settings.sweep
     cell = {"backbone": chosen.backbones[0]}
-    for name, value in sweep_summaries.MAIN.items():
+    for name, value in sweep_tables.MAIN.items():
         if name in table:
             cell[name] = value if (table[name] == value).any() else table[name].iloc[0]
     arm = arm or chosen.primary_arm
@@ -90,8 +90,8 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     dict of str to pandas.DataFrame
         ``comparisons`` (`sweep_tables.compare_arms`), ``arms`` (`sweep_tables.arm_intervals`), ``seeds``
         (`sweep_tables.auc_by_seed`), each with a column ``level`` (image or patient); ``measures``
-        (`sweep_summaries.patient_measures`), ``optimistic``, ``variants``, and of real images alone and of the declared
-        arm and rate, every group, ``roc`` (`sweep_summaries.roc_bands`) and ``reliability``.
+        (`sweep_tables.patient_measures`), ``optimistic``, ``variants``, and of real images alone and of the declared
+        arm and rate, every group, ``roc`` (`sweep_tables.roc_bands`) and ``reliability``.
     """
     unit = tables_unit(run)
     if not note and unit.done():
@@ -109,14 +109,14 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
         levels["seeds"].append(sweep_tables.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
     grade = grades(run)
-    tables["measures"] = sweep_summaries.patient_measures(
+    tables["measures"] = sweep_tables.patient_measures(
         scores, grade, chosen.specificity, **options, grade_name=words.of(run).grade
     )
-    tables["optimistic"] = sweep_summaries.optimistic(tables["arms"])
-    tables["variants"] = sweep_summaries.variants(tables["arms"])
+    tables["optimistic"] = sweep_tables.optimistic(tables["arms"])
+    tables["variants"] = sweep_tables.variants(tables["arms"])
     both = scores[(scores["arm"] == sweep.REAL) | _at_primary(run, scores)]
-    tables["roc"] = sweep_summaries.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
-    tables["reliability"] = sweep_summaries.reliability(both)
+    tables["roc"] = sweep_tables.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
+    tables["reliability"] = sweep_tables.reliability(both)
     if not note:
         with unit.writing() as folder:
             for name, table in tables.items():
@@ -302,7 +302,7 @@ def protocol(run: Run, backbone: str | None = None) -> str:
     differs, cell = differences.cohort(run), declared(run, grid, **({"backbone": backbone} if backbone else {}))
     if cell["backbone"] not in paper.experiments["fig5b"].backbones:
         differs.append(f"{cell['backbone']} instead of ResNet-50")
-    differs += [f"{name} {cell[name]}" for name, value in sweep_summaries.MAIN.items() if cell[name] != value]
+    differs += [f"{name} {cell[name]}" for name, value in sweep_tables.MAIN.items() if cell[name] != value]
     n_seeds = grid.loc[sweep_tables.where(grid, cell), "seed"].nunique()
     if n_seeds != paper.sweep.n_seeds:
         differs.append(f"n_seeds {n_seeds}")
@@ -326,8 +326,8 @@ def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 def _way(run: Run, table: pd.DataFrame) -> str:
     """How the declared comparison's training differs from the paper's main one, in a claim; mostly empty."""
-    cell, named = declared(run, table), sweep_summaries.VARIANTS
-    other = {name: cell[name] for name, main in sweep_summaries.MAIN.items() if cell.get(name, main) != main}
+    cell, named = declared(run, table), sweep_tables.VARIANTS
+    other = {name: cell[name] for name, main in sweep_tables.MAIN.items() if cell.get(name, main) != main}
     return "".join(f", {named.get(item, ' '.join(item))}" for item in other.items())
 
 
