@@ -1,8 +1,8 @@
 """What a clinic asks besides the AUC, by patient: calibration, sensitivity at a fixed specificity, agreement with fat.
 
-Contract: ``label (n,)`` of 0 and 1 and ``scores (n_seeds, n)`` or ``(n,)``: one column per PATIENT, one row per training
-seed; a measure is computed for each seed and averaged, and its interval is over patients within class and seeds, given
-the trained models and the split. ``n_resamples, seed`` and what is refused are as in `stats.auc_interval`.
+Contract: ``label (n,)`` of 0 and 1 and ``scores (n_seeds, n)`` or ``(n,)``: one column per PATIENT, one row per
+training seed; a measure is computed for each seed and averaged, and its interval is over patients within class and
+seeds, given the trained models and the split. ``n_resamples, seed`` and what is refused are as in `stats.auc_interval`.
 """
 
 from __future__ import annotations
