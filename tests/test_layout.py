@@ -76,7 +76,6 @@ ORDER = [
     ["stages.quality", "stages.copies", "stages.turing"],
     ["stages.patients", "stages.filtering", "stages.galleries"],
     ["stages.sweep_features"],
-    ["stages.sweep_trials"],
     ["stages.sweep"],
     ["stages.baselines", "stages.sweep_answer"],
     ["stages.conditions", "stages.explain"],

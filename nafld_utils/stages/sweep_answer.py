@@ -14,8 +14,8 @@ import pandas as pd
 from nafld_utils import arms, params, sweep, sweep_tables, words
 from nafld_utils.artifacts import Run, Unit, save_table
 from nafld_utils.stages import copies, differences, features, filtering, first_stages, ldm, prepare, samples
-from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
-from nafld_utils.stages.sweep_features import kinds_of
+from nafld_utils.stages.sweep import scores_unit
+from nafld_utils.stages.sweep_features import feature_tasks, features_unit, kinds_of
 
 REVISION = ("stages.sweep_answer", 2)
 
