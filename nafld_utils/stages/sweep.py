@@ -466,13 +466,15 @@ def trial_files(run: Run, others: Sequence[dict[str, Any]] = (), **trial: Any) -
     return [sweep.trial_path(store(run), one["hash"]) for one in (trial, *others)]
 
 
-def summarise_cell(part: pd.DataFrame) -> pd.Series:
-    """One row of the notebook's table of trainings, from the status rows of one arm and rate."""
-    done = part[part["state"] == "done"]
-    facts = {"trainings": len(part), "done": len(done), "real images": done["n_real"].mean()}
-    facts |= {"mixed in": done["n_synthetic"].mean(), "class 1 share": done["fatty_share"].mean()}
-    facts |= {"loss, first steps": done["first_loss"].mean(), "loss, last steps": done["last_loss"].mean()}
-    return pd.Series({**facts, "seconds each": done["seconds"].median()}).round(3)
+def summary(status: pd.DataFrame) -> pd.DataFrame:
+    """The notebook's table of trainings from their status: one row per network, way of training, arm and rate."""
+    cells = [name for name in sweep.TRIAL_COLUMNS if name not in ("fold", "seed")]
+    done = status.where(status["state"] == "done").groupby([status[name] for name in cells], sort=False)
+    table = status.groupby(cells, sort=False).size().to_frame("trainings").assign(done=done["state"].count())
+    means = {"real images": "n_real", "mixed in": "n_synthetic", "class 1 share": "fatty_share"}
+    means |= {"loss, first steps": "first_loss", "loss, last steps": "last_loss"}
+    table = table.assign(**{name: done[column].mean() for name, column in means.items()})
+    return table.assign(**{"seconds each": done["seconds"].median()}).round(3)
 
 
 def failures(status: pd.DataFrame) -> pd.DataFrame:
