@@ -58,7 +58,7 @@ class MeanInterval(NamedTuple):
     high: float
 
 
-# ---------------------------------------------------------------- one score a row
+# ---------------------------------------------------------------- one score per row
 
 
 def auc(label: Any, score: Any) -> float:

@@ -178,12 +178,11 @@ def train_tail(
     decoder: nn.Module,
     device: torch.device | str = "cpu",
 ) -> tuple[nn.Sequential, np.ndarray]:
-    """Train a tail with cross-entropy for a set number of steps.
+    """Train a tail from `fresh_tail` in place with cross-entropy for a set number of steps.
 
     Parameters
     ----------
     tail : torch.nn.Sequential
-        From `fresh_tail`; trained in place.
     parts : sequence of Views
         The training set: the fold's real images and the images mixed in, already drawn.
     options : Options
@@ -197,12 +196,7 @@ def train_tail(
     tail : torch.nn.Sequential
         In eval mode, on `device`.
     losses : (steps,) float32
-        Cross-entropy of every step in nats, before the step.
-
-    Raises
-    ------
-    DivergedError
-        The loss is not finite.
+        Cross-entropy of every step in nats, before the step. DivergedError where one is not finite.
     """
     check_classes(parts)
     tail.to(device=device, memory_format=torch.channels_last).train()

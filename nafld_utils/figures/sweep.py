@@ -294,13 +294,7 @@ def reliability(table: pd.DataFrame, ax: Axes, positive: str = "a fatty liver") 
         color = COLORS.get(arm, _GREEN)
         look = {"color": color, "ms": 5, "lw": 1.4, "elinewidth": 1, "fmt": "o-"}
         look["label"] = f"{name_of(arm)}, r = {rate:g}"
-        ax.errorbar(
-            part["predicted"],
-            part["observed"],
-            yerr=_bars(part["observed"], part),
-            label=f"{name_of(arm)}, r = {rate:g}",
-            **look,
-        )
+        ax.errorbar(part["predicted"], part["observed"], yerr=_bars(part["observed"], part), **look)
     ax.set(xlabel=f"predicted probability of {positive}", ylabel="observed share", aspect="equal")
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     ax.legend(loc="upper left")

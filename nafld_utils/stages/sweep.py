@@ -392,14 +392,9 @@ def _explained(error: Exception, run: Run) -> Exception:
 
 
 def run_sweep(run: Run) -> pd.DataFrame:
-    """Make what is missing, features first, and return the state of every trial; a failed trial stops no other.
+    """Make what is missing, features first, and return the state of every trial, as `sweep.read_store`'s status.
 
-    Trials that failed before are tried again where ``sweep.retry_failed`` says so.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As `sweep.read_store`'s status.
+    A failed trial stops no other; those that failed before are tried again where ``sweep.retry_failed`` says so.
 
     Raises
     ------

@@ -135,7 +135,7 @@ def build_features(run: Run) -> None:
 
 @functools.lru_cache(maxsize=2)
 def network(backbone: str, weights: str, freeze: str) -> tuple[Any, Any]:
-    """Frozen prefix and pretrained tail, read once a process; a training copies the tail."""
+    """Frozen prefix and pretrained tail, read once per process; a training copies the tail."""
     return backbones.split(backbones.load(backbone, weights), backbone, freeze)
 
 
