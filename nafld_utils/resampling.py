@@ -61,7 +61,6 @@ def crossed_bootstrap(
     Returns
     -------
     Resampled
-        ``estimate, low, high, error, draws``.
     """
     from scipy import stats
 

@@ -228,18 +228,8 @@ def compare_arms(
     Returns
     -------
     pandas.DataFrame
-        One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus base); over seeds ``t, p,
-        p_holm, low_seeds, high_seeds``; over patients and seeds ``p_patients, p_patients_holm, low_patients,
-        high_patients, se_patients, smallest_effect`` (the difference that this many patients show with 80 % power: 2.8
-        standard errors; NaN where no resample moves the difference, so that there is no error to reckon with); at
-        patient level, seeds held fixed, DeLong's ``delong_p, delong_p_holm, delong_low, delong_high`` (NaN at image
-        level, where rows are not independent); ``n_seeds, n_patients, primary, role, over`` (what each interval is
-        over), ``note`` (why an entry is NaN).
-
-    Raises
-    ------
-    ValueError
-        `base` is missing or has other seeds or images than an arm, or `primary` names no row or several.
+        One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus base), ``n_seeds, n_patients,
+        primary, role, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare` gives.
 
     Notes
     -----
@@ -250,25 +240,13 @@ def compare_arms(
     the table, every group, arm and rate of one level.
     """
     how, rows = {"n_resamples": n_resamples, "seed": seed, "method": method}, []
-    groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], Scored]]] = {}
-    for cell, found in cells(at_level(scores, level)):
-        groups.setdefault(tuple(cell[name] for name in GROUP if name in cell), []).append((cell, found))
-    for members in groups.values():
-        bases = [found for cell, found in members if cell["arm"] == base]
-        if len(bases) != 1:
-            raise ValueError(
-                f"scores: expected arm {base!r} at one rate, found it at {len(bases)} rates; score it first."
-            )
-        for cell, arm in members:
-            if cell["arm"] != base:
-                paired = _paired(cell, arm, bases[0], fewer_seeds)
-                row = {**cell, **_compare(arm, paired, level, how)}
-                if len(paired.seeds) < len(bases[0].seeds):
-                    fewer = f"{len(paired.seeds)} of the {len(bases[0].seeds)} seeds of {base}"
-                    row["note"] = "; ".join(filter(None, [row["note"], fewer]))
-                rows.append(row)
-    if not rows:
-        raise ValueError(f"scores: expected an arm beside {base!r}, found none; score one first.")
+    for cell, arm, whole in _beside(at_level(scores, level), base):
+        paired = _paired(cell, arm, whole, fewer_seeds)
+        row = {**cell, **_compare(arm, paired, level, how)}
+        if len(paired.seeds) < len(whole.seeds):
+            fewer = f"{len(paired.seeds)} of the {len(whole.seeds)} seeds of {base}"
+            row["note"] = "; ".join(filter(None, [row["note"], fewer]))
+        rows.append(row)
     table = pd.DataFrame(rows)
     named = _named(table, primary)
     table["primary"] = named & (level == "image")
@@ -277,6 +255,24 @@ def compare_arms(
         adjusted = holm(table[name].to_numpy(), named)
         table.insert(table.columns.get_loc(name) + 1, f"{name}_holm", adjusted)
     return table
+
+
+def _beside(table: pd.DataFrame, base: str) -> list[tuple[dict[str, Any], Scored, Scored]]:
+    """Cell by cell, group after group: its name, its scores, and those of its group's base arm."""
+    groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], Scored]]] = {}
+    for cell, found in cells(table):
+        groups.setdefault(tuple(cell[name] for name in GROUP if name in cell), []).append((cell, found))
+    pairs = []
+    for members in groups.values():
+        bases = [found for cell, found in members if cell["arm"] == base]
+        if len(bases) != 1:
+            raise ValueError(
+                f"scores: expected arm {base!r} at one rate, found it at {len(bases)} rates; score it first."
+            )
+        pairs += [(cell, arm, bases[0]) for cell, arm in members if cell["arm"] != base]
+    if not pairs:
+        raise ValueError(f"scores: expected an arm beside {base!r}, found none; score one first.")
+    return pairs
 
 
 def _paired(cell: Mapping[str, Any], arm: Scored, base: Scored, fewer_seeds: bool) -> Scored:
@@ -295,7 +291,13 @@ def _paired(cell: Mapping[str, Any], arm: Scored, base: Scored, fewer_seeds: boo
 
 
 def _compare(arm: Scored, base: Scored, level: str, how: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of `compare_arms` without its cell."""
+    """A row of `compare_arms` without its cell.
+
+    Over seeds ``t, p, low_seeds, high_seeds``; over patients and seeds ``p_patients, low_patients, high_patients,
+    se_patients, smallest_effect`` (the difference that this many patients show with 80 % power: 2.8 standard errors;
+    NaN where no resample moves the difference); at patient level, seeds held fixed, DeLong's ``delong_p, delong_low,
+    delong_high`` (NaN at image level, where rows are not independent).
+    """
     gain = stats.difference_bootstrap(arm.label, arm.scores, base.scores, arm.patient, **how)
     each, before, nan = arm.aucs, base.aucs, float("nan")
     over = f"_seeds: {OVER_SEEDS} | _patients: {over_patients(len(each))}"
