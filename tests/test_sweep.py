@@ -573,6 +573,19 @@ def test_a_long_reason_is_shown_in_one_short_line():
     assert not len(stage.failures(status.assign(state="done")))
 
 
+def test_the_summary_averages_over_what_is_done_alone():
+    numbers = {"n_real": 8.0, "n_synthetic": 4.0, "fatty_share": 0.5, "last_loss": 0.1}
+    rows = [
+        {**TRIAL, "seed": i, "state": "done", "seconds": 2.0 * i, "first_loss": 0.2 * i, **numbers} for i in range(3)
+    ]
+    rows.append({**TRIAL, "seed": 3, "state": "failed"})
+    rows.append({**TRIAL, "arm": "semantic", "rate": 0.5, "state": "not trained yet"})
+    table = stage.summary(pd.DataFrame(rows))
+    assert table[["trainings", "done"]].to_numpy().tolist() == [[4, 3], [1, 0]]
+    assert table.iloc[0][["mixed in", "loss, first steps", "seconds each"]].tolist() == [4.0, 0.2, 2.0]
+    assert table.iloc[1].drop(["trainings", "done"]).isna().all()
+
+
 def test_a_truncated_trial_is_announced_and_gives_the_same_scores_again(run, monkeypatch, tmp_path):
     stage.run_sweep(run)
     before, _ = stage.build_scores(run)

@@ -120,6 +120,17 @@ def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):
     assert not any(claim["claim"].startswith("smallest") for claim in answer.claims(run, tables))
 
 
+def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
+    tables = answer.build_tables(run, made_up(freeze="paper", balance="none"))
+    monkeypatch.setattr(artifacts.Unit, "seconds", lambda unit: 60.0)
+    tables["costs"] = answer.costs(run, pd.DataFrame([{"arm": "real", "state": "done", "seconds": 1.0}]), tables)
+    tables |= dict.fromkeys(("gain", "intervals", "by patient"), tables["comparisons"])
+    for name in set(answer.COLUMNS) - {"baselines"}:
+        assert list(answer.shown(tables[name], name).data.columns) == list(answer.COLUMNS[name]), name
+    alone = answer.shown(tables["arms"].drop(columns=["freeze", "balance"]), "arms").data
+    assert list(alone.columns)[:4] == ["level", "backbone", "arm", "rate"]
+
+
 # ---------------------------------------------------------------- claims and cost
 
 
