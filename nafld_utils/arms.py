@@ -2,7 +2,7 @@
 
 Contract: pure functions of a name. An arm is ``real``, or one generator or two joined by ``+`` (half of r each), with
 ``_matched`` where the synthetic images are drawn in the class mix of the real training images, and ``_only`` where no
-real image is among the training images.
+real image is among the training images. Nothing else reads an arm's name.
 
 Notes
 -----
@@ -19,32 +19,26 @@ from dataclasses import dataclass
 
 REVISION = ("arms", 1)
 
-REAL = "real"
+REAL, TRADITIONAL, FILTERED = "real", "traditional", "filtered"
 BASELINES = ("gan",)  # generators beside the diffusion models, each a section of the settings with `enabled`
 # choice: two generators are enough to ask whether the two models complement each other
-GENERATORS = ("traditional", "semantic", "class", *BASELINES, "filtered")
+GENERATORS = (TRADITIONAL, "semantic", "class", *BASELINES, FILTERED)
 MATCHED, ONLY = "_matched", "_only"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What an arm's training set holds.
-
-    Attributes
-    ----------
-    name : str
-    generators : tuple of str
-        Sources of the images mixed in, each with an equal part of r; empty for real images alone.
-    with_real : bool
-        Whether the fold's real training images are in the set.
-    matched : bool
-        Whether images mixed in are drawn in the class mix of the real training images.
-    """
+    """What an arm's training set holds: its generators (none: real images alone), and how they are mixed in."""
 
     name: str
-    generators: tuple[str, ...]
-    with_real: bool = True
-    matched: bool = False
+    generators: tuple[str, ...]  # each with an equal part of r
+    with_real: bool = True  # the fold's real training images are in the set
+    matched: bool = False  # images mixed in are drawn in the class mix of the real training images
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Generators that a network was trained for: all but crop and rotation of real images."""
+        return tuple(name for name in self.generators if name != TRADITIONAL)
 
 
 def parse(name: str) -> Arm:

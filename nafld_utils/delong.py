@@ -1,4 +1,4 @@
-"""DeLong's variance of AUCs and of their differences, on one row a patient.
+"""DeLong's variance of AUCs and of their differences, on one row per patient.
 
 Contract: arrays in, numbers or named tuples out. The formula takes rows as independent, so a row must be a PATIENT:
 given the ten frames of a patient as ten rows, its intervals would be about 2.7 times too narrow. It is given the
@@ -34,24 +34,7 @@ class DelongTest(NamedTuple):
 
 
 def covariance(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """AUCs of k scores of the same patients, and their covariance over patients.
-
-    Parameters
-    ----------
-    label : (n,) array of 0 and 1
-        Class of each patient.
-    scores : (k, n) array of float
-        A row a score (a seed, an arm), in the same order of patients.
-
-    Returns
-    -------
-    aucs : (k,) float64 in [0, 1]
-    covariance : (k, k) float64
-
-    Raises
-    ------
-    ValueError
-        One class only, fewer than two patients in a class, unequal lengths, a score that is not finite.
+    """AUCs (k,) in [0, 1] of k scores (k, n) of the same patients, and their covariance (k, k) over patients.
 
     Examples
     --------
@@ -97,11 +80,6 @@ def compare(label: Any, new: Any, base: Any, level: float = 0.95) -> DelongTest:
     -------
     DelongTest
         With equal scores ``z`` is NaN and ``p`` 1.
-
-    Raises
-    ------
-    ValueError
-        As in `covariance`.
 
     Notes
     -----

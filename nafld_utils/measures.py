@@ -1,7 +1,8 @@
 """What a clinic asks besides the AUC, by patient: calibration, sensitivity at a fixed specificity, agreement with fat.
 
-Contract: one row a PATIENT and one row a training seed, ``scores (n_seeds, n)``; a measure is computed for each seed
-and averaged, and its interval is over patients within class and seeds, given the trained models and the split.
+Contract: ``label (n,)`` of 0 and 1 and ``scores (n_seeds, n)`` or ``(n,)``: one column per PATIENT, one row per
+training seed; a measure is computed for each seed and averaged, and its interval is over patients within class and
+seeds, given the trained models and the split. ``n_resamples, seed`` and what is refused are as in `stats.auc_interval`.
 """
 
 from __future__ import annotations
@@ -22,28 +23,8 @@ BYRA_SPEARMAN = {"frozen Inception-ResNet-v2": 0.78, "hepatorenal index": 0.80, 
 
 
 def brier(label: Any, scores: Any, n_resamples: int = 2000, seed: int = 0) -> resampling.Resampled:
-    """Brier score: mean squared distance of the probability from the outcome, 0 is perfect.
+    """Brier score: mean squared distance of the probability (in [0, 1]) from the outcome, 0 is perfect.
 
-    Parameters
-    ----------
-    label : (n,) array of 0 and 1
-        Class of each patient.
-    scores : (n_seeds, n) or (n,) array of float in [0, 1]
-        Probability of class 1.
-    n_resamples, seed : int
-        As in `stats.auc_interval`.
-
-    Returns
-    -------
-    resampling.Resampled
-
-    Raises
-    ------
-    ValueError
-        A score outside [0, 1]; otherwise as in `stats.auc_interval`.
-
-    Notes
-    -----
     Someone who says the share of fatty patients for everyone scores ``share * (1 - share)``.
     """
     label, scores = _probabilities(label, scores)
@@ -54,32 +35,10 @@ def brier(label: Any, scores: Any, n_resamples: int = 2000, seed: int = 0) -> re
 def sensitivity_at(
     label: Any, scores: Any, specificity: float = 0.9, n_resamples: int = 2000, seed: int = 0
 ) -> resampling.Resampled:
-    """Sensitivity at the lowest threshold that keeps at least this specificity.
+    """Sensitivity at the lowest threshold that keeps at least this specificity, in (0, 1]; positive lies above it.
 
-    Parameters
-    ----------
-    label : (n,) array of 0 and 1
-        Class of each patient.
-    scores : (n_seeds, n) or (n,) array of float
-        Higher means more likely class 1; positive is what lies above the threshold.
-    specificity : float in (0, 1]
-        Least share of class 0 at or below the threshold.
-    n_resamples, seed : int
-        As in `stats.auc_interval`; every resample sets its own threshold.
-
-    Returns
-    -------
-    resampling.Resampled
-
-    Raises
-    ------
-    ValueError
-        The specificity is out of range; otherwise as in `stats.auc_interval`.
-
-    Notes
-    -----
-    The threshold is set on the patients that it is judged on, as on a ROC curve, so the number is optimistic. With 17
-    healthy patients one of them is 0.06 of specificity: 0.9 allows one false alarm.
+    Every resample sets its own threshold, on the patients that it is judged on, as on a ROC curve, so the number is
+    optimistic. With 17 healthy patients one of them is 0.06 of specificity: 0.9 allows one false alarm.
 
     Examples
     --------
@@ -105,60 +64,27 @@ def fat_correlation(
 ) -> resampling.Resampled | None:
     """Spearman's correlation of the score with the biopsied fat; None where a patient's fat is unknown or all is equal.
 
-    Parameters
-    ----------
-    label : (n,) array of 0 and 1
-        Class of each patient.
-    grade : (n,) array of float in [0, 100]
-        Percent of hepatocytes with fatty infiltration; NaN where it is not known.
-    scores : (n_seeds, n) or (n,) array of float
-    n_resamples, seed : int
-        As in `stats.auc_interval`.
-
-    Returns
-    -------
-    resampling.Resampled or None
-
-    Raises
-    ------
-    ValueError
-        As in `stats.auc_interval`; or `grade` has another length.
+    `grade` (n,) is the percent of hepatocytes with fatty infiltration, in [0, 100], NaN where it is not known.
     """
     label, scores = stats.checked(label, scores)
     grade = np.asarray(grade, dtype=float)
     if grade.shape != label.shape:
-        raise ValueError(f"grade: expected one value a patient ({len(label)}), found {grade.shape}; align it.")
+        raise ValueError(f"grade: expected one value per patient ({len(label)}), found {grade.shape}; align it.")
     if not np.isfinite(grade).all() or np.ptp(grade) == 0:
         return None
 
     def statistic(s: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return _correlation(_ranked(scores[s, columns]), _ranked(grade[columns]))
+        return _correlation(*(scipy_stats.rankdata(drawn, axis=-1) for drawn in (scores[s, columns], grade[columns])))
 
     return _resample(label, scores, statistic, n_resamples, seed)
 
 
 def reliability(label: Any, scores: Any, n_bins: int = 5) -> pd.DataFrame:
-    """Share of fatty patients by predicted probability, in bins of equally many patients.
+    """Share of fatty patients by predicted probability (averaged over seeds), in bins of equally many patients.
 
-    Parameters
-    ----------
-    label : (n,) array of 0 and 1
-        Class of each patient.
-    scores : (n_seeds, n) or (n,) array of float in [0, 1]
-        Probability of class 1; averaged over seeds before binning.
-    n_bins : int
-        Bins asked for. Choice: five, so that 55 patients leave eleven in each.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``predicted`` (mean probability), ``observed`` (share of class 1), ``low, high`` (Wilson 95 % over the bin's
-        patients), ``n``; a bin a row, fewer where probabilities tie.
-
-    Raises
-    ------
-    ValueError
-        A score outside [0, 1], fewer than one bin; otherwise as in `stats.auc`.
+    ``predicted`` (mean probability), ``observed`` (share of class 1), ``low, high`` (Wilson 95 % over the bin's
+    patients), ``n``; one row per bin, fewer where probabilities tie. Choice: five bins, so that 55 patients leave
+    eleven in each.
     """
     from statsmodels.stats.proportion import proportion_confint
 
@@ -204,10 +130,6 @@ def _probabilities(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
             f"score: expected probabilities in [0, 1], found {scores.min():g} to {scores.max():g}; convert them first."
         )
     return label, scores
-
-
-def _ranked(values: np.ndarray) -> np.ndarray:
-    return scipy_stats.rankdata(values, axis=-1)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Bootstrap over patients within class, crossed with training seeds, by scipy.
 
-Contract: a statistic takes index arrays and gives one number a resample; the same `seed` gives the same interval.
+Contract: a statistic takes index arrays and gives one number per resample; the same `seed` gives the same interval.
 Patients are drawn with replacement within their stratum (a class, or a class of one fold) and, independently of them,
 seeds: each is one of the samples that `scipy.stats.bootstrap` resamples. What is held fixed, and so is missing from
 every interval made here: the trained models of each seed and the split into folds.
@@ -42,7 +42,7 @@ def crossed_bootstrap(
     Parameters
     ----------
     statistic : callable
-        Called with one int64 index array a stratum, ``(..., n)`` with values below the stratum's size, then the array
+        Called with one int64 index array per stratum, ``(..., n)`` with values below the stratum's size, then the array
         of seeds; gives ``(...)``. With one seed that array holds zeros and is not resampled.
     sizes : sequence of int
         Patients of each stratum, two or more in each.
@@ -61,12 +61,6 @@ def crossed_bootstrap(
     Returns
     -------
     Resampled
-        ``estimate, low, high, error, draws``.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two patients in a stratum, no resample, or an unknown method.
     """
     from scipy import stats
 

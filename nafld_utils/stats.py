@@ -3,7 +3,8 @@
 Contract: arrays in, numbers or named tuples out; the same `seed` gives the same interval. Two sources of chance are
 kept apart. *Seeds*: the same patients, trained again (the paper's paired t test); says nothing about other patients.
 *Patients*: other patients drawn like these; always given these trained models and this split, so it is still too
-narrow for a newly trained model. The tables of a sweep made with these are `nafld_utils.sweep_tables`'.
+narrow for a newly trained model. Every function refuses, with a ValueError, one class only, unequal lengths and scores
+that are not finite; those over patients also a patient with two labels and fewer than two patients in a class.
 
 Notes
 -----
@@ -57,11 +58,11 @@ class MeanInterval(NamedTuple):
     high: float
 
 
-# ---------------------------------------------------------------- one score a row
+# ---------------------------------------------------------------- one score per row
 
 
 def auc(label: Any, score: Any) -> float:
-    """Area under the ROC curve by midranks, ties counted one half.
+    """Area under the ROC curve, in [0, 1], by midranks, ties counted one half.
 
     Parameters
     ----------
@@ -69,16 +70,6 @@ def auc(label: Any, score: Any) -> float:
         Class; 1 is the positive one.
     score : (n,) array of float
         Higher means more positive.
-
-    Returns
-    -------
-    float
-        In [0, 1].
-
-    Raises
-    ------
-    ValueError
-        One class only, a score that is not finite, or unequal lengths.
 
     Examples
     --------
@@ -105,7 +96,7 @@ def auc_interval(
     Parameters
     ----------
     label : (n,) array of 0 and 1
-        Class of each image; one class a patient.
+        Class of each image; one class per patient.
     score : (n,) array of float
         Higher means more likely class 1.
     patient : (n,) array
@@ -123,11 +114,6 @@ def auc_interval(
     -------
     Interval
         ``auc, low, high``, over patients, given these scores.
-
-    Raises
-    ------
-    ValueError
-        One class only, fewer than two patients in a class, a patient with two labels, a score that is not finite.
 
     Notes
     -----
@@ -149,7 +135,7 @@ def student_t_interval(values: Any, level: float = 0.95) -> MeanInterval:
     Parameters
     ----------
     values : (n,) array of float
-        One value a rater, seed or fold; at least two.
+        One value per rater, seed or fold; at least two.
     level : float
         Coverage.
 
@@ -157,11 +143,6 @@ def student_t_interval(values: Any, level: float = 0.95) -> MeanInterval:
     -------
     MeanInterval
         ``mean, low, high``; no width where all values are equal.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two values, or one that is not finite.
 
     Examples
     --------
@@ -180,14 +161,14 @@ def student_t_interval(values: Any, level: float = 0.95) -> MeanInterval:
 
 
 def over_folds(values: Any) -> MeanInterval:
-    """Mean of one value a fold and its Student t interval; NaN for what one fold, or none, cannot have.
+    """Mean of one value per fold and its Student t interval; NaN for what one fold, or none, cannot have.
 
     Folds share training patients: the interval describes the folds, not new patients.
     """
     values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return MeanInterval(float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan"))
-    return student_t_interval(values)
+    if len(values) > 1:
+        return student_t_interval(values)
+    return MeanInterval(float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"))
 
 
 def exact_interval(n_right: int, n: int) -> tuple[float, float]:
@@ -209,12 +190,7 @@ def paired_t(new: Any, base: Any, level: float = 0.95) -> PairedT:
     -------
     PairedT
         ``t, p, df, difference, low, high``; difference is new minus base, so a gain has a positive t (the paper
-        prints the opposite sign).
-
-    Raises
-    ------
-    ValueError
-        Unequal lengths, fewer than two seeds, or differences without any spread (t is then not defined).
+        prints the opposite sign). ValueError where all differences are equal: t is then not defined.
     """
     new, base = np.asarray(new, dtype=float), np.asarray(base, dtype=float)
     if new.shape != base.shape:
@@ -260,13 +236,8 @@ def mean_auc_interval(
     -------
     Interval
         ``auc, low, high``.
-
-    Raises
-    ------
-    ValueError
-        As in `auc_interval`; with folds, fewer than two patients of a class in one of them.
     """
-    found = _crossed(label, scores, None, patient, fold, n_resamples, seed, level, method)
+    found = _crossed(_pair_wins(label, scores, patient, fold), None, n_resamples, seed, level, method)
     return Interval(found.estimate, found.low, found.high)
 
 
@@ -296,11 +267,6 @@ def difference_bootstrap(
     resampling.Resampled
         ``estimate, low, high, error, draws``.
 
-    Raises
-    ------
-    ValueError
-        As in `auc_interval`, or `new` and `base` of unequal shape.
-
     Notes
     -----
     With two or three seeds the seeds' part of the spread is underestimated; patients dominate it all the same.
@@ -310,7 +276,8 @@ def difference_bootstrap(
         raise ValueError(
             f"new and base: expected equal shapes (seeds, images), found {new.shape} and {base.shape}; pair them."
         )
-    return _crossed(label, new, base, patient, None, n_resamples, seed, level, method)
+    arms = _pair_wins(label, new, patient), _pair_wins(label, base, patient)
+    return _crossed(*arms, n_resamples, seed, level, method)
 
 
 def difference_interval(
@@ -321,27 +288,26 @@ def difference_interval(
     return Interval(found.estimate, found.low, found.high), found.error
 
 
+Blocks = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
 def _crossed(
-    label: Any, scores: Any, base: Any, patient: Any, fold: Any, n_resamples: int, seed: int, level: float, method: str
+    arm: Blocks, base: Blocks | None, n_resamples: int, seed: int, level: float, method: str
 ) -> resampling.Resampled:
     """Mean AUC over seeds, or its difference from `base`, resampled; one draw serves both arms."""
-    blocks = _pair_wins(label, scores, patient, fold)
-    other = blocks if base is None else _pair_wins(label, base, patient, fold)
-    sizes = [n for wins, _, _ in blocks for n in wins.shape[1:]]
-    n_seeds = len(blocks[0][0])
+    sizes = [n for wins, _, _ in arm for n in wins.shape[1:]]
+    n_seeds = len(arm[0][0])
 
     def statistic(*drawn: np.ndarray) -> np.ndarray:
         seeds = resampling.counts(drawn[-1], n_seeds)
         weights = [resampling.counts(index, n) for index, n in zip(drawn[:-1], sizes, strict=True)]
-        value = _weighted_auc(blocks, weights, seeds)
-        return value if base is None else value - _weighted_auc(other, weights, seeds)
+        value = _weighted_auc(arm, weights, seeds)
+        return value if base is None else value - _weighted_auc(base, weights, seeds)
 
     return resampling.crossed_bootstrap(statistic, sizes, n_seeds, n_resamples, seed, level, method)
 
 
-def _pair_wins(
-    label: Any, scores: Any, patient: Any, fold: Any = None
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _pair_wins(label: Any, scores: Any, patient: Any, fold: Any = None) -> Blocks:
     """By fold: wins summed by pair of patients (seeds, P, N), images of each positive (P,) and negative (N,) patient.
 
     Without folds one block of all images.
@@ -366,10 +332,8 @@ def _pair_wins(
     return blocks
 
 
-def _weighted_auc(
-    blocks: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], weights: Sequence[np.ndarray], seeds: np.ndarray
-) -> np.ndarray:
-    """Mean AUC (...) over blocks and seeds when patients count `weights`, two arrays (..., n) a block, times."""
+def _weighted_auc(blocks: Blocks, weights: Sequence[np.ndarray], seeds: np.ndarray) -> np.ndarray:
+    """Mean AUC (...) over blocks and seeds when patients count `weights`, two arrays (..., n) per block, times."""
     total = 0.0
     for (wins, m_pos, m_neg), pos, neg in zip(blocks, weights[::2], weights[1::2], strict=True):
         pairs = (pos @ m_pos) * (neg @ m_neg)
@@ -383,7 +347,7 @@ def checked(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     label, scores = np.asarray(label), np.atleast_2d(np.asarray(scores, dtype=float))
     if label.ndim != 1 or scores.ndim != 2 or scores.shape[1] != len(label):
         raise ValueError(
-            f"label and score: expected one row an image in both, found {label.shape} and {scores.shape}; align them."
+            f"label and score: expected one row per image in both, found {label.shape} and {scores.shape}; align them."
         )
     if not np.isin(label, (0, 1)).all():
         raise ValueError(f"label: expected 0 and 1, found {_brief(np.unique(label))}; code the classes as 0 and 1.")
@@ -397,16 +361,10 @@ def checked(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patient_codes(label: np.ndarray, patient: Any) -> np.ndarray:
-    """Each image's patient as a number from 0, (n,) int64, in sorted order of the patients.
-
-    Raises
-    ------
-    ValueError
-        Unequal lengths, or a patient whose images (`label`, (n,) bool) are of both classes.
-    """
+    """Each image's patient as a number from 0, (n,) int64, in sorted order of the patients; `label` is (n,) bool."""
     names, code = np.unique(np.asarray(patient), return_inverse=True)
     if code.shape != label.shape:
-        raise ValueError(f"patient: expected one entry an image ({len(label)}), found {code.shape}; align it.")
+        raise ValueError(f"patient: expected one entry per image ({len(label)}), found {code.shape}; align it.")
     share = np.bincount(code, weights=label) / np.bincount(code)
     mixed = np.flatnonzero((share > 0) & (share < 1))
     if len(mixed):

@@ -1,20 +1,23 @@
-"""The grid of classifier trainings, what is checked before one starts, and why patients are never split.
+"""The grid of classifier trainings: its experiments, what is left to do, what is refused before one starts.
 
 Contract: a *trial* is one training, named by ``backbone, freeze, balance, arm, rate, fold, seed`` and by the hash of
 everything it depends on; what is finished lies in the store (`nafld_utils.trial_store`). An experiment is a named
-grid; experiments that share a training share its row, so a run trains their union without repeats.
+grid; experiments that share a training share its row, so a run trains their union without repeats. Whether the images
+that a run will draw suffice is told from settings and folds alone, before any model is trained: what a training takes
+is counted by `trial_draws`, which later draws it, and what the filter keeps by `quality_filter`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bisect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import arms, folds
-from nafld_utils.arms import BASELINES, REAL
+from nafld_utils import arms, folds, quality_filter, trial_draws
+from nafld_utils.arms import BASELINES, FILTERED, REAL, TRADITIONAL
 from nafld_utils.artifacts import digest
 from nafld_utils.params import PLAIN, ExperimentSettings, Settings
 from nafld_utils.trial_store import (
@@ -32,12 +35,12 @@ from nafld_utils.trial_store import (
 )
 
 __all__ = [
-    "REAL", "SCORE_COLUMNS", "STATES", "TRIAL_COLUMNS", "check_fold", "experiment", "experiments", "folds_of", "grid",
-    "hardest", "image_folds", "is_done", "linear_scores", "of_experiment", "plan", "planned", "read_store",
-    "read_trial", "record_failure", "require_complete", "to_train", "trial_hash", "trial_path", "write_trial",
+    "REAL", "SCORE_COLUMNS", "STATES", "TRIAL_COLUMNS", "check_capacity", "check_fold", "experiment", "experiments",
+    "folds_of", "grid", "hardest", "is_done", "of_experiment", "plan", "planned", "read_store", "read_trial",
+    "record_failure", "require_complete", "shortages", "to_train", "trial_hash", "trial_path", "write_trial",
 ]  # fmt: skip
 
-REVISION = ("sweep", 2)
+REVISION = ("sweep", 2), ("capacity", 1)
 
 # How an experiment's figure is read, in the words of the robustness variants.
 READ_AT = {
@@ -45,6 +48,10 @@ READ_AT = {
     "fold": "image level, mean of the folds' AUCs",
     "patient": "patient level",
 }
+N_IMAGES, CROPS = "sampling.n_images", "preprocess.crops_per_image"
+# Labels of semantic images are drawn with their maps. Choice: room for four SDs, one fold in thirty thousand.
+MARGIN = 4.0
+Offer = tuple[int, np.ndarray]  # images in all, and of each class at least
 
 # ---------------------------------------------------------------- the grid
 
@@ -55,19 +62,9 @@ def folds_of(settings: Settings) -> list[int]:
 
 
 def experiment(settings: Settings, name: str) -> ExperimentSettings:
-    """An experiment with nothing left out: what its line does not say is as in section ``sweep``.
-
-    Raises
-    ------
-    ValueError
-        There is no such experiment.
-    """
+    """An experiment with nothing left out: what its line does not say is as in section ``sweep``."""
     chosen = settings.sweep
-    own = ExperimentSettings(about="the grid of section sweep") if name == PLAIN else settings.experiments.get(name)
-    if own is None:
-        raise ValueError(
-            f"experiment {name!r}: expected one of {', '.join([PLAIN, *settings.experiments])}, found none."
-        )
+    own = ExperimentSettings(about="the grid of section sweep") if name == PLAIN else settings.experiments[name]
     fields = ("backbones", "freeze", "balance", "arms", "rates")
     filled = {field: getattr(chosen, field) if getattr(own, field) is None else getattr(own, field) for field in fields}
     n_seeds = chosen.n_seeds if own.n_seeds is None else min(own.n_seeds, chosen.n_seeds)
@@ -75,18 +72,7 @@ def experiment(settings: Settings, name: str) -> ExperimentSettings:
 
 
 def planned(settings: Settings, field: str) -> list[Any]:
-    """Every value of ``backbones, arms`` or ``rates`` in the experiments of a run and its declared comparison.
-
-    Parameters
-    ----------
-    settings : Settings
-    field : {"backbones", "arms", "rates"}
-
-    Returns
-    -------
-    list
-        Each once, in the order of the experiments.
-    """
+    """Every value of ``backbones``, ``arms`` or ``rates`` in a run's experiments and declared comparison, each once."""
     declared = {"arms": settings.sweep.primary_arm, "rates": settings.sweep.primary_rate}
     values = [value for name in settings.sweep.experiments for value in getattr(experiment(settings, name), field)]
     return list(dict.fromkeys([*values, declared.get(field, settings.sweep.backbones[0])]))
@@ -98,12 +84,11 @@ def experiment_grid(settings: Settings, name: str) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        There is no such experiment, or an arm asks for a diffusion model that the run does not train.
+        An arm asks for a generator that the run does not train.
     """
-    chosen = experiment(settings, name)
-    made = settings.generators
+    chosen, made = experiment(settings, name), settings.generators
     for arm in chosen.arms:
-        lacking = set(arms.parse(arm).generators) - {"traditional", "filtered"} - set(made)
+        lacking = set(arms.parse(arm).models) - {FILTERED, *made}
         if lacking:
             raise ValueError(
                 f"arm {arm} of experiment {name}: expected generators of this run {made}, found {min(lacking)!r};"
@@ -131,8 +116,8 @@ def grid(settings: Settings) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        `TRIAL_COLUMNS`, a trial a row. The paper's Fig. 5A is 13 cells x 5 folds x 25 seeds, 1,625 rows; Fig. 5B adds
-        500, Supplementary Figs. 4 and 5 1,625 each, Fig. 7 325; Figs. 3 and 6 add none. Where no experiment holds
+        `TRIAL_COLUMNS`, one row per trial. The paper's Fig. 5A is 13 cells x 5 folds x 25 seeds, 1,625 rows; Fig. 5B
+        adds 500, Supplementary Figs. 4 and 5 1,625 each, Fig. 7 325; Figs. 3 and 6 add none. Where no experiment holds
         the arm and rate declared beforehand (``sweep.primary_arm, sweep.primary_rate``), these are added to the first.
 
     Raises
@@ -152,13 +137,7 @@ def grid(settings: Settings) -> pd.DataFrame:
 
 
 def hardest(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each balance, arm and fold the trial that takes the most images: its largest rate, in any one seed.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `grid`.
-    """
+    """Of each balance, arm and fold of a grid the trial that takes the most images: its largest rate, in any seed."""
     return table.sort_values("rate").drop_duplicates(["balance", "arm", "fold"], keep="last")
 
 
@@ -169,31 +148,18 @@ def of_experiment(table: pd.DataFrame, settings: Settings, name: str) -> pd.Data
 
 
 def experiments(settings: Settings, status: pd.DataFrame) -> pd.DataFrame:
-    """The experiments of a run: ``experiment, about, level, trainings, of these new, done, failed``.
+    """The experiments of a run, one per row, from the status of its trials (`read_store`).
 
-    Parameters
-    ----------
-    settings : Settings
-    status : pandas.DataFrame
-        From `read_store`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row an experiment; ``level`` is how its figure is read (`READ_AT`), ``of these new`` are trainings that no
-        experiment above it has.
+    ``experiment, about, level, trainings, of these new, done, failed``; ``level`` is how its figure is read
+    (`READ_AT`), ``of these new`` are trainings that no experiment above it has.
     """
-    rows, seen = [], pd.DataFrame(columns=list(TRIAL_COLUMNS))
+    rows, seen = [], set()
     for name in settings.sweep.experiments:
-        mine = of_experiment(status, settings, name)
-        states = mine["state"].value_counts()
-        union = (
-            pd.concat([seen, mine[list(TRIAL_COLUMNS)]]).drop_duplicates() if len(seen) else mine[list(TRIAL_COLUMNS)]
-        )
-        counts = (len(mine), len(union) - len(seen), int(states.get("done", 0)), int(states.get("failed", 0)))
-        own = experiment(settings, name)
-        rows.append((name, own.about, READ_AT[own.level], *counts))
-        seen = union
+        own, mine = experiment(settings, name), of_experiment(status, settings, name)
+        trials = set(mine[list(TRIAL_COLUMNS)].itertuples(index=False, name=None))
+        states = [int((mine["state"] == state).sum()) for state in ("done", "failed")]
+        rows.append((name, own.about, READ_AT[own.level], len(mine), len(trials - seen), *states))
+        seen |= trials
     return pd.DataFrame(rows, columns=["experiment", "about", "level", "trainings", "of these new", "done", "failed"])
 
 
@@ -209,7 +175,7 @@ def plan(
     features: Mapping[tuple[str, str], float] | None = None,
     retry_failed: bool = False,
 ) -> pd.DataFrame:
-    """How much is done and how long the rest will take, a network (backbone and what is frozen of it) a row.
+    """How much is done and how long the rest will take, one row per network (backbone and what is frozen of it).
 
     Parameters
     ----------
@@ -232,21 +198,17 @@ def plan(
     """
     rows, features = [], features or {}
     for network, part in status.groupby(["backbone", "freeze"], sort=False):
-        done = part[part["state"] == "done"]
-        to_do = len(to_train(part, retry_failed))
+        done, to_do = part[part["state"] == "done"], len(to_train(part, retry_failed))
         each = float(done["seconds"].median()) if len(done) else float(seconds.get(network, float("nan")))
-        basis = f"{len(done)} finished trainings" if len(done) else "a few timed steps"
         before = features.get(network, 0.0) / n_workers / 60
-        minutes = before + (each * to_do / n_workers / 60 if to_do else 0.0)
-        failed = int((part["state"] == "failed").sum())
-        rows.append((*network, len(part), len(done), failed, to_do, each, before, minutes, basis))
-    columns = ["backbone", "freeze", "trainings", "done", "failed", "to_do", "seconds_each"]
-    columns += ["features_minutes", "minutes_left"]
-    table = pd.DataFrame(rows, columns=[*columns, "estimate_from"])
-    total = table[["trainings", "done", "failed", "to_do", "features_minutes", "minutes_left"]].sum(skipna=False)
-    return pd.concat([table, pd.DataFrame([{"backbone": "all", "freeze": "", **total}])], ignore_index=True).astype(
-        {"trainings": int, "done": int, "failed": int, "to_do": int}
-    )
+        row = dict(zip(("backbone", "freeze"), network, strict=True)) | {"trainings": len(part), "done": len(done)}
+        row |= {"failed": int((part["state"] == "failed").sum()), "to_do": to_do, "seconds_each": each}
+        row |= {"features_minutes": before, "minutes_left": before + (each * to_do / n_workers / 60 if to_do else 0.0)}
+        rows.append({**row, "estimate_from": f"{len(done)} finished trainings" if len(done) else "a few timed steps"})
+    table, counts = pd.DataFrame(rows), ["trainings", "done", "failed", "to_do"]
+    total = table[[*counts, "features_minutes", "minutes_left"]].sum(skipna=False)
+    whole = pd.concat([table, pd.DataFrame([{"backbone": "all", "freeze": "", **total}])], ignore_index=True)
+    return whole.astype(dict.fromkeys(counts, int))
 
 
 # ---------------------------------------------------------------- guards
@@ -260,7 +222,7 @@ def check_fold(
     Parameters
     ----------
     images : pandas.DataFrame
-        ``patient_id, label, fold, sha256``, a row an image.
+        ``patient_id, label, fold, sha256``, one row per image.
     fold : int
         The fold that is held out.
     synthetic : pandas.DataFrame, optional
@@ -303,75 +265,88 @@ def check_fold(
     return images["fold"].to_numpy() == fold
 
 
-# ---------------------------------------------------------------- why patients are never split
+# ---------------------------------------------------------------- whether enough images will be drawn
 
 
-def image_folds(label: np.ndarray, n_splits: int, seed: int) -> np.ndarray:
-    """Folds by IMAGE, stratified by class: the mistake that the protocol check shows, never used for training.
+def shortages(images: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Sets that are too small for a training of the grid; no row where all suffice.
 
-    Returns
-    -------
-    (N,) int64
-        Fold of each image; frames of one patient fall on both sides.
+    ``setting`` (that the set's size follows from), ``given``, ``least`` (value that suffices), ``balance, arm, rate,
+    fold, generator``, ``n_real`` (training images, counted as often as they are repeated), ``taken`` (images of the set
+    that the training takes). `images` has one row per real image: ``label`` (0 or 1), ``fold``. How many copies the
+    filter will leave out cannot be known beforehand; stage 06 refuses what is then missing.
     """
-    from sklearn.model_selection import StratifiedKFold
+    label, fold, rows = images["label"].to_numpy(), images["fold"].to_numpy(), []
+    for trial in hardest(grid(settings)).to_dict("records"):
+        arm, training = arms.parse(trial["arm"]), np.flatnonzero(fold != trial["fold"])
+        real = label[trial_draws.training_rows(training, label, trial["balance"], seed=0)]
+        for i, generator in enumerate(arm.generators):
+            part = (i, len(arm.generators))
+            taken = trial_draws.count_synthetic(len(real), trial["rate"], part)
+            by_class = trial_draws.count_matched(real, trial["rate"], part) if arm.matched else (0, 0)
+            name, given, offered = _set(generator, label[training], settings)
+            least = _least(offered, taken, np.array(by_class), given)
+            if least > given:
+                facts = {"setting": name, "given": given, "least": least, "generator": generator}
+                rows.append({**facts, **trial, "n_real": len(real), "taken": taken})
+    columns = ["setting", "given", "least", "balance", "arm", "rate", "fold", "generator", "n_real", "taken"]
+    return pd.DataFrame(rows, columns=columns)
 
-    fold = np.empty(len(label), dtype=np.int64)
-    splitter = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
-    for k, (_, rows) in enumerate(splitter.split(np.zeros((len(label), 1)), label)):
-        fold[rows] = k
-    return fold
 
-
-def linear_scores(features: np.ndarray, label: np.ndarray, fold: np.ndarray, strength: float = 0.01) -> np.ndarray:
-    """Out-of-fold probabilities of a logistic regression on frozen features.
-
-    Parameters
-    ----------
-    features : (N, d) float
-        Frozen features; scaled to unit variance on the training side of each fold.
-    label : (N,) int
-        0 healthy, 1 fatty.
-    fold : (N,) int
-        Fold of each row.
-    strength : float
-        Inverse strength of the L2 penalty (sklearn's C). Choice: 0.01, fixed beforehand for 1280 features of some
-        forty patients; from 0.001 to 1 the AUC on the published cohort stays within 0.005.
-
-    Returns
-    -------
-    (N,) float64 in [0, 1]
-        Probability of label 1, each row scored by the model that did not see its fold.
+def check_capacity(images: pd.DataFrame, settings: Settings) -> None:
+    """Refuse a run whose sets are too small for its trainings (`shortages`).
 
     Raises
     ------
     ValueError
-        A fold's training side has one class.
-
-    Notes
-    -----
-    With fewer rows than features the solution lies in the span of the rows, and an L2 penalty does not change under
-    rotation: fitting in the training rows' principal axes gives the same scores from smaller matrices.
+        One sentence names the setting, the training that takes most, and what to give.
     """
-    from sklearn.linear_model import LogisticRegression
+    found = shortages(images, settings)
+    if not len(found):
+        return
+    most = found.sort_values("least", ascending=False, kind="stable").drop_duplicates("setting").to_dict("records")
+    lines = [
+        f"{row['setting']} is {row['given']}, expected {row['least']} or more, since arm {row['arm']} at rate"
+        f" {row['rate']:g} takes {row['taken']} {row['generator']} images for the {row['n_real']} training images of"
+        f" fold {row['fold']}{' with the smaller class repeated' if row['balance'] == 'oversample' else ''}"
+        for row in most
+    ]
+    values = " ".join(f"{row['setting']}={row['least']}" for row in most)
+    raise ValueError(f'{"; and ".join(lines)}; give SET="{values}" or lower sweep.rates.')
 
-    scores = np.empty(len(label))
-    for k in np.unique(fold):
-        train = fold != k
-        if len(np.unique(label[train])) < 2:
-            raise ValueError(f"fold {k}: expected both classes in training, found one; use fewer folds.")
-        mean, spread = features[train].mean(axis=0), features[train].std(axis=0)
-        inputs = _in_span((features - mean) / np.where(spread > 0, spread, 1.0), train)
-        model = LogisticRegression(C=strength, max_iter=2000).fit(inputs[train], label[train])
-        scores[~train] = model.predict_proba(inputs[~train])[:, 1]
-    return scores
+
+def _set(generator: str, label: np.ndarray, settings: Settings) -> tuple[str, int, Callable[[int], Offer]]:
+    """The setting that a set's size follows from, its value, and what a value offers to these training images."""
+    if generator == TRADITIONAL:
+        counts = np.bincount(label, minlength=2)
+        return CROPS, settings.preprocess.crops_per_image, lambda k: (len(label) * k, counts * k)
+    filtered = generator == FILTERED
+    source = settings.filtered_generator if filtered else generator
+    keep, share = settings.quality.filter_keep, np.array([1 - label.mean(), label.mean()])
+
+    def offered(n: int) -> Offer:
+        if source == "semantic":  # labels are drawn with these shares
+            by_class = np.maximum(0, np.floor(n * share - MARGIN * np.sqrt(n * share.prod()))).astype(np.int64)
+        else:  # both classes in turn
+            by_class = np.array([n - n // 2, n // 2])
+        if not filtered:
+            return n, by_class
+        # of each class a whole number, whatever the classes' sizes
+        sizes = np.arange(n + 1) if source == "semantic" else by_class[:1]
+        whole = quality_filter.quota(sizes, keep) + quality_filter.quota(n - sizes, keep)
+        return int(whole.min()), quality_filter.quota(by_class, keep)
+
+    return N_IMAGES, settings.sampling.n_images, offered
 
 
-def _in_span(rows: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """All rows in the principal axes of the training rows, from their Gram matrix where that is the smaller one."""
-    if train.sum() >= rows.shape[1]:
-        return rows
-    gram = rows.astype(np.float64) @ rows[train].T.astype(np.float64)
-    values, vectors = np.linalg.eigh(gram[train])
-    kept = values > 1e-9 * values[-1]
-    return gram @ (vectors[:, kept] / np.sqrt(values[kept]))
+def _least(offered: Callable[[int], Offer], taken: int, by_class: np.ndarray, given: int) -> int:
+    """Smallest value from `given` on that offers enough."""
+
+    def enough(value: Any) -> bool:
+        total, classes = offered(int(value))
+        return total >= taken and bool((classes >= by_class).all())
+
+    high = given
+    while not enough(high):
+        high *= 2
+    return given + bisect.bisect_left(range(given, high), True, key=enough)

@@ -40,7 +40,7 @@ class DivergedError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Views:
-    """Prefix features or images of a set of n images, one or several stored views (random crops) an image.
+    """Prefix features or images of a set of n images, one or several stored views (random crops) per image.
 
     Attributes
     ----------
@@ -103,31 +103,12 @@ def prefix_features(
     batch_size: int | None = None,
     precision: str = "float32",
 ) -> np.ndarray:
-    """Output of the frozen prefix for every image.
+    """Output of the frozen prefix (`backbones.split`) for grey images (N, H, W) uint8.
 
-    Parameters
-    ----------
-    prefix : torch.nn.Module
-        From `backbones.split`; moved to `device` and to channels-last layout.
-    images : (N, H, W) uint8
-        Grey images.
-    name : str
-        timm name, which fixes the normalisation.
-    device : torch.device or str
-        Where to compute.
-    batch_size : int, optional
-        Images at once; does not change the result beyond rounding. None is `backbones.inference_batch`.
-    precision : {"float32", "float16"}
-        How the features are kept; half precision changes a loss by 1e-5 (ResNet-50) to 6e-4 (EfficientNet-Lite0).
-
-    Returns
-    -------
-    (N, C, h, w) float32 or float16, or (N, C) where only the last linear layer is trained
-
-    Raises
-    ------
-    ValueError
-        A feature does not fit the precision.
+    ``(N, C, h, w)``, or ``(N, C)`` where only the last linear layer is trained, in `precision`: "float32", or
+    "float16", which changes a loss by 1e-5 (ResNet-50) to 6e-4 (EfficientNet-Lite0). The timm `name` fixes the
+    normalisation; `batch_size` (None: `backbones.inference_batch`) changes nothing beyond rounding. ValueError where a
+    feature does not fit the precision.
     """
     prefix.eval().to(device=device, memory_format=torch.channels_last)
     batch_size = batch_size or backbones.inference_batch(device)
@@ -147,13 +128,7 @@ def prefix_features(
 
 
 def check_classes(parts: Sequence[Views]) -> None:
-    """Refuse a training set of one class, or of no image.
-
-    Raises
-    ------
-    ValueError
-        The classes are not 0 and 1.
-    """
+    """Refuse a training set of one class, or of no image."""
     classes = sorted({int(label) for part in parts for label in np.unique(part.labels)})
     if classes != [0, 1]:
         raise ValueError(
@@ -203,36 +178,25 @@ def train_tail(
     decoder: nn.Module,
     device: torch.device | str = "cpu",
 ) -> tuple[nn.Sequential, np.ndarray]:
-    """Train a tail with cross-entropy for a set number of steps.
+    """Train a tail from `fresh_tail` in place with cross-entropy for a set number of steps.
 
     Parameters
     ----------
     tail : torch.nn.Sequential
-        From `fresh_tail`; trained in place.
     parts : sequence of Views
         The training set: the fold's real images and the images mixed in, already drawn.
     options : Options
-        Steps, batch size, AdamW's learning rate and weight decay.
     seed : int
-        The training's seed.
     decoder : torch.nn.Module
         `backbones.Decoder` of the network.
     device : torch.device or str
-        Where to compute.
 
     Returns
     -------
     tail : torch.nn.Sequential
         In eval mode, on `device`.
     losses : (steps,) float32
-        Cross-entropy of every step in nats, before the step.
-
-    Raises
-    ------
-    ValueError
-        The training images hold one class.
-    DivergedError
-        The loss is not finite.
+        Cross-entropy of every step in nats, before the step. DivergedError where one is not finite.
     """
     check_classes(parts)
     tail.to(device=device, memory_format=torch.channels_last).train()
@@ -271,13 +235,7 @@ def build_optimizer(tail: nn.Module, options: Options, capturable: bool = False)
 
 
 def require_finite(recent: Tensor, n_done: int, options: Options) -> None:
-    """Stop a training whose latest losses, of steps up to `n_done`, are not all finite.
-
-    Raises
-    ------
-    DivergedError
-        Names the step and what to do.
-    """
+    """Stop a training whose latest losses, of steps up to `n_done`, are not all finite; names the first such step."""
     if not bool(torch.isfinite(recent).all()):
         place = int(torch.nonzero(~torch.isfinite(recent))[0])
         raise DivergedError(
@@ -293,25 +251,10 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
 ) -> np.ndarray:
-    """Probability of the second class (fatty).
+    """Probability (n,) float64 in [0, 1] of the second class (fatty), of images of one view each.
 
-    Parameters
-    ----------
-    tail : torch.nn.Module
-        Set to eval mode.
-    images : Views
-        One view an image: its deterministic resize.
-    decoder : torch.nn.Module
-        `backbones.Decoder` of the network.
-    device : torch.device or str
-        Where to compute.
-    batch_size : int, optional
-        Images at once; does not change the scores beyond rounding. None is `backbones.inference_batch`.
-
-    Returns
-    -------
-    (n,) float64 in [0, 1]
-        Softmax in double precision, so that confident scores of different images do not tie at 1.
+    Softmax in double precision, so that confident scores of different images do not tie at 1. `decoder` is the
+    network's `backbones.Decoder`; `batch_size` (None: `backbones.inference_batch`) changes nothing beyond rounding.
     """
     tail.eval().to(device)
     decoder.to(device)

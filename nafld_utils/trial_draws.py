@@ -1,7 +1,9 @@
 """What a training draws: which images are mixed in, which crop, which batch.
 
 Contract: every draw is a function of its arguments and of ``(seed, step)`` alone, never of what ran before it, of its
-process or of a device's generator.
+process or of a device's generator. Where several sets share r, ``part = (i, n)`` says that a set is the i-th of n with
+equal parts; the first ones take what is left over. Functions refuse, with a ValueError, what there are too few images
+for.
 """
 
 from __future__ import annotations
@@ -12,33 +14,10 @@ REVISION = ("trial_draws", 1)
 
 
 def draw_synthetic(n_real: int, rate: float, n_available: int, seed: int, part: tuple[int, int] = (0, 1)) -> np.ndarray:
-    """Which synthetic images a training mixes in: ``round(rate * n_real)``, without replacement.
+    """Which of a fold's synthetic images a training mixes in, (n,) int64: ``round(rate * n_real)``, each at most once.
 
-    Choice: one order a seed, of which a rate takes the beginning, so the images of a small rate are also used at a
+    Choice: one order per seed, of which a rate takes the beginning, so the images of a small rate are also used at a
     larger one and the rates differ by what is added.
-
-    Parameters
-    ----------
-    n_real : int
-        Real training images.
-    rate : float
-        The paper's r, synthetic to real.
-    n_available : int
-        Images in the fold's synthetic set.
-    seed : int
-        The training's seed.
-    part : tuple of int
-        ``(i, n)``: the set is the i-th of n that share r in equal parts; the first ones take what is left over.
-
-    Returns
-    -------
-    (n,) int64
-        Rows of the synthetic set.
-
-    Raises
-    ------
-    ValueError
-        The rate is negative or needs more images than there are.
 
     Examples
     --------
@@ -54,30 +33,9 @@ def draw_synthetic(n_real: int, rate: float, n_available: int, seed: int, part: 
 def draw_matched(
     real_labels: np.ndarray, rate: float, labels: np.ndarray, seed: int, part: tuple[int, int] = (0, 1)
 ) -> np.ndarray:
-    """As `draw_synthetic`, in the class mix of the real training images.
+    """As `draw_synthetic`, in the class mix of the real training images: of each class the beginning of that order.
 
-    Parameters
-    ----------
-    real_labels : (n_real,) int64
-        Classes of the real training images, 0 and 1.
-    rate : float
-        The paper's r.
-    labels : (n_available,) int64
-        Classes of the synthetic set.
-    seed : int
-        The training's seed.
-    part : tuple of int
-        As in `draw_synthetic`.
-
-    Returns
-    -------
-    (n,) int64
-        Rows of the synthetic set: of each class the beginning of that seed's order.
-
-    Raises
-    ------
-    ValueError
-        The rate is negative or needs more images of a class than there are.
+    `real_labels` (n_real,) and `labels` (n_available,) of the synthetic set are 0 and 1.
     """
     counts, order = count_matched(real_labels, rate, part), np.random.default_rng([seed, 1]).permutation(len(labels))
     drawn = []
@@ -93,11 +51,6 @@ def draw_matched(
 
 def count_synthetic(n_real: int, rate: float, part: tuple[int, int] = (0, 1)) -> int:
     """Images that one of several sets adds at a rate.
-
-    Raises
-    ------
-    ValueError
-        The rate is negative.
 
     Examples
     --------
@@ -132,24 +85,10 @@ def _refuse(rate: float, n: int, n_real: int, found: str, most: float) -> None:
 
 
 def oversample(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Rows of a set in which the smaller class is repeated until both classes are alike.
+    """Rows of a set, (2 * larger class,) int64, in which the smaller class is repeated until both are alike.
 
-    Parameters
-    ----------
-    labels : (n,) int64
-        0 and 1.
-    seed : int
-        The training's seed, which draws the images that are repeated once more than the others.
-
-    Returns
-    -------
-    (2 * larger class,) int64
-        Every row at least once; rows of the smaller class as evenly repeated as the numbers allow.
-
-    Raises
-    ------
-    ValueError
-        There is one class.
+    Every row comes at least once, those of the smaller class as evenly repeated as the numbers allow; the seed draws
+    those that come once more than the others.
 
     Examples
     --------
@@ -166,28 +105,9 @@ def oversample(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def training_rows(rows: np.ndarray, labels: np.ndarray, balance: str, seed: int) -> np.ndarray:
-    """Rows of a fold's real training images as a training counts them.
+    """A fold's real training images `rows` as a training counts them, some repeated where `balance` is ``oversample``.
 
-    Parameters
-    ----------
-    rows : (n,) int64
-        The fold's training images.
-    labels : (N,) int64
-        Classes of all images, 0 and 1.
-    balance : {"none", "oversample"}
-        With oversample, rows of the smaller class come as often as `oversample` repeats them.
-    seed : int
-        The training's seed.
-
-    Returns
-    -------
-    (m,) int64
-        Some of `rows` more than once where they are oversampled; the paper's r is a share of these.
-
-    Raises
-    ------
-    ValueError
-        As `oversample`.
+    `labels` (N,) are those of all images; the paper's r is a share of the rows returned, (m,) int64.
     """
     return rows[oversample(labels[rows], seed)] if balance == "oversample" else rows
 
@@ -198,27 +118,11 @@ def fixed_crops(n: int, n_views: int, seed: int) -> np.ndarray:
 
 
 def draw_batch(n: int, n_views: int, batch_size: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training set that a step sees, and views of them.
+    """Rows of the training set that a step sees, (batch_size,) int64 in [0, n), and views of them in [0, n_views).
 
     Every image of the union of real and synthetic images is equally likely, so the share of synthetic images in a
     batch is that of the training set on average (paper: r is "the proportion of synthetic images to real images in the
     training set"). No row comes twice in a batch where the set is large enough.
-
-    Parameters
-    ----------
-    n : int
-        Images of the training set.
-    n_views : int
-        Stored views of an image.
-    batch_size : int
-    seed, step : int
-
-    Returns
-    -------
-    rows : (batch_size,) int64
-        In [0, n).
-    views : (batch_size,) int64
-        In [0, n_views).
     """
     rng = np.random.default_rng([seed, 2, step])
     rows = rng.choice(n, batch_size, replace=n < batch_size)

@@ -41,17 +41,7 @@ class Job(NamedTuple):
 
 
 class Batches:
-    """Every batch of a training as addresses on the device.
-
-    Parameters
-    ----------
-    parts : sequence of Views
-        The training set; their stores are tensors on `device`, of one type and shape of a view.
-    options : Options
-    seed : int
-        The training's seed.
-    device : torch.device
-    """
+    """Every batch of a training as addresses on the device, where the parts' stores are tensors of one type."""
 
     def __init__(self, parts: Sequence[Views], options: Options, seed: int, device: torch.device):
         drawn = [trial.batch_of(parts, options, seed, step) for step in range(options.steps)]
@@ -80,21 +70,8 @@ class Batches:
 class Resident:
     """A tail with its optimizer and its recorded step, used by one training after another.
 
-    Parameters
-    ----------
-    tail : torch.nn.Sequential
-        Gives the architecture; its weights are replaced by each job's.
-    decoder : torch.nn.Module
-        `backbones.Decoder` of the network.
-    options : Options
-        Shared by all jobs.
-    device : torch.device
-    view : tuple of int
-        Shape of one stored view.
-    dtype : torch.dtype
-        Of a stored view.
-    record : bool
-        Whether a GPU replays a recorded step.
+    `tail` gives the architecture, its weights are replaced by each job's; `view` and `dtype` are those of one stored
+    view; `record` is whether a GPU replays a recorded step.
     """
 
     def __init__(
@@ -145,15 +122,7 @@ class Resident:
                     value.zero_()
 
     def training(self, job: Job) -> Iterator[tuple[nn.Sequential, np.ndarray] | None]:
-        """Train step by step: None after each step, at last the job's tail, trained, and its losses.
-
-        Raises
-        ------
-        ValueError
-            The training images hold one class.
-        DivergedError
-            The loss is not finite.
-        """
+        """Train step by step: None after each step, at last the job's trained tail and its losses (steps,) float32."""
         trial.check_classes(job.parts)
         tail = job.tail.to(device=self.device, memory_format=torch.channels_last)
         if self.stream is not None:
@@ -200,16 +169,7 @@ def train_side_by_side(
 ) -> list[tuple[nn.Sequential, np.ndarray] | Exception]:
     """Train one job on each trainer, a step of each in turn; one that fails stops no other.
 
-    Parameters
-    ----------
-    trainers : sequence of Resident
-        At least as many as jobs.
-    jobs : sequence of Job
-
-    Returns
-    -------
-    list
-        By job: its tail in eval mode with its losses ``(steps,)`` float32, or why it failed.
+    By job its tail in eval mode with its losses ``(steps,)`` float32, or why it failed.
     """
     running = {i: trainers[i].training(job) for i, job in enumerate(jobs)}
     results: list[Any] = [None] * len(jobs)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import backbones, baselines, cohort, engine, params, preprocess, stats, sweep
+from nafld_utils import backbones, baselines, cohort, engine, params, preprocess, stats
 from nafld_utils.stages import baselines as stage
 
 
@@ -86,10 +86,38 @@ def test_one_class_in_training_is_refused_and_named():
         baselines.svm_scores(np.ones((4, 2)), np.array([0, 1, 1, 1]), np.array([0, 1, 1, 1]))
 
 
+def test_image_folds_put_frames_of_a_patient_on_both_sides():
+    images = images_table(10, 10, 5)
+    fold = baselines.image_folds(images["label"].to_numpy(), 5, seed=0)
+    assert np.bincount(fold).tolist() == [20] * 5
+    assert images.assign(fold=fold).groupby("patient_id")["fold"].nunique().min() > 1
+
+
+def test_linear_scores_equal_the_plain_pipeline():
+    """The rotation into the training rows' span changes nothing but the time."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    features, label, fold = rng.normal(size=(40, 90)), np.arange(40) % 2, np.arange(40) // 2 % 4
+    features[:, 3] = 1.0  # a constant feature divides by nothing
+    found = baselines.linear_scores(features, label, fold)
+    for k in range(4):
+        plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=1e-8, max_iter=5000))
+        plain.fit(features[fold != k], label[fold != k])
+        np.testing.assert_allclose(found[fold == k], plain.predict_proba(features[fold == k])[:, 1], atol=1e-3)
+
+
+def test_linear_scores_refuse_a_one_class_side():
+    with pytest.raises(ValueError, match="fold 0: expected both classes"):
+        baselines.linear_scores(np.ones((4, 2)), np.array([0, 1, 1, 1]), np.array([0, 1, 1, 1]))
+
+
 def learners(features):
     return {
         baselines.FEATURES_SVM: (features, baselines.svm_scores),
-        baselines.FEATURES_LOGISTIC: (features, sweep.linear_scores),
+        baselines.FEATURES_LOGISTIC: (features, baselines.linear_scores),
     }
 
 
@@ -148,7 +176,7 @@ def test_the_canary_sings_without_a_leak_and_dies_with_one(monkeypatch):
     assert 0.5 < folds.covers <= 1
     assert one_out.mean_auc < folds.mean_auc, "pooled leave-one-out is biased under the null"
     # a protocol that deals out frames finds the same shuffled diagnoses again
-    leaking = lambda images, k, seed: sweep.image_folds(images["label"].to_numpy(), k, seed)  # noqa: E731
+    leaking = lambda images, k, seed: baselines.image_folds(images["label"].to_numpy(), k, seed)  # noqa: E731
     monkeypatch.setattr(baselines, "patient_folds", leaking)
     broken = baselines.canary_summary(baselines.canary(features, images, 4, range(2), n_resamples=100))
     assert broken.set_index("split").loc[baselines.IN_FOLDS, "mean_auc"] > 0.9
@@ -162,7 +190,7 @@ def test_the_criterion_of_the_canary_holds_with_200_shuffles_and_fails_with_a_le
     how = {"n_resamples": 20, "splits": [baselines.IN_FOLDS]}
     sound = baselines.canary_summary(baselines.canary(features, images, 5, range(200), **how))
     assert baselines.leaks(sound, 55) is False
-    leaking = lambda images, k, seed: sweep.image_folds(images["label"].to_numpy(), k, seed)  # noqa: E731
+    leaking = lambda images, k, seed: baselines.image_folds(images["label"].to_numpy(), k, seed)  # noqa: E731
     monkeypatch.setattr(baselines, "patient_folds", leaking)
     broken = baselines.canary_summary(baselines.canary(features, images, 5, range(100), **how))
     assert baselines.leaks(broken, 55) is True
@@ -190,7 +218,7 @@ def test_shuffles_keep_frames_together_and_the_number_of_patients_a_class(monkey
         drawn.append(np.asarray(label))
         return np.arange(len(label), dtype=float)
 
-    monkeypatch.setattr(sweep, "linear_scores", spy)
+    monkeypatch.setattr(baselines, "linear_scores", spy)
     baselines.canary(features_of(images, 0.0), images, 2, range(3), n_resamples=50)
     by_image = [label for label in drawn if len(label) == 40]
     assert len(by_image) == 3
@@ -227,7 +255,7 @@ def test_two_hundred_shuffles_of_the_real_diagnoses_score_half(real_features):
 def test_the_protocol_holds_on_the_real_cohort(real_features):
     """By patient 0.70 to 0.86 with a median of 0.75 to 0.81; by image about 0.98; texture and rules score less."""
     found, crops, features = real_features
-    known = {baselines.FEATURES_LOGISTIC: (features, sweep.linear_scores)}
+    known = {baselines.FEATURES_LOGISTIC: (features, baselines.linear_scores)}
     table = baselines.split_spread(known, found.images, 5, range(20))
     by_patient = table.loc[table["split_by"] == "patient", "auc"]
     assert by_patient.min() >= 0.70

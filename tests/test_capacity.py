@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, capacity, folds, params, phantom_folder, quality_filter, sweep, trial_draws
+from nafld_utils import artifacts, folds, params, phantom_folder, quality_filter, sweep, trial_draws
 from nafld_utils.stages import prepare
 
 
@@ -21,16 +21,16 @@ def table(n_patients, n_images, n_folds, share=0.69):
     [("smoke", (8, 3, 2)), ("demo", (40, 4, 4)), ("cpu", (55, 10, 5)), ("paper", (55, 10, 5))],
 )
 def test_every_profile_draws_enough_for_its_cohort(profile, cohort):
-    capacity.check(table(*cohort), params.load(profile))
+    sweep.check_capacity(table(*cohort), params.load(profile))
 
 
 def test_the_papers_robustness_variants_are_drawn_from_its_2000_images():
     names = [name for name in params.load("paper").experiments if name != "r10"]
     every = params.load("paper", {"sweep.experiments": names})
-    found = capacity.shortages(table(55, 10, 5), every)
+    found = sweep.shortages(table(55, 10, 5), every)
     assert not len(found), found.to_string()
     ten = params.load("paper", {"sweep.experiments": ["r10"]})
-    assert set(capacity.shortages(table(55, 10, 5), ten)["least"]) == {4400}
+    assert set(sweep.shortages(table(55, 10, 5), ten)["least"]) == {4400}
 
 
 def test_a_larger_cohort_is_told_the_number_to_give():
@@ -38,14 +38,14 @@ def test_a_larger_cohort_is_told_the_number_to_give():
     images = table(69, 10, 5)
     assert (images["fold"].value_counts().min(), len(images)) == (130, 690)
     with pytest.raises(ValueError, match=r"sampling\.n_images is 660, expected 840 or more") as caught:
-        capacity.check(images, params.load("cpu"))
+        sweep.check_capacity(images, params.load("cpu"))
     said = str(caught.value)
     assert "takes 840 semantic images for the 560 training images of fold" in said
     assert said.endswith('give SET="sampling.n_images=840" or lower sweep.rates.')
     assert "\n" not in said
-    capacity.check(images, params.load("cpu", ["sampling.n_images=840"]))
+    sweep.check_capacity(images, params.load("cpu", ["sampling.n_images=840"]))
     with pytest.raises(ValueError, match=r"is 839, expected 840"):
-        capacity.check(images, params.load("cpu", ["sampling.n_images=839"]))
+        sweep.check_capacity(images, params.load("cpu", ["sampling.n_images=839"]))
 
 
 def least(arm, *overrides, images=None):
@@ -53,8 +53,8 @@ def least(arm, *overrides, images=None):
     changes = [f"experiments.gan.arms=[{arm}]", "experiments.gan.rates=[1.0]", "sweep.experiments=[gan]"]
     changes += ["sweep.arms=[semantic]", "sweep.rates=[0.01]", "sweep.primary_rate=0.01", "folds.n_splits=2"]
     settings = params.load("cpu", [*changes, "sampling.n_images=10", *overrides])
-    found = capacity.shortages(table(10, 10, 2, share=0.6) if images is None else images, settings)
-    assert set(found["setting"]) == {capacity.N_IMAGES}
+    found = sweep.shortages(table(10, 10, 2, share=0.6) if images is None else images, settings)
+    assert set(found["setting"]) == {sweep.N_IMAGES}
     return int(found["least"].max())
 
 
@@ -101,7 +101,7 @@ def test_the_number_that_is_told_is_the_number_that_the_draw_needs(arm, balance)
 def test_crops_of_the_traditional_arm_are_counted_too():
     changes = ["sweep.rates=[6.0]", "sweep.primary_rate=6.0", "folds.n_splits=2", "sampling.n_images=10"]
     with pytest.raises(ValueError, match=r'give SET="sampling.n_images=300 preprocess.crops_per_image=6"') as caught:
-        capacity.check(table(10, 10, 2), params.load("cpu", changes))
+        sweep.check_capacity(table(10, 10, 2), params.load("cpu", changes))
     assert "; and preprocess.crops_per_image is 4, expected 6 or more" in str(caught.value)
 
 

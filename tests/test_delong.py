@@ -98,7 +98,7 @@ def test_frames_as_rows_would_be_too_narrow():
         (lambda: delong.covariance([0, 1, 1], [1, 2, 3]), "found 1 of class 0 and 2 of class 1"),
         (lambda: delong.covariance([1, 1], [1, 2]), "both classes"),
         (lambda: delong.covariance([0, 0, 1, 1], [1, 2, np.nan, 3]), "found 1 that are not"),
-        (lambda: delong.compare([0, 0, 1, 1], [1, 2, 3], [1, 2, 3]), "one row an image"),
+        (lambda: delong.compare([0, 0, 1, 1], [1, 2, 3], [1, 2, 3]), "one row per image"),
     ],
 )
 def test_bad_input_is_refused(call, says):

@@ -18,9 +18,9 @@ from nafld_utils.stages import (
     prepare,
     samples,
     sweep_answer,
-    sweep_trials,
 )
 from nafld_utils.stages import gan as gan_stage
+from nafld_utils.stages import sweep as sweep_stage
 
 NAMES = ("benign", "malignant")
 GIVEN = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]  # of each patient, six and four
@@ -96,7 +96,7 @@ def test_stages_04_to_07_hold_out_the_given_fold(run, data, fold):
     scored = data.images
     assert set(scored.loc[sweep.check_fold(scored, fold), "patient_id"]) == held_out
     trial = {"arm": "traditional", "rate": 0.5, "balance": "none", "fold": fold, "seed": 0}
-    parts = dict(sweep_trials.composition(run, trial))
+    parts = dict(sweep_stage.composition(run, trial))
     for name in ("real", "traditional"):
         assert not held_out & set(data.images["patient_id"].iloc[parts[name]["rows"]]), name
     assert len(parts["real"]["rows"]) == 20 - 2 * len(held_out)

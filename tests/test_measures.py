@@ -49,7 +49,7 @@ def test_correlation_with_fat_equals_scipy():
     assert found.low < found.estimate < found.high
     assert measures.fat_correlation(LABEL, np.append(fat[:-1], np.nan), scores()) is None
     assert measures.fat_correlation(LABEL, np.ones(55), scores()) is None
-    with pytest.raises(ValueError, match=r"one value a patient \(55\)"):
+    with pytest.raises(ValueError, match=r"one value per patient \(55\)"):
         measures.fat_correlation(LABEL, fat[:-1], scores())
 
 

@@ -13,7 +13,6 @@ from nafld_utils import trial as training
 from nafld_utils.stages import filtering, prepare, samples, sweep_answer
 from nafld_utils.stages import sweep as stage
 from nafld_utils.stages import sweep_features as features
-from nafld_utils.stages import sweep_trials as stage_trials
 
 TRIAL = {
     "backbone": "net", "freeze": "paper", "balance": "none", "arm": "real", "rate": 0.0, "fold": 1, "seed": 2
@@ -99,20 +98,18 @@ def test_the_hash_follows_the_trial_and_its_recipe():
 
 
 def test_the_hash_follows_the_revision_of_every_module_that_makes_a_training(monkeypatch):
-    from nafld_utils.stages import sweep_trials
-
-    known = {name: artifacts.revision(name) for name in sweep_trials.MODULES}
+    known = {name: artifacts.revision(name) for name in stage.MODULES}
     assert {"arms", "trial_resident", "stages.sweep_trials", "stages.sweep_features"} <= set(known)
-    monkeypatch.setattr(sweep_trials, "features_unit", lambda *args: SimpleNamespace(hash="x"))
-    monkeypatch.setattr(sweep_trials, "identity", lambda *args: "weights")
+    monkeypatch.setattr(stage, "read_unit", lambda *args: SimpleNamespace(hash="x"))
+    monkeypatch.setattr(stage, "identity", lambda *args: "weights")
     run, trial = artifacts.open_run("smoke"), {**TRIAL, "arm": "real", "freeze": "paper"}
 
     def hashed():
-        return sweep.trial_hash(trial, sweep_trials.recipe(run, trial))
+        return sweep.trial_hash(trial, stage.recipe(run, trial))
 
     before = hashed()
     for name in known:
-        monkeypatch.setattr(sweep_trials, "revision", lambda module, name=name: known[module] + (module == name))
+        monkeypatch.setattr(stage, "revision", lambda module, name=name: known[module] + (module == name))
         assert hashed() != before, name
 
 
@@ -290,7 +287,7 @@ def test_the_plan_counts_the_images_whose_features_are_missing(run, monkeypatch)
     assert row.seconds_each == 10 + 8, "scores of a fold's held-out images"
     assert row.features_minutes == pytest.approx(100 * 3 / 60)
     assert row.minutes_left == pytest.approx(row.features_minutes + 12 * 18 / 60)
-    stage.build_features(run)
+    features.build_features(run)
     assert stage.dry_run(run).iloc[0].features_minutes == 0
 
 
@@ -302,37 +299,6 @@ def test_an_impossible_grid_is_refused_by_the_plan_before_any_feature(run, monke
     monkeypatch.setattr(features, "make_features", None)
     with pytest.raises(ValueError, match=r"expected at most 1\.25"):
         stage.dry_run(artifacts.open_run("smoke", {**OVERRIDES, "sweep.rates": [0.5, 2.0]}))
-
-
-# ---------------------------------------------------------------- the protocol check
-
-
-def test_image_folds_put_frames_of_a_patient_on_both_sides():
-    images = images_table(10, 10)
-    fold = sweep.image_folds(images["label"].to_numpy(), 5, seed=0)
-    assert np.bincount(fold).tolist() == [20] * 5
-    assert images.assign(fold=fold).groupby("patient_id")["fold"].nunique().min() > 1
-
-
-def test_linear_scores_equal_the_plain_pipeline():
-    """The rotation into the training rows' span changes nothing but the time."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    rng = np.random.default_rng(0)
-    features, label, fold = rng.normal(size=(40, 90)), np.arange(40) % 2, np.arange(40) // 2 % 4
-    features[:, 3] = 1.0  # a constant feature divides by nothing
-    found = sweep.linear_scores(features, label, fold)
-    for k in range(4):
-        plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=1e-8, max_iter=5000))
-        plain.fit(features[fold != k], label[fold != k])
-        np.testing.assert_allclose(found[fold == k], plain.predict_proba(features[fold == k])[:, 1], atol=1e-3)
-
-
-def test_linear_scores_refuse_a_one_class_side():
-    with pytest.raises(ValueError, match="fold 0: expected both classes"):
-        sweep.linear_scores(np.ones((4, 2)), np.array([0, 1, 1, 1]), np.array([0, 1, 1, 1]))
 
 
 # ---------------------------------------------------------------- the stage on a toy run
@@ -404,7 +370,7 @@ def test_the_stage_from_features_to_scores_and_nothing_is_done_twice(run, monkey
     def again(*args, **kwargs):
         raise AssertionError("trained twice")
 
-    monkeypatch.setattr(stage, "train", again)
+    monkeypatch.setattr(stage, "train_seeds", again)
     assert (stage.run_sweep(run)["state"] == "done").all()
 
 
@@ -492,7 +458,7 @@ def test_oversampling_is_of_the_training_images_and_rates_count_them(run, monkey
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_first_training(run, monkeypatch, changes, words):
-    monkeypatch.setattr(stage, "run_trial", None)
+    monkeypatch.setattr(stage, "run_trials", None)
     run = artifacts.open_run("smoke", {**OVERRIDES, **changes})
     with pytest.raises(ValueError, match=words):
         stage.run_sweep(run)
@@ -524,7 +490,7 @@ def test_a_loss_that_is_not_finite_is_recorded_and_the_others_go_on(run, monkeyp
 
     def spoilt(tail, seed):
         tail = fresh(tail, seed)
-        if seed == stage_trials.seed_of(run, {"fold": 0, "seed": 1}):
+        if seed == stage.seed_of(run, {"fold": 0, "seed": 1}):
             tail[-1].weight.data[:] = float("nan")
         return tail
 
@@ -541,20 +507,20 @@ def test_seeds_of_one_task_are_stored_apart_and_a_failed_one_alone_is_missing(ru
     train_tail = training.train_tail
 
     def sometimes(tail, parts, options, seed, *args):
-        if seed == stage_trials.seed_of(run, {"fold": 1, "seed": 0}):
+        if seed == stage.seed_of(run, {"fold": 1, "seed": 0}):
             raise training.DivergedError("loss at step 0")
         return train_tail(tail, parts, options, seed, *args)
 
     monkeypatch.setattr(training, "train_tail", sometimes)
-    stage.build_features(run)
+    features.build_features(run)
     table = stage.trials(run)
     group = table[(table["arm"] == "semantic") & (table["fold"] == 1)].to_dict("records")
     with pytest.raises(training.DivergedError):
-        stage.run_trials(run, group)
+        stage.run_trials(run, group[1:], **group[0])
     states = stage.status(run).query("arm == 'semantic' and fold == 1").set_index("seed")["state"]
     assert states.to_dict() == {0: "failed", 1: "done"}
     monkeypatch.setattr(training, "train_tail", train_tail)
-    stage.run_trials(run, group)
+    stage.run_trials(run, group[1:], **group[0])
     assert (stage.status(run).query("arm == 'semantic' and fold == 1")["state"] == "done").all()
 
 
@@ -572,14 +538,14 @@ def test_weights_from_a_local_file_enter_the_hash_by_their_content(run, tmp_path
 
 
 def test_a_failed_trial_is_listed_the_others_go_on_and_a_retry_mends_it(run, monkeypatch):
-    train = stage.train
+    train = stage.train_seeds
 
-    def sometimes(run, trial):
-        if trial["seed"] == 1 and trial["arm"] == "semantic":
+    def sometimes(run, group):
+        if group[0]["seed"] == 1 and group[0]["arm"] == "semantic":
             raise ArithmeticError("loss at step 0: expected a finite number, found nan")
-        return train(run, trial)
+        return train(run, group)
 
-    monkeypatch.setattr(stage, "train", sometimes)
+    monkeypatch.setattr(stage, "train_seeds", sometimes)
     status = stage.run_sweep(run)
     assert status["state"].value_counts().to_dict() == {"done": 10, "failed": 2}
     with pytest.raises(ValueError, match=r"2 of 12 trials are missing \(2 failed"):
@@ -593,7 +559,7 @@ def test_a_failed_trial_is_listed_the_others_go_on_and_a_retry_mends_it(run, mon
     assert not stage.scores_unit(run).done(), "an incomplete table is never sealed"
     assert "2 of 12" in note
     assert len(sweep_answer.units(left)) == len(sweep_answer.units(run)) - 2, "the stage can be finished without them"
-    monkeypatch.setattr(stage, "train", train)
+    monkeypatch.setattr(stage, "train_seeds", train)
     assert (stage.run_sweep(left)["state"] == "failed").sum() == 2, "not retried unless asked for"
     assert (stage.run_sweep(run)["state"] == "done").all()
 
@@ -605,6 +571,19 @@ def test_a_long_reason_is_shown_in_one_short_line():
     assert reason.endswith(" ...")
     assert len(reason) <= stage.REASON_LENGTH
     assert not len(stage.failures(status.assign(state="done")))
+
+
+def test_the_summary_averages_over_what_is_done_alone():
+    numbers = {"n_real": 8.0, "n_synthetic": 4.0, "fatty_share": 0.5, "last_loss": 0.1}
+    rows = [
+        {**TRIAL, "seed": i, "state": "done", "seconds": 2.0 * i, "first_loss": 0.2 * i, **numbers} for i in range(3)
+    ]
+    rows.append({**TRIAL, "seed": 3, "state": "failed"})
+    rows.append({**TRIAL, "arm": "semantic", "rate": 0.5, "state": "not trained yet"})
+    table = stage.summary(pd.DataFrame(rows))
+    assert table[["trainings", "done"]].to_numpy().tolist() == [[4, 3], [1, 0]]
+    assert table.iloc[0][["mixed in", "loss, first steps", "seconds each"]].tolist() == [4.0, 0.2, 2.0]
+    assert table.iloc[1].drop(["trainings", "done"]).isna().all()
 
 
 def test_a_truncated_trial_is_announced_and_gives_the_same_scores_again(run, monkeypatch, tmp_path):
@@ -625,7 +604,7 @@ def test_a_set_from_another_split_is_refused_before_training(run, monkeypatch):
     monkeypatch.setattr(filtering, "open_set", foreign)
     with pytest.raises(ValueError, match="found folds"):
         stage.train(run, {**TRIAL, "backbone": "resnet18", "arm": "semantic", "rate": 0.5, "fold": 0})
-    monkeypatch.setattr(stage, "train", None)
+    monkeypatch.setattr(stage, "train_seeds", None)
     with pytest.raises(ValueError, match="found folds"):
         stage.run_sweep(run)
 
@@ -649,7 +628,7 @@ def test_images_without_a_source_tell_the_split_that_they_were_made_with(run, mo
     for fold in (0, 1):
         samples.make_set(run, generator, fold)
     trial = {**TRIAL, "arm": generator, "rate": 0.5}
-    assert [kind for kind, _ in stage_trials.composition(run, trial)] == ["real", generator]
+    assert [kind for kind, _ in stage.composition(run, trial)] == ["real", generator]
     monkeypatch.setattr(data, "images", second)
     words = rf"{generator}.fold0.*: expected a set made with this run's split of the patients, found one made with"
     arms = {"sweep.arms": [generator], "sweep.primary_arm": generator}
@@ -690,7 +669,7 @@ def test_raising_any_revision_that_a_training_goes_through_makes_it_another(run,
     for raised in TRAINED_BY:
         higher = lambda name, raised=raised: revision(name) + (name == raised)  # noqa: E731
         monkeypatch.setattr(artifacts, "revision", higher)
-        monkeypatch.setattr(stage_trials, "revision", higher)
+        monkeypatch.setattr(stage, "revision", higher)
         assert not set(before) & set(hashes()), raised
 
 
@@ -715,7 +694,7 @@ def test_trainings_are_kept_apart_by_their_arithmetic(run, monkeypatch, device, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
     change = {"engine.device": device, "engine.mode": mode, "sweep.precision": precision}
     other = artifacts.open_run("smoke", {**OVERRIDES, **change})
-    assert stage_trials.arithmetic(other) == wanted
+    assert stage.arithmetic(other) == wanted
     same = set(stage.trials(other)["hash"]) == set(stage.trials(run)["hash"])  # the run of these tests has a CPU
     assert same == (wanted == "fp32")
 
@@ -732,7 +711,7 @@ def test_a_recorded_step_serves_trainings_of_its_own_sizes_alone(run, monkeypatc
     for view, dtype in wanted:
         parts = [training.Views(torch.zeros(4, 1, *view, dtype=dtype), np.arange(4) % 2)]
         for _ in range(2):
-            stage_trials._on_gpu(run, trial, None, [(torch.nn.Identity(), parts, 0)])
+            stage._on_gpu(run, trial, None, [(torch.nn.Identity(), parts, 0)])
     assert made == wanted
 
 

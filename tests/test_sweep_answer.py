@@ -8,7 +8,6 @@ from test_baselines import features_of, images_table, learners
 
 from nafld_utils import artifacts, baselines, figures, params, sweep, sweep_tables
 from nafld_utils.figures import sweep as draw
-from nafld_utils.figures import sweep_checks as checks
 from nafld_utils.stages import baselines as baseline_stage
 from nafld_utils.stages import prepare
 from nafld_utils.stages import sweep_answer as answer
@@ -121,6 +120,17 @@ def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):
     assert np.isnan(row.smallest_effect)
     assert "cannot be told, since every resample of them gives this one" in answer.answer(run, tables)
     assert not any(claim["claim"].startswith("smallest") for claim in answer.claims(run, tables))
+
+
+def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
+    tables = answer.build_tables(run, made_up(freeze="paper", balance="none"))
+    monkeypatch.setattr(artifacts.Unit, "seconds", lambda unit: 60.0)
+    tables["costs"] = answer.costs(run, pd.DataFrame([{"arm": "real", "state": "done", "seconds": 1.0}]), tables)
+    tables |= dict.fromkeys(("gain", "intervals", "by patient"), tables["comparisons"])
+    for name in set(answer.COLUMNS) - {"baselines"}:
+        assert list(answer.shown(tables[name], name).data.columns) == list(answer.COLUMNS[name]), name
+    alone = answer.shown(tables["arms"].drop(columns=["freeze", "balance"]), "arms").data
+    assert list(alone.columns)[:4] == ["level", "backbone", "arm", "rate"]
 
 
 # ---------------------------------------------------------------- claims and cost
@@ -347,16 +357,16 @@ def test_figures_draw_what_they_are_given(run, tables):
         draw.differences(compared.assign(low_seeds=-9.0, high_seeds=9.0), axes[0, 2])
         assert max(np.abs(axes[0, 2].get_xlim())) < 2, "an absurd interval over seeds does not set the scale"
         draw.differences(compared.assign(low_seeds=np.nan, high_seeds=np.nan, note="one seed"), axes[0, 2])
-        checks.reliability(answer.at(run, tables["reliability"], None), axes[0, 3])
+        draw.reliability(answer.at(run, tables["reliability"], None), axes[0, 3])
         scores = baselines.split_scores(learners(features_of(ToyData.images, 1.0)), ToyData.images)
         whole = baselines.baseline_table(scores, 50).query("level == 'patient'")
-        checks.baseline_bars(whole, answer.at(run, tables["arms"], "patient"), axes[1, 0])
+        draw.baseline_bars(whole, answer.at(run, tables["arms"], "patient"), axes[1, 0])
         assert len(axes[1, 0].get_yticklabels()) == 2 + 3
         spread = pd.DataFrame({"baseline": "b", "split_by": ["patient", "image"] * 3, "seed": 0})
-        checks.leak(spread.assign(auc=np.linspace(0.7, 1, 6)), axes[1, 1])
+        draw.leak(spread.assign(auc=np.linspace(0.7, 1, 6)), axes[1, 1])
         canary = pd.DataFrame({"auc": [0.4, 0.6], "low": [0.3, 0.55], "high": [0.5, 0.7], "covers": [True, False]})
-        checks.canary(canary, axes[1, 2])
-        checks.patient_scores(made_up(n_seeds=1).query("arm == 'real'"), ("healthy", "fatty"), axes[1, 3])
+        draw.canary(canary, axes[1, 2])
+        draw.patient_scores(made_up(n_seeds=1).query("arm == 'real'"), ("healthy", "fatty"), axes[1, 3])
         fig.canvas.draw()
         plt.close(fig)
 
@@ -371,7 +381,7 @@ def test_networks_of_some_folds_are_not_passed_off_as_judged_on_all_patients(run
         arms = sweep_tables.arm_intervals(part, "patient", 50)
         with figures.style():
             fig, ax = plt.subplots()
-            labels = [text.get_text() for text in checks.baseline_bars(whole, arms, ax).get_legend().get_texts()]
+            labels = [text.get_text() for text in draw.baseline_bars(whole, arms, ax).get_legend().get_texts()]
             plt.close(fig)
         assert [label for label in labels if label.startswith("trained network")] == [says]
         assert f"{baselines.ONE_OUT} (biased low)" in labels

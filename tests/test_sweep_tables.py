@@ -7,7 +7,7 @@ from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score, roc_curve
 from test_stats import LABEL, PATIENT, SCORE, cohort
 
-from nafld_utils import delong, stats, sweep_summaries, sweep_tables
+from nafld_utils import delong, stats, sweep_tables
 
 
 def sweep_table(arms, n_seeds=3, frames=4):
@@ -190,7 +190,7 @@ def test_fold_average_has_an_interval_of_its_own_and_none_where_a_fold_is_too_sm
 def test_maxima_are_named_optimistic():
     table = sweep_table({("real", 0.0): 0.0, ("class", 0.5): 0.0, ("class", 1.0): 0.3})
     arms = sweep_tables.arm_intervals(table, n_resamples=100)
-    row = sweep_summaries.optimistic(arms).set_index("arm").loc["class"]
+    row = sweep_tables.optimistic(arms).set_index("arm").loc["class"]
     assert (row.best_rate, row.n_rates, row.trainings) == (1.0, 2, 6)
     assert row.best_rate_auc == arms["mean_auc"].max()
     assert row.best_seed_auc == arms["best_seed_auc"].max() >= row.best_rate_auc > row.mean_auc
@@ -205,20 +205,20 @@ def probabilities(n_seeds=2):
 def test_measures_by_patient_name_what_they_are_over():
     table = probabilities()
     grade = {who: 3.0 * who for who in table["patient_id"].unique()}
-    out = sweep_summaries.patient_measures(table, grade, 0.75, n_resamples=200)
+    out = sweep_tables.patient_measures(table, grade, 0.75, n_resamples=200)
     assert out.groupby("arm")["measure"].nunique().eq(3).all()
     assert (out["low"] <= out["value"]).all()
     assert (out["value"] <= out["high"]).all()
     assert out["over"].eq(sweep_tables.OVER_BOTH).all()
     brier = out[(out["measure"] == "Brier score") & (out["arm"] == "real")].iloc[0]
     assert brier.reference == pytest.approx(0.4 * 0.6)
-    unknown = sweep_summaries.patient_measures(table, {}, 0.75, n_resamples=100)
+    unknown = sweep_tables.patient_measures(table, {}, 0.75, n_resamples=100)
     assert "Spearman correlation with fat" not in set(unknown["measure"])
 
 
 def test_roc_bands_equal_scikit_learn_and_hold_their_curve():
     table = probabilities(n_seeds=1).query("arm == 'real'").assign(score=lambda t: t["score"].round(1))
-    out = sweep_summaries.roc_bands(table, n_resamples=100, n_points=401)
+    out = sweep_tables.roc_bands(table, n_resamples=100, n_points=401)
     fpr, tpr, _ = roc_curve(table["label"], table["score"], drop_intermediate=False)
     np.testing.assert_allclose(out["tpr"][1:], np.interp(out["fpr"], fpr, tpr)[1:], atol=1e-12)
     assert np.trapezoid(out["tpr"], out["fpr"]) == pytest.approx(
@@ -237,12 +237,12 @@ def test_variants_show_only_what_the_run_holds():
             for level in sweep_tables.LEVELS
         ]
     )
-    names = list(dict.fromkeys(sweep_summaries.variants(arms)["variant"]))
+    names = list(dict.fromkeys(sweep_tables.variants(arms)["variant"]))
     assert [name.split("(")[1] for name in names] == ["Fig. 5)", "S3)", "S6)", "S5)"]
-    plain = sweep_summaries.variants(arms[arms["freeze"] == "paper"].drop(columns=["freeze", "balance"]))
+    plain = sweep_tables.variants(arms[arms["freeze"] == "paper"].drop(columns=["freeze", "balance"]))
     assert plain["variant"].nunique() == 3
 
 
 def test_reliability_of_every_cell():
-    out = sweep_summaries.reliability(probabilities(), n_bins=4)
+    out = sweep_tables.reliability(probabilities(), n_bins=4)
     assert out.groupby("arm")["n"].sum().eq(20).all()

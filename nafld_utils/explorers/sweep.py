@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from nafld_utils import explorers, sweep_tables
 from nafld_utils.figures import sweep as draw
-from nafld_utils.figures import sweep_checks as checks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,62 +32,63 @@ def results(run: Run, scores: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) 
     Returns
     -------
     ipywidgets.VBox
-        `figures.sweep.boxes` and `figures.sweep_checks.patient_scores` draw its static twins.
+        `figures.sweep.boxes` and `figures.sweep.patient_scores` draw its static twins.
     """
     import ipywidgets as widgets
 
-    names, group = run.settings.cohort.class_names, sweep_tables.present(scores, sweep_tables.GROUP)
+    group = sweep_tables.present(scores, sweep_tables.GROUP)
     keys = [*sweep_tables.present(scores), "seed"]
     tree = scores[keys].drop_duplicates()
+    told = [name for name in group if name == "backbone" or len(set(tree[name])) > 1]
     boxes = {name: explorers.labelled(widgets.Dropdown, WORDS.get(name, name)) for name in keys}
     level = explorers.labelled(widgets.Dropdown, "AUC by", options=list(sweep_tables.LEVELS))
     curve, words, picture = widgets.HTML(), widgets.HTML(), widgets.HTML()
 
-    def fill() -> None:
-        # a choice may leave no row of what was chosen below it, e.g. real images alone have one rate
-        for i, name in enumerate(keys):
-            above = {upper: boxes[upper].value for upper in keys[:i]}
-            found = tree.loc[sweep_tables.where(tree, above), name]
-            explorers.narrow(boxes[name], list(dict.fromkeys(found)))
-
     def show_curve(_: Any) -> None:
         way = {name: boxes[name].value for name in group} | {"level": level.value}
-        by_seed, arms = (tables[name][sweep_tables.where(tables[name], way)] for name in ("seeds", "arms"))
-        told = [name for name in group if name == "backbone" or len(set(tree[name])) > 1]
-        title = ", ".join(f"{WORDS[name]} {way[name]}" for name in told)
-
-        def panel(figure: Any) -> None:
-            draw.boxes(by_seed, arms, figure.subplots()).set_title(f"{title}: AUC by {level.value}")
-
-        png = explorers.draw_png(run, 9.0, 3.8, panel)
-        curve.value = explorers.image(png, f"AUC by {level.value} over the mixing rate, {title}")
-
-    def show_scores(_: Any) -> None:
-        cell = {name: box.value for name, box in boxes.items()}
-        part = scores[sweep_tables.where(scores, cell)]
-        by_image, by_patient = (sweep_tables.auc_by_seed(part, name).iloc[0]["auc"] for name in sweep_tables.LEVELS)
-        title = f"{draw.name_of(cell['arm'])}, r = {cell['rate']:g}, seed {cell['seed']}"
-        words.value = explorers.text(
-            f"{title}: image-level AUC {by_image:.3f}, patient-level AUC {by_patient:.3f}, one training, no interval",
-            run,
-        )
-        png = explorers.draw_png(
-            run, 9.0, 3.4, lambda fig: checks.patient_scores(part, names, fig.subplots()).set_title(title)
-        )
-        picture.value = explorers.image(png, f"Scores of the held-out images by patient, {title}")
+        curve.value = _curve(run, tables, way, ", ".join(f"{WORDS[name]} {way[name]}" for name in told))
 
     def show(change: Any) -> None:
         for box in boxes.values() if change is not None else ():
             box.unobserve(show, "value")
-        fill()
+        # a choice may leave no row of what was chosen below it, e.g. real images alone have one rate
+        for i, name in enumerate(keys):
+            above = {upper: boxes[upper].value for upper in keys[:i]}
+            explorers.narrow(boxes[name], list(dict.fromkeys(tree.loc[sweep_tables.where(tree, above), name])))
         for box in boxes.values():
             box.observe(show, "value")
         if change is None or change["owner"] in [boxes[name] for name in group]:
             show_curve(change)
-        show_scores(change)
+        words.value, picture.value = _scores(run, scores, {name: box.value for name, box in boxes.items()})
 
     level.observe(show_curve, "value")
     show(None)
     ways = explorers.row([*(boxes[name] for name in group), level])
     trainings = explorers.row([boxes[name] for name in keys if name not in group])
     return widgets.VBox([ways, curve, trainings, words, picture])
+
+
+def _curve(run: Run, tables: Mapping[str, pd.DataFrame], way: dict[str, Any], title: str) -> str:
+    """HTML of the AUC over the mixing rate of one way of training at one level."""
+    by_seed, arms = (tables[name][sweep_tables.where(tables[name], way)] for name in ("seeds", "arms"))
+
+    def panel(figure: Any) -> None:
+        draw.boxes(by_seed, arms, figure.subplots()).set_title(f"{title}: AUC by {way['level']}")
+
+    return explorers.image(
+        explorers.draw_png(run, 9.0, 3.8, panel), f"AUC by {way['level']} over the mixing rate, {title}"
+    )
+
+
+def _scores(run: Run, scores: pd.DataFrame, cell: dict[str, Any]) -> tuple[str, str]:
+    """HTML of one training: its AUC in words, and the scores of its held-out images by patient."""
+    part, names = scores[sweep_tables.where(scores, cell)], run.settings.cohort.class_names
+    by_image, by_patient = (sweep_tables.auc_by_seed(part, name).iloc[0]["auc"] for name in sweep_tables.LEVELS)
+    title = f"{draw.name_of(cell['arm'])}, r = {cell['rate']:g}, seed {cell['seed']}"
+    said = f"{title}: image-level AUC {by_image:.3f}, patient-level AUC {by_patient:.3f}, one training, no interval"
+
+    def panel(figure: Any) -> None:
+        draw.patient_scores(part, names, figure.subplots()).set_title(title)
+
+    png = explorers.draw_png(run, 9.0, 3.4, panel)
+    return explorers.text(said, run), explorers.image(png, f"Scores of the held-out images by patient, {title}")

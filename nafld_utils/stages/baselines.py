@@ -6,12 +6,13 @@ that their AUC can be compared between runs; nothing here is trained by gradient
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import backbones, baselines, engine, preprocess, sweep
+from nafld_utils import backbones, baselines, engine, preprocess
 from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_table
 from nafld_utils.claims import claim, key_of, of_row
 from nafld_utils.stages import prepare
@@ -19,7 +20,7 @@ from nafld_utils.stages import prepare
 REVISION = ("stages.baselines", 1)
 
 BASELINE_SIZE = 256  # pixels
-CHUNK = 20  # shuffles a unit of the canary
+CHUNK = 20  # shuffles per unit of the canary
 # Of pooled scores: the patients that are left for training hold a little more of the other class.
 BIASED = "scores of patients left out one by one, put together, rank a little too low"
 EXPECTED = {
@@ -60,19 +61,21 @@ def frozen_features(run: Run, crops: np.ndarray) -> np.ndarray:
 
 def open_learners(run: Run) -> dict[str, tuple[np.ndarray, baselines.Learner]]:
     """Every learnt baseline by name: its features, made when they are not there, and what scores them."""
-    frozen, texture = frozen_unit(run), texture_unit(run)
-    if not frozen.done():
-        with frozen.writing() as folder:
-            save_array(folder / "features.npy", frozen_features(run, prepare.open_preprocessed(run).crops))
-    if not texture.done():
-        with texture.writing() as folder:
-            save_array(folder / "features.npy", baselines.glcm_features(prepare.open_preprocessed(run).crops))
-    features = frozen.load_array("features.npy")
+    features = _features(frozen_unit(run), lambda: frozen_features(run, prepare.open_preprocessed(run).crops))
+    texture = _features(texture_unit(run), lambda: baselines.glcm_features(prepare.open_preprocessed(run).crops))
     return {
         baselines.FEATURES_SVM: (features, baselines.svm_scores),
-        baselines.FEATURES_LOGISTIC: (features, sweep.linear_scores),
-        baselines.GLCM_SVM: (texture.load_array("features.npy"), baselines.svm_scores),
+        baselines.FEATURES_LOGISTIC: (features, baselines.linear_scores),
+        baselines.GLCM_SVM: (texture, baselines.svm_scores),
     }
+
+
+def _features(unit: Unit, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The unit's features (N, d), made when they are not there."""
+    if not unit.done():
+        with unit.writing() as folder:
+            save_array(folder / "features.npy", make())
+    return unit.load_array("features.npy")
 
 
 # ---------------------------------------------------------------- the tables
@@ -122,7 +125,7 @@ def make_canary(run: Run, part: int) -> None:
 
 
 def canary_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a part of the canary."""
+    """One task per part of the canary."""
     return [{"run": run, "part": part} for part in range(-(-run.settings.sweep.canary_shuffles // CHUNK))]
 
 
@@ -136,19 +139,19 @@ def build(run: Run) -> dict[str, pd.DataFrame]:
         (`baselines.split_spread`), ``canary`` (`baselines.canary`), ``canary_summary``.
     """
     unit, spread = scores_unit(run), spread_unit(run)
+    chosen, n_splits = run.settings.sweep, run.settings.folds.n_splits
     if not (unit.done() and spread.done()):
         learners, data = open_learners(run), prepare.open_preprocessed(run)
-        if not unit.done():
-            scores = _scores(learners, data)
-            table = baselines.baseline_table(scores, run.settings.sweep.n_resamples, run.settings.seed)
-            with unit.writing() as folder:
-                save_table(folder / "scores.parquet", scores)
-                save_table(folder / "auc.csv", table)
-        if not spread.done():
-            seeds = range(run.settings.sweep.baseline_splits)
-            with spread.writing() as folder:
-                table = baselines.split_spread(learners, data.images, run.settings.folds.n_splits, seeds)
-                save_table(folder / "auc.csv", table)
+    if not unit.done():
+        scores = _scores(learners, data)
+        table = baselines.baseline_table(scores, chosen.n_resamples, run.settings.seed)
+        with unit.writing() as folder:
+            save_table(folder / "scores.parquet", scores)
+            save_table(folder / "auc.csv", table)
+    if not spread.done():
+        table = baselines.split_spread(learners, data.images, n_splits, range(chosen.baseline_splits))
+        with spread.writing() as folder:
+            save_table(folder / "auc.csv", table)
     engine.map_units(make_canary, canary_tasks(run), run.settings.engine, "canary", unit_of=canary_unit)
     shuffles = pd.concat([canary_unit(**task).load_table("auc.csv") for task in canary_tasks(run)], ignore_index=True)
     auc = unit.load_table("auc.csv")
@@ -204,7 +207,7 @@ def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def leaks(tables: dict[str, pd.DataFrame], images: pd.DataFrame) -> bool | None:
-    """Whether the canary of `build`'s tables shows a leak, as `baselines.leaks`; `images` has a row an image."""
+    """Whether the canary of `build`'s tables shows a leak, as `baselines.leaks`; `images` has one row per image."""
     return baselines.leaks(tables["canary_summary"], images["patient_id"].nunique())
 
 

@@ -22,7 +22,6 @@ from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, 
 from nafld_utils.stages import explain as maps
 from nafld_utils.stages import prepare, sweep
 from nafld_utils.stages.explain import Explanation
-from nafld_utils.stages.sweep_trials import options_of
 
 REVISION = ("stages.explain_truth", 1)
 
@@ -76,7 +75,7 @@ def train_shuffled(run: Run) -> Unit:
     decoder = backbones.Decoder(wanted["backbone"])
     with engine.compute_threads(engine.cores()), unit.writing(device=str(device)) as folder:
         tail = training.fresh_tail(pretrained, seed)
-        tail, _ = training.train_tail(tail, parts, options_of(run), seed, decoder, device)
+        tail, _ = training.train_tail(tail, parts, sweep.options_of(run), seed, decoder, device)
         scores = data["images"][["image_id", "patient_id", "label"]]
         scores = scores.assign(score=training.predict(tail, data["held_out"], decoder, device))
         maps.save_tail(folder, tail)

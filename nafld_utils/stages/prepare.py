@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import capacity, engine, folds, pixel_store, preprocess, regions
+from nafld_utils import engine, folds, pixel_store, preprocess, regions, sweep
 from nafld_utils.artifacts import Run, Unit, load_array, remembered, save_table, unit_seed
 from nafld_utils.claims import claim, key_of
 from nafld_utils.cohort import Cohort
@@ -122,10 +122,10 @@ def check_capacity(run: Run) -> None:
     Raises
     ------
     ValueError
-        As `capacity.check`, `folds.make_folds` and `sweep.grid`; or the cohort is not stored.
+        As `sweep.check_capacity`, `folds.make_folds` and `sweep.grid`; or the cohort is not stored.
     """
     found = open_cohort(run)
-    capacity.check(_with_folds(found, _folds(run, found)), run.settings)
+    sweep.check_capacity(_with_folds(found, _folds(run, found)), run.settings)
 
 
 def _with_folds(found: Cohort, assigned: pd.DataFrame) -> pd.DataFrame:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import arms, params, sweep, sweep_summaries, sweep_tables, words
+from nafld_utils import arms, params, sweep, sweep_tables, words
 from nafld_utils.artifacts import Run, Unit, save_table
 from nafld_utils.claims import claim, key_of, of_row
 from nafld_utils.stages import copies, differences, features, filtering, first_stages, ldm, prepare, samples
-from nafld_utils.stages.sweep import feature_tasks, features_unit, scores_unit
-from nafld_utils.stages.sweep_features import kinds_of
+from nafld_utils.stages.sweep import scores_unit
+from nafld_utils.stages.sweep_features import feature_tasks, features_unit, kinds_of
 
 REVISION = ("stages.sweep_answer", 2)
 
@@ -28,6 +28,32 @@ TRAINING = (
 PIXELS = tuple(name for name in params.PreprocessSettings.model_fields if name != "image_size")  # its own entry
 
 TABLES = ("comparisons", "arms", "seeds", "measures", "optimistic", "variants", "roc", "reliability")
+
+# Columns of the notebook's tables, in their order; a table shows those that it has.
+_PATIENTS = ("low_patients", "high_patients", "p_patients")
+COLUMNS = {
+    "gain": (*sweep_tables.CELL, "mean_auc_base", "mean_auc", "difference", "role", "note"),
+    "intervals": (
+        *sweep_tables.CELL, "t", "p", "p_holm", "low_seeds", "high_seeds", "n_seeds",
+        *_PATIENTS, "p_patients_holm", "smallest_effect", "n_patients",
+    ),
+    "by patient": (
+        *sweep_tables.CELL, "difference", *_PATIENTS, "delong_low", "delong_high", "delong_p", "delong_p_holm", "role",
+    ),
+    "arms": (
+        "level", *sweep_tables.CELL, "mean_auc", "low", "high", "fold_auc", "fold_low", "fold_high", "sd_seeds",
+        "n_seeds", "n_patients", "over",
+    ),
+    "optimistic": (
+        *sweep_tables.GROUP, "arm", "mean_auc", "best_rate", "best_rate_auc", "best_seed_rate", "best_seed_auc",
+        "trainings", "is",
+    ),
+    "measures": ("arm", "rate", "measure", "value", "low", "high", "reference", "n_patients", "over"),
+    "baselines": ("baseline", "split", "level", "auc", "low", "high", "byra", "n_patients", "over"),
+    "costs": (
+        "arm", "trainings", "seconds_each", "classifier_minutes", "feature_minutes", "generator_minutes", "difference",
+    ),
+}  # fmt: skip
 
 # Image-level AUC with real images alone and with r = 1.5 semantic (paper, Results and Fig. 5B), by network.
 PAPER_AUC = {
@@ -52,27 +78,18 @@ def tables_unit(run: Run) -> Unit:
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
 
 
-def declared(run: Run, table: pd.DataFrame, arm: str | None = None, **change: Any) -> dict[str, Any]:
-    """The one comparison declared beforehand, as columns and values of `sweep_tables.CELL`.
+def declared(run: Run, table: pd.DataFrame, **change: Any) -> dict[str, Any]:
+    """The one comparison declared beforehand, as columns and values of `sweep_tables.CELL`, but for what is changed.
 
-    Parameters
-    ----------
-    run : Run
-    table : pandas.DataFrame
-        A table with the cells' columns: where a run has no network frozen as in the paper, or none without
-        oversampling, its first way of training is meant.
-    arm : str, optional
-        Another arm of the same group; real images alone are at rate 0.
-    **change
-        Other values, e.g. ``backbone=...``.
+    Where a run has no network frozen as in the paper, or none without oversampling, the first way of training of
+    `table` is meant.
     """
     chosen = run.settings.sweep
     cell = {"backbone": chosen.backbones[0]}
-    for name, value in sweep_summaries.MAIN.items():
+    for name, value in sweep_tables.MAIN.items():
         if name in table:
             cell[name] = value if (table[name] == value).any() else table[name].iloc[0]
-    arm = arm or chosen.primary_arm
-    return {**cell, "arm": arm, "rate": 0.0 if arm == sweep.REAL else chosen.primary_rate, **change}
+    return {**cell, "arm": chosen.primary_arm, "rate": chosen.primary_rate, **change}
 
 
 def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd.DataFrame]:
@@ -89,10 +106,10 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     Returns
     -------
     dict of str to pandas.DataFrame
-        ``comparisons`` (`sweep_tables.compare_arms`), ``arms`` (`sweep_tables.arm_intervals`), ``seeds``
-        (`sweep_tables.auc_by_seed`), each with a column ``level`` (image or patient); ``measures``
-        (`sweep_summaries.patient_measures`), ``optimistic``, ``variants``, and of real images alone and of the declared
-        arm and rate, every group, ``roc`` (`sweep_summaries.roc_bands`) and ``reliability``.
+        Those of `sweep_tables`: ``comparisons`` (`compare_arms`), ``arms`` (`arm_intervals`), ``seeds``
+        (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures`` (`patient_measures`),
+        ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate, every group, ``roc``
+        (`roc_bands`) and ``reliability``.
     """
     unit = tables_unit(run)
     if not note and unit.done():
@@ -109,15 +126,14 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
         levels["arms"].append(sweep_tables.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(sweep_tables.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
-    grade = grades(run)
-    tables["measures"] = sweep_summaries.patient_measures(
-        scores, grade, chosen.specificity, **options, grade_name=words.of(run).grade
+    tables["measures"] = sweep_tables.patient_measures(
+        scores, grades(run), chosen.specificity, **options, grade_name=words.of(run).grade
     )
-    tables["optimistic"] = sweep_summaries.optimistic(tables["arms"])
-    tables["variants"] = sweep_summaries.variants(tables["arms"])
+    tables["optimistic"] = sweep_tables.optimistic(tables["arms"])
+    tables["variants"] = sweep_tables.variants(tables["arms"])
     both = scores[(scores["arm"] == sweep.REAL) | _at_primary(run, scores)]
-    tables["roc"] = sweep_summaries.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
-    tables["reliability"] = sweep_summaries.reliability(both)
+    tables["roc"] = sweep_tables.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
+    tables["reliability"] = sweep_tables.reliability(both)
     if not note:
         with unit.writing() as folder:
             for name, table in tables.items():
@@ -165,9 +181,9 @@ def networks(run: Run, tables: dict[str, pd.DataFrame]) -> list[str]:
     return [first, *(name for name in dict.fromkeys(others) if name != first)]
 
 
-def shown(table: pd.DataFrame, *columns: str) -> Any:
-    """Some columns, those that the table has, as a styled table with three digits."""
-    names = [name for name in columns if name in table]
+def shown(table: pd.DataFrame, name: str) -> Any:
+    """The columns of one of the notebook's tables (`COLUMNS`), those that it has, as a styled table of three digits."""
+    names = [column for column in COLUMNS[name] if column in table]
     return table[names].style.format(precision=3, na_rep="").hide(axis="index")
 
 
@@ -269,7 +285,7 @@ def _features(run: Run, arm: str) -> float:
 
 def _generators(run: Run, arm: str) -> float:
     """Seconds of everything that made the synthetic images of an arm, in all folds; what folds share counts once."""
-    names = [name for name in arms.parse(arm).generators if name != "traditional"]
+    names = arms.parse(arm).models
     units = [unit for name in names for fold in sweep.folds_of(run.settings) for unit in _makers(run, name, fold)]
     return float(sum(unit.seconds() for unit in {unit.path: unit for unit in units}.values()))
 
@@ -297,17 +313,13 @@ def _makers(run: Run, name: str, fold: int) -> list[Unit]:
 def protocol(run: Run, backbone: str | None = None) -> str:
     """``"yes"``, or what differs from the paper's protocol in the classifiers and images that are compared.
 
-    Parameters
-    ----------
-    run : Run
-    backbone : str, optional
-        Which network's declared comparison is meant; None is the first of the run. The paper has three (Fig. 5B).
+    `backbone` is that whose declared comparison is meant; None is the run's first. The paper has three (Fig. 5B).
     """
     paper, chosen, grid = params.load(params.BASE_PROFILE), run.settings, sweep.grid(run.settings)
     differs, cell = differences.cohort(run), declared(run, grid, **({"backbone": backbone} if backbone else {}))
     if cell["backbone"] not in paper.experiments["fig5b"].backbones:
         differs.append(f"{cell['backbone']} instead of ResNet-50")
-    differs += [f"{name} {cell[name]}" for name, value in sweep_summaries.MAIN.items() if cell[name] != value]
+    differs += [f"{name} {cell[name]}" for name, value in sweep_tables.MAIN.items() if cell[name] != value]
     n_seeds = grid.loc[sweep_tables.where(grid, cell), "seed"].nunique()
     if n_seeds != paper.sweep.n_seeds:
         differs.append(f"n_seeds {n_seeds}")
@@ -333,8 +345,8 @@ def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 def _way(run: Run, table: pd.DataFrame) -> str:
     """How the declared comparison's training differs from the paper's main one, in a claim; mostly empty."""
-    cell, named = declared(run, table), sweep_summaries.VARIANTS
-    other = {name: cell[name] for name, main in sweep_summaries.MAIN.items() if cell.get(name, main) != main}
+    cell, named = declared(run, table), sweep_tables.VARIANTS
+    other = {name: cell[name] for name, main in sweep_tables.MAIN.items() if cell.get(name, main) != main}
     return "".join(f", {named.get(item, ' '.join(item))}" for item in other.items())
 
 

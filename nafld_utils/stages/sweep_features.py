@@ -22,34 +22,28 @@ REVISION = ("stages.sweep_features", 1)
 
 CHUNK = 512  # images whose features are held at once; a multiple of every batch
 SHARED = -1  # fold of sets that every fold shares
-SHARED_KINDS = (sweep.REAL, "traditional")
+SHARED_KINDS = (sweep.REAL, arms.TRADITIONAL)
 NOTHING_FROZEN = "none"
 
 
 def source_unit(run: Run, kind: str, fold: int = SHARED) -> Unit:
-    """Unit of a set's images.
+    """Unit of a set's images: ``real`` (stored crops and deterministic resize), ``traditional`` or a generator's name.
 
-    Parameters
-    ----------
-    run : Run
-    kind : str
-        ``real`` (stored crops and deterministic resize), ``traditional`` (rotated crops), or a generator's name.
-    fold : int
-        The generator's fold; the real sets are shared by all folds.
+    `fold` is the generator's; the real sets are shared by all folds.
     """
     if kind == sweep.REAL:
         return prepare.preprocess_unit(run)
-    if kind == "traditional":
+    if kind == arms.TRADITIONAL:
         return prepare.traditional_unit(run)
     return filtering.set_unit(run, kind, fold)
 
 
 def source_images(run: Run, kind: str, fold: int = SHARED) -> dict[str, np.ndarray]:
-    """Images of a set, ``(N, K, S, S)`` uint8: ``pool``, K views an image, and of real ones ``resized``, one view."""
+    """Images of a set, ``(N, K, S, S)`` uint8: ``pool``, K views per image, and of real ones ``resized``, one view."""
     if kind == sweep.REAL:
         data = prepare.open_preprocessed(run)
         return {"pool": data.pool, "resized": data.resized[:, None]}
-    if kind == "traditional":
+    if kind == arms.TRADITIONAL:
         return {"pool": prepare.open_preprocessed(run).traditional_pool}
     return {"pool": filtering.open_set(run, kind, fold).images[:, None]}
 
@@ -59,24 +53,21 @@ def source_images(run: Run, kind: str, fold: int = SHARED) -> dict[str, np.ndarr
 
 @remembered
 def features_unit(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze: str = "paper") -> Unit:
-    """Unit of a set's prefix features.
-
-    Parameters
-    ----------
-    run : Run
-    backbone : str
-        timm name.
-    kind, fold
-        As in `source_unit`; real sets are shared by all folds, since the prefix is never trained.
-    freeze : str
-        As in `backbones.split`.
-    """
+    """Unit of a set's prefix features (`source_unit`, `backbones.split`); the prefix is never trained."""
     weights = run.settings.sweep.weights
     settings = {"backbone": backbone, "weights": identity(backbone, weights), "freeze": freeze}
     settings |= {"kept_in": run.settings.sweep.features, "set": kind}
     keys = (kind,) if kind in SHARED_KINDS else (kind, f"fold{fold}")
     inputs, modules = [source_unit(run, kind, fold)], ["backbones", "trial", "stages.sweep_features"]
     return run.unit("features_prefix", backbone, freeze, *keys, settings=settings, inputs=inputs, modules=modules)
+
+
+def read_unit(run: Run, backbone: str, freeze: str, kind: str, fold: int) -> Unit:
+    """Unit of what a training of a fold reads of a set: prefix features, or images where nothing is frozen."""
+    fold = SHARED if kind in SHARED_KINDS else fold
+    if freeze == NOTHING_FROZEN:
+        return source_unit(run, kind, fold)
+    return features_unit(run, backbone, kind, fold, freeze)
 
 
 def identity(backbone: str, weights: str) -> str:
@@ -95,7 +86,7 @@ def _sha256(path: Path, _mtime: int) -> str:
 def make_features(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze: str = "paper") -> None:
     """Compute the prefix features of one set; does nothing when they are there.
 
-    Writes ``pool.npy`` (n, K, C, h, w), K views an image, and of real images ``resized.npy`` (n, 1, C, h, w).
+    Writes ``pool.npy`` (n, K, C, h, w), K views per image, and of real images ``resized.npy`` (n, 1, C, h, w).
     """
     from nafld_utils import trial
 
@@ -116,7 +107,7 @@ def make_features(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
 
 
 def feature_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a set whose prefix features the grid needs."""
+    """One task per set whose prefix features the grid needs."""
     tasks = []
     for (backbone, freeze), part in sweep.grid(run.settings).groupby(["backbone", "freeze"], sort=False):
         if freeze == NOTHING_FROZEN:
@@ -135,7 +126,7 @@ def kinds_of(names: Any) -> list[str]:
 
 def build_features(run: Run) -> None:
     """Make the prefix features that are not there yet, and the crops that no training may make beside others."""
-    if "traditional" in kinds_of(sweep.grid(run.settings)["arm"].unique()):
+    if arms.TRADITIONAL in kinds_of(sweep.grid(run.settings)["arm"].unique()):
         prepare.build_traditional(run)
     tasks = [task for task in feature_tasks(run) if not features_unit(**task).done()]
     if tasks:
@@ -144,7 +135,7 @@ def build_features(run: Run) -> None:
 
 @functools.lru_cache(maxsize=2)
 def network(backbone: str, weights: str, freeze: str) -> tuple[Any, Any]:
-    """Frozen prefix and pretrained tail, read once a process; a training copies the tail."""
+    """Frozen prefix and pretrained tail, read once per process; a training copies the tail."""
     return backbones.split(backbones.load(backbone, weights), backbone, freeze)
 
 
@@ -152,19 +143,14 @@ def network(backbone: str, weights: str, freeze: str) -> tuple[Any, Any]:
 
 
 def stored(run: Run, backbone: str, freeze: str, kind: str, fold: int = SHARED, name: str = "pool") -> Any:
-    """A set's views as trainings read them: memory-mapped for a CPU, whose processes share it; kept on a GPU.
+    """A set's views (N, K, ...) as trainings read them: features of the frozen prefix, or uint8 images.
 
-    Returns
-    -------
-    (N, K, ...) array or Tensor
-        Features of the frozen prefix; uint8 images where nothing is frozen.
+    Memory-mapped for a CPU, whose processes share them; a Tensor kept on a GPU.
     """
-    device = engine.device(run.settings.engine)
-    fold = SHARED if kind in SHARED_KINDS else fold
+    device, unit = engine.device(run.settings.engine), read_unit(run, backbone, freeze, kind, fold)
     if freeze == NOTHING_FROZEN:
-        unit, read = source_unit(run, kind, fold), lambda: source_images(run, kind, fold)[name]
+        read = lambda: source_images(run, kind, fold)[name]  # noqa: E731
     else:
-        unit = features_unit(run, backbone, kind, fold, freeze)
         read = functools.partial(load_array, unit.require().file(f"{name}.npy"), mmap=True)
     return read() if device.type != "cuda" else _resident((unit.hash, name, str(device)), read)
 

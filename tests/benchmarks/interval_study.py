@@ -29,7 +29,7 @@ from nafld_utils.artifacts import Run, Unit
 N_SPLITS = 5
 FIRST_SEED = 20_000  # far from the seeds of cohorts that the shipped autoencoder and the profiles use
 METHODS = ("patients, percentile", "patients, BCa", "patients, DeLong", "images as if independent, percentile")
-STRENGTH = 0.01  # of the logistic regression, as in `sweep.linear_scores`
+STRENGTH = 0.01  # of the logistic regression, as in `baselines.linear_scores`
 
 
 @dataclass(frozen=True)
