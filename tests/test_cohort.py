@@ -366,10 +366,12 @@ def test_stage_units_are_made_once_and_read_back(run):
     assert data.images["fold"].notna().all()
     for i, j in ((0, 0), (7, 1)):
         box = tuple(data.pool_boxes[i, j])
-        from nafld_utils import preprocess
+        from nafld_utils import preprocess, semantic_maps
 
         assert (data.pool[i, j] == preprocess.resize_box(data.crops[i], box, 32)).all()
-        assert (data.pool_maps[i, j] == preprocess.semantic_maps(data.pool[i, j][None], run.settings.preprocess)).all()
+        assert (
+            data.pool_maps[i, j] == semantic_maps.semantic_maps(data.pool[i, j][None], run.settings.preprocess)
+        ).all()
 
 
 def test_the_stored_cohort_outlives_the_raw_file_but_not_another_one(run):

@@ -27,7 +27,6 @@ from nafld_utils import (
     phantom_folder,
     pixel_store,
     preprocess,
-    regions,
     words,
 )
 from nafld_utils.report import facts as report_facts
@@ -1033,19 +1032,19 @@ def test_regions_and_crops_are_settings(study, tmp_path):
     image = np.zeros((60, 100), np.uint8)
     image[10:50, 20:80] = 200
     chosen = study(tmp_path).settings.preprocess
-    largest = regions.find(image, chosen)
+    largest = preprocess.find_region(image, chosen)
     assert largest.sum() == 40 * 60
-    whole = regions.find(image, chosen.model_copy(update={"region": "none"}))
+    whole = preprocess.find_region(image, chosen.model_copy(update={"region": "none"}))
     assert whole.all()
     box = chosen.model_copy(update={"region": "box", "region_box": (5, 10, 20, 500)})
-    assert regions.find(image, box).sum() == 20 * 90, "a box is cut at the border"
+    assert preprocess.find_region(image, box).sum() == 20 * 90, "a box is cut at the border"
     with pytest.raises(ValueError, match="a box inside the image of 100 x 60 pixels"):
-        regions.find(image, chosen.model_copy(update={"region": "box", "region_box": (99, 0, 5, 5)}))
-    square = regions.window(whole, chosen, fit=True)
+        preprocess.find_region(image, chosen.model_copy(update={"region": "box", "region_box": (99, 0, 5, 5)}))
+    square = preprocess.crop_window(whole, chosen, fit=True)
     assert (square.top, square.left, square.side) == (-20, 0, 100)
-    assert regions.kept_share(whole, square) == 1
+    assert square.share_of(whole) == 1
     assert square.cut(image, 50).shape == (50, 50)
-    plain = regions.window(largest, chosen, fit=False)
+    plain = preprocess.crop_window(largest, chosen, fit=False)
     assert (plain.top, plain.left, plain.side) == (-2, 18, 64)
     with pytest.raises(ValueError, match="region_box must be"):
         study(tmp_path, preprocess__region="box")

@@ -30,7 +30,7 @@ ORDER = [
     ["phantom_folder", "example_cohort"],
     ["folds"],
     ["preprocess"],
-    ["regions"],
+    ["semantic_maps"],
     ["describe"],
     ["precision", "weight_files"],
     ["backbone_weights"],

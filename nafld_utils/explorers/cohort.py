@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nafld_utils import explorers, preprocess, regions
+from nafld_utils import explorers, preprocess, semantic_maps
 from nafld_utils.figures import bare
 from nafld_utils.figures import cohort as draw
 from nafld_utils.words import of as words_of
@@ -101,8 +101,8 @@ def crops(run: Run, cohort: Cohort, data: Any) -> Any:
         i, k = place.fit(), crop.value
         facts = data.images.iloc[i]
         frame, map_ = cohort.pixels[i], data.pool_maps[i, k]
-        region = regions.find(frame, settings)
-        warped = preprocess.warp_map(
+        region = preprocess.find_region(frame, settings)
+        warped = semantic_maps.warp_map(
             map_, np.random.default_rng(warp.value), settings.warp_points, settings.warp_strength
         )
 

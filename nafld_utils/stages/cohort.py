@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nafld_utils import cohort as cohorts
-from nafld_utils import engine, phantom_folder, pixel_store, regions
+from nafld_utils import engine, phantom_folder, pixel_store, preprocess
 from nafld_utils.artifacts import (
     Run,
     Unit,
@@ -182,7 +182,7 @@ def _simulated(run: Run, folder: Path) -> Cohort:
 
 
 def region_of(run: Run, found: Cohort, place: int, image: np.ndarray) -> np.ndarray:
-    """Region of one image of the cohort, as `regions.find`.
+    """Region of one image of the cohort, as `preprocess.find_region`.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def region_of(run: Run, found: Cohort, place: int, image: np.ndarray) -> np.ndar
         The image has none; every image of the cohort that has none is named, by row and file of a folder's table.
     """
     try:
-        return regions.find(image, run.settings.preprocess)
+        return preprocess.find_region(image, run.settings.preprocess)
     except ValueError:
         raise _without_region(run, found).written(run.root / WHOLE_LIST) from None
 
@@ -215,7 +215,7 @@ def _without_region(run: Run, found: Cohort) -> CohortError:
     problems, of_user = [], is_folder(run) and found.sources is not None
     for place, image in enumerate(engine.progress(pixel_store.stream(found.pixels), "looking for regions")):
         try:
-            regions.find(image, run.settings.preprocess)
+            preprocess.find_region(image, run.settings.preprocess)
         except ValueError as error:
             text = str(error).removeprefix("frame: ").removesuffix(".")
             name = found.images["image_id"].iloc[place]

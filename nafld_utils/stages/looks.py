@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nafld_utils import describe, engine, pixel_store, regions
+from nafld_utils import describe, engine, pixel_store, preprocess
 from nafld_utils.artifacts import Run
 from nafld_utils.cohort import Cohort
 from nafld_utils.stages.cohort import open_cohort, region_of
@@ -64,6 +64,6 @@ def _squares(run: Run, found: Cohort) -> np.ndarray:
     images = engine.progress(pixel_store.stream(found.pixels), "comparing images", total=len(out))
     for row, image in enumerate(images):
         region = region_of(run, found, row, image)
-        square = regions.window(region, run.settings.preprocess, fit=True)
+        square = preprocess.crop_window(region, run.settings.preprocess, fit=True)
         out[row] = square.cut(np.where(region, image, 0).astype(np.uint8), SIDE)
     return out

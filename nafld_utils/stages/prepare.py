@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nafld_utils import capacity, engine, folds, pixel_store, preprocess, regions
+from nafld_utils import capacity, engine, folds, pixel_store, preprocess, semantic_maps
 from nafld_utils.artifacts import Run, Unit, load_array, remembered, save_table, unit_seed
 from nafld_utils.cohort import Cohort
 from nafld_utils.stages.cohort import build_cohort, cohort_unit, open_cohort, region_of
@@ -181,7 +181,10 @@ def _fill(run: Run, found: Cohort, unit: Unit) -> pd.DataFrame:
             boxes = list(_boxes(run, names[i], crop.shape))
             pool = np.stack([preprocess.resize_box(crop, box, size) for box in boxes])
             row = {"crops": crop, "resized": resized, "pool": pool, "pool_boxes": np.array(boxes)}
-            row |= {"maps": preprocess.semantic_maps(resized[None], s), "pool_maps": preprocess.semantic_maps(pool, s)}
+            row |= {
+                "maps": semantic_maps.semantic_maps(resized[None], s),
+                "pool_maps": semantic_maps.semantic_maps(pool, s),
+            }
             if found.masks is not None:
                 tissue = square.cut(found.masks[i], s.crop_size, labels=True)
                 row["tissue"] = preprocess.resize_box(tissue, preprocess.whole_box(tissue), size, labels=True)
@@ -200,16 +203,16 @@ _PLACED = ("crop_top", "crop_left", "crop_side", "region_pixels", "kept_share")
 
 def _place(
     frame: np.ndarray, region: np.ndarray, s: object, fit: bool
-) -> tuple[np.ndarray, regions.Window, dict[str, float]]:
+) -> tuple[np.ndarray, preprocess.Window, dict[str, float]]:
     """Crop of a frame, black outside the region, and where it lies."""
-    square = regions.window(region, s, fit)
+    square = preprocess.crop_window(region, s, fit)
     crop = square.cut(np.where(region, frame, 0).astype(np.uint8), s.crop_size)
     facts = {
         "crop_top": square.top,
         "crop_left": square.left,
         "crop_side": square.side,
         "region_pixels": int(region.sum()),
-        "kept_share": regions.kept_share(region, square),
+        "kept_share": square.share_of(region),
     }
     return crop, square, facts
 
