@@ -48,17 +48,10 @@ class Problem(NamedTuple):
 
 
 class CohortError(ValueError):
-    """Everything that is wrong with a cohort; the message has a line a problem, of many the first `SHOWN`.
+    """Everything that is wrong with a cohort; the message has one line per problem, of many the first `SHOWN`.
 
-    Parameters
-    ----------
-    source : Path
-        The table, or the folder or file where there is none.
-    problems : iterable of Problem
-    n_rows : int, optional
-        Rows of the table.
-    whole : str
-        What a problem without a row is about.
+    `source` is the table, or the folder or file where there is none; `n_rows` those of the table; `whole` is what a
+    problem without a row is about.
     """
 
     def __init__(
@@ -94,45 +87,19 @@ def shown(text: object, limit: int = 80) -> str:
 def spreadsheet_safe(text: object) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe stands before a leading ``= + - @``, tab or return.
 
-    Parameters
-    ----------
-    text : object
-        What the user wrote.
-
-    Returns
-    -------
-    str
+    Source: OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection.
 
     Examples
     --------
     >>> spreadsheet_safe("=1+1"), spreadsheet_safe("scan_1.png")
     ("'=1+1", 'scan_1.png')
-
-    Notes
-    -----
-    OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection.
     """
     text = str(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def find_table(folder: Path) -> Path:
-    """``images.csv`` of a folder, or its only .csv file.
-
-    Parameters
-    ----------
-    folder : Path
-        The cohort.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    CohortError
-        There is none, or several and none is named images.csv.
-    """
+    """``images.csv`` of a folder, or its only .csv file; a `CohortError` where that cannot be told."""
     if (folder / TABLE).is_file():
         return folder / TABLE
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "~$")))
@@ -156,7 +123,8 @@ def read_table(
     source : Path
         A CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first line
         ``sep=;`` says. Columns ``image`` (file in the folder), ``patient`` (any text), ``label`` (a class name, or 0 or
-        1) and optionally ``grade`` (a number a patient), ``fold`` (a whole number a patient); others are not read.
+        1) and optionally ``grade`` (one number per patient), ``fold`` (one whole number per patient); others are not
+        read.
     class_names : (str, str)
         Names of label 0 and label 1.
     need_images : bool
@@ -165,7 +133,7 @@ def read_table(
     Returns
     -------
     table : pandas.DataFrame
-        One row an image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str, ``label``
+        One row per image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str, ``label``
         int, ``class_name`` str (what messages call the label), ``is_number`` bool (the label is written as 0 or 1),
         ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column). Where
         there are problems, labels and folds may be missing.
@@ -177,32 +145,15 @@ def read_table(
     CohortError
         No row can be told: the file cannot be read, or a column is missing.
     """
-    header, rows = _rows(source)
-    columns = _columns(source, header, need_images)
-    problems: list[Problem] = []
-    records = []
-    for number, cells in rows:
-        if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
-            problems.append(
-                Problem(
-                    number, f"expected {len(header)} cells, found {len(cells)}; quote a text that holds a separator"
-                )
-            )
-        record = {name: cells[place].strip() if place < len(cells) else "" for name, place in columns.items()}
-        records.append({"row": number, **record})
-    table = pd.DataFrame(records, columns=["row", *columns])
-    if not len(table):
-        raise CohortError(source, [Problem(None, "expected a row an image, found none; add them")])
-    for name in (*REQUIRED, *OPTIONAL):
-        if name not in table:
-            table[name] = ""
+    table, problems = _cells(source, need_images)
     parsed = table[["row", "image", "patient"]].copy()
     parsed["label"], names, all_known = _labels(table, class_names, problems)
     parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
     parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
     parsed["grade"] = _grades(table, problems)
-    folds = _folds(table, parsed["label"], all_known, problems) if "fold" in columns else None
-    parsed["fold"] = pd.array([pd.NA] * len(table)) if folds is None else folds
+    parsed["fold"] = pd.array([pd.NA] * len(table))
+    if "fold" in table:
+        parsed["fold"] = _folds(table, parsed["label"], all_known, problems)
     _check_names(table, need_images, problems)
     _check_patients(parsed, all_known, problems)
     parsed["grade"] = parsed.groupby("patient")["grade"].transform("max")  # known from one row of the patient
@@ -245,6 +196,23 @@ def _rows(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if not filled:
         raise CohortError(source, [Problem(None, "expected the columns image, patient and label, found an empty file")])
     return [cell.strip() for cell in filled[0][1]], filled[1:]
+
+
+def _cells(source: Path, need_images: bool) -> tuple[pd.DataFrame, list[Problem]]:
+    """Text of every column, stripped, and rows that are too long; of columns not there, only ``fold`` is left out."""
+    header, rows = _rows(source)
+    places = _columns(source, header, need_images)
+    problems = [
+        Problem(row, f"expected {len(header)} cells, found {len(cells)}; quote a text that holds a separator")
+        for row, cells in rows
+        if any(cell.strip() for cell in cells[len(header) :])
+    ]
+    if not rows:
+        raise CohortError(source, [Problem(None, "expected a row an image, found none; add them")])
+    table = pd.DataFrame({"row": [row for row, _ in rows]})
+    for name, place in {**dict.fromkeys((*REQUIRED, "grade"), len(header)), **places}.items():
+        table[name] = [cells[place].strip() if place < len(cells) else "" for _, cells in rows]
+    return table, problems
 
 
 def _known(cells: list[str]) -> int:

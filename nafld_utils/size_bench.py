@@ -43,9 +43,9 @@ COLUMNS = ("step", "patients", "images", "seconds", "cpu_seconds", "peak_gib")
 def _call(run: Run, step: str, folder: Path, n_patients: int, n_frames: int) -> Callable[[], Any]:
     """The call of one step; what it imports and the networks that it reads are there before it is timed."""
     if step == SIMULATOR:
-        from nafld_utils import phantom_folder
+        from nafld_utils import phantom
 
-        return lambda: phantom_folder.write(folder, n_patients, SEED, n_frames)
+        return lambda: phantom.write_folder(folder, n_patients, SEED, n_frames)
     if step in ("01", "02"):
         from nafld_utils.stages import prepare
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nafld_utils import phantom
+from nafld_utils import phantom, phantom_scanner
 from nafld_utils.phantom import TISSUES
 from nafld_utils.phantom_anatomy import SHAPE
 
@@ -72,13 +72,13 @@ def test_masks_are_nested(cohort):
 
 def test_speckle_is_rayleigh_in_homogeneous_liver(monkeypatch):
     """Mean over standard deviation of the envelope is sqrt(pi / (4 - pi)) = 1.91 in fully developed speckle."""
-    uniform = phantom.draw_anatomy(np.random.default_rng(0), 0.0)
+    uniform = phantom_scanner.draw_anatomy(np.random.default_rng(0), 0.0)
     liver = np.full(SHAPE, TISSUES["liver"], np.uint8)
     uniform = type(uniform)(liver, np.zeros(SHAPE, np.float32), uniform.attenuation, np.zeros((0, 6), np.float32), 0.0)
-    monkeypatch.setattr(phantom, "draw_anatomy", lambda rng, fat, feature=None: uniform)
+    monkeypatch.setattr(phantom_scanner, "draw_anatomy", lambda rng, fat, feature=None: uniform)
     ratios = []
     for index in range(3):
-        envelope = phantom.Patient(1, index, 0.0).envelope(0)
+        envelope = phantom_scanner.Patient(1, index, 0.0).envelope(0)
         blocks = envelope[100:340, 60:340].reshape(24, 10, 28, 10).transpose(0, 2, 1, 3).reshape(24 * 28, 100)
         # Blocks take out gain and shadow; dividing by the block's mean power keeps the speckle.
         speckle = blocks / np.sqrt((blocks**2).mean(axis=1, keepdims=True))
