@@ -63,18 +63,9 @@ class Header:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image.
+    """A decoded image: grey ``pixels``, (H, W) uint8, and whether they were converted.
 
-    Attributes
-    ----------
-    pixels : (H, W) uint8 ndarray
-        Grey levels.
-    colour : bool
-        Whether it was converted from colour.
-    deep : bool
-        Whether it was scaled from more than 8 bits.
-    turned : bool
-        Whether it was turned as its EXIF entry says.
+    ``colour``: from colour; ``deep``: scaled from more than 8 bits; ``turned``: as its EXIF entry says.
     """
 
     pixels: np.ndarray
@@ -85,15 +76,6 @@ class Picture:
 
 def read_header(path: Path) -> Header:
     """Size and kind of an image file; a file that is refused is not decoded.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    Header
 
     Raises
     ------
@@ -120,16 +102,6 @@ def read_header(path: Path) -> Header:
 
 def read(path: Path) -> Picture:
     """Decode an image file to grey levels.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    Picture
-        ``pixels`` is (H, W) uint8.
 
     Raises
     ------

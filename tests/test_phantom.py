@@ -74,7 +74,7 @@ def test_speckle_is_rayleigh_in_homogeneous_liver(monkeypatch):
     """Mean over standard deviation of the envelope is sqrt(pi / (4 - pi)) = 1.91 in fully developed speckle."""
     uniform = phantom_scanner.draw_anatomy(np.random.default_rng(0), 0.0)
     liver = np.full(SHAPE, TISSUES["liver"], np.uint8)
-    uniform = type(uniform)(liver, np.zeros(SHAPE, np.float32), uniform.attenuation, np.zeros((0, 6), np.float32), 0.0)
+    uniform = type(uniform)(liver, np.zeros(SHAPE, np.float32), uniform.attenuation, np.zeros((0, 6), np.float32))
     monkeypatch.setattr(phantom_scanner, "draw_anatomy", lambda rng, fat, feature=None: uniform)
     ratios = []
     for index in range(3):

@@ -69,12 +69,7 @@ _STYLE: dict[str, Any] = {
 
 
 def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
-    """Set the study's figure style; the notebooks call it once, tests use it as a context.
-
-    Parameters
-    ----------
-    overrides : mapping, optional
-        Further matplotlib rc settings.
+    """Set the study's figure style, and further rc settings; notebooks call it once, tests use it as a context.
 
     Returns
     -------
@@ -109,20 +104,7 @@ def bare(ax: Axes, title: str = "") -> None:
 
 
 def mark_simulated(figure: Figure, run: Run) -> Text | None:
-    """Write "simulated cohort" into the corner of a figure made from simulated patients.
-
-    Parameters
-    ----------
-    figure : Figure
-        Figure to be marked, laid out already or not.
-    run : Run
-        The run whose data it shows.
-
-    Returns
-    -------
-    Text or None
-        The mark; None when the run's cohort is not simulated.
-    """
+    """Write "simulated cohort" into the corner of a figure, laid out or not, of simulated patients; else None."""
     if not run.is_simulated:
         return None
     look = {"ha": "right", "fontsize": 9, "style": "italic", "color": "#8C2D04"}
