@@ -8,6 +8,7 @@ from PIL import Image
 
 from nafld_utils import artifacts, describe, folds, gan, report, sweep, words
 from nafld_utils.explorers import cohort as explore
+from nafld_utils.explorers import preprocessing
 from nafld_utils.figures import cohort as draw
 from nafld_utils.report import methods, reforms
 from nafld_utils.stages import cohort as cohort_stage
@@ -121,7 +122,7 @@ def test_stages_01_and_02_show_a_cohort_without_grades(run, data):
     captions = [draw.caption(image, NAMES, said.grade_text) for _, image in data.images.iterrows()]
     assert not any(" nan" in text or "grade" in text for text in captions)
     explore.frames(run, cohort)
-    explore.crops(run, cohort, data)
+    preprocessing.crops(run, cohort, data)
     pairs = cohort_stage.likeness(run).pairs
     for rows in (prepare.cohort_claims(run, pairs), prepare.preprocess_claims(run)):
         assert not any(str(row.get("this_run")) == "nan" for row in rows)

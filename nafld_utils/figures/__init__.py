@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -29,6 +30,7 @@ COLORS: dict[str, str] = {
     "fatty": "#CC79A7",
 }
 
+CLASS_COLORS = (COLORS["healthy"], COLORS["fatty"])  # label 0, label 1
 SIMULATED = "simulated cohort"
 
 
@@ -101,6 +103,12 @@ def bare(ax: Axes, title: str = "") -> None:
         side.set_visible(False)
     if title:
         ax.set_title(title, fontsize=9, fontweight="normal", loc="center")
+
+
+def picture(ax: Axes, image: np.ndarray, title: str = "") -> None:
+    """Show a grey image, (H, W) uint8, without axes; an empty title is left out."""
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+    bare(ax, title)
 
 
 def mark_simulated(figure: Figure, run: Run) -> Text | None:
