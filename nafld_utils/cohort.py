@@ -15,33 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nafld_utils import artifacts, cohort_folder, download
-from nafld_utils.cohort_data import (
-    IMAGE_COLUMNS,
-    PATIENT_COLUMNS,
-    Cohort,
-    array_sha256,
-    duplicates,
-    from_arrays,
-    image_id,
-    validate,
-)
+from nafld_utils.cohort_data import Cohort, from_arrays, validate
 
 if TYPE_CHECKING:
     from nafld_utils.params import CohortSettings
-
-__all__ = [
-    "IMAGE_COLUMNS",
-    "PATIENT_COLUMNS",
-    "Cohort",
-    "array_sha256",
-    "duplicates",
-    "find",
-    "from_arrays",
-    "image_id",
-    "load",
-    "validate",
-    "write_mat",
-]
 
 REVISION = ("cohort", 1)
 KNOWN_CONTENT = "fcc3390f7541d40d1039761cbf09b0625a0d69240295bd8719f5a8f983dc6776"  # SHA-256 of its decoded array
@@ -87,7 +64,7 @@ def load(
     ------
     ValueError
         What the file or folder is, what was expected and what was found; of a folder everything that is wrong, one
-        line per row (`cohort_table.CohortError`).
+        line per row (`cohort_problems.CohortError`).
     """
     path = Path(path)
     if path.is_dir():

@@ -30,7 +30,7 @@ import pandas as pd
 
 from nafld_utils import artifacts, cohort_data, cohort_table, engine, image_files, pixel_store
 from nafld_utils.cohort_data import Cohort, spread
-from nafld_utils.cohort_table import CohortError, Problem, shown
+from nafld_utils.cohort_problems import CohortError, Problem, Problems, shown
 
 REVISION = ("cohort_folder", 2), ("cohort_checks", 1)
 PIXELS = "pixels.npy"  # a folder that holds it has one array instead of image files
@@ -44,7 +44,13 @@ CONVERSIONS = {
 Decoder = Callable[[int], image_files.Picture | None]  # of the image at a place of a table; None: cannot be opened
 
 
-def read(folder: Path, class_names: Sequence[str], work: Path | None = None, keep: int | None = None) -> Cohort:
+def read(
+    folder: Path,
+    class_names: Sequence[str],
+    work: Path | None = None,
+    keep: int | None = None,
+    in_place: bool = False,
+) -> Cohort:
     """Check a folder and decode its images, one at a time.
 
     Parameters
@@ -57,12 +63,14 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
         Folder of the store into which images are decoded; an interrupted call goes on there. None decodes into memory.
     keep : int, optional
         Images per patient that are decoded, spread evenly; patients with fewer keep theirs. All by default.
+    in_place : bool
+        Read an array of the second layout where it lies, instead of copying it.
 
     Raises
     ------
     CohortError
         Everything that is wrong with the table, with every file, and with the pixels of the images that are used, by
-        row.
+        row; for `in_place` also rows that are not in the order of their patients.
     """
     source, table, problems = _open_table(folder, class_names)
     by_patient = table.groupby("patient_id")
@@ -76,45 +84,17 @@ def read(folder: Path, class_names: Sequence[str], work: Path | None = None, kee
         shapes, image_of = _file_source(rows, problems)
         _file_source(table[~used].reset_index(), problems)  # left out of this run, but not of the check
         masks = None
-    with contextlib.ExitStack() as stack:
-        place = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        pixels, masks, sha256, counts = _decode(rows, shapes, image_of, masks, place, problems)
-        if work is None:  # the store goes away
-            masks = None if masks is None else np.array(masks)
-            ragged = isinstance(pixels, pixel_store.Ragged)
-            pixels = pixel_store.Ragged(np.array(pixels.flat), pixels.all_shapes) if ragged else np.array(pixels)
+    if in_place:
+        pixels, counts = _mapped(folder / PIXELS), dict.fromkeys(CONVERSIONS, 0)
+        sha256 = _hashes(rows, image_of, problems)
+        if not rows["place"].is_monotonic_increasing:
+            problems.add(None, "expected rows in the order of their patients, found others; sort the table")
+    else:
+        pixels, masks, sha256, counts = _decode(rows, shapes, image_of, masks, work, problems)
     problems += _copies(rows, sha256)
     if problems:
         raise CohortError(source, problems, len(table))
     return _cohort(folder, rows, pixels, masks, sha256, _sentence(folder, rows, shapes, counts))
-
-
-def open_in_place(folder: Path, class_names: Sequence[str]) -> Cohort:
-    """Open a folder whose pixels lie in one array without copying it; checked and hashed in one pass over it.
-
-    Raises
-    ------
-    CohortError
-        Everything that is wrong, as `read`; also rows that are not in the order of their patients.
-    """
-    source, table, problems = _open_table(folder, class_names)
-    table["place"] = np.arange(len(table))
-    shapes, image_of = _array_source(folder, len(table), table, problems, source)
-    if not table["patient_id"].is_monotonic_increasing:
-        problems.append(Problem(None, "expected rows in the order of their patients, found others; sort the table"))
-    sha256 = []
-    for place in engine.progress(range(len(table)), "reading images"):
-        image = image_of(place).pixels
-        if image.min() == image.max():
-            found = f"expected an image, found one grey level ({image.flat[0]})"
-            problems.append(Problem(int(table["row"][place]), found))
-        sha256.append(cohort_data.array_sha256(image))
-    problems += _copies(table, sha256)
-    if problems:
-        raise CohortError(source, problems, len(table))
-    masks = _mapped(folder / MASKS) if _mark(folder) else None
-    text = _sentence(folder, table, shapes, dict.fromkeys(CONVERSIONS, 0))
-    return _cohort(folder, table, _mapped(folder / PIXELS), masks, sha256, text)
 
 
 def check(
@@ -144,7 +124,7 @@ def check(
         Everything that is wrong, by row.
     """
     source, table, problems = _open_table(folder, class_names)
-    problems += _fold_problems(table, n_splits)
+    problems += cohort_table.fold_problems(table, n_splits)
     if not problems:
         return
     with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix=".check-", dir=scratch) as work:
@@ -158,7 +138,7 @@ def check(
 # ---------------------------------------------------------------- the table beside the folder
 
 
-def _open_table(folder: Path, class_names: Sequence[str]) -> tuple[Path, pd.DataFrame, list[Problem]]:
+def _open_table(folder: Path, class_names: Sequence[str]) -> tuple[Path, pd.DataFrame, Problems]:
     """The table with ``patient_id``, ``number`` and ``path`` of each image, and what is wrong; no image is opened.
 
     ``path`` is None where the image may not or cannot be opened.
@@ -181,7 +161,7 @@ def _open_table(folder: Path, class_names: Sequence[str]) -> tuple[Path, pd.Data
             path, fault = None, f"expected an image file, found no {shown(name)}{_nearest(name, listing)}"
         paths.append(path)
         if fault:
-            problems.append(Problem(row, fault))
+            problems.add(row, fault)
     return source, table.assign(path=paths), problems
 
 
@@ -222,24 +202,6 @@ def _nearest(name: str, listing: list[str]) -> str:
     return next((f"; the nearest is {shown(item)}" for item in close if item), "")
 
 
-def _fold_problems(table: pd.DataFrame, n_splits: int | None) -> list[Problem]:
-    if n_splits is None:
-        return []
-    if table["fold"].notna().any():
-        found = int(table["fold"].max()) + 1
-        if found == n_splits:
-            return []
-        wanted = f"expected as many folds as folds.n_splits {n_splits}, found {found}"
-        return [Problem(None, f'{wanted}; give SET="folds.n_splits={found}"')]
-    counts = table.drop_duplicates("patient")["class_name"].value_counts()
-    wanted = f"expected at least folds.n_splits {n_splits} patients of each class, found"
-    remedy = "add patients or give SET"
-    return [
-        Problem(None, f'{wanted} {count} of {shown(name)}; {remedy}="folds.n_splits={max(2, count)}"')
-        for name, count in counts[counts < n_splits].items()
-    ]
-
-
 def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
     """Images that equal an image of another patient, pixel for pixel.
 
@@ -262,7 +224,7 @@ def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
 # ---------------------------------------------------------------- the images
 
 
-def _file_source(rows: pd.DataFrame, problems: list[Problem]) -> tuple[np.ndarray, Decoder]:
+def _file_source(rows: pd.DataFrame, problems: Problems) -> tuple[np.ndarray, Decoder]:
     """Sizes (N, 2) from the files' headers, and the function that decodes one of them."""
     shapes = np.zeros((len(rows), 2), dtype=np.int64)
     bad = set(np.flatnonzero(rows["path"].isna()))
@@ -271,12 +233,12 @@ def _file_source(rows: pd.DataFrame, problems: list[Problem]) -> tuple[np.ndarra
             shapes[place] = image_files.read_header(rows["path"][place]).shape
         except image_files.ImageFault as fault:
             bad.add(place)
-            problems.append(Problem(rows["row"][place], f"{shown(rows['image'][place])}: {fault}"))
+            problems.add(rows["row"][place], f"{shown(rows['image'][place])}: {fault}")
     return shapes, lambda place: None if place in bad else image_files.read(rows["path"][place])
 
 
 def _array_source(
-    folder: Path, n: int, rows: pd.DataFrame, problems: list[Problem], source: Path
+    folder: Path, n: int, rows: pd.DataFrame, problems: Problems, source: Path
 ) -> tuple[np.ndarray, Decoder]:
     """As `_file_source`, of the array whose rows ``place`` names."""
     pixels = _mapped(folder / PIXELS)
@@ -294,12 +256,12 @@ def _array_source(
     return np.tile(pixels.shape[1:], (len(rows), 1)), image_of
 
 
-def _masks(folder: Path, shape: tuple[int, ...], problems: list[Problem]) -> np.ndarray | None:
+def _masks(folder: Path, shape: tuple[int, ...], problems: Problems) -> np.ndarray | None:
     """Tissue codes of a simulated cohort."""
     masks = _mapped(folder / MASKS) if _mark(folder) else None
     if masks is not None and (masks.shape != shape or masks.dtype != np.uint8):
         found = f"{masks.shape} {masks.dtype}"
-        problems.append(Problem(None, f"{MASKS}: expected the shape and type of {PIXELS}, found {found}"))
+        problems.add(None, f"{MASKS}: expected the shape and type of {PIXELS}, found {found}")
         return None
     return masks
 
@@ -311,13 +273,29 @@ def _mapped(path: Path) -> np.ndarray | None:
         return None
 
 
+def _hashes(rows: pd.DataFrame, image_of: Decoder, problems: Problems) -> list[str]:
+    """Hash of each image's pixels, in hex."""
+    found = []
+    for place in engine.progress(range(len(rows)), "reading images"):
+        image = image_of(place).pixels
+        if image.min() == image.max():
+            problems.add(int(rows["row"][place]), _one_grey(image, rows["image"][place]))
+        found.append(cohort_data.array_sha256(image))
+    return found
+
+
+def _one_grey(image: np.ndarray, name: str) -> str:
+    text = f"expected an image, found one grey level ({image.flat[0]}) in the whole of"
+    return f"{text} {shown(name)}; remove it"
+
+
 def _decode(
     rows: pd.DataFrame,
     shapes: np.ndarray,
     image_of: Decoder,
     masks: np.ndarray | None,
-    work: Path,
-    problems: list[Problem],
+    work: Path | None,
+    problems: Problems,
 ) -> tuple[Any, np.ndarray | None, list[str], dict[str, int]]:
     """Decode what is not decoded yet; pixels, masks, hashes ("" where undecodable) and counts of conversions."""
     n, even = len(rows), bool((shapes == shapes[0]).all())
@@ -326,24 +304,26 @@ def _decode(
     arrays = {"pixels": (array, np.uint8), "sha256": ((n, 32), np.uint8)}
     if masks is not None:
         arrays["masks"] = (array, np.uint8)
-    _check_room(work, int(ends[-1]) * (2 if masks is not None else 1))
-    with pixel_store.Store(work, arrays) as store:
+    with contextlib.ExitStack() as stack:
+        place = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _check_room(place, int(ends[-1]) * (2 if masks is not None else 1))
+        store = stack.enter_context(pixel_store.Store(place, arrays))
         facts = store.facts = store.facts or {"problems": [], **dict.fromkeys(CONVERSIONS, 0)}
         for place in engine.progress(store.remaining(n), "reading images", total=n - store.done):
-            row, name = int(rows["row"][place]), shown(rows["image"][place])
+            row, name = int(rows["row"][place]), rows["image"][place]
             try:
                 picture = image_of(place)
             except image_files.ImageFault as fault:
-                facts["problems"].append([row, f"{name}: {fault}"])
+                facts["problems"].append([row, f"{shown(name)}: {fault}"])
                 continue
             if picture is None:
                 continue
             image = picture.pixels
             if image.min() == image.max():
-                text = f"expected an image, found one grey level ({image.flat[0]}) in the whole of"
-                facts["problems"].append([row, f"{text} {name}; remove it"])
+                facts["problems"].append([row, _one_grey(image, name)])
             store.put("pixels", place if even else int(ends[place]), image)
-            store.put("sha256", place, np.frombuffer(hashlib.sha256(np.ascontiguousarray(image)).digest(), np.uint8))
+            digest = hashlib.sha256(np.ascontiguousarray(image)).digest()
+            store.put("sha256", place, np.frombuffer(digest, np.uint8))
             if masks is not None:
                 store.put("masks", place, masks[rows["place"][place]])
                 if place % pixel_store.COMMIT_EVERY == 0:
@@ -351,11 +331,12 @@ def _decode(
             for kind in CONVERSIONS:
                 facts[kind] += getattr(picture, kind)
         problems += [Problem(row, text) for row, text in facts["problems"]]
-        flat, digests = store.read("pixels"), np.array(store.read("sha256"))
-        codes = None if masks is None else store.read("masks")
-    pixels = flat if even else pixel_store.Ragged(flat, shapes)
-    sha256 = [digest.tobytes().hex() if digest.any() else "" for digest in digests]
-    return pixels, codes, sha256, {kind: facts[kind] for kind in CONVERSIONS}
+        stored = {name: store.read(name) for name in arrays}
+        if work is None:  # the store goes away
+            stored = {name: np.array(values) for name, values in stored.items()}
+    pixels = stored["pixels"] if even else pixel_store.Ragged(stored["pixels"], shapes)
+    sha256 = [digest.tobytes().hex() if digest.any() else "" for digest in np.array(stored["sha256"])]
+    return pixels, stored.get("masks"), sha256, {kind: facts[kind] for kind in CONVERSIONS}
 
 
 def _check_room(work: Path, needed: int) -> None:

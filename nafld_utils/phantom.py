@@ -21,20 +21,9 @@ import pandas as pd
 from nafld_utils import artifacts, cohort_folder, engine, pixel_store
 from nafld_utils.cohort_data import Cohort, from_arrays, image_id, spread
 from nafld_utils.cohort_table import TABLE
-from nafld_utils.phantom_anatomy import FEATURES, TISSUES
-from nafld_utils.phantom_scanner import FRAME_SHAPE, sector_mask, simulate_patient
-
-__all__ = [
-    "FEATURES",
-    "FRAME_SHAPE",
-    "TISSUES",
-    "draw_fat",
-    "sector_mask",
-    "simulate",
-    "simulate_patient",
-    "version",
-    "write_folder",
-]
+from nafld_utils.phantom_anatomy import FEATURES as FEATURES
+from nafld_utils.phantom_anatomy import TISSUES as TISSUES
+from nafld_utils.phantom_scanner import FRAME_SHAPE, simulate_patient
 
 REVISION = ("phantom", 2), ("phantom_folder", 1)
 ABOVE = 200  # patients; from here on a run's simulated cohort is written so (choice: 200 hold 1.1 GB in memory)

@@ -1147,7 +1147,7 @@ def test_a_simulated_folder_is_the_simulated_cohort(tmp_path, monkeypatch):
         phantom.write_folder(tmp_path / "a", 3, 5, n_frames=2)
     phantom.write_folder(tmp_path / "a", 3, 5, n_frames=2)
     assert calls == [0, 1, 2, 2], "only the patient that was cut short is simulated again"
-    for found in (cohort.load(tmp_path / "a"), cohort_folder.open_in_place(tmp_path / "a", ("healthy", "fatty"))):
+    for found in (cohort.load(tmp_path / "a"), cohort_folder.read(tmp_path / "a", ("healthy", "fatty"), in_place=True)):
         assert (found.pixels == small.pixels).all()
         assert (found.masks == small.masks).all()
         assert found.images["sha256"].equals(small.images["sha256"])

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from skimage import transform
 
-from nafld_utils import params, phantom, preprocess, semantic_maps
+from nafld_utils import params, phantom, phantom_scanner, preprocess, semantic_maps
 
 
 def sector(height=434, width=636, apex=(8, 318), half_angle=53.0, radius=358):
@@ -57,7 +57,7 @@ def test_region_of_a_wider_sector_and_of_one_cut_by_the_frame():
 
 def test_simulated_overlays_are_removed():
     cohort = phantom.simulate(2, seed=11, n_frames=1)
-    whole = phantom.sector_mask()
+    whole = phantom_scanner.sector_mask()
     for frame in cohort.pixels:
         region = preprocess.region_mask(frame)
         assert (whole & ~region).sum() < 0.001 * whole.sum()

@@ -11,22 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nafld_utils import artifacts, cohort_folder, describe, engine, phantom, pixel_store, preprocess
 from nafld_utils import cohort as cohorts
-from nafld_utils import cohort_folder, describe, engine, phantom, pixel_store, preprocess
-from nafld_utils.artifacts import (
-    Run,
-    Unit,
-    file_sha256,
-    load_array,
-    read_manifest,
-    save_array,
-    save_json,
-    save_table,
-    work_root,
-)
-from nafld_utils.cohort_data import Cohort, array_sha256
+from nafld_utils.artifacts import Run, Unit
+from nafld_utils.cohort_data import Cohort, array_sha256, duplicates
 from nafld_utils.cohort_folder import SOURCES
-from nafld_utils.cohort_table import WHOLE_LIST, CohortError, Problem, shown
+from nafld_utils.cohort_problems import WHOLE_LIST, CohortError, Problem, shown
 
 COHORT = "cohort"
 FOLDER_MODULES = ("cohort_checks", "cohort_folder", "cohort_table", "image_files", "pixel_store")
@@ -68,7 +58,7 @@ def is_folder(run: Run) -> bool:
     given = Path(path).expanduser()
     if given.exists():
         return given.is_dir()
-    return "cohort_folder" in (read_manifest(run.root / COHORT) or {}).get("revisions", {})
+    return "cohort_folder" in (artifacts.read_manifest(run.root / COHORT) or {}).get("revisions", {})
 
 
 def _source(run: Run, fetch: bool) -> list[str]:
@@ -76,7 +66,7 @@ def _source(run: Run, fetch: bool) -> list[str]:
     try:
         return [_content_of(cohorts.find(run.settings.cohort, run.data, fetch))]
     except ValueError:
-        stored = read_manifest(run.root / COHORT)
+        stored = artifacts.read_manifest(run.root / COHORT)
         if fetch or stored is None:
             raise
         return stored["inputs"]
@@ -93,8 +83,8 @@ def _content_of(path: Path) -> str:
 @functools.lru_cache(maxsize=8)
 def _content(path: Path, facts: tuple[tuple[str, int, int], ...]) -> str:
     if path.is_file():
-        return file_sha256(path)
-    return array_sha256(np.array([f"{name} {file_sha256(path / name)}" for name, _, _ in facts]))
+        return artifacts.file_sha256(path)
+    return array_sha256(np.array([f"{name} {artifacts.file_sha256(path / name)}" for name, _, _ in facts]))
 
 
 # ---------------------------------------------------------------- making and opening
@@ -128,9 +118,9 @@ def _build(run: Run, unit: Unit) -> None:
         else:
             found = cohorts.load(cohorts.find(s, run.data), s.class_names, s.fat_threshold)
         part = found.subset_frames(s.frames_per_patient)
-        save_array(folder / "pixels.npy", part.pixels)
+        artifacts.save_array(folder / "pixels.npy", part.pixels)
         if part.masks is not None:
-            save_array(folder / "masks.npy", part.masks)
+            artifacts.save_array(folder / "masks.npy", part.masks)
         _save_tables(folder, part, len(found.images))
 
 
@@ -140,7 +130,7 @@ def _build_streamed(run: Run, unit: Unit) -> None:
     try:
         if s.source == "simulated":
             phantom.write_folder(unit.work, s.n_patients, s.simulation_seed, keep=keep, n_jobs=_jobs(run))
-            found = cohort_folder.open_in_place(unit.work, s.class_names)
+            found = cohort_folder.read(unit.work, s.class_names, in_place=True)
         else:
             found = cohorts.load(cohorts.find(s, run.data), s.class_names, s.fat_threshold, unit.work, keep)
     except ValueError as error:
@@ -149,7 +139,7 @@ def _build_streamed(run: Run, unit: Unit) -> None:
     (run.root / WHOLE_LIST).unlink(missing_ok=True)  # of problems that are corrected
     with unit.writing() as folder:
         if isinstance(found.pixels, pixel_store.Ragged):
-            save_array(folder / "shapes.npy", found.pixels.all_shapes)
+            artifacts.save_array(folder / "shapes.npy", found.pixels.all_shapes)
         pixel_store.move(unit.work, folder, ["pixels", *["masks"] * (found.masks is not None)])
         _save_tables(folder, _traced(found, unit), len(found.images))
 
@@ -159,18 +149,18 @@ def _traced(found: Cohort, unit: Unit) -> Cohort:
     before, mark, after = found.provenance["text"].rpartition(f", {SOURCES} has ")
     if not mark:
         return found
-    path = unit.file(SOURCES).relative_to(work_root()).as_posix()
+    path = unit.file(SOURCES).relative_to(artifacts.work_root()).as_posix()
     return replace(found, provenance={**found.provenance, "text": f"{before}, {path} has {after}"})
 
 
 def _save_tables(folder: Path, found: Cohort, whole: int) -> None:
-    save_table(folder / "images.csv", found.images)
-    save_table(folder / "patients.csv", found.patients)
+    artifacts.save_table(folder / "images.csv", found.images)
+    artifacts.save_table(folder / "patients.csv", found.patients)
     for name, table in ((FOLDS, found.folds), (SOURCES, found.sources)):
         if table is not None:
-            save_table(folder / name, table)
-    save_json(folder / "provenance.json", {**found.provenance, "images": whole, "used": len(found.images)})
-    save_table(folder / "duplicates.csv", cohorts.duplicates(found))
+            artifacts.save_table(folder / name, table)
+    artifacts.save_json(folder / "provenance.json", {**found.provenance, "images": whole, "used": len(found.images)})
+    artifacts.save_table(folder / "duplicates.csv", duplicates(found))
 
 
 def _jobs(run: Run) -> int:
@@ -191,7 +181,7 @@ def open_cohort(run: Run) -> Cohort:
     stored = {path.name for path in unit.path.iterdir()}
     pixels = unit.load_array("pixels.npy", mmap=True)
     if "shapes.npy" in stored:
-        pixels = pixel_store.Ragged(pixels, load_array(unit.file("shapes.npy")))
+        pixels = pixel_store.Ragged(pixels, artifacts.load_array(unit.file("shapes.npy")))
     return Cohort(
         images=unit.load_table("images.csv"),
         patients=unit.load_table("patients.csv"),

@@ -11,22 +11,8 @@ import pandas as pd
 from nafld_utils import capacity, engine, folds, pixel_store, preprocess, semantic_maps
 from nafld_utils.artifacts import Run, Unit, load_array, remembered, save_table, unit_seed
 from nafld_utils.cohort import Cohort
-from nafld_utils.stages.cohort import build_cohort, cohort_unit, open_cohort, region_of
-
-__all__ = [
-    "Preprocessed",
-    "build_cohort",
-    "build_preprocessed",
-    "build_traditional",
-    "check_capacity",
-    "cohort_claims",
-    "cohort_unit",
-    "open_cohort",
-    "open_preprocessed",
-    "preprocess_claims",
-    "preprocess_unit",
-    "traditional_unit",
-]
+from nafld_utils.stages.cohort import build_cohort as build_cohort
+from nafld_utils.stages.cohort import cohort_unit, open_cohort, region_of
 
 PREPROCESS, TRADITIONAL = "preprocess", "traditional"
 
