@@ -216,12 +216,9 @@ def validate(cohort: Cohort, fat_threshold: float = 5.0, source: str = "cohort")
 
 
 def duplicates(cohort: Cohort) -> pd.DataFrame:
-    """Frames that repeat another frame of the same patient, pixel for pixel.
+    """Frames that repeat another frame of the same patient, pixel for pixel, as a table of one row per group.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row a group of equal frames: ``patient_id, label, n`` (frames in the group), ``image_ids``.
+    Columns are ``patient_id, label, n`` (frames in the group), ``image_ids``.
     """
     rows = [
         (group["patient_id"].iloc[0], group["label"].iloc[0], len(group), ", ".join(group["image_id"]))

@@ -350,7 +350,7 @@ def _check_names(table: pd.DataFrame, need_images: bool, problems: Problems) -> 
 
 
 def _check_patients(parsed: pd.DataFrame, all_known: bool, problems: Problems) -> None:
-    """One label and one grade a patient, both classes."""
+    """One label and one grade per patient, both classes."""
     named = parsed[parsed["patient"] != ""]
     for patient, group in named.groupby("patient", sort=False):
         for column in ("label", "grade"):

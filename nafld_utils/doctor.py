@@ -165,7 +165,7 @@ def examine(data: str = "") -> list[Finding]:
 
 
 def report(findings: Sequence[Finding], write: Callable[[str], None] = print) -> int:
-    """Print findings, one a line and its remedy below; return the exit status."""
+    """Print findings, one per line and its remedy below; return the exit status."""
     for finding in findings:
         write(f"{finding.state:<9} {finding.what}: {finding.found}")
         if finding.remedy:

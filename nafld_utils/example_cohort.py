@@ -3,7 +3,7 @@
 The pictures are drawn, not traced from anyone: two lungs, ribs, spine, heart and diaphragm of random size on a body of
 random brightness, with quantum noise. In the class *effusion* fluid fills one or both lungs from below to a height that
 is the patient's grade, in percent of the lung. The folder is as people's folders are: PNG, JPEG and TIFF, some in
-colour, some of 16 bits, of several sizes, one to four images a patient, patients named by text::
+colour, some of 16 bits, of several sizes, one to four images per patient, patients named by text::
 
     python -m nafld_utils.example_cohort data/chest
 """

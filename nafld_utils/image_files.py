@@ -196,7 +196,7 @@ def _refuse_misread(picture: Any) -> None:
     if picture.format == "PNG" and not picture.mode.startswith("I"):  # 16-bit grey comes whole
         bits = 16 if any(";16" in str(tile.args) for tile in picture.tile) else 8
     elif picture.format == "TIFF":
-        stored = picture.tag_v2.get(258, (1,))  # BitsPerSample, one a channel
+        stored = picture.tag_v2.get(258, (1,))  # BitsPerSample, one per channel
         bits = max(stored) if len(stored) > 1 else 8
         signed = max(stored) <= 8 and 2 in picture.tag_v2.get(339, (1,))  # SampleFormat
     if bits > 8:

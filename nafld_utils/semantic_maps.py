@@ -109,7 +109,7 @@ def warp_map(labels: np.ndarray, rng: np.random.Generator, points: int = 4, stre
     rng : numpy.random.Generator
         Draws the control points' displacements.
     points : int
-        Control points a side, at least 2.
+        Control points per side, at least 2.
     strength : float
         SD of a displacement as a share of the side; 0 gives the map back.
 
