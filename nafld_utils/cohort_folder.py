@@ -32,7 +32,7 @@ from nafld_utils import artifacts, cohort_data, cohort_table, engine, image_file
 from nafld_utils.cohort_data import Cohort, spread
 from nafld_utils.cohort_problems import CohortError, Problem, Problems, shown
 
-REVISION = ("cohort_folder", 2), ("cohort_checks", 1)
+REVISION = ("cohort_folder", 2), ("cohort_checks", 1)  # raise the first; units name the second beside it
 PIXELS = "pixels.npy"  # a folder that holds it has one array instead of image files
 MASKS, MARK_FILE, MARK = "masks.npy", "cohort.json", "simulated"
 SOURCES = "sources.csv"  # of a run, where the stage says its path

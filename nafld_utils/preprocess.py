@@ -16,7 +16,7 @@ from scipy import ndimage
 if TYPE_CHECKING:
     from nafld_utils.params import PreprocessSettings
 
-REVISION = ("preprocess", 1), ("regions", 1)
+REVISION = ("preprocess", 1), ("regions", 1)  # raise the first; units of this stage name the second beside it
 OPENING_RADIUS = 5  # pixels; strokes of overlays are 1 to 4 pixels wide, so they do not survive it (choice)
 STUB = 2  # pixels; how far an overlay's stroke may stay attached, the price of keeping the sector's sharp corners
 Box = tuple[float, float, float, float]
