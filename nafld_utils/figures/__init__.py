@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,37 +40,6 @@ def color_of(name: str) -> str:
     return COLORS[name.removesuffix("_balanced")]
 
 
-_GREY = "#444444"
-_STYLE: dict[str, Any] = {
-    "figure.figsize": (7.0, 4.2),
-    "figure.dpi": 200,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.labelsize": 10,
-    "axes.edgecolor": _GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.7,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "image.cmap": "gray",
-    "image.interpolation": "nearest",
-}
-
-
 def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
     """Set the study's figure style, and further rc settings; notebooks call it once, tests use it as a context.
 
@@ -87,7 +57,9 @@ def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
     """
     import matplotlib as mpl
 
-    chosen = {**_STYLE, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})}
+    with resources.as_file(resources.files("nafld_utils") / "templates" / "figures.mplstyle") as path:
+        look = mpl.rc_params_from_file(path, use_default_template=False)
+    chosen = {**look, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})}
     before = {name: mpl.rcParams[name] for name in chosen}
     mpl.rcParams.update(chosen)
     restore = ExitStack()
