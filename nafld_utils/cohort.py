@@ -1,23 +1,21 @@
-"""A cohort of labelled images: load it, find or download it, validate it, say where it comes from.
+"""Read a cohort of labelled images: find or download it, load and validate it, say where it comes from.
 
-Contract: a cohort is two tables and an array. ``images`` has one row an image and row ``i`` describes ``pixels[i]``;
-``patients`` has one row a patient. "Ten frames a patient" is a rule of the .mat adapter alone. Bad input raises a
-ValueError of one sentence that names the file and the patient, what was expected, what was found and what to do.
+Contract: a cohort is a .mat file of the published structure, ten frames per patient, or a folder of images with a table
+(`cohort_folder`). Bad input raises a ValueError that names the file and the patient, what was expected, what was found
+and what to do.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from nafld_utils import artifacts, cohort_files, cohort_folder, download, pixel_store
+from nafld_utils import artifacts, cohort_folder, download
+from nafld_utils.cohort_data import Cohort, from_arrays, validate
 
 if TYPE_CHECKING:
     from nafld_utils.params import CohortSettings
@@ -25,162 +23,11 @@ if TYPE_CHECKING:
 REVISION = ("cohort", 1)
 KNOWN_CONTENT = "fcc3390f7541d40d1039761cbf09b0625a0d69240295bd8719f5a8f983dc6776"  # SHA-256 of its decoded array
 CITATION = "Byra et al. 2018, Dataset of B-mode fatty liver ultrasound images, doi 10.5281/zenodo.1009146, CC BY 4.0"
-IMAGE_COLUMNS = ("image_id", "patient_id", "label", "grade", "sha256")
-PATIENT_COLUMNS = ("patient_id", "label", "grade")
-
-
-def image_id(patient: int, frame: int) -> str:
-    """Name of a frame, counted from 0.
-
-    Examples
-    --------
-    >>> image_id(3, 0)
-    'p003_f00'
-    """
-    return f"p{patient:03d}_f{frame:02d}"
-
-
-def array_sha256(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes in C order, in hex."""
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
-class Cohort:
-    """Images, patients and pixels of one cohort.
-
-    Attributes
-    ----------
-    images : pandas.DataFrame
-        One row an image: ``image_id`` str, ``patient_id`` int, ``label`` int (0 or 1), ``grade`` float (percent of
-        hepatocytes with fatty infiltration; NaN where not known), ``sha256`` str of the image's pixels.
-    patients : pandas.DataFrame
-        One row a patient, ascending: ``patient_id``, ``label``, ``grade``.
-    pixels : (N, H, W) uint8 ndarray or pixel_store.Ragged
-        Grey levels 0..255 at original spacing; row ``i`` belongs to row ``i`` of `images`. Ragged where sizes differ.
-    provenance : mapping
-        ``kind`` ("published file", "same content", "other content" or "simulated"), ``text`` (one sentence for
-        reports), ``sha256`` (of all decoded pixels, in hex), ``format`` ("folder" of a folder of images),
-        ``labels`` of a folder's table ("names" or "numbers"), ``model`` ("phantom" of a folder that this study's
-        simulator wrote).
-    masks : (N, H, W) uint8 ndarray or None
-        Tissue codes of simulated images (`phantom.TISSUES`); None for real ones.
-    folds : pandas.DataFrame or None
-        ``patient_id, fold`` where the cohort states its own folds.
-    sources : pandas.DataFrame or None
-        ``image_id, patient, file, row``: names in a folder's table, and the row that has them.
-    """
-
-    images: pd.DataFrame
-    patients: pd.DataFrame
-    pixels: Any
-    provenance: Mapping[str, Any]
-    masks: np.ndarray | None = None
-    folds: pd.DataFrame | None = None
-    sources: pd.DataFrame | None = None
-
-    @property
-    def frames(self) -> np.ndarray:
-        """View of the pixels as (patients, frames, H, W) uint8, patients in the order of the table.
-
-        Raises
-        ------
-        ValueError
-            Patients have different numbers of images, their rows are not contiguous, or sizes differ.
-        """
-        if isinstance(self.pixels, pixel_store.Ragged):
-            raise ValueError(
-                "frames: expected images of one size, found several; use pixels with the images table instead."
-            )
-        patient = self.images["patient_id"].to_numpy()
-        counts = self.images.groupby("patient_id", sort=False).size()
-        even = counts.min() == counts.max()
-        if not even or not np.array_equal(patient, np.repeat(self.patients["patient_id"], counts.iloc[0])):
-            raise ValueError(
-                f"frames: expected one number of consecutive images for every patient, found {counts.min()} to"
-                f" {counts.max()}; use pixels with the images table instead."
-            )
-        return self.pixels.reshape(len(counts), int(counts.iloc[0]), *self.pixels.shape[1:])
-
-    def subset_frames(self, k: int | None) -> Cohort:
-        """Cohort of `k` images of every patient, spread evenly from the first to the last (one: the middle one).
-
-        Parameters
-        ----------
-        k : int or None
-            Images a patient; None keeps all, and a patient with fewer keeps theirs. Image ids, hashes and provenance
-            stay those of the whole cohort.
-
-        Raises
-        ------
-        ValueError
-            Every patient has fewer images.
-        """
-        if k is None:
-            return self
-        counts = self.images.groupby("patient_id", sort=False).size()
-        if counts.max() < k:
-            raise ValueError(
-                f"cohort.frames_per_patient is {k}, expected at most the images of a patient, found {counts.max()} for"
-                f" patient {counts.idxmax()}, who has most; lower it or use null."
-            )
-        groups = self.images.reset_index(drop=True).groupby("patient_id", sort=False).indices
-        keep = np.concatenate([place[cohort_folder.spread(len(place), k)] for place in groups.values()])
-        return replace(
-            self,
-            images=self.images.iloc[keep].reset_index(drop=True),
-            pixels=self.pixels[keep],
-            masks=None if self.masks is None else self.masks[keep],
-        )
-
-
-def from_arrays(
-    frames: np.ndarray,
-    grade: np.ndarray,
-    label: np.ndarray,
-    provenance: Mapping[str, Any],
-    masks: np.ndarray | None = None,
-) -> Cohort:
-    """Build a cohort from patients' frames; nothing is checked (see `validate`).
-
-    Parameters
-    ----------
-    frames : (P, F, H, W) uint8 ndarray
-        Frames of patients 1..P.
-    grade : (P,) array
-        Percent of hepatocytes with fatty infiltration.
-    label : (P,) int array
-        0 or 1.
-    provenance : mapping
-        ``kind`` and ``text``; ``sha256`` of the pixels is added.
-    masks : (P, F, H, W) uint8 ndarray, optional
-        Tissue codes.
-    """
-    n_patients, n_frames = frames.shape[:2]
-    images = pd.DataFrame(
-        {
-            "patient_id": np.repeat(np.arange(1, n_patients + 1), n_frames),
-            "label": np.repeat(np.asarray(label, dtype=np.int64), n_frames),
-            "grade": np.repeat(np.asarray(grade, dtype=np.float64), n_frames),
-        }
-    )
-    pixels = np.ascontiguousarray(frames).reshape(-1, *frames.shape[2:])
-    masks = None if masks is None else np.ascontiguousarray(masks).reshape(pixels.shape)
-    return _assemble(images, pixels, provenance, masks)
-
-
-def _assemble(
-    images: pd.DataFrame, pixels: np.ndarray, provenance: Mapping[str, Any], masks: np.ndarray | None = None
-) -> Cohort:
-    """Cohort of images in the order of their patients; adds ids and hashes."""
-    number = images.groupby("patient_id").cumcount()
-    images = images.assign(sha256=[array_sha256(image) for image in pixels])
-    images.insert(0, "image_id", [image_id(p, f) for p, f in zip(images["patient_id"], number, strict=True)])
-    patients = images[list(PATIENT_COLUMNS)].drop_duplicates().reset_index(drop=True)
-    return Cohort(images, patients, pixels, {**provenance, "sha256": array_sha256(pixels)}, masks)
-
-
-# ---------------------------------------------------------------- reading
+FRAMES_PER_PATIENT = 10  # of the published .mat file
+FIELDS = ("id", "class", "fat", "images")
+_COMPRESSED = 15  # miCOMPRESSED of the MATLAB 5 format
+MOST_BYTES = 4 * 2**30  # choice: of an unpacked .mat file, 25 times the published cohort
+MARK = "simulated"  # variable beside `data` in a file written here: a simulated file never passes for a real one
 
 
 def load(
@@ -206,7 +53,7 @@ def load(
     work : Path, optional
         Folder into which a folder's images are decoded, to be read through a memory map; else they are in memory.
     keep : int, optional
-        Images a patient that are read of a folder (see `Cohort.subset_frames`); all by default.
+        Images per patient that are read of a folder (see `Cohort.subset_frames`); all by default.
 
     Returns
     -------
@@ -216,211 +63,50 @@ def load(
     Raises
     ------
     ValueError
-        What the file or folder is, what was expected and what was found; of a folder everything that is wrong, a line
-        a row (`cohort_table.CohortError`).
+        What the file or folder is, what was expected and what was found; of a folder everything that is wrong, one
+        line per row (`cohort_problems.CohortError`).
     """
     path = Path(path)
     if path.is_dir():
-        return _of_folder(cohort_folder.read(path, class_names, work, keep))
+        return cohort_folder.read(path, class_names, work, keep)
     if not path.is_file():
         raise ValueError(f"{path}: expected a .mat file or a folder of images, found nothing there; correct the path.")
     if path.suffix.lower() != ".mat":
         raise ValueError(
             f"{path}: expected a .mat file or a folder of images, found another kind of file; see the README."
         )
-    frames, label, fat, mark = cohort_files.read_mat(path)
+    frames, label, fat, mark = _read_mat(path)
     found = from_arrays(frames, fat, label, {})
-    found = replace(found, provenance=_provenance(path, found.provenance["sha256"], mark))
+    provenance = {**_provenance(path, found.provenance["sha256"], mark), **found.provenance}
+    found = replace(found, provenance=provenance)
     validate(found, fat_threshold, str(path))
     return found
 
 
-def open_array_folder(folder: str | Path, class_names: tuple[str, str] = ("healthy", "fatty")) -> Cohort:
-    """Open a folder whose pixels lie in one array, in place: nothing is copied and nothing but hashes is computed.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Written by `phantom_folder.write`; its rows are in the order of the patients.
-    class_names : (str, str)
-        Names of label 0 and label 1.
-
-    Raises
-    ------
-    ValueError
-        As `load`.
-    """
-    return _of_folder(cohort_folder.open_in_place(Path(folder), class_names))
-
-
-def _of_folder(found: cohort_folder.Folder) -> Cohort:
-    """Cohort of a folder; the hash of its content is over the hashes of its images, so that it needs no second read."""
-    sha256 = hashlib.sha256("\n".join(found.images["sha256"]).encode()).hexdigest()
-    provenance = {"kind": "other content", "text": f"{found.text[:-1]} (content {sha256[:12]})."}
-    if found.mark is not None:
-        text = f"{found.mark[cohort_folder.MARK]} {provenance['text']}"
-        provenance = {"kind": "simulated", "text": text, "model": found.mark.get("model", "")}
-    provenance |= {"sha256": sha256, "format": "folder", "labels": "numbers" if found.numbered else "names"}
-    patients = found.images[list(PATIENT_COLUMNS)].drop_duplicates().reset_index(drop=True)
-    return Cohort(found.images, patients, found.pixels, provenance, found.masks, found.folds, found.sources)
-
-
-def _provenance(path: Path, sha256: str, mark: str | None) -> dict[str, Any]:
+def _provenance(path: Path, sha256: str, mark: str | None) -> dict[str, str]:
     """Where the content comes from, as far as it can be proved: mark, record's checksum, decoded array's hash."""
     if mark is not None:
-        return {"kind": "simulated", "text": mark, "sha256": sha256}
+        return {"kind": "simulated", "text": mark}
     record = download.read_record(path)
     if record is not None and download.matches(path, record["checksum"]):
-        text = (
-            f"{path.name} as published under doi {record['doi']} (the record's checksum {record['checksum']} matches)."
-        )
-        return {"kind": "published file", "text": f"{text} {CITATION}.", "sha256": sha256}
+        doi, checksum = record["doi"], record["checksum"]
+        text = f"{path.name} as published under doi {doi} (the record's checksum {checksum} matches). {CITATION}."
+        return {"kind": "published file", "text": text}
     if sha256 == KNOWN_CONTENT:
         text = f"{path.name} holds the frames of the published data set (decoded array {sha256[:12]}), not its bytes."
-        return {"kind": "same content", "text": f"{text} {CITATION}.", "sha256": sha256}
+        return {"kind": "same content", "text": f"{text} {CITATION}."}
     text = f"{path.name} holds other frames than the published data set (decoded array {sha256[:12]})."
-    return {"kind": "other content", "text": text, "sha256": sha256}
-
-
-# ---------------------------------------------------------------- checking
-
-
-def validate(cohort: Cohort, fat_threshold: float = 5.0, source: str = "cohort") -> None:
-    """Refuse a cohort that no study should be run on.
-
-    Parameters
-    ----------
-    cohort : Cohort
-        What was read.
-    fat_threshold : float
-        Class 1 starts at this fat percent; compared where the grade is known.
-    source : str
-        File named in the message.
-
-    Raises
-    ------
-    ValueError
-        A patient with two labels or grades; a class that contradicts the grade; one class only; a frame of one grey
-        level; a frame under two patients.
-    """
-    patients, images = cohort.patients, cohort.images
-    twice = patients.loc[patients["patient_id"].duplicated(), "patient_id"]
-    if len(twice):
-        raise ValueError(
-            f"{source}: expected one label and grade a patient, found several for patient {twice.iloc[0]}; correct"
-            " the table."
-        )
-    known = patients[patients["grade"].notna()]
-    against = known[(known["grade"] >= fat_threshold) != (known["label"] == 1)]
-    if len(against):
-        row = against.iloc[0]
-        raise ValueError(
-            f"{source}: expected class 1 exactly where fat is at least {fat_threshold:g} percent, found class"
-            f" {row['label']:.0f} with fat {row['grade']:g} for patient {row['patient_id']:.0f}; correct the file or"
-            " cohort.fat_threshold."
-        )
-    if patients["label"].nunique() != 2:
-        only = patients["label"].unique().tolist()
-        raise ValueError(f"{source}: expected patients of both classes, found class {only} only; add the other class.")
-    constant = [i for i, image in enumerate(pixel_store.stream(cohort.pixels)) if image.min() == image.max()]
-    if constant:
-        name, level = images["image_id"].iloc[constant[0]], cohort.pixels[constant[0]].flat[0]
-        raise ValueError(
-            f"{source}: expected an ultrasound image, found one grey level ({level}) in the whole of"
-            f" {name} ({len(constant)} such frames); remove it."
-        )
-    owners = images.groupby("sha256")["patient_id"].unique()
-    shared = owners[owners.str.len() > 1]
-    if len(shared):
-        a, b = sorted(shared.iloc[0])[:2]
-        raise ValueError(
-            f"{source}: expected every frame under one patient, found one under patients {a} and {b} ({len(shared)}"
-            " such frames); merge the patients or remove the copies."
-        )
-
-
-def duplicates(cohort: Cohort) -> pd.DataFrame:
-    """Frames that repeat another frame of the same patient, pixel for pixel.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a group of equal frames: ``patient_id, label, n`` (frames in the group), ``image_ids``.
-    """
-    rows = [
-        (group["patient_id"].iloc[0], group["label"].iloc[0], len(group), ", ".join(group["image_id"]))
-        for _, group in cohort.images.groupby("sha256", sort=False)
-        if len(group) > 1
-    ]
-    return pd.DataFrame(rows, columns=["patient_id", "label", "n", "image_ids"])
-
-
-# ---------------------------------------------------------------- writing and finding
-
-
-def write_mat(path: str | Path, cohort: Cohort) -> Path:
-    """Write a cohort in the structure of the published .mat file, atomically and uncompressed.
-
-    Parameters
-    ----------
-    path : str or Path
-        File to write.
-    cohort : Cohort
-        Ten images a patient, ids 1..P. Of a simulated cohort the file carries a mark that `load` reads back.
-
-    Raises
-    ------
-    ValueError
-        Patients have another number of images, or ids that are not 1..P.
-    """
-    from scipy import io
-
-    frames, patients, n_frames = cohort.frames, cohort.patients, cohort_files.FRAMES_PER_PATIENT
-    if frames.shape[1] != n_frames or patients["patient_id"].tolist() != list(range(1, len(patients) + 1)):
-        raise ValueError(
-            f"{path}: expected {n_frames} images of each of patients 1 to {len(patients)}, found"
-            f" {frames.shape[1]} a patient and ids from {patients['patient_id'].min()} to"
-            f" {patients['patient_id'].max()}; this format holds no other cohort."
-        )
-    data = np.empty((1, len(frames)), dtype=[(name, object) for name in cohort_files.FIELDS])
-    for place, row in enumerate(patients.itertuples(index=False)):
-        whole = float(row.grade).is_integer()
-        data[0, place] = (
-            np.array([[row.patient_id]], dtype=np.uint8 if len(frames) < 256 else np.uint16),
-            np.array([[row.label]], dtype=np.uint8),
-            np.array([[row.grade]], dtype=np.uint8 if whole else np.float64),
-            frames[place],
-        )
-    content: dict[str, Any] = {"data": data}
-    if cohort.provenance.get("kind") == "simulated":
-        content[cohort_files.MARK] = cohort.provenance["text"]
-    with artifacts.replacing(path) as temporary, open(temporary, "wb") as handle:
-        io.savemat(handle, content, do_compression=False)
-    return Path(path)
+    return {"kind": "other content", "text": text}
 
 
 def find(settings: CohortSettings, data_root: str | Path, fetch: bool = True) -> Path:
     """Where the cohort is: ``cohort.path``, else the one .mat file in `data_root`, else downloaded from its DOI.
 
-    Parameters
-    ----------
-    settings : CohortSettings
-        Read: ``path, doi``.
-    data_root : str or Path
-        Folder of raw cohorts, ``data/raw``.
-    fetch : bool
-        Whether to download; else a missing cohort is an error.
-
-    Returns
-    -------
-    pathlib.Path
-        File or folder for `load`.
-
     Raises
     ------
     ValueError
-        The path does not exist, several .mat files lie in `data_root`, or there is none and it cannot be downloaded;
-        the sentence says which file to put where.
+        The path does not exist, several .mat files lie in `data_root`, or there is none and it cannot be downloaded
+        or `fetch` is False; the sentence says which file to put where.
     """
     data_root = Path(data_root)
     if settings.path is not None:
@@ -443,6 +129,157 @@ def find(settings: CohortSettings, data_root: str | Path, fetch: bool = True) ->
     return download.fetch(settings.doi, data_root, ".mat")
 
 
-def read_provenance(path: str | Path) -> dict[str, Any]:
-    """Provenance saved as JSON beside a stored cohort."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+# ---------------------------------------------------------------- .mat
+
+
+def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str | None]:
+    """Frames (P, 10, H, W) uint8 of patients 1..P, class (P,) int, fat (P,) in percent; mark of simulated patients."""
+    data, mark = _read_struct(path)
+    records = sorted((_record(path, place, record) for place, record in enumerate(data, start=1)), key=lambda r: r[0])
+    ids = [record[0] for record in records]
+    if ids != list(range(1, len(ids) + 1)):
+        odd = next(i for i, found in enumerate(ids, start=1) if i != found)
+        raise ValueError(
+            f"{path}: expected field id to run from 1 to {len(ids)}, each once, found {ids[odd - 1]} where {odd}"
+            " belongs; correct the ids."
+        )
+    shapes = [record[3].shape[1:] for record in records]
+    odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if odd is not None:
+        raise ValueError(
+            f"{path}: expected frames of one size, found {shapes[0]} for patient 1 and {shapes[odd]} for patient"
+            f" {ids[odd]}; bring them to one size."
+        )
+    label, fat = np.array([record[1] for record in records]), np.array([record[2] for record in records])
+    return np.stack([record[3] for record in records]), label, fat, mark
+
+
+def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:
+    """Records of variable ``data`` and the mark of a simulated file."""
+    from scipy import io
+
+    _refuse_bomb(path)
+    try:
+        content = io.loadmat(path, variable_names=["data", MARK])
+    except Exception as error:  # scipy's reader raises a dozen kinds, none of which names the file
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(
+            f"{path}: expected a MATLAB 5 file, found {path.stat().st_size} bytes that cannot be read ({reason}); it"
+            " may be truncated, get it again."
+        ) from None
+    data = content.get("data")
+    if data is None or data.dtype.names is None or data.size == 0:
+        found = "no such variable" if data is None else f"{data.dtype} of shape {data.shape}"
+        raise ValueError(
+            f"{path}: expected a struct array `data` of patients, found {found}; take the published file or"
+            " write one of its structure."
+        )
+    missing = [name for name in FIELDS if name not in data.dtype.names]
+    if missing:
+        raise ValueError(
+            f"{path}: expected the fields {', '.join(FIELDS)} in `data`, found no {', '.join(missing)}; take the"
+            " published file or write one of its structure."
+        )
+    mark = content.get(MARK)
+    return data.ravel(), None if mark is None else str(np.ravel(mark)[0])
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a file whose compressed variables unpack to more than `MOST_BYTES`, before anything is unpacked whole."""
+    total = 0
+    with open(path, "rb") as handle:
+        order = {b"IM": "little", b"MI": "big"}.get(handle.read(128)[126:])
+        while order is not None and len(tag := handle.read(8)) == 8:
+            kind, left = (int.from_bytes(tag[i : i + 4], order) for i in (0, 4))
+            if kind != _COMPRESSED:
+                total += left
+                handle.seek(left, 1)
+                continue
+            unpack = zlib.decompressobj()
+            while left and total <= MOST_BYTES:
+                packed = handle.read(min(left, 2**16))
+                left -= len(packed) or left
+                while packed and total <= MOST_BYTES:
+                    try:
+                        total += len(unpack.decompress(packed, 2**20))
+                    except zlib.error:
+                        return  # the reader says what is wrong
+                    packed = unpack.unconsumed_tail
+            if total > MOST_BYTES:
+                break
+    if total > MOST_BYTES:
+        raise ValueError(
+            f"{path}: expected a cohort of at most {MOST_BYTES / 2**30:g} GiB, found {path.stat().st_size} bytes that"
+            " unpack to more; bring larger cohorts as a folder of images."
+        )
+
+
+def _record(path: Path, place: int, record: np.void) -> tuple[int, int, float, np.ndarray]:
+    """Id, class, fat and frames of one patient."""
+    number = int(_scalar(path, place, record, "id"))
+    label = _scalar(path, place, record, "class")
+    if label not in (0, 1):
+        raise ValueError(f"{path}: expected class 0 or 1 for patient {number}, found {label:g}; correct the file.")
+    fat = _scalar(path, place, record, "fat")
+    if not 0 <= fat <= 100:
+        raise ValueError(
+            f"{path}: expected fat between 0 and 100 percent for patient {number}, found {fat:g}; correct it."
+        )
+    images = np.asarray(record["images"])
+    if images.ndim != 3 or images.shape[0] != FRAMES_PER_PATIENT or images.dtype != np.uint8 or images.size == 0:
+        raise ValueError(
+            f"{path}: expected images of patient {number} as ({FRAMES_PER_PATIENT}, height, width) uint8, found"
+            f" {images.shape} {images.dtype}; correct the file."
+        )
+    return number, int(label), float(fat), images
+
+
+def _scalar(path: Path, place: int, record: np.void, name: str) -> float:
+    value = np.asarray(record[name])
+    if value.size != 1 or value.dtype.kind not in "uifb" or not np.isfinite(value).all():
+        raise ValueError(
+            f"{path}: expected one number in field {name} of record {place}, found {value.dtype} of shape"
+            f" {value.shape}; correct the file."
+        )
+    return float(value.ravel()[0])
+
+
+def write_mat(path: str | Path, cohort: Cohort) -> Path:
+    """Write a cohort in the structure of the published .mat file, atomically and uncompressed.
+
+    Parameters
+    ----------
+    path : str or Path
+        File to write.
+    cohort : Cohort
+        Ten images per patient, ids 1..P. Of a simulated cohort the file carries a mark that `load` reads back.
+
+    Raises
+    ------
+    ValueError
+        Patients have another number of images, or ids that are not 1..P.
+    """
+    from scipy import io
+
+    frames, patients, n_frames = cohort.frames, cohort.patients, FRAMES_PER_PATIENT
+    if frames.shape[1] != n_frames or patients["patient_id"].tolist() != list(range(1, len(patients) + 1)):
+        raise ValueError(
+            f"{path}: expected {n_frames} images of each of patients 1 to {len(patients)}, found"
+            f" {frames.shape[1]} a patient and ids from {patients['patient_id'].min()} to"
+            f" {patients['patient_id'].max()}; this format holds no other cohort."
+        )
+    data = np.empty((1, len(frames)), dtype=[(name, object) for name in FIELDS])
+    for place, row in enumerate(patients.itertuples(index=False)):
+        whole = float(row.grade).is_integer()
+        data[0, place] = (
+            np.array([[row.patient_id]], dtype=np.uint8 if len(frames) < 256 else np.uint16),
+            np.array([[row.label]], dtype=np.uint8),
+            np.array([[row.grade]], dtype=np.uint8 if whole else np.float64),
+            frames[place],
+        )
+    content: dict[str, Any] = {"data": data}
+    if cohort.provenance.get("kind") == "simulated":
+        content[MARK] = cohort.provenance["text"]
+    with artifacts.replacing(path) as temporary, open(temporary, "wb") as handle:
+        io.savemat(handle, content, do_compression=False)
+    return Path(path)

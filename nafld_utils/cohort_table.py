@@ -6,25 +6,23 @@ is row 1), and raised together as one `CohortError`; no image is decoded here.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import difflib
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from nafld_utils import artifacts, params
+from nafld_utils import params
+from nafld_utils.cohort_problems import CohortError, Problem, Problems, shown
 
 REVISION = ("cohort_table", 1)
 TABLE = "images.csv"
-WHOLE_LIST = "cohort_problems.txt"  # in the run's folder of artifacts
 SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 SYNONYMS = {  # what other tables call the columns, likeliest first, without blanks and underscores
@@ -33,106 +31,28 @@ SYNONYMS = {  # what other tables call the columns, likeliest first, without bla
     "label": ("class", "classname", "diagnosis", "target", "category"),
 }
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
-SHOWN = 200  # problems in a message (choice)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
 # A first line that Excel obeys and does not show.
 _SEPARATOR = re.compile(r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n?|\n|$)', re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-class Problem(NamedTuple):
-    """One thing that is wrong; `row` as a spreadsheet counts, None for the table as a whole."""
-
-    row: int | None
-    text: str
-
-
-class CohortError(ValueError):
-    """Everything that is wrong with a cohort; the message has a line a problem, of many the first `SHOWN`.
-
-    Parameters
-    ----------
-    source : Path
-        The table, or the folder or file where there is none.
-    problems : iterable of Problem
-    n_rows : int, optional
-        Rows of the table.
-    whole : str
-        What a problem without a row is about.
-    """
-
-    def __init__(
-        self, source: Path, problems: Iterable[Problem], n_rows: int | None = None, whole: str = "table"
-    ) -> None:
-        self.source, self.n_rows = source, n_rows
-        self.problems = sorted(problems, key=lambda item: (item.row is not None, item.row or 0))
-        rows = "" if n_rows is None else f" in {n_rows} rows"
-        self.lines = [f"{source}: {len(self.problems)} problem{'s' * (len(self.problems) != 1)}{rows}"]
-        for problem in self.problems:
-            self.lines.append(f"  {whole if problem.row is None else f'row {problem.row}'}: {problem.text}")
-        super().__init__(self._text("; correct these to see them"))
-
-    def _text(self, rest: str) -> str:
-        left = len(self.problems) - SHOWN
-        return "\n".join([*self.lines[: SHOWN + 1], *[f"  and {left} more{rest}"] * (left > 0)])
-
-    def written(self, path: Path) -> CohortError:
-        """Write the whole list to a text file, where a message cannot show it, and name that file in the message."""
-        if len(self.problems) > SHOWN:
-            with contextlib.suppress(OSError):  # a full or read-only disk: the first ones are told all the same
-                artifacts.save_text(path, "\n".join(self.lines) + "\n")
-                self.args = (self._text(f", all of them in {path}"),)
-        return self
-
-
-def shown(text: object, limit: int = 80) -> str:
-    """Text of the user for a message: control characters written out, cut to `limit` characters."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return plain if len(plain) <= limit else f"{plain[: limit - 3]}..."
-
-
 def spreadsheet_safe(text: object) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe stands before a leading ``= + - @``, tab or return.
 
-    Parameters
-    ----------
-    text : object
-        What the user wrote.
-
-    Returns
-    -------
-    str
+    Source: OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection.
 
     Examples
     --------
     >>> spreadsheet_safe("=1+1"), spreadsheet_safe("scan_1.png")
     ("'=1+1", 'scan_1.png')
-
-    Notes
-    -----
-    OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection.
     """
     text = str(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def find_table(folder: Path) -> Path:
-    """``images.csv`` of a folder, or its only .csv file.
-
-    Parameters
-    ----------
-    folder : Path
-        The cohort.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    CohortError
-        There is none, or several and none is named images.csv.
-    """
+    """``images.csv`` of a folder, or its only .csv file; a `CohortError` where that cannot be told."""
     if (folder / TABLE).is_file():
         return folder / TABLE
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "~$")))
@@ -146,9 +66,7 @@ def find_table(folder: Path) -> Path:
     raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
 
 
-def read_table(
-    source: Path, class_names: Sequence[str], need_images: bool = True
-) -> tuple[pd.DataFrame, list[Problem]]:
+def read_table(source: Path, class_names: Sequence[str], need_images: bool = True) -> tuple[pd.DataFrame, Problems]:
     """Read and check the table of a folder cohort.
 
     Parameters
@@ -156,7 +74,8 @@ def read_table(
     source : Path
         A CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first line
         ``sep=;`` says. Columns ``image`` (file in the folder), ``patient`` (any text), ``label`` (a class name, or 0 or
-        1) and optionally ``grade`` (a number a patient), ``fold`` (a whole number a patient); others are not read.
+        1) and optionally ``grade`` (one number per patient), ``fold`` (one whole number per patient); others are not
+        read.
     class_names : (str, str)
         Names of label 0 and label 1.
     need_images : bool
@@ -165,7 +84,7 @@ def read_table(
     Returns
     -------
     table : pandas.DataFrame
-        One row an image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str, ``label``
+        One row per image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str, ``label``
         int, ``class_name`` str (what messages call the label), ``is_number`` bool (the label is written as 0 or 1),
         ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column). Where
         there are problems, labels and folds may be missing.
@@ -177,32 +96,15 @@ def read_table(
     CohortError
         No row can be told: the file cannot be read, or a column is missing.
     """
-    header, rows = _rows(source)
-    columns = _columns(source, header, need_images)
-    problems: list[Problem] = []
-    records = []
-    for number, cells in rows:
-        if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
-            problems.append(
-                Problem(
-                    number, f"expected {len(header)} cells, found {len(cells)}; quote a text that holds a separator"
-                )
-            )
-        record = {name: cells[place].strip() if place < len(cells) else "" for name, place in columns.items()}
-        records.append({"row": number, **record})
-    table = pd.DataFrame(records, columns=["row", *columns])
-    if not len(table):
-        raise CohortError(source, [Problem(None, "expected a row an image, found none; add them")])
-    for name in (*REQUIRED, *OPTIONAL):
-        if name not in table:
-            table[name] = ""
+    table, problems = _cells(source, need_images)
     parsed = table[["row", "image", "patient"]].copy()
     parsed["label"], names, all_known = _labels(table, class_names, problems)
     parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
     parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
     parsed["grade"] = _grades(table, problems)
-    folds = _folds(table, parsed["label"], all_known, problems) if "fold" in columns else None
-    parsed["fold"] = pd.array([pd.NA] * len(table)) if folds is None else folds
+    parsed["fold"] = pd.array([pd.NA] * len(table))
+    if "fold" in table:
+        parsed["fold"] = _folds(table, parsed["label"], all_known, problems)
     _check_names(table, need_images, problems)
     _check_patients(parsed, all_known, problems)
     parsed["grade"] = parsed.groupby("patient")["grade"].transform("max")  # known from one row of the patient
@@ -212,11 +114,15 @@ def read_table(
 # ---------------------------------------------------------------- the file
 
 
+def _fault(source: Path, text: str) -> CohortError:
+    return CohortError(source, [Problem(None, text)])
+
+
 def _text(source: Path) -> str:
     size = source.stat().st_size
     if size > MAX_TABLE_BYTES:
         found = f"expected a table of at most {MAX_TABLE_BYTES >> 20} MiB, found {size >> 20} MiB"
-        raise CohortError(source, [Problem(None, found)])
+        raise _fault(source, found)
     content = source.read_bytes()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -224,9 +130,9 @@ def _text(source: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         found = f"expected UTF-8 text, found byte 0x{content[error.start]:02x} in line {line}; save it as CSV UTF-8"
-        raise CohortError(source, [Problem(None, found)]) from None
+        raise _fault(source, found) from None
     if "\0" in text:
-        raise CohortError(source, [Problem(None, "expected text, found NUL characters; save it as CSV UTF-8")])
+        raise _fault(source, "expected text, found NUL characters; save it as CSV UTF-8")
     return text
 
 
@@ -240,11 +146,27 @@ def _rows(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except csv.Error as error:
-        raise CohortError(source, [Problem(None, f"expected a CSV table, found {error}; correct it")]) from None
+        raise _fault(source, f"expected a CSV table, found {error}; correct it") from None
     filled = [(number, cells) for number, cells in enumerate(lines, start=1) if any(cell.strip() for cell in cells)]
     if not filled:
-        raise CohortError(source, [Problem(None, "expected the columns image, patient and label, found an empty file")])
+        raise _fault(source, "expected the columns image, patient and label, found an empty file")
     return [cell.strip() for cell in filled[0][1]], filled[1:]
+
+
+def _cells(source: Path, need_images: bool) -> tuple[pd.DataFrame, Problems]:
+    """Text of every column, stripped, and rows that are too long; of columns not there, only ``fold`` is left out."""
+    header, rows = _rows(source)
+    places = _columns(source, header, need_images)
+    problems = Problems()
+    for row, cells in rows:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            problems.add(row, f"expected {len(header)} cells, found {len(cells)}; quote a text that holds a separator")
+    if not rows:
+        raise _fault(source, "expected a row an image, found none; add them")
+    table = pd.DataFrame({"row": [row for row, _ in rows]})
+    for name, place in {**dict.fromkeys((*REQUIRED, "grade"), len(header)), **places}.items():
+        table[name] = [cells[place].strip() if place < len(cells) else "" for _, cells in rows]
+    return table, problems
 
 
 def _known(cells: list[str]) -> int:
@@ -253,13 +175,13 @@ def _known(cells: list[str]) -> int:
 
 def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, int]:
     """Place of each column that is read."""
-    problems, places = [], {}
+    problems, places = Problems(), {}
     folded = [name.casefold() for name in header]
     required = [name for name in REQUIRED if need_images or name != "image"]
     others = [name for name in header if name.casefold() not in (*REQUIRED, *OPTIONAL)]
     for name in (*required, *OPTIONAL, *(set(REQUIRED) - set(required))):
         if folded.count(name) > 1:
-            problems.append(Problem(None, f"expected one column {name}, found {folded.count(name)}; remove the others"))
+            problems.add(None, f"expected one column {name}, found {folded.count(name)}; remove the others")
         if name in folded:
             places[name] = folded.index(name)
             continue
@@ -273,11 +195,9 @@ def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, in
                 remedy = f"the nearest is {shown(close[0])}, rename it"
             if likely is not None:
                 remedy = f"if {shown(likely, 30)} is meant, rename it to {name}"
-            problems.append(Problem(None, f"expected a column {name}, found {found}; {remedy}"))
+            problems.add(None, f"expected a column {name}, found {found}; {remedy}")
         elif name in OPTIONAL and close and difflib.SequenceMatcher(None, name, close[0]).ratio() > 0.8:
-            problems.append(
-                Problem(None, f"column {shown(close[0])} is not read; rename it to {name}, or to something else")
-            )
+            problems.add(None, f"column {shown(close[0])} is not read; rename it to {name}, or to something else")
     if problems:
         raise CohortError(source, problems)
     return places
@@ -287,7 +207,7 @@ def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, in
 
 
 def _labels(
-    table: pd.DataFrame, class_names: Sequence[str], problems: list[Problem]
+    table: pd.DataFrame, class_names: Sequence[str], problems: Problems
 ) -> tuple[pd.Series, Sequence[str], bool]:
     """Labels as 0 and 1, the names these stand for, and whether every label that is written is a class.
 
@@ -310,15 +230,15 @@ def _labels(
     found = found.agg(text=("text", "first"), n=("text", "size"), row=("row", "first"))
     if len(found) == 2:  # the folder is right and the settings are not: said once
         names = _in_order(found["text"].tolist(), class_names)
-        problems.append(Problem(None, _class_hint(names, class_names)))
+        problems.add(None, _class_hint(names, class_names))
         return key.map({name.casefold(): value for value, name in enumerate(names)}).astype(float), names, True
     both = label.nunique() == 2
     if both and (found.loc[~found.index.isin(codes), "n"] == 1).all():  # slips, not a third class
         known = f"{', '.join(class_names)}, 0 or 1" if numbered else " or ".join(class_names)
         for row, text in zip(table.loc[unknown, "row"], table.loc[unknown, "label"], strict=True):
-            problems.append(Problem(row, f"expected {known} as label, found {shown(text)}"))
+            problems.add(row, f"expected {known} as label, found {shown(text)}")
         return label, class_names, False
-    problems.append(Problem(None, _other_than_two(found, both)))
+    problems.add(None, _other_than_two(found, both))
     return label, class_names, False
 
 
@@ -369,34 +289,32 @@ def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
     return f'{found}; give SET="cohort.class_names=[{", ".join(quoted)}]", the second name is the class to detect'
 
 
-def _grades(table: pd.DataFrame, problems: list[Problem]) -> pd.Series:
+def _grades(table: pd.DataFrame, problems: Problems) -> pd.Series:
     text = table["grade"].str.replace(",", ".", regex=False)
     grade = pd.to_numeric(text.where(text != ""), errors="coerce").astype(float)
     wrong = table[(text != "") & ~np.isfinite(grade)]
     for row, found in zip(wrong["row"], wrong["grade"], strict=True):
-        problems.append(Problem(row, f"expected a number or nothing as grade, found {shown(found)}"))
+        problems.add(row, f"expected a number or nothing as grade, found {shown(found)}")
     return grade
 
 
-def _folds(table: pd.DataFrame, label: pd.Series, all_known: bool, problems: list[Problem]) -> pd.Series:
+def _folds(table: pd.DataFrame, label: pd.Series, all_known: bool, problems: Problems) -> pd.Series:
     """Folds from 0; a table that counts from 1 is taken as it is meant."""
     number = pd.to_numeric(table["fold"].where(table["fold"] != ""), errors="coerce").astype(float)
     wrong = table[number.isna() | (number % 1 != 0) | (number < 0) | (number > 1000)]
     for row, found in zip(wrong["row"], wrong["fold"], strict=True):
-        problems.append(Problem(row, f"expected a whole number from 0 as fold, found {shown(found) or 'nothing'}"))
+        problems.add(row, f"expected a whole number from 0 as fold, found {shown(found) or 'nothing'}")
     if len(wrong):
         return pd.Series(pd.array([pd.NA] * len(table), dtype="Int64"), index=table.index)
     fold = (number - number.min() * (number.min() == 1)).astype("Int64")
     present = sorted(fold.unique())
     if len(present) < 2 or present != list(range(len(present))):
-        problems.append(Problem(None, f"expected folds numbered 0, 1, 2 and so on without a gap, found {present[:20]}"))
+        problems.add(None, f"expected folds numbered 0, 1, 2 and so on without a gap, found {present[:20]}")
     for value in present:
         classes = set(label[fold == value].dropna())
         if len(classes) == 1 and all_known:
             only = int(classes.pop())
-            problems.append(
-                Problem(None, f"expected both classes in every fold, found label {only} only in fold {value}")
-            )
+            problems.add(None, f"expected both classes in every fold, found label {only} only in fold {value}")
     for patient, group in fold.groupby(table["patient"], sort=False):
         words = "fold " + group.astype(str)
         problems += _unlike("fold", group, table["row"], words, patient) if patient else []
@@ -419,7 +337,7 @@ def _unlike(what: str, values: pd.Series, rows: pd.Series, words: pd.Series, pat
     ]
 
 
-def _check_names(table: pd.DataFrame, need_images: bool, problems: list[Problem]) -> None:
+def _check_names(table: pd.DataFrame, need_images: bool, problems: Problems) -> None:
     for name in ("image", "patient") if need_images else ("patient",):
         problems += [Problem(row, f"expected {name}, found nothing") for row in table.loc[table[name] == "", "row"]]
     if need_images:
@@ -428,11 +346,11 @@ def _check_names(table: pd.DataFrame, need_images: bool, problems: list[Problem]
         first = table.groupby(image)["row"].first()
         for place, name in again.items():
             what = f"expected each image once, found {shown(name)} in row {first[name]} too"
-            problems.append(Problem(int(table["row"].loc[place]), what))
+            problems.add(int(table["row"].loc[place]), what)
 
 
-def _check_patients(parsed: pd.DataFrame, all_known: bool, problems: list[Problem]) -> None:
-    """One label and one grade a patient, both classes."""
+def _check_patients(parsed: pd.DataFrame, all_known: bool, problems: Problems) -> None:
+    """One label and one grade per patient, both classes."""
     named = parsed[parsed["patient"] != ""]
     for patient, group in named.groupby("patient", sort=False):
         for column in ("label", "grade"):
@@ -441,4 +359,23 @@ def _check_patients(parsed: pd.DataFrame, all_known: bool, problems: list[Proble
     present = parsed["class_name"].dropna().unique()
     if len(present) == 1 and all_known:
         what = f"expected patients of both classes, found {present[0]} only; add the other class"
-        problems.append(Problem(None, what))
+        problems.add(None, what)
+
+
+def fold_problems(table: pd.DataFrame, n_splits: int | None) -> list[Problem]:
+    """Whether the folds that are asked for are those of column ``fold`` or can be made of the patients."""
+    if n_splits is None:
+        return []
+    if table["fold"].notna().any():
+        found = int(table["fold"].max()) + 1
+        if found == n_splits:
+            return []
+        wanted = f"expected as many folds as folds.n_splits {n_splits}, found {found}"
+        return [Problem(None, f'{wanted}; give SET="folds.n_splits={found}"')]
+    counts = table.drop_duplicates("patient")["class_name"].value_counts()
+    wanted = f"expected at least folds.n_splits {n_splits} patients of each class, found"
+    remedy = "add patients or give SET"
+    return [
+        Problem(None, f'{wanted} {count} of {shown(name)}; {remedy}="folds.n_splits={max(2, count)}"')
+        for name, count in counts[counts < n_splits].items()
+    ]

@@ -1,10 +1,12 @@
 """Describe a cohort before anything is learnt from it: counts, likeness of frames, echogenicity over depth and angle.
 
-Contract: tables and arrays in, tidy tables out. Statistics over patients use one value a patient, since frames of one
+Contract: tables and arrays in, tidy tables out. Statistics over patients use one value per patient, since frames of one
 patient are near-duplicates.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +14,9 @@ import pandas as pd
 from nafld_utils import pixel_store
 
 REVISION = ("describe", 1)
-GRADE_BANDS = ((0, 5), (5, 33), (33, 66), (66, 100))  # percent of hepatocytes: none, mild, moderate, severe steatosis
+# Percent of hepatocytes: no, mild, moderate, severe steatosis.
+GRADE_BANDS = ("below 5", "5 to 33", "above 33 to 66", "above 66 to 100")
 PAIRED = 200  # patients (choice): pairs of different patients grow with the square
-_PAIR_COLUMNS = ["pair", "patient_a", "patient_b", "correlation"]
 
 
 def summary_table(
@@ -40,8 +42,8 @@ def summary_table(
     Returns
     -------
     pandas.DataFrame
-        Index ``class``; ``patients, images, unique images``, median and range of the grade and one count of patients
-        a band of `GRADE_BANDS` (fat in percent; ``-`` where no grade is known).
+        Index ``class``; ``patients, images, unique images``, median and range of the grade, and the patients of each of
+        `GRADE_BANDS`; ``-`` where no grade is known.
     """
     rows = {}
     for name, chosen in [*((n, [i]) for i, n in enumerate(class_names)), ("all", [0, 1])]:
@@ -52,46 +54,38 @@ def summary_table(
         row[f"{grade}, range"] = f"{known.min():g} to {known.max():g}" if len(known) else "-"
         if bands:
             found = grade_band(known)
-            row |= {f"fat {label} %": int((found == label).sum()) for label in band_names()}
+            row |= {f"fat {label} %": int((found == label).sum()) for label in GRADE_BANDS}
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
-def band_names() -> list[str]:
-    """Names of `GRADE_BANDS`, e.g. ``below 5``."""
-    (_, first), *rest = GRADE_BANDS
-    middle = [f"{low} to {high}" if low == first else f"above {low} to {high}" for low, high in rest]
-    return [f"below {first}", *middle]
-
-
 def grade_band(grade: pd.Series) -> pd.Series:
-    """Band of each grade (percent): 0 to below 5, 5 to 33, above 33 to 66, above 66 to 100."""
-    edges = np.array([high for _, high in GRADE_BANDS[1:-1]], dtype=float)
-    number = np.where(grade < GRADE_BANDS[0][1], 0, 1 + np.searchsorted(edges, grade, side="left"))
-    return pd.Series(np.array(band_names(), dtype=object)[number], index=grade.index)
+    """Which of `GRADE_BANDS` each grade (percent) lies in."""
+    number = (grade >= 5).astype(int) + (grade > 33) + (grade > 66)
+    return number.map(dict(enumerate(GRADE_BANDS)))
 
 
 # ---------------------------------------------------------------- likeness of frames
 
 
 def similarity(images: pd.DataFrame, pixels: np.ndarray, region: np.ndarray, step: int = 2) -> pd.DataFrame:
-    """Pearson correlation of grey levels between frames of one patient and between patients.
+    """Pearson correlation of grey levels between images of one patient and between patients.
 
     Parameters
     ----------
     images : pandas.DataFrame
         ``patient_id`` row by row.
     pixels : (N, H, W) uint8 ndarray
-        Frames.
+        Images.
     region : (H, W) bool ndarray
-        Pixels compared, the same in all frames.
+        Pixels compared, the same in all images.
     step : int
         Every how manyth row and column is used; 2 is still finer than speckle.
 
     Returns
     -------
     pandas.DataFrame
-        ``pair`` ("same patient": every pair of the patient's frames; "different patients": the middle frames of two
+        ``pair`` ("same patient": every pair of the patient's images; "different patients": the middle images of two
         patients, of `PAIRED` patients spread over the table where there are more), ``patient_a, patient_b,
         correlation`` (-1 to 1).
     """
@@ -118,25 +112,16 @@ def similarity(images: pd.DataFrame, pixels: np.ndarray, region: np.ndarray, ste
         ("different patients", names[a], names[b], between[a, b])
         for a, b in zip(*np.triu_indices(len(names), k=1), strict=True)
     )
-    return pd.DataFrame(rows, columns=_PAIR_COLUMNS)
+    return pd.DataFrame(rows, columns=["pair", "patient_a", "patient_b", "correlation"])
 
 
 # ---------------------------------------------------------------- echogenicity
 
 
 def sector_geometry(region: np.ndarray) -> tuple[float, float, float]:
-    """Apex and half opening angle of a sector from the straight parts of its edges.
+    """Row and column (pixels) of a sector's apex and half its opening angle (degrees), from its (H, W) bool region.
 
-    Parameters
-    ----------
-    region : (H, W) bool ndarray
-        True inside the sector.
-
-    Returns
-    -------
-    (float, float, float)
-        Row and column of the apex in pixels (where the edges' least-squares lines meet) and half the angle between
-        them in degrees.
+    The apex is where the least-squares lines of the straight parts of the edges meet.
 
     Raises
     ------
@@ -160,28 +145,14 @@ def sector_geometry(region: np.ndarray) -> tuple[float, float, float]:
 def profiles(
     patients: pd.DataFrame, images: pd.DataFrame, pixels: np.ndarray, regions: np.ndarray, n_bins: int = 40
 ) -> pd.DataFrame:
-    """Mean grey level over depth and over angle, one curve a patient.
+    """Mean grey level over depth and over angle of a sector, one curve per patient, averaged over the images.
 
-    Parameters
-    ----------
-    patients, images : pandas.DataFrame
-        A cohort's tables.
-    pixels : (N, H, W) uint8 ndarray
-        Frames, averaged over the patient.
-    regions : (P, H, W) bool ndarray
-        Sector of each patient, in the order of `patients`.
-    n_bins : int
-        Bins of a curve.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``patient_id, label, kind`` ("depth": distance from the apex in pixels, central half of the angles;
-        "lateral": angle from the axis in degrees, positive to the right, middle third of the depths), ``position,
-        grey`` (0 to 255).
+    `pixels` (N, H, W) uint8; `regions` (P, H, W) bool, the sector of each patient in the order of `patients`. Returns
+    ``patient_id, label, kind`` ("depth": distance from the apex in pixels, central half of the angles; "lateral": angle
+    from the axis in degrees, positive to the right, middle third of the depths), ``position, grey`` (0 to 255).
     """
     places = images.reset_index(drop=True).groupby("patient_id").indices
-    tables = []
+    curves = []
     for person, region in zip(patients.itertuples(index=False), regions, strict=True):
         mean = np.mean([pixels[i] for i in places[person.patient_id]], axis=0)
         pixel_store.release(pixels)
@@ -192,50 +163,47 @@ def profiles(
         central = region & (np.abs(angle) < half / 2)
         # Two degrees off the edges, where the region's border is as thick as a pixel or three.
         middle = region & (radius > deepest / 3) & (radius < 2 * deepest / 3) & (np.abs(angle) < half - 2)
-        for kind, inside, where, span in (
-            ("depth", central, radius, (0.0, 360.0)),
-            ("lateral", middle, angle, (-60.0, 60.0)),
-        ):
-            curve = _binned(where[inside], mean[inside], span, n_bins)
-            tables.append(curve.assign(patient_id=person.patient_id, label=person.label, kind=kind))
-    return pd.concat(tables, ignore_index=True)[["patient_id", "label", "kind", "position", "grey"]]
+        curves.append((person, "depth", *_binned(radius[central], mean[central], (0.0, 360.0), n_bins)))
+        curves.append((person, "lateral", *_binned(angle[middle], mean[middle], (-60.0, 60.0), n_bins)))
+    return _tidy(curves)
 
 
 def square_profiles(patients: pd.DataFrame, images: pd.DataFrame, squares: np.ndarray) -> pd.DataFrame:
-    """Mean grey level over the height and the width of images of one shape, one curve a patient.
+    """Mean grey level over height and width of (N, S, S) uint8 images of one shape, one curve per patient.
 
-    Parameters
-    ----------
-    patients, images : pandas.DataFrame
-        A cohort's tables.
-    squares : (N, S, S) uint8 ndarray
-        Images, averaged over the patient.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``patient_id, label, kind`` ("rows": from the top; "columns": from the left), ``position`` (percent of the
-        side), ``grey`` (0 to 255).
+    Returns ``patient_id, label, kind`` ("rows": from the top; "columns": from the left), ``position`` (percent of the
+    side), ``grey`` (0 to 255).
     """
     places = images.reset_index(drop=True).groupby("patient_id").indices
     position = (np.arange(squares.shape[1]) + 0.5) * 100 / squares.shape[1]
-    tables = []
+    curves = []
     for person in patients.itertuples(index=False):
         mean = squares[places[person.patient_id]].mean(axis=0)
-        for kind, axis in (("rows", 1), ("columns", 0)):
-            curve = pd.DataFrame({"position": position, "grey": mean.mean(axis=axis)})
-            tables.append(curve.assign(patient_id=person.patient_id, label=person.label, kind=kind))
-    return pd.concat(tables, ignore_index=True)[["patient_id", "label", "kind", "position", "grey"]]
+        curves += [(person, "rows", position, mean.mean(axis=1)), (person, "columns", position, mean.mean(axis=0))]
+    return _tidy(curves)
 
 
-def _binned(where: np.ndarray, grey: np.ndarray, span: tuple[float, float], n_bins: int) -> pd.DataFrame:
-    """Mean of `grey` in bins of `where`; bins with fewer than 20 pixels are left out."""
+def _tidy(curves: list[tuple[Any, str, np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    """Patient, kind, positions and grey levels of each curve as one table."""
+    return pd.concat(
+        [
+            pd.DataFrame({"patient_id": p.patient_id, "label": p.label, "kind": kind, "position": x, "grey": grey})
+            for p, kind, x, grey in curves
+        ],
+        ignore_index=True,
+    )
+
+
+def _binned(
+    where: np.ndarray, grey: np.ndarray, span: tuple[float, float], n_bins: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of bins of `where`, and the mean of `grey` in each; bins with fewer than 20 pixels are left out."""
     edges = np.linspace(*span, n_bins + 1)
     count, _ = np.histogram(where, edges)
     total, _ = np.histogram(where, edges, weights=grey)
     keep = count >= 20
     centre = (edges[:-1] + edges[1:]) / 2
-    return pd.DataFrame({"position": centre[keep], "grey": total[keep] / count[keep]})
+    return centre[keep], total[keep] / count[keep]
 
 
 def class_curves(curves: pd.DataFrame) -> pd.DataFrame:
@@ -244,7 +212,7 @@ def class_curves(curves: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     curves : pandas.DataFrame
-        From `profiles`.
+        From `profiles` or `square_profiles`.
 
     Returns
     -------

@@ -39,16 +39,8 @@ json.dump({"torch": torch.__version__, "torchvision": torchvision.__version__, "
 class Finding:
     """One thing that was looked at.
 
-    Attributes
-    ----------
-    what : str
-        Its name.
-    state : str
-        ``"ok"``, ``"optional"`` (missing, the study runs without it) or ``"fault"``.
-    found : str
-        What was found.
-    remedy : str
-        What to do about it; empty when nothing is wrong.
+    ``state`` is "ok", "optional" (missing, the study runs without it) or "fault"; ``remedy`` is empty where nothing is
+    wrong.
     """
 
     what: str
@@ -67,17 +59,7 @@ def check_python(version: tuple[int, int] | None = None) -> Finding:
 
 
 def check_disk(folder: Path, needed: float, purpose: str) -> Finding:
-    """Free disk where a folder is or will be.
-
-    Parameters
-    ----------
-    folder : Path
-        May not exist yet.
-    needed : float
-        GiB that must be free.
-    purpose : str
-        What the space is for.
-    """
+    """Free disk, in GiB, where a folder is or will be; `purpose` is what the space is for."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -104,17 +86,7 @@ def check_libraries(python: str = sys.executable) -> list[Finding]:
 
 
 def check_gpu(gpus: Sequence[str], cuda: str | None, driver: str) -> Finding:
-    """What torch sees beside what the driver reports.
-
-    Parameters
-    ----------
-    gpus : sequence of str
-        Names of the GPUs that torch can use.
-    cuda : str or None
-        CUDA version torch was built with.
-    driver : str
-        What ``nvidia-smi`` says; empty when it is not there.
-    """
+    """What torch sees, built for a CUDA version, beside what ``nvidia-smi`` says; empty where that is not there."""
     if gpus:
         return Finding("GPU", "ok", f"{', '.join(gpus)}; driver {driver or 'unknown'}; torch built for CUDA {cuda}")
     if driver:
@@ -136,12 +108,7 @@ def _driver() -> str:
 def check_cohort(data: str = "", raw: Path | None = None) -> Finding:
     """The real cohort: where it was found, and its checksum beside the one that the record states.
 
-    Parameters
-    ----------
-    data : str
-        Path given by the user; empty looks into `raw`.
-    raw : Path, optional
-        Default ``data/raw`` of the work folder.
+    `data` is the user's path; empty looks into `raw`, by default ``data/raw`` of the work folder.
     """
     raw = raw or Path(os.environ.get("NAFLD_ROOT", PROJECT_ROOT)) / "data" / "raw"
     files = [Path(data).expanduser()] if data else sorted(raw.glob("*.mat"))
@@ -198,7 +165,7 @@ def examine(data: str = "") -> list[Finding]:
 
 
 def report(findings: Sequence[Finding], write: Callable[[str], None] = print) -> int:
-    """Print findings, one a line and its remedy below; return the exit status."""
+    """Print findings, one per line and its remedy below; return the exit status."""
     for finding in findings:
         write(f"{finding.state:<9} {finding.what}: {finding.found}")
         if finding.remedy:

@@ -3,7 +3,7 @@
 The pictures are drawn, not traced from anyone: two lungs, ribs, spine, heart and diaphragm of random size on a body of
 random brightness, with quantum noise. In the class *effusion* fluid fills one or both lungs from below to a height that
 is the patient's grade, in percent of the lung. The folder is as people's folders are: PNG, JPEG and TIFF, some in
-colour, some of 16 bits, of several sizes, one to four images a patient, patients named by text::
+colour, some of 16 bits, of several sizes, one to four images per patient, patients named by text::
 
     python -m nafld_utils.example_cohort data/chest
 """
@@ -28,21 +28,7 @@ GRADE = "fluid (% of the lung)"
 
 
 def write(folder: str | Path, n_patients: int = 16, seed: int = 0) -> Path:
-    """Write the example.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Folder to make; what is in it is written over.
-    n_patients : int
-        Half of them with effusion.
-    seed : int
-        Decides everything.
-
-    Returns
-    -------
-    pathlib.Path
-        `folder`.
+    """Write the example into a folder, over what is in it; half of the patients have effusion.
 
     Raises
     ------
@@ -86,22 +72,9 @@ def _chest(rng: np.random.Generator) -> dict[str, float]:
 
 
 def radiograph(chest: dict[str, float], fluid: float, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """One image of a patient.
+    """One image of a patient, uint8 of (height, width) `shape`.
 
-    Parameters
-    ----------
-    chest : dict
-        From `_chest`.
-    fluid : float
-        Height of the fluid in percent of the lung's height; 0 is none.
-    shape : (int, int)
-        Height and width in pixels.
-    rng : numpy.random.Generator
-        Position of the patient and noise.
-
-    Returns
-    -------
-    (H, W) uint8 ndarray
+    `chest` is from `_chest`; `fluid` is its height in percent of the lung's, 0 is none; `rng` draws position and noise.
     """
     y, x = np.indices(shape, dtype=float)
     y, x = y / shape[0] + rng.normal(0, 0.01), x / shape[1] + rng.normal(0, 0.01)

@@ -22,7 +22,7 @@ def make_folds(patients: pd.DataFrame, n_splits: int, seed: int) -> pd.DataFrame
     Parameters
     ----------
     patients : pandas.DataFrame
-        One row a patient: ``patient_id``, ``label``.
+        One row per patient: ``patient_id``, ``label``.
     n_splits : int
         Number of folds, at least 2; 5 in the paper (44 patients train, 11 validate).
     seed : int
@@ -77,7 +77,7 @@ def split(images: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     Parameters
     ----------
     images : pandas.DataFrame
-        One row an image: ``patient_id``, ``sha256``, ``fold``.
+        One row per image: ``patient_id``, ``sha256``, ``fold``.
     fold : int
         The fold that is held out.
 
@@ -97,12 +97,7 @@ def split(images: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def assert_no_leak(training: pd.DataFrame, held_out: pd.DataFrame) -> None:
-    """Refuse a split that shares a patient (by id) or a frame (by the hash of its pixels).
-
-    Parameters
-    ----------
-    training, held_out : pandas.DataFrame
-        One row an image: ``patient_id`` and, where frames are to be compared, ``sha256``.
+    """Refuse a split that shares a patient (by id) or a frame (by the hash of its pixels, where both have ``sha256``).
 
     Raises
     ------
@@ -129,13 +124,7 @@ def assert_no_leak(training: pd.DataFrame, held_out: pd.DataFrame) -> None:
 
 
 def digest_of(images: pd.DataFrame) -> str:
-    """What tells a split from another: a digest of who is held out in which fold.
-
-    Parameters
-    ----------
-    images : pandas.DataFrame
-        One row an image: ``patient_id``, ``fold``.
-    """
+    """What tells a split from another: a digest of who is held out in which fold (``patient_id, fold`` of images)."""
     pairs = images[["patient_id", "fold"]].drop_duplicates().itertuples(index=False)
     return digest(sorted([str(patient), int(fold)] for patient, fold in pairs))
 
@@ -146,7 +135,7 @@ def assert_same_split(images: pd.DataFrame, made_with: str | None, origin: str) 
     Parameters
     ----------
     images : pandas.DataFrame
-        One row a real image: ``patient_id``, ``fold``.
+        One row per real image: ``patient_id``, ``fold``.
     made_with : str or None
         `digest_of` the split that the set was made with; None of a set from before it was noted, whose unit's hash
         alone holds the split.
@@ -168,14 +157,7 @@ def assert_same_split(images: pd.DataFrame, made_with: str | None, origin: str) 
 def assert_comparable(images: pd.DataFrame, used: Sequence[int], class_names: Sequence[str]) -> None:
     """Refuse folds whose held-out patients are too few for an interval, before anything is trained for them.
 
-    Parameters
-    ----------
-    images : pandas.DataFrame
-        One row an image: ``patient_id``, ``label``, ``fold``.
-    used : sequence of int
-        Folds that are trained.
-    class_names : (str, str)
-        Names of label 0 and label 1.
+    `images` has ``patient_id, label, fold``; `used` are the folds that are trained.
 
     Raises
     ------
@@ -198,7 +180,7 @@ def assert_trained_without(images: pd.DataFrame, fold: int, source_patients: pd.
     Parameters
     ----------
     images : pandas.DataFrame
-        One row a real image: ``patient_id``, ``fold``.
+        One row per real image: ``patient_id``, ``fold``.
     fold : int
         The fold that is held out.
     source_patients : pandas.Series

@@ -224,13 +224,13 @@ def check_folder(run: Run) -> None:
     Raises
     ------
     ValueError
-        Everything that is wrong, one line per row (`cohort_table.CohortError`).
+        Everything that is wrong, one line per row (`cohort_problems.CohortError`).
     """
     s = run.settings
     path = Path(s.cohort.path).expanduser() if s.cohort.source == "file" and s.cohort.path else None
     if path is not None and path.is_dir():
         from nafld_utils import cohort_folder
-        from nafld_utils.cohort_table import WHOLE_LIST, CohortError
+        from nafld_utils.cohort_problems import WHOLE_LIST, CohortError
 
         scratch = artifacts.existing(run.root)
         try:

@@ -63,18 +63,9 @@ class Header:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image.
+    """A decoded image: grey ``pixels``, (H, W) uint8, and whether they were converted.
 
-    Attributes
-    ----------
-    pixels : (H, W) uint8 ndarray
-        Grey levels.
-    colour : bool
-        Whether it was converted from colour.
-    deep : bool
-        Whether it was scaled from more than 8 bits.
-    turned : bool
-        Whether it was turned as its EXIF entry says.
+    ``colour``: from colour; ``deep``: scaled from more than 8 bits; ``turned``: as its EXIF entry says.
     """
 
     pixels: np.ndarray
@@ -85,15 +76,6 @@ class Picture:
 
 def read_header(path: Path) -> Header:
     """Size and kind of an image file; a file that is refused is not decoded.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    Header
 
     Raises
     ------
@@ -120,16 +102,6 @@ def read_header(path: Path) -> Header:
 
 def read(path: Path) -> Picture:
     """Decode an image file to grey levels.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    Picture
-        ``pixels`` is (H, W) uint8.
 
     Raises
     ------
@@ -224,7 +196,7 @@ def _refuse_misread(picture: Any) -> None:
     if picture.format == "PNG" and not picture.mode.startswith("I"):  # 16-bit grey comes whole
         bits = 16 if any(";16" in str(tile.args) for tile in picture.tile) else 8
     elif picture.format == "TIFF":
-        stored = picture.tag_v2.get(258, (1,))  # BitsPerSample, one a channel
+        stored = picture.tag_v2.get(258, (1,))  # BitsPerSample, one per channel
         bits = max(stored) if len(stored) > 1 else 8
         signed = max(stored) <= 8 and 2 in picture.tag_v2.get(339, (1,))  # SampleFormat
     if bits > 8:

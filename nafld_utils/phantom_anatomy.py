@@ -52,45 +52,34 @@ class Anatomy:
     curves : (n, 6) float32
         Points of specular interfaces: x, z (pixels), normal x, normal z (unit), strength (amplitude, liver = 1),
         thickness (pixels, standard deviation).
-    fat : float
-        Percent of hepatocytes with fatty infiltration.
     """
 
     labels: np.ndarray
     echo: np.ndarray
     attenuation: np.ndarray
     curves: np.ndarray
-    fat: float
 
 
 def draw_anatomy(rng, fat, feature=None):
-    """Draw one patient's anatomy.
+    """Draw one patient's anatomy; `rng` decides everything.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        Decides everything.
+        Its draws do not depend on the fat, so that the same generator with another fat gives the same patient with and
+        without a feature.
     fat : float in [0, 100]
-        Percent of hepatocytes with fatty infiltration.
+        Percent of hepatocytes with fatty infiltration: raises the liver against the cortex and the liver's
+        attenuation, and blurs borders.
     feature : str, optional
-        One of `FEATURES`: the only thing that the fat changes. None: all of them, the liver's attenuation and every
-        border, as in the cohort.
-
-    Returns
-    -------
-    Anatomy
-        Steatosis raises the liver against the cortex, raises the liver's attenuation and blurs borders.
+        One of `FEATURES`: the only thing that the fat changes. Every patient then has vessels and a diaphragm inside
+        the centre crop, since what is not in the picture cannot be learnt from it. None: all of them, the liver's
+        attenuation and every border, as in the cohort.
 
     Raises
     ------
     ValueError
         `feature` is none of `FEATURES`.
-
-    Notes
-    -----
-    With a `feature` every patient has vessels and a diaphragm inside the centre crop, whatever the feature, since what
-    is not in the picture cannot be learnt from it. The draws do not depend on the fat, so the same generator with
-    another fat gives the same patient with and without the feature.
     """
     if feature is not None and feature not in FEATURES:
         raise ValueError(f"feature: expected one of {', '.join(FEATURES)} or None, found {feature!r}; choose one.")
@@ -108,7 +97,7 @@ def draw_anatomy(rng, fat, feature=None):
         points[:, 4] *= 1 - 0.65 * (load if feature is None else loads.get(f"{kind}_blur", 0.0))
         curves.append(points)
     curves = np.concatenate(curves)
-    return Anatomy(labels, echo.astype(np.float32), attenuation, curves.astype(np.float32), float(fat))
+    return Anatomy(labels, echo.astype(np.float32), attenuation, curves.astype(np.float32))
 
 
 def _draw_kidney(rng):

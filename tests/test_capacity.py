@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, folds, params, phantom_folder, quality_filter, sweep, trial_draws
+from nafld_utils import artifacts, folds, params, phantom, quality_filter, sweep, trial_draws
 from nafld_utils.stages import prepare
 
 
@@ -114,7 +114,7 @@ def test_the_largest_rate_of_each_arm_is_the_hardest():
 
 def test_the_stage_refuses_before_anything_is_preprocessed(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    phantom_folder.write(tmp_path / "a", 8, 3, n_frames=1)
+    phantom.write_folder(tmp_path / "a", 8, 3, n_frames=1)
     values = {"cohort.source": "file", "cohort.path": str(tmp_path / "a"), "cohort.class_names": ["healthy", "fatty"]}
     run = artifacts.open_run("smoke", {**values, "sampling.n_images": 1})
     with pytest.raises(ValueError, match="not made yet"):

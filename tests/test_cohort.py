@@ -12,7 +12,7 @@ import pytest
 from numpy.lib.recfunctions import repack_fields
 from scipy import io
 
-from nafld_utils import artifacts, cohort, describe, download, params
+from nafld_utils import artifacts, cohort, cohort_data, describe, download, params
 from nafld_utils.stages import prepare
 
 SIMULATED = {"kind": "simulated", "text": "Simulated for a test."}
@@ -54,8 +54,8 @@ def test_ids_hashes_and_frames_belong_together():
     assert made.frames.base is not None, "frames must be a view, not a copy"
     assert (made.frames[1, 1] == made.pixels[11]).all()
     assert made.images["sha256"][11] == hashlib.sha256(made.pixels[11].tobytes()).hexdigest()
-    assert list(made.images) == list(cohort.IMAGE_COLUMNS)
-    assert list(made.patients) == list(cohort.PATIENT_COLUMNS)
+    assert list(made.images) == list(cohort_data.IMAGE_COLUMNS)
+    assert list(made.patients) == list(cohort_data.PATIENT_COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_frames_are_taken_evenly_and_keep_their_names(k, kept):
     made = toy(4)
     part = made.subset_frames(k)
     assert part.frames.shape[:2] == (4, k)
-    assert part.images["image_id"][:k].tolist() == [cohort.image_id(1, f) for f in kept]
+    assert part.images["image_id"][:k].tolist() == [cohort_data.image_id(1, f) for f in kept]
     assert (part.frames[2] == made.frames[2][kept]).all()
     assert made.subset_frames(None) is made
 
@@ -88,11 +88,11 @@ def test_duplicates_are_reported_once_a_group():
     frames = made.frames.copy()
     frames[1, 4] = frames[1, 7] = frames[1, 2]
     copied = cohort.from_arrays(frames, [1, 20], [0, 1], SIMULATED)
-    table = cohort.duplicates(copied)
+    table = cohort_data.duplicates(copied)
     assert table.to_dict("records") == [
         {"patient_id": 2, "label": 1, "n": 3, "image_ids": "p002_f02, p002_f04, p002_f07"}
     ]
-    assert cohort.duplicates(made).empty
+    assert cohort_data.duplicates(made).empty
 
 
 # ---------------------------------------------------------------- .mat
@@ -233,7 +233,7 @@ def test_the_real_cohort():
     assert found.patients["label"].tolist() == [0] * 17 + [1] * 38
     assert found.images["sha256"].nunique() == 544
     groups = dict.fromkeys((6, 14), 1) | {43: 4}
-    assert cohort.duplicates(found)["patient_id"].value_counts().to_dict() == groups
+    assert cohort_data.duplicates(found)["patient_id"].value_counts().to_dict() == groups
     table = describe.summary_table(found.images, found.patients, ("healthy", "fatty"))
     assert table.loc["all"].filter(like="fat ").iloc[2:].tolist() == [17, 20, 8, 10]
 
@@ -366,10 +366,12 @@ def test_stage_units_are_made_once_and_read_back(run):
     assert data.images["fold"].notna().all()
     for i, j in ((0, 0), (7, 1)):
         box = tuple(data.pool_boxes[i, j])
-        from nafld_utils import preprocess
+        from nafld_utils import preprocess, semantic_maps
 
         assert (data.pool[i, j] == preprocess.resize_box(data.crops[i], box, 32)).all()
-        assert (data.pool_maps[i, j] == preprocess.semantic_maps(data.pool[i, j][None], run.settings.preprocess)).all()
+        assert (
+            data.pool_maps[i, j] == semantic_maps.semantic_maps(data.pool[i, j][None], run.settings.preprocess)
+        ).all()
 
 
 def test_the_stored_cohort_outlives_the_raw_file_but_not_another_one(run):

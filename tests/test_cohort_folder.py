@@ -18,24 +18,22 @@ from nafld_utils import (
     artifacts,
     cli,
     cohort,
-    cohort_checks,
+    cohort_folder,
     cohort_table,
     example_cohort,
     graph,
     image_files,
     params,
     phantom,
-    phantom_folder,
     pixel_store,
     preprocess,
-    regions,
     words,
 )
 from nafld_utils.report import facts as report_facts
 from nafld_utils.report import pages as report_pages
 from nafld_utils.report import texts
 from nafld_utils.stages import cohort as stage
-from nafld_utils.stages import looks, prepare
+from nafld_utils.stages import prepare
 
 NAMES = ("benign", "malignant")
 ROWS = [
@@ -614,7 +612,7 @@ def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
     rows = [{**row, "label": {"benign": "Normal", "malignant": "Pneumonia"}[row["label"]]} for row in ROWS]
     rows[1]["label"], rows[3]["label"] = "", "Normal"
     with pytest.raises(cohort_table.CohortError) as caught:
-        cohort_checks.check(folder(tmp_path / "a", rows), ("healthy", "fatty"), n_splits=3)
+        cohort_folder.check(folder(tmp_path / "a", rows), ("healthy", "fatty"), n_splits=3)
     found = [(problem.row, problem.text.split(";")[0]) for problem in caught.value.problems]
     assert found == [
         (None, "expected the labels healthy and fatty (cohort.class_names), or 0 and 1, found Normal and Pneumonia"),
@@ -972,7 +970,7 @@ def test_stages_take_unequal_images_and_the_tables_folds(tmp_path, study):
     assert (data.images["kept_share"] == 1).all(), "the square is fitted to the region"
     assert data.traditional_pool.shape == data.pool.shape
     assert run.is_foreign
-    assert len(looks.of(run).pairs.query("pair == 'same patient'")) == 8
+    assert len(stage.likeness(run).pairs.query("pair == 'same patient'")) == 8
     with pytest.raises(ValueError, match=r"folds.n_splits is 3, expected the 2 folds .* column fold"):
         prepare.build_preprocessed(study(path, cohort__frames_per_patient=3, folds__n_splits=3))
     path.rename(tmp_path / "gone")
@@ -1024,7 +1022,7 @@ def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, stud
     prepare.build_cohort(run)
     assert run.is_foreign
     assert "is read as" not in words.of(run).note
-    phantom_folder.write(tmp_path / "liver", 2, 5, n_frames=1)
+    phantom.write_folder(tmp_path / "liver", 2, 5, n_frames=1)
     liver = study(tmp_path / "liver", cohort__class_names=["healthy", "fatty"])
     prepare.build_cohort(liver)
     assert words.of(liver).note == "", "simulated here, its numbers mean what they mean"
@@ -1034,19 +1032,19 @@ def test_regions_and_crops_are_settings(study, tmp_path):
     image = np.zeros((60, 100), np.uint8)
     image[10:50, 20:80] = 200
     chosen = study(tmp_path).settings.preprocess
-    largest = regions.find(image, chosen)
+    largest = preprocess.find_region(image, chosen)
     assert largest.sum() == 40 * 60
-    whole = regions.find(image, chosen.model_copy(update={"region": "none"}))
+    whole = preprocess.find_region(image, chosen.model_copy(update={"region": "none"}))
     assert whole.all()
     box = chosen.model_copy(update={"region": "box", "region_box": (5, 10, 20, 500)})
-    assert regions.find(image, box).sum() == 20 * 90, "a box is cut at the border"
+    assert preprocess.find_region(image, box).sum() == 20 * 90, "a box is cut at the border"
     with pytest.raises(ValueError, match="a box inside the image of 100 x 60 pixels"):
-        regions.find(image, chosen.model_copy(update={"region": "box", "region_box": (99, 0, 5, 5)}))
-    square = regions.window(whole, chosen, fit=True)
+        preprocess.find_region(image, chosen.model_copy(update={"region": "box", "region_box": (99, 0, 5, 5)}))
+    square = preprocess.crop_window(whole, chosen, fit=True)
     assert (square.top, square.left, square.side) == (-20, 0, 100)
-    assert regions.kept_share(whole, square) == 1
+    assert square.share_of(whole) == 1
     assert square.cut(image, 50).shape == (50, 50)
-    plain = regions.window(largest, chosen, fit=False)
+    plain = preprocess.crop_window(largest, chosen, fit=False)
     assert (plain.top, plain.left, plain.side) == (-2, 18, 64)
     with pytest.raises(ValueError, match="region_box must be"):
         study(tmp_path, preprocess__region="box")
@@ -1059,7 +1057,7 @@ def test_every_image_without_a_region_is_named_by_row_and_file(study, tmp_path):
     run = study(path, preprocess__threshold=4)
     prepare.build_cohort(run)
     dark = "expected pixels above grey level 4 (preprocess.threshold), found none; lower the threshold or remove"
-    for act in (looks.of, prepare.build_preprocessed):
+    for act in (stage.likeness, prepare.build_preprocessed):
         with pytest.raises(cohort_table.CohortError) as caught:
             act(run)
         assert str(caught.value).splitlines() == [
@@ -1069,7 +1067,7 @@ def test_every_image_without_a_region_is_named_by_row_and_file(study, tmp_path):
         ]
     run = study(path, preprocess__region="box", preprocess__region_box=[64, 0, 10, 10])
     with pytest.raises(cohort_table.CohortError) as caught:
-        looks.of(run)
+        stage.likeness(run)
     assert [row for row, _ in caught.value.problems] == [2, 4, 5, 7, 8], "the other images are higher"
     assert "row 5: 3.png: preprocess.region_box: expected a box inside the image of 67 x 64 pixels" in str(caught.value)
 
@@ -1082,7 +1080,7 @@ def test_without_a_table_images_without_a_region_go_by_their_ids(tmp_path, monke
     with pytest.raises(
         cohort_table.CohortError, match=r"artifacts/smoke/cohort: 2 problems\n  image: p001_f\d\d: prep"
     ):
-        looks.of(run)
+        stage.likeness(run)
 
 
 @pytest.mark.parametrize(
@@ -1147,17 +1145,17 @@ def test_a_simulated_folder_is_the_simulated_cohort(tmp_path, monkeypatch):
 
     monkeypatch.setattr(phantom, "simulate_patient", breaking)
     with pytest.raises(KeyboardInterrupt):
-        phantom_folder.write(tmp_path / "a", 3, 5, n_frames=2)
-    phantom_folder.write(tmp_path / "a", 3, 5, n_frames=2)
+        phantom.write_folder(tmp_path / "a", 3, 5, n_frames=2)
+    phantom.write_folder(tmp_path / "a", 3, 5, n_frames=2)
     assert calls == [0, 1, 2, 2], "only the patient that was cut short is simulated again"
-    for found in (cohort.load(tmp_path / "a"), cohort.open_array_folder(tmp_path / "a")):
+    for found in (cohort.load(tmp_path / "a"), cohort_folder.read(tmp_path / "a", ("healthy", "fatty"), in_place=True)):
         assert (found.pixels == small.pixels).all()
         assert (found.masks == small.masks).all()
         assert found.images["sha256"].equals(small.images["sha256"])
         assert found.images["image_id"].equals(small.images["image_id"])
         assert found.provenance["kind"] == "simulated"
     with pytest.raises(ValueError, match="expected no other cohort"):
-        phantom_folder.write(tmp_path / "a", 3, 6, n_frames=2)
+        phantom.write_folder(tmp_path / "a", 3, 6, n_frames=2)
 
 
 def test_a_large_simulated_run_is_the_small_one_on_disk(study, tmp_path, monkeypatch):
@@ -1166,7 +1164,7 @@ def test_a_large_simulated_run_is_the_small_one_on_disk(study, tmp_path, monkeyp
     large = artifacts.open_run("smoke", {**values, "run": "large"})
     assert small.root != study(tmp_path).root
     prepare.build_cohort(small)
-    monkeypatch.setattr(phantom_folder, "ABOVE", 1)
+    monkeypatch.setattr(phantom, "ABOVE", 1)
     stage.build_cohort(large)
     a, b = prepare.open_cohort(small), prepare.open_cohort(large)
     assert (a.pixels == b.pixels).all()

@@ -10,7 +10,7 @@ import pytest
 from test_sweep_answer import made_up
 
 from nafld_utils import engine, explorers, params, phantom, preprocess, sweep_tables
-from nafld_utils.explorers import cohort, shap, sweep, synthetic
+from nafld_utils.explorers import cohort, preprocessing, shap, sweep, synthetic
 
 RUN = SimpleNamespace(settings=params.load("smoke"), is_simulated=True, is_foreign=False)
 MARK = "simulated cohort: "
@@ -81,7 +81,7 @@ def test_a_crop_its_map_and_its_warp_follow_their_sliders(patients):
     data = SimpleNamespace(
         images=patients.images.assign(**facts), crops=crops, pool=pool, pool_maps=(pool // 52).astype(np.uint8)
     )
-    found, (words, picture) = controls(cohort.crops(RUN, patients, data))
+    found, (words, picture) = controls(preprocessing.crops(RUN, patients, data))
     assert "90%" in words.value
     seen = [picture.value]
     for name, value in {"random crop": 1, "draw of the warp": 5, "frame": 1, "patient": 2}.items():
@@ -229,7 +229,7 @@ def test_a_headless_run_gets_a_line_instead_of_a_widget(patients, monkeypatch):
     monkeypatch.setenv(engine.PROGRESS_FILE, "somewhere")
     for made in (
         cohort.frames(RUN, patients),
-        cohort.crops(RUN, patients, None),
+        preprocessing.crops(RUN, patients, None),
         synthetic.images(RUN, judged(), pictures),
         sweep.results(RUN, None, {}),
         shap.maps(RUN, {}),

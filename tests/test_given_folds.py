@@ -8,13 +8,14 @@ from PIL import Image
 
 from nafld_utils import artifacts, describe, folds, gan, report, sweep, words
 from nafld_utils.explorers import cohort as explore
+from nafld_utils.explorers import preprocessing
 from nafld_utils.figures import cohort as draw
 from nafld_utils.report import reforms, texts
+from nafld_utils.stages import cohort as cohort_stage
 from nafld_utils.stages import (
     explain,
     features,
     first_stages,
-    looks,
     prepare,
     samples,
     sweep_answer,
@@ -121,8 +122,8 @@ def test_stages_01_and_02_show_a_cohort_without_grades(run, data):
     captions = [draw.caption(image, NAMES, said.grade_text) for _, image in data.images.iterrows()]
     assert not any(" nan" in text or "grade" in text for text in captions)
     explore.frames(run, cohort)
-    explore.crops(run, cohort, data)
-    pairs = looks.of(run).pairs
+    preprocessing.crops(run, cohort, data)
+    pairs = cohort_stage.likeness(run).pairs
     for rows in (prepare.cohort_claims(run, pairs), prepare.preprocess_claims(run)):
         assert not any(str(row.get("this_run")) == "nan" for row in rows)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nafld_utils import phantom
+from nafld_utils import phantom, phantom_scanner
 from nafld_utils.phantom import TISSUES
 from nafld_utils.phantom_anatomy import SHAPE
 
@@ -34,7 +34,7 @@ def test_tables_and_arrays_agree(cohort):
 
 def test_sector_matches_measured_corners():
     """Corner pixels read off the real frames: apex, the two ends of the arc, the lowest point."""
-    sector = phantom.sector_mask()
+    sector = phantom_scanner.sector_mask()
     rows, cols = np.nonzero(sector)
     assert (rows.min(), rows.max()) == (9, 366)
     assert abs(cols.min() - 33) <= 1
@@ -45,7 +45,7 @@ def test_sector_matches_measured_corners():
 
 def test_frame_is_black_outside_sector_but_for_overlays(cohort):
     outside = cohort.pixels[0].copy()
-    outside[phantom.sector_mask()] = 0
+    outside[phantom_scanner.sector_mask()] = 0
     assert outside[26, 615] == 203  # grey bar
     assert outside[26:124, 615].min() < 5
     assert outside[8:22, 332:350].max() == 226  # V mark
@@ -53,8 +53,8 @@ def test_frame_is_black_outside_sector_but_for_overlays(cohort):
     assert outside[375:434, 25:200].max() > 100  # electrocardiogram
     assert outside[400:434, 560:636].max() > 100  # heart rate and frame number
     assert (outside > 0).mean() < 0.03
-    assert (cohort.masks[:, ~phantom.sector_mask()] == TISSUES["outside"]).all()
-    assert (cohort.masks[:, phantom.sector_mask()] != TISSUES["outside"]).all()
+    assert (cohort.masks[:, ~phantom_scanner.sector_mask()] == TISSUES["outside"]).all()
+    assert (cohort.masks[:, phantom_scanner.sector_mask()] != TISSUES["outside"]).all()
 
 
 def test_masks_are_nested(cohort):
@@ -72,13 +72,13 @@ def test_masks_are_nested(cohort):
 
 def test_speckle_is_rayleigh_in_homogeneous_liver(monkeypatch):
     """Mean over standard deviation of the envelope is sqrt(pi / (4 - pi)) = 1.91 in fully developed speckle."""
-    uniform = phantom.draw_anatomy(np.random.default_rng(0), 0.0)
+    uniform = phantom_scanner.draw_anatomy(np.random.default_rng(0), 0.0)
     liver = np.full(SHAPE, TISSUES["liver"], np.uint8)
-    uniform = type(uniform)(liver, np.zeros(SHAPE, np.float32), uniform.attenuation, np.zeros((0, 6), np.float32), 0.0)
-    monkeypatch.setattr(phantom, "draw_anatomy", lambda rng, fat, feature=None: uniform)
+    uniform = type(uniform)(liver, np.zeros(SHAPE, np.float32), uniform.attenuation, np.zeros((0, 6), np.float32))
+    monkeypatch.setattr(phantom_scanner, "draw_anatomy", lambda rng, fat, feature=None: uniform)
     ratios = []
     for index in range(3):
-        envelope = phantom.Patient(1, index, 0.0).envelope(0)
+        envelope = phantom_scanner.Patient(1, index, 0.0).envelope(0)
         blocks = envelope[100:340, 60:340].reshape(24, 10, 28, 10).transpose(0, 2, 1, 3).reshape(24 * 28, 100)
         # Blocks take out gain and shadow; dividing by the block's mean power keeps the speckle.
         speckle = blocks / np.sqrt((blocks**2).mean(axis=1, keepdims=True))
@@ -87,7 +87,7 @@ def test_speckle_is_rayleigh_in_homogeneous_liver(monkeypatch):
 
 
 def _neighbour_correlation(frames):
-    inside = frames[:, phantom.sector_mask()].astype(np.float32)
+    inside = frames[:, phantom_scanner.sector_mask()].astype(np.float32)
     return np.diag(np.corrcoef(inside), 1).mean()
 
 
@@ -97,7 +97,7 @@ def test_frames_of_a_patient_correlate_as_in_the_real_cohort(cohort):
     assert low < min(values)
     assert max(values) < high
     assert np.median(values) == pytest.approx(REAL_MEDIAN, abs=0.07)
-    strangers = np.corrcoef(cohort.frames[:, 0][:, phantom.sector_mask()].astype(np.float32))
+    strangers = np.corrcoef(cohort.frames[:, 0][:, phantom_scanner.sector_mask()].astype(np.float32))
     assert np.median(strangers[np.triu_indices(12, 1)]) < min(values)
 
 
@@ -158,7 +158,7 @@ def test_geometry_and_correlation_constants_hold_on_the_real_cohort():
     from scipy.io import loadmat
 
     frames = np.stack(loadmat(path)["data"]["images"][0])
-    sector = phantom.sector_mask()
+    sector = phantom_scanner.sector_mask()
     lit = (frames.reshape(-1, *phantom.FRAME_SHAPE) > 0).mean(axis=0) > 0.5
     lit[:, 604:] = False  # the grey bar
     lit[370:] = False  # the electrocardiogram

@@ -44,14 +44,7 @@ def interactive(build: Callable[..., Any]) -> Callable[..., Any]:
 def labelled(kind: Any, name: str, **options: Any) -> Any:
     """A control whose name is shown whole, as wide as it needs; a slider's track has a fixed length beside its name.
 
-    Parameters
-    ----------
-    kind : type
-        Class of the widget, e.g. ``ipywidgets.Dropdown``.
-    name : str
-        What stands before it.
-    **options
-        Handed to the widget.
+    `kind` is the widget's class, e.g. ``ipywidgets.Dropdown``; options are handed to it.
     """
     width = f"{280 + 7 * len(name)}px" if "Slider" in kind.__name__ else "auto"
     layout = {"width": width, "max_width": "100%"}
@@ -88,16 +81,9 @@ def grey_png(pixels: np.ndarray) -> bytes:
 
 
 def draw_png(run: Run, width: float, height: float, draw: Callable[[Figure], Any]) -> bytes:
-    """A figure as PNG, drawn by a function of it, marked where the cohort is simulated; pyplot keeps no trace of it.
+    """A figure of `width` x `height` inches as PNG, drawn by a function of it, marked where the cohort is simulated.
 
-    Parameters
-    ----------
-    run : Run
-        The run whose data it shows.
-    width, height : float
-        Inches.
-    draw : callable
-        Takes the matplotlib Figure.
+    pyplot keeps no trace of it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Explorers of notebooks 01 and 02: every frame, and what preprocessing makes of it."""
+"""Explorer of notebook 01: every frame of the cohort."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nafld_utils import explorers, preprocess, regions
-from nafld_utils.figures import bare
+from nafld_utils import explorers
 from nafld_utils.figures import cohort as draw
 from nafld_utils.words import of as words_of
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 _WIDEST = 640  # CSS pixels of a raw frame
 
 
-class _Place:
+class Place:
     """Two sliders that name an image: its patient, and which of the patient's images."""
 
     def __init__(self, patients: Any) -> None:
@@ -38,23 +37,10 @@ class _Place:
 
 @explorers.interactive
 def frames(run: Run, cohort: Cohort) -> Any:
-    """Every frame of the cohort: choose a patient and a frame.
-
-    Parameters
-    ----------
-    run : Run
-        The run whose data it shows.
-    cohort : Cohort
-        Its cohort.
-
-    Returns
-    -------
-    ipywidgets.VBox
-        `figures.cohort.frame_grid` draws its static twin.
-    """
+    """Every frame of the cohort: choose a patient and a frame; `figures.cohort.frame_grid` draws its static twin."""
     import ipywidgets as widgets
 
-    names, place = run.settings.cohort.class_names, _Place(cohort.images["patient_id"].to_numpy())
+    names, place = run.settings.cohort.class_names, Place(cohort.images["patient_id"].to_numpy())
     grade = words_of(run).grade_text
     words, picture = widgets.HTML(), widgets.HTML()
 
@@ -67,58 +53,3 @@ def frames(run: Run, cohort: Cohort) -> Any:
 
     explorers.watch([place.patient, place.frame], show)
     return widgets.VBox([explorers.row([place.patient, place.frame]), words, picture])
-
-
-@explorers.interactive
-def crops(run: Run, cohort: Cohort, data: Any) -> Any:
-    """From frame to map: choose a patient, a frame, one of its random crops and a draw of the map's warp.
-
-    Parameters
-    ----------
-    run : Run
-        The run whose data it shows.
-    cohort : Cohort
-        Its cohort.
-    data : stages.prepare.Preprocessed
-        What was made of it.
-
-    Returns
-    -------
-    ipywidgets.VBox
-        `figures.cohort.steps` and `figures.cohort.label_map` draw its static twins.
-    """
-    import ipywidgets as widgets
-
-    names, settings, said = run.settings.cohort.class_names, run.settings.preprocess, words_of(run)
-    place = _Place(data.images["patient_id"].to_numpy())
-    crop = explorers.labelled(widgets.IntSlider, "random crop", min=0, max=data.pool.shape[1] - 1)
-    warp = explorers.labelled(widgets.IntSlider, "draw of the warp", min=0, max=20)
-    for slider in (place.patient, place.frame, crop, warp):
-        slider.continuous_update = False  # a picture takes a third of a second
-    words, picture = widgets.HTML(), widgets.HTML()
-
-    def show(_: Any) -> None:
-        i, k = place.fit(), crop.value
-        facts = data.images.iloc[i]
-        frame, map_ = cohort.pixels[i], data.pool_maps[i, k]
-        region = regions.find(frame, settings)
-        warped = preprocess.warp_map(
-            map_, np.random.default_rng(warp.value), settings.warp_points, settings.warp_strength
-        )
-
-        def panels(figure: Any) -> None:
-            axes = figure.subplots(1, 5, width_ratios=[1.5, 1, 1, 1, 1])
-            corner = (facts["crop_top"], facts["crop_left"])
-            pool, side = data.pool[i, k : k + 1], facts["crop_side"]
-            draw.steps(frame, region, corner, data.crops[i], pool, axes[:3], "region and crop", side)
-            bare(axes[2], f"random crop {k}")
-            draw.label_map(map_, settings.map_classes, axes[3], "its map")
-            draw.label_map(warped, settings.map_classes, axes[4], f"warped, draw {warp.value}")
-
-        caption = draw.caption(facts, names, said.grade_text)
-        words.value = explorers.text(f"{caption}; the crop keeps {facts['kept_share']:.0%} of the region", run)
-        alt = f"{caption}: region and crop, centre crop, random crop {k}, its map, the map warped"
-        picture.value = explorers.image(explorers.draw_png(run, 10.5, 2.6, panels), alt)
-
-    explorers.watch([place.patient, place.frame, crop, warp], show)
-    return widgets.VBox([explorers.row([place.patient, place.frame, crop, warp]), words, picture])

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -29,6 +31,7 @@ COLORS: dict[str, str] = {
     "fatty": "#CC79A7",
 }
 
+CLASS_COLORS = (COLORS["healthy"], COLORS["fatty"])  # label 0, label 1
 SIMULATED = "simulated cohort"
 
 
@@ -37,44 +40,8 @@ def color_of(name: str) -> str:
     return COLORS[name.removesuffix("_balanced")]
 
 
-_GREY = "#444444"
-_STYLE: dict[str, Any] = {
-    "figure.figsize": (7.0, 4.2),
-    "figure.dpi": 200,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.labelsize": 10,
-    "axes.edgecolor": _GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.7,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "image.cmap": "gray",
-    "image.interpolation": "nearest",
-}
-
-
 def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
-    """Set the study's figure style; the notebooks call it once, tests use it as a context.
-
-    Parameters
-    ----------
-    overrides : mapping, optional
-        Further matplotlib rc settings.
+    """Set the study's figure style, and further rc settings; notebooks call it once, tests use it as a context.
 
     Returns
     -------
@@ -90,7 +57,9 @@ def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
     """
     import matplotlib as mpl
 
-    chosen = {**_STYLE, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})}
+    with resources.as_file(resources.files("nafld_utils") / "templates" / "figures.mplstyle") as path:
+        look = mpl.rc_params_from_file(path, use_default_template=False)
+    chosen = {**look, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})}
     before = {name: mpl.rcParams[name] for name in chosen}
     mpl.rcParams.update(chosen)
     restore = ExitStack()
@@ -108,21 +77,14 @@ def bare(ax: Axes, title: str = "") -> None:
         ax.set_title(title, fontsize=9, fontweight="normal", loc="center")
 
 
+def picture(ax: Axes, image: np.ndarray, title: str = "") -> None:
+    """Show a grey image, (H, W) uint8, without axes; an empty title is left out."""
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+    bare(ax, title)
+
+
 def mark_simulated(figure: Figure, run: Run) -> Text | None:
-    """Write "simulated cohort" into the corner of a figure made from simulated patients.
-
-    Parameters
-    ----------
-    figure : Figure
-        Figure to be marked, laid out already or not.
-    run : Run
-        The run whose data it shows.
-
-    Returns
-    -------
-    Text or None
-        The mark; None when the run's cohort is not simulated.
-    """
+    """Write "simulated cohort" into the corner of a figure, laid out or not, of simulated patients; else None."""
     if not run.is_simulated:
         return None
     look = {"ha": "right", "fontsize": 9, "style": "italic", "color": "#8C2D04"}

@@ -1,34 +1,29 @@
-"""Stage 01: the cohort as a unit on disk, whatever it comes from. Opens and writes files."""
+"""Stage 01: the cohort as a unit on disk, whatever it comes from, and what its images have in common."""
 
 from __future__ import annotations
 
 import functools
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from nafld_utils import artifacts, cohort_folder, describe, engine, phantom, pixel_store, preprocess
 from nafld_utils import cohort as cohorts
-from nafld_utils import engine, phantom_folder, pixel_store, regions
-from nafld_utils.artifacts import (
-    Run,
-    Unit,
-    file_sha256,
-    load_array,
-    load_table,
-    read_manifest,
-    save_array,
-    save_json,
-    save_table,
-    work_root,
-)
-from nafld_utils.cohort import Cohort
+from nafld_utils.artifacts import Run, Unit
+from nafld_utils.cohort_data import Cohort, array_sha256, duplicates
 from nafld_utils.cohort_folder import SOURCES
-from nafld_utils.cohort_table import WHOLE_LIST, CohortError, Problem, shown
+from nafld_utils.cohort_problems import WHOLE_LIST, CohortError, Problem, shown
 
 COHORT = "cohort"
 FOLDER_MODULES = ("cohort_checks", "cohort_folder", "cohort_table", "image_files", "pixel_store")
+FOLDS = "given_folds.csv"
+SIDE = 64  # pixels of the square in which images of any shape are compared (choice): coarser than texture
+SECTOR = (("depth", "Over depth, central half of the sector"), ("lateral", "Over angle, middle third of the depths"))
+SQUARE = (("rows", "Over the region's height"), ("columns", "Over the region's width"))
 
 
 def cohort_unit(run: Run, fetch: bool = False) -> Unit:
@@ -63,7 +58,7 @@ def is_folder(run: Run) -> bool:
     given = Path(path).expanduser()
     if given.exists():
         return given.is_dir()
-    return "cohort_folder" in (read_manifest(run.root / COHORT) or {}).get("revisions", {})
+    return "cohort_folder" in (artifacts.read_manifest(run.root / COHORT) or {}).get("revisions", {})
 
 
 def _source(run: Run, fetch: bool) -> list[str]:
@@ -71,7 +66,7 @@ def _source(run: Run, fetch: bool) -> list[str]:
     try:
         return [_content_of(cohorts.find(run.settings.cohort, run.data, fetch))]
     except ValueError:
-        stored = read_manifest(run.root / COHORT)
+        stored = artifacts.read_manifest(run.root / COHORT)
         if fetch or stored is None:
             raise
         return stored["inputs"]
@@ -88,8 +83,11 @@ def _content_of(path: Path) -> str:
 @functools.lru_cache(maxsize=8)
 def _content(path: Path, facts: tuple[tuple[str, int, int], ...]) -> str:
     if path.is_file():
-        return file_sha256(path)
-    return cohorts.array_sha256(np.array([f"{name} {file_sha256(path / name)}" for name, _, _ in facts]))
+        return artifacts.file_sha256(path)
+    return array_sha256(np.array([f"{name} {artifacts.file_sha256(path / name)}" for name, _, _ in facts]))
+
+
+# ---------------------------------------------------------------- making and opening
 
 
 def build_cohort(run: Run) -> Unit:
@@ -105,38 +103,43 @@ def build_cohort(run: Run) -> Unit:
 
 
 def _build(run: Run, unit: Unit) -> None:
-    simulated = run.settings.cohort.source == "simulated"
-    if is_folder(run) or (simulated and run.settings.cohort.n_patients > phantom_folder.ABOVE):
+    s = run.settings.cohort
+    simulated = s.source == "simulated"
+    if simulated:
+        engine.announce(f"simulating {s.n_patients} patients")
+    if is_folder(run) or (simulated and s.n_patients > phantom.ABOVE):
         _build_streamed(run, unit)
         return
     with unit.writing() as folder:
-        found = _simulated(run, folder) if simulated else _real(run)
-        whole = len(found.images)
-        found = found.subset_frames(run.settings.cohort.frames_per_patient)
-        save_array(folder / "pixels.npy", found.pixels)
-        if found.masks is not None:
-            save_array(folder / "masks.npy", found.masks)
-        _save_tables(folder, found, whole)
+        if simulated:
+            made = phantom.simulate(s.n_patients, s.simulation_seed, n_jobs=_jobs(run))
+            path = cohorts.write_mat(folder / "cohort.mat", made)
+            found = replace(cohorts.load(path, s.class_names, s.fat_threshold), masks=made.masks)
+        else:
+            found = cohorts.load(cohorts.find(s, run.data), s.class_names, s.fat_threshold)
+        part = found.subset_frames(s.frames_per_patient)
+        artifacts.save_array(folder / "pixels.npy", part.pixels)
+        if part.masks is not None:
+            artifacts.save_array(folder / "masks.npy", part.masks)
+        _save_tables(folder, part, len(found.images))
 
 
 def _build_streamed(run: Run, unit: Unit) -> None:
     """The cohort of a folder, or a large simulated one: image by image into the unit's work folder, then sealed."""
-    s, jobs = run.settings.cohort, _jobs(run)
+    s, keep = run.settings.cohort, run.settings.cohort.frames_per_patient
     try:
         if s.source == "simulated":
-            engine.announce(f"simulating {s.n_patients} patients")
-            phantom_folder.write(unit.work, s.n_patients, s.simulation_seed, keep=s.frames_per_patient, n_jobs=jobs)
-            found = cohorts.open_array_folder(unit.work, s.class_names)
+            phantom.write_folder(unit.work, s.n_patients, s.simulation_seed, keep=keep, n_jobs=_jobs(run))
+            found = cohort_folder.read(unit.work, s.class_names, in_place=True)
         else:
-            path = cohorts.find(s, run.data)
-            found = cohorts.load(path, s.class_names, s.fat_threshold, unit.work, s.frames_per_patient)
+            found = cohorts.load(cohorts.find(s, run.data), s.class_names, s.fat_threshold, unit.work, keep)
     except ValueError as error:
         shutil.rmtree(unit.work, ignore_errors=True)
         raise error.written(run.root / WHOLE_LIST) if isinstance(error, CohortError) else error from None
     (run.root / WHOLE_LIST).unlink(missing_ok=True)  # of problems that are corrected
     with unit.writing() as folder:
         if isinstance(found.pixels, pixel_store.Ragged):
-            save_array(folder / "shapes.npy", found.pixels.all_shapes)
+            artifacts.save_array(folder / "shapes.npy", found.pixels.all_shapes)
         pixel_store.move(unit.work, folder, ["pixels", *["masks"] * (found.masks is not None)])
         _save_tables(folder, _traced(found, unit), len(found.images))
 
@@ -146,85 +149,24 @@ def _traced(found: Cohort, unit: Unit) -> Cohort:
     before, mark, after = found.provenance["text"].rpartition(f", {SOURCES} has ")
     if not mark:
         return found
-    path = unit.file(SOURCES).relative_to(work_root()).as_posix()
+    path = unit.file(SOURCES).relative_to(artifacts.work_root()).as_posix()
     return replace(found, provenance={**found.provenance, "text": f"{before}, {path} has {after}"})
 
 
 def _save_tables(folder: Path, found: Cohort, whole: int) -> None:
-    save_table(folder / "images.csv", found.images)
-    save_table(folder / "patients.csv", found.patients)
-    for name, table in (("given_folds.csv", found.folds), (SOURCES, found.sources)):
+    artifacts.save_table(folder / "images.csv", found.images)
+    artifacts.save_table(folder / "patients.csv", found.patients)
+    for name, table in ((FOLDS, found.folds), (SOURCES, found.sources)):
         if table is not None:
-            save_table(folder / name, table)
-    save_json(folder / "provenance.json", {**found.provenance, "images": whole, "used": len(found.images)})
-    save_table(folder / "duplicates.csv", cohorts.duplicates(found))
-
-
-def _real(run: Run) -> Cohort:
-    s = run.settings.cohort
-    return cohorts.load(cohorts.find(s, run.data), s.class_names, s.fat_threshold)
+            artifacts.save_table(folder / name, table)
+    artifacts.save_json(folder / "provenance.json", {**found.provenance, "images": whole, "used": len(found.images)})
+    artifacts.save_table(folder / "duplicates.csv", duplicates(found))
 
 
 def _jobs(run: Run) -> int:
     s = run.settings
     jobs = 1 if s.engine.mode == "serial" else s.engine.n_workers or engine.cores()
     return min(jobs, s.cohort.n_patients)
-
-
-def _simulated(run: Run, folder: Path) -> Cohort:
-    from nafld_utils import phantom
-
-    s = run.settings.cohort
-    engine.announce(f"simulating {s.n_patients} patients")
-    made = phantom.simulate(s.n_patients, s.simulation_seed, n_jobs=_jobs(run))
-    path = cohorts.write_mat(folder / "cohort.mat", made)
-    return replace(cohorts.load(path, s.class_names, s.fat_threshold), masks=made.masks)
-
-
-def region_of(run: Run, found: Cohort, place: int, image: np.ndarray) -> np.ndarray:
-    """Region of one image of the cohort, as `regions.find`.
-
-    Parameters
-    ----------
-    run : Run
-        Reads ``preprocess``.
-    found : Cohort
-        The run's cohort.
-    place : int
-        Row of its table.
-    image : (H, W) uint8 ndarray
-        That row's pixels.
-
-    Returns
-    -------
-    (H, W) bool ndarray
-
-    Raises
-    ------
-    CohortError
-        The image has none; every image of the cohort that has none is named, by row and file of a folder's table.
-    """
-    try:
-        return regions.find(image, run.settings.preprocess)
-    except ValueError:
-        raise _without_region(run, found).written(run.root / WHOLE_LIST) from None
-
-
-def _without_region(run: Run, found: Cohort) -> CohortError:
-    """What is wrong with each image without a region; a second look at all, since the first one stops nothing."""
-    problems, of_user = [], is_folder(run) and found.sources is not None
-    for place, image in enumerate(engine.progress(pixel_store.stream(found.pixels), "looking for regions")):
-        try:
-            regions.find(image, run.settings.preprocess)
-        except ValueError as error:
-            text = str(error).removeprefix("frame: ").removesuffix(".")
-            name = found.images["image_id"].iloc[place]
-            source = None if found.sources is None else found.sources.iloc[place]
-            if of_user and isinstance(source["file"], str):
-                name = shown(source["file"])
-            problems.append(Problem(int(source["row"]) if of_user else None, f"{name}: {text}"))
-    source = Path(run.settings.cohort.path).expanduser() if of_user else cohort_unit(run).path
-    return CohortError(source, problems, whole="image")
 
 
 def open_cohort(run: Run) -> Cohort:
@@ -236,17 +178,93 @@ def open_cohort(run: Run) -> Cohort:
         Stage 01 has not been run with these settings.
     """
     unit = cohort_unit(run).require()
-    masks, shapes = unit.file("masks.npy"), unit.file("shapes.npy")
+    stored = {path.name for path in unit.path.iterdir()}
     pixels = unit.load_array("pixels.npy", mmap=True)
-    folds, sources = (
-        load_table(unit.file(name)) if unit.file(name).exists() else None for name in ("given_folds.csv", SOURCES)
-    )
+    if "shapes.npy" in stored:
+        pixels = pixel_store.Ragged(pixels, artifacts.load_array(unit.file("shapes.npy")))
     return Cohort(
         images=unit.load_table("images.csv"),
         patients=unit.load_table("patients.csv"),
-        pixels=pixel_store.Ragged(pixels, load_array(shapes)) if shapes.exists() else pixels,
-        provenance=cohorts.read_provenance(unit.file("provenance.json")),
-        masks=load_array(masks, mmap=True) if masks.exists() else None,
-        folds=folds,
-        sources=sources,
+        pixels=pixels,
+        provenance=json.loads(unit.file("provenance.json").read_text(encoding="utf-8")),
+        masks=unit.load_array("masks.npy", mmap=True) if "masks.npy" in stored else None,
+        folds=unit.load_table(FOLDS) if FOLDS in stored else None,
+        sources=unit.load_table(SOURCES) if SOURCES in stored else None,
     )
+
+
+# ---------------------------------------------------------------- regions and likeness
+
+
+def region_of(run: Run, found: Cohort, place: int, image: np.ndarray) -> np.ndarray:
+    """Region, (H, W) bool, of the image in row `place` of a run's cohort, as `preprocess.find_region`.
+
+    Raises
+    ------
+    CohortError
+        The image has none; every image of the cohort that has none is named, by row and file of a folder's table.
+    """
+    try:
+        return preprocess.find_region(image, run.settings.preprocess)
+    except ValueError:
+        raise _without_region(run, found).written(run.root / WHOLE_LIST) from None
+
+
+def _without_region(run: Run, found: Cohort) -> CohortError:
+    """What is wrong with each image without a region; a second look at all, since the first one stops nothing."""
+    problems, of_user = [], is_folder(run) and found.sources is not None
+    for place, image in enumerate(engine.progress(pixel_store.stream(found.pixels), "looking for regions")):
+        try:
+            preprocess.find_region(image, run.settings.preprocess)
+        except ValueError as error:
+            row, name = None, found.images["image_id"].iloc[place]
+            if of_user:
+                source = found.sources.iloc[place]
+                row = int(source["row"])
+                name = shown(source["file"]) if isinstance(source["file"], str) else name
+            text = str(error).removeprefix("frame: ").removesuffix(".")
+            problems.append(Problem(row, f"{name}: {text}"))
+    source = Path(run.settings.cohort.path).expanduser() if of_user else cohort_unit(run).path
+    return CohortError(source, problems, whole="image")
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """``pairs`` from `describe.similarity`; ``curves``, one per patient; ``panels``: their kinds, each with a title."""
+
+    pairs: pd.DataFrame
+    curves: pd.DataFrame
+    panels: tuple[tuple[str, str], ...]
+
+
+def likeness(run: Run) -> Likeness:
+    """Likeness of images and brightness over the region, one image at a time in memory.
+
+    The paper's frames are sectors of one shape, compared pixel by pixel and read over depth and angle. Images of a
+    folder may have any size and shape: each one's region is brought to one square, and read over its height and width.
+
+    Raises
+    ------
+    ValueError
+        The cohort is not stored, or images have no region; names each.
+    """
+    found = open_cohort(run)
+    if run.is_foreign:
+        squares = _squares(run, found)
+        pairs = describe.similarity(found.images, squares, np.ones((SIDE, SIDE), dtype=bool), step=1)
+        return Likeness(pairs, describe.square_profiles(found.patients, found.images, squares), SQUARE)
+    first = found.images.groupby("patient_id", sort=False).head(1).index
+    inside = np.stack([region_of(run, found, i, found.pixels[i]) for i in first])
+    pairs = describe.similarity(found.images, found.pixels, inside.all(axis=0))
+    return Likeness(pairs, describe.profiles(found.patients, found.images, found.pixels, inside), SECTOR)
+
+
+def _squares(run: Run, found: Cohort) -> np.ndarray:
+    """(N, SIDE, SIDE) uint8: the bounding square of each image's region, resized; shape is kept."""
+    out = np.empty((len(found.images), SIDE, SIDE), dtype=np.uint8)
+    images = engine.progress(pixel_store.stream(found.pixels), "comparing images", total=len(out))
+    for row, image in enumerate(images):
+        region = region_of(run, found, row, image)
+        square = preprocess.crop_window(region, run.settings.preprocess, fit=True)
+        out[row] = square.cut(np.where(region, image, 0).astype(np.uint8), SIDE)
+    return out

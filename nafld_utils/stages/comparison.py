@@ -14,8 +14,8 @@ from nafld_utils import (
     condition_checks,
     engine,
     feature_networks,
-    preprocess,
     quality,
+    semantic_maps,
     stats,
     timer,
 )
@@ -115,7 +115,7 @@ class Judge:
             return {"frechet": frechet, "condition": stats.auc(table["label"], score)}
         s = self.run.settings
         rng = np.random.default_rng(unit_seed(s.seed, "comparison", self.fold))
-        maps, patients = preprocess.semantic_maps(images, s.preprocess), table["source_patient"].to_numpy()
+        maps, patients = semantic_maps.semantic_maps(images, s.preprocess), table["source_patient"].to_numpy()
         agreed = condition_checks.condition_agreement(maps, conditions, patients, s.preprocess.map_classes, rng)
         return {"frechet": frechet, "condition": float((agreed["accuracy"] - agreed["accuracy_shuffled"]).mean())}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import condition_checks, engine, preprocess, stats
+from nafld_utils import condition_checks, engine, semantic_maps, stats
 from nafld_utils.artifacts import Run, Unit, remembered, save_table, unit_seed
 from nafld_utils.claims import key_of, of_row
 from nafld_utils.stages import features, ldm, samples
@@ -67,7 +67,7 @@ def build(run: Run) -> Unit:
 
 def _agreement(run: Run, conditioning: str, fold: int, prefix: str) -> pd.DataFrame:
     drawn, chosen = samples.open_synthetic(run, conditioning, fold, features.KINDS[prefix]), run.settings.preprocess
-    maps = preprocess.semantic_maps(np.asarray(drawn.images), chosen)
+    maps = semantic_maps.semantic_maps(np.asarray(drawn.images), chosen)
     rng = np.random.default_rng(unit_seed(run.settings.seed, "agreement", prefix, fold))
     patients = drawn.table["source_patient"].to_numpy()
     return condition_checks.condition_agreement(maps, np.asarray(drawn.conditions), patients, chosen.map_classes, rng)

@@ -22,6 +22,7 @@ from nafld_utils import (
     ldm_checkpoint,
     preprocess,
     quality,
+    semantic_maps,
 )
 from nafld_utils.artifacts import (
     Run,
@@ -499,4 +500,4 @@ class FreshCrops:
         latents = cpu.draw(moments, noise)
         if self.conditioning == "class":
             return latents, self.labels[self.rows[drawn]]
-        return latents, torch.from_numpy(preprocess.semantic_maps(images, s))
+        return latents, torch.from_numpy(semantic_maps.semantic_maps(images, s))

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, folds, pixel_store, preprocess, regions, sweep
+from nafld_utils import engine, folds, pixel_store, preprocess, semantic_maps, sweep
 from nafld_utils.artifacts import Run, Unit, load_array, remembered, save_table, unit_seed
 from nafld_utils.claims import claim, key_of
 from nafld_utils.cohort import Cohort
-from nafld_utils.stages.cohort import build_cohort, cohort_unit, open_cohort, region_of
-
-__all__ = [
-    "Preprocessed",
-    "build_cohort",
-    "build_preprocessed",
-    "build_traditional",
-    "check_capacity",
-    "cohort_claims",
-    "cohort_unit",
-    "open_cohort",
-    "open_preprocessed",
-    "preprocess_claims",
-    "preprocess_unit",
-    "traditional_unit",
-]
+from nafld_utils.stages.cohort import build_cohort as build_cohort
+from nafld_utils.stages.cohort import cohort_unit, open_cohort, region_of
 
 PREPROCESS, TRADITIONAL = "preprocess", "traditional"
 
@@ -53,7 +38,7 @@ class Preprocessed:
     resized : (N, S, S) uint8 ndarray
         The whole crop resized; what held-out images use.
     pool : (N, K, S, S) uint8 ndarray
-        K random resized crops an image.
+        K random resized crops per image.
     pool_boxes : (N, K, 4) float32 ndarray
         Their boxes: top, left, height, width in crop pixels.
     pool_maps : (N, K, M, M) uint8 ndarray
@@ -104,14 +89,15 @@ def build_preprocessed(run: Run) -> Unit:
 
 
 def _preprocess(run: Run, unit: Unit) -> None:
-    found, s = open_cohort(run), run.settings
+    found = open_cohort(run)
     assigned = _folds(run, found)
     images = _with_folds(found, assigned)
-    for fold in range(s.folds.n_splits):
+    for fold in range(run.settings.folds.n_splits):
         folds.split(images, fold)
-    placed = _fill(run, found, unit)
+    arrays = _arrays(run, found)
+    placed = _fill(run, found, unit, arrays)
     with unit.writing() as folder:
-        pixel_store.move(unit.work, folder, list(_arrays(run, found)))
+        pixel_store.move(unit.work, folder, list(arrays))
         save_table(folder / "folds.csv", assigned)
         save_table(folder / "images.csv", pd.concat([images, placed], axis=1))
 
@@ -156,71 +142,56 @@ def _arrays(run: Run, found: Cohort) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and type of every array of the unit."""
     s = run.settings.preprocess
     n, k, size, side = len(found.images), s.crops_per_image, s.image_size, s.map_size
-    shapes = {
-        "crops": (n, s.crop_size, s.crop_size),
-        "resized": (n, size, size),
-        "pool": (n, k, size, size),
-        "pool_boxes": (n, k, 4),
-        "pool_maps": (n, k, side, side),
-        "maps": (n, side, side),
+    arrays = {
+        "crops": ((n, s.crop_size, s.crop_size), np.uint8),
+        "resized": ((n, size, size), np.uint8),
+        "pool": ((n, k, size, size), np.uint8),
+        "pool_boxes": ((n, k, 4), np.float32),
+        "pool_maps": ((n, k, side, side), np.uint8),
+        "maps": ((n, side, side), np.uint8),
     }
     if found.masks is not None:
-        shapes["tissue"] = (n, size, size)
-    return {name: (shape, np.float32 if name == "pool_boxes" else np.uint8) for name, shape in shapes.items()}
+        arrays["tissue"] = ((n, size, size), np.uint8)
+    return arrays
 
 
-def _fill(run: Run, found: Cohort, unit: Unit) -> pd.DataFrame:
+def _fill(run: Run, found: Cohort, unit: Unit, arrays: dict[str, tuple[tuple[int, ...], type]]) -> pd.DataFrame:
     """Write every array of the unit image by image, and return, row by row, where the crops lie in the frames."""
-    s, fit, n = run.settings.preprocess, fits(run), len(found.images)
-    names, size = found.images["image_id"], s.image_size
-    arrays = {**_arrays(run, found), "placed": ((n, len(_PLACED)), np.float64)}
-    with pixel_store.Store(unit.work, arrays) as store:
+    n, fit = len(found.images), fits(run)
+    with pixel_store.Store(unit.work, {**arrays, "placed": ((n, len(_PLACED)), np.float64)}) as store:
         for i in engine.progress(store.remaining(n), "preprocessing", total=n - store.done):
-            frame = found.pixels[i]
-            crop, square, facts = _place(frame, region_of(run, found, i, frame), s, fit)
-            store.put("placed", i, np.array([facts[name] for name in _PLACED], dtype=np.float64))
-            resized = preprocess.resize_box(crop, preprocess.whole_box(crop), size)
-            boxes = list(_boxes(run, names[i], crop.shape))
-            pool = np.stack([preprocess.resize_box(crop, box, size) for box in boxes])
-            row = {"crops": crop, "resized": resized, "pool": pool, "pool_boxes": np.array(boxes)}
-            row |= {"maps": preprocess.semantic_maps(resized[None], s), "pool_maps": preprocess.semantic_maps(pool, s)}
-            if found.masks is not None:
-                tissue = square.cut(found.masks[i], s.crop_size, labels=True)
-                row["tissue"] = preprocess.resize_box(tissue, preprocess.whole_box(tissue), size, labels=True)
-            for name, values in row.items():
+            for name, values in _prepared(run, found, i, fit).items():
                 store.put(name, i, values)
             if (i + 1) % pixel_store.COMMIT_EVERY == 0:
                 pixel_store.release(found.pixels)
                 pixel_store.release(found.masks)
         placed = pd.DataFrame(np.array(store.read("placed")), columns=list(_PLACED))
-    whole = [name for name in _PLACED if name != "kept_share"]
-    return placed.astype(dict.fromkeys(whole, np.int64))
+    return placed.astype({name: np.int64 for name in _PLACED if name != "kept_share"})
 
 
 _PLACED = ("crop_top", "crop_left", "crop_side", "region_pixels", "kept_share")
 
 
-def _place(
-    frame: np.ndarray, region: np.ndarray, s: object, fit: bool
-) -> tuple[np.ndarray, regions.Window, dict[str, float]]:
-    """Crop of a frame, black outside the region, and where it lies."""
-    square = regions.window(region, s, fit)
+def _prepared(run: Run, found: Cohort, i: int, fit: bool) -> dict[str, np.ndarray]:
+    """Row `i` of every array of the unit, and of ``placed``: crops are black outside the region."""
+    s, frame = run.settings.preprocess, found.pixels[i]
+    region = region_of(run, found, i, frame)
+    square = preprocess.crop_window(region, s, fit)
     crop = square.cut(np.where(region, frame, 0).astype(np.uint8), s.crop_size)
-    facts = {
-        "crop_top": square.top,
-        "crop_left": square.left,
-        "crop_side": square.side,
-        "region_pixels": int(region.sum()),
-        "kept_share": regions.kept_share(region, square),
-    }
-    return crop, square, facts
-
-
-def _boxes(run: Run, name: str, shape: tuple[int, int]) -> Iterator[tuple[float, float, float, float]]:
-    s = run.settings.preprocess
+    placed = (square.top, square.left, square.side, region.sum(), square.share_of(region))
+    resized = preprocess.resize_box(crop, preprocess.whole_box(crop), s.image_size)
+    boxes = []
     for j in range(s.crops_per_image):
-        rng = np.random.default_rng(unit_seed(run.settings.seed, "crop", name, j))
-        yield preprocess.random_box(shape, s.crop_scale, s.crop_ratio, rng)
+        rng = np.random.default_rng(unit_seed(run.settings.seed, "crop", found.images["image_id"][i], j))
+        boxes.append(preprocess.random_box(crop.shape, s.crop_scale, s.crop_ratio, rng))
+    pool = np.stack([preprocess.resize_box(crop, box, s.image_size) for box in boxes])
+    row = {"placed": np.array(placed, dtype=np.float64), "crops": crop, "resized": resized, "pool": pool}
+    row |= {"pool_boxes": np.array(boxes), "maps": semantic_maps.semantic_maps(resized[None], s)}
+    row["pool_maps"] = semantic_maps.semantic_maps(pool, s)
+    if found.masks is not None:
+        tissue = square.cut(found.masks[i], s.crop_size, labels=True)
+        row["tissue"] = preprocess.resize_box(tissue, preprocess.whole_box(tissue), s.image_size, labels=True)
+    return row
 
 
 def open_preprocessed(run: Run) -> Preprocessed:
@@ -258,8 +229,6 @@ def traditional_unit(run: Run) -> Unit:
 def build_traditional(run: Run) -> Unit:
     """Random resized crops of other draws than the pool's, rotated with the sweep's probability; skipped when done.
 
-    Notes
-    -----
     Paper: "random resized crops of the original images, rotated between -5 and 5 degrees with a 25% chance".
     """
     unit = traditional_unit(run)

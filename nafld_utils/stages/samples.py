@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import autoencoder, diffusion, engine, folds, parts, preprocess, sampling
+from nafld_utils import autoencoder, diffusion, engine, folds, parts, sampling, semantic_maps
 from nafld_utils.artifacts import Run, Unit, create_array, read_manifest, remembered, unit_seed
 from nafld_utils.stages import first_stages, ldm, prepare
 from nafld_utils.stages import gan as gan_stage
@@ -147,7 +147,7 @@ def draw_conditions(
         row = int(rng.choice(training if balance == "none" else by_class[rng.integers(2)]))
         crop = int(rng.integers(data.pool_maps.shape[1]))
         rows.append(row)
-        maps.append(preprocess.warp_map(data.pool_maps[row, crop], rng, options.warp_points, options.warp_strength))
+        maps.append(semantic_maps.warp_map(data.pool_maps[row, crop], rng, options.warp_points, options.warp_strength))
     source = data.images.iloc[rows]
     table["label"] = source["label"].to_numpy()
     table["source_patient"] = source["patient_id"].to_numpy()

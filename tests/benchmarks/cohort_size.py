@@ -49,9 +49,9 @@ def _call(run: Run, step: str, folder: Path, n_patients: int, n_frames: int) -> 
     """The call of one step; what it imports and the networks that it reads are there before it is timed."""
     stage = STEPS[step]
     if step == SIMULATOR:
-        from nafld_utils import phantom_folder
+        from nafld_utils import phantom
 
-        return lambda: phantom_folder.write(folder, n_patients, SEED, n_frames)
+        return lambda: phantom.write_folder(folder, n_patients, SEED, n_frames)
     if stage in ("01", "02"):
         from nafld_utils.stages import prepare
 
