@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -22,6 +21,7 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import params
+from nafld_utils import locks, params
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "run.json"
@@ -107,7 +107,7 @@ def _revisions() -> dict[str, tuple[int, ...]]:
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def no_space(error: Exception, path: Path) -> Exception:
+def no_space(error: BaseException, path: Path) -> BaseException:
     """The error in words where the disk is full, however the library that met it said so; any other as it is."""
     number = getattr(error, "errno", None)
     words = any(f"{word} {code})" in f"{error})" for word in ("os error", "errno") for code in _FULL)
@@ -124,6 +124,19 @@ def _is_full(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
+def _or_nothing(temporary: Path, path: Path) -> Iterator[None]:
+    """Remove a temporary file or folder where an error ends its writing; a full disk is told as that of `path`."""
+    try:
+        yield
+    except BaseException as error:
+        told = no_space(error, path)  # asked before room is made
+        locks.remove(temporary)
+        if told is error:
+            raise
+        raise told from error
+
+
+@contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it, on error leave nothing.
 
@@ -133,20 +146,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         The disk is full or read-only; the message names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp{path.suffix}")
-    try:
+    temporary = path.with_name(f".{path.name}.{_unique()}.tmp{path.suffix}")
+    with _or_nothing(temporary, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except Exception as error:
-        told = no_space(error, path)  # asked before room is made
-        temporary.unlink(missing_ok=True)
-        raise told from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def _unique() -> str:
+    return uuid.uuid4().hex[:12]
 
 
 def _sync(path: Path) -> None:
@@ -167,6 +177,15 @@ def save_text(path: str | Path, text: str) -> Path:
 def save_json(path: str | Path, value: Any) -> Path:
     """Write JSON atomically, indented, keys in the given order."""
     return save_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def load_record(path: str | Path) -> dict[str, Any] | None:
+    """Mapping in a JSON file; None where there is none, or no JSON."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def save_table(path: str | Path, table: pd.DataFrame) -> Path:
@@ -233,6 +252,10 @@ def load_table(path: str | Path) -> pd.DataFrame:
     return pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
 
 
+class ToldMemoryError(MemoryError):
+    """Memory lacks, and the text says what to do."""
+
+
 def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     """Read an array written by `save_array`, memory-mapped read-only when `mmap`.
 
@@ -240,7 +263,7 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     ------
     ValueError
         The file is no array: an archive, a pickle, or damaged.
-    MemoryError
+    ToldMemoryError
         The system gives no memory for it.
     """
     try:
@@ -252,7 +275,7 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-        raise MemoryError(
+        raise ToldMemoryError(
             f"not enough memory to open {path}; free memory, or lower JOBS or engine.n_workers, and run again"
         ) from None
     if not isinstance(found, np.ndarray):
@@ -262,12 +285,10 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
 
 
 def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = np.uint8) -> np.memmap:
-    """A new .npy file that is filled piece by piece, for arrays larger than memory; its room on the disk is taken now.
+    """A new .npy file that is filled piece by piece, for arrays larger than memory.
 
-    Raises
-    ------
-    OSError
-        The disk is too small; without asking first, the process would be killed at a later write.
+    Its room on the disk is taken now, which raises OSError where the disk is too small: else the process would be
+    killed at a later write.
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):  # macOS has none
@@ -318,10 +339,43 @@ def _kind(path: Path) -> str | None:
     return "a pickle, which is never opened" if start.startswith((b"PK", b"\x80")) else None
 
 
+# ---------------------------------------------------------------- integrity
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hex."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as JSON gives it back, with the digest of its content as ``seal``."""
+    plain = json.loads(json.dumps(record, default=str))
+    plain.pop("seal", None)
+    return {**plain, "seal": digest(plain)}
+
+
+def is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether a record is as it was when it was sealed; those of earlier versions have no seal."""
+    return "seal" not in record or record["seal"] == sealed(record)["seal"]
+
+
+def _damage(folder: Path, record: Mapping[str, Any]) -> str | None:
+    """What differs from a sealed record and the files that it lists; None where nothing does."""
+    if not is_whole(record):
+        return f"its file {MANIFEST} has other content than when it was written"
+    for name, (size, sha256) in record.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            return f"its file {name} is missing"
+        if path.stat().st_size != size or _content(path, path.stat().st_mtime_ns) != sha256:
+            return f"its file {name} has other content than when it was written"
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _content(path: Path, _mtime: int) -> str:
+    return file_sha256(path)
 
 
 # ---------------------------------------------------------------- units
@@ -379,30 +433,39 @@ class Unit:
         **facts
             JSON-able entries added to the manifest (device, counts).
         """
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        temporary = self._beside(f"{_unique()}.tmp")
         started = time.perf_counter()
-        try:
-            remove_orphans(self.path)
-            temporary.mkdir(parents=True)
-            yield temporary
-            seconds = facts.pop("seconds", time.perf_counter() - started)
-            manifest = _manifest(self, temporary, seconds, facts)
-            save_json(temporary / MANIFEST, manifest)
-            for item in temporary.iterdir():
-                _sync(item)
-            with _held(self.path.parent):
-                if self.done():  # another process was faster; whoever reads its files keeps them
-                    shutil.rmtree(temporary)
-                else:
-                    _swap_in(temporary, self.path)
-        except Exception as error:
-            told = no_space(error, self.path)  # asked before room is made
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise told from error
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        with _or_nothing(temporary, self.path):
+            locks.remove_orphans(self.path.parent, f".{self.path.name}.*.tmp")
+            with locks.locked(temporary):
+                temporary.mkdir()
+                yield temporary
+                facts["seconds"] = round(facts.get("seconds", time.perf_counter() - started), 3)
+                save_json(temporary / MANIFEST, self._manifest(temporary, facts))
+                for item in temporary.iterdir():
+                    _sync(item)
+                self._put_in_place(temporary)
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def _beside(self, ending: str) -> Path:
+        return self.path.with_name(f".{self.path.name}.{ending}")
+
+    def _manifest(self, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+        files = {p.name: [p.stat().st_size, file_sha256(p)] for p in sorted(folder.iterdir()) if p.is_file()}
+        made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return sealed({"hash": self.hash, **self.recipe, "files": files, "made": made, **facts, **environment()})
+
+    def _put_in_place(self, temporary: Path) -> None:
+        with locks.locked(self._beside("swap")):
+            if self.done():  # another process was faster; whoever reads its files keeps them
+                locks.remove(temporary)
+                return
+            old = self._beside(f"{_unique()}.old.tmp")
+            if self.path.exists():
+                os.replace(self.path, old)
+            os.replace(temporary, self.path)
+            _sync(self.path.parent)
+            locks.remove(old)
 
     def load_table(self, name: str) -> pd.DataFrame:
         """Read one of the unit's tables."""
@@ -418,94 +481,8 @@ class Unit:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Manifest of a folder, or None where there is none or it is damaged."""
-    try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    """Checksum of a manifest, as it is read back, without its seal."""
-    content = {key: value for key, value in manifest.items() if key != "seal"}
-    return digest(json.loads(json.dumps(content, default=str)))
-
-
-def _damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
-    # manifests of earlier versions have no seal
-    if "seal" in manifest and manifest["seal"] != _seal(manifest):
-        return f"its file {MANIFEST} has other content than when it was written"
-    for name, (size, sha256) in manifest.get("files", {}).items():
-        path = folder / name
-        if not path.is_file():
-            return f"its file {name} is missing"
-        if path.stat().st_size != size or _content(path, path.stat().st_mtime_ns) != sha256:
-            return f"its file {name} has other content than when it was written"
-    return None
-
-
-@functools.lru_cache(maxsize=4096)
-def _content(path: Path, _mtime: int) -> str:
-    return file_sha256(path)
-
-
-def remove_orphans(path: Path) -> None:
-    """Remove the temporary folders ``.<name>.<process>.tmp`` beside a path that killed processes left."""
-    for orphan in path.parent.glob(f".{path.name}.*.tmp"):
-        owner = orphan.name.rsplit(".", 2)[-2]
-        if not (owner.isdigit() and owner != str(os.getpid()) and alive(int(owner))):
-            shutil.rmtree(orphan, ignore_errors=True)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this machine still runs; one that was killed and is not yet waited for does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    with contextlib.suppress(OSError):  # a container often has no init that waits for orphans
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return stat.rpartition(")")[2].split()[0] != "Z"
-    return True
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """One process at a time puts units into a folder; a file system without locks lets all of them."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _swap_in(temporary: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-    if path.exists():
-        os.replace(path, old)
-    os.replace(temporary, path)
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _manifest(unit: Unit, folder: Path, seconds: float, facts: Mapping[str, Any]) -> dict[str, Any]:
-    files = {item.name: [item.stat().st_size, file_sha256(item)] for item in sorted(folder.iterdir()) if item.is_file()}
-    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    manifest = {
-        "hash": unit.hash,
-        **unit.recipe,
-        "files": files,
-        "seconds": round(seconds, 3),
-        "made": made,
-        **facts,
-        **environment(),
-    }
-    return {**manifest, "seal": _seal(manifest)}
+    """Manifest of a folder, or None where there is none or it is no JSON."""
+    return load_record(folder / MANIFEST)
 
 
 @functools.cache
@@ -515,14 +492,10 @@ def environment() -> dict[str, Any]:
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            encoding="utf-8",
-            timeout=10,
-            check=True,
-        ).stdout.strip()
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True)
+        commit = done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
@@ -748,7 +721,7 @@ def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
     claims = run.root / stage / "claims.csv"
     files = {claims.name: [claims.stat().st_size, file_sha256(claims)]} if claims.is_file() else {}
     record = {"stage": stage, "units": entries, "files": files}
-    save_json(run.root / stage / "stage.json", {**record, "seal": _seal(record)})
+    save_json(run.root / stage / "stage.json", sealed(record))
     rows = []
     for unit in units:
         seconds = unit.seconds()

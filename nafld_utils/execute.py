@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, engine, graph
+from nafld_utils import artifacts, engine, graph, locks
 from nafld_utils.artifacts import Run
 
 _HEARTBEAT = 30.0  # seconds without a word after which the running cell is named again
@@ -113,8 +113,14 @@ def run_notebook(run: Run, stage: str, notebook: Path, overrides: Mapping[str, A
     """
     _check_parameters(notebook)
     run.reports.mkdir(parents=True, exist_ok=True)
-    _remove_orphans(run, stage)
+    locks.remove_orphans(run.reports, f".{stage}.*.running.ipynb")
     half = run.reports / f".{stage}.{os.getpid()}.running.ipynb"
+    with locks.locked(half):
+        _execute(run, stage, notebook, overrides, half)
+    return graph.report_path(run, stage)
+
+
+def _execute(run: Run, stage: str, notebook: Path, overrides: Mapping[str, Any], half: Path) -> None:
     failed = run.reports / f"{stage}.failed.ipynb"
     try:
         with _environment(run) as progress_file, Console(stage, progress_file) as console:
@@ -131,7 +137,6 @@ def run_notebook(run: Run, stage: str, notebook: Path, overrides: Mapping[str, A
         raise
     _publish(half, graph.report_path(run, stage))
     failed.unlink(missing_ok=True)
-    return graph.report_path(run, stage)
 
 
 def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], console: Console) -> None:
@@ -276,7 +281,8 @@ def _reason(error: BaseException) -> str:
         if error.ename == "CohortError":  # a line a problem of the user's own folder: all of them
             return "\n  ".join(lines)
         said = lines[-1] if lines else "(no message)"
-        return engine.in_words(MemoryError(said)) if error.ename.endswith("MemoryError") else f"{error.ename}: {said}"
+        told = artifacts.ToldMemoryError if error.ename == artifacts.ToldMemoryError.__name__ else MemoryError
+        return engine.in_words(told(said)) if error.ename.endswith("MemoryError") else f"{error.ename}: {said}"
     if type(error).__name__ == "DeadKernelError":
         return (
             "its kernel died, killed by hand or because memory ran out; units already made are kept, run again"
@@ -297,11 +303,3 @@ def _publish(half: Path, report: Path) -> None:
     with artifacts.replacing(report) as temporary:
         nbformat.write(notebook, temporary)
     half.unlink()
-
-
-def _remove_orphans(run: Run, stage: str) -> None:
-    """Remove what killed runs of this stage left behind; a run that is still alive keeps its file."""
-    for path in run.reports.glob(f".{stage}.*.running.ipynb"):
-        owner = path.name.removesuffix(".running.ipynb").rsplit(".", 1)[-1]
-        if not (owner.isdigit() and artifacts.alive(int(owner))):
-            path.unlink(missing_ok=True)

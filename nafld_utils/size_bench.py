@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import functools
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import artifacts, bench_records, engine
+from nafld_utils import artifacts, bench_records, engine, locks
 from nafld_utils.artifacts import Run
 from nafld_utils.figures.bench import BOUND_GIB
 
@@ -107,14 +106,15 @@ def measure(profile: str, n_patients: int, n_frames: int) -> pd.DataFrame:
 @contextlib.contextmanager
 def _scratch() -> Iterator[str]:
     """A work folder of this process, gone afterwards; what killed ones left goes first, since it may be gigabytes."""
-    path = artifacts.work_root() / "artifacts" / "bench-size"
-    artifacts.remove_orphans(path)
-    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    folder.mkdir(parents=True)
-    try:
-        yield str(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    beside = artifacts.work_root() / "artifacts"
+    locks.remove_orphans(beside, ".bench-size.*.tmp")
+    folder = beside / f".bench-size.{os.getpid()}.tmp"
+    with locks.locked(folder):
+        folder.mkdir()
+        try:
+            yield str(folder)
+        finally:
+            locks.remove(folder)
 
 
 def fit(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "nafld_utils"
 # A module imports only from those above it; modules on one line do not know each other.
 ORDER = [
     ["arms"],
-    ["params"],
+    ["params", "locks"],
     ["artifacts"],
     ["words"],
     ["parts"],
