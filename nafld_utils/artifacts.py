@@ -252,7 +252,7 @@ def load_table(path: str | Path) -> pd.DataFrame:
     return pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
 
 
-class ToldMemoryError(MemoryError):
+class NotEnoughMemoryError(MemoryError):
     """Memory lacks, and the text says what to do."""
 
 
@@ -263,7 +263,7 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     ------
     ValueError
         The file is no array: an archive, a pickle, or damaged.
-    ToldMemoryError
+    NotEnoughMemoryError
         The system gives no memory for it.
     """
     try:
@@ -275,7 +275,7 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-        raise ToldMemoryError(
+        raise NotEnoughMemoryError(
             f"not enough memory to open {path}; free memory, or lower JOBS or engine.n_workers, and run again"
         ) from None
     if not isinstance(found, np.ndarray):
@@ -358,6 +358,12 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 def is_whole(record: Mapping[str, Any]) -> bool:
     """Whether a record is as it was when it was sealed; those of earlier versions have no seal."""
     return "seal" not in record or record["seal"] == sealed(record)["seal"]
+
+
+def unsealed(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A record without its seal; None where it has none, or is not as it was sealed."""
+    whole = "seal" in record and is_whole(record)
+    return {key: value for key, value in record.items() if key != "seal"} if whole else None
 
 
 def _damage(folder: Path, record: Mapping[str, Any]) -> str | None:

@@ -281,7 +281,7 @@ def _reason(error: BaseException) -> str:
         if error.ename == "CohortError":  # a line a problem of the user's own folder: all of them
             return "\n  ".join(lines)
         said = lines[-1] if lines else "(no message)"
-        told = artifacts.ToldMemoryError if error.ename == artifacts.ToldMemoryError.__name__ else MemoryError
+        told = artifacts.NotEnoughMemoryError if error.ename == artifacts.NotEnoughMemoryError.__name__ else MemoryError
         return engine.in_words(told(said)) if error.ename.endswith("MemoryError") else f"{error.ename}: {said}"
     if type(error).__name__ == "DeadKernelError":
         return (

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils.artifacts import digest, replacing, save_json
+from nafld_utils.artifacts import digest, load_record, replacing, save_json, sealed, unsealed
 
 TRIAL_COLUMNS = ("backbone", "freeze", "balance", "arm", "rate", "fold", "seed")
 SCORE_COLUMNS = ("image_id", "patient_id", "label", "score")
@@ -50,18 +50,17 @@ def write_trial(store: Path, key: str, scores: pd.DataFrame, facts: Mapping[str,
 
     table = pa.Table.from_pandas(scores[list(SCORE_COLUMNS)], preserve_index=False)
     content = _content(table.to_pandas(ignore_metadata=True))
-    facts = json.loads(json.dumps({"hash": key, "rows": len(scores), **facts, "content": content}, default=str))
-    text = json.dumps({**facts, "seal": digest(facts)})
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA: text.encode()})
+    record = sealed({"hash": key, "rows": len(scores), **facts, "content": content})
+    metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(record).encode()}
     path = trial_path(store, key)
     with replacing(path) as temporary, open(temporary, "wb") as handle:  # pyarrow takes every path for UTF-8
-        pq.write_table(table, handle, write_page_checksum=True)
+        pq.write_table(table.replace_schema_metadata(metadata), handle)
     _error_path(store, key).unlink(missing_ok=True)
     return path
 
 
 def _content(scores: pd.DataFrame) -> str:
-    """Checksum of names, types and values: pages have their own, the names of columns have none."""
+    """Digest of names, types and values."""
     return digest([[name, str(scores[name].dtype), scores[name].tolist()] for name in scores.columns])
 
 
@@ -81,7 +80,7 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     path = trial_path(store, key)
     try:
         with open(path, "rb") as handle:
-            table = pq.read_table(handle, page_checksum_verification=True)
+            table = pq.read_table(handle, page_checksum_verification=True)  # which trials of earlier versions have
         facts = json.loads(table.schema.metadata[_METADATA])
         scores = table.select(list(SCORE_COLUMNS)).to_pandas(ignore_metadata=True)
     except FileNotFoundError:
@@ -91,12 +90,10 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise ValueError(
             f"{path}: expected a whole trial, found a damaged file ({reason}); it is trained again."
         ) from None
-    seal = facts.pop("seal", None)  # trials of earlier versions have none
-    if (seal or "content" in facts) and seal != digest(facts):
-        raise ValueError(f"{path}: expected a whole trial, found its facts changed; it is trained again.")
-    content = facts.pop("content", None)
-    if content is not None and content != _content(scores):
-        raise ValueError(f"{path}: expected a whole trial, found its scores changed; it is trained again.")
+    if {"seal", "content"} & set(facts):  # the first versions sealed nothing
+        facts = unsealed(facts)
+        if facts is None or facts.pop("content", _content(scores)) != _content(scores):
+            raise ValueError(f"{path}: expected a whole trial, found its content changed; it is trained again.")
     if facts.get("hash") != key or facts.get("rows") != len(scores):
         raise ValueError(f"{path}: expected trial {key}, found {facts.get('hash')}; it is trained again.")
     return scores, facts
@@ -118,12 +115,10 @@ def record_failure(store: Path, trial: Mapping[str, Any], key: str, error: BaseE
 
 
 def _failure(store: Path, key: str) -> str | None:
-    try:
-        return json.loads(_error_path(store, key).read_text(encoding="utf-8"))["error"]
-    except FileNotFoundError:
+    path = _error_path(store, key)
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its error record is damaged"
+    return (load_record(path) or {}).get("error", "its error record is damaged")
 
 
 def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
