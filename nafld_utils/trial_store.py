@@ -83,6 +83,7 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
             table = pq.read_table(handle, page_checksum_verification=True)  # which trials of earlier versions have
         facts = json.loads(table.schema.metadata[_METADATA])
         scores = table.select(list(SCORE_COLUMNS)).to_pandas(ignore_metadata=True)
+        content = _content(scores)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
@@ -92,7 +93,7 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         ) from None
     if {"seal", "content"} & set(facts):  # the first versions sealed nothing
         facts = unsealed(facts)
-        if facts is None or facts.pop("content", _content(scores)) != _content(scores):
+        if facts is None or facts.pop("content", content) != content:
             raise ValueError(f"{path}: expected a whole trial, found its content changed; it is trained again.")
     if facts.get("hash") != key or facts.get("rows") != len(scores):
         raise ValueError(f"{path}: expected trial {key}, found {facts.get('hash')}; it is trained again.")
