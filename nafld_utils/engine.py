@@ -21,9 +21,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -160,19 +159,12 @@ class StepMeter:
 # ---------------------------------------------------------------- units
 
 
-class State(Enum):
-    """How the call of a task ended."""
+class _Ended(NamedTuple):
+    """How the call of a task ended; it made nothing where another process makes the same."""
 
-    DONE = "done"
-    FAILED = "failed"
-    ELSEWHERE = "another process makes it"
-
-
-@dataclass(frozen=True)
-class _Ended:
-    state: State = State.DONE
     seconds: float = 0.0
     error: str = ""
+    is_elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,15 +180,15 @@ class _Call:
     def __call__(self, task: Mapping[str, Any]) -> _Ended:
         """Make one unit; its error is recorded, since it must not take the others down."""
         with _one_unit:
-            started, state, text = time.perf_counter(), State.DONE, ""
+            started, text, is_elsewhere = time.perf_counter(), "", False
             try:
                 self.make(task)
             except Busy:
-                state = State.ELSEWHERE
+                is_elsewhere = True
             except Exception as error:
                 logging.getLogger(__name__).debug("unit failed\n%s", traceback.format_exc())
-                state, text = State.FAILED, in_words(error)
-            return _Ended(state, time.perf_counter() - started, text)
+                text = in_words(error)
+            return _Ended(time.perf_counter() - started, text, is_elsewhere)
 
     def make(self, task: Mapping[str, Any]) -> None:
         """Call the function while no other process makes the same; not at all where one has made the unit."""
@@ -271,7 +263,7 @@ def map_units(
         call = _Call(function, unit_of, files_of, wait)
         for i, found in zip(waiting, _run(call, [tasks[i] for i in waiting], settings, label), strict=True):
             ended[i] = found
-        waiting = [i for i in waiting if ended[i].state is State.ELSEWHERE]
+        waiting = [i for i in waiting if ended[i].is_elsewhere]
     rows = []
     for task, found in zip(tasks, ended, strict=True):
         plain = {key: value for key, value in task.items() if isinstance(value, str | int | float | bool)}
@@ -347,9 +339,9 @@ def _fetch(future: Any, look_after: Callable[[], str]) -> _Ended:
             look_after()
         except KilledWorker:
             text = "every worker that began it died, out of memory or killed by hand; give a worker more memory"
-            return _Ended(State.FAILED, math.nan, f"KilledWorker: {text}")
+            return _Ended(math.nan, f"KilledWorker: {text}")
         except Exception as error:  # nothing that a unit raises comes here
-            return _Ended(State.FAILED, math.nan, f"{type(error).__name__}: {error}")
+            return _Ended(math.nan, f"{type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
@@ -374,7 +366,8 @@ def alone(*paths: str | Path, wait: bool = True) -> Iterator[None]:
             try:
                 held.enter_context(locked(path, wait=False))
             except Busy:
-                announce(f"{path.name}: {State.ELSEWHERE.value}, {'waiting for that' if wait else 'going on'}")
+                then = "waiting for that" if wait else "going on with the others"
+                announce(f"{path.name}: another process makes it, {then}")
                 if not wait:
                     raise
                 held.enter_context(locked(path))

@@ -1,4 +1,4 @@
-"""The store of finished trials: a folder with one ``<hash>.parquet`` a training.
+"""The store of finished trials: a folder with one ``<hash>.parquet`` per training.
 
 Contract: a trial's file is whole or absent, its content checked when it is read, so that a killed worker or two
 sweeps at once cost time and never rows. A failed trial leaves ``<hash>.error.json``. No table is made from an
@@ -32,19 +32,7 @@ def _error_path(store: Path, key: str) -> Path:
 
 
 def write_trial(store: Path, key: str, scores: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
-    """Write one finished trial atomically; clears the record of an earlier failure.
-
-    Parameters
-    ----------
-    store : Path
-        Folder of the store.
-    key : str
-        The trial's hash.
-    scores : pandas.DataFrame
-        ``image_id, patient_id, label, score``, a held-out image a row.
-    facts : mapping
-        JSON-able: the trial's name, how long it took, what it was trained on.
-    """
+    """Write `SCORE_COLUMNS`, a row per held-out image, and JSON-able facts atomically; clears an earlier failure."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -67,12 +55,7 @@ def _content(scores: pd.DataFrame) -> str:
 def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Scores and facts of one finished trial.
 
-    Raises
-    ------
-    FileNotFoundError
-        It is not trained yet.
-    ValueError
-        Its file is truncated, altered or another trial's.
+    FileNotFoundError where it is not trained yet; ValueError where its file is truncated, altered or another trial's.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -140,6 +123,7 @@ def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
         The rows of `trials` with ``state`` (see `STATES`), ``reason`` (empty where done) and, from the trial's facts,
         ``seconds, n_real, n_synthetic, fatty_share, first_loss, last_loss`` (NaN where it is not done).
     """
+    numbers = ("seconds", "n_real", "n_synthetic", "fatty_share", "first_loss", "last_loss")
     parts, rows = [], []
     for trial in trials.to_dict("records"):
         state, reason, facts = "done", "", {}
@@ -151,7 +135,6 @@ def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
             state = "failed" if reason else "not trained yet"
         except ValueError as error:
             state, reason = "damaged", str(error)
-        numbers = ("seconds", "n_real", "n_synthetic", "fatty_share", "first_loss", "last_loss")
         rows.append({**trial, "state": state, "reason": reason, **{n: facts.get(n, float("nan")) for n in numbers}})
     columns = [*TRIAL_COLUMNS, *SCORE_COLUMNS]
     table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
@@ -174,7 +157,7 @@ def require_complete(
     scores, status : pandas.DataFrame
         From `read_store`.
     allow_missing : bool
-        Go on with the seeds that every arm and fold has finished, each backbone, freeze and balance by itself; nothing
+        Go on with the seeds that every arm and fold has finished, each backbone, freeze and balance apart; nothing
         is averaged over less.
 
     Returns
@@ -188,7 +171,6 @@ def require_complete(
     ------
     ValueError
         A trial is missing and that was not allowed, or no seed is complete.
-
     """
     missing = status[status["state"] != "done"]
     if not len(missing):

@@ -266,9 +266,9 @@ def test_what_another_process_makes_is_known_by_its_kind_and_waited_for(tmp_path
     monkeypatch.setattr(engine, "announce", said.append)
     with locks.locked(tmp_path / "0"):
         first = engine._Call(touch, Marker, wait=False)({"folder": str(tmp_path), "name": "0"})
-    assert (first.state, first.error) == (engine.State.ELSEWHERE, "")
-    assert said == ["0: another process makes it, going on"]
-    table = engine.map_units(fail_in_words, [{"text": engine.State.ELSEWHERE.value}], settings(), "toy", False)
+    assert (first.is_elsewhere, first.error) == (True, "")
+    assert said == ["0: another process makes it, going on with the others"]
+    table = engine.map_units(fail_in_words, [{"text": "another process makes it"}], settings(), "toy", False)
     assert table["error"].tolist() == ["KeyError: 'another process makes it'"]
     engine.map_units(touch, [{"folder": str(tmp_path), "name": "0"}], settings(), "toy", unit_of=Marker)
     assert (tmp_path / "0").exists()
