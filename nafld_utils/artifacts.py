@@ -451,7 +451,6 @@ class Unit:
                 for item in temporary.iterdir():
                     _sync(item)
                 self._put_in_place(temporary)
-        shutil.rmtree(self.work, ignore_errors=True)
 
     def _beside(self, ending: str) -> Path:
         return self.path.with_name(f".{self.path.name}.{ending}")
@@ -463,14 +462,15 @@ class Unit:
 
     def _put_in_place(self, temporary: Path) -> None:
         with locks.locked(self._beside("swap")):
+            old = self._beside(f"{_unique()}.old.tmp")
             if self.done():  # another process was faster; whoever reads its files keeps them
                 locks.remove(temporary)
-                return
-            old = self._beside(f"{_unique()}.old.tmp")
-            if self.path.exists():
-                os.replace(self.path, old)
-            os.replace(temporary, self.path)
-            _sync(self.path.parent)
+            else:
+                if self.path.exists():
+                    os.replace(self.path, old)
+                os.replace(temporary, self.path)
+                _sync(self.path.parent)
+            locks.remove(self.work)  # first of all: nobody would look for it any more
             locks.remove(old)
 
     def load_table(self, name: str) -> pd.DataFrame:

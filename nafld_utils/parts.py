@@ -35,7 +35,7 @@ def load_array(path: str | Path) -> np.ndarray | None:
 def _load_npz(path: Path) -> np.ndarray | None:
     """Read an array of an earlier version, which zip's own checksum guards."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
             return archive["array"]
     except Exception:  # what a parser of damaged bytes stumbles over may be anything
         return None
