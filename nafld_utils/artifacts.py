@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -22,13 +21,14 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nafld_utils import params
+from nafld_utils import locks, params
 
 if TYPE_CHECKING:  # else imported where they are needed: `make plan` needs neither
     import numpy as np
@@ -108,7 +108,7 @@ def _revisions() -> dict[str, tuple[int, ...]]:
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def no_space(error: Exception, path: Path) -> Exception:
+def no_space(error: BaseException, path: Path) -> BaseException:
     """The error in words where the disk is full, however the library that met it said so; any other as it is."""
     number = getattr(error, "errno", None)
     words = any(f"{word} {code})" in f"{error})" for word in ("os error", "errno") for code in _FULL)
@@ -125,6 +125,19 @@ def _is_full(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
+def _or_nothing(temporary: Path, path: Path) -> Iterator[None]:
+    """Remove a temporary file or folder where an error ends its writing; a full disk is told as that of `path`."""
+    try:
+        yield
+    except BaseException as error:
+        told = no_space(error, path)  # asked before room is made
+        locks.remove(temporary)
+        if told is error:
+            raise
+        raise told from error
+
+
+@contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it, on error leave nothing.
 
@@ -134,20 +147,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         The disk is full or read-only; the message names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp{path.suffix}")
-    try:
+    temporary = path.with_name(f".{path.name}.{_unique()}.tmp{path.suffix}")
+    with _or_nothing(temporary, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except Exception as error:
-        told = no_space(error, path)  # asked before room is made
-        temporary.unlink(missing_ok=True)
-        raise told from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def _unique() -> str:
+    return uuid.uuid4().hex[:12]
 
 
 def _sync(path: Path) -> None:
@@ -168,6 +178,15 @@ def save_text(path: str | Path, text: str) -> Path:
 def save_json(path: str | Path, value: Any) -> Path:
     """Write JSON atomically, indented, keys in the given order."""
     return save_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def load_record(path: str | Path) -> dict[str, Any] | None:
+    """Mapping in a JSON file; None where there is none, or no JSON."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def save_table(path: str | Path, table: pd.DataFrame) -> Path:
@@ -240,6 +259,10 @@ def load_table(path: str | Path) -> pd.DataFrame:
     return pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
 
 
+class NotEnoughMemoryError(MemoryError):
+    """Memory lacks, and the text says what to do."""
+
+
 def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     """Read an array written by `save_array`, memory-mapped read-only when `mmap`.
 
@@ -247,7 +270,7 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     ------
     ValueError
         The file is no array: an archive, a pickle, or damaged.
-    MemoryError
+    NotEnoughMemoryError
         The system gives no memory for it.
     """
     import numpy as np
@@ -261,7 +284,7 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-        raise MemoryError(
+        raise NotEnoughMemoryError(
             f"not enough memory to open {path}; free memory, or lower JOBS or engine.n_workers, and run again"
         ) from None
     if not isinstance(found, np.ndarray):
@@ -271,12 +294,10 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
 
 
 def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = "uint8") -> np.memmap:
-    """A new .npy file that is filled piece by piece, for arrays larger than memory; its room on the disk is taken now.
+    """A new .npy file that is filled piece by piece, for arrays larger than memory.
 
-    Raises
-    ------
-    OSError
-        The disk is too small; without asking first, the process would be killed at a later write.
+    Its room on the disk is taken now, which raises OSError where the disk is too small: else the process would be
+    killed at a later write.
     """
     import numpy as np
 
@@ -329,10 +350,49 @@ def _kind(path: Path) -> str | None:
     return "a pickle, which is never opened" if start.startswith((b"PK", b"\x80")) else None
 
 
+# ---------------------------------------------------------------- integrity
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hex."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as JSON gives it back, with the digest of its content as ``seal``."""
+    plain = json.loads(json.dumps(record, default=str))
+    plain.pop("seal", None)
+    return {**plain, "seal": digest(plain)}
+
+
+def is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether a record is as it was when it was sealed; those of earlier versions have no seal."""
+    return "seal" not in record or record["seal"] == sealed(record)["seal"]
+
+
+def unsealed(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A record without its seal; None where it has none, or is not as it was sealed."""
+    whole = "seal" in record and is_whole(record)
+    return {key: value for key, value in record.items() if key != "seal"} if whole else None
+
+
+def _damage(folder: Path, record: Mapping[str, Any], name: str = MANIFEST) -> str | None:
+    """What differs from a sealed record, the file `name`, and the files that it lists; None where nothing does."""
+    if not is_whole(record):
+        return f"its file {name} has other content than when it was written"
+    for name, (size, sha256) in record.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            return f"its file {name} is missing"
+        if path.stat().st_size != size or _content(path, path.stat().st_mtime_ns) != sha256:
+            return f"its file {name} has other content than when it was written"
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _content(path: Path, _mtime: int) -> str:
+    return file_sha256(path)
 
 
 # ---------------------------------------------------------------- units
@@ -390,30 +450,40 @@ class Unit:
         **facts
             JSON-able entries added to the manifest (device, counts).
         """
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        temporary = self._beside(f"{_unique()}.tmp")
         started = time.perf_counter()
-        try:
-            remove_orphans(self.path)
-            temporary.mkdir(parents=True)
-            yield temporary
-            seconds = facts.pop("seconds", time.perf_counter() - started)
-            manifest = _manifest(self, temporary, seconds, facts)
-            save_json(temporary / MANIFEST, manifest)
-            for item in temporary.iterdir():
-                _sync(item)
-            with _held(self.path.parent):
-                if self.done():  # another process was faster; whoever reads its files keeps them
-                    shutil.rmtree(temporary)
-                else:
-                    _swap_in(temporary, self.path)
-        except Exception as error:
-            told = no_space(error, self.path)  # asked before room is made
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise told from error
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        shutil.rmtree(self.work, ignore_errors=True)
+        with _or_nothing(temporary, self.path):
+            locks.remove_orphans(self.path.parent, f".{self.path.name}.*.tmp")
+            with locks.locked(temporary):
+                temporary.mkdir()
+                yield temporary
+                facts["seconds"] = round(facts.get("seconds", time.perf_counter() - started), 3)
+                save_json(temporary / MANIFEST, self._manifest(temporary, facts))
+                for item in temporary.iterdir():
+                    _sync(item)
+                self._put_in_place(temporary)
+
+    def _beside(self, ending: str) -> Path:
+        return self.path.with_name(f".{self.path.name}.{ending}")
+
+    def _manifest(self, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+        files = {p.name: [p.stat().st_size, file_sha256(p)] for p in sorted(folder.iterdir()) if p.is_file()}
+        made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        facts = {**facts, **environment(), "declared": declared_hash()}
+        return sealed({"hash": self.hash, **self.recipe, "files": files, "made": made, **facts})
+
+    def _put_in_place(self, temporary: Path) -> None:
+        with locks.locked(self._beside("swap")):
+            old = self._beside(f"{_unique()}.old.tmp")
+            if self.done():  # another process was faster; whoever reads its files keeps them
+                locks.remove(temporary)
+            else:
+                if self.path.exists():
+                    os.replace(self.path, old)
+                os.replace(temporary, self.path)
+                _sync(self.path.parent)
+            locks.remove(self.work)  # first of all: nobody would look for it any more
+            locks.remove(old)
 
     def load_table(self, name: str) -> pd.DataFrame:
         """Read one of the unit's tables."""
@@ -429,101 +499,8 @@ class Unit:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Manifest of a folder, or None where there is none or it is damaged."""
-    return read_json(folder / MANIFEST)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A stored JSON mapping, or None where there is none or it is damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    """Checksum of a manifest, as it is read back, without its seal."""
-    content = {key: value for key, value in manifest.items() if key != "seal"}
-    return digest(json.loads(json.dumps(content, default=str)))
-
-
-def _damage(folder: Path, manifest: Mapping[str, Any], name: str = MANIFEST) -> str | None:
-    """What is wrong with the files that a manifest or a stage's record lists, or with itself; `name` is its file."""
-    # manifests of earlier versions have no seal
-    if "seal" in manifest and manifest["seal"] != _seal(manifest):
-        return f"its file {name} has other content than when it was written"
-    for name, (size, sha256) in manifest.get("files", {}).items():
-        path = folder / name
-        if not path.is_file():
-            return f"its file {name} is missing"
-        if path.stat().st_size != size or _content(path, path.stat().st_mtime_ns) != sha256:
-            return f"its file {name} has other content than when it was written"
-    return None
-
-
-@functools.lru_cache(maxsize=4096)
-def _content(path: Path, _mtime: int) -> str:
-    return file_sha256(path)
-
-
-def remove_orphans(path: Path) -> None:
-    """Remove the temporary folders ``.<name>.<process>.tmp`` beside a path that killed processes left."""
-    for orphan in path.parent.glob(f".{path.name}.*.tmp"):
-        owner = orphan.name.rsplit(".", 2)[-2]
-        if not (owner.isdigit() and owner != str(os.getpid()) and alive(int(owner))):
-            shutil.rmtree(orphan, ignore_errors=True)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this machine still runs; one that was killed and is not yet waited for does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    with contextlib.suppress(OSError):  # a container often has no init that waits for orphans
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return stat.rpartition(")")[2].split()[0] != "Z"
-    return True
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """One process at a time puts units into a folder; a file system without locks lets all of them."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _swap_in(temporary: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-    if path.exists():
-        os.replace(path, old)
-    os.replace(temporary, path)
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _manifest(unit: Unit, folder: Path, seconds: float, facts: Mapping[str, Any]) -> dict[str, Any]:
-    files = {item.name: [item.stat().st_size, file_sha256(item)] for item in sorted(folder.iterdir()) if item.is_file()}
-    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    manifest = {
-        "hash": unit.hash,
-        **unit.recipe,
-        "files": files,
-        "seconds": round(seconds, 3),
-        "made": made,
-        **facts,
-        **environment(),
-        "declared": declared_hash(),
-    }
-    return {**manifest, "seal": _seal(manifest)}
+    """Manifest of a folder, or None where there is none or it is no JSON."""
+    return load_record(folder / MANIFEST)
 
 
 def declared_hash() -> str:
@@ -545,14 +522,10 @@ def environment() -> dict[str, Any]:
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            encoding="utf-8",
-            timeout=10,
-            check=True,
-        ).stdout.strip()
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True)
+        commit = done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
@@ -613,7 +586,7 @@ class Run:
 
     def _provenance(self) -> dict[str, Any]:
         """Provenance of the stored cohort; empty where none is loaded yet."""
-        return read_json(self.root / "cohort" / "provenance.json") or {}
+        return load_record(self.root / "cohort" / "provenance.json") or {}
 
     def unit(
         self,
@@ -744,7 +717,7 @@ def _open_stored(name: str) -> Run:
     there = f"runs here: {', '.join(stored_runs()) or 'none'}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"expected the name of a run, found {name!r}; {there}.")
-    given = read_json(work_root() / "artifacts" / name / "settings" / "run.json")
+    given = load_record(work_root() / "artifacts" / name / "settings" / "run.json")
     if given is None or not isinstance(given.get("overrides", {}), dict):
         raise ValueError(
             f"run {name!r}: expected it under artifacts/, found none; {there}. Make it with make all RUN={name}."
@@ -870,7 +843,7 @@ def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
     claims = run.root / stage / "claims.csv"
     files = {claims.name: [claims.stat().st_size, file_sha256(claims)]} if claims.is_file() else {}
     record = {"stage": stage, "units": entries, "files": files}
-    save_json(run.root / stage / "stage.json", {**record, "seal": _seal(record)})
+    save_json(run.root / stage / "stage.json", sealed(record))
     rows = []
     for unit in units:
         seconds = unit.seconds()

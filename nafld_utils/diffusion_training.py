@@ -10,7 +10,6 @@ Sources: Hardy et al. 2023, Methods (AdamW, cosine schedule, warm-up); Rombach e
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -180,10 +179,6 @@ class Training:
             yield self.denoiser.eval()
         finally:
             self.ema.restore(parameters)
-
-    def facts_json(self) -> str:
-        """`facts` as JSON text."""
-        return json.dumps(self.facts())
 
 
 def start_training(denoiser: nn.Module, settings: Mapping[str, Any]) -> Training:

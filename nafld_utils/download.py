@@ -6,7 +6,6 @@ the DOI and the checksum that the record stated, so that later runs can prove wh
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -21,31 +20,9 @@ CHUNK = 2**16  # bytes
 
 
 def fetch(doi: str, folder: str | Path, suffix: str, attempts: int = ATTEMPTS, pause: float = PAUSE) -> Path:
-    """Download the record's only file of a kind.
+    """Download the only file of a DOI's record with a suffix into a folder; `pause` is in seconds, doubled each time.
 
-    Parameters
-    ----------
-    doi : str
-        For example ``10.5281/zenodo.1009146``.
-    folder : str or Path
-        Where the file goes; made if need be.
-    suffix : str
-        Ending of the wanted file.
-    attempts : int
-        How often record and file are tried.
-    pause : float
-        Seconds before the second attempt, doubled before each further one.
-
-    Returns
-    -------
-    pathlib.Path
-        The file.
-
-    Raises
-    ------
-    ValueError
-        No network, no such record, not exactly one such file, or content of another checksum; says which file to put
-        where.
+    ValueError says which file to put where: no network, no such record, not exactly one such file, another checksum.
     """
     folder = Path(folder)
     way_out = f"download the {suffix} file of https://doi.org/{doi} by hand into {folder} or name it with DATA=<path>"
@@ -92,16 +69,9 @@ def _again(action: Any, attempts: int, pause: float) -> Any:
 
 
 def resume(url: str, output_file: Any, store: Any) -> None:
-    """Downloader for pooch that goes on where an earlier attempt broke off.
+    """Downloader for pooch that goes on where an earlier attempt broke off, from ``.<name>.part`` in its folder.
 
-    Parameters
-    ----------
-    url : str
-        ``doi:<doi>/<file>`` or an http address.
-    output_file : str or Path
-        Where pooch expects the whole file; it checks the checksum afterwards.
-    store : pooch.Pooch
-        Its folder keeps the unfinished part under ``.<name>.part``.
+    pooch itself checks the checksum of `output_file` afterwards.
     """
     name = url.rsplit("/", 1)[-1]
     part = Path(store.path) / f".{name}.part"
@@ -142,11 +112,8 @@ def record_path(path: str | Path) -> Path:
 
 def read_record(path: str | Path) -> dict[str, str] | None:
     """``doi, file, checksum`` as the record stated them, or None where they are not known."""
-    try:
-        record = json.loads(record_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and {"doi", "checksum"} <= set(record) else None
+    record = artifacts.load_record(record_path(path)) or {}
+    return record if {"doi", "checksum"} <= set(record) else None
 
 
 def matches(path: str | Path, checksum: str) -> bool:

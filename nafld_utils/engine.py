@@ -8,8 +8,7 @@ units in flight.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
+import errno
 import logging
 import math
 import os
@@ -21,14 +20,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from nafld_utils.artifacts import Unit, work_root
+from nafld_utils.artifacts import NotEnoughMemoryError, Unit, work_root
+from nafld_utils.locks import Busy, locked
 from nafld_utils.params import EngineSettings
-from nafld_utils.workers import (
+from nafld_utils.workers import (  # noqa: F401 - what callers of the engine need of its workers
     PROGRESS_FILE,
     compute_threads,
     cores,
@@ -40,17 +41,14 @@ from nafld_utils.workers import (
     worker_threads,
 )
 
-__all__ = [
-    "PROGRESS_FILE", "StepMeter", "UnitError", "alone", "announce", "compute_threads", "cores", "default_workers",
-    "device", "in_words", "is_headless", "map_units", "notice", "once", "progress", "release_workers",
-    "thread_environment", "worker_threads",
-]  # fmt: skip
-
 LOOK_EVERY = 5.0  # s between two looks after the workers
 
 
 class UnitError(RuntimeError):
     """Some units failed; the others are done and kept."""
+
+
+# ---------------------------------------------------------------- progress
 
 
 def announce(text: str) -> None:
@@ -72,13 +70,7 @@ def notice(text: str) -> None:
     logging.getLogger(__name__).warning(text)
 
 
-def _in_kernel() -> bool:
-    """Whether a Jupyter kernel runs this process: that something imported ipykernel does not say so."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-
-
-def progress(items: Iterable[Any], label: str, total: int | None = None, every: float = 5.0) -> Iterator[Any]:
+def progress(items: Iterable[Any], label: str, total: int | None = None) -> Iterator[Any]:
     """Iterate with a bar and an estimate: in JupyterLab a widget, headless a line to the runner's terminal.
 
     Parameters
@@ -89,32 +81,137 @@ def progress(items: Iterable[Any], label: str, total: int | None = None, every: 
         What is going on.
     total : int, optional
         Number of items, where `items` has no length.
-    every : float
-        Least seconds between two headless lines.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)
-    if not os.environ.get(PROGRESS_FILE):
-        if _in_kernel() or sys.stderr.isatty():
-            from tqdm.auto import tqdm
+    if is_headless():
+        yield from _announced(items, label, total)
+    elif _in_kernel() or sys.stderr.isatty():
+        from tqdm.auto import tqdm
 
-            yield from tqdm(items, desc=label, total=total, leave=False)
-        else:
-            yield from items
-        return
-    started = shown = time.monotonic()
+        yield from tqdm(items, desc=label, total=total, leave=False)
+    else:
+        yield from items
+
+
+def _announced(items: Iterable[Any], label: str, total: int | None) -> Iterator[Any]:
+    meter = StepMeter(label, total)
     for done, item in enumerate(items, start=1):
         yield item
-        now = time.monotonic()
-        if now - shown >= every or done == total:
-            shown = now
-            left = "" if not total else f", about {_clock((now - started) / done * (total - done))} left"
-            announce(f"{label}: {done}/{total or '?'} in {_clock(now - started)}{left}")
+        if meter.is_due() or done == total:
+            announce(f"{label}: {done}/{total or '?'} in {_clock(meter.seconds())}{meter.left(done)}")
+
+
+def _in_kernel() -> bool:
+    """Whether a Jupyter kernel runs this process: that something imported ipykernel does not say so."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class StepMeter:
+    """Says how far a long unit is, with an estimate, in the terminal of a headless run.
+
+    Parameters
+    ----------
+    label : str
+        What is going on.
+    total : int, optional
+        Steps in all.
+    first : int
+        Step it resumed from.
+    every : float
+        Least seconds between two lines.
+    """
+
+    def __init__(self, label: str, total: int | None, first: int = 0, every: float = 5.0):
+        self.label, self.total, self.first, self.every = label, total, first, every
+        self.started = self.shown = time.monotonic()
+
+    def __call__(self, step: int, loss: float = float("nan")) -> None:
+        """Report a step and its loss, if it has one."""
+        if step > self.first and self.is_due():
+            value = "" if math.isnan(loss) else f", loss {loss:.4f}"
+            announce(f"{self.label}: step {step}/{self.total}{value}{self.left(step)}")
+
+    def is_due(self) -> bool:
+        """Whether a line is to be shown now; counts it as shown."""
+        now = time.monotonic()
+        due = now - self.shown >= self.every
+        self.shown = now if due else self.shown
+        return due
+
+    def left(self, step: int) -> str:
+        """How long it takes from a step to the end, as the end of a sentence; empty where that is not known."""
+        if not self.total:
+            return ""
+        return f", about {_clock(self.seconds() / (step - self.first) * (self.total - step))} left"
+
+    def seconds(self) -> float:
+        """Seconds since the meter was made."""
+        return time.monotonic() - self.started
+
+
+# ---------------------------------------------------------------- units
+
+
+class _Ended(NamedTuple):
+    """How the call of a task ended; it made nothing where another process makes the same."""
+
+    seconds: float = 0.0
+    error: str = ""
+    is_elsewhere: bool = False
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a worker does with each task; see `map_units`."""
+
+    function: Callable[..., Any]
+    unit_of: Callable[..., Any] | None = None
+    files_of: Callable[..., Sequence[Path]] | None = None
+    wait: bool = True  # for another process that makes the same
+    root: Path | None = None  # work folder of the driver, for workers elsewhere
+
+    def __call__(self, task: Mapping[str, Any]) -> _Ended:
+        """Make one unit; its error is recorded, since it must not take the others down."""
+        with _one_unit:
+            started, text, is_elsewhere = time.perf_counter(), "", False
+            try:
+                self.make(task)
+            except Busy:
+                is_elsewhere = True
+            except Exception as error:
+                logging.getLogger(__name__).debug("unit failed\n%s", traceback.format_exc())
+                text = in_words(error)
+            return _Ended(time.perf_counter() - started, text, is_elsewhere)
+
+    def make(self, task: Mapping[str, Any]) -> None:
+        """Call the function while no other process makes the same; not at all where one has made the unit."""
+        if self.root:
+            _work_in(self.root)
+        unit = self.unit_of(**task) if self.unit_of else None
+        paths = [*([unit.path] if unit else []), *(self.files_of(**task) if self.files_of else [])]
+        with alone(*paths, wait=self.wait):
+            if unit is None or not unit.done():
+                self.function(**task)
+
+
+_one_unit = threading.RLock()  # a unit may have every thread of its worker, however many Dask gave it
+
+
+def _work_in(root: Path) -> None:
+    """Let a worker elsewhere read and write where the driver does."""
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"worker on {socket.gethostname()}: expected the work folder {root}, found none;"
+            " engine.mode=cluster needs it on a file system that all machines share (NAFLD_ROOT)."
+        )
+    os.environ["NAFLD_ROOT"] = str(root)
 
 
 def map_units(
@@ -135,7 +232,7 @@ def map_units(
     tasks : sequence of mapping
         Keyword arguments of each call.
     settings : EngineSettings
-        ``serial`` runs in this process, ``local`` in one worker a GPU or core, ``cluster`` on a Dask scheduler or in
+        ``serial`` runs in this process, ``local`` in one worker per GPU or core, ``cluster`` on a Dask scheduler or in
         Slurm jobs.
     label : str
         What the progress line says.
@@ -151,7 +248,7 @@ def map_units(
     Returns
     -------
     pandas.DataFrame
-        One row a task in the given order: its plain arguments, ``seconds``, ``error`` (empty when it succeeded).
+        One row per task in the given order: its plain arguments, ``seconds``, ``error`` (empty when it succeeded).
 
     Raises
     ------
@@ -159,155 +256,80 @@ def map_units(
         Some tasks failed and `raise_failed`; names the first one.
     """
     tasks = list(tasks)
-    apart = functools.partial(_apart, function, unit_of, files_of) if unit_of or files_of else None
+    ended = [_Ended()] * len(tasks)
     waiting = [i for i, task in enumerate(tasks) if unit_of is None or not unit_of(**task).done()]
-    results = [(0.0, "")] * len(tasks)
     # First what no other process makes, so that two runs at once share the work; then what is waited for.
-    for call in (functools.partial(apart, False), functools.partial(apart, True)) if apart else (function,):
-        for i, result in zip(waiting, _run(call, [tasks[i] for i in waiting], settings, label), strict=True):
-            results[i] = result
-        waiting = [i for i in waiting if results[i][1] == _ELSEWHERE]
+    for wait in (False, True):
+        call = _Call(function, unit_of, files_of, wait)
+        for i, found in zip(waiting, _run(call, [tasks[i] for i in waiting], settings, label), strict=True):
+            ended[i] = found
+        waiting = [i for i in waiting if ended[i].is_elsewhere]
     rows = []
-    for task, (seconds, error) in zip(tasks, results, strict=True):
+    for task, found in zip(tasks, ended, strict=True):
         plain = {key: value for key, value in task.items() if isinstance(value, str | int | float | bool)}
-        rows.append({**plain, "seconds": seconds, "error": error})
+        rows.append({**plain, "seconds": found.seconds, "error": found.error})
     table = pd.DataFrame(rows)
-    failed = table[table["error"] != ""] if len(table) else table
-    if len(failed):
-        first = failed.iloc[0]
-        names = ", ".join(f"{k}={first[k]}" for k in table.columns if k not in ("seconds", "error"))
-        text = f"{label}: {len(failed)} of {len(table)} units failed, the first ({names}) with {first['error']}"
-        if raise_failed:
-            raise UnitError(f"{text}; the others are kept, correct the cause and run again.")
-        notice(text)
+    _tell_failed(table, label, raise_failed)
     return table
 
 
-def _run(
-    function: Callable[..., Any], tasks: list[Any], settings: EngineSettings, label: str
-) -> list[tuple[float, str]]:
+def _tell_failed(table: pd.DataFrame, label: str, raise_failed: bool) -> None:
+    failed = table[table["error"] != ""] if len(table) else table
+    if not len(failed):
+        return
+    first = failed.iloc[0]
+    names = ", ".join(f"{k}={first[k]}" for k in table.columns if k not in ("seconds", "error"))
+    text = f"{label}: {len(failed)} of {len(table)} units failed, the first ({names}) with {first['error']}"
+    if raise_failed:
+        raise UnitError(f"{text}; the others are kept, correct the cause and run again.")
+    notice(text)
+
+
+def _run(call: _Call, tasks: list[Any], settings: EngineSettings, label: str) -> list[_Ended]:
     if not tasks:
         return []
     if settings.mode == "serial":
-        return [_guarded(function, task) for task in progress(tasks, label)]
+        return [call(task) for task in progress(tasks, label)]
     if settings.mode == "local" and len(tasks) == 1:
         with compute_threads(cores()):  # alone it may have every core
-            return [_guarded(function, task) for task in progress(tasks, label)]
+            return [call(task) for task in progress(tasks, label)]
     with open_pool(settings, len(tasks)) as (client, look_after):
         if settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
             root = work_root().resolve()
             root.mkdir(parents=True, exist_ok=True)
-            function = functools.partial(_in_folder, function, root)
-        return _gather(client, look_after, function, tasks, label)
+            call = replace(call, root=root)
+        return _gather(client, look_after, call, tasks, label)
 
 
-_ELSEWHERE = "another process makes it"
-
-
-class _Elsewhere(Exception):
-    """Another process makes this unit now."""
-
-
-_one_unit = threading.RLock()  # a unit may have every thread of its worker, however many Dask gave it
-
-
-def _guarded(function: Callable[..., Any], task: Mapping[str, Any]) -> tuple[float, str]:
-    with _one_unit:
-        started = time.perf_counter()
-        try:
-            function(**task)
-        except _Elsewhere:
-            return time.perf_counter() - started, _ELSEWHERE
-        except Exception as error:  # a unit must not take the others down
-            logging.getLogger(__name__).debug("unit failed\n%s", traceback.format_exc())
-            return time.perf_counter() - started, in_words(error)
-        return time.perf_counter() - started, ""
-
-
-# How libraries say that an allocator gave nothing: C, C++, torch, oneDNN, which torch calls, and CUDA.
-_NO_MEMORY = r"can(?:'t|not) allocate memory|bad_alloc|DefaultCPUAllocator|could not create a primitive"
-_NO_MEMORY += r"|OutOfMemoryError|(?:out of|not enough) memory"
-
-
-def lacked_memory(error: BaseException) -> bool:
-    """Whether an allocator of any library gave nothing, whatever kind of error says so."""
-    text = f"{type(error).__name__}: {error}"
-    return isinstance(error, MemoryError) or bool(re.search(_NO_MEMORY, text, re.IGNORECASE))
-
-
-def in_words(error: BaseException) -> str:
-    """Kind and text of an error; where memory lacked, what to do, since libraries name an allocator instead."""
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) and "lower" in text:
-        return text  # it says itself what to do
-    if lacked_memory(error):
-        reason = " ".join(str(error).split())[:160] or "the system gave no more"
-        return (
-            f"MemoryError: not enough memory ({reason}); free memory, or lower JOBS, engine.n_workers or the stage's"
-            " batch_size, and run again"
-        )
-    return text
-
-
-def _apart(
-    function: Callable[..., Any],
-    unit_of: Callable[..., Any] | None,
-    files_of: Callable[..., Sequence[Path]] | None,
-    wait: bool = True,
-    /,
-    **task: Any,
-) -> None:
-    """Call `function` while no other process makes the same; not at all where one has."""
-    unit = unit_of(**task) if unit_of else None
-    with alone(*([unit.path] if unit else []), *(files_of(**task) if files_of else []), wait=wait):
-        if unit is None or not unit.done():
-            function(**task)
-
-
-def _in_folder(function: Callable[..., Any], root: Path, /, **task: Any) -> None:
-    """Call `function` in a worker elsewhere, which is to read and write where the driver does."""
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"worker on {socket.gethostname()}: expected the work folder {root}, found none;"
-            " engine.mode=cluster needs it on a file system that all machines share (NAFLD_ROOT)."
-        )
-    os.environ["NAFLD_ROOT"] = str(root)
-    function(**task)
-
-
-def _gather(
-    client: Any, look_after: Callable[[], str], function: Callable[..., Any], tasks: list[Any], label: str
-) -> list[tuple[float, str]]:
+def _gather(client: Any, look_after: Callable[[], str], call: _Call, tasks: list[Any], label: str) -> list[_Ended]:
     """Results in the order of the tasks; a worker that dies has its unit done by another one."""
     finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    futures = [client.submit(_guarded, function, task, pure=False) for task in tasks]
-    place = {future.key: i for i, future in enumerate(futures)}
+    futures = [client.submit(call, task, pure=False) for task in tasks]
     for future in futures:
         future.add_done_callback(finished.put)
-    results: list[tuple[float, str]] = [(float("nan"), "not run")] * len(tasks)
+    ended = {}
     for future in progress(_each(finished, len(tasks), look_after, label), label, total=len(tasks)):
-        results[place[future.key]] = _fetch(future, look_after)
+        ended[future.key] = _fetch(future, look_after)
         future.release()  # else the unit is done again where the worker that remembers its result dies
-    return results
+    return [ended[future.key] for future in futures]
 
 
 def _each(finished: queue.SimpleQueue[Any], n: int, look_after: Callable[[], str], label: str) -> Iterator[Any]:
     """Yield `n` futures as they finish; look after the workers meanwhile and say when they lack."""
-    lacking = ""
-    looked = time.monotonic()
-    for _ in range(n):
-        while True:
-            with contextlib.suppress(queue.Empty):
-                future = finished.get(timeout=max(0.0, looked + LOOK_EVERY - time.monotonic()))
-                break
-            before, lacking = lacking, look_after()
-            looked = time.monotonic()
+    lacking, looked = "", time.monotonic()
+    while n:
+        try:
+            future = finished.get(timeout=max(0.0, looked + LOOK_EVERY - time.monotonic()))
+        except queue.Empty:
+            before, lacking, looked = lacking, look_after(), time.monotonic()
             if lacking != before:
                 announce(f"{label}: {lacking or 'all workers are there'}")
-        yield future
+        else:
+            n -= 1
+            yield future
 
 
-def _fetch(future: Any, look_after: Callable[[], str]) -> tuple[float, str]:
+def _fetch(future: Any, look_after: Callable[[], str]) -> _Ended:
     from distributed import KilledWorker
 
     while True:
@@ -317,9 +339,9 @@ def _fetch(future: Any, look_after: Callable[[], str]) -> tuple[float, str]:
             look_after()
         except KilledWorker:
             text = "every worker that began it died, out of memory or killed by hand; give a worker more memory"
-            return float("nan"), f"KilledWorker: {text}"
+            return _Ended(math.nan, f"KilledWorker: {text}")
         except Exception as error:  # nothing that a unit raises comes here
-            return float("nan"), f"{type(error).__name__}: {error}"
+            return _Ended(math.nan, f"{type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
@@ -329,9 +351,10 @@ def alone(*paths: str | Path, wait: bool = True) -> Iterator[None]:
     Parameters
     ----------
     *paths : path
-        What is made. A lock file lies beside each meanwhile; the system drops the lock of a process that dies.
+        What is made.
     wait : bool
-        Wait for another process that makes one of them; else `map_units` hears of it and goes on with other tasks.
+        Wait for another process that makes one of them; else `locks.Busy` is raised, and `map_units` goes on with other
+        tasks.
 
     Notes
     -----
@@ -340,7 +363,14 @@ def alone(*paths: str | Path, wait: bool = True) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         for path in sorted(map(Path, set(paths))):  # in one order everywhere, or two processes wait for each other
-            held.enter_context(_locked(path, wait))
+            try:
+                held.enter_context(locked(path, wait=False))
+            except Busy:
+                then = "waiting for that" if wait else "going on with the others"
+                announce(f"{path.name}: another process makes it, {then}")
+                if not wait:
+                    raise
+                held.enter_context(locked(path))
         yield
 
 
@@ -353,71 +383,29 @@ def once(unit: Unit, make: Callable[[], Any]) -> Unit:
     return unit
 
 
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
-        with open(lock, "ab") as handle:
-            _lock(handle, path, wait)
-            if not _is_at(handle, lock):  # whoever had it has removed it
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
+# ---------------------------------------------------------------- memory
+
+# How libraries say that an allocator gave nothing: C, C++, torch, oneDNN, which torch calls, and CUDA. Most raise a
+# plain RuntimeError, so that there is no kind of error to ask for.
+_NO_MEMORY = re.compile(
+    r"can(?:'t|not) allocate memory|bad_alloc|DefaultCPUAllocator|could not create a primitive"
+    r"|OutOfMemoryError|(?:out of|not enough) memory",
+    re.IGNORECASE,
+)
 
 
-def _lock(handle: Any, path: Path, wait: bool) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        announce(f"{path.name}: {_ELSEWHERE}, {'waiting for that' if wait else 'going on with the others'}")
-        if not wait:
-            raise _Elsewhere from None
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError as error:
-        logging.getLogger(__name__).debug("%s cannot be locked: %s", path, error)
+def lacked_memory(error: BaseException) -> bool:
+    """Whether an allocator of any library gave nothing, whatever kind of error says so."""
+    said = _NO_MEMORY.search(f"{type(error).__name__}: {error}")
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or said is not None
 
 
-def _is_at(handle: Any, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-class StepMeter:
-    """Says how far a long unit is, with an estimate, in the terminal of a headless run.
-
-    Parameters
-    ----------
-    label : str
-        What is going on.
-    total : int
-        Steps in all.
-    first : int
-        Step it resumed from.
-    every : float
-        Least seconds between two lines.
-    """
-
-    def __init__(self, label: str, total: int, first: int = 0, every: float = 5.0):
-        self.label, self.total, self.first, self.every = label, total, first, every
-        self.started = self.shown = time.monotonic()
-
-    def __call__(self, step: int, loss: float = float("nan")) -> None:
-        """Report a step and its loss, if it has one."""
-        now = time.monotonic()
-        done = step - self.first
-        if now - self.shown < self.every or done < 1:
-            return
-        self.shown = now
-        left = _clock((now - self.started) / done * (self.total - step))
-        value = "" if math.isnan(loss) else f", loss {loss:.4f}"
-        announce(f"{self.label}: step {step}/{self.total}{value}, about {left} left")
-
-    def seconds(self) -> float:
-        """Seconds since the meter was made."""
-        return time.monotonic() - self.started
+def in_words(error: BaseException) -> str:
+    """Kind and text of an error; where memory lacked, what to do, since libraries name an allocator instead."""
+    if lacked_memory(error) and not isinstance(error, NotEnoughMemoryError):
+        reason = " ".join(str(error).split())[:160] or "the system gave no more"
+        return (
+            f"MemoryError: not enough memory ({reason}); free memory, or lower JOBS, engine.n_workers or the stage's"
+            " batch_size, and run again"
+        )
+    return f"{type(error).__name__}: {error}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, engine, graph
+from nafld_utils import artifacts, engine, graph, locks
 from nafld_utils.artifacts import Run
 
 _HEARTBEAT = 30.0  # seconds without a word after which the running cell is named again
@@ -107,29 +106,31 @@ def run_notebook(run: Run, stage: str, notebook: Path) -> Path:
         A cell failed, the kernel died, the run was interrupted, or the notebook recorded no units.
     """
     _check_parameters(notebook)
-    report = graph.report_path(run, stage)
-    failed, scratch = report.with_name(f"{stage}.failed.ipynb"), run.reports / f".{stage}.{os.getpid()}.tmp"
-    artifacts.remove_orphans(run.reports / stage)  # of runs that were killed
-    scratch.mkdir(parents=True)
-    half = scratch / report.name
-    with contextlib.ExitStack() as at_the_end:
-        at_the_end.callback(shutil.rmtree, scratch, ignore_errors=True)
-        try:
-            with _environment(run) as progress_file, Console(stage, progress_file) as console:
-                _papermill(notebook, half, {"profile": run.settings.profile, "overrides": run.overrides}, console)
-                fault = artifacts.stage_fault(run, stage)
-                if fault:
-                    raise StageError(f"{stage} ran, but {fault}: its last cell must call artifacts.finish", None)
-        except BaseException as error:
-            copy = failed if half.exists() else None
-            if copy:
-                os.replace(half, copy)
-            if isinstance(error, Exception | KeyboardInterrupt):
-                raise StageError(f"{stage} failed: {_reason(error)}", copy) from error
-            raise
-        _publish(half, report)
+    run.reports.mkdir(parents=True, exist_ok=True)
+    locks.remove_orphans(run.reports, f".{stage}.*.running.ipynb")
+    half = run.reports / f".{stage}.{os.getpid()}.running.ipynb"
+    with locks.locked(half):
+        _execute(run, stage, notebook, half)
+    return graph.report_path(run, stage)
+
+
+def _execute(run: Run, stage: str, notebook: Path, half: Path) -> None:
+    failed = run.reports / f"{stage}.failed.ipynb"
+    try:
+        with _environment(run) as progress_file, Console(stage, progress_file) as console:
+            _papermill(notebook, half, {"profile": run.settings.profile, "overrides": run.overrides}, console)
+            fault = artifacts.stage_fault(run, stage)
+            if fault:
+                raise StageError(f"{stage} ran, but {fault}: its last cell must call artifacts.finish", None)
+    except BaseException as error:
+        copy = failed if half.exists() else None
+        if copy:
+            os.replace(half, copy)
+        if isinstance(error, Exception | KeyboardInterrupt):
+            raise StageError(f"{stage} failed: {_reason(error)}", copy) from error
+        raise
+    _publish(half, graph.report_path(run, stage))
     failed.unlink(missing_ok=True)
-    return report
 
 
 def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], console: Console) -> None:
@@ -260,7 +261,8 @@ def _reason(error: BaseException) -> str:
         if error.ename == "CohortError":  # a line a problem of the user's own folder: all of them
             return "\n  ".join(lines)
         said = lines[-1] if lines else "(no message)"
-        return engine.in_words(MemoryError(said)) if error.ename.endswith("MemoryError") else f"{error.ename}: {said}"
+        told = artifacts.NotEnoughMemoryError if error.ename == artifacts.NotEnoughMemoryError.__name__ else MemoryError
+        return engine.in_words(told(said)) if error.ename.endswith("MemoryError") else f"{error.ename}: {said}"
     if type(error).__name__ == "DeadKernelError":
         return (
             "its kernel died, killed by hand or because memory ran out; units already made are kept, run again"
@@ -280,3 +282,4 @@ def _publish(half: Path, report: Path) -> None:
     note.pop("environment_variables", None)
     with artifacts.replacing(report) as temporary:
         nbformat.write(notebook, temporary)
+    half.unlink()

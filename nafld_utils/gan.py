@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -178,12 +177,12 @@ class Training:
                 out |= {f"optimizer{k}/{i}/{name}": torch.as_tensor(value) for name, value in state.items()}
         return {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
 
-    def facts_json(self) -> str:
-        """What is not a tensor, as JSON text: step, seconds so far, loss curve."""
-        return json.dumps({"step": self.step, "seconds": self.seconds, "curve": self.curve})
+    def facts(self) -> dict[str, Any]:
+        """What is not a tensor: step, seconds so far, loss curve."""
+        return {"step": self.step, "seconds": self.seconds, "curve": self.curve}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Continue from `tensors` and the facts of `facts_json`."""
+        """Continue from `tensors` and `facts`."""
         for key, part in self._parts().items():
             own = {n.removeprefix(f"{key}/"): v for n, v in tensors.items() if n.startswith(f"{key}/")}
             part.load_state_dict(own)

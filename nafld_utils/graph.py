@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nafld_utils import artifacts, params
-from nafld_utils.artifacts import Run, read_json
+from nafld_utils.artifacts import Run, load_record
 from nafld_utils.params import SettingsError
 
 # Direct upstream stages; the Makefile states the same, tests/test_graph.py compares them.
@@ -147,7 +147,7 @@ def age(path: Path, *sources: Path) -> Age:
 
 def _changed(run: Run, stage: str, files_may_be_gone: bool) -> str | None:
     """What differs between the settings and files of a stage and its stamp; None where it has no stamp."""
-    before, now = read_json(stamp_path(run, stage)), json.loads(json.dumps(stamp_content(run, stage)))
+    before, now = load_record(stamp_path(run, stage)), json.loads(json.dumps(stamp_content(run, stage)))
     if before is None:
         return None
     if files_may_be_gone:
@@ -169,7 +169,7 @@ def check_same_cohort(run: Run) -> None:
     SettingsError
         Names both cohorts. A cohort that is no longer where it was may have been moved: that is let through.
     """
-    before = (read_json(stamp_path(run, STAGES[0])) or {}).get("settings", {}).get("cohort", {})
+    before = (load_record(stamp_path(run, STAGES[0])) or {}).get("settings", {}).get("cohort", {})
     now = run.settings.section("cohort")
     was, asked = (_cohort(cohort.get("source"), cohort.get("path")) for cohort in (before, now))
     moved = before.get("path") and not Path(before["path"]).expanduser().exists()
@@ -274,7 +274,7 @@ def write_stamps(run: Run) -> dict[str, str]:
     reasons = {stage.name: stage.moved for stage in status(run).values() if stage.moved}
     for stage in reasons:
         path, content = stamp_path(run, stage), stamp_content(run, stage)
-        if read_json(path) == content:
+        if load_record(path) == content:
             os.utime(path)
         else:
             artifacts.save_json(path, content)

@@ -257,7 +257,7 @@ def runs_text(of: Run) -> str:
     """Markdown of `runs`: name, stages that have finished, and the command, for every run beside `of` and itself."""
     rows = []
     for folder in sorted(of.root.parent.glob("[!.]*/")):
-        given = artifacts.read_json(folder / "settings" / "run.json")
+        given = artifacts.load_record(folder / "settings" / "run.json")
         finished = sum((folder / stage / "stage.json").exists() for stage in graph.STAGES)
         if given or finished:
             this = " (open now)" if folder.name == of.name else ""

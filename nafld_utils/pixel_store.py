@@ -8,7 +8,6 @@ on behind the last row that was committed; the bytes do not depend on how often 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import mmap
 import os
@@ -90,11 +89,9 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self.facts: dict[str, Any] = {}
         wanted = {name: [list(map(int, shape)), np.dtype(dtype).str] for name, (shape, dtype) in arrays.items()}
-        try:
-            found = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-            known = found["arrays"] == wanted and all((folder / f"{name}.npy").is_file() for name in wanted)
-        except (OSError, ValueError, KeyError, TypeError):
-            known = False
+        found = artifacts.load_record(folder / PROGRESS) or {}
+        known = artifacts.is_whole(found) and found.get("arrays") == wanted
+        known = known and all((folder / f"{name}.npy").is_file() for name in wanted)
         if refuse_other and not known and any((folder / f"{name}.npy").exists() for name in wanted):
             raise ValueError(f"{folder}: expected no other arrays, found some; name another folder or remove it.")
         if not known:  # before the arrays begin anew: what it says is of others, some of which may have been moved away
@@ -122,21 +119,9 @@ class Store:
         return handle, start, row
 
     def put(self, name: str, row: int, values: np.ndarray) -> None:
-        """Write one row of an array, or for a flat array the values from `row` on.
+        """Write one row of an array, or for a flat array the values from `row` on, cast to the array's type.
 
-        Parameters
-        ----------
-        name : str
-            Name of the array.
-        row : int
-            Place on its first axis.
-        values : ndarray
-            Content, of the array's type or one that can be cast to it.
-
-        Raises
-        ------
-        OSError
-            The disk is full; the message names the file. What was committed stays, and the next writer goes on there.
+        On a full disk OSError names the file; what was committed stays, and the next writer goes on there.
         """
         handle, start, length = self._files[name]
         content = np.ascontiguousarray(values, dtype=np.dtype(self._wanted[name][1]))
@@ -152,25 +137,17 @@ class Store:
             raise artifacts.no_space(error, self.folder / f"{name}.npy") from error
 
     def commit(self, done: int) -> None:
-        """Put everything written so far safely on disk and note that rows before `done` are whole.
+        """Put everything written so far safely on disk, and note that the next writer may skip the first `done` rows.
 
-        Parameters
-        ----------
-        done : int
-            Rows that the next writer of this folder skips.
-
-        Raises
-        ------
-        OSError
-            The disk is full; the message names the file.
+        On a full disk OSError names the file.
         """
         for name, (handle, _, _) in self._files.items():
             with self._named(name):
                 handle.flush()
                 os.fsync(handle.fileno())
         self.done = done
-        content = {"arrays": self._wanted, "done": done, "facts": self.facts}
-        artifacts.save_json(self.folder / PROGRESS, content)
+        record = {"arrays": self._wanted, "done": done, "facts": self.facts}
+        artifacts.save_json(self.folder / PROGRESS, artifacts.sealed(record))
 
     def remaining(self, n: int) -> Iterator[int]:
         """Rows that are still to be written, committed every `COMMIT_EVERY` rows and at the end."""
@@ -198,31 +175,13 @@ class Store:
 
 
 def move(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Move arrays of a finished store into the folder of a unit that is about to be sealed.
-
-    Parameters
-    ----------
-    source, target : Path
-        Folders of one file system.
-    names : sequence of str
-        Names of the arrays, without ``.npy``.
-    """
+    """Move arrays, named without ``.npy``, of a finished store into a unit's folder on the same file system."""
     for name in names:
         os.replace(source / f"{name}.npy", target / f"{name}.npy")
 
 
 def stream(pixels: Any) -> Iterator[np.ndarray]:
-    """Images one at a time; pages of a memory map that were read are given back, so that memory stays flat.
-
-    Parameters
-    ----------
-    pixels : (N, H, W) uint8 ndarray or Ragged
-        Images.
-
-    Yields
-    ------
-    (H, W) uint8 ndarray
-    """
+    """Images (H, W) uint8 one at a time; pages of a memory map that were read are given back: memory stays flat."""
     for row in range(len(pixels)):
         yield pixels[row]
         if (row + 1) % COMMIT_EVERY == 0:
@@ -230,13 +189,7 @@ def stream(pixels: Any) -> Iterator[np.ndarray]:
 
 
 def release(pixels: Any) -> None:
-    """Give back the pages of a memory map that were read; the next access reads them again.
-
-    Parameters
-    ----------
-    pixels : ndarray, Ragged or None
-        Images; nothing happens where they are in memory.
-    """
+    """Give back the pages of a memory map that were read (the next access reads them again); else do nothing."""
     array = pixels.flat if isinstance(pixels, Ragged) else pixels
     while array is not None and not isinstance(array, mmap.mmap):
         found = getattr(array, "_mmap", None)

@@ -1,4 +1,4 @@
-"""The store of finished trials: a folder with one ``<hash>.parquet`` a training.
+"""The store of finished trials: a folder with one ``<hash>.parquet`` per training.
 
 Contract: a trial's file is whole or absent, its content checked when it is read, so that a killed worker or two
 sweeps at once cost time and never rows. A failed trial leaves ``<hash>.error.json``. No table is made from an
@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils.artifacts import digest, replacing, save_json
+from nafld_utils.artifacts import digest, load_record, replacing, save_json, sealed, unsealed
 
 TRIAL_COLUMNS = ("backbone", "freeze", "balance", "arm", "rate", "fold", "seed")
 SCORE_COLUMNS = ("image_id", "patient_id", "label", "score")
@@ -33,48 +33,30 @@ def _error_path(store: Path, key: str) -> Path:
 
 
 def write_trial(store: Path, key: str, scores: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
-    """Write one finished trial atomically; clears the record of an earlier failure.
-
-    Parameters
-    ----------
-    store : Path
-        Folder of the store.
-    key : str
-        The trial's hash.
-    scores : pandas.DataFrame
-        ``image_id, patient_id, label, score``, a held-out image a row.
-    facts : mapping
-        JSON-able: the trial's name, how long it took, what it was trained on.
-    """
+    """Write `SCORE_COLUMNS`, a row per held-out image, and JSON-able facts atomically; clears an earlier failure."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pandas(scores[list(SCORE_COLUMNS)], preserve_index=False)
     content = _content(table.to_pandas(ignore_metadata=True))
-    facts = json.loads(json.dumps({"hash": key, "rows": len(scores), **facts, "content": content}, default=str))
-    text = json.dumps({**facts, "seal": digest(facts)})
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA: text.encode()})
+    record = sealed({"hash": key, "rows": len(scores), **facts, "content": content})
+    metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(record).encode()}
     path = trial_path(store, key)
     with replacing(path) as temporary, open(temporary, "wb") as handle:  # pyarrow takes every path for UTF-8
-        pq.write_table(table, handle, write_page_checksum=True)
+        pq.write_table(table.replace_schema_metadata(metadata), handle)
     _error_path(store, key).unlink(missing_ok=True)
     return path
 
 
 def _content(scores: pd.DataFrame) -> str:
-    """Checksum of names, types and values: pages have their own, the names of columns have none."""
+    """Digest of names, types and values."""
     return digest([[name, str(scores[name].dtype), scores[name].tolist()] for name in scores.columns])
 
 
 def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Scores and facts of one finished trial.
 
-    Raises
-    ------
-    FileNotFoundError
-        It is not trained yet.
-    ValueError
-        Its file is truncated, altered or another trial's.
+    FileNotFoundError where it is not trained yet; ValueError where its file is truncated, altered or another trial's.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -82,9 +64,10 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     path = trial_path(store, key)
     try:
         with open(path, "rb") as handle:
-            table = pq.read_table(handle, page_checksum_verification=True)
+            table = pq.read_table(handle, page_checksum_verification=True)  # which trials of earlier versions have
         facts = json.loads(table.schema.metadata[_METADATA])
         scores = table.select(list(SCORE_COLUMNS)).to_pandas(ignore_metadata=True)
+        content = _content(scores)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
@@ -92,12 +75,10 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise ValueError(
             f"{path}: expected a whole trial, found a damaged file ({reason}); it is trained again."
         ) from None
-    seal = facts.pop("seal", None)  # trials of earlier versions have none
-    if (seal or "content" in facts) and seal != digest(facts):
-        raise ValueError(f"{path}: expected a whole trial, found its facts changed; it is trained again.")
-    content = facts.pop("content", None)
-    if content is not None and content != _content(scores):
-        raise ValueError(f"{path}: expected a whole trial, found its scores changed; it is trained again.")
+    if {"seal", "content"} & set(facts):  # the first versions sealed nothing
+        facts = unsealed(facts)
+        if facts is None or facts.pop("content", content) != content:
+            raise ValueError(f"{path}: expected a whole trial, found its content changed; it is trained again.")
     if facts.get("hash") != key or facts.get("rows") != len(scores):
         raise ValueError(f"{path}: expected trial {key}, found {facts.get('hash')}; it is trained again.")
     return scores, facts
@@ -132,12 +113,10 @@ def record_failure(store: Path, trial: Mapping[str, Any], key: str, error: BaseE
 
 
 def _failure(store: Path, key: str) -> str | None:
-    try:
-        return json.loads(_error_path(store, key).read_text(encoding="utf-8"))["error"]
-    except FileNotFoundError:
+    path = _error_path(store, key)
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its error record is damaged"
+    return (load_record(path) or {}).get("error", "its error record is damaged")
 
 
 def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -158,6 +137,7 @@ def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
         The rows of `trials` with ``state`` (see `STATES`), ``reason`` (empty where done) and, from the trial's facts,
         ``seconds, n_real, n_synthetic, fatty_share, first_loss, last_loss`` (NaN where it is not done).
     """
+    numbers = ("seconds", "n_real", "n_synthetic", "fatty_share", "first_loss", "last_loss")
     parts, rows = [], []
     for trial in trials.to_dict("records"):
         state, reason, facts = "done", "", {}
@@ -169,7 +149,6 @@ def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
             state = "failed" if reason else "not trained yet"
         except ValueError as error:
             state, reason = "damaged", str(error)
-        numbers = ("seconds", "n_real", "n_synthetic", "fatty_share", "first_loss", "last_loss")
         rows.append({**trial, "state": state, "reason": reason, **{n: facts.get(n, float("nan")) for n in numbers}})
     columns = [*TRIAL_COLUMNS, *SCORE_COLUMNS]
     table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
@@ -192,7 +171,7 @@ def require_complete(
     scores, status : pandas.DataFrame
         From `read_store`.
     allow_missing : bool
-        Go on with the seeds that every arm and fold has finished, each backbone, freeze and balance by itself; nothing
+        Go on with the seeds that every arm and fold has finished, each backbone, freeze and balance apart; nothing
         is averaged over less.
 
     Returns
@@ -206,7 +185,6 @@ def require_complete(
     ------
     ValueError
         A trial is missing and that was not allowed, or no seed is complete.
-
     """
     missing = status[status["state"] != "done"]
     if not len(missing):

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from nafld_utils.artifacts import work_root
@@ -35,13 +35,7 @@ KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
 
 
 def device(settings: EngineSettings) -> Any:
-    """The torch device of these settings; each worker of a machine has a GPU of its own.
-
-    Raises
-    ------
-    ValueError
-        ``engine.device`` asks for a GPU that is not there.
-    """
+    """The torch device of these settings, a GPU of its own per worker of a machine; ValueError where there is none."""
     import torch
 
     if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
@@ -58,10 +52,8 @@ def device(settings: EngineSettings) -> Any:
 def _own_gpu(n: int) -> int:
     """GPU of this process among the `n` it sees: by the number at the end of its worker's name, the first without one.
 
-    Notes
-    -----
-    Local workers are called 0, 1, ...; ``dask worker --nworkers 4 --name gpu`` calls them gpu-0 to gpu-3, and so does a
-    Slurm job of several processes. A Slurm job of one process sees the one GPU that Slurm gave it.
+    Local workers are called 0, 1, ...; those of Dask and of a Slurm job of several processes name-0, name-1, ... A
+    Slurm job of one process sees the one GPU that Slurm gave it.
     """
     if "distributed" not in sys.modules:  # which a Dask worker is made of
         return 0
@@ -76,12 +68,10 @@ def _own_gpu(n: int) -> int:
 
 
 def default_workers() -> int:
-    """One worker a GPU, else one a core this process may use."""
+    """One worker per GPU, else one per core this process may use."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return cores()
+    return torch.cuda.device_count() if torch.cuda.is_available() else cores()
 
 
 def cores() -> int:
@@ -93,10 +83,7 @@ def cores() -> int:
 def thread_environment(threads: int) -> Iterator[None]:
     """Set the thread counts that child processes inherit; worker processes and OpenMP fight over cores otherwise.
 
-    Notes
-    -----
-    What is put back at the end includes the allocator's settings, which Dask writes into this process's environment
-    while it starts workers: a program started from here afterwards is none of them.
+    The allocator's settings are put back too: Dask writes them into this environment while it starts workers.
     """
     names = (*_THREAD_VARIABLES, *KEEP_PAGES)
     before = {name: os.environ[name] for name in names if name in os.environ}
@@ -132,42 +119,24 @@ def worker_threads(settings: EngineSettings) -> contextlib.AbstractContextManage
 
 @contextlib.contextmanager
 def open_pool(settings: EngineSettings, n_tasks: int) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """A Dask client for `n_tasks` units, and a function that looks after its workers.
+    """A Dask client with at most `n_tasks` workers, and a function that looks after them.
 
-    Parameters
-    ----------
-    settings : EngineSettings
-        ``mode`` is ``local`` or ``cluster``.
-    n_tasks : int
-        Units at hand; no more workers than that are started.
-
-    Yields
-    ------
-    client : distributed.Client
-    look_after : callable
-        Replaces workers that are gone for good and returns a sentence on what is lacking, or nothing.
-
-    Raises
-    ------
-    ValueError
-        No scheduler answers at ``engine.address``, or Slurm is absent, or refuses what ``engine.slurm`` asks for.
+    That function replaces workers that are gone for good and returns a sentence on what is lacking, or nothing.
+    ValueError where no scheduler answers at ``engine.address``, or Slurm is absent or refuses ``engine.slurm``.
     """
     _configure_dask()
-    if settings.mode == "cluster" and settings.address:
-        with _running_scheduler(settings.address) as pool:
+    if settings.mode == "cluster":
+        with _running_scheduler(settings.address) if settings.address else _slurm(settings, n_tasks) as pool:
             yield pool
-    elif settings.mode == "cluster":
-        with _slurm(settings, n_tasks) as pool:
-            yield pool
-    else:
-        try:
-            yield _local_client(settings, n_tasks), str  # its nannies restart a worker that dies
-        except BaseException:  # an interrupted cell must not leave workers computing
-            release_workers()
-            raise
+        return
+    try:
+        yield _local_client(settings, n_tasks), str  # its nannies restart a worker that dies
+    except BaseException:  # an interrupted cell must not leave workers computing
+        release_workers()
+        raise
 
 
-_workers: dict[tuple[Any, ...], tuple[contextlib.ExitStack, Any]] = {}
+_workers: dict[tuple[Any, ...], Any] = {}  # the Dask client that is kept
 
 
 def _local_client(settings: EngineSettings, n_tasks: int) -> Any:
@@ -177,45 +146,38 @@ def _local_client(settings: EngineSettings, n_tasks: int) -> Any:
     n_workers = min(settings.n_workers or default_workers(), n_tasks)
     inherited = tuple(os.environ.get(name) for name in (PROGRESS_FILE, "NAFLD_ROOT"))
     key = (os.getpid(), settings.threads, os.getcwd(), *inherited)
-    if key in _workers:
-        client = _workers[key][1]
-        if len(client.cluster.workers) < n_workers:
-            with thread_environment(settings.threads):
-                client.cluster.scale(n_workers)
-                client.wait_for_workers(n_workers)
-        return client
-    release_workers()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(thread_environment(settings.threads))
-        cluster = LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            host="127.0.0.1",
-            silence_logs=logging.ERROR,
-            memory_limit=0,
-        )
-    kept = contextlib.ExitStack()
-    kept.callback(_close, cluster)
-    client = kept.enter_context(Client(cluster))
-    _workers[key] = kept, client
+    if key not in _workers:
+        release_workers()
+        with thread_environment(settings.threads):
+            cluster = LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=":0",
+                host="127.0.0.1",
+                silence_logs=logging.ERROR,
+                memory_limit=0,
+            )
+        _workers[key] = Client(cluster)
+    client = _workers[key]
+    if len(client.cluster.workers) < n_workers:
+        with thread_environment(settings.threads):
+            client.cluster.scale(n_workers)
+            client.wait_for_workers(n_workers)
     return client
-
-
-def _close(cluster: Any) -> None:
-    """End a local cluster; Dask waits for ever where a worker has just died, and its processes end with this one."""
-    with contextlib.suppress(TimeoutError):
-        cluster.close(timeout=CLOSE_SECONDS)
 
 
 @atexit.register
 def release_workers() -> None:
     """Stop the local worker processes that earlier calls left running."""
     while _workers:
-        key, (kept, _) = _workers.popitem()
-        if key[0] == os.getpid():  # a forked child does not own them
-            kept.close()
+        key, client = _workers.popitem()
+        if key[0] != os.getpid():  # a forked child does not own them
+            continue
+        client.close()
+        # Dask waits for ever where a worker has just died, and its processes end with this one
+        with contextlib.suppress(TimeoutError):
+            client.cluster.close(timeout=CLOSE_SECONDS)
 
 
 def _configure_dask() -> None:
@@ -237,11 +199,7 @@ def _running_scheduler(address: str) -> Iterator[tuple[Any, Callable[[], str]]]:
             " start one with `dask scheduler` or correct the address."
         ) from None
     with client:
-
-        def look_after() -> str:
-            return "" if client.nthreads() else f"no worker is connected to {address}"
-
-        yield client, look_after
+        yield client, lambda: "" if client.nthreads() else f"no worker is connected to {address}"
 
 
 # ---------------------------------------------------------------- Slurm
@@ -295,10 +253,7 @@ def _job_class() -> type:
 def job_options(settings: EngineSettings) -> dict[str, Any]:
     """Keyword arguments of `dask_jobqueue.SLURMCluster`: those of ``engine.slurm`` and what a unit needs of a worker.
 
-    Raises
-    ------
-    ValueError
-        ``engine.slurm`` has a key that SLURMCluster does not take; names the nearest one.
+    ValueError names the nearest key to one that SLURMCluster does not take.
     """
     from dask_jobqueue.core import Job, JobQueueCluster
     from dask_jobqueue.slurm import SLURMJob
@@ -314,7 +269,7 @@ def job_options(settings: EngineSettings) -> dict[str, Any]:
     given = dict(settings.slurm)
     exports = {**dict.fromkeys(_THREAD_VARIABLES, settings.threads), **KEEP_PAGES}
     prologue = [f"export {name}={value}" for name, value in exports.items()]
-    # One unit at a time a process. Slurm watches the memory; Dask would count pages of shared, memory-mapped files.
+    # One unit at a time per process. Slurm watches the memory; Dask would count pages of shared, memory-mapped files.
     worker = ["--nthreads", "1", "--memory-limit", "0"]
     return {
         "processes": max(1, int(given.get("cores") or 1) // settings.threads),
@@ -340,16 +295,7 @@ def _ask_slurm(script: str) -> None:
 
 
 class SlurmJobs:
-    """Keeps `n` Slurm jobs with Dask workers alive, through the end of their walltime, scancel and lost nodes.
-
-    Parameters
-    ----------
-    cluster : dask_jobqueue.SLURMCluster
-    n : int
-        Jobs wanted.
-    log_directory : str
-        Where their output goes, for the error message.
-    """
+    """Keeps `n` jobs of a SLURMCluster alive, through the end of their walltime, scancel and lost nodes."""
 
     def __init__(self, cluster: Any, n: int, log_directory: str):
         self.cluster, self.n, self.log_directory = cluster, n, log_directory
@@ -357,17 +303,9 @@ class SlurmJobs:
         self.stillborn = 0  # jobs that ended before that, since the last one that did not
 
     def look_after(self) -> str:
-        """Submit jobs anew in place of those that are gone.
+        """Submit jobs anew in place of those that are gone; says how many run where fewer than `n` do.
 
-        Returns
-        -------
-        str
-            How many jobs run where fewer than `n` do, else empty.
-
-        Raises
-        ------
-        RuntimeError
-            Job after job ends before its worker connects.
+        RuntimeError where job after job ends before its worker connects.
         """
         # before the queue is asked, so that a new job is never taken for a lost one
         jobs = {name: job.job_id for name, job in self.cluster.workers.items()}
@@ -398,9 +336,9 @@ class SlurmJobs:
 
 def _queued() -> set[str] | None:
     """Ids of this user's jobs that wait or run; None where Slurm does not answer."""
-    asked: Mapping[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "check": True}
+    command = ["squeue", "--noheader", "--me", "--format=%A"]
     try:
-        found = subprocess.run(["squeue", "--noheader", "--me", "--format=%A"], **asked)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return set(found.stdout.split())

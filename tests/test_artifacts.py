@@ -6,13 +6,14 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts
+from nafld_utils import artifacts, locks
 
 
 @pytest.fixture
@@ -122,9 +123,53 @@ def test_a_killed_writer_leaves_no_unit_and_its_remains_are_swept(run, tmp_path)
     assert done.returncode == -9
     unit = run.unit("toy", settings={})
     assert not unit.done()
-    assert len(list(unit.path.parent.iterdir())) == 1
+    assert {p.suffix for p in unit.path.parent.iterdir()} == {".tmp", ".lock"}
     make(unit)
     assert [p.name for p in unit.path.parent.iterdir()] == ["toy"]
+
+
+def test_what_another_process_writes_now_is_not_swept(run, tmp_path):
+    """Its process id says nothing: it may run on another host."""
+    code = (
+        "import sys\nfrom nafld_utils import artifacts\n"
+        "unit = artifacts.open_run('smoke').unit('toy', settings={})\n"
+        "with unit.writing() as folder:\n    (folder / 'a').write_text('x')\n    print('in', flush=True)\n"
+        "    sys.stdin.read()\n    (folder / 'b').write_text('y')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NAFLD_ROOT": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    unit = run.unit("toy", settings={})
+    assert process.stdout.readline() == b"in\n"
+    locks.remove_orphans(unit.path.parent, ".toy.*.tmp")
+    process.communicate(b"", timeout=60)
+    assert process.returncode == 0
+    assert unit.done()
+    assert [p.name for p in unit.path.parent.iterdir()] == ["toy"]
+
+
+def test_without_locks_units_are_written_and_nothing_of_others_is_removed(run, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    unit = run.unit("toy", settings={})
+    other = unit.path.with_name(".toy.0123.tmp")
+    other.mkdir(parents=True)
+    make(unit)
+    assert unit.done()
+    assert sorted(p.name for p in unit.path.parent.iterdir()) == [other.name, "toy"]
+
+
+@pytest.mark.parametrize("change", [{"a": 2}, {"b": 1}, {"seal": "0" * 16}])
+def test_a_sealed_record_that_was_changed_is_not_whole_and_an_old_one_without_seal_is(change):
+    record = artifacts.sealed({"a": 1, "path": Path("x")})
+    assert artifacts.is_whole(json.loads(json.dumps(record)))
+    assert not artifacts.is_whole({**record, **change})
+    assert artifacts.is_whole({"a": 1})
 
 
 def test_finished_work_removes_the_resumable_part(run):

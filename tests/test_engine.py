@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from nafld_utils import engine, params, workers
+from nafld_utils import artifacts, engine, locks, params, workers
 
 
 def settings(**changes):
@@ -45,10 +45,10 @@ class Marker:
     """A unit that is done when its file is there."""
 
     def __init__(self, folder, name, fail=False):
-        self.path = os.path.join(folder, name)
+        self.path = Path(folder, name)
 
     def done(self):
-        return os.path.exists(self.path)
+        return self.path.exists()
 
 
 def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_lock_survives_an_error_inside_and_a_file_system_without_locks(tmp_pat
     def no_locks(*args):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(engine.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     with engine.alone(tmp_path / "a"):
         assert (tmp_path / ".a.lock").exists()
     assert not list(tmp_path.iterdir())
@@ -209,9 +209,10 @@ def test_a_lock_survives_an_error_inside_and_a_file_system_without_locks(tmp_pat
 
 def test_a_unit_that_another_process_made_meanwhile_is_not_made_again(tmp_path):
     (tmp_path / "0").touch()
-    engine._apart(touch, Marker, None, folder=str(tmp_path), name="0")
+    make = engine._Call(touch, Marker).make
+    make({"folder": str(tmp_path), "name": "0"})
     assert (tmp_path / "0").read_text() == ""
-    engine._apart(touch, Marker, None, folder=str(tmp_path), name="1")
+    make({"folder": str(tmp_path), "name": "1"})
     assert (tmp_path / "1").read_text() == str(os.getpid())
 
 
@@ -256,4 +257,29 @@ def test_a_terminal_shows_a_bar_with_an_estimate(monkeypatch, capsys):
 
 def test_a_worker_without_the_work_folder_says_what_it_needs(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected the work folder .*none.* all machines share"):
-        engine._in_folder(touch, tmp_path / "none", folder=str(tmp_path), name="0")
+        engine._Call(touch, root=tmp_path / "none").make({"folder": str(tmp_path), "name": "0"})
+
+
+def test_what_another_process_makes_is_known_by_its_kind_and_waited_for(tmp_path, monkeypatch):
+    """However a unit's own error reads: the words of a message steer nothing."""
+    said = []
+    monkeypatch.setattr(engine, "announce", said.append)
+    with locks.locked(tmp_path / "0"):
+        first = engine._Call(touch, Marker, wait=False)({"folder": str(tmp_path), "name": "0"})
+    assert (first.is_elsewhere, first.error) == (True, "")
+    assert said == ["0: another process makes it, going on with the others"]
+    table = engine.map_units(fail_in_words, [{"text": "another process makes it"}], settings(), "toy", False)
+    assert table["error"].tolist() == ["KeyError: 'another process makes it'"]
+    engine.map_units(touch, [{"folder": str(tmp_path), "name": "0"}], settings(), "toy", unit_of=Marker)
+    assert (tmp_path / "0").exists()
+
+
+def fail_in_words(text):
+    raise KeyError(text)
+
+
+def test_an_error_of_ours_that_says_what_to_do_about_memory_is_left_as_it_is():
+    told = artifacts.NotEnoughMemoryError("a batch of 8 does not fit; halve it")
+    assert engine.lacked_memory(told)
+    assert engine.in_words(told) == "NotEnoughMemoryError: a batch of 8 does not fit; halve it"
+    assert engine.in_words(MemoryError("lower it")).startswith("MemoryError: not enough memory (lower it); free memory")

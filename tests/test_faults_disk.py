@@ -19,7 +19,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.faults
 PIXELS = Path("artifacts") / RUN / "cohort" / "pixels.npy"
-# Every way of writing: savemat, npy, safetensors and checkpoints, npz shards and a mapped array, Parquet, HTML.
+# Every way of writing: savemat, npy, safetensors shards and checkpoints, a mapped array, Parquet, HTML.
 WRITERS = ("cohort", "preprocessed", "denoisers", "gan", "sets", "trainings", "page")
 
 

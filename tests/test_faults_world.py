@@ -210,8 +210,7 @@ def test_a_pickle_in_place_of_an_artifact_is_not_opened_even_if_its_manifest_vou
         torch.save({"a": Payload(trap)}, path)
     manifest = json.loads((path.parent / "run.json").read_text())
     manifest["files"][path.name] = [path.stat().st_size, artifacts.file_sha256(path)]
-    manifest["seal"] = artifacts._seal(manifest)
-    (path.parent / "run.json").write_text(json.dumps(manifest))
+    (path.parent / "run.json").write_text(json.dumps(artifacts.sealed(manifest)))
     step = PICKLED[name]
     shutil.rmtree(root / "artifacts" / RUN / ("synthetic" if step == "sets" else "latents"))
     ended = perform(root, step)

@@ -85,7 +85,7 @@ def test_a_resumed_training_ends_bit_for_bit_where_an_uninterrupted_one_ends():
     whole = trained(9).tensors()
     half = trained(5)
     other = gan.start_training(32, SETTINGS, 0, CPU)
-    other.restore(half.tensors(), json.loads(half.facts_json()))
+    other.restore(half.tensors(), json.loads(json.dumps(half.facts())))
     again = trained(9, other).tensors()
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)

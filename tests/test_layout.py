@@ -2,8 +2,8 @@
 
 import ast
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ PACKAGE = ROOT / "nafld_utils"
 # A module imports only from those above it; modules on one line do not know each other.
 ORDER = [
     ["arms"],
-    ["params"],
+    ["params", "locks"],
     ["artifacts"],
     ["words"],
     ["parts"],

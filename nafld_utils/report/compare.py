@@ -101,7 +101,7 @@ def _content(run: Run) -> str:
 
 
 def _units(run: Run, stage: str) -> set[tuple[str, str]]:
-    record = artifacts.read_json(run.root / stage / "stage.json") or {}
+    record = artifacts.load_record(run.root / stage / "stage.json") or {}
     return {(entry["unit"], entry["hash"]) for entry in record.get("units", [])}
 
 

@@ -113,7 +113,7 @@ def numeric(text: Any) -> float | None:
 
 def provenance(run: Run) -> dict[str, Any]:
     """What stage 01 could prove about the cohort's origin; empty where it has not run."""
-    return artifacts.read_json(run.root / "cohort" / "provenance.json") or {}
+    return artifacts.load_record(run.root / "cohort" / "provenance.json") or {}
 
 
 def _stored(run: Run, name: str) -> pd.DataFrame | None:
@@ -169,7 +169,7 @@ def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ())
     for stage in graph.STAGES:
         notebook = notebooks.get(stage)
         seconds = 0.0
-        for entry in (artifacts.read_json(run.root / stage / "stage.json") or {}).get("units", []):
+        for entry in (artifacts.load_record(run.root / stage / "stage.json") or {}).get("units", []):
             if entry["unit"] not in counted:
                 counted.add(entry["unit"])
                 seconds += (artifacts.read_manifest(run.root / entry["unit"]) or {}).get("seconds", 0.0)
@@ -214,7 +214,7 @@ def settings(run: Run) -> list[dict[str, str]]:
 
 def command(run: Run) -> str:
     """How to ask for this run again; empty where the run was not made by make."""
-    given = artifacts.read_json(run.root / "settings" / "run.json")
+    given = artifacts.load_record(run.root / "settings" / "run.json")
     if not given:
         return ""
     return pages.without_folders(run, overview.command("all", run.name, given))

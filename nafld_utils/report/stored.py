@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nafld_utils import graph, overview, params
-from nafld_utils.artifacts import Run, read_json
+from nafld_utils.artifacts import Run, load_record
 from nafld_utils.graph import Age
 from nafld_utils.report import pages
 
@@ -18,7 +18,7 @@ def require_finished(run: Run) -> None:
     ValueError
         Names the stages without executed notebook, or a page that is missing or older than what it shows.
     """
-    given = read_json(run.root / "settings" / "run.json") or {"profile": run.settings.profile}
+    given = load_record(run.root / "settings" / "run.json") or {"profile": run.settings.profile}
     again = f"run {overview.command('all', run.name, given)}"
     found = graph.status(run, files_may_be_gone=True)
     missing = [name for name, stage in found.items() if stage.report is Age.NONE]
@@ -43,5 +43,5 @@ def require_finished(run: Run) -> None:
 
 def recorded_settings(run: Run) -> dict[str, Any]:
     """Settings that the stages were run with, by dotted key, as their stamps keep them."""
-    stamps = [read_json(graph.stamp_path(run, stage)) or {} for stage in graph.STAGES]
+    stamps = [load_record(graph.stamp_path(run, stage)) or {} for stage in graph.STAGES]
     return {key: value for stamp in stamps for key, value in params.flat(stamp.get("settings", {})).items()}

@@ -142,7 +142,7 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
                 write(state)
                 if _due(state.step, settings["preview_every"], settings["steps"]):
                     look = _preview(run, conditioning, fold, state, stage)
-                    parts.save_array(unit.work / f"preview-{state.step:08d}.npz", look)
+                    parts.save_array(unit.work / f"preview-{state.step:08d}.safetensors", look)
                 if state.step % settings["checkpoint_every"] == 0 and state.step < settings["steps"]:
                     checkpoint(state, unit, settings["keep_checkpoints"])
         except FloatingPointError:  # that step's update was not applied
@@ -155,12 +155,13 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
         raw = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
         save_file(raw, folder / "last.safetensors", metadata=facts)
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
-        for path in sorted(unit.work.glob("preview-*.npz")):
+        for name in sorted({path.stem for path in unit.work.glob("preview-*")}):
+            path = unit.work / f"{name}.safetensors"
             look = parts.load_array(path)
             if look is None:
                 engine.notice(f"{path}: a damaged preview; it is left out.")
             else:
-                save_array(folder / f"{path.stem}.npy", look)
+                save_array(folder / f"{name}.npy", look)
 
 
 def placed(denoiser: torch.nn.Module, device: torch.device) -> torch.nn.Module:
@@ -303,7 +304,7 @@ def _scalars(run: Run, name: str, fold: int, first: int) -> Iterator[Any]:
 def checkpoint(training: diffusion_training.Training, unit: Unit, keep: int = 2) -> None:
     """Write a resumable state of a unit atomically and keep the newest `keep`."""
     path = unit.work / f"step-{training.step:08d}.safetensors"
-    parts.save_state(path, training.tensors(), training.facts_json(), unit.hash)
+    parts.save_state(path, training.tensors(), training.facts(), unit.hash)
     for old in sorted(unit.work.glob("step-*.safetensors"))[:-keep]:
         old.unlink()
 

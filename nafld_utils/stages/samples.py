@@ -184,7 +184,7 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
 
 
 def _shard(unit: Unit, start: int) -> Path:
-    return unit.work / f"shard-{start:06d}.npz"
+    return unit.work / f"shard-{start:06d}.safetensors"
 
 
 def _whole_shard(path: Path, n: int) -> np.ndarray | None:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import arms, backbones, engine, sweep, sweep_speed, timer
-from nafld_utils.artifacts import Run, Unit, digest, revision, save_table, unit_seed
+from nafld_utils.artifacts import NotEnoughMemoryError, Run, Unit, digest, revision, save_table, unit_seed
 from nafld_utils.stages import filtering, prepare
 from nafld_utils.stages.sweep_features import (
     build_features,
@@ -374,7 +374,7 @@ def _explained(error: Exception, run: Run) -> Exception:
     """The error itself, or what to do where the device's memory was the cause."""
     if engine.lacked_memory(error):
         chosen, device = run.settings.sweep, engine.device(run.settings.engine)
-        return MemoryError(
+        return NotEnoughMemoryError(
             f"{device}: a batch of {chosen.batch_size} with {chosen.at_once} trainings at once does not fit its memory;"
             " lower sweep.batch_size or sweep.at_once."
         )
