@@ -125,7 +125,7 @@ def _is_full(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _or_nothing(temporary: Path, path: Path) -> Iterator[None]:
+def or_nothing(temporary: Path, path: Path) -> Iterator[None]:
     """Remove a temporary file or folder where an error ends its writing; a full disk is told as that of `path`."""
     try:
         yield
@@ -147,20 +147,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         The disk is full or read-only; the message names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{_unique()}.tmp{path.suffix}")
-    with _or_nothing(temporary, path):
+    temporary = path.with_name(f".{path.name}.{unique_ending()}.tmp{path.suffix}")
+    with or_nothing(temporary, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
-def _unique() -> str:
+def unique_ending() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -377,7 +377,7 @@ def unsealed(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return {key: value for key, value in record.items() if key != "seal"} if whole else None
 
 
-def _damage(folder: Path, record: Mapping[str, Any], name: str = MANIFEST) -> str | None:
+def damage_of(folder: Path, record: Mapping[str, Any], name: str = MANIFEST) -> str | None:
     """What differs from a sealed record, the file `name`, and the files that it lists; None where nothing does."""
     if not is_whole(record):
         return f"its file {name} has other content than when it was written"
@@ -421,7 +421,7 @@ class Unit:
             return "not made yet"
         if manifest.get("hash") != self.hash:
             return "made with other settings, inputs or code revision"
-        return _damage(self.path, manifest)
+        return damage_of(self.path, manifest)
 
     def require(self) -> Unit:
         """Return the unit, or raise if it is not done.
@@ -450,9 +450,9 @@ class Unit:
         **facts
             JSON-able entries added to the manifest (device, counts).
         """
-        temporary = self._beside(f"{_unique()}.tmp")
+        temporary = self._beside(f"{unique_ending()}.tmp")
         started = time.perf_counter()
-        with _or_nothing(temporary, self.path):
+        with or_nothing(temporary, self.path):
             locks.remove_orphans(self.path.parent, f".{self.path.name}.*.tmp")
             with locks.locked(temporary):
                 temporary.mkdir()
@@ -460,7 +460,7 @@ class Unit:
                 facts["seconds"] = round(facts.get("seconds", time.perf_counter() - started), 3)
                 save_json(temporary / MANIFEST, self._manifest(temporary, facts))
                 for item in temporary.iterdir():
-                    _sync(item)
+                    sync(item)
                 self._put_in_place(temporary)
 
     def _beside(self, ending: str) -> Path:
@@ -474,14 +474,14 @@ class Unit:
 
     def _put_in_place(self, temporary: Path) -> None:
         with locks.locked(self._beside("swap")):
-            old = self._beside(f"{_unique()}.old.tmp")
+            old = self._beside(f"{unique_ending()}.old.tmp")
             if self.done():  # another process was faster; whoever reads its files keeps them
                 locks.remove(temporary)
             else:
                 if self.path.exists():
                     os.replace(self.path, old)
                 os.replace(temporary, self.path)
-                _sync(self.path.parent)
+                sync(self.path.parent)
             locks.remove(self.work)  # first of all: nobody would look for it any more
             locks.remove(old)
 
@@ -864,7 +864,7 @@ def stage_fault(run: Run, stage: str) -> str | None:
     try:
         record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
         entries = [(entry["unit"], entry["hash"]) for entry in record["units"]]
-        damage = _damage(folder, record, "stage.json")
+        damage = damage_of(folder, record, "stage.json")
     except FileNotFoundError:
         return "it has not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -879,7 +879,7 @@ def _unit_fault(run: Run, name: str, wanted: str) -> str | None:
         return f"{name} is missing"
     if manifest.get("hash") != wanted:
         return f"{name} was made anew with other settings"
-    damage = _damage(run.root / name, manifest)
+    damage = damage_of(run.root / name, manifest)
     if damage:
         return f"{name}: {damage}"
     for module, made_by in manifest.get("revisions", {}).items():

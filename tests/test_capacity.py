@@ -6,6 +6,7 @@ import pytest
 
 from nafld_utils import artifacts, folds, params, phantom, quality_filter, sweep, trial_draws
 from nafld_utils.stages import prepare
+from nafld_utils.stages import sweep as sweep_stage
 
 
 def table(n_patients, n_images, n_folds, share=0.69):
@@ -118,8 +119,8 @@ def test_the_stage_refuses_before_anything_is_preprocessed(tmp_path, monkeypatch
     values = {"cohort.source": "file", "cohort.path": str(tmp_path / "a"), "cohort.class_names": ["healthy", "fatty"]}
     run = artifacts.open_run("smoke", {**values, "sampling.n_images": 1})
     with pytest.raises(ValueError, match="not made yet"):
-        prepare.check_capacity(run)
+        sweep_stage.require_capacity(run)
     prepare.build_cohort(run)
     with pytest.raises(ValueError, match=r'sampling.n_images is 1, .* give SET="sampling.n_images=\d+"'):
-        prepare.check_capacity(run)
-    prepare.check_capacity(artifacts.open_run("smoke", values))
+        sweep_stage.require_capacity(run)
+    sweep_stage.require_capacity(artifacts.open_run("smoke", values))

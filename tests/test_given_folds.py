@@ -45,7 +45,7 @@ def run(tmp_path_factory):
         values |= {"autoencoder.class.source": "train", "engine.device": "cpu"}
         run = artifacts.open_run("smoke", values)
         prepare.build_cohort(run)
-        prepare.check_capacity(run)
+        sweep_stage.require_capacity(run)
         prepare.build_preprocessed(run)
         yield run
 

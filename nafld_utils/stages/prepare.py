@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, folds, pixel_store, preprocess, semantic_maps, sweep
+from nafld_utils import engine, folds, pixel_store, preprocess, semantic_maps
 from nafld_utils.artifacts import Run, Unit, load_array, remembered, save_table, unit_seed
 from nafld_utils.claims import claim, key_of
 from nafld_utils.cohort import Cohort
@@ -102,16 +102,10 @@ def _preprocess(run: Run, unit: Unit) -> None:
         save_table(folder / "images.csv", pd.concat([images, placed], axis=1))
 
 
-def check_capacity(run: Run) -> None:
-    """Refuse, before any model is trained, a run that will draw fewer images than its classifiers take.
-
-    Raises
-    ------
-    ValueError
-        As `sweep.check_capacity`, `folds.make_folds` and `sweep.grid`; or the cohort is not stored.
-    """
+def folded_images(run: Run) -> pd.DataFrame:
+    """The cohort's table of images with the folds that this run gives them, before anything is preprocessed."""
     found = open_cohort(run)
-    sweep.check_capacity(_with_folds(found, _folds(run, found)), run.settings)
+    return _with_folds(found, _folds(run, found))
 
 
 def _with_folds(found: Cohort, assigned: pd.DataFrame) -> pd.DataFrame:

@@ -46,6 +46,17 @@ Found = tuple[Any, pd.DataFrame, dict[str, Any]]  # a trained tail, its scores, 
 # ---------------------------------------------------------------- the grid
 
 
+def require_capacity(run: Run) -> None:
+    """Refuse, before any model is trained, a run that will draw fewer images than its classifiers take.
+
+    Raises
+    ------
+    ValueError
+        As `sweep.check_capacity`, `folds.make_folds` and `sweep.grid`; or the cohort is not stored.
+    """
+    sweep.check_capacity(prepare.folded_images(run), run.settings)
+
+
 def store(run: Run) -> Path:
     """Folder of the finished trials."""
     return run.root / "sweep"
