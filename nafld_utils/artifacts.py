@@ -157,10 +157,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def unique_ending() -> str:
+    """Twelve hex digits that no other temporary name has."""
     return uuid.uuid4().hex[:12]
 
 
 def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
