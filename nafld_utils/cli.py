@@ -6,14 +6,16 @@ that fails ends in one sentence, the place of its half-run copy, and exit status
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nafld_utils.artifacts import Run
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nafld_utils.artifacts import Run
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -35,28 +37,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _resolve(options: argparse.Namespace) -> int:
     """Validate, look ahead, and move the stamps that make compares with."""
-    from nafld_utils import artifacts, graph
+    from nafld_utils import artifacts, pipeline
 
     run = _open(options)
-    found = graph.status(run, options.notebooks)
+    found = pipeline.status(run, options.notebooks)
     todo = {name: stage.due for name, stage in found.items() if stage.due}
     if options.dry_run:
-        graph.check_folder(run)
+        pipeline.check_folder(run)
         for stage, reason in todo.items():
             print(f"{stage}  {reason}")
-        if graph.has_changed(run, found):
-            from nafld_utils import overview
+        if pipeline.has_changed(run, found):
+            from nafld_utils import pipeline
 
-            again = overview.trained_again_text(run)
+            again = pipeline.trained_again_text(run)
             print(again, end="\n" if again else "")
         print(f"{run.name}: {len(todo)} of {len(found)} stages would run.")
         return 0
     if todo:
-        graph.preflight(run)
+        pipeline.preflight(run)
         given = {"profile": run.settings.profile, "overrides": run.overrides}
         artifacts.save_json(run.root / "settings" / "run.json", given)
-        graph.write_stamps(run)
-        graph.settle_times(run, todo, options.notebooks)
+        pipeline.write_stamps(run)
+        pipeline.settle_times(run, todo, options.notebooks)
     return 0
 
 
@@ -65,32 +67,31 @@ def _dry_run(options: argparse.Namespace) -> int:
 
     Where the stages before the sweep have not run, what is done cannot be known: all are counted, from the settings.
     """
-    from nafld_utils import sweep, timer
-    from nafld_utils.stages import sweep as stage
+    from nafld_utils import engine, sweep
 
     run, reason = _open(options), ""
     try:
-        experiments, plan = stage.experiments(run), stage.dry_run(run)
+        experiments, plan = sweep.training_units.experiments(run), sweep.dry_run(run)
     except ValueError as error:
         reason = f"\nCounted from the settings alone, without the minutes of features and scores: {error}"
         trainings = sweep.grid(run.settings).assign(state="not trained yet", seconds=float("nan"))
         networks = trainings[["backbone", "freeze"]].drop_duplicates().itertuples(index=False, name=None)
-        seconds = {key: stage.time_training(run, *key)[0] for key in networks}
-        plan = sweep.plan(trainings, seconds, timer.side_by_side(run.settings.engine))
-        experiments = sweep.experiments(run.settings, trainings)
+        seconds = {key: sweep.time_training(run, *key)[0] for key in networks}
+        plan = sweep.plan(trainings, seconds, engine.side_by_side(run.settings.engine))
+        experiments = sweep.trial_grid.experiments(run.settings, trainings)
     print(experiments.to_string(index=False), plan.round(2).to_string(index=False), sep="\n\n")
     print(reason, end="\n" if reason else "")
     return 0
 
 
 def _execute(options: argparse.Namespace) -> int:
-    from nafld_utils import execute, graph, report
+    from nafld_utils import pipeline, report
 
     run = _open(options)
-    graph.preflight(run)
+    pipeline.preflight(run)
     try:
-        execute.run_notebook(run, options.stage, (options.notebooks / f"{options.stage}.ipynb").absolute())
-    except execute.StageError as error:
+        pipeline.run_notebook(run, options.stage, (options.notebooks / f"{options.stage}.ipynb").absolute())
+    except pipeline.StageError as error:
         where = f"\nnafld: the half-run notebook is {error.copy}" if error.copy else ""
         print(f"nafld: {error}{where}", file=sys.stderr)
         return STAGE_FAILED
@@ -114,12 +115,11 @@ def _index(options: argparse.Namespace) -> int:
 
 def _archive(options: argparse.Namespace) -> int:
     from nafld_utils import artifacts, report
-    from nafld_utils.report import archive
 
     run = artifacts.open_run(run=options.run)
     path = report.write_archive(run)
     print(f"report: {path}, {path.stat().st_size / 2**20:.1f} MiB")
-    for stage in archive.left_out(run):
+    for stage in report.left_out(run):
         print(f"left out: {stage}.html, since it shows which images of the Turing test are real.")
     print("Its pages show images of patients: share them as the cohort's terms allow, and not with raters to come.")
     return 0
@@ -133,9 +133,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _lab(options: argparse.Namespace) -> int:
-    from nafld_utils import lab
+    from nafld_utils import pipeline
 
-    return lab.start(_open(options), options.notebooks, options.jupyter)
+    return pipeline.start(_open(options), options.notebooks, options.jupyter)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -146,12 +146,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace) -> Run:
     """The run that make was asked for, never the one that JupyterLab has open."""
-    from nafld_utils import artifacts, graph, params
+    from nafld_utils import artifacts, params, pipeline
 
     if "run" in params.parse_overrides(options.set):
         raise params.SettingsError("SET: expected settings, found run; name the run with RUN=<name>.")
     run = artifacts.open_run(options.profile, options.set, run=options.run, data=options.data, in_lab=False)
-    graph.check_same_cohort(run)
+    pipeline.check_same_cohort(run)
     return run
 
 

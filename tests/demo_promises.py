@@ -6,7 +6,7 @@ Exit status 1 and a sentence a broken promise: a condition has no effect, or an 
 import sys
 
 from nafld_utils import artifacts
-from nafld_utils.stages import conditions
+from nafld_utils.sampling import condition_units
 
 AUC = "AUC of a classifier that saw real images only"
 OWN = "own minus shuffled condition"
@@ -41,6 +41,6 @@ def broken(summary):
 
 
 if __name__ == "__main__":
-    lines = broken(conditions.unit_of(artifacts.open_run("demo")).load_table("summary.csv"))
+    lines = broken(condition_units.unit_of(artifacts.open_run("demo")).load_table("summary.csv"))
     print("\n".join(lines) or "demo: conditions matter, and without them no effect is left")
     sys.exit(bool(lines))

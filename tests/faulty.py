@@ -134,7 +134,7 @@ STEPS = (
 
 # ---------------------------------------------------------------- a step in a process of its own
 
-# As `nafld_utils.execute` sets them: threads that spin while they wait take a busy machine from each other.
+# As `nafld_utils.pipeline.execute` sets them: threads that spin while they wait take a busy machine from each other.
 _SHARED_CORES = {
     "OMP_WAIT_POLICY": "passive",
     "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
@@ -288,9 +288,9 @@ def _content(path):
         value["files"] = sorted(value["files"])
         return json.dumps(value, sort_keys=True)
     if path.suffix == ".parquet" and path.parent.name == "sweep":
-        from nafld_utils import trial_store
+        from nafld_utils import sweep
 
-        scores, facts = trial_store.read_trial(path.parent, path.stem)
+        scores, facts = sweep.read_trial(path.parent, path.stem)
         kept = {key: value for key, value in facts.items() if key not in _CLOCKED}
         return hashlib.sha256(scores.to_csv().encode()).hexdigest() + json.dumps(kept, sort_keys=True)
     if path.suffix == ".safetensors":  # the order of its metadata is left to chance

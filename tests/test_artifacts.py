@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, locks
+from nafld_utils import artifacts
+from nafld_utils.artifacts import files, locks, units
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_another_recipe_is_another_unit(run, change):
 def test_a_new_revision_undoes_a_unit(run, monkeypatch):
     make(run.unit("toy", settings={}, modules=["diffusion"]))
     assert run.unit("toy", settings={}, modules=["diffusion"]).done()
-    monkeypatch.setattr(artifacts, "revision", lambda name: 10**6)
+    monkeypatch.setattr(units, "revision", lambda name: 10**6)
     assert not run.unit("toy", settings={}, modules=["diffusion"]).done()
 
 
@@ -107,7 +108,7 @@ def test_a_full_disk_gives_one_sentence_and_leaves_nothing(run):
 
 
 def test_a_disk_that_is_nearly_full_is_refused_before_work(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
+    monkeypatch.setattr(artifacts.run.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
     with pytest.raises(OSError, match=r"0\.1 GiB free, expected at least 0\.5 GiB \(engine\.min_free_gib\)"):
         artifacts.check_disk(run)
     assert list(tmp_path.iterdir()) == []
@@ -144,7 +145,7 @@ def test_what_another_process_writes_now_is_not_swept(run, tmp_path):
     )
     unit = run.unit("toy", settings={})
     assert process.stdout.readline() == b"in\n"
-    locks.remove_orphans(unit.path.parent, ".toy.*.tmp")
+    artifacts.remove_orphans(unit.path.parent, ".toy.*.tmp")
     process.communicate(b"", timeout=60)
     assert process.returncode == 0
     assert unit.done()
@@ -196,7 +197,7 @@ def test_a_key_stays_when_its_module_moves_and_stands_in_one_module_alone(monkey
     assert artifacts.revision("diffusion") >= 1
     with pytest.raises(ValueError, match="expected it in one module, found it in 0"):
         artifacts.revision("nothing_of_that_name")
-    monkeypatch.setattr(artifacts, "_revisions", lambda: {"twice": (1, 1)})
+    monkeypatch.setattr(units, "_revisions", lambda: {"twice": (1, 1)})
     with pytest.raises(ValueError, match="found it in 2"):
         artifacts.revision("twice")
 
@@ -220,10 +221,10 @@ def test_tables_and_arrays_round_trip_without_pickle(tmp_path):
     table = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
     for name in ("t.csv", "t.parquet"):
         pd.testing.assert_frame_equal(artifacts.load_table(artifacts.save_table(tmp_path / name, table)), table)
-    artifacts.save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
-    assert artifacts.load_array(tmp_path / "a.npy", mmap=True)[1, 2] == 5
+    files.save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
+    assert files.load_array(tmp_path / "a.npy", mmap=True)[1, 2] == 5
     with pytest.raises(ValueError, match="allow_pickle"):
-        artifacts.save_array(tmp_path / "bad.npy", np.array([{}], dtype=object))
+        files.save_array(tmp_path / "bad.npy", np.array([{}], dtype=object))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "t.csv", "t.parquet"]
 
 
@@ -299,9 +300,9 @@ def test_an_array_in_parts_is_the_array_at_once(tmp_path):
     with artifacts.array_in_parts(tmp_path / "parts.npy", (3, 4)) as append:
         for start in range(0, 12, 5):
             append(flat[start : start + 5])
-    artifacts.save_array(tmp_path / "whole.npy", whole)
+    files.save_array(tmp_path / "whole.npy", whole)
     assert (tmp_path / "parts.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    assert artifacts.load_array(tmp_path / "parts.npy", mmap=True).shape == whole.shape
+    assert files.load_array(tmp_path / "parts.npy", mmap=True).shape == whole.shape
 
 
 @pytest.mark.parametrize(

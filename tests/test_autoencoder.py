@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from nafld_utils import autoencoder, shipped
+from nafld_utils import ldm
+from nafld_utils.ldm import autoencoder, shipped_autoencoder
 
 CPU = torch.device("cpu")
 
@@ -34,17 +35,17 @@ def wrap(kind):
         model = autoencoder.build("tiny")
     channels = model.config.latent_channels
     zeros, ones = torch.zeros(channels), torch.full((channels,), 0.5)
-    return autoencoder.FirstStage(model.eval().requires_grad_(False), kind, zeros, ones)
+    return ldm.FirstStage(model.eval().requires_grad_(False), kind, zeros, ones)
 
 
 @pytest.mark.parametrize(("kind", "moments", "latent"), [("kl", 8, 4), ("vq", 3, 3), ("tiny", 4, 4)])
 def test_every_kind_has_the_same_interface(kind, moments, latent):
     stage = wrap(kind)
     images = pictures(3)
-    found = autoencoder.encode_images(stage, images, CPU, batch_size=2)
+    found = ldm.encode_images(stage, images, CPU, batch_size=2)
     assert found.shape[:2] == (3, moments)
     assert found.dtype == np.float32
-    assert autoencoder.latent_shape(stage, 64) == (latent, *found.shape[2:])
+    assert ldm.latent_shape(stage, 64) == (latent, *found.shape[2:])
     copies = autoencoder.reconstruct(stage, images, CPU)
     assert copies.shape == images.shape
     assert copies.dtype == np.uint8
@@ -127,7 +128,7 @@ def test_shipped_weights_are_small_and_better_than_a_blur():
 
 @pytest.mark.slow
 def test_the_shipped_one_loses_a_third_of_what_patch_pca_loses_on_other_simulated_patients():
-    found = shipped.measure(autoencoder.load_shipped(), n_patients=12).set_index("images")["frechet"]
+    found = shipped_autoencoder.measure(autoencoder.load_shipped(), n_patients=12).set_index("images")["frechet"]
     assert found["patch PCA"] > 3 * found["reconstructions"]
 
 
@@ -152,12 +153,12 @@ def test_an_architecture_that_does_not_exist_is_named():
 
 @pytest.mark.parametrize(("kind", "factor"), [("vq", 4), ("kl", 8), ("tiny", 8)])
 def test_every_architecture_survives_its_tensors_and_is_told_from_another(kind, factor):
-    stage = autoencoder.untrained(kind, factor, 32, 0.5, seed=1)
+    stage = ldm.untrained(kind, factor, 32, 0.5, seed=1)
     again = autoencoder.from_tensors(autoencoder.to_tensors(stage), kind, factor, 32)
     images = pictures(1)
     assert np.array_equal(autoencoder.reconstruct(stage, images, CPU), autoencoder.reconstruct(again, images, CPU))
     assert autoencoder.fingerprint(stage) == autoencoder.fingerprint(again)
-    other = autoencoder.untrained(kind, factor, 32, 0.5, seed=2)
+    other = ldm.untrained(kind, factor, 32, 0.5, seed=2)
     assert autoencoder.fingerprint(stage) != autoencoder.fingerprint(other)
-    rescaled = autoencoder.FirstStage(stage.model, kind, stage.shift, stage.scale * 2)
+    rescaled = ldm.FirstStage(stage.model, kind, stage.shift, stage.scale * 2)
     assert autoencoder.fingerprint(stage) != autoencoder.fingerprint(rescaled)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from nafld_utils import artifacts, autoencoder, autoencoder_training, backbones
-from nafld_utils.stages import first_stages
+from nafld_utils import artifacts, ldm, networks
+from nafld_utils.ldm import autoencoder, autoencoder_training, autoencoder_units
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def features():
-    return autoencoder_training.feature_maps(backbones.load("tf_efficientnet_lite0", "bundled"))
+    return autoencoder_training.feature_maps(networks.load("tf_efficientnet_lite0", "bundled"))
 
 
 def speckle(n, seed, size=32):
@@ -57,7 +57,7 @@ def test_reconstruction_terms_reach_the_decoder_and_the_encoder(features):
 )
 def test_published_networks_end_with_whole_images_that_train_the_decoder_alone(kind, factor, whole, monkeypatch):
     """Images of 136 pixels, with the fewest channels that norms of 32 groups allow."""
-    model = autoencoder.untrained(kind, factor, 32, 1.0, seed=0).model
+    model = ldm.untrained(kind, factor, 32, 1.0, seed=0).model
     sides, before, draw = [], {}, autoencoder_training._patches
 
     def patches(images, n, side, generator):
@@ -67,8 +67,8 @@ def test_published_networks_end_with_whole_images_that_train_the_decoder_alone(k
 
     monkeypatch.setattr(autoencoder_training, "_patches", patches)
     run = SimpleNamespace(settings=SimpleNamespace(seed=0))
-    planned = first_stages.phases(kind, 5)
-    _, curve = first_stages.train_phases(run, model, kind, speckle(2, 0, 136), planned, 0, CPU)
+    planned = ldm.phases(kind, 5)
+    _, curve = ldm.train_phases(run, model, kind, speckle(2, 0, 136), planned, 0, CPU)
     assert sides == [64, 64, 64, 64, whole]
     assert curve["phase"].iloc[-1] == "polish"
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -76,10 +76,10 @@ def test_published_networks_end_with_whole_images_that_train_the_decoder_alone(k
 
 
 def test_only_what_is_trained_in_new_phases_is_made_anew(monkeypatch):
-    monkeypatch.setattr(first_stages.prepare, "preprocess_unit", lambda run: "preprocessed")
+    monkeypatch.setattr(autoencoder_units.prepare, "preprocess_unit", lambda run: "preprocessed")
     tiny = {"source": "train", "kind": "tiny", "factor": 8, "train_steps": 200}
     recipes = [
-        first_stages.autoencoder_unit(artifacts.open_run("smoke", {"autoencoder.class": chosen}), "class", 0).recipe
+        ldm.autoencoder_unit(artifacts.open_run("smoke", {"autoencoder.class": chosen}), "class", 0).recipe
         for chosen in (tiny, {**tiny, "kind": "kl"})
     ]
     assert set(recipes[0]["settings"]) == {"kind", "factor", "base_channels", "train_steps", "seed"}
@@ -93,7 +93,7 @@ def test_only_what_is_trained_in_new_phases_is_made_anew(monkeypatch):
 )
 def test_training_lowers_the_loss_and_depends_on_seeds_alone(features, kind, factor, phase):
     def train(steps):
-        model = autoencoder.untrained(kind, factor, 32, 1.0, seed=0).model
+        model = ldm.untrained(kind, factor, 32, 1.0, seed=0).model
         return autoencoder_training.train(
             speckle(8, 2), model, kind, features, range(steps), steps, CPU, phase, batch_size=2
         )

@@ -4,16 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, folds, params, phantom, quality_filter, sweep, trial_draws
-from nafld_utils.stages import prepare
-from nafld_utils.stages import sweep as sweep_stage
+from nafld_utils import artifacts, cohort, params, preprocessing, quality, sweep
+from nafld_utils.cohort import simulation
+from nafld_utils.sweep import draws, trial_grid
 
 
 def table(n_patients, n_images, n_folds, share=0.69):
     """Images of a cohort with `share` of its patients in class 1, dealt to folds."""
     label = (np.arange(n_patients) < round(share * n_patients)).astype(int)
     patients = pd.DataFrame({"patient_id": np.arange(n_patients), "label": label})
-    dealt = patients.merge(folds.make_folds(patients, n_folds, 0), on="patient_id")
+    dealt = patients.merge(preprocessing.make_folds(patients, n_folds, 0), on="patient_id")
     return dealt.loc[dealt.index.repeat(n_images)].reset_index(drop=True)
 
 
@@ -22,16 +22,16 @@ def table(n_patients, n_images, n_folds, share=0.69):
     [("smoke", (8, 3, 2)), ("demo", (40, 4, 4)), ("cpu", (55, 10, 5)), ("paper", (55, 10, 5))],
 )
 def test_every_profile_draws_enough_for_its_cohort(profile, cohort):
-    sweep.check_capacity(table(*cohort), params.load(profile))
+    trial_grid.check_capacity(table(*cohort), params.load(profile))
 
 
 def test_the_papers_robustness_variants_are_drawn_from_its_2000_images():
     names = [name for name in params.load("paper").experiments if name != "r10"]
     every = params.load("paper", {"sweep.experiments": names})
-    found = sweep.shortages(table(55, 10, 5), every)
+    found = trial_grid.shortages(table(55, 10, 5), every)
     assert not len(found), found.to_string()
     ten = params.load("paper", {"sweep.experiments": ["r10"]})
-    assert set(sweep.shortages(table(55, 10, 5), ten)["least"]) == {4400}
+    assert set(trial_grid.shortages(table(55, 10, 5), ten)["least"]) == {4400}
 
 
 def test_a_larger_cohort_is_told_the_number_to_give():
@@ -39,14 +39,14 @@ def test_a_larger_cohort_is_told_the_number_to_give():
     images = table(69, 10, 5)
     assert (images["fold"].value_counts().min(), len(images)) == (130, 690)
     with pytest.raises(ValueError, match=r"sampling\.n_images is 660, expected 840 or more") as caught:
-        sweep.check_capacity(images, params.load("cpu"))
+        trial_grid.check_capacity(images, params.load("cpu"))
     said = str(caught.value)
     assert "takes 840 semantic images for the 560 training images of fold" in said
     assert said.endswith('give SET="sampling.n_images=840" or lower sweep.rates.')
     assert "\n" not in said
-    sweep.check_capacity(images, params.load("cpu", ["sampling.n_images=840"]))
+    trial_grid.check_capacity(images, params.load("cpu", ["sampling.n_images=840"]))
     with pytest.raises(ValueError, match=r"is 839, expected 840"):
-        sweep.check_capacity(images, params.load("cpu", ["sampling.n_images=839"]))
+        trial_grid.check_capacity(images, params.load("cpu", ["sampling.n_images=839"]))
 
 
 def least(arm, *overrides, images=None):
@@ -54,8 +54,8 @@ def least(arm, *overrides, images=None):
     changes = [f"experiments.gan.arms=[{arm}]", "experiments.gan.rates=[1.0]", "sweep.experiments=[gan]"]
     changes += ["sweep.arms=[semantic]", "sweep.rates=[0.01]", "sweep.primary_rate=0.01", "folds.n_splits=2"]
     settings = params.load("cpu", [*changes, "sampling.n_images=10", *overrides])
-    found = sweep.shortages(table(10, 10, 2, share=0.6) if images is None else images, settings)
-    assert set(found["setting"]) == {sweep.N_IMAGES}
+    found = trial_grid.shortages(table(10, 10, 2, share=0.6) if images is None else images, settings)
+    assert set(found["setting"]) == {trial_grid.N_IMAGES}
     return int(found["least"].max())
 
 
@@ -77,7 +77,7 @@ def test_sets_whose_labels_are_drawn_leave_room_for_chance():
     assert (counts >= 30).all()
     assert (n - counts >= 20).all()
     n = least("filtered", "quality.filter_keep=0.55")
-    kept = [quality_filter.quota(a, 0.55) + quality_filter.quota(n - a, 0.55) for a in range(n + 1)]
+    kept = [quality.quota(a, 0.55) + quality.quota(n - a, 0.55) for a in range(n + 1)]
     assert min(kept) == 50
 
 
@@ -86,13 +86,13 @@ def test_sets_whose_labels_are_drawn_leave_room_for_chance():
 def test_the_number_that_is_told_is_the_number_that_the_draw_needs(arm, balance):
     images = table(10, 10, 2, share=0.6)
     n, label = least(arm, f"sweep.balance={balance}", images=images), images["label"].to_numpy()
-    rows = trial_draws.training_rows(np.flatnonzero(images["fold"] != 0), label, balance, seed=3)
+    rows = draws.training_rows(np.flatnonzero(images["fold"] != 0), label, balance, seed=3)
 
     def draw(size):
         part = (0, 2 if "+" in arm else 1)
         if "matched" in arm:
-            return trial_draws.draw_matched(label[rows], 1.0, np.arange(size) % 2, 3, part)
-        return trial_draws.draw_synthetic(len(rows), 1.0, size, 3, part)
+            return draws.draw_matched(label[rows], 1.0, np.arange(size) % 2, 3, part)
+        return draws.draw_synthetic(len(rows), 1.0, size, 3, part)
 
     assert len(draw(n)) == -(-len(rows) // (2 if "+" in arm else 1))
     with pytest.raises(ValueError, match=r"lower sweep\.rates or raise sampling\.n_images"):
@@ -102,25 +102,25 @@ def test_the_number_that_is_told_is_the_number_that_the_draw_needs(arm, balance)
 def test_crops_of_the_traditional_arm_are_counted_too():
     changes = ["sweep.rates=[6.0]", "sweep.primary_rate=6.0", "folds.n_splits=2", "sampling.n_images=10"]
     with pytest.raises(ValueError, match=r'give SET="sampling.n_images=300 preprocess.crops_per_image=6"') as caught:
-        sweep.check_capacity(table(10, 10, 2), params.load("cpu", changes))
+        trial_grid.check_capacity(table(10, 10, 2), params.load("cpu", changes))
     assert "; and preprocess.crops_per_image is 4, expected 6 or more" in str(caught.value)
 
 
 def test_the_largest_rate_of_each_arm_is_the_hardest():
     settings = params.load("paper")
-    found = sweep.hardest(sweep.grid(settings)).set_index("arm")["rate"]
+    found = trial_grid.hardest(sweep.grid(settings)).set_index("arm")["rate"]
     assert found["semantic"].unique().tolist() == [2.0]
     assert found["real"].unique().tolist() == [0.0]
 
 
 def test_the_stage_refuses_before_anything_is_preprocessed(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    phantom.write_folder(tmp_path / "a", 8, 3, n_frames=1)
+    simulation.write_folder(tmp_path / "a", 8, 3, n_frames=1)
     values = {"cohort.source": "file", "cohort.path": str(tmp_path / "a"), "cohort.class_names": ["healthy", "fatty"]}
     run = artifacts.open_run("smoke", {**values, "sampling.n_images": 1})
     with pytest.raises(ValueError, match="not made yet"):
-        sweep_stage.require_capacity(run)
-    prepare.build_cohort(run)
+        sweep.require_capacity(run)
+    cohort.build_cohort(run)
     with pytest.raises(ValueError, match=r'sampling.n_images is 1, .* give SET="sampling.n_images=\d+"'):
-        sweep_stage.require_capacity(run)
-    sweep_stage.require_capacity(artifacts.open_run("smoke", values))
+        sweep.require_capacity(run)
+    sweep.require_capacity(artifacts.open_run("smoke", values))

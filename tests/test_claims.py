@@ -5,26 +5,26 @@ import re
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, claims, feature_networks
+from nafld_utils import artifacts, networks
+from nafld_utils.quality import metric_units
 from nafld_utils.report import texts
-from nafld_utils.stages import quality
 
 
 def test_a_claim_fills_every_column():
-    row = claims.claim("a.b", "b of a", 0.5, "yes", interval=(0.4, 0.6, "patients"), n=8, unit="AUC", paper=0.7)
+    row = artifacts.claim("a.b", "b of a", 0.5, "yes", interval=(0.4, 0.6, "patients"), n=8, unit="AUC", paper=0.7)
     assert set(row) == set(artifacts.CLAIM_COLUMNS)
     assert [row[name] for name in ("key", "claim", "this_run", "low", "high", "over", "n")] == [
         "a.b", "b of a", 0.5, 0.4, 0.6, "patients", 8,
     ]  # fmt: skip
-    bare = claims.claim("a", "a", 1, "yes")
+    bare = artifacts.claim("a", "a", 1, "yes")
     assert [bare[name] for name in ("paper", "low", "high", "over", "n", "unit")] == [None, None, None, "", None, ""]
 
 
 def test_rows_of_tables_and_values_per_fold_are_claims():
     row = {"auc": 0.5, "low": 0.4, "high": 0.6, "over": "patients", "n_patients": 8}
-    made = claims.of_row("a", "a", row, unit="AUC", columns=("auc", "n_patients"))
-    assert made == claims.claim("a", "a", 0.5, claims.UNSTATED, interval=(0.4, 0.6, "patients"), n=8, unit="AUC")
-    folds = claims.over_folds("a", "a", pd.Series([1.0, 3.0]), "dB")
+    made = artifacts.of_row("a", "a", row, unit="AUC", columns=("auc", "n_patients"))
+    assert made == artifacts.claim("a", "a", 0.5, artifacts.UNSTATED, interval=(0.4, 0.6, "patients"), n=8, unit="AUC")
+    folds = artifacts.over_folds("a", "a", pd.Series([1.0, 3.0]), "dB")
     assert folds["this_run"] == 2.0
     assert folds["low"] < 1.0 < 3.0 < folds["high"]
     assert (folds["over"], folds["n"]) == ("folds", 2)
@@ -32,13 +32,13 @@ def test_rows_of_tables_and_values_per_fold_are_claims():
 
 @pytest.mark.parametrize("name", ["frozen features + SVM", "tf_efficientnet_b0.in1k", "0.9", " <b>A</b>, b! "])
 def test_a_name_becomes_one_part_of_a_key(name):
-    assert re.fullmatch(r"room\.a\.[a-z0-9_]+", claims.key_of("room.a", name))
+    assert re.fullmatch(r"room\.a\.[a-z0-9_]+", artifacts.key_of("room.a", name))
 
 
 def test_keys_do_not_hold_what_the_user_calls_a_class(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     run = artifacts.open_run("cpu", {"cohort.class_names": ["gesund", "1"]})
-    assert [quality.class_part(run, name) for name in ("gesund", "1", 1, "both")] == [
+    assert [metric_units.class_part(run, name) for name in ("gesund", "1", 1, "both")] == [
         "label_0", "label_1", "label_1", "both",
     ]  # fmt: skip
 
@@ -46,5 +46,5 @@ def test_keys_do_not_hold_what_the_user_calls_a_class(tmp_path, monkeypatch):
 def test_reports_name_the_networks_of_the_metrics_as_the_tables_do():
     named = texts.load()["words"]["features"]
     assert {name: text.removeprefix("an ") for name, text in named.items()} == {
-        name: kind.network for name, kind in feature_networks.FEATURES.items()
+        name: kind.network for name, kind in networks.FEATURES.items()
     }

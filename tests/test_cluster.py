@@ -9,7 +9,8 @@ import pytest
 import toy_sweep
 from conftest import PROJECT
 
-from nafld_utils import engine, params, workers
+from nafld_utils import engine, params
+from nafld_utils.engine import mapping, workers
 
 sys.path.append(str(PROJECT / "tests" / "slurm"))
 import loopback
@@ -32,7 +33,7 @@ def slurm():
     with loopback.loopback(cpus=2) as running, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", running.environment["SLURM_CONF"])
         patch.setenv("PYTHONPATH", str(PROJECT / "tests"))  # the workers import the toy sweep
-        patch.setattr(engine, "LOOK_EVERY", 1.0)
+        patch.setattr(mapping, "LOOK_EVERY", 1.0)
         yield running
 
 

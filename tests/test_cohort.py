@@ -12,8 +12,8 @@ import pytest
 from numpy.lib.recfunctions import repack_fields
 from scipy import io
 
-from nafld_utils import artifacts, cohort, cohort_data, describe, download, params
-from nafld_utils.stages import prepare
+from nafld_utils import artifacts, cohort, params, preprocessing
+from nafld_utils.cohort import data, description, download, loading
 
 SIMULATED = {"kind": "simulated", "text": "Simulated for a test."}
 
@@ -22,7 +22,7 @@ def toy(n_patients=6, seed=0, shape=(24, 30)):
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 255, (n_patients, 10, *shape), dtype=np.uint8)
     fat = np.array([1, 20, 3, 60, 5, 0] * n_patients)[:n_patients]
-    return cohort.from_arrays(frames, fat, (fat >= 5).astype(int), SIMULATED)
+    return data.from_arrays(frames, fat, (fat >= 5).astype(int), SIMULATED)
 
 
 def records(n_patients=6, **changes):
@@ -54,8 +54,8 @@ def test_ids_hashes_and_frames_belong_together():
     assert made.frames.base is not None, "frames must be a view, not a copy"
     assert (made.frames[1, 1] == made.pixels[11]).all()
     assert made.images["sha256"][11] == hashlib.sha256(made.pixels[11].tobytes()).hexdigest()
-    assert list(made.images) == list(cohort_data.IMAGE_COLUMNS)
-    assert list(made.patients) == list(cohort_data.PATIENT_COLUMNS)
+    assert list(made.images) == list(data.IMAGE_COLUMNS)
+    assert list(made.patients) == list(data.PATIENT_COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_frames_are_taken_evenly_and_keep_their_names(k, kept):
     made = toy(4)
     part = made.subset_frames(k)
     assert part.frames.shape[:2] == (4, k)
-    assert part.images["image_id"][:k].tolist() == [cohort_data.image_id(1, f) for f in kept]
+    assert part.images["image_id"][:k].tolist() == [data.image_id(1, f) for f in kept]
     assert (part.frames[2] == made.frames[2][kept]).all()
     assert made.subset_frames(None) is made
 
@@ -87,12 +87,12 @@ def test_duplicates_are_reported_once_a_group():
     made = toy(2)
     frames = made.frames.copy()
     frames[1, 4] = frames[1, 7] = frames[1, 2]
-    copied = cohort.from_arrays(frames, [1, 20], [0, 1], SIMULATED)
-    table = cohort_data.duplicates(copied)
+    copied = data.from_arrays(frames, [1, 20], [0, 1], SIMULATED)
+    table = data.duplicates(copied)
     assert table.to_dict("records") == [
         {"patient_id": 2, "label": 1, "n": 3, "image_ids": "p002_f02, p002_f04, p002_f07"}
     ]
-    assert cohort_data.duplicates(made).empty
+    assert data.duplicates(made).empty
 
 
 # ---------------------------------------------------------------- .mat
@@ -213,7 +213,7 @@ def test_a_cohort_of_other_frame_counts_is_not_written(tmp_path):
 def test_provenance_is_what_can_be_proved(tmp_path, monkeypatch):
     path = saved(tmp_path, records())
     assert cohort.load(path).provenance["kind"] == "other content"
-    monkeypatch.setattr(cohort, "KNOWN_CONTENT", toy().provenance["sha256"])
+    monkeypatch.setattr(loading, "KNOWN_CONTENT", toy().provenance["sha256"])
     assert cohort.load(path).provenance["kind"] == "same content"
     checksum = f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
     artifacts.save_json(download.record_path(path), {"doi": "10.1/x", "file": path.name, "checksum": checksum})
@@ -229,12 +229,12 @@ def test_the_real_cohort():
     found = cohort.load(os.environ["NAFLD_COHORT"])
     assert found.frames.shape == (55, 10, 434, 636)
     assert found.provenance["kind"] in ("same content", "published file")
-    assert found.provenance["sha256"] == cohort.KNOWN_CONTENT
+    assert found.provenance["sha256"] == loading.KNOWN_CONTENT
     assert found.patients["label"].tolist() == [0] * 17 + [1] * 38
     assert found.images["sha256"].nunique() == 544
     groups = dict.fromkeys((6, 14), 1) | {43: 4}
-    assert cohort_data.duplicates(found)["patient_id"].value_counts().to_dict() == groups
-    table = describe.summary_table(found.images, found.patients, ("healthy", "fatty"))
+    assert data.duplicates(found)["patient_id"].value_counts().to_dict() == groups
+    table = cohort.summary_table(found.images, found.patients, ("healthy", "fatty"))
     assert table.loc["all"].filter(like="fat ").iloc[2:].tolist() == [17, 20, 8, 10]
 
 
@@ -248,13 +248,13 @@ def settings(**values):
 def test_the_named_file_comes_before_the_one_in_data(tmp_path):
     lying = cohort.write_mat(tmp_path / "raw" / "a.mat", toy())
     named = cohort.write_mat(tmp_path / "b.mat", toy())
-    assert cohort.find(settings(), tmp_path / "raw") == lying
-    assert cohort.find(settings(path=str(named)), tmp_path / "raw") == named
+    assert loading.find(settings(), tmp_path / "raw") == lying
+    assert loading.find(settings(path=str(named)), tmp_path / "raw") == named
     with pytest.raises(ValueError, match=r"cohort\.path: expected a .mat file or a folder, found nothing at /no/such"):
-        cohort.find(settings(path="/no/such"), tmp_path / "raw")
+        loading.find(settings(path="/no/such"), tmp_path / "raw")
     cohort.write_mat(tmp_path / "raw" / "c.mat", toy())
     with pytest.raises(ValueError, match=r"expected one \.mat file, found a\.mat, c\.mat"):
-        cohort.find(settings(), tmp_path / "raw")
+        loading.find(settings(), tmp_path / "raw")
 
 
 class _Record(http.server.BaseHTTPRequestHandler):
@@ -329,7 +329,7 @@ def test_without_network_one_sentence_says_which_file_to_put_where(tmp_path, mon
     with pytest.raises(
         ValueError, match=r"\(Name or service not known\); download the \.mat file of https://doi\.org/10"
     ):
-        cohort.find(settings(), tmp_path / "raw")
+        loading.find(settings(), tmp_path / "raw")
 
 
 # ---------------------------------------------------------------- the stage
@@ -347,15 +347,15 @@ def run(tmp_path, monkeypatch):
 
 def test_stage_units_are_made_once_and_read_back(run):
     run, _ = run
-    unit = prepare.build_cohort(run)
+    unit = cohort.build_cohort(run)
     made = unit.file("run.json").stat().st_mtime_ns
-    assert prepare.build_cohort(run).file("run.json").stat().st_mtime_ns == made
-    found = prepare.open_cohort(run)
+    assert cohort.build_cohort(run).file("run.json").stat().st_mtime_ns == made
+    found = cohort.open_cohort(run)
     assert found.frames.shape == (6, 3, 80, 90)
     assert isinstance(found.pixels, np.memmap)
     assert (found.pixels == toy(6, shape=(80, 90)).subset_frames(3).pixels).all()
-    prepare.build_preprocessed(run)
-    data = prepare.open_preprocessed(run)
+    preprocessing.build_preprocessed(run)
+    data = preprocessing.open_preprocessed(run)
     n, k = len(found.images), run.settings.preprocess.crops_per_image
     assert data.crops.shape == (n, 64, 64)
     assert data.pool.shape == data.traditional_pool.shape == (n, k, 32, 32)
@@ -366,9 +366,10 @@ def test_stage_units_are_made_once_and_read_back(run):
     assert data.images["fold"].notna().all()
     for i, j in ((0, 0), (7, 1)):
         box = tuple(data.pool_boxes[i, j])
-        from nafld_utils import preprocess, semantic_maps
+        from nafld_utils import images
+        from nafld_utils.images import semantic_maps
 
-        assert (data.pool[i, j] == preprocess.resize_box(data.crops[i], box, 32)).all()
+        assert (data.pool[i, j] == images.resize_box(data.crops[i], box, 32)).all()
         assert (
             data.pool_maps[i, j] == semantic_maps.semantic_maps(data.pool[i, j][None], run.settings.preprocess)
         ).all()
@@ -376,30 +377,30 @@ def test_stage_units_are_made_once_and_read_back(run):
 
 def test_the_stored_cohort_outlives_the_raw_file_but_not_another_one(run):
     run, path = run
-    prepare.build_cohort(run)
+    cohort.build_cohort(run)
     path.rename(path.with_name("a.away"))
-    assert len(prepare.open_cohort(run).images) == 18
+    assert len(cohort.open_cohort(run).images) == 18
     cohort.write_mat(path, toy(6, seed=1, shape=(80, 90)))
     with pytest.raises(ValueError, match="made with other settings, inputs or code revision"):
-        prepare.open_cohort(run)
+        cohort.open_cohort(run)
 
 
 def test_a_bad_cohort_leaves_nothing_behind(run):
     run, path = run
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(ValueError, match=r"a\.mat: expected"):
-        prepare.build_cohort(run)
+        cohort.build_cohort(run)
     assert not run.root.exists() or not list(run.root.iterdir())
 
 
 def test_too_many_folds_leave_nothing_behind(run):
     run, _ = run
-    prepare.build_cohort(run)
+    cohort.build_cohort(run)
     many = artifacts.open_run(
         "smoke", {**run.settings.model_dump(include={"cohort", "preprocess"}), "folds.n_splits": 4}
     )
     with pytest.raises(ValueError, match=r"folds\.n_splits is 4, .* found 3"):
-        prepare.build_preprocessed(many)
+        preprocessing.build_preprocessed(many)
     assert [item.name for item in run.root.iterdir()] == ["cohort"]
 
 
@@ -407,9 +408,15 @@ def test_a_warp_setting_does_not_cost_the_preprocessing(run):
     run, _ = run
     values = run.settings.model_dump(include={"cohort", "preprocess", "folds"})
     values["preprocess"]["warp_strength"] = 0.1
-    assert prepare.preprocess_unit(artifacts.open_run("smoke", values)).hash == prepare.preprocess_unit(run).hash
+    assert (
+        preprocessing.preprocess_unit(artifacts.open_run("smoke", values)).hash
+        == preprocessing.preprocess_unit(run).hash
+    )
     values["preprocess"]["map_blur"] = 3
-    assert prepare.preprocess_unit(artifacts.open_run("smoke", values)).hash != prepare.preprocess_unit(run).hash
+    assert (
+        preprocessing.preprocess_unit(artifacts.open_run("smoke", values)).hash
+        != preprocessing.preprocess_unit(run).hash
+    )
 
 
 # ---------------------------------------------------------------- description
@@ -419,8 +426,8 @@ def test_similarity_tells_patients_apart():
     rng = np.random.default_rng(0)
     base = rng.uniform(0, 255, (4, 1, 40, 40))
     frames = np.clip(base + rng.normal(0, 20, (4, 10, 40, 40)), 0, 255).astype(np.uint8)
-    made = cohort.from_arrays(frames, [0, 9, 1, 8], [0, 1, 0, 1], SIMULATED)
-    pairs = describe.similarity(made.images, made.pixels, np.ones((40, 40), bool), step=1)
+    made = data.from_arrays(frames, [0, 9, 1, 8], [0, 1, 0, 1], SIMULATED)
+    pairs = description.similarity(made.images, made.pixels, np.ones((40, 40), bool), step=1)
     assert pairs["pair"].value_counts().to_dict() == {"same patient": 4 * 45, "different patients": 6}
     expected = np.corrcoef(made.pixels[0].ravel(), made.pixels[1].ravel())[0, 1]
     assert pairs["correlation"][0] == pytest.approx(expected, abs=1e-5)
@@ -432,18 +439,18 @@ def test_profiles_find_what_was_painted():
     y, x = np.indices((434, 636))
     radius, angle = np.hypot(y - 8, x - 318), np.degrees(np.arctan2(x - 318, y - 8))
     mask = (np.abs(angle) <= 53) & (radius <= 358)
-    row, column, half = describe.sector_geometry(mask)
+    row, column, half = description.sector_geometry(mask)
     assert (row, column, half) == pytest.approx((8, 318, 53), abs=0.7)
     falling = np.where(mask, 200 - radius / 2, 0).astype(np.uint8)
     tilted = np.where(mask, 100 + angle, 0).astype(np.uint8)
     frames = np.stack([falling, falling, tilted, tilted])[:, None].repeat(2, axis=1)
-    made = cohort.from_arrays(frames, [0, 1, 9, 8], [0, 0, 1, 1], SIMULATED)
-    curves = describe.profiles(made.patients, made.images, made.pixels, np.stack([mask] * 4))
+    made = data.from_arrays(frames, [0, 1, 9, 8], [0, 0, 1, 1], SIMULATED)
+    curves = description.profiles(made.patients, made.images, made.pixels, np.stack([mask] * 4))
     depth = curves[(curves["kind"] == "depth") & (curves["patient_id"] == 1) & (curves["position"] > 30)]
     assert depth["grey"].to_numpy() == pytest.approx(199.5 - depth["position"].to_numpy() / 2, abs=1.5)
     lateral = curves[(curves["kind"] == "lateral") & (curves["patient_id"] == 3)]
     assert lateral["grey"].to_numpy() == pytest.approx(99.5 + lateral["position"].to_numpy(), abs=1.5)
-    means = describe.class_curves(curves)
+    means = cohort.class_curves(curves)
     assert (means["high"] >= means["low"]).all()
     assert set(means["n_patients"]) == {2}
 
@@ -451,4 +458,4 @@ def test_profiles_find_what_was_painted():
 def test_bands_meet_at_their_edges():
     grades = pd.Series([0.0, 4.9, 5.0, 33.0, 33.1, 66.0, 67.0, 100.0])
     expected = ["below 5"] * 2 + ["5 to 33"] * 2 + ["above 33 to 66"] * 2 + ["above 66 to 100"] * 2
-    assert describe.grade_band(grades).tolist() == expected
+    assert description.grade_band(grades).tolist() == expected

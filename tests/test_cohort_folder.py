@@ -14,26 +14,12 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile
 
-from nafld_utils import (
-    artifacts,
-    cli,
-    cohort,
-    cohort_folder,
-    cohort_table,
-    example_cohort,
-    graph,
-    image_files,
-    params,
-    phantom,
-    pixel_store,
-    preprocess,
-    words,
-)
-from nafld_utils.report import facts as report_facts
-from nafld_utils.report import pages as report_pages
-from nafld_utils.report import texts
-from nafld_utils.stages import cohort as stage
-from nafld_utils.stages import prepare
+from nafld_utils import artifacts, cli, cohort, images, params, pipeline, preprocessing, report, views
+from nafld_utils.artifacts import claims
+from nafld_utils.cohort import example, image_folder, simulation
+from nafld_utils.images import Ragged, image_file, image_store
+from nafld_utils.preprocessing import unit
+from nafld_utils.report import facts, texts
 
 NAMES = ("benign", "malignant")
 ROWS = [
@@ -63,7 +49,7 @@ def changed(number, **values):
 
 def problems(path):
     """Row and text of everything that is wrong."""
-    with pytest.raises(cohort_table.CohortError) as caught:
+    with pytest.raises(cohort.CohortError) as caught:
         cohort.load(path, NAMES)
     return [(problem.row, problem.text) for problem in caught.value.problems]
 
@@ -109,13 +95,13 @@ def test_numbers_that_are_two_names_of_one_number_are_names(tmp_path):
 
 def test_a_run_says_where_the_names_of_its_patients_lie(tmp_path, study):
     run = study(folder(tmp_path / "a"))
-    prepare.build_cohort(run)
-    said = prepare.open_cohort(run).provenance["text"]
+    cohort.build_cohort(run)
+    said = cohort.open_cohort(run).provenance["text"]
     (path,) = re.findall(r", (\S+) has their names", said)
     assert path == "artifacts/smoke/cohort/sources.csv"
     table = pd.read_csv(tmp_path / path)
     assert table.iloc[0].to_dict() == {"image_id": "p001_f00", "patient": "P-0", "file": "00.png", "row": 2}
-    assert path in report_facts.cohort(run)[0][1], "as every report says"
+    assert path in facts.cohort(run)[0][1], "as every report says"
     assert path in dict(texts.methods(run))["Cohort"]
 
 
@@ -129,14 +115,14 @@ DEEP_COLOUR = (
 
 def refused(path):
     """What is said of a file, by its header alone."""
-    with pytest.raises(image_files.ImageFault) as caught:
-        image_files.read_header(path)
+    with pytest.raises(images.ImageFault) as caught:
+        images.read_header(path)
     return str(caught.value)
 
 
 def saved(path, image, **options):
     image.save(path, **options)
-    return image_files.read(path)
+    return images.read(path)
 
 
 def test_every_mode_becomes_grey_and_says_what_was_done(tmp_path):
@@ -202,7 +188,7 @@ def test_a_png_of_deep_channels_is_refused(tmp_path, channels, colour_type):
 
 def test_a_png_of_deep_grey_is_read(tmp_path):
     deep_png(tmp_path / "a.png", None, 0)
-    found = image_files.read(tmp_path / "a.png")
+    found = images.read(tmp_path / "a.png")
     assert found.deep
     assert (found.pixels == np.round((deep() - 5.0) * 255 / (255 * 16))).all(), "darkest 0, brightest 255"
 
@@ -211,7 +197,7 @@ def test_a_png_of_deep_grey_is_read(tmp_path):
 def test_a_tiff_whose_low_values_are_bright_is_inverted(tmp_path, kind):
     for name in ("minisblack", "miniswhite"):
         tifffile.imwrite(tmp_path / f"{name}.tif", picture(3).astype(kind), photometric=name)
-    black, white = (image_files.read(tmp_path / f"{name}.tif") for name in ("minisblack", "miniswhite"))
+    black, white = (images.read(tmp_path / f"{name}.tif") for name in ("minisblack", "miniswhite"))
     assert (black.pixels == picture(3)).all()
     assert (white.pixels == 255 - picture(3)).all()
     assert black.deep == white.deep == (kind != np.uint8)
@@ -228,7 +214,7 @@ def test_a_photograph_is_turned_as_its_exif_entry_says(tmp_path):
     path = tmp_path / "a.png"
     found = saved(path, Image.fromarray(picture(0)), exif=exif)
     assert found.turned
-    assert image_files.read_header(path).shape == found.pixels.shape == (30, 24)
+    assert images.read_header(path).shape == found.pixels.shape == (30, 24)
     assert (found.pixels == np.rot90(picture(0), -1)).all()
 
 
@@ -257,18 +243,18 @@ def dicom(path, values, photometric="MONOCHROME2", **tags):
 
 def test_dicom_is_read_windowed_and_inverted_where_it_says_so(tmp_path):
     deep = picture(0).astype(np.uint16) * 16
-    bright = image_files.read(dicom(tmp_path / "a.dcm", deep)).pixels
+    bright = images.read(dicom(tmp_path / "a.dcm", deep)).pixels
     assert np.abs(bright.astype(int) - picture(0)).max() <= 1
-    inverted = image_files.read(dicom(tmp_path / "b.dcm", deep, "MONOCHROME1")).pixels
+    inverted = images.read(dicom(tmp_path / "b.dcm", deep, "MONOCHROME1")).pixels
     assert (inverted == 255 - bright).all()
-    window = image_files.read(dicom(tmp_path / "c.dcm", deep, WindowCenter=2000, WindowWidth=1000)).pixels
+    window = images.read(dicom(tmp_path / "c.dcm", deep, WindowCenter=2000, WindowWidth=1000)).pixels
     assert (window == 0).mean() > 0.3
     assert (window == 255).mean() > 0.3
     rgb = picture(1, channels=3)
-    colour = image_files.read(dicom(tmp_path / "no_ending", rgb, "RGB"))
+    colour = images.read(dicom(tmp_path / "no_ending", rgb, "RGB"))
     assert colour.colour
     assert (colour.pixels == np.asarray(Image.fromarray(rgb).convert("L"))).all()
-    plain = image_files.read(dicom(tmp_path / "d.dcm", picture(2)))
+    plain = images.read(dicom(tmp_path / "d.dcm", picture(2)))
     assert (plain.pixels == picture(2)).all()
     assert not plain.deep
 
@@ -276,22 +262,22 @@ def test_dicom_is_read_windowed_and_inverted_where_it_says_so(tmp_path):
 def test_what_pydicom_alone_decodes_is_read_and_the_rest_is_to_be_saved_otherwise(tmp_path):
     pydicom = pytest.importorskip("pydicom")
     dicom(tmp_path / "a.dcm", np.arange(16 * 20, dtype=np.uint16).reshape(16, 20))
-    plain, data = image_files.read(tmp_path / "a.dcm").pixels, pydicom.dcmread(tmp_path / "a.dcm")
+    plain, data = images.read(tmp_path / "a.dcm").pixels, pydicom.dcmread(tmp_path / "a.dcm")
     data.compress(pydicom.uid.RLELossless)
     data.save_as(tmp_path / "b.dcm")
-    assert (image_files.read(tmp_path / "b.dcm").pixels == plain).all()
+    assert (images.read(tmp_path / "b.dcm").pixels == plain).all()
     data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8what\xff\xd9"])
     data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
     data.save_as(tmp_path / "c.dcm")
-    with pytest.raises(image_files.ImageFault, match=r"can decode, found .*; save it uncompressed or as PNG"):
-        image_files.read(tmp_path / "c.dcm")
+    with pytest.raises(images.ImageFault, match=r"can decode, found .*; save it uncompressed or as PNG"):
+        images.read(tmp_path / "c.dcm")
 
 
 def test_dicom_without_pydicom_names_the_extra(tmp_path, monkeypatch):
     path = dicom(tmp_path / "a.dcm", picture(0))
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(image_files.ImageFault, match=r"pydicom to read a DICOM file.*the extra: .*\[dicom\]"):
-        image_files.read(path)
+    with pytest.raises(images.ImageFault, match=r"pydicom to read a DICOM file.*the extra: .*\[dicom\]"):
+        images.read(path)
 
 
 def palette(bits, entries=256, stored=None):
@@ -308,18 +294,18 @@ def palette(bits, entries=256, stored=None):
 
 @pytest.mark.parametrize(("bits", "stored"), [(8, 8), (8, 16), (16, 16)])
 def test_dicom_palettes_become_their_colours(tmp_path, bits, stored):
-    found = image_files.read(dicom(tmp_path / "a.dcm", picture(3), "PALETTE COLOR", **palette(bits, stored=stored)))
+    found = images.read(dicom(tmp_path / "a.dcm", picture(3), "PALETTE COLOR", **palette(bits, stored=stored)))
     rgb = np.stack([picture(3), 255 - picture(3), np.full((24, 30), 7, np.uint8)], axis=-1)
     assert found.colour
     assert (found.pixels == np.asarray(Image.fromarray(rgb).convert("L"))).all()
 
 
 def test_dicom_palettes_that_cannot_be_looked_up_are_refused(tmp_path):
-    with pytest.raises(image_files.ImageFault, match=r"^expected the colours of a palette, found .*; save it as RGB$"):
-        image_files.read(dicom(tmp_path / "a.dcm", picture(3), "PALETTE COLOR"))
+    with pytest.raises(images.ImageFault, match=r"^expected the colours of a palette, found .*; save it as RGB$"):
+        images.read(dicom(tmp_path / "a.dcm", picture(3), "PALETTE COLOR"))
     wide = dicom(tmp_path / "b.dcm", deep(), "PALETTE COLOR", **palette(8, 4096))
-    with pytest.raises(image_files.ImageFault, match=r"at most 256 colours of 8 bits, found 4096; save it as RGB"):
-        image_files.read(wide)
+    with pytest.raises(images.ImageFault, match=r"at most 256 colours of 8 bits, found 4096; save it as RGB"):
+        images.read(wide)
 
 
 def bomb(width, height):
@@ -349,8 +335,8 @@ def pages(path):
 )
 def test_a_bad_file_is_refused_in_a_phrase(tmp_path, name, write, message):
     write(tmp_path / name)
-    with pytest.raises(image_files.ImageFault, match=message):
-        image_files.read(tmp_path / name)
+    with pytest.raises(images.ImageFault, match=message):
+        images.read(tmp_path / name)
 
 
 def other(kind, mode="L"):
@@ -398,8 +384,8 @@ def test_a_phones_jpeg_with_a_second_picture_is_read(tmp_path):
     with Image.open(path) as opened:
         assert opened.format == "MPO"
         expected = np.asarray(opened.convert("L"))
-    assert image_files.read_header(path).kind == "JPEG"
-    assert (image_files.read(path).pixels == expected).all(), "the first picture"
+    assert images.read_header(path).kind == "JPEG"
+    assert (images.read(path).pixels == expected).all(), "the first picture"
 
 
 def test_no_pixel_of_a_picture_beyond_the_limits_is_decoded(tmp_path, monkeypatch):
@@ -411,10 +397,10 @@ def test_no_pixel_of_a_picture_beyond_the_limits_is_decoded(tmp_path, monkeypatc
 
 
 def test_a_large_file_is_not_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "MAX_BYTES", 100)
+    monkeypatch.setattr(image_file, "MAX_BYTES", 100)
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
-    with pytest.raises(image_files.ImageFault, match="expected at most 0 MiB"):
-        image_files.read(tmp_path / "a.png")
+    with pytest.raises(images.ImageFault, match="expected at most 0 MiB"):
+        images.read(tmp_path / "a.png")
 
 
 # ---------------------------------------------------------------- everything that is wrong, by row
@@ -455,7 +441,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, number, values, message):
-    with pytest.raises(cohort_table.CohortError, match=message):
+    with pytest.raises(cohort.CohortError, match=message):
         cohort.load(folder(tmp_path / "a", changed(number, **values)), NAMES)
 
 
@@ -477,7 +463,7 @@ def test_names_that_are_composed_otherwise_are_the_same(tmp_path, here, there):
 def test_files_that_a_run_leaves_out_are_checked_too(tmp_path):
     path = folder(tmp_path / "a")
     (path / "01.png").write_bytes(b"no image")
-    with pytest.raises(cohort_table.CohortError, match=r"row 3: 01\.png: expected a PNG"):
+    with pytest.raises(cohort.CohortError, match=r"row 3: 01\.png: expected a PNG"):
         cohort.load(path, NAMES, keep=1)
 
 
@@ -524,20 +510,20 @@ def test_a_wrong_array_is_refused(tmp_path, array, message):
         np.save(path / "pixels.npy", np.array([{"an": "object"}]), allow_pickle=True)
     else:
         np.save(path / "pixels.npy", array)
-    with pytest.raises(cohort_table.CohortError, match=message):
+    with pytest.raises(cohort.CohortError, match=message):
         cohort.load(path, NAMES)
 
 
 def test_labels_of_other_names_are_said_once_with_the_setting(tmp_path):
     path = folder(tmp_path / "a")
-    with pytest.raises(cohort_table.CohortError, match=r"1 problem in 8 rows\n.*cohort.class_names=\[benign, malig"):
+    with pytest.raises(cohort.CohortError, match=r"1 problem in 8 rows\n.*cohort.class_names=\[benign, malig"):
         cohort.load(path, ("healthy", "fatty"))
 
 
 def test_numbers_are_not_offered_where_a_class_has_one_for_a_name(tmp_path):
     rows = [{**row, "label": {"benign": "1", "malignant": "2"}[row["label"]]} for row in ROWS]
     rows[0]["label"], rows[3]["label"] = "", "x"
-    with pytest.raises(cohort_table.CohortError) as caught:
+    with pytest.raises(cohort.CohortError) as caught:
         cohort.load(folder(tmp_path / "a", rows), ("1", "2"))
     assert [text for _, text in caught.value.problems] == [
         "expected a class name as label, found nothing",
@@ -563,7 +549,7 @@ def labelled(path, *labels, **columns):
     ],
 )
 def test_two_labels_of_which_one_is_unknown_are_said_once_with_the_setting(tmp_path, labels, names):
-    with pytest.raises(cohort_table.CohortError) as caught:
+    with pytest.raises(cohort.CohortError) as caught:
         cohort.load(labelled(tmp_path / "a", *labels))
     (problem,) = caught.value.problems
     assert problem.row is None
@@ -588,12 +574,12 @@ def test_the_setting_that_a_message_names_is_taken(tmp_path, monkeypatch, names)
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     path = labelled(tmp_path / "a", *names * 2)
     run = artifacts.open_run("smoke", run="mine", data=str(path))
-    with pytest.raises(cohort_table.CohortError) as caught:
-        graph.check_folder(run)
+    with pytest.raises(cohort.CohortError) as caught:
+        pipeline.check_folder(run)
     (given,) = re.findall(r'SET="(.*?)"', str(caught.value))
     run = artifacts.open_run("smoke", given, run="mine", data=str(path))
     assert run.settings.cohort.class_names == names
-    graph.check_folder(run)
+    pipeline.check_folder(run)
     assert cohort.load(path, names).patients["label"].tolist() == [0, 1, 0, 1]
 
 
@@ -611,8 +597,8 @@ def test_a_label_that_cannot_be_a_name_is_to_be_renamed(tmp_path, labels, rename
 def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
     rows = [{**row, "label": {"benign": "Normal", "malignant": "Pneumonia"}[row["label"]]} for row in ROWS]
     rows[1]["label"], rows[3]["label"] = "", "Normal"
-    with pytest.raises(cohort_table.CohortError) as caught:
-        cohort_folder.check(folder(tmp_path / "a", rows), ("healthy", "fatty"), n_splits=3)
+    with pytest.raises(cohort.CohortError) as caught:
+        cohort.check(folder(tmp_path / "a", rows), ("healthy", "fatty"), n_splits=3)
     found = [(problem.row, problem.text.split(";")[0]) for problem in caught.value.problems]
     assert found == [
         (None, "expected the labels healthy and fatty (cohort.class_names), or 0 and 1, found Normal and Pneumonia"),
@@ -672,7 +658,7 @@ def test_labels_that_are_not_two_are_counted_in_one_line(tmp_path, labels, messa
 def test_a_damaged_table_is_refused(tmp_path, content, message):
     path = folder(tmp_path / "a")
     (path / "images.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(cohort_table.CohortError, match=message):
+    with pytest.raises(cohort.CohortError, match=message):
         cohort.load(path, NAMES)
 
 
@@ -720,7 +706,7 @@ def test_a_first_line_that_tells_excel_the_separator_is_no_header(tmp_path, firs
 
 
 def test_without_a_table_the_columns_are_named(tmp_path):
-    with pytest.raises(cohort_table.CohortError, match=r"images\.csv with the columns image, patient and label, found"):
+    with pytest.raises(cohort.CohortError, match=r"images\.csv with the columns image, patient and label, found"):
         cohort.load(tmp_path)
 
 
@@ -768,8 +754,8 @@ def test_what_a_message_cannot_show_is_written_where_it_says(tmp_path, study, mo
     for i in range(10, 260):
         (path / f"{i}.png").write_bytes(b"")
     run = study(path)
-    with pytest.raises(cohort_table.CohortError) as caught:
-        prepare.build_cohort(run)
+    with pytest.raises(cohort.CohortError) as caught:
+        cohort.build_cohort(run)
     lines = str(caught.value).splitlines()
     file = run.root / "cohort_problems.txt"
     assert (len(lines), lines[-1]) == (202, f"  and 50 more, all of them in {file}")
@@ -777,15 +763,15 @@ def test_what_a_message_cannot_show_is_written_where_it_says(tmp_path, study, mo
     assert written[:201] == lines[:201]
     assert written[-1].startswith("  row 261: 259.png: expected a PNG")
     file.unlink()
-    with pytest.raises(cohort_table.CohortError, match="and 50 more; correct these to see them"):
+    with pytest.raises(cohort.CohortError, match="and 50 more; correct these to see them"):
         cohort.load(path)
     table = pd.read_csv(path / "images.csv")
     table.assign(label="x").to_csv(path / "images.csv", index=False)
-    with pytest.raises(cohort_table.CohortError, match=r"all of them in .*cohort_problems\.txt"):
-        graph.check_folder(run)
+    with pytest.raises(cohort.CohortError, match=r"all of them in .*cohort_problems\.txt"):
+        pipeline.check_folder(run)
     assert len(file.read_text(encoding="utf-8").splitlines()) == 252
     table.head(10).to_csv(path / "images.csv", index=False)
-    prepare.build_cohort(run)
+    cohort.build_cohort(run)
     assert not file.exists(), "what is corrected is no longer listed"
 
 
@@ -818,21 +804,21 @@ def test_the_command_line_lists_every_problem_before_a_kernel_starts(tmp_path, m
 
 def test_images_are_opened_before_a_kernel_starts_only_where_the_table_is_wrong(tmp_path, study, monkeypatch):
     path, opened = folder(tmp_path / "a"), []
-    read = image_files.read
-    monkeypatch.setattr(image_files, "read", lambda file: opened.append(file.name) or read(file))
+    read = images.read
+    monkeypatch.setattr(image_file, "read", lambda file: opened.append(file.name) or read(file))
     run = study(path, folds__n_splits=2)
-    graph.preflight(run)
+    pipeline.preflight(run)
     assert opened == []
-    with pytest.raises(cohort_table.CohortError, match=r"folds\.n_splits 3"):
-        graph.preflight(study(path, folds__n_splits=3, cohort__frames_per_patient=1))
+    with pytest.raises(cohort.CohortError, match=r"folds\.n_splits 3"):
+        pipeline.preflight(study(path, folds__n_splits=3, cohort__frames_per_patient=1))
     assert opened == ["00.png", "10.png", "20.png", "30.png"], "those that the run would decode"
 
 
 def test_a_table_is_checked_where_its_images_cannot_be_decoded(tmp_path, study, monkeypatch):
     small = namedtuple("usage", "free")(1000)
     monkeypatch.setattr("shutil.disk_usage", lambda place: small)
-    with pytest.raises(cohort_table.CohortError, match=r"found no no\.png"):
-        graph.check_folder(study(folder(tmp_path / "a", changed(1, image="no.png"))))
+    with pytest.raises(cohort.CohortError, match=r"found no no\.png"):
+        pipeline.check_folder(study(folder(tmp_path / "a", changed(1, image="no.png"))))
 
 
 # ---------------------------------------------------------------- folds
@@ -859,7 +845,7 @@ def test_folds_of_the_table_are_honoured(tmp_path):
     ],
 )
 def test_wrong_folds_are_refused(tmp_path, fold, message):
-    with pytest.raises(cohort_table.CohortError, match=message):
+    with pytest.raises(cohort.CohortError, match=message):
         cohort.load(folder(tmp_path / "a", fold=fold), NAMES)
 
 
@@ -878,10 +864,10 @@ def uneven(path, n=40, side=64):
 
 
 def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(pixel_store, "COMMIT_EVERY", 4)
+    monkeypatch.setattr(image_store, "COMMIT_EVERY", 4)
     path, work = uneven(tmp_path / "a"), tmp_path / "work"
     whole = cohort.load(path)
-    read, names = image_files.read, []
+    read, names = images.read, []
 
     def breaking(file):
         names.append(file.name)
@@ -889,7 +875,7 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read(file)
 
-    monkeypatch.setattr(image_files, "read", breaking)
+    monkeypatch.setattr(image_file, "read", breaking)
     with pytest.raises(KeyboardInterrupt):
         cohort.load(path, work=work)
     found = cohort.load(path, work=work)
@@ -914,7 +900,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 def test_ragged_images_are_indexed_like_an_array(tmp_path):
     images = [picture(i, 8 + i, 20 - i) for i in range(5)]
     shapes = [image.shape for image in images]
-    ragged = pixel_store.Ragged(np.concatenate([image.ravel() for image in images]), shapes)
+    ragged = Ragged(np.concatenate([image.ravel() for image in images]), shapes)
     part = ragged[[3, 1]]
     assert len(ragged) == 5
     assert len(part) == 2
@@ -927,15 +913,15 @@ def test_ragged_images_are_indexed_like_an_array(tmp_path):
 
 
 def test_a_store_of_other_arrays_starts_anew_or_is_refused(tmp_path):
-    with pixel_store.Store(tmp_path, {"a": ((4, 2), np.uint8)}) as store:
+    with images.Store(tmp_path, {"a": ((4, 2), np.uint8)}) as store:
         for row in store.remaining(4):
             store.put("a", row, np.full(2, row))
-    with pixel_store.Store(tmp_path, {"a": ((4, 2), np.uint8)}) as store:
+    with images.Store(tmp_path, {"a": ((4, 2), np.uint8)}) as store:
         assert store.done == 4
         assert store.read("a").tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
     with pytest.raises(ValueError, match="expected no other arrays"):
-        pixel_store.Store(tmp_path, {"a": ((5, 2), np.uint8)}, refuse_other=True)
-    with pixel_store.Store(tmp_path, {"a": ((5, 2), np.uint8)}) as store:
+        images.Store(tmp_path, {"a": ((5, 2), np.uint8)}, refuse_other=True)
+    with images.Store(tmp_path, {"a": ((5, 2), np.uint8)}) as store:
         assert store.done == 0
         assert not store.read("a").any()
 
@@ -961,46 +947,46 @@ def test_stages_take_unequal_images_and_the_tables_folds(tmp_path, study):
     table = pd.read_csv(path / "images.csv")
     table.assign(fold=table["patient"].str[1:].astype(int) // 4).to_csv(path / "images.csv", index=False)
     run = study(path, cohort__frames_per_patient=3)
-    unit = prepare.build_cohort(run)
+    unit = cohort.build_cohort(run)
     assert not unit.work.exists(), "a finished unit leaves no work folder"
-    prepare.build_preprocessed(run)
-    data = prepare.open_preprocessed(run)
+    preprocessing.build_preprocessed(run)
+    data = preprocessing.open_preprocessed(run)
     assert data.folds["fold"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert data.crops.shape == (16, 64, 64)
     assert (data.images["kept_share"] == 1).all(), "the square is fitted to the region"
     assert data.traditional_pool.shape == data.pool.shape
     assert run.is_foreign
-    assert len(stage.likeness(run).pairs.query("pair == 'same patient'")) == 8
+    assert len(cohort.likeness(run).pairs.query("pair == 'same patient'")) == 8
     with pytest.raises(ValueError, match=r"folds.n_splits is 3, expected the 2 folds .* column fold"):
-        prepare.build_preprocessed(study(path, cohort__frames_per_patient=3, folds__n_splits=3))
+        preprocessing.build_preprocessed(study(path, cohort__frames_per_patient=3, folds__n_splits=3))
     path.rename(tmp_path / "gone")
-    assert len(prepare.open_cohort(run).images) == 16, "what is stored outlives the folder"
+    assert len(cohort.open_cohort(run).images) == 16, "what is stored outlives the folder"
 
 
 def test_a_bad_folder_leaves_nothing_behind(tmp_path, study):
     path = uneven(tmp_path / "a", n=8)
     (path / "3.png").write_bytes(b"")
     run = study(path)
-    with pytest.raises(cohort_table.CohortError, match=r"row 5: 3\.png"):
-        prepare.build_cohort(run)
+    with pytest.raises(cohort.CohortError, match=r"row 5: 3\.png"):
+        cohort.build_cohort(run)
     assert not list(run.root.iterdir())
 
 
 def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study):
     run = study(uneven(tmp_path / "a", n=8), cohort__subject="skin photographs")
     row = {"key": "a", "claim": "patients (paper: all)", "paper": 55, "this_run": 4, "same_protocol": "yes"}
-    prepare.build_cohort(run)
+    cohort.build_cohort(run)
     table = artifacts.record_claims(
         run, "01_data_analysis", [row, {**row, "key": "b", "paper": None, "same_protocol": "not in it"}]
     )
     assert table["paper"].isna().all()
     assert set(table["claim"]) == {"patients"}
-    assert table["same_protocol"].tolist() == [artifacts.OTHER_COHORT, "not in it"]
-    said = words.of(run)
+    assert table["same_protocol"].tolist() == [claims.OTHER_COHORT, "not in it"]
+    said = views.of(run)
     assert (said.subject, said.positive, said.grade) == ("skin photographs", "malignant", "grade")
     assert "class 1 is malignant" in said.note
     assert "The shipped autoencoder has seen simulated livers alone" in said.note
-    assert words.of(artifacts.open_run("smoke")).note == ""
+    assert views.of(artifacts.open_run("smoke")).note == ""
 
 
 def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, study):
@@ -1008,43 +994,43 @@ def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, stud
     path = uneven(tmp_path / "a", n=8)
     said = "its label 0 is read as healthy and 1 as fatty; where they mean something else give SET="
     run = study(path, cohort__class_names=["healthy", "fatty"])
-    assert said not in words.of(run).note, "nothing is loaded yet"
-    prepare.build_cohort(run)
-    (given,) = re.findall(r'SET="(cohort.*?)"', words.of(run).note)
-    assert said in words.of(run).note
-    assert said in report_pages.simulated(run), "the head of every report"
+    assert said not in views.of(run).note, "nothing is loaded yet"
+    cohort.build_cohort(run)
+    (given,) = re.findall(r'SET="(cohort.*?)"', views.of(run).note)
+    assert said in views.of(run).note
+    assert said in report.pages.simulated(run), "the head of every report"
     named = study(path, **params.parse_overrides(given))
-    prepare.build_cohort(named)
-    assert "class 0 is name of 0, class 1 is name of 1" in words.of(named).note
-    assert "is read as" not in words.of(named).note
+    cohort.build_cohort(named)
+    assert "class 0 is name of 0, class 1 is name of 1" in views.of(named).note
+    assert "is read as" not in views.of(named).note
     table = pd.read_csv(path / "images.csv")
     table.assign(label=table["label"].map({0: "healthy", 1: "fatty"})).to_csv(path / "images.csv", index=False)
-    prepare.build_cohort(run)
+    cohort.build_cohort(run)
     assert run.is_foreign
-    assert "is read as" not in words.of(run).note
-    phantom.write_folder(tmp_path / "liver", 2, 5, n_frames=1)
+    assert "is read as" not in views.of(run).note
+    simulation.write_folder(tmp_path / "liver", 2, 5, n_frames=1)
     liver = study(tmp_path / "liver", cohort__class_names=["healthy", "fatty"])
-    prepare.build_cohort(liver)
-    assert words.of(liver).note == "", "simulated here, its numbers mean what they mean"
+    cohort.build_cohort(liver)
+    assert views.of(liver).note == "", "simulated here, its numbers mean what they mean"
 
 
 def test_regions_and_crops_are_settings(study, tmp_path):
     image = np.zeros((60, 100), np.uint8)
     image[10:50, 20:80] = 200
     chosen = study(tmp_path).settings.preprocess
-    largest = preprocess.find_region(image, chosen)
+    largest = images.find_region(image, chosen)
     assert largest.sum() == 40 * 60
-    whole = preprocess.find_region(image, chosen.model_copy(update={"region": "none"}))
+    whole = images.find_region(image, chosen.model_copy(update={"region": "none"}))
     assert whole.all()
     box = chosen.model_copy(update={"region": "box", "region_box": (5, 10, 20, 500)})
-    assert preprocess.find_region(image, box).sum() == 20 * 90, "a box is cut at the border"
+    assert images.find_region(image, box).sum() == 20 * 90, "a box is cut at the border"
     with pytest.raises(ValueError, match="a box inside the image of 100 x 60 pixels"):
-        preprocess.find_region(image, chosen.model_copy(update={"region": "box", "region_box": (99, 0, 5, 5)}))
-    square = preprocess.crop_window(whole, chosen, fit=True)
+        images.find_region(image, chosen.model_copy(update={"region": "box", "region_box": (99, 0, 5, 5)}))
+    square = images.crop_window(whole, chosen, fit=True)
     assert (square.top, square.left, square.side) == (-20, 0, 100)
     assert square.share_of(whole) == 1
     assert square.cut(image, 50).shape == (50, 50)
-    plain = preprocess.crop_window(largest, chosen, fit=False)
+    plain = images.crop_window(largest, chosen, fit=False)
     assert (plain.top, plain.left, plain.side) == (-2, 18, 64)
     with pytest.raises(ValueError, match="region_box must be"):
         study(tmp_path, preprocess__region="box")
@@ -1055,10 +1041,10 @@ def test_every_image_without_a_region_is_named_by_row_and_file(study, tmp_path):
     for i in (2, 5):
         Image.fromarray(picture(i) % 4).save(path / f"{i}.png")
     run = study(path, preprocess__threshold=4)
-    prepare.build_cohort(run)
+    cohort.build_cohort(run)
     dark = "expected pixels above grey level 4 (preprocess.threshold), found none; lower the threshold or remove"
-    for act in (stage.likeness, prepare.build_preprocessed):
-        with pytest.raises(cohort_table.CohortError) as caught:
+    for act in (cohort.likeness, preprocessing.build_preprocessed):
+        with pytest.raises(cohort.CohortError) as caught:
             act(run)
         assert str(caught.value).splitlines() == [
             f"{path}: 2 problems",
@@ -1066,8 +1052,8 @@ def test_every_image_without_a_region_is_named_by_row_and_file(study, tmp_path):
             f"  row 7: 5.png: {dark} the frame",
         ]
     run = study(path, preprocess__region="box", preprocess__region_box=[64, 0, 10, 10])
-    with pytest.raises(cohort_table.CohortError) as caught:
-        stage.likeness(run)
+    with pytest.raises(cohort.CohortError) as caught:
+        cohort.likeness(run)
     assert [row for row, _ in caught.value.problems] == [2, 4, 5, 7, 8], "the other images are higher"
     assert "row 5: 3.png: preprocess.region_box: expected a box inside the image of 67 x 64 pixels" in str(caught.value)
 
@@ -1076,11 +1062,9 @@ def test_without_a_table_images_without_a_region_go_by_their_ids(tmp_path, monke
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     box = {"preprocess.region": "box", "preprocess.region_box": [4000, 0, 5, 5]}
     run = artifacts.open_run("smoke", {"cohort.n_patients": 2, "cohort.frames_per_patient": 1, **box})
-    prepare.build_cohort(run)
-    with pytest.raises(
-        cohort_table.CohortError, match=r"artifacts/smoke/cohort: 2 problems\n  image: p001_f\d\d: prep"
-    ):
-        stage.likeness(run)
+    cohort.build_cohort(run)
+    with pytest.raises(cohort.CohortError, match=r"artifacts/smoke/cohort: 2 problems\n  image: p001_f\d\d: prep"):
+        cohort.likeness(run)
 
 
 @pytest.mark.parametrize(
@@ -1101,9 +1085,9 @@ def test_the_asked_region_is_what_the_models_see(region, box, study, tmp_path):
         rows.append({"image": f"{i}.png", "patient": f"w{i}", "label": NAMES[i % 2]})
     pd.DataFrame(rows).to_csv(path / "images.csv", index=False)
     run = study(path, preprocess__region=region, preprocess__region_box=box, preprocess__threshold=4)
-    prepare.build_cohort(run)
-    prepare.build_preprocessed(run)
-    data = prepare.open_preprocessed(run)
+    cohort.build_cohort(run)
+    preprocessing.build_preprocessed(run)
+    data = preprocessing.open_preprocessed(run)
     inside = {"largest": rectangle, "box": (slice(2, 22), slice(3, 33)), "none": (slice(0, 48), slice(0, 64))}[region]
     height, width = (part.stop - part.start for part in inside)
     side, pad = max(height, width), (max(height, width) - min(height, width)) // 2
@@ -1114,8 +1098,8 @@ def test_the_asked_region_is_what_the_models_see(region, box, study, tmp_path):
     for frame, crop, resized in zip(frames, data.crops, data.resized, strict=True):
         square = np.zeros((side, side), np.uint8)  # black outside the region, whatever lies there in the frame
         square[pad : pad + height] = frame[inside]
-        assert (crop == preprocess.resize_box(square, preprocess.whole_box(square), 64)).all()
-        assert (resized == preprocess.resize_box(crop, preprocess.whole_box(crop), 32)).all()
+        assert (crop == images.resize_box(square, images.whole_box(square), 64)).all()
+        assert (resized == images.resize_box(crop, images.whole_box(crop), 32)).all()
     assert (data.crops.max() > 200) == (region != "largest"), "the mark apart is seen where it was asked for"
 
 
@@ -1134,8 +1118,8 @@ def test_equal_class_names_are_refused(study, tmp_path):
 
 
 def test_a_simulated_folder_is_the_simulated_cohort(tmp_path, monkeypatch):
-    small = phantom.simulate(3, 5, n_frames=2)
-    simulate, calls = phantom.simulate_patient, []
+    small = cohort.simulate(3, 5, n_frames=2)
+    simulate, calls = cohort.simulate_patient, []
 
     def breaking(*arguments):
         calls.append(arguments[1])
@@ -1143,19 +1127,19 @@ def test_a_simulated_folder_is_the_simulated_cohort(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return simulate(*arguments)
 
-    monkeypatch.setattr(phantom, "simulate_patient", breaking)
+    monkeypatch.setattr(simulation, "simulate_patient", breaking)
     with pytest.raises(KeyboardInterrupt):
-        phantom.write_folder(tmp_path / "a", 3, 5, n_frames=2)
-    phantom.write_folder(tmp_path / "a", 3, 5, n_frames=2)
+        simulation.write_folder(tmp_path / "a", 3, 5, n_frames=2)
+    simulation.write_folder(tmp_path / "a", 3, 5, n_frames=2)
     assert calls == [0, 1, 2, 2], "only the patient that was cut short is simulated again"
-    for found in (cohort.load(tmp_path / "a"), cohort_folder.read(tmp_path / "a", ("healthy", "fatty"), in_place=True)):
+    for found in (cohort.load(tmp_path / "a"), image_folder.read(tmp_path / "a", ("healthy", "fatty"), in_place=True)):
         assert (found.pixels == small.pixels).all()
         assert (found.masks == small.masks).all()
         assert found.images["sha256"].equals(small.images["sha256"])
         assert found.images["image_id"].equals(small.images["image_id"])
         assert found.provenance["kind"] == "simulated"
     with pytest.raises(ValueError, match="expected no other cohort"):
-        phantom.write_folder(tmp_path / "a", 3, 6, n_frames=2)
+        simulation.write_folder(tmp_path / "a", 3, 6, n_frames=2)
 
 
 def test_a_large_simulated_run_is_the_small_one_on_disk(study, tmp_path, monkeypatch):
@@ -1163,36 +1147,36 @@ def test_a_large_simulated_run_is_the_small_one_on_disk(study, tmp_path, monkeyp
     small = artifacts.open_run("smoke", {**values, "run": "small"})
     large = artifacts.open_run("smoke", {**values, "run": "large"})
     assert small.root != study(tmp_path).root
-    prepare.build_cohort(small)
-    monkeypatch.setattr(phantom, "ABOVE", 1)
-    stage.build_cohort(large)
-    a, b = prepare.open_cohort(small), prepare.open_cohort(large)
+    cohort.build_cohort(small)
+    monkeypatch.setattr(simulation, "ABOVE", 1)
+    cohort.build_cohort(large)
+    a, b = cohort.open_cohort(small), cohort.open_cohort(large)
     assert (a.pixels == b.pixels).all()
     assert (a.masks == b.masks).all()
     assert a.images.equals(b.images)
     assert large.is_simulated
     assert not large.is_foreign
-    assert not prepare.fits(large)
+    assert not unit.fits(large)
 
 
 def test_the_example_is_a_cohort_of_every_kind_of_file(tmp_path, study, capsys):
     path = tmp_path / "chest"
-    assert example_cohort.main([str(path), "--patients", "8"]) == 0
+    assert example.main([str(path), "--patients", "8"]) == 0
     command = capsys.readouterr().out.splitlines()[-1]
     assert command.startswith(f"make all PROFILE=smoke RUN=chest DATA={path} SET=")
     named = params.parse_overrides(command.split("SET=")[1].strip('"'))
     kinds = {name.rsplit(".")[-1] for name in os.listdir(path)}
     assert kinds == {"png", "jpg", "tif", "csv", "json"}
     run = study(path, **named)
-    prepare.build_cohort(run)
-    found = prepare.open_cohort(run)
+    cohort.build_cohort(run)
+    found = cohort.open_cohort(run)
     assert found.provenance["kind"] == "simulated"
     assert "Simulated chest radiographs" in found.provenance["text"]
     assert "converted from colour" in found.provenance["text"]
     assert run.is_simulated
     assert run.is_foreign
-    assert prepare.fits(run)
-    assert isinstance(found.pixels, pixel_store.Ragged)
+    assert unit.fits(run)
+    assert isinstance(found.pixels, images.Ragged)
     shapes = found.pixels.shapes
     assert len(np.unique(shapes, axis=0)) > 4
 
@@ -1200,7 +1184,7 @@ def test_the_example_is_a_cohort_of_every_kind_of_file(tmp_path, study, capsys):
 def test_a_full_disk_names_the_file_and_keeps_what_was_committed(tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
-    with pixel_store.Store(tmp_path, {"a": ((300, 4096), np.uint8)}) as store:
+    with images.Store(tmp_path, {"a": ((300, 4096), np.uint8)}) as store:
         for row in store.remaining(64):
             store.put("a", row, np.ones(4096))
         store._files["a"][0].close()
@@ -1208,7 +1192,7 @@ def test_a_full_disk_names_the_file_and_keeps_what_was_committed(tmp_path):
         store._files["a"] = (handle, 0, 4096)
         with pytest.raises(OSError, match=r"no space left while writing .*a\.npy; free disk space"):
             store.put("a", 64, np.ones(4096))
-    with pixel_store.Store(tmp_path, {"a": ((300, 4096), np.uint8)}) as store:
+    with images.Store(tmp_path, {"a": ((300, 4096), np.uint8)}) as store:
         assert store.done == 64
         assert store.read("a")[:64].all()
 
@@ -1216,12 +1200,12 @@ def test_a_full_disk_names_the_file_and_keeps_what_was_committed(tmp_path):
 def test_a_store_that_begins_anew_forgets_what_was_done_before(tmp_path):
     """Killed while its arrays were moved, begun again, killed before the first row: nothing of it counts as done."""
     arrays = {"a": ((4, 2), np.uint8), "b": ((4,), np.uint8)}
-    with pixel_store.Store(tmp_path, arrays) as store:
+    with images.Store(tmp_path, arrays) as store:
         for row in store.remaining(4):
             store.put("a", row, np.full(2, 7))
             store.put("b", row, np.full((), 7))
     (tmp_path / "a.npy").unlink()  # moved away
-    with pixel_store.Store(tmp_path, arrays) as store:
+    with images.Store(tmp_path, arrays) as store:
         assert store.done == 0
-    with pixel_store.Store(tmp_path, arrays) as store:
+    with images.Store(tmp_path, arrays) as store:
         assert store.done == 0, "rows that were never written count as done"

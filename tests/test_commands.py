@@ -19,7 +19,7 @@ import pytest
 import yaml
 from conftest import PROJECT, run_make
 
-from nafld_utils import artifacts, graph, params
+from nafld_utils import artifacts, params, pipeline
 
 PAGES = ("README.md", "CONTRIBUTING.md")
 TEXT = {name: (PROJECT / name).read_text(encoding="utf-8") for name in PAGES}
@@ -147,7 +147,7 @@ MAKE = {
     "lint": asked("ruff check ."),
     "bench": bench,
     ".venv/.ready": asked(""),  # run by tests/test_setup.py
-    **{stage: asked(f"nafld execute {stage}") for stage in graph.STAGES},
+    **{stage: asked(f"nafld execute {stage}") for stage in pipeline.STAGES},
 }
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import condition_checks
+from nafld_utils import sampling
+from nafld_utils.sampling import condition_effect
 
 
 def rng(seed=0):
@@ -16,12 +17,12 @@ def rng(seed=0):
 
 def test_map_agreement_by_eye():
     a = np.array([[[0, 0], [1, 1]]])
-    assert [x[0] for x in condition_checks.map_agreement(a, a, 3)] == [1.0, 1.0]  # an absent class does not count
-    accuracy, dice = condition_checks.map_agreement(a, np.array([[[0, 0], [1, 2]]]), 3)
+    assert [x[0] for x in condition_effect.map_agreement(a, a, 3)] == [1.0, 1.0]  # an absent class does not count
+    accuracy, dice = condition_effect.map_agreement(a, np.array([[[0, 0], [1, 2]]]), 3)
     assert accuracy[0] == 0.75
     assert dice[0] == pytest.approx((1 + 2 / 3 + 0) / 3)
     with pytest.raises(ValueError, match="use one map size"):
-        condition_checks.map_agreement(a, np.zeros((1, 3, 3), int), 3)
+        condition_effect.map_agreement(a, np.zeros((1, 3, 3), int), 3)
 
 
 def test_condition_agreement_shows_what_is_there_and_nothing_else():
@@ -29,12 +30,12 @@ def test_condition_agreement_shows_what_is_there_and_nothing_else():
     conditions = draw.integers(0, 4, (30, 8, 8))
     patients = np.repeat(np.arange(6), 5)
     noisy = np.where(draw.random(conditions.shape) < 0.5, conditions, draw.integers(0, 4, conditions.shape))
-    own = condition_checks.condition_agreement(noisy, conditions, patients, 4, rng())
-    null = condition_checks.condition_agreement(draw.integers(0, 4, conditions.shape), conditions, patients, 4, rng())
+    own = condition_effect.condition_agreement(noisy, conditions, patients, 4, rng())
+    null = condition_effect.condition_agreement(draw.integers(0, 4, conditions.shape), conditions, patients, 4, rng())
     for name in ("accuracy", "dice"):
-        mean, low, high = condition_checks.cluster_interval(own[name] - own[f"{name}_shuffled"], own["patient"], rng())
+        mean, low, high = condition_effect.cluster_interval(own[name] - own[f"{name}_shuffled"], own["patient"], rng())
         assert low > 0.25
-        mean, low, high = condition_checks.cluster_interval(
+        mean, low, high = condition_effect.cluster_interval(
             null[name] - null[f"{name}_shuffled"], null["patient"], rng()
         )
         assert low < 0 < high
@@ -45,21 +46,21 @@ def test_shuffled_conditions_come_from_other_patients():
     """All images of a patient share one map and differ from the other patient's: shuffled agreement must be nil."""
     conditions = np.repeat([np.zeros((4, 4), int), np.ones((4, 4), int)], 5, axis=0)
     patients = np.repeat([7, 9], 5)
-    table = condition_checks.condition_agreement(conditions, conditions, patients, 2, rng())
+    table = condition_effect.condition_agreement(conditions, conditions, patients, 2, rng())
     assert (table["accuracy"] == 1).all()
     assert (table["accuracy_shuffled"] == 0).all()
     with pytest.raises(ValueError, match="two or more source patients"):
-        condition_checks.condition_agreement(conditions, conditions, np.ones(10), 2, rng())
+        condition_effect.condition_agreement(conditions, conditions, np.ones(10), 2, rng())
 
 
 def test_cluster_interval_is_wider_than_one_over_images():
     """Ten equal values a patient carry the information of one."""
     values = np.repeat(rng(8).normal(size=20), 10)
-    _, low, high = condition_checks.cluster_interval(values, np.repeat(np.arange(20), 10), rng())
-    _, naive_low, naive_high = condition_checks.cluster_interval(values, np.arange(200), rng())
+    _, low, high = condition_effect.cluster_interval(values, np.repeat(np.arange(20), 10), rng())
+    _, naive_low, naive_high = condition_effect.cluster_interval(values, np.arange(200), rng())
     assert 2.4 < (high - low) / (naive_high - naive_low) < 3.9  # sqrt(10) = 3.2
     with pytest.raises(ValueError, match="two or more to resample"):
-        condition_checks.cluster_interval(values, np.zeros(200), rng())
+        condition_effect.cluster_interval(values, np.zeros(200), rng())
 
 
 def test_condition_separation_finds_a_label_and_no_more():
@@ -70,16 +71,16 @@ def test_condition_separation_finds_a_label_and_no_more():
     for k in range(3):
         part = pd.DataFrame({"fold": k, "label": np.arange(60) % 2})
         shown = draw.normal(size=(60, 30)) + 0.4 * part["label"].to_numpy()[:, None]
-        parts.append(part.assign(score=condition_checks.condition_separation(train, labels, shown)))
-        null.append(part.assign(score=condition_checks.condition_separation(train, labels, draw.normal(size=(60, 30)))))
-    mean, low, high = condition_checks.separation_interval(pd.concat(parts), rng())
+        parts.append(part.assign(score=sampling.condition_separation(train, labels, shown)))
+        null.append(part.assign(score=sampling.condition_separation(train, labels, draw.normal(size=(60, 30)))))
+    mean, low, high = condition_effect.separation_interval(pd.concat(parts), rng())
     assert 0.8 < low < mean < high <= 1
-    mean, low, high = condition_checks.separation_interval(pd.concat(null), rng())
+    mean, low, high = condition_effect.separation_interval(pd.concat(null), rng())
     assert low < 0.5 < high
     with pytest.raises(ValueError, match="fold 0: expected generated images of both labels"):
-        condition_checks.separation_interval(parts[0].assign(label=1), rng())
+        condition_effect.separation_interval(parts[0].assign(label=1), rng())
     with pytest.raises(ValueError, match="expected labels 0 and 1, found one class"):
-        condition_checks.condition_separation(train, np.ones(80), train)
+        sampling.condition_separation(train, np.ones(80), train)
 
 
 def test_separation_interval_agrees_with_sklearn_and_a_plain_bootstrap():
@@ -88,7 +89,7 @@ def test_separation_interval_agrees_with_sklearn_and_a_plain_bootstrap():
     draw = rng(10)
     table = pd.DataFrame({"fold": np.repeat([0, 1], 40), "label": np.arange(80) % 2})
     table["score"] = np.round(draw.normal(size=80) + 0.8 * table["label"], 1)  # rounded: ties
-    mean, low, high = condition_checks.separation_interval(table, rng(), n_resamples=4000)
+    mean, low, high = condition_effect.separation_interval(table, rng(), n_resamples=4000)
     folds = [part for _, part in table.groupby("fold")]
     assert mean == pytest.approx(np.mean([roc_auc_score(part["label"], part["score"]) for part in folds]))
     draws = []
@@ -133,7 +134,7 @@ def test_a_broken_promise_of_the_demo_is_named(row, change, sentence):
 
 
 def test_an_interval_over_two_folds_stays_within_what_an_auc_can_be():
-    from nafld_utils.stages import conditions
+    from nafld_utils.sampling import condition_units
 
     scores = {0: [0.1, 0.2, 0.3, 0.4], 1: [0.4, 0.1, 0.3, 0.2]}  # AUC 1 and 0.5
     rows = [
@@ -141,6 +142,6 @@ def test_an_interval_over_two_folds_stays_within_what_an_auc_can_be():
         for fold, values in scores.items()
         for i, score in enumerate(values)
     ]
-    (found,) = conditions._separation_rows(pd.DataFrame(rows), np.random.default_rng(0))
+    (found,) = condition_units._separation_rows(pd.DataFrame(rows), np.random.default_rng(0))
     assert found["mean"] == pytest.approx((1 + 0.5) / 2)
     assert (found["low"], found["high"]) == (0.0, 1.0)

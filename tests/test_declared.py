@@ -7,35 +7,37 @@ import re
 import pytest
 import yaml
 
-from nafld_utils import artifacts, params, report, sweep_tables
+from nafld_utils import artifacts, params, report
+from nafld_utils.params import declared, merging
+from nafld_utils.sweep import comparisons
 
 PROFILES = ("demo", "cpu", "smoke")
 
 
 def declare(folder, monkeypatch, change=lambda values: None):
     """Another params folder with the declared analysis as `change` leaves it."""
-    for path in params.PARAMS_DIR.glob("*.yaml"):
+    for path in merging.PARAMS_DIR.glob("*.yaml"):
         (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     values = yaml.safe_load((folder / "protocol.yaml").read_text(encoding="utf-8"))
     change(values)
     (folder / "protocol.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    monkeypatch.setattr(params, "PARAMS_DIR", folder)
+    monkeypatch.setattr(merging, "PARAMS_DIR", folder)
 
 
 def test_the_paper_profile_is_the_declared_analysis():
     """Both files state these values; here they are held against each other."""
     paper = params.load("paper")
     assert params.differences(paper) == []
-    assert "as declared" in params.declared(paper)
-    stated = params.flat(yaml.safe_load((params.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8")))
-    written = yaml.safe_load((params.PARAMS_DIR / "protocol.yaml").read_text(encoding="utf-8"))["settings"]
+    assert "as declared" in declared.declared(paper)
+    stated = params.flat(yaml.safe_load((merging.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8")))
+    written = yaml.safe_load((merging.PARAMS_DIR / "protocol.yaml").read_text(encoding="utf-8"))["settings"]
     assert {key: entry["value"] for key, entry in written.items()} == {key: stated[key] for key in written}
 
 
 def test_what_issue_and_statistics_call_primary_is_declared():
     found = params.protocol()
     assert {"level", "interval", "significance", "exclusions"} <= set(found.decisions)
-    assert found.decisions["level"].decision.partition(":")[0] in sweep_tables.LEVELS
+    assert found.decisions["level"].decision.partition(":")[0] in comparisons.LEVELS
     wanted = {"sweep.primary_arm", "sweep.primary_rate", "sweep.n_seeds", "sweep.steps", "sweep.n_resamples"}
     wanted |= {"seed", "folds.seed", "shap.seed", "turing.seed", "ldm.steps", "sampling.n_images"}
     assert wanted <= set(found.settings)
@@ -47,18 +49,18 @@ def test_scaled_down_profiles_say_so(profile):
     found = {item.key: item for item in params.differences(settings)}
     assert {"sweep.steps", "ldm.steps", "sampling.steps"} <= set(found)
     assert found["sweep.n_seeds"][1:3] == ("25", "2")
-    text = params.declared(settings)
+    text = declared.declared(settings)
     assert text.startswith("This run differs from the declared analysis in ")
-    assert "sweep.n_seeds (25 declared, 2 here)" in params.declared(settings, most=99)
+    assert "sweep.n_seeds (25 declared, 2 here)" in declared.declared(settings, most=99)
     assert f"and {len(found) - 5} more settings" in text
 
 
 def test_one_changed_setting_is_named_and_settings_of_speed_are_not():
-    assert params.declared(params.load("paper", ["sweep.rates=[0.5, 1.5]"])) == (
+    assert declared.declared(params.load("paper", ["sweep.rates=[0.5, 1.5]"])) == (
         "This run differs from the declared analysis in sweep.rates ([0.5, 1.0, 1.5, 2.0] declared, [0.5, 1.5] here)"
         " (params/protocol.yaml)."
     )
-    two = params.declared(params.load("paper", ["sweep.n_seeds=5", "cohort.frames_per_patient=3"]))
+    two = declared.declared(params.load("paper", ["sweep.n_seeds=5", "cohort.frames_per_patient=3"]))
     assert "in sweep.n_seeds (25 declared, 5 here) and cohort.frames_per_patient (null declared, 3 here) (" in two
     assert params.differences(params.load("paper", ["engine.threads=3", "ldm.accumulate=2", "run=x"])) == []
 

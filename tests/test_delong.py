@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from test_stats import cohort
 
-from nafld_utils import delong, stats
+from nafld_utils import statistics
+from nafld_utils.statistics import delong
 
 # DeLong, DeLong and Clarke-Pearson 1988, the 43 complete records as printed in the SAS/STAT User's Guide, PROC
 # LOGISTIC, "Comparing Receiver Operating Characteristic Curves": albumin, protein, K-G score (low is good), outcome.
@@ -31,7 +32,7 @@ def test_published_example_of_three_correlated_scores():
     np.testing.assert_allclose(np.sqrt(np.diag(both)), [0.0927, 0.1028, 0.1000], atol=5e-5)
     # printed contrasts with K-G: 0.0108 (0.0953), p 0.9102; -0.0780 (0.1046), p 0.4561; both at once chi2 2.5340
     for row, expected in ((0, (0.0108, 0.0953, 0.9102)), (2, (-0.0780, 0.1046, 0.4561))):
-        found = delong.compare(label, scores[row], scores[1])
+        found = statistics.compare(label, scores[row], scores[1])
         np.testing.assert_allclose((found.difference, found.error, found.p), expected, atol=5e-5)
     contrast = np.array([[1, -1, 0], [0, -1, 1]])
     gain = contrast @ aucs
@@ -59,7 +60,7 @@ def test_midranks_equal_the_formula_over_all_pairs():
         above.append(wins.mean(axis=1))
         below.append(wins.mean(axis=0))
     aucs, both = delong.covariance(label, scores)
-    np.testing.assert_allclose(aucs, [stats.auc(label, row) for row in scores], atol=1e-14)
+    np.testing.assert_allclose(aucs, [statistics.auc(label, row) for row in scores], atol=1e-14)
     np.testing.assert_allclose(both, np.cov(above) / 14 + np.cov(below) / 9, atol=1e-15)
 
 
@@ -67,11 +68,11 @@ def test_mean_over_seeds_agrees_with_the_bootstrap_over_patients():
     """One seed several times is that seed, neither mean nor error changes, and both agree with the bootstrap."""
     label, new, _ = cohort(4, 17, 38, 1)
     base = new + 0.3 * np.random.default_rng(1).normal(size=new.shape) - 0.1 * label
-    found = delong.compare(label, new, base)
-    boot = stats.difference_bootstrap(label, new, base, np.arange(55))
+    found = statistics.compare(label, new, base)
+    boot = statistics.difference_bootstrap(label, new, base, np.arange(55))
     assert found.difference == pytest.approx(boot.estimate)
     assert found.error == pytest.approx(boot.error, rel=0.15)
-    assert delong.compare(label, np.repeat(new, 3, 0), np.repeat(base, 3, 0)) == pytest.approx(found)
+    assert statistics.compare(label, np.repeat(new, 3, 0), np.repeat(base, 3, 0)) == pytest.approx(found)
     # two seeds that err independently have a mean that errs less
     other = new[:, np.random.default_rng(2).permutation(55)]
     single, both = delong.interval(label, new), delong.interval(label, np.concatenate([new, other]))
@@ -80,7 +81,7 @@ def test_mean_over_seeds_agrees_with_the_bootstrap_over_patients():
 
 def test_equal_scores_differ_by_nothing():
     label, scores, _ = cohort(5, 6, 8, 1, n_seeds=3)
-    found = delong.compare(label, scores, scores)
+    found = statistics.compare(label, scores, scores)
     assert (found.difference, found.error, found.p, found.low) == pytest.approx((0, 0, 1, 0), abs=1e-12)
 
 
@@ -88,7 +89,7 @@ def test_frames_as_rows_would_be_too_narrow():
     """Why the unit is the patient: ten frames of a patient as ten rows."""
     label, scores, patient = cohort(6, 17, 38, 10)
     _, low, high = delong.interval(label, scores[0])
-    interval = stats.auc_interval(label, scores[0], patient)
+    interval = statistics.auc_interval(label, scores[0], patient)
     assert interval.high - interval.low > 2 * (high - low)
 
 
@@ -98,7 +99,7 @@ def test_frames_as_rows_would_be_too_narrow():
         (lambda: delong.covariance([0, 1, 1], [1, 2, 3]), "found 1 of class 0 and 2 of class 1"),
         (lambda: delong.covariance([1, 1], [1, 2]), "both classes"),
         (lambda: delong.covariance([0, 0, 1, 1], [1, 2, np.nan, 3]), "found 1 that are not"),
-        (lambda: delong.compare([0, 0, 1, 1], [1, 2, 3], [1, 2, 3]), "one row per image"),
+        (lambda: statistics.compare([0, 0, 1, 1], [1, 2, 3], [1, 2, 3]), "one row per image"),
     ],
 )
 def test_bad_input_is_refused(call, says):

@@ -8,14 +8,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from nafld_utils import diffusion, params
+from nafld_utils import ldm, params
+from nafld_utils.ldm import count_parameters, denoiser
 
 SHAPE = (4, 8, 8)
 
 
 def count(**options):
     with torch.device("meta"):
-        return sum(p.numel() for p in diffusion.build_unet(**options).parameters())
+        return sum(p.numel() for p in ldm.build_unet(**options).parameters())
 
 
 def test_paper_size_networks_have_the_published_number_of_weights():
@@ -27,20 +28,20 @@ def test_paper_size_networks_have_the_published_number_of_weights():
 def test_the_paper_profile_builds_the_paper_networks():
     ldm = params.load("paper").section("ldm")
     with torch.device("meta"):
-        semantic = diffusion.build_denoiser("semantic", ldm["semantic"], (3, 64, 64), 5, 0)
-        label = diffusion.build_denoiser("class", ldm["class"], (4, 32, 32), 5, 0)
-    assert diffusion.count_parameters(semantic) == {"denoiser": 57_570_435, "conditioner": 15}
-    assert diffusion.count_parameters(label) == {"denoiser": 394_984_196, "conditioner": 3 * 512}
+        semantic = denoiser.build_denoiser("semantic", ldm["semantic"], (3, 64, 64), 5, 0)
+        label = denoiser.build_denoiser("class", ldm["class"], (4, 32, 32), 5, 0)
+    assert count_parameters(semantic) == {"denoiser": 57_570_435, "conditioner": 15}
+    assert count_parameters(label) == {"denoiser": 394_984_196, "conditioner": 3 * 512}
 
 
 def test_unknown_conditioning_is_refused():
     with pytest.raises(ValueError, match="'semantic' or 'class', got 'text'"):
-        diffusion.build_unet("text")
+        ldm.build_unet("text")
 
 
 def tiny(conditioning, seed=0):
     network = params.load("smoke").section(f"ldm.{conditioning}")
-    return diffusion.build_denoiser(conditioning, network, SHAPE, 5, seed)
+    return denoiser.build_denoiser(conditioning, network, SHAPE, 5, seed)
 
 
 def test_initial_weights_depend_on_the_seed_alone():
@@ -57,7 +58,7 @@ def test_null_condition_is_zeros_or_the_third_label():
     assert planes.shape == (2, 5, 16, 16)
     assert planes[0].sum() == 16 * 16
     assert planes[1].abs().sum() == 0
-    assert tiny("class").condition(torch.tensor([1, 1]), keep).tolist() == [1, diffusion.NULL_LABEL]
+    assert tiny("class").condition(torch.tensor([1, 1]), keep).tolist() == [1, denoiser.NULL_LABEL]
 
 
 def test_averaging_a_map_equals_bilinear_at_half_size():
@@ -80,8 +81,8 @@ def test_paper_size_networks_cost_the_published_operations(options, gflop):
     network = params.load("paper").section(f"ldm.{name}") | options
     shape = (3, 64, 64) if name == "semantic" else (4, 32, 32)
     with torch.device("meta"):
-        denoiser = diffusion.build_denoiser(name, network, shape, 5, 0)
-    assert diffusion.forward_flops(denoiser, shape) / 1e9 == pytest.approx(gflop, rel=0.005)
+        denoiser = ldm.denoiser.build_denoiser(name, network, shape, 5, 0)
+    assert ldm.forward_flops(denoiser, shape) / 1e9 == pytest.approx(gflop, rel=0.005)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_two_networks_in_a_process_are_compiled_for_the_sizes_they_meet(graphs):
     """Without `compile_network` the second size of a batch, and then the class model, are of any size."""
     for conditioning, shape in (("semantic", (4, 16, 16)), ("class", SHAPE)):
         denoiser = tiny(conditioning)
-        diffusion.compile_network(denoiser, graphs.backend)
+        ldm.compile_network(denoiser, graphs.backend)
         for n in (2, 3, 2):
             condition = denoiser.condition(torch.zeros((n, 16, 16) if conditioning == "semantic" else n).long())
             with torch.no_grad():
@@ -123,14 +124,14 @@ def test_more_sizes_are_compiled_than_torch_allows_by_itself(graphs, monkeypatch
             return 2 * z
 
     one = SimpleNamespace(unet=Small())
-    diffusion.compile_network(one, graphs.backend)
+    ldm.compile_network(one, graphs.backend)
     for n in range(2, 14):
         one.unet(torch.zeros(n))
     assert len(graphs.seen) == 12 > allowed
 
 
 def test_networks_are_compiled_in_one_place():
-    package = Path(diffusion.__file__).parent
+    package = Path(denoiser.__file__).parent
     assert [path.name for path in package.rglob("*.py") if "unet.compile(" in path.read_text()] == ["diffusion.py"]
 
 
@@ -138,7 +139,7 @@ def test_networks_are_compiled_in_one_place():
 def test_noise_of_the_paper_profile_is_that_of_the_published_configurations(conditioning, last):
     """The square root of beta rises in equal steps over 1,000 timesteps."""
     ldm = params.load("paper").section("ldm")
-    options = diffusion.schedule_options(ldm[conditioning], ldm["prediction"], ldm["train_timesteps"])
+    options = denoiser.schedule_options(ldm[conditioning], ldm["prediction"], ldm["train_timesteps"])
     betas = np.linspace(0.0015**0.5, last**0.5, 1000) ** 2
     np.testing.assert_allclose(DDPMScheduler(**options).alphas_cumprod, np.cumprod(1 - betas), rtol=1e-4)
 
@@ -146,21 +147,21 @@ def test_noise_of_the_paper_profile_is_that_of_the_published_configurations(cond
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_min_snr_weighs_as_published_and_not_at_all_without_gamma(prediction):
     network = params.load("smoke").section("ldm.class")
-    noiser = DDPMScheduler(**diffusion.schedule_options(network, prediction, 1000))
+    noiser = DDPMScheduler(**ldm.denoiser.schedule_options(network, prediction, 1000))
     t = torch.tensor([0, 400, 999])
     alpha = noiser.alphas_cumprod[t]
     snr = alpha / (1 - alpha)
     assert snr[0] > 5 > snr[2], "both sides of gamma"
     expected = torch.minimum(snr, torch.tensor(5.0)) / (snr if prediction == "epsilon" else snr + 1)
-    torch.testing.assert_close(diffusion.min_snr_weight(noiser, t, 5.0), expected)
+    torch.testing.assert_close(ldm.denoiser.min_snr_weight(noiser, t, 5.0), expected)
     denoiser, z, noise = tiny("class").eval(), torch.randn(3, *SHAPE), torch.randn(3, *SHAPE)
     arguments = (denoiser, noiser, z, torch.tensor([0, 1, 2]), noise, t, "l2")
     single = [
-        diffusion.diffusion_loss(
+        ldm.denoiser.diffusion_loss(
             denoiser, noiser, z[i : i + 1], torch.tensor([i]), noise[i : i + 1], t[i : i + 1], "l2"
         )
         for i in range(3)
     ]
     weighted = sum(w * value for w, value in zip(expected, single, strict=True)) / 3
-    torch.testing.assert_close(diffusion.diffusion_loss(*arguments, 5.0), weighted, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(diffusion.diffusion_loss(*arguments), sum(single) / 3, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ldm.denoiser.diffusion_loss(*arguments, 5.0), weighted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ldm.denoiser.diffusion_loss(*arguments), sum(single) / 3, rtol=1e-4, atol=1e-5)

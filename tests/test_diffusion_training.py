@@ -16,9 +16,10 @@ import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
-from nafld_utils import artifacts, autoencoder, diffusion, diffusion_training, params, phantom, preprocess, sampling
-from nafld_utils import precision as arithmetics
-from nafld_utils.stages import ldm as stage
+from nafld_utils import artifacts, cohort, engine, ldm, params
+from nafld_utils.images import extract_crop, resize_box, whole_box
+from nafld_utils.ldm import autoencoder, denoiser, denoiser_training, denoiser_units, sampler
+from nafld_utils.params import merging
 
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 8)
@@ -26,7 +27,7 @@ SHAPE = (4, 8, 8)
 
 def tiny(conditioning, seed=0):
     network = params.load("smoke").section(f"ldm.{conditioning}")
-    return diffusion.build_denoiser(conditioning, network, SHAPE, 5, seed)
+    return denoiser.build_denoiser(conditioning, network, SHAPE, 5, seed)
 
 
 def settings(**changes):
@@ -39,20 +40,20 @@ def pool(conditioning, n=6, seed=0):
     moments = torch.randn(n, 2, *SHAPE, generator=generator)
     maps = torch.randint(5, (n, 2, 16, 16), generator=generator, dtype=torch.uint8)
     conditions = maps if conditioning == "semantic" else torch.arange(n) % 2
-    return diffusion_training.LatentPool(moments, conditions, lambda m, noise: m)
+    return ldm.LatentPool(moments, conditions, lambda m, noise: m)
 
 
 def noiser(conditioning, prediction="v_prediction"):
     network = params.load("smoke").section(f"ldm.{conditioning}")
-    return DDPMScheduler(**diffusion.schedule_options(network, prediction, 1000))
+    return DDPMScheduler(**denoiser.schedule_options(network, prediction, 1000))
 
 
 def fit(conditioning, training=None, stop=None, seed=3, **changes):
     chosen = settings(**changes)
-    training = training or diffusion_training.start_training(tiny(conditioning), chosen)
+    training = training or ldm.start_training(tiny(conditioning), chosen)
     loss = chosen[conditioning]["loss"]
     data = pool(conditioning)
-    for state in diffusion_training.train(training, data, data, chosen, loss, noiser(conditioning), seed, CPU):
+    for state in ldm.train(training, data, data, chosen, loss, noiser(conditioning), seed, CPU):
         if state.step == stop:
             break
     return training
@@ -66,13 +67,13 @@ def unit(tmp_path, hash_="a" * 64):
 @pytest.mark.parametrize("conditioning", ["semantic", "class"])
 def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, layout, tmp_path):
     def start(seed=0):
-        return diffusion_training.start_training(tiny(conditioning, seed).to(memory_format=layout), settings())
+        return ldm.start_training(tiny(conditioning, seed).to(memory_format=layout), settings())
 
     whole = fit(conditioning, training=start())
     interrupted = fit(conditioning, training=start(), stop=7)
-    stage.checkpoint(interrupted, unit(tmp_path))
+    denoiser_units.checkpoint(interrupted, unit(tmp_path))
     resumed = start(seed=99)
-    assert stage.resume(resumed, unit(tmp_path))
+    assert denoiser_units.resume(resumed, unit(tmp_path))
     assert resumed.step == 7
     parameters = list(resumed.denoiser.parameters())
     for parameter, shadow in zip(parameters, resumed.ema.shadow_params, strict=True):
@@ -86,22 +87,22 @@ def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, lay
 
 
 def test_a_damaged_checkpoint_is_removed_and_the_one_before_is_used(tmp_path):
-    stage.checkpoint(fit("class", stop=3), unit(tmp_path))
-    stage.checkpoint(fit("class", stop=6), unit(tmp_path))
+    denoiser_units.checkpoint(fit("class", stop=3), unit(tmp_path))
+    denoiser_units.checkpoint(fit("class", stop=6), unit(tmp_path))
     newest = sorted(unit(tmp_path).work.glob("step-*"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    training = diffusion_training.start_training(tiny("class"), settings())
-    assert stage.resume(training, unit(tmp_path))
+    training = ldm.start_training(tiny("class"), settings())
+    assert denoiser_units.resume(training, unit(tmp_path))
     assert training.step == 3
     assert not newest.exists()
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    stage.checkpoint(fit("class", stop=3), unit(tmp_path))
+    denoiser_units.checkpoint(fit("class", stop=3), unit(tmp_path))
     other = unit(tmp_path, "b" * 64)
     unit(tmp_path).work.rename(other.work)
     with pytest.raises(ValueError, match=r"checkpoint of these settings \(b{12}\), found one of others \(a{12}\)"):
-        stage.resume(diffusion_training.start_training(tiny("class"), settings()), other)
+        denoiser_units.resume(ldm.start_training(tiny("class"), settings()), other)
 
 
 def test_a_pickle_is_never_opened_as_a_weight_file(tmp_path):
@@ -117,7 +118,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path, keep):
     training = fit("class", stop=1)
     for step in (1, 2, 3, 4):
         training.step = step
-        stage.checkpoint(training, unit(tmp_path), keep)
+        denoiser_units.checkpoint(training, unit(tmp_path), keep)
     names = [f"step-{step:08d}.safetensors" for step in (1, 2, 3, 4)]
     assert [p.name for p in sorted(unit(tmp_path).work.iterdir())] == names[-keep:]
 
@@ -131,10 +132,10 @@ def test_average_differs_from_the_raw_weights_after_ten_steps_and_keeps_every_na
 
 def test_the_paper_profile_states_the_decay_that_its_average_has_at_the_last_step():
     paper = params.load("paper").section("ldm")
-    average = diffusion_training.start_training(tiny("class"), settings(ema_decay=paper["ema_decay"])).ema
+    average = ldm.start_training(tiny("class"), settings(ema_decay=paper["ema_decay"])).ema
     decay = average.get_decay(paper["steps"])
     assert decay == pytest.approx(20_000 / 20_009)
-    assert f"{decay:.5f} at step {paper['steps']:,}" in (params.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8")
+    assert f"{decay:.5f} at step {paper['steps']:,}" in (merging.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8")
 
 
 def test_the_rate_warms_up_and_falls_to_zero():
@@ -150,12 +151,12 @@ STEPS = [("l1", "epsilon", None), ("l2", "epsilon", 5.0), ("l2", "v_prediction",
 def test_one_step_agrees_with_a_plain_diffusers_loop(loss, prediction, gamma):
     """Noise, target, norm and weight written out."""
     chosen = settings(condition_dropout=0.0, min_snr_gamma=gamma)
-    training = diffusion_training.start_training(tiny("class"), chosen)
+    training = ldm.start_training(tiny("class"), chosen)
     plain = copy.deepcopy(training.denoiser)
     data = pool("class")
-    next(diffusion_training.train(training, data, None, chosen, loss, noiser("class", prediction), 3, CPU))
+    next(ldm.train(training, data, None, chosen, loss, noiser("class", prediction), 3, CPU))
 
-    generator = torch.Generator().manual_seed(diffusion_training.unit_seed(3, "step", 0))
+    generator = torch.Generator().manual_seed(artifacts.unit_seed(3, "step", 0))
     latents, labels = data.batch(4, generator)
     noise = torch.randn(latents.shape, generator=generator)
     t = torch.randint(1000, (4,), generator=generator)
@@ -174,27 +175,27 @@ def test_one_step_agrees_with_a_plain_diffusers_loop(loss, prediction, gamma):
 @pytest.mark.parametrize(("dropout", "kept"), [(0.0, 1.0), (0.1, 0.9), (1.0, 0.0)])
 def test_conditions_are_dropped_as_often_as_the_setting_says(dropout, kept):
     chosen = settings(condition_dropout=dropout, batch_size=4000)
-    keep = diffusion_training.draw_batch(pool("class"), chosen, 1000, 3, 0).keep
+    keep = denoiser_training.draw_batch(pool("class"), chosen, 1000, 3, 0).keep
     assert keep.double().mean() == pytest.approx(kept, abs=0.02 if 0 < kept < 1 else 0)
 
 
 def test_three_steps_update_the_weights_as_a_plain_loop_of_adamw_does():
     """With a decay and a clip that matter: `settings` of the paper would hide an update without them."""
     chosen = settings(weight_decay=0.5, gradient_clip=0.05, learning_rate=1e-2, warmup_steps=2)
-    training = diffusion_training.start_training(tiny("class"), chosen)
+    training = ldm.start_training(tiny("class"), chosen)
     plain, data, process = copy.deepcopy(training.denoiser), pool("class"), noiser("class")
-    steps = diffusion_training.train(training, data, None, chosen, "l2", process, 3, CPU)
+    steps = ldm.train(training, data, None, chosen, "l2", process, 3, CPU)
     for _ in range(3):
         next(steps)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.5)
     for step in range(3):
         for group in optimizer.param_groups:  # two steps of warm-up, then half a cosine down to the last of 12
             group["lr"] = 1e-2 * (step / 2 if step < 2 else (1 + math.cos(math.pi * (step - 2) / (12 - 2))) / 2)
-        batch = diffusion_training.draw_batch(data, chosen, 1000, 3, step)
+        batch = denoiser_training.draw_batch(data, chosen, 1000, 3, step)
         optimizer.zero_grad()
         condition = plain.condition(batch.conditions, batch.keep)
         latents, noise, t = batch.latents, batch.noise, batch.timesteps
-        diffusion.diffusion_loss(plain, process, latents, condition, noise, t, "l2").backward()
+        denoiser.diffusion_loss(plain, process, latents, condition, noise, t, "l2").backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
         assert norm > 0.05, "the clip does something"
         optimizer.step()
@@ -204,9 +205,9 @@ def test_three_steps_update_the_weights_as_a_plain_loop_of_adamw_does():
 
 
 def test_held_out_images_change_no_weight():
-    with_them, without = fit("class"), diffusion_training.start_training(tiny("class"), settings())
+    with_them, without = fit("class"), ldm.start_training(tiny("class"), settings())
     data = pool("class")
-    for _ in diffusion_training.train(without, data, None, settings(), "l2", noiser("class"), 3, CPU):
+    for _ in ldm.train(without, data, None, settings(), "l2", noiser("class"), 3, CPU):
         pass
     assert not math.isnan(with_them.curve[-1]["validation"])
     assert all(math.isnan(row["validation"]) for row in without.curve)
@@ -216,18 +217,18 @@ def test_held_out_images_change_no_weight():
 
 def test_a_loss_that_is_not_finite_stops_before_the_update():
     chosen = settings()
-    training = diffusion_training.start_training(tiny("class"), chosen)
+    training = ldm.start_training(tiny("class"), chosen)
     before = training.tensors()
     data = pool("class")
     data.moments[:] = float("nan")
     with pytest.raises(FloatingPointError, match="loss is nan and its gradient nan at step 0"):
-        next(diffusion_training.train(training, data, None, chosen, "l2", noiser("class"), 0, CPU))
+        next(ldm.train(training, data, None, chosen, "l2", noiser("class"), 0, CPU))
     assert all(torch.equal(value, before[name]) for name, value in training.tensors().items())
 
 
 def validation(denoiser, data, precision="fp32"):
-    batch = diffusion_training.validation_batch(data, 1000, 0)
-    return diffusion_training.validation_loss(denoiser, noiser("class"), batch, settings(precision=precision), "l2")
+    batch = denoiser_training.validation_batch(data, 1000, 0)
+    return denoiser_training.validation_loss(denoiser, noiser("class"), batch, settings(precision=precision), "l2")
 
 
 def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
@@ -240,12 +241,12 @@ def test_validation_loss_is_the_same_at_every_call_and_missing_without_images():
 
 def test_validation_is_weighed_as_training_is():
     denoiser, data = tiny("class"), pool("class")
-    batch, process = diffusion_training.validation_batch(data, 1000, 0), noiser("class")
-    found = diffusion_training.validation_loss(denoiser, process, batch, settings(min_snr_gamma=5.0), "l2")
+    batch, process = denoiser_training.validation_batch(data, 1000, 0), noiser("class")
+    found = denoiser_training.validation_loss(denoiser, process, batch, settings(min_snr_gamma=5.0), "l2")
     with torch.no_grad():
         condition = denoiser.condition(batch.conditions, batch.keep)
         parts = batch.latents, condition, batch.noise, batch.timesteps
-        wanted = diffusion.diffusion_loss(denoiser.eval(), process, *parts, "l2", 5.0)
+        wanted = ldm.denoiser.diffusion_loss(denoiser.eval(), process, *parts, "l2", 5.0)
     assert found == pytest.approx(wanted.item())
     assert found != pytest.approx(validation(denoiser, data), rel=0.01)
 
@@ -253,24 +254,24 @@ def test_validation_is_weighed_as_training_is():
 def test_the_validation_batch_is_drawn_once_a_training():
     drawn, data = [], pool("semantic")
 
-    class Counted(diffusion_training.LatentPool):
+    class Counted(ldm.LatentPool):
         def batch(self, size, generator):
             drawn.append(size)
             return super().batch(size, generator)
 
     held_out = Counted(data.moments, data.conditions, data.draw)
     chosen = settings(steps=3)
-    training = diffusion_training.start_training(tiny("semantic"), chosen)
+    training = ldm.start_training(tiny("semantic"), chosen)
     process = noiser("semantic")
-    for _ in diffusion_training.train(training, data, held_out, chosen, "l1", process, 3, CPU):
+    for _ in ldm.train(training, data, held_out, chosen, "l1", process, 3, CPU):
         pass
     assert drawn == [32]
-    generator = torch.Generator().manual_seed(diffusion_training.unit_seed(3, "validation"))
+    generator = torch.Generator().manual_seed(artifacts.unit_seed(3, "validation"))
     latents, maps = data.batch(32, generator)
     noise, t = torch.randn(latents.shape, generator=generator), torch.linspace(0, 999, 32).long()
     with torch.no_grad():
         denoiser = training.denoiser.eval()
-        wanted = diffusion.diffusion_loss(denoiser, process, latents, denoiser.condition(maps), noise, t, "l1")
+        wanted = ldm.denoiser.diffusion_loss(denoiser, process, latents, denoiser.condition(maps), noise, t, "l1")
     assert training.curve[-1]["validation"] == wanted.item(), "to the bit"
 
 
@@ -287,7 +288,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient():
 def test_gradients_are_computed_in_the_arithmetic_of_the_loss_and_autocast_ends_before_them(
     precision, expected, monkeypatch
 ):
-    monkeypatch.setattr(arithmetics, "GPU", "cpu")
+    monkeypatch.setattr(engine.precision, "GPU", "cpu")
     seen = {"forward": [], "backward": []}
 
     def look(way):
@@ -299,27 +300,27 @@ def test_gradients_are_computed_in_the_arithmetic_of_the_loss_and_autocast_ends_
     denoiser.unet.conv_in.weight.register_hook(lambda _: look("backward"))
     chosen, data, process = settings(precision=precision, accumulate=2), pool("class"), noiser("class")
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    batch = diffusion_training.draw_batch(data, chosen, 1000, 0, 0)
-    diffusion_training._gradient(denoiser, process, batch, chosen, "l2")
+    batch = denoiser_training.draw_batch(data, chosen, 1000, 0, 0)
+    denoiser_training._gradient(denoiser, process, batch, chosen, "l2")
     assert seen["forward"] == [(*expected, precision == "bf16")] * 2
     assert seen["backward"] == [(*expected, False)] * 2
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
     validation(denoiser, data, precision)
-    options = diffusion.schedule_options(params.load("smoke").section("ldm.class"), "v_prediction", 1000)
+    options = ldm.denoiser.schedule_options(params.load("smoke").section("ldm.class"), "v_prediction", 1000)
     labels = torch.tensor([0, 1])
-    sampling.sample(denoiser, options, labels, [1, 2], SHAPE, 1, 0.0, 1.0, CPU, precision=precision)
+    sampler.sample(denoiser, options, labels, [1, 2], SHAPE, 1, 0.0, 1.0, CPU, precision=precision)
     assert seen["forward"][2:] == [(*expected, precision == "bf16")] * 2, "validation and sampling"
 
 
 def test_oversampling_draws_both_classes_alike_whatever_their_numbers():
     labels = torch.tensor([0] * 3 + [1] * 27)
     generator = torch.Generator().manual_seed(0)
-    rows = diffusion_training.draw_rows(30, 6000, generator, labels)
+    rows = denoiser_training.draw_rows(30, 6000, generator, labels)
     counts = torch.bincount(rows, minlength=30).double()
     assert counts[:3].sum() / 6000 == pytest.approx(0.5, abs=0.03)
     assert counts[:3].min() > 800, "each of three healthy images in a sixth of the draws"
     assert counts[3:].min() > 60, "each of 27 fatty images in a fifty-fourth"
-    plain = diffusion_training.draw_rows(30, 6000, generator)
+    plain = denoiser_training.draw_rows(30, 6000, generator)
     assert (plain < 3).double().mean() == pytest.approx(0.1, abs=0.02)
 
 
@@ -334,20 +335,20 @@ def test_a_look_at_averaged_weights_leaves_the_training_as_it_was():
 def test_a_preview_is_drawn_in_the_runs_precision_and_compiles_nothing(monkeypatch):
     run = SimpleNamespace(settings=params.load("smoke", {"ldm.precision": "tf32"}))
     images = SimpleNamespace(images=pd.DataFrame({"fold": [0, 1, 1, 1, 1]}))
-    monkeypatch.setattr(stage.prepare, "open_preprocessed", lambda _: images)
+    monkeypatch.setattr(denoiser_units.prepare, "open_preprocessed", lambda _: images)
     drawn, compiled = [], []
-    sample = sampling.sample
-    monkeypatch.setattr(sampling, "sample", lambda *args, **how: drawn.append(how) or sample(*args, **how))
+    sample = sampler.sample
+    monkeypatch.setattr(sampler, "sample", lambda *args, **how: drawn.append(how) or sample(*args, **how))
 
     def backend(module, inputs):
         compiled.append(inputs)
         return module.forward
 
-    training = diffusion_training.start_training(tiny("class"), settings())
-    diffusion.compile_network(training.denoiser, backend)
-    monkeypatch.setitem(stage.PREVIEW, "steps", 1)
-    look = stage._preview(run, "class", 0, training, autoencoder.load_shipped())
-    assert look.shape == (stage.N_PREVIEW, 64, 64)
+    training = ldm.start_training(tiny("class"), settings())
+    ldm.compile_network(training.denoiser, backend)
+    monkeypatch.setitem(ldm.PREVIEW, "steps", 1)
+    look = denoiser_units._preview(run, "class", 0, training, autoencoder.load_shipped())
+    assert look.shape == (ldm.N_PREVIEW, 64, 64)
     assert [how["precision"] for how in drawn] == ["tf32"]
     assert compiled == []
     torch.compiler.reset()
@@ -362,9 +363,9 @@ def test_validation_of_a_compiled_training_makes_no_graph_of_its_own():
         return module.forward
 
     chosen, data = settings(), pool("class")
-    training = diffusion_training.start_training(tiny("class"), chosen)
-    diffusion.compile_network(training.denoiser, backend)
-    steps = diffusion_training.train(training, data, data, chosen, "l2", noiser("class"), 3, CPU)
+    training = ldm.start_training(tiny("class"), chosen)
+    ldm.compile_network(training.denoiser, backend)
+    steps = ldm.train(training, data, data, chosen, "l2", noiser("class"), 3, CPU)
     for _ in range(3):
         next(steps)
     assert len(training.curve) == 3
@@ -374,11 +375,11 @@ def test_validation_of_a_compiled_training_makes_no_graph_of_its_own():
 
 def four_images(shipped):
     """Simulated patients' crops as latents, (4, 4, 8, 8), and as the autoencoder gives them back."""
-    patients = [phantom.simulate_patient(3, index, fat, 1)[0][0] for index, fat in enumerate((1, 20, 45, 80))]
-    crops = [preprocess.extract_crop(frame) for frame in patients]
-    images = np.stack([preprocess.resize_box(crop, preprocess.whole_box(crop), 64) for crop in crops])
-    latents = shipped.draw(torch.from_numpy(autoencoder.encode_images(shipped, images, CPU)))
-    return latents, autoencoder.decode_latents(shipped, latents, CPU)
+    patients = [cohort.simulate_patient(3, index, fat, 1)[0][0] for index, fat in enumerate((1, 20, 45, 80))]
+    crops = [extract_crop(frame) for frame in patients]
+    images = np.stack([resize_box(crop, whole_box(crop), 64) for crop in crops])
+    latents = shipped.draw(torch.from_numpy(ldm.encode_images(shipped, images, CPU)))
+    return latents, ldm.decode_latents(shipped, latents, CPU)
 
 
 @pytest.mark.slow
@@ -390,21 +391,21 @@ def test_the_training_code_learns_images_by_heart(conditioning, n, steps, batch)
     conditions = torch.arange(n)
     if conditioning == "semantic":
         conditions = conditions.to(torch.uint8).view(n, 1, 1, 1).expand(n, 1, 16, 16).contiguous()
-    data = diffusion_training.LatentPool(latents[:, None], conditions, lambda moments, noise: moments)
+    data = ldm.LatentPool(latents[:, None], conditions, lambda moments, noise: moments)
     rates = {"learning_rate": 3e-3, "warmup_steps": 10, "condition_dropout": 0.0, "log_every": 50}
     chosen = settings(steps=steps, batch_size=batch, **rates)
-    training = diffusion_training.start_training(tiny(conditioning), chosen)
-    for _ in diffusion_training.train(training, data, None, chosen, "l2", noiser(conditioning), 0, CPU):
+    training = ldm.start_training(tiny(conditioning), chosen)
+    for _ in ldm.train(training, data, None, chosen, "l2", noiser(conditioning), 0, CPU):
         pass
     losses = [row["loss"] for row in training.curve]
     assert losses[-1] < 0.07 < 0.4 < losses[0]
-    options = diffusion.schedule_options(params.load("smoke").section(f"ldm.{conditioning}"), "v_prediction", 1000)
+    options = denoiser.schedule_options(params.load("smoke").section(f"ldm.{conditioning}"), "v_prediction", 1000)
     asked = conditions[:, 0] if conditioning == "semantic" else conditions
-    drawn = sampling.sample(training.denoiser, options, asked, range(5, 5 + n), SHAPE, 20, 0.0, 1.0, CPU)
+    drawn = sampler.sample(training.denoiser, options, asked, range(5, 5 + n), SHAPE, 20, 0.0, 1.0, CPU)
     error = (drawn[:, None] - latents[None]).square().mean((2, 3, 4))
     assert error.argmin(1).tolist() == list(range(n))
     assert error.diagonal().max() < 0.05 * latents.var()
-    apart = np.abs(autoencoder.decode_latents(shipped, drawn, CPU)[:, None].astype(float) - images).mean((2, 3))
+    apart = np.abs(ldm.decode_latents(shipped, drawn, CPU)[:, None].astype(float) - images).mean((2, 3))
     assert apart.argmin(1).tolist() == list(range(n)), "as images too"
 
 
@@ -418,17 +419,15 @@ def train_until_killed(folder, die_after, die_in_write):
     torch.set_num_threads(1)
     here = unit(folder)
     chosen = settings(steps=STEPS, log_every=5)
-    training = diffusion_training.start_training(tiny("class"), chosen)
-    stage.resume(training, here)
+    training = ldm.start_training(tiny("class"), chosen)
+    denoiser_units.resume(training, here)
     data = pool("class")
-    for written, state in enumerate(
-        diffusion_training.train(training, data, data, chosen, "l2", noiser("class"), 3, CPU)
-    ):
+    for written, state in enumerate(ldm.train(training, data, data, chosen, "l2", noiser("class"), 3, CPU)):
         if state.step == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if written == 1 and die_in_write:
             safetensors.torch.save_file = write_half_and_die  # as parts.save_state finds it
-        stage.checkpoint(state, here)
+        denoiser_units.checkpoint(state, here)
     save_file(training.tensors(), folder / "end.safetensors")
 
 

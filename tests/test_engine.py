@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from nafld_utils import artifacts, engine, locks, params, workers
+from nafld_utils import artifacts, engine, params
+from nafld_utils.artifacts import locks
+from nafld_utils.engine import devices, mapping, progress_lines, workers
 
 
 def settings(**changes):
@@ -52,21 +54,21 @@ class Marker:
 
 
 def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypatch):
-    for name in workers.KEEP_PAGES:
+    for name in devices.KEEP_PAGES:
         monkeypatch.delenv(name, raising=False)
     chosen, before = settings(mode="local", n_workers=2), dict(os.environ)
     engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
     first = {(tmp_path / str(i)).read_text() for i in range(4)}
     given = [psutil.Process(int(pid)).environ() for pid in first]
-    assert all(found.items() >= {name: str(n) for name, n in workers.KEEP_PAGES.items()}.items() for found in given)
+    assert all(found.items() >= {name: str(n) for name, n in devices.KEEP_PAGES.items()}.items() for found in given)
     assert dict(os.environ) == before, "what workers need is theirs alone"
     (tmp_path / "1").unlink()
     (tmp_path / "3").unlink()
     table = engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)
     assert (table["error"] == "").all()
     assert {(tmp_path / "1").read_text(), (tmp_path / "3").read_text()} <= first
-    engine.release_workers()
-    monkeypatch.setattr(engine, "open_pool", None)
+    workers.release_workers()
+    monkeypatch.setattr(mapping, "open_pool", None)
     assert (engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)["seconds"] == 0).all()
 
 
@@ -134,7 +136,7 @@ def test_progress_is_a_bar_in_a_kernel(monkeypatch, capsys):
 def test_thread_counts_are_set_for_children_and_put_back(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    with engine.thread_environment(1):
+    with devices.thread_environment(1):
         assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ
@@ -176,7 +178,7 @@ def test_every_local_worker_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch)
 
 def wait_for_turn(folder, name):
     """A unit that shows whether another one is made at the same time."""
-    with engine.alone(Path(folder) / "unit"):
+    with mapping.alone(Path(folder) / "unit"):
         lines = Path(folder) / "lines"
         with open(lines, "a") as handle:
             handle.write(f"in {name}\n")
@@ -195,21 +197,21 @@ def test_one_thing_is_made_by_one_process_at_a_time(tmp_path):
 
 
 def test_a_lock_survives_an_error_inside_and_a_file_system_without_locks(tmp_path, monkeypatch):
-    with pytest.raises(KeyError), engine.alone(tmp_path / "a", tmp_path / "b"):
+    with pytest.raises(KeyError), mapping.alone(tmp_path / "a", tmp_path / "b"):
         raise KeyError("inside")
 
     def no_locks(*args):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", no_locks)
-    with engine.alone(tmp_path / "a"):
+    with mapping.alone(tmp_path / "a"):
         assert (tmp_path / ".a.lock").exists()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_unit_that_another_process_made_meanwhile_is_not_made_again(tmp_path):
     (tmp_path / "0").touch()
-    make = engine._Call(touch, Marker).make
+    make = mapping._Call(touch, Marker).make
     make({"folder": str(tmp_path), "name": "0"})
     assert (tmp_path / "0").read_text() == ""
     make({"folder": str(tmp_path), "name": "1"})
@@ -227,13 +229,13 @@ def test_a_unit_that_takes_every_worker_with_it_is_reported_as_that(tmp_path, ca
     import dask
     import distributed  # noqa: F401  its settings must be there before one of them is changed
 
-    engine.release_workers()
+    workers.release_workers()
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # four deaths a unit take their time
         chosen = settings(mode="local", n_workers=1)
         table = engine.map_units(kill_own_process, tasks, chosen, "deadly", raise_failed=False)
     assert table["error"].str.startswith("KilledWorker: every worker that began it died").all()
     assert "deadly: 2 of 2 units failed, the first" in caplog.text
-    engine.release_workers()
+    workers.release_workers()
 
 
 def test_failures_that_stop_nothing_are_said_in_notebook_and_terminal(tmp_path, monkeypatch, caplog):
@@ -257,15 +259,15 @@ def test_a_terminal_shows_a_bar_with_an_estimate(monkeypatch, capsys):
 
 def test_a_worker_without_the_work_folder_says_what_it_needs(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected the work folder .*none.* all machines share"):
-        engine._Call(touch, root=tmp_path / "none").make({"folder": str(tmp_path), "name": "0"})
+        mapping._Call(touch, root=tmp_path / "none").make({"folder": str(tmp_path), "name": "0"})
 
 
 def test_what_another_process_makes_is_known_by_its_kind_and_waited_for(tmp_path, monkeypatch):
     """However a unit's own error reads: the words of a message steer nothing."""
     said = []
-    monkeypatch.setattr(engine, "announce", said.append)
-    with locks.locked(tmp_path / "0"):
-        first = engine._Call(touch, Marker, wait=False)({"folder": str(tmp_path), "name": "0"})
+    monkeypatch.setattr(progress_lines, "announce", said.append)
+    with artifacts.locked(tmp_path / "0"):
+        first = mapping._Call(touch, Marker, wait=False)({"folder": str(tmp_path), "name": "0"})
     assert (first.is_elsewhere, first.error) == (True, "")
     assert said == ["0: another process makes it, going on with the others"]
     table = engine.map_units(fail_in_words, [{"text": "another process makes it"}], settings(), "toy", False)

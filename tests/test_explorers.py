@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from test_sweep_answer import made_up
 
-from nafld_utils import engine, explorers, params, phantom, preprocess, sweep_tables
-from nafld_utils.explorers import cohort, preprocessing, shap, sweep, synthetic
+from nafld_utils import cohort, engine, explain, images, params, preprocessing, quality, sweep
+from nafld_utils.cohort import explorer
+from nafld_utils.sweep import comparisons
+from nafld_utils.views import widgets
 
 RUN = SimpleNamespace(settings=params.load("smoke"), is_simulated=True, is_foreign=False)
 MARK = "simulated cohort: "
@@ -45,13 +47,13 @@ def assert_picture(shown):
 @pytest.fixture(scope="module")
 def patients():
     """Two patients of three and two frames."""
-    found = phantom.simulate(2, 3, n_frames=3)
+    found = cohort.simulate(2, 3, n_frames=3)
     keep = np.arange(5)
     return SimpleNamespace(images=found.images.iloc[keep], pixels=found.pixels[keep])
 
 
 def test_every_frame_of_every_patient_can_be_shown(patients):
-    found, (words, picture) = controls(cohort.frames(RUN, patients))
+    found, (words, picture) = controls(explorer.frames(RUN, patients))
     ids, shown = list(dict.fromkeys(patients.images["patient_id"])), set()
     for patient, n in zip(ids, (3, 2), strict=True):
         found["patient"].value = patient
@@ -71,8 +73,8 @@ def test_every_frame_of_every_patient_can_be_shown(patients):
 
 def test_a_crop_its_map_and_its_warp_follow_their_sliders(patients):
     settings = RUN.settings.preprocess
-    regions = [preprocess.region_mask(frame, settings.threshold, settings.closing_radius) for frame in patients.pixels]
-    corners = np.array([preprocess.crop_corner(region, settings.crop_size) for region in regions])
+    regions = [images.region_mask(frame, settings.threshold, settings.closing_radius) for frame in patients.pixels]
+    corners = np.array([images.crop_corner(region, settings.crop_size) for region in regions])
     facts = {"crop_top": corners[:, 0], "crop_left": corners[:, 1], "kept_share": 0.9}
     rng = np.random.default_rng(0)
     pool = rng.integers(0, 256, (5, 2, 64, 64), dtype=np.uint8)
@@ -81,7 +83,7 @@ def test_a_crop_its_map_and_its_warp_follow_their_sliders(patients):
     data = SimpleNamespace(
         images=patients.images.assign(**facts), crops=crops, pool=pool, pool_maps=(pool // 52).astype(np.uint8)
     )
-    found, (words, picture) = controls(preprocessing.crops(RUN, patients, data))
+    found, (words, picture) = controls(preprocessing.explorer.crops(RUN, patients, data))
     assert "90%" in words.value
     seen = [picture.value]
     for name, value in {"random crop": 1, "draw of the warp": 5, "frame": 1, "patient": 2}.items():
@@ -95,7 +97,7 @@ def test_names_from_a_cohort_are_shown_and_never_run(patients):
     evil = "<script>alert(1)</script>"
     named = SimpleNamespace(images=patients.images.assign(image_id=evil), pixels=patients.pixels)
     real = SimpleNamespace(settings=params.load("smoke"), is_simulated=False, is_foreign=False)
-    _, (words, picture) = controls(cohort.frames(real, named))
+    _, (words, picture) = controls(explorer.frames(real, named))
     assert MARK not in words.value
     assert "<script" not in words.value + picture.value
     assert evil in assert_picture(picture)
@@ -118,7 +120,7 @@ def pictures(item):
 
 def test_synthetic_images_by_generator_fold_class_and_score():
     table = judged()
-    found, (words, picture) = controls(synthetic.images(RUN, table, pictures))
+    found, (words, picture) = controls(quality.explorer.images(RUN, table, pictures))
     best = table[table["generator"] == "semantic"].nsmallest(1, "distance")["synthetic_id"].item()
     assert words.value.startswith(f"{MARK}1 of 6: {best},")
     assert best in assert_picture(picture)
@@ -127,7 +129,7 @@ def test_synthetic_images_by_generator_fold_class_and_score():
     worst = table[table["generator"] == "semantic"].nlargest(1, "distance")["synthetic_id"].item()
     assert f"6 of 6: {worst}," in words.value
     assert picture.value != first
-    found["order"].value = list(synthetic.ORDERS)[2]
+    found["order"].value = list(quality.explorer.ORDERS)[2]
     found["place in this order"].value = 1
     nearest = table[table["generator"] == "semantic"].nlargest(1, "correlation")["synthetic_id"].item()
     assert f": {nearest}," in words.value
@@ -140,8 +142,8 @@ def test_synthetic_images_by_generator_fold_class_and_score():
 def test_a_copy_is_called_withheld_and_an_empty_choice_says_so():
     table = judged()
     table.loc[table["generator"] == "gan", "label"] = 1
-    found, (words, picture) = controls(synthetic.images(RUN, table, pictures))
-    found["order"].value = next(iter(synthetic.ORDERS))
+    found, (words, picture) = controls(quality.explorer.images(RUN, table, pictures))
+    found["order"].value = next(iter(quality.explorer.ORDERS))
     texts = []
     for place in range(1, 7):
         found["place in this order"].value = place
@@ -151,7 +153,7 @@ def test_a_copy_is_called_withheld_and_an_empty_choice_says_so():
     assert "no image" in words.value
     assert picture.value == ""
     assert found["place in this order"].disabled
-    found["class"].value = synthetic.ALL
+    found["class"].value = quality.explorer.ALL
     assert not found["place in this order"].disabled
     assert_picture(picture)
 
@@ -161,22 +163,22 @@ def test_a_copy_is_called_withheld_and_an_empty_choice_says_so():
 
 def tables_of(scores):
     seeds, arms = [], []
-    for level in sweep_tables.LEVELS:
-        seeds.append(sweep_tables.auc_by_seed(scores, level).assign(level=level))
-        mean = seeds[-1].groupby(sweep_tables.present(scores), sort=False)["auc"].mean().reset_index(name="mean_auc")
+    for level in comparisons.LEVELS:
+        seeds.append(comparisons.auc_by_seed(scores, level).assign(level=level))
+        mean = seeds[-1].groupby(sweep.present(scores), sort=False)["auc"].mean().reset_index(name="mean_auc")
         arms.append(mean.assign(low=0.4, high=0.9, n_seeds=2, level=level))
     return {"seeds": pd.concat(seeds), "arms": pd.concat(arms)}
 
 
 def test_sweep_shows_what_is_stored_and_never_a_cell_that_is_not():
     scores = pd.concat([made_up(n_seeds=2), made_up("other", {("real", 0.0): 0.0}, 1)], ignore_index=True)
-    found, (curve, words, picture) = controls(sweep.results(RUN, scores, tables_of(scores)))
+    found, (curve, words, picture) = controls(sweep.explorer.results(RUN, scores, tables_of(scores)))
     assert list(found) == ["network", "AUC by", "arm", "mixing rate", "seed"]
     first, first_curve = picture.value, curve.value
     found["arm"].value = "semantic"
     assert found["mixing rate"].options == (0.5,)
     part = made_up(n_seeds=1).query("arm == 'semantic'")
-    assert f"{sweep_tables.auc_by_seed(part)['auc'].iloc[0]:.3f}" in words.value
+    assert f"{comparisons.auc_by_seed(part)['auc'].iloc[0]:.3f}" in words.value
     assert_picture(picture)
     assert picture.value != first
     assert curve.value == first_curve, "the curve is of all arms"
@@ -202,7 +204,7 @@ def explanation(n, seed):
 
 def test_maps_of_an_image_by_the_classifiers_that_explained_it():
     everything = {"explained": explanation(4, 1), "untrained network": explanation(2, 2)}
-    found, (words, picture) = controls(shap.maps(RUN, everything))
+    found, (words, picture) = controls(explain.explorer.maps(RUN, everything))
     assert found["beside it, explained by"].options == ("explained", "untrained network")
     assert "image0: healthy, held-out" in words.value
     seen = [assert_picture(picture) and picture.value]
@@ -228,10 +230,10 @@ def test_maps_of_an_image_by_the_classifiers_that_explained_it():
 def test_a_headless_run_gets_a_line_instead_of_a_widget(patients, monkeypatch):
     monkeypatch.setenv(engine.PROGRESS_FILE, "somewhere")
     for made in (
-        cohort.frames(RUN, patients),
-        preprocessing.crops(RUN, patients, None),
-        synthetic.images(RUN, judged(), pictures),
-        sweep.results(RUN, None, {}),
-        shap.maps(RUN, {}),
+        explorer.frames(RUN, patients),
+        preprocessing.explorer.crops(RUN, patients, None),
+        quality.explorer.images(RUN, judged(), pictures),
+        sweep.explorer.results(RUN, None, {}),
+        explain.explorer.maps(RUN, {}),
     ):
-        assert made.data == explorers.HEADLESS
+        assert made.data == widgets.HEADLESS

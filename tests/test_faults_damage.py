@@ -42,9 +42,9 @@ def damage(path, how, rng):
 
 def moved(run):
     """Stages whose stamps have to move, so that make runs them."""
-    from nafld_utils import graph
+    from nafld_utils import pipeline
 
-    return {name: stage.moved for name, stage in graph.status(run).items() if stage.moved}
+    return {name: stage.moved for name, stage in pipeline.status(run).items() if stage.moved}
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +53,16 @@ def whole(calm, tmp_path_factory):
     root = calm.before("end", tmp_path_factory.mktemp("damage") / "work", link=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NAFLD_ROOT", str(root))
-        from nafld_utils import artifacts, graph
+        from nafld_utils import artifacts, pipeline
 
         run = faulty.open_run()
         units = {path.parent: json.loads(path.read_text()) for path in run.root.rglob("run.json")}
         sealed = [artifacts.Unit(path, manifest["hash"], manifest) for path, manifest in units.items()]
-        for number, stage in enumerate(graph.STAGES):
+        for number, stage in enumerate(pipeline.STAGES):
             artifacts.record_claims(run, stage, [{"key": stage, "claim": "x", "this_run": 1, "same_protocol": "no"}])
-            artifacts.finish(run, stage, sealed[number :: len(graph.STAGES)])
-            artifacts.save_text(graph.report_path(run, stage), "{}")
-        graph.write_stamps(run)
+            artifacts.finish(run, stage, sealed[number :: len(pipeline.STAGES)])
+            artifacts.save_text(pipeline.report_path(run, stage), "{}")
+        pipeline.write_stamps(run)
         assert moved(run) == {}
         yield run, sealed
 
@@ -75,7 +75,8 @@ def test_every_kind_of_file_is_among_those_damaged(whole):
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_no_damaged_file_of_a_unit_passes_for_whole(whole, how, record_property):
-    from nafld_utils import artifacts, graph
+    from nafld_utils import artifacts, pipeline
+    from nafld_utils.artifacts import seals
 
     run, sealed = whole
     rng, cases = random.Random(f"{faulty.SEED} {how}"), 0
@@ -84,7 +85,7 @@ def test_no_damaged_file_of_a_unit_passes_for_whole(whole, how, record_property)
             before = path.stat()
             copy = path.read_bytes()
             damage(path, how, rng)
-            artifacts._content.cache_clear()  # another process has not seen the file before
+            seals._content.cache_clear()  # another process has not seen the file before
             fault = unit.fault()
             note = f"{path} was damaged ({how}) and is used; repeat with NAFLD_FAULT_SEED={faulty.SEED}"
             assert fault or says_nothing(path, copy), note
@@ -96,34 +97,35 @@ def test_no_damaged_file_of_a_unit_passes_for_whole(whole, how, record_property)
                 unit.require()
             if cases % 40 == 0:
                 named = moved(run)  # what `make plan` says, and what make runs
-                assert list(named) == [graph.STAGES[sealed.index(unit) % len(graph.STAGES)]]
+                assert list(named) == [pipeline.STAGES[sealed.index(unit) % len(pipeline.STAGES)]]
                 assert all(str(unit.path.relative_to(run.root)) in reason for reason in named.values())
             path.write_bytes(copy)
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
             cases += 1
-    artifacts._content.cache_clear()
+    seals._content.cache_clear()
     assert all(unit.done() for unit in sealed), "the test has put everything back"
     record_property("cases", cases)
 
 
 def test_records_and_stamps_that_are_damaged_run_their_stage_again(whole, record_property):
-    from nafld_utils import artifacts, graph
+    from nafld_utils import pipeline
+    from nafld_utils.artifacts import seals
 
     run, _ = whole
     rng, cases = random.Random(faulty.SEED), 0
     for name in ("stage.json", "claims.csv", "stamp"):
         for how in DAMAGES:
-            for stage in graph.STAGES:
-                path = graph.stamp_path(run, stage) if name == "stamp" else run.root / stage / name
+            for stage in pipeline.STAGES:
+                path = pipeline.stamp_path(run, stage) if name == "stamp" else run.root / stage / name
                 before, copy = path.stat(), path.read_bytes()
                 damage(path, how, rng)
-                artifacts._content.cache_clear()
+                seals._content.cache_clear()
                 blank = name != "claims.csv" and how == "one bit flipped" and says_nothing(path, copy)
                 assert blank or list(moved(run)) == [stage], f"{path} {how}"
                 path.write_bytes(copy)
                 os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
                 cases += 1
-    artifacts._content.cache_clear()
+    seals._content.cache_clear()
     assert moved(run) == {}
     record_property("cases", cases)
 
@@ -193,17 +195,17 @@ def test_a_step_that_reads_a_damaged_unit_stops_and_names_it(calm, tmp_path, fol
 
 
 def test_any_flipped_byte_of_a_trial_is_seen_or_says_nothing(calm, tmp_path, record_property):
-    from nafld_utils import trial_store
+    from nafld_utils import sweep
 
     (path, *_) = sorted((calm.root / "artifacts" / RUN / "sweep").glob("*.parquet"))
     content, rng = path.read_bytes(), random.Random(faulty.SEED)
-    scores, facts = trial_store.read_trial(path.parent, path.stem)
+    scores, facts = sweep.read_trial(path.parent, path.stem)
     copy, seen, refused = tmp_path / path.name, 0, 0
     places = rng.sample(range(len(content)), min(1500, len(content)))
     for place in places:
         copy.write_bytes(flip(content, place, rng.randrange(8)))
         try:
-            again, other = trial_store.read_trial(tmp_path, path.stem)
+            again, other = sweep.read_trial(tmp_path, path.stem)
         except ValueError as error:
             seen += copy.name in str(error) and "it is trained again" in str(error)
             refused += 1
@@ -215,16 +217,17 @@ def test_any_flipped_byte_of_a_trial_is_seen_or_says_nothing(calm, tmp_path, rec
 
 
 def test_any_flipped_byte_of_unfinished_work_is_seen_or_says_nothing(tmp_path, record_property):
-    from nafld_utils import parts
+    from nafld_utils import artifacts
+    from nafld_utils.artifacts import checkpoints
 
     rng = random.Random(faulty.SEED)
     array = np.random.default_rng(0).integers(0, 255, (3, 8, 8)).astype(np.uint8)
     tensors = {"model.a": torch.arange(40.0), "ema.0": torch.ones((), dtype=torch.bfloat16)}
-    parts.save_array(tmp_path / "shard.safetensors", array)
+    checkpoints.save_array(tmp_path / "shard.safetensors", array)
     np.savez(tmp_path / "old.npz", array=array)  # as earlier versions wrote it
-    parts.save_state(tmp_path / "step.safetensors", tensors, {"step": 3}, "abc")
-    parts.save_plan(tmp_path / "plan.json", {"steps": 40, "each": 0.25})
-    state = parts.load_state(tmp_path / "step.safetensors")
+    artifacts.save_state(tmp_path / "step.safetensors", tensors, {"step": 3}, "abc")
+    artifacts.save_plan(tmp_path / "plan.json", {"steps": 40, "each": 0.25})
+    state = artifacts.load_state(tmp_path / "step.safetensors")
     assert state[1:] == ({"step": 3}, "abc")
     cases = 0
     for path in sorted(tmp_path.iterdir()):
@@ -243,16 +246,17 @@ def test_any_flipped_byte_of_unfinished_work_is_seen_or_says_nothing(tmp_path, r
 
 def check_part(path, array, state):
     """The part is refused, or what was flipped says nothing."""
-    from nafld_utils import parts
+    from nafld_utils import artifacts
+    from nafld_utils.artifacts import checkpoints
 
     if path.stem in ("shard", "old"):
-        found = parts.load_array(path.with_suffix(".safetensors"))
+        found = checkpoints.load_array(path.with_suffix(".safetensors"))
         assert found is None or np.array_equal(found, array)
     elif path.suffix == ".json":
-        assert parts.load_plan(path) in (None, {"steps": 40, "each": 0.25})
+        assert artifacts.load_plan(path) in (None, {"steps": 40, "each": 0.25})
     else:
         try:
-            tensors, *rest = parts.load_state(path)
+            tensors, *rest = artifacts.load_state(path)
         except ValueError:
             return
         assert tuple(rest) == state[1:]

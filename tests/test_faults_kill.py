@@ -56,38 +56,28 @@ def test_no_step_asked_for_the_network(calm):
 def test_the_steps_make_every_unit_that_the_notebooks_finish_on(calm, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(calm.root))
     run = faulty.open_run()
-    from nafld_utils.stages import (
-        baselines,
-        comparison,
-        conditions,
-        copies,
-        features,
-        filtering,
-        gan,
-        ldm,
-        patients,
-        prepare,
-        quality,
-        samples,
-        sweep_answer,
-    )  # fmt: skip
+    from nafld_utils import cohort, preprocessing, sampling
+    from nafld_utils.ldm import denoiser_units, gan_units
+    from nafld_utils.quality import copy_units, filter_units, metric_units, patient_curve_units
+    from nafld_utils.sampling import condition_units, sampler_comparison, set_units
+    from nafld_utils.sweep import frozen_classifier_units, verdict  # fmt: skip
 
-    made = [prepare.cohort_unit(run), prepare.preprocess_unit(run), prepare.traditional_unit(run)]
+    made = [cohort.cohort_unit(run), preprocessing.preprocess_unit(run), preprocessing.traditional_unit(run)]
     for stage in (
-        ldm,
-        gan,
-        samples,
-        conditions,
-        comparison,
-        quality,
-        patients,
-        copies,
-        filtering,
-        sweep_answer,
-        baselines,
+        denoiser_units,
+        gan_units,
+        set_units,
+        condition_units,
+        sampler_comparison,
+        metric_units,
+        patient_curve_units,
+        copy_units,
+        filter_units,
+        verdict,
+        frozen_classifier_units,
     ):
         made += stage.units(run)
-    made += [features.features_unit(**task) for task in conditions.feature_tasks(run)]
+    made += [sampling.features_unit(**task) for task in condition_units.feature_tasks(run)]
     assert [unit.path for unit in made if not unit.done()] == []
     assert {path.name for path in (run.root / "shap").iterdir()} >= {"checks"}
     assert {path.name for path in (run.root / "turing").iterdir()} == {"set", "page", "analysis"}

@@ -224,18 +224,20 @@ def test_a_pickle_in_place_of_an_artifact_is_not_opened_even_if_its_manifest_vou
 def test_no_loader_of_the_package_opens_a_pickle(tmp_path, trap, record_property):
     import torch
 
-    from nafld_utils import artifacts, ldm_checkpoint, parts, trial_store, weight_files
+    from nafld_utils import artifacts, networks, sweep
+    from nafld_utils.artifacts import checkpoints, files
+    from nafld_utils.ldm import compvis_checkpoint
 
     path = tmp_path / "file"
     contents = {"torch": io.BytesIO(), "plain": io.BytesIO(pickle.dumps(Payload(trap), protocol=2))}
     torch.save({"state_dict": {}, "hook": Payload(trap)}, contents["torch"], pickle_module=pickle)
     loaders = [
         artifacts.load_weights,
-        artifacts.load_array,
-        parts.load_state,
-        lambda p: ldm_checkpoint.load(p, artifacts.file_sha256(p), "vq", 8, 1.0),
-        lambda p: trial_store.read_trial(p.parent, p.stem),
-        lambda p: weight_files.read(p, artifacts.file_sha256(p), "known", "fetch it again"),
+        files.load_array,
+        artifacts.load_state,
+        lambda p: compvis_checkpoint.load(p, artifacts.file_sha256(p), "vq", 8, 1.0),
+        lambda p: sweep.read_trial(p.parent, p.stem),
+        lambda p: networks.read(p, artifacts.file_sha256(p), "known", "fetch it again"),
     ]
     cases = 0
     for content in contents.values():
@@ -246,8 +248,8 @@ def test_no_loader_of_the_package_opens_a_pickle(tmp_path, trap, record_property
                 with pytest.raises((ValueError, TypeError, OSError)):
                     load(path)
                 cases += 1
-            assert parts.load_array(path) is None
-            assert parts.load_plan(path) is None
+            assert checkpoints.load_array(path) is None
+            assert artifacts.load_plan(path) is None
     assert not trap.exists()
     record_property("cases", cases)
 
@@ -400,11 +402,11 @@ def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path):
 
 @pytest.mark.promise("malice")
 def test_oversized_and_nested_results_files_are_refused_by_name(tmp_path, record_property):
-    from nafld_utils import turing_import
+    from nafld_utils.turing import results_files
 
     items = pd.DataFrame({"image_id": ["a"]})
     files = {
-        "big.json": b"[" * (turing_import.MAX_BYTES + 1),
+        "big.json": b"[" * (results_files.MAX_BYTES + 1),
         "deep.json": b"[" * 100_000 + b"]" * 100_000,
         "packed.json": gzip.compress(bytes(10**7)),
         "number.json": b'{"schema": ' + b"9" * 10_000 + b"}",
@@ -418,6 +420,6 @@ def test_oversized_and_nested_results_files_are_refused_by_name(tmp_path, record
     started = time.monotonic()
     for name, content in files.items():
         with pytest.raises(ValueError, match=re.escape(name)):
-            turing_import.collect({name: content}, items, "set")
+            results_files.collect({name: content}, items, "set")
     assert time.monotonic() - started < 30
     record_property("cases", len(files))

@@ -6,22 +6,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from nafld_utils import artifacts, describe, folds, gan, report, sweep, words
-from nafld_utils.explorers import cohort as explore
-from nafld_utils.explorers import preprocessing
-from nafld_utils.figures import cohort as draw
+from nafld_utils import artifacts, cohort, ldm, preprocessing, report, sampling, sweep, views
+from nafld_utils import cohort as cohort_stage
+from nafld_utils.cohort import cohort_claims, explorer, figures, open_cohort, summary_table
+from nafld_utils.explain import attribution_units
+from nafld_utils.ldm import autoencoder_units, gan
 from nafld_utils.report import reforms, texts
-from nafld_utils.stages import cohort as cohort_stage
-from nafld_utils.stages import (
-    explain,
-    features,
-    first_stages,
-    prepare,
-    samples,
-    sweep_answer,
-)
-from nafld_utils.stages import gan as gan_stage
-from nafld_utils.stages import sweep as sweep_stage
+from nafld_utils.sampling import set_units
+from nafld_utils.sweep import training_units, trial_grid, verdict
 
 NAMES = ("benign", "malignant")
 GIVEN = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]  # of each patient, six and four
@@ -44,15 +36,15 @@ def run(tmp_path_factory):
         values |= {"preprocess.crop_size": 64, "preprocess.image_size": 32, "preprocess.map_size": 32}
         values |= {"autoencoder.class.source": "train", "engine.device": "cpu"}
         run = artifacts.open_run("smoke", values)
-        prepare.build_cohort(run)
-        sweep_stage.require_capacity(run)
-        prepare.build_preprocessed(run)
+        cohort.build_cohort(run)
+        sweep.require_capacity(run)
+        preprocessing.build_preprocessed(run)
         yield run
 
 
 @pytest.fixture(scope="module")
 def data(run):
-    return prepare.open_preprocessed(run)
+    return preprocessing.open_preprocessed(run)
 
 
 # ---------------------------------------------------------------- folds
@@ -60,7 +52,7 @@ def data(run):
 
 def test_the_given_folds_are_stored_and_are_not_those_that_would_be_dealt(run, data):
     assert data.folds["fold"].tolist() == GIVEN
-    dealt = folds.make_folds(prepare.open_cohort(run).patients, 2, run.settings.folds.seed)
+    dealt = preprocessing.make_folds(cohort.open_cohort(run).patients, 2, run.settings.folds.seed)
     assert dealt["fold"].value_counts().tolist() == [5, 5]
     assert data.images["fold"].tolist() == [fold for fold in GIVEN for _ in range(2)]
 
@@ -79,9 +71,9 @@ def captured(place):
 @pytest.mark.parametrize("fold", [0, 1])
 def test_stage_03_trains_on_the_images_of_the_other_given_folds(run, data, fold, monkeypatch):
     training = data.pool[[GIVEN[i // 2] != fold for i in range(20)]].reshape(-1, 32, 32)
-    monkeypatch.setattr(first_stages, "train_phases", captured(3))
+    monkeypatch.setattr(autoencoder_units, "train_phases", captured(3))
     monkeypatch.setattr(gan, "train", captured(1))
-    for act, arguments in ((first_stages.train_autoencoder, (run, "class", fold)), (gan_stage.train_gan, (run, fold))):
+    for act, arguments in ((ldm.train_autoencoder, (run, "class", fold)), (ldm.train_gan, (run, fold))):
         with pytest.raises(Seen) as caught:
             act(*arguments)
         assert np.array_equal(caught.value.args[0], training), act.__name__
@@ -90,41 +82,41 @@ def test_stage_03_trains_on_the_images_of_the_other_given_folds(run, data, fold,
 @pytest.mark.parametrize("fold", [0, 1])
 def test_stages_04_to_07_hold_out_the_given_fold(run, data, fold):
     held_out = {patient for patient, given in zip(data.folds["patient_id"], GIVEN, strict=True) if given == fold}
-    table, _ = samples.draw_conditions(run, "semantic", fold, 60)
+    table, _ = set_units.draw_conditions(run, "semantic", fold, 60)
     assert set(table["source_patient"]) == set(data.folds["patient_id"]) - held_out
-    real = features.real_table(run)
+    real = sampling.real_table(run)
     assert set(real.loc[real["fold"] == fold, "patient_id"]) == held_out
     scored = data.images
-    assert set(scored.loc[sweep.check_fold(scored, fold), "patient_id"]) == held_out
+    assert set(scored.loc[trial_grid.check_fold(scored, fold), "patient_id"]) == held_out
     trial = {"arm": "traditional", "rate": 0.5, "balance": "none", "fold": fold, "seed": 0}
-    parts = dict(sweep_stage.composition(run, trial))
+    parts = dict(training_units.composition(run, trial))
     for name in ("real", "traditional"):
         assert not held_out & set(data.images["patient_id"].iloc[parts[name]["rows"]]), name
     assert len(parts["real"]["rows"]) == 20 - 2 * len(held_out)
     outside = data.images["fold"].to_numpy() != fold
     training = {image.tobytes() for image in data.pool[outside].reshape(-1, 32, 32)}
-    assert {image.tobytes() for image in explain.draw_background(run, fold, 99)} <= training
+    assert {image.tobytes() for image in attribution_units.draw_background(run, fold, 99)} <= training
 
 
 # ---------------------------------------------------------------- no grades
 
 
 def test_stages_01_and_02_show_a_cohort_without_grades(run, data):
-    cohort, said = prepare.open_cohort(run), words.of(run)
+    cohort, said = open_cohort(run), views.of(run)
     assert cohort.patients["grade"].isna().all()
-    shown = describe.summary_table(cohort.images, cohort.patients, NAMES, said.grade_column, bands=False)
+    shown = summary_table(cohort.images, cohort.patients, NAMES, said.grade_column, bands=False)
     assert (shown[f"{said.grade_column}, median"] == "-").all()
     fig, axes = plt.subplots(1, 2, squeeze=False)
-    draw.grades(cohort.patients, NAMES, None, axes[0, 0], said.grade_axis)
+    figures.grades(cohort.patients, NAMES, None, axes[0, 0], said.grade_axis)
     assert "this cohort has no grades" in axes[0, 0].texts[0].get_text()
-    draw.frame_grid(cohort, [1], 1, axes[:, 1:], NAMES, said.grade_text)
+    figures.frame_grid(cohort, [1], 1, axes[:, 1:], NAMES, said.grade_text)
     plt.close(fig)
-    captions = [draw.caption(image, NAMES, said.grade_text) for _, image in data.images.iterrows()]
+    captions = [figures.caption(image, NAMES, said.grade_text) for _, image in data.images.iterrows()]
     assert not any(" nan" in text or "grade" in text for text in captions)
-    explore.frames(run, cohort)
-    preprocessing.crops(run, cohort, data)
+    explorer.frames(run, cohort)
+    preprocessing.explorer.crops(run, cohort, data)
     pairs = cohort_stage.likeness(run).pairs
-    for rows in (prepare.cohort_claims(run, pairs), prepare.preprocess_claims(run)):
+    for rows in (cohort_claims(run, pairs), preprocessing.preprocess_claims(run)):
         assert not any(str(row.get("this_run")) == "nan" for row in rows)
 
 
@@ -136,12 +128,12 @@ def test_stage_06_leaves_out_what_needs_a_grade_and_says_so(run, data):
             score = rng.uniform(0.1, 0.9, len(facts))
             named = {"backbone": run.settings.sweep.backbones[0], "freeze": "paper", "balance": "none"}
             rows.append(facts.assign(**named, arm=arm, rate=rate, seed=seed, score=score))
-    tables = sweep_answer.build_tables(run, pd.concat(rows, ignore_index=True), note="made up")
+    tables = sweep.build_tables(run, pd.concat(rows, ignore_index=True), note="made up")
     assert not tables["measures"]["measure"].str.contains("Spearman").any()
     assert not tables["measures"]["value"].isna().any()
-    assert sweep_answer.claims(run, tables)
-    assert sweep_answer.answer(run, tables)
-    assert "it is known for 0 of 10 patients" in sweep_answer.grade_note(run)
+    assert verdict.claims(run, tables)
+    assert sweep.answer(run, tables)
+    assert "it is known for 0 of 10 patients" in sweep.grade_note(run)
 
 
 def test_reports_say_that_folds_are_given_and_grades_are_not_there(run):

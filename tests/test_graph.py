@@ -10,10 +10,11 @@ import nbformat
 import pytest
 from conftest import PROJECT, run_make
 
-from nafld_utils import artifacts, cli, execute, graph, params
+from nafld_utils import artifacts, cli, params, pipeline
+from nafld_utils.artifacts import units
 from nafld_utils.params import SettingsError
 
-FIRST, SECOND = graph.STAGES[:2]
+FIRST, SECOND = pipeline.STAGES[:2]
 TOY = """
 from nafld_utils import artifacts, engine
 run = artifacts.open_run(profile, overrides)
@@ -55,7 +56,7 @@ class Study:
         return run_make(*arguments, f"NOTEBOOKS={self.notebooks}", "PROFILE=smoke", root=self.root, **options)
 
     def plan(self, overrides=""):
-        found = graph.status(artifacts.open_run("smoke", overrides), self.notebooks)
+        found = pipeline.status(artifacts.open_run("smoke", overrides), self.notebooks)
         return {name: stage.due for name, stage in found.items() if stage.due}
 
     def report(self, stage, run="smoke"):
@@ -124,7 +125,7 @@ def test_a_setting_redoes_only_what_reads_it(study):
 
 def test_deleted_units_and_edited_notebooks_make_stale(study):
     unit = study.root / "artifacts" / "smoke" / "toy" / SECOND
-    assert set(study.plan()) == set(graph.STAGES[2:]), "the toy study has two notebooks"
+    assert set(study.plan()) == set(pipeline.STAGES[2:]), "the toy study has two notebooks"
     (unit / "made.txt").write_text("y")
     assert study.plan()[SECOND] == f"toy/{SECOND}: its file made.txt has other content than when it was written"
     shutil.rmtree(unit)
@@ -167,10 +168,10 @@ def test_a_notebook_that_records_no_units_or_takes_no_parameters_is_refused(stud
     nbformat.write(notebook, path)
     run = artifacts.open_run("smoke")
     with pytest.raises(ValueError, match="expected one cell tagged parameters that sets profile and overrides"):
-        execute.run_notebook(run, SECOND, path)
+        pipeline.run_notebook(run, SECOND, path)
     path.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"expected a notebook, found .*; restore it from git\."):
-        execute.run_notebook(run, SECOND, path)
+        pipeline.run_notebook(run, SECOND, path)
 
 
 def test_runs_live_side_by_side_and_clean_removes_one(study):
@@ -287,10 +288,10 @@ def test_a_changed_cohort_file_moves_the_stamp(tmp_path, monkeypatch):
     path = tmp_path / "cohort.mat"
     path.write_bytes(b"x")
     run = artifacts.open_run("smoke", data=str(path))
-    assert set(graph.write_stamps(run).values()) == {"not run yet"}
-    assert graph.write_stamps(run) == {}
+    assert set(pipeline.write_stamps(run).values()) == {"not run yet"}
+    assert pipeline.write_stamps(run) == {}
     path.write_bytes(b"xy")
-    assert set(graph.write_stamps(run)) == {"01_data_analysis", "02_preprocessing"}
+    assert set(pipeline.write_stamps(run)) == {"01_data_analysis", "02_preprocessing"}
 
 
 def test_a_raised_revision_makes_its_stage_stale(tmp_path, monkeypatch):
@@ -300,25 +301,25 @@ def test_a_raised_revision_makes_its_stage_stale(tmp_path, monkeypatch):
     with unit.writing() as folder:
         (folder / "a.txt").write_text("a")
     artifacts.finish(run, FIRST, [unit])
-    artifacts.save_text(graph.report_path(run, FIRST), "{}")
-    graph.write_stamps(run)
-    assert graph.status(run)[FIRST].moved == ""
-    monkeypatch.setattr(artifacts, "revision", lambda module: 99)
-    assert "by revision 1 of cohort, today's is 99" in graph.status(run)[FIRST].moved
+    artifacts.save_text(pipeline.report_path(run, FIRST), "{}")
+    pipeline.write_stamps(run)
+    assert pipeline.status(run)[FIRST].moved == ""
+    monkeypatch.setattr(units, "revision", lambda module: 99)
+    assert "by revision 1 of cohort, today's is 99" in pipeline.status(run)[FIRST].moved
 
 
 def test_makefile_and_package_hold_the_same_graph():
     text = (PROJECT / "Makefile").read_text(encoding="utf-8")
     edges = dict(re.findall(r"^\$\(REPORTS\)/(\w+)\.ipynb:\s+\$\(REPORTS\)/(\w+)\.ipynb$", text, re.MULTILINE))
-    assert edges == {stage: upstream[0] for stage, upstream in graph.UPSTREAM.items() if upstream}
+    assert edges == {stage: upstream[0] for stage, upstream in pipeline.UPSTREAM.items() if upstream}
     named = re.search(r"^STAGES\s+:= ((?:.*\\\n)*.*)$", text, re.MULTILINE)[1].replace("\\\n", " ").split()
-    assert tuple(named) == graph.STAGES == tuple(params.STAGE_SECTIONS)
+    assert tuple(named) == pipeline.STAGES == tuple(params.STAGE_SECTIONS)
 
 
 def test_help_names_every_target():
     said = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     assert all(f"  {name} " in said for name in ("all", "plan", "test", "lint", "lab", "doctor", "clean", "help"))
-    assert all(stage in said for stage in graph.STAGES)
+    assert all(stage in said for stage in pipeline.STAGES)
 
 
 def test_a_run_is_not_made_anew_of_another_cohort(tmp_path, monkeypatch, capsys):
@@ -326,11 +327,11 @@ def test_a_run_is_not_made_anew_of_another_cohort(tmp_path, monkeypatch, capsys)
     one, other = tmp_path / "one.mat", tmp_path / "other.mat"
     one.touch(), other.touch()
     run = artifacts.open_run("smoke", run="mine", data=str(one))
-    graph.write_stamps(run)
+    pipeline.write_stamps(run)
     assert cli.main(["resolve", "--dry-run", "--profile", "smoke", "--run", "mine"]) == 0, "nothing was made of it yet"
     run.reports.mkdir(parents=True)
-    graph.report_path(run, FIRST).touch()
-    before = graph.stamp_path(run, FIRST).read_text(encoding="utf-8")
+    pipeline.report_path(run, FIRST).touch()
+    before = pipeline.stamp_path(run, FIRST).read_text(encoding="utf-8")
     capsys.readouterr()
     for data, asked in (([], "simulated patients"), (["--data", str(other)], f"the cohort at {other}")):
         for command in (["resolve"], ["resolve", "--dry-run"], ["lab"]):
@@ -338,6 +339,6 @@ def test_a_run_is_not_made_anew_of_another_cohort(tmp_path, monkeypatch, capsys)
             said = capsys.readouterr().err
             assert f"run mine was made of the cohort at {one}, found {asked} asked for" in said
             assert "make clean RUN=mine" in said
-    assert graph.stamp_path(run, FIRST).read_text(encoding="utf-8") == before
+    assert pipeline.stamp_path(run, FIRST).read_text(encoding="utf-8") == before
     one.rename(tmp_path / "moved.mat")
     assert cli.main(["resolve", "--dry-run", "--profile", "smoke", "--run", "mine", "--data", f"{other}"]) == 0

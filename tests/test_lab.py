@@ -19,7 +19,9 @@ import notebook_names
 import pytest
 from conftest import GUARD, PROJECT, make_command
 
-from nafld_utils import explorers, graph, overview
+from nafld_utils import pipeline
+from nafld_utils.pipeline import overview
+from nafld_utils.views import widgets
 
 pytestmark = pytest.mark.slow
 WAIT = 120_000  # ms; a kernel's imports on a loaded machine
@@ -58,7 +60,7 @@ def study(smoke, tmp_path_factory):
     for name in ("artifacts", "reports"):
         shutil.copytree(smoke.root / name, root / name, copy_function=os.link)
     (root / "notebooks").mkdir()
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         shutil.copy2(PROJECT / "notebooks" / f"{stage}.ipynb", root / "notebooks")
     explorers_alone(root / "notebooks" / "explorers.ipynb")
     return root
@@ -177,8 +179,8 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
     page.get_by_text("8 stages: 8 done").wait_for()
     assert page.get_by_role("tab", name=overview.START).is_visible()
     table = page.get_by_role("table").first
-    assert table.get_by_role("row").count() == 1 + len(graph.STAGES)
-    assert table.get_by_role("link", name="current").count() == len(graph.STAGES)
+    assert table.get_by_role("row").count() == 1 + len(pipeline.STAGES)
+    assert table.get_by_role("link", name="current").count() == len(pipeline.STAGES)
     page.get_by_text("make lab PROFILE=smoke", exact=True).first.wait_for()
     assert page.get_by_text("Jupyter news").count() == 0
 
@@ -256,7 +258,7 @@ def test_executed_reports_show_the_static_twin_and_hold_no_widget(smoke):
         cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
         (place,) = [i for i, cell in enumerate(cells) if "explore." in cell.source]
         (output,) = cells[place].outputs
-        assert output.data["text/markdown"] == explorers.HEADLESS
+        assert output.data["text/markdown"] == widgets.HEADLESS
         twin = [item for item in cells[place + 1].outputs if "image/png" in item.get("data", {})]
         assert twin, f"{stage}: a figure follows"
         page = (smoke.reports / f"{stage}.html").read_text(encoding="utf-8")

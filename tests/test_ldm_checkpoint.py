@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nafld_utils import ldm_checkpoint
+from nafld_utils.ldm import compvis_checkpoint
 
 MULT, CH, Z, CODES = (1, 2, 2, 4), 128, 4, 16384  # VQ-f8 as published
 
@@ -137,7 +137,7 @@ def checkpoint(state, tmp_path_factory):
 
 
 def test_a_converted_vq_f8_agrees_with_a_plain_forward_pass(state, checkpoint):
-    stage = ldm_checkpoint.load(*checkpoint, "vq", 8, 1.0)
+    stage = compvis_checkpoint.load(*checkpoint, "vq", 8, 1.0)
     assert sum(p.numel() for p in stage.model.parameters()) == 67_717_295
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     plain = Plain(state)
@@ -150,11 +150,11 @@ def test_a_converted_vq_f8_agrees_with_a_plain_forward_pass(state, checkpoint):
 def test_only_a_file_with_the_stated_checksum_is_opened(checkpoint, tmp_path):
     path, sha256 = checkpoint
     with pytest.raises(ValueError, match=rf"expected SHA-256 {'0' * 64} .*, found {sha256}; compare it"):
-        ldm_checkpoint.load(path, "0" * 64, "vq", 8, 1.0)
+        compvis_checkpoint.load(path, "0" * 64, "vq", 8, 1.0)
     with pytest.raises(ValueError, match="expected SHA-256 given"):
-        ldm_checkpoint.load(path, None, "vq", 8, 1.0)
+        compvis_checkpoint.load(path, None, "vq", 8, 1.0)
     with pytest.raises(ValueError, match="expected a latent diffusion checkpoint, found no file"):
-        ldm_checkpoint.load(tmp_path / "none.ckpt", sha256, "vq", 8, 1.0)
+        compvis_checkpoint.load(tmp_path / "none.ckpt", sha256, "vq", 8, 1.0)
 
 
 class Payload:
@@ -168,14 +168,14 @@ def test_a_checkpoint_with_objects_besides_tensors_is_refused_and_not_executed(t
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": {}, "hook": Payload()}, path, pickle_module=pickle)
     with pytest.raises(ValueError, match="expected weights, tensors only"):
-        ldm_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)
+        compvis_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)
 
 
 def test_weights_of_another_network_are_named(state, tmp_path):
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": {name: v for name, v in state.items() if "up.3" not in name}}, path)
     with pytest.raises(ValueError, match="expected the weights of vq-f8, found others"):
-        ldm_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)
+        compvis_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)
 
 
 def test_the_first_stage_is_found_in_a_checkpoint_of_a_whole_model(state, checkpoint, tmp_path):
@@ -183,8 +183,8 @@ def test_the_first_stage_is_found_in_a_checkpoint_of_a_whole_model(state, checkp
     whole = {f"first_stage_model.{name}": value for name, value in state.items()}
     others = {"model.diffusion_model.out.2.weight": torch.zeros(3), "cond_stage_model.embedding.weight": torch.zeros(3)}
     torch.save({"state_dict": whole | others}, path)
-    found = ldm_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)
-    wanted = ldm_checkpoint.load(*checkpoint, "vq", 8, 1.0)
+    found = compvis_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)
+    wanted = compvis_checkpoint.load(*checkpoint, "vq", 8, 1.0)
     for name, value in wanted.model.state_dict().items():
         assert torch.equal(found.model.state_dict()[name], value), name
 
@@ -196,4 +196,4 @@ def test_weights_without_a_first_stage_are_named(name, tmp_path):
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": {name: torch.zeros(3)}}, path)
     with pytest.raises(ValueError, match="expected the weights of vq-f8, found others"):
-        ldm_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)
+        compvis_checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest(), "vq", 8, 1.0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nafld_utils import manifolds
+from nafld_utils.quality import precision_recall
 
 
 def rng(seed=0):
@@ -12,19 +12,19 @@ def rng(seed=0):
 
 def test_balls_reach_past_frames_of_the_same_patient():
     features = [[0.0], [0.1], [1.0], [3.0]]
-    assert manifolds.radii(features, None, k=1).round(6).tolist() == [0.1, 0.1, 0.9, 2.0]
-    assert manifolds.radii(features, [0, 0, 1, 2], k=1).round(6).tolist() == [1.0, 0.9, 0.9, 2.0]
+    assert precision_recall.radii(features, None, k=1).round(6).tolist() == [0.1, 0.1, 0.9, 2.0]
+    assert precision_recall.radii(features, [0, 0, 1, 2], k=1).round(6).tolist() == [1.0, 0.9, 0.9, 2.0]
 
 
 def test_too_few_images_of_other_patients_make_no_ball():
-    assert np.isnan(manifolds.radii([[0.0], [1.0], [2.0]], [0, 0, 0], k=1)).all()
-    found = manifolds.manifold_metrics([[0.0], [1.0]], [[0.0], [1.0]], [0, 0], [1, 1], k=1)
+    assert np.isnan(precision_recall.radii([[0.0], [1.0], [2.0]], [0, 0, 0], k=1)).all()
+    found = precision_recall.manifold_metrics([[0.0], [1.0]], [[0.0], [1.0]], [0, 0], [1, 1], k=1)
     assert all(np.isnan(value) for value in found.values())
 
 
 def test_by_eye():
     real, made = [[0.0], [1.0], [10.0]], [[0.5], [20.0]]
-    found = manifolds.manifold_metrics(real, made, None, None, k=1)
+    found = precision_recall.manifold_metrics(real, made, None, None, k=1)
     # balls of the real images: 1, 1, 9; of the made ones: 19.5 each
     assert found["precision"] == 0.5
     assert found["density"] == (2 + 0) / 2
@@ -38,7 +38,7 @@ def test_plain_form_equals_torch_fidelity(k):
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     real, made = rng(0).normal(size=(80, 12)), rng(1).normal(0.3, 1.2, size=(60, 12))
-    ours = manifolds.manifold_metrics(real, made, None, None, k=k)
+    ours = precision_recall.manifold_metrics(real, made, None, None, k=k)
     theirs = prc_features_to_metric(torch.from_numpy(made), torch.from_numpy(real), prc_neighborhood=k, verbose=False)
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
     assert ours["recall"] == pytest.approx(theirs["recall"], abs=1e-6)
@@ -55,8 +55,8 @@ def test_frames_of_a_patient_make_other_patients_look_unreal_in_the_plain_form_o
     features, patients = cohort()
     half = patients < 15
     args = features[half], features[~half]
-    plain = manifolds.manifold_metrics(*args, None, None)
-    by_patient = manifolds.manifold_metrics(*args, patients[half], patients[~half])
+    plain = precision_recall.manifold_metrics(*args, None, None)
+    by_patient = precision_recall.manifold_metrics(*args, patients[half], patients[~half])
     assert plain["precision"] < 0.1
     assert by_patient["precision"] > 0.4
     assert by_patient["recall"] > 0.5
@@ -66,23 +66,23 @@ def test_each_metric_moves_where_it_should():
     features, patients = cohort()
     half = patients < 15
     real, other, own = features[half], features[~half], patients[half]
-    base = manifolds.manifold_metrics(real, other, own, patients[~half])
-    noise = manifolds.manifold_metrics(real, other + 8.0, own, patients[~half])
+    base = precision_recall.manifold_metrics(real, other, own, patients[~half])
+    noise = precision_recall.manifold_metrics(real, other + 8.0, own, patients[~half])
     assert noise["precision"] == noise["coverage"] == noise["density"] == 0.0
-    repeated = manifolds.manifold_metrics(real, np.repeat(real[:1], 90, axis=0), own, np.arange(-90, 0))
+    repeated = precision_recall.manifold_metrics(real, np.repeat(real[:1], 90, axis=0), own, np.arange(-90, 0))
     assert repeated["precision"] == 1.0
     assert repeated["recall"] < base["recall"]
-    copied = manifolds.manifold_metrics(real, real, own, own)
+    copied = precision_recall.manifold_metrics(real, real, own, own)
     assert copied["precision"] == copied["coverage"] == copied["recall"] == 1.0
 
 
 def test_realism_is_high_inside_and_low_outside():
     features, patients = cohort()
-    score = manifolds.realism(np.concatenate([features[:3], features[:3] + 20.0]), features, patients)
+    score = precision_recall.realism(np.concatenate([features[:3], features[:3] + 20.0]), features, patients)
     assert (score[:3] > 10).all()
     assert (score[3:] < 0.5).all()
 
 
 def test_errors_name_the_set():
     with pytest.raises(ValueError, match="the synthetic set: expected finite"):
-        manifolds.manifold_metrics([[0.0], [1.0]], [[np.nan], [1.0]], None)
+        precision_recall.manifold_metrics([[0.0], [1.0]], [[np.nan], [1.0]], None)

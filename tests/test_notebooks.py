@@ -25,16 +25,17 @@ from nbconvert.preprocessors import ExecutePreprocessor
 from test_commands import SMALL, words
 from test_report import assert_self_contained, open_and_look
 
-from nafld_utils import artifacts, graph, lab, report
+from nafld_utils import artifacts, pipeline, report
+from nafld_utils.pipeline import lab
 
-NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in graph.STAGES]
+NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in pipeline.STAGES]
 BUDGET = 300.0  # seconds for the smoke profile on two free cores
 
 pytestmark = pytest.mark.slow
 
 
 def test_all_notebooks_run_within_the_budget(smoke):
-    assert all((smoke.reports / f"{stage}.ipynb").exists() for stage in graph.STAGES)
+    assert all((smoke.reports / f"{stage}.ipynb").exists() for stage in pipeline.STAGES)
     assert smoke.seconds < BUDGET * 2, f"{smoke.seconds:.0f} s, {BUDGET:.0f} s on two free cores are the aim"
 
 
@@ -43,13 +44,13 @@ def test_no_network_was_touched(smoke):
 
 
 def test_progress_reached_the_terminal(smoke):
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         assert re.search(rf"^{stage}\s+\d+:\d\d  \[", smoke.done.stdout, re.MULTILINE), stage
     assert "Traceback" not in smoke.done.stderr
 
 
 def test_every_stage_recorded_units_and_claims(run):
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         assert artifacts.stage_fault(run, stage) is None, stage
         table = pd.read_csv(run.root / stage / "claims.csv")
         assert list(table.columns) == list(artifacts.CLAIM_COLUMNS)
@@ -61,7 +62,7 @@ def test_every_stage_recorded_units_and_claims(run):
 
 
 def test_executed_notebooks_hold_no_error_and_no_warning(smoke):
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         notebook = nbformat.read(smoke.reports / f"{stage}.ipynb", as_version=4)
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert outputs, stage
@@ -71,7 +72,7 @@ def test_executed_notebooks_hold_no_error_and_no_warning(smoke):
 
 
 def test_every_page_is_self_contained_and_says_simulated(smoke):
-    for name in (*graph.STAGES, "index"):
+    for name in (*pipeline.STAGES, "index"):
         page = (smoke.reports / f"{name}.html").read_text(encoding="utf-8")
         assert_self_contained(page)
         assert "SIMULATED COHORT" in page, name
@@ -81,11 +82,11 @@ def test_every_page_is_self_contained_and_says_simulated(smoke):
 def test_front_page_sums_up_all_stages(smoke, run):
     page = (smoke.reports / "index.html").read_text(encoding="utf-8")
     table = report.claims_table(run)
-    assert set(table["stage"]) == set(graph.STAGES)
+    assert set(table["stage"]) == set(pipeline.STAGES)
     stages = set(re.findall(r'scope="rowgroup" colspan="\d"><a href="(\w+)\.html"', page))
-    assert stages == set(graph.STAGES)
+    assert stages == set(pipeline.STAGES)
     assert "Not answered" not in page, "an answer does not find its claims"
-    assert all(f'href="{stage}.html"' in page and f'href="{stage}.ipynb"' in page for stage in graph.STAGES)
+    assert all(f'href="{stage}.html"' in page and f'href="{stage}.ipynb"' in page for stage in pipeline.STAGES)
     assert page.count("<figure>") >= 6
     assert "not run" not in page
 
@@ -112,7 +113,7 @@ def test_front_page_says_which_code_device_cohort_and_settings_it_stands_on(smok
 
 def test_a_browser_opens_and_prints_every_page_without_a_request(smoke, run, browser, tmp_path):
     compared = artifacts.save_text(tmp_path / "compared.html", report.comparison_html(run, run))
-    for path in (*(smoke.reports / f"{name}.html" for name in ("index", *graph.STAGES)), compared):
+    for path in (*(smoke.reports / f"{name}.html" for name in ("index", *pipeline.STAGES)), compared):
         open_and_look(browser, path, sheets=2)
 
 
@@ -133,13 +134,13 @@ def test_a_command_of_the_pages_without_settings_finds_all_done(smoke, line):
 def test_pages_are_written_anew_when_the_code_of_their_looks_changes(smoke):
     for changed in ("report/answers.py", "templates/report.css"):
         said = smoke.make("-n", "-W", f"nafld_utils/{changed}", str(smoke.reports / "index.html"), check=0).stdout
-        assert said.count("nafld render") == len(graph.STAGES), changed
+        assert said.count("nafld render") == len(pipeline.STAGES), changed
         assert said.count("nafld index") == 1
 
 
 def planned(overrides=""):
     """Stages that make would run now, with their reasons."""
-    found = graph.status(artifacts.open_run("smoke", overrides), PROJECT / "notebooks")
+    found = pipeline.status(artifacts.open_run("smoke", overrides), PROJECT / "notebooks")
     return {name: stage.due for name, stage in found.items() if stage.due}
 
 
@@ -150,9 +151,9 @@ def planned(overrides=""):
         ("turing.seed=5", ["08_turing_test"]),
         ("quality.kid_subsets=6", ["05_quality_metrics", "06_classification_sweep", "07_shap"]),
         ("sweep.steps=5", ["06_classification_sweep", "07_shap"]),
-        ("sampling.steps=5", list(graph.STAGES[3:])),
-        ("folds.seed=5", list(graph.STAGES[1:])),
-        ("cohort.simulation_seed=5", list(graph.STAGES)),
+        ("sampling.steps=5", list(pipeline.STAGES[3:])),
+        ("folds.seed=5", list(pipeline.STAGES[1:])),
+        ("cohort.simulation_seed=5", list(pipeline.STAGES)),
         ("engine.threads=2", []),
     ],
 )
@@ -180,7 +181,7 @@ def texts(notebook):
     return {key: some for key, some in found.items() if some}
 
 
-@pytest.mark.parametrize("stage", graph.STAGES)
+@pytest.mark.parametrize("stage", pipeline.STAGES)
 def test_a_notebook_on_a_finished_run_is_there_in_seconds_and_makes_nothing_again_in_any_order(run, stage, monkeypatch):
     """As `make lab PROFILE=smoke` opens it: with its parameters as committed, in a kernel of its own; its cells in an
     order drawn from all in which each comes after those whose names it takes, with the tables of the first run."""

@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from nafld_utils import artifacts, cli, engine, execute, graph, lab, overview, trial_store
+from nafld_utils import artifacts, cli, engine, pipeline, sweep
 from nafld_utils.artifacts import Run
 from nafld_utils.params import SettingsError
-from nafld_utils.stages import sweep
+from nafld_utils.pipeline import execute, lab, overview
+from nafld_utils.sweep import trial_store
 
 NOTEBOOKS = PROJECT / "notebooks"
-FIRST, SECOND, *_, LAST = graph.STAGES
+FIRST, SECOND, *_, LAST = pipeline.STAGES
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def finish(run: Run, stage: str) -> None:
 
 
 def stages(run, notebooks=NOTEBOOKS):
-    return graph.status(run, notebooks)
+    return pipeline.status(run, notebooks)
 
 
 def seen(stage):
@@ -93,9 +94,9 @@ def test_a_report_that_is_made_within_jupyterlab_is_of_its_own_run(empty, monkey
 
 def test_nothing_is_done_in_an_empty_folder(empty):
     assert {seen(stage) for stage in stages(empty).values()} == {("not run", "", "none")}
-    assert "Nothing" not in overview.here(empty, FIRST).data
-    assert "**0 of 1 done**" in overview.here(empty, FIRST).data
-    assert "cohort: not made yet" in overview.here(empty, FIRST).data.replace("\\", "")
+    assert "Nothing" not in pipeline.here(empty, FIRST).data
+    assert "**0 of 1 done**" in pipeline.here(empty, FIRST).data
+    assert "cohort: not made yet" in pipeline.here(empty, FIRST).data.replace("\\", "")
     assert "8 not run" in overview.stages_text(empty, NOTEBOOKS)
     assert not list(empty.root.parent.glob("*/*")), "looking writes nothing"
 
@@ -109,10 +110,10 @@ def test_what_was_made_in_jupyterlab_alone_is_done_without_a_report(empty):
 def test_a_stage_is_stale_by_its_units_its_settings_or_what_it_follows(empty):
     for stage in (FIRST, SECOND):
         finish(empty, stage)
-        graph.report_path(empty, stage).parent.mkdir(parents=True, exist_ok=True)
-    graph.write_stamps(empty)
+        pipeline.report_path(empty, stage).parent.mkdir(parents=True, exist_ok=True)
+    pipeline.write_stamps(empty)
     for stage in (FIRST, SECOND):
-        graph.report_path(empty, stage).write_text("{}")
+        pipeline.report_path(empty, stage).write_text("{}")
     assert [stages(empty)[name].state for name in (FIRST, SECOND)] == ["done", "done"]
     other = artifacts.open_run("smoke", {"cohort.simulation_seed": 5})
     assert stages(other)[FIRST].why == "cohort.simulation_seed 3 -> 5"
@@ -127,10 +128,10 @@ def test_a_notebook_that_was_saved_again_leaves_what_it_made_done(empty, tmp_pat
     folder = tmp_path / "notebooks"
     shutil.copytree(NOTEBOOKS, folder, ignore=shutil.ignore_patterns(overview.START))
     finish(empty, FIRST)
-    graph.write_stamps(empty)
+    pipeline.write_stamps(empty)
     empty.reports.mkdir(parents=True)
-    graph.report_path(empty, FIRST).write_text("{}")
-    later = graph.report_path(empty, FIRST).stat().st_mtime + 1
+    pipeline.report_path(empty, FIRST).write_text("{}")
+    later = pipeline.report_path(empty, FIRST).stat().st_mtime + 1
     os.utime(folder / f"{FIRST}.ipynb", (later, later))
     found = stages(empty, folder)[FIRST]
     assert (*seen(found), found.due) == ("done", "", "older", "the notebook was edited")
@@ -151,14 +152,14 @@ def test_an_interrupted_unit_goes_on(empty):
 
 def test_units_that_cannot_be_named_yet_say_why(empty):
     lost = artifacts.open_run("smoke", {"cohort.source": "file", "cohort.path": "/nowhere/cohort.mat"})
-    text = overview.here(lost, FIRST).data
+    text = pipeline.here(lost, FIRST).data
     assert "Nothing is done yet" in text
     assert "cohort.mat" in text
 
 
 def test_a_headless_run_says_which_run_and_stage_alone(empty, monkeypatch):
     monkeypatch.setenv(engine.PROGRESS_FILE, "somewhere")
-    assert overview.here(empty, LAST).data == f"**Run smoke** · profile smoke · stage 8 of 8, {LAST}"
+    assert pipeline.here(empty, LAST).data == f"**Run smoke** · profile smoke · stage 8 of 8, {LAST}"
 
 
 def test_texts_are_shown_and_never_taken_for_markdown_or_html():
@@ -183,7 +184,7 @@ def test_the_start_page_is_a_notebook_whose_cells_give_what_it_shows(empty, monk
         exec("\n".join(before), names)
         assert eval(last, names).data == cell.outputs[0].data["text/markdown"]
     text = cells[0].outputs[0].data["text/markdown"]
-    assert all(f"[{stage}]({stage}.ipynb)" in text for stage in graph.STAGES)
+    assert all(f"[{stage}]({stage}.ipynb)" in text for stage in pipeline.STAGES)
     assert "1 done, 7 not run" in text
     assert "simulated cohort" in text
     assert "`make lab PROFILE=smoke SET='sweep.n_seeds=3'`" in cells[1].outputs[0].data["text/markdown"]
@@ -201,7 +202,7 @@ def test_a_command_survives_the_shell_whatever_a_path_or_a_name_holds(empty, tmp
     cohort.mkdir()
     overrides = "cohort.class_names=['no', 'no finding'] sweep.n_seeds=3"
     run = artifacts.open_run("smoke", overrides, run="mine", data=str(cohort))
-    line = overview.command("all", "mine", {"profile": "smoke", "overrides": run.overrides})
+    line = pipeline.command("all", "mine", {"profile": "smoke", "overrides": run.overrides})
     words = dict(word.split("=", 1) for word in shlex.split(line)[2:])
     assert words["DATA"] == str(cohort)
     again = artifacts.open_run(words["PROFILE"], words["SET"], run=words["RUN"], data=words["DATA"])
@@ -217,7 +218,7 @@ def test_the_commands_of_the_start_page_open_the_runs_that_they_name(empty, caps
         ),
     ):
         name = given["overrides"].get("run", given["profile"])
-        assert overview.command("lab", name, given) == words
+        assert pipeline.command("lab", name, given) == words
         overrides = words.partition("SET='")[2].rstrip("'")
         opened = artifacts.open_run(given["profile"], overrides, run=name)
         assert opened == artifacts.open_run(given["profile"], given["overrides"])
@@ -278,7 +279,7 @@ def test_a_wrong_setting_stops_before_a_server_starts(tmp_path, monkeypatch, cap
 # ---------------------------------------------------------------- cells in any order
 
 
-@pytest.mark.parametrize("stage", graph.STAGES)
+@pytest.mark.parametrize("stage", pipeline.STAGES)
 def test_a_name_that_cells_share_is_bound_by_one_of_them(stage):
     cells = notebook_names.code_cells(NOTEBOOKS / f"{stage}.ipynb")
     assert notebook_names.ambiguous(cells) == {}, "what it means depends on which cell was run last"
@@ -310,7 +311,7 @@ def test_names_are_found_in_every_kind_of_statement():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", graph.STAGES)
+@pytest.mark.parametrize("stage", pipeline.STAGES)
 def test_the_units_that_a_stage_names_are_those_that_it_made(run, stage):
     recorded = json.loads((run.root / stage / "stage.json").read_text(encoding="utf-8"))["units"]
     named = overview.units_of(run, stage)
@@ -320,7 +321,7 @@ def test_the_units_that_a_stage_names_are_those_that_it_made(run, stage):
     table = overview.unit_states(run, stage)
     assert table["done"].equals(table["of"])
     assert table["next"].eq("").all()
-    assert "all done" in overview.here(run, stage).data
+    assert "all done" in pipeline.here(run, stage).data
 
 
 @pytest.mark.slow
@@ -353,7 +354,7 @@ def trained(run):
         seal(unit, 3600)
     trial, *_ = sweep.trials(run).to_dict("records")
     scores = pd.DataFrame({"image_id": ["a"], "patient_id": ["p"], "label": [0], "score": [0.5]})
-    names = {name: trial[name] for name in trial_store.TRIAL_COLUMNS}
+    names = {name: trial[name] for name in sweep.TRIAL_COLUMNS}
     trial_store.write_trial(sweep.store(run), trial["hash"], scores, {**names, "seconds": 360.0})
 
 
@@ -361,17 +362,17 @@ def test_finished_trainings_that_settings_would_make_again_are_counted_with_thei
     assert overview.trained_again(empty) == {}, "nothing is finished yet"
     trained(empty)
     assert overview.trained_again(empty) == {}
-    assert overview.trained_again_text(empty) == ""
+    assert pipeline.trained_again_text(empty) == ""
     longer = artifacts.open_run("smoke", "ldm.steps=7")
     assert overview.trained_again(longer) == {"denoisers": [3600.0] * 4}, "the classifier is of real images alone"
     again = artifacts.open_run("smoke", "folds.seed=5")
     text = "would be made again: 4 denoisers (4.0 h), 2 GANs (2.0 h), 1 classifier (0.1 h)"
-    assert overview.trained_again_text(again) == text
+    assert pipeline.trained_again_text(again) == text
     assert overview.trained_again(artifacts.open_run("smoke", "sweep.steps=7 sweep.n_seeds=2")) == {
         "classifiers": [360]
     }
     lost = artifacts.open_run("smoke", {"cohort.source": "file", "cohort.path": "/nowhere/cohort.mat"})
-    assert "cannot be told" in overview.trained_again_text(lost)
+    assert "cannot be told" in pipeline.trained_again_text(lost)
 
 
 def test_plan_says_which_trainings_would_be_made_again_and_looks_only_where_something_changed(
@@ -381,7 +382,7 @@ def test_plan_says_which_trainings_would_be_made_again_and_looks_only_where_some
     cli.main(words)
     trained(empty)
     finish(empty, FIRST)
-    graph.write_stamps(empty)
+    pipeline.write_stamps(empty)
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(overview, "trained_again", lambda run: pytest.fail("nothing has changed"))

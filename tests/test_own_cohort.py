@@ -15,7 +15,7 @@ import pytest
 from conftest import PROJECT, run_make
 from test_report import assert_self_contained
 
-from nafld_utils import graph
+from nafld_utils import pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def visible(page):
 
 def test_every_page_is_there_and_says_whose_images_they_are(example):
     root, _ = example
-    for name in ("index", *graph.STAGES):
+    for name in ("index", *pipeline.STAGES):
         page = (root / "reports" / "chest" / f"{name}.html").read_text(encoding="utf-8")
         assert_self_contained(page)
         assert "chest radiographs" in page, name
@@ -62,7 +62,7 @@ def test_the_front_page_speaks_of_the_users_classes(example):
 
 def test_claims_name_the_users_classes_and_no_number_of_the_paper(example):
     root, _ = example
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         table = pd.read_csv(root / "artifacts" / "chest" / stage / "claims.csv")
         assert len(table), stage
         assert table["paper"].isna().all(), stage
@@ -75,4 +75,4 @@ def test_a_second_make_runs_nothing_and_the_report_can_be_mailed(example):
     assert not re.search(r"\d:\d\d  ", said), said
     run_make("report-zip", "RUN=chest", root=root, check=0)
     (archive,) = (root / "reports" / "chest").glob("*.zip")
-    assert f"{graph.STAGES[0]}.html" in "".join(zipfile.ZipFile(archive).namelist())
+    assert f"{pipeline.STAGES[0]}.html" in "".join(zipfile.ZipFile(archive).namelist())

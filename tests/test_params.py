@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from nafld_utils import artifacts, params
+from nafld_utils.params import merging
 
 PROFILES = ("paper", "smoke", "demo", "cpu")
 
@@ -19,15 +20,15 @@ def test_profiles_load_and_are_complete(profile):
     settings = params.load(profile)
     assert settings.profile == profile
     assert settings.name == profile
-    base = yaml.safe_load((params.PARAMS_DIR / "paper.yaml").read_text())
+    base = yaml.safe_load((merging.PARAMS_DIR / "paper.yaml").read_text())
     dumped = settings.model_dump(mode="json", by_alias=True)
     assert set(params.flat(dumped)) == set(params.flat(base)) | {"profile"}
 
 
 @pytest.mark.parametrize("profile", PROFILES[1:])
 def test_profiles_name_only_what_differs(profile):
-    base = params.flat(yaml.safe_load((params.PARAMS_DIR / "paper.yaml").read_text()))
-    mine = params.flat(yaml.safe_load((params.PARAMS_DIR / f"{profile}.yaml").read_text()))
+    base = params.flat(yaml.safe_load((merging.PARAMS_DIR / "paper.yaml").read_text()))
+    mine = params.flat(yaml.safe_load((merging.PARAMS_DIR / f"{profile}.yaml").read_text()))
     same = [key for key, value in mine.items() if base[key] == value]
     assert not same, f"{profile}.yaml repeats paper.yaml in {same}"
 
@@ -48,7 +49,7 @@ def test_paper_values():
 def test_every_default_of_stages_03_and_04_says_where_it_is_from():
     """In paper.yaml, beside the value or in the comment's next lines: a source in brackets, a choice, or not read."""
     section, said = "", {}
-    for line in (params.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8").splitlines():
+    for line in (merging.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8").splitlines():
         value, _, comment = line.partition("#")
         if value.strip():
             section = value.partition(":")[0] if not value.startswith(" ") else section
@@ -165,16 +166,16 @@ def test_unknown_profile_names_the_nearest():
 
 def test_a_yaml_key_that_became_a_boolean_is_refused(tmp_path, monkeypatch):
     for name in ("paper", "demo"):
-        (tmp_path / f"{name}.yaml").write_text((params.PARAMS_DIR / f"{name}.yaml").read_text())
+        (tmp_path / f"{name}.yaml").write_text((merging.PARAMS_DIR / f"{name}.yaml").read_text())
     (tmp_path / "demo.yaml").write_text("engine: {on: 1}\n")
-    monkeypatch.setattr(params, "PARAMS_DIR", tmp_path)
+    monkeypatch.setattr(merging, "PARAMS_DIR", tmp_path)
     with pytest.raises(params.SettingsError, match=r"engine\.True in params/demo\.yaml"):
         params.load("demo")
 
 
 def test_broken_yaml_names_the_file(tmp_path, monkeypatch):
     (tmp_path / "paper.yaml").write_text("seed: [1\n")
-    monkeypatch.setattr(params, "PARAMS_DIR", tmp_path)
+    monkeypatch.setattr(merging, "PARAMS_DIR", tmp_path)
     with pytest.raises(params.SettingsError, match=r"paper\.yaml: expected YAML"):
         params.load("paper")
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import artifacts, parts, pixel_store, trial_store
+from nafld_utils import artifacts, images, sweep
+from nafld_utils.artifacts import checkpoints
+from nafld_utils.images import image_store
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 
@@ -19,33 +21,33 @@ ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 @pytest.mark.parametrize("array", [ARRAY, ARRAY.astype(np.float32), np.zeros((0, 4), np.uint8)])
 def test_an_array_comes_back_as_it_was(tmp_path, array):
     array.flags.writeable = False  # as a memory map is
-    found = parts.load_array(parts.save_array(tmp_path / "a.safetensors", array))
+    found = checkpoints.load_array(checkpoints.save_array(tmp_path / "a.safetensors", array))
     np.testing.assert_array_equal(found, array)
     assert found.dtype == array.dtype
-    assert parts.load_array(tmp_path / "none.safetensors") is None
+    assert checkpoints.load_array(tmp_path / "none.safetensors") is None
 
 
 def test_an_array_of_an_earlier_version_is_read_and_a_damaged_one_is_not(tmp_path):
     path = tmp_path / "a.safetensors"
     np.savez(tmp_path / "a.npz", array=ARRAY)
-    np.testing.assert_array_equal(parts.load_array(path), ARRAY)
+    np.testing.assert_array_equal(checkpoints.load_array(path), ARRAY)
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[content.index(ARRAY.tobytes())] ^= 1
     (tmp_path / "a.npz").write_bytes(content)
-    assert parts.load_array(path) is None
-    parts.save_array(path, ARRAY)
-    np.testing.assert_array_equal(parts.load_array(path), ARRAY)
+    assert checkpoints.load_array(path) is None
+    checkpoints.save_array(path, ARRAY)
+    np.testing.assert_array_equal(checkpoints.load_array(path), ARRAY)
 
 
 def test_a_plan_of_an_earlier_version_is_read_and_a_changed_one_is_not(tmp_path):
     plan = {"steps": 40, "seconds_a_step": 0.25}
     artifacts.save_json(tmp_path / "old.json", {"plan": plan, "seal": artifacts.digest(plan)})
-    parts.save_plan(tmp_path / "new.json", plan)
+    artifacts.save_plan(tmp_path / "new.json", plan)
     for name in ("old.json", "new.json"):
         path = tmp_path / name
-        assert parts.load_plan(path) == plan
+        assert artifacts.load_plan(path) == plan
         path.write_text(path.read_text().replace("40", "41"))
-        assert parts.load_plan(path) is None
+        assert artifacts.load_plan(path) is None
 
 
 def test_a_state_of_an_earlier_version_is_read(tmp_path):
@@ -53,7 +55,7 @@ def test_a_state_of_an_earlier_version_is_read(tmp_path):
     found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     found.update(f"w {weight.dtype} (4,)".encode() + weight.numpy().tobytes())
     save_file({"w": weight}, tmp_path / "old.safetensors", metadata={**metadata, "sha256": found.hexdigest()})
-    tensors, facts, unit = parts.load_state(tmp_path / "old.safetensors")
+    tensors, facts, unit = artifacts.load_state(tmp_path / "old.safetensors")
     assert torch.equal(tensors["w"], weight)
     assert (facts, unit) == ({"step": 3}, "abc")
 
@@ -61,14 +63,14 @@ def test_a_state_of_an_earlier_version_is_read(tmp_path):
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_store_of_an_earlier_version_goes_on_and_one_whose_record_was_changed_begins_anew(tmp_path, sealed):
     arrays = {"a": ((4, 2), np.uint8)}
-    with pixel_store.Store(tmp_path, arrays) as store:
+    with images.Store(tmp_path, arrays) as store:
         store.put("a", 0, np.ones(2))
         store.commit(1)
-    record = json.loads((tmp_path / pixel_store.PROGRESS).read_text())
+    record = json.loads((tmp_path / image_store.PROGRESS).read_text())
     if not sealed:
         del record["seal"]
-    artifacts.save_json(tmp_path / pixel_store.PROGRESS, {**record, "done": 3} if sealed else record)
-    with pixel_store.Store(tmp_path, arrays) as store:
+    artifacts.save_json(tmp_path / image_store.PROGRESS, {**record, "done": 3} if sealed else record)
+    with images.Store(tmp_path, arrays) as store:
         assert store.done == (0 if sealed else 1)
 
 
@@ -85,11 +87,11 @@ def test_a_trial_of_an_earlier_version_is_read_and_never_a_changed_one(tmp_path,
         facts["seal"] = artifacts.digest(facts)
     table = table.replace_schema_metadata({b"nafld_trial": json.dumps(facts).encode()})
     pq.write_table(table, tmp_path / "abc.parquet", compression="NONE", write_page_checksum=True)
-    found, kept = trial_store.read_trial(tmp_path, "abc")
+    found, kept = sweep.read_trial(tmp_path, "abc")
     pd.testing.assert_frame_equal(found, scores, check_dtype=False)
     assert kept == {"hash": "abc", "rows": n, "seconds": 1.5}
     content = (tmp_path / "abc.parquet").read_bytes()
     assert b"i3" in content
     (tmp_path / "abc.parquet").write_bytes(content.replace(b"i3", b"i9", 1))
     with pytest.raises(ValueError, match="it is trained again"):
-        trial_store.read_trial(tmp_path, "abc")
+        sweep.read_trial(tmp_path, "abc")

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nafld_utils import phantom, phantom_scanner
-from nafld_utils.phantom import TISSUES
-from nafld_utils.phantom_anatomy import SHAPE
+from nafld_utils.cohort import (
+    FEATURE_FAT,
+    TISSUES,
+    simulate,
+    simulate_patient,
+    simulated_anatomy,
+    simulated_scanner,
+    simulation,
+)
+from nafld_utils.cohort.simulated_anatomy import SHAPE
 
 # Measured on the 55 real patients: mean correlation of neighbouring frames inside the sector. The lowest and highest
 # patient; simulated patients must lie inside, and their median within 0.07 of the real one.
@@ -19,7 +26,7 @@ REAL_MEDIAN = 0.838
 
 @pytest.fixture(scope="module")
 def cohort():
-    return phantom.simulate(12, seed=5, n_frames=3)
+    return simulate(12, seed=5, n_frames=3)
 
 
 def test_tables_and_arrays_agree(cohort):
@@ -34,7 +41,7 @@ def test_tables_and_arrays_agree(cohort):
 
 def test_sector_matches_measured_corners():
     """Corner pixels read off the real frames: apex, the two ends of the arc, the lowest point."""
-    sector = phantom_scanner.sector_mask()
+    sector = simulated_scanner.sector_mask()
     rows, cols = np.nonzero(sector)
     assert (rows.min(), rows.max()) == (9, 366)
     assert abs(cols.min() - 33) <= 1
@@ -45,7 +52,7 @@ def test_sector_matches_measured_corners():
 
 def test_frame_is_black_outside_sector_but_for_overlays(cohort):
     outside = cohort.pixels[0].copy()
-    outside[phantom_scanner.sector_mask()] = 0
+    outside[simulated_scanner.sector_mask()] = 0
     assert outside[26, 615] == 203  # grey bar
     assert outside[26:124, 615].min() < 5
     assert outside[8:22, 332:350].max() == 226  # V mark
@@ -53,8 +60,8 @@ def test_frame_is_black_outside_sector_but_for_overlays(cohort):
     assert outside[375:434, 25:200].max() > 100  # electrocardiogram
     assert outside[400:434, 560:636].max() > 100  # heart rate and frame number
     assert (outside > 0).mean() < 0.03
-    assert (cohort.masks[:, ~phantom_scanner.sector_mask()] == TISSUES["outside"]).all()
-    assert (cohort.masks[:, phantom_scanner.sector_mask()] != TISSUES["outside"]).all()
+    assert (cohort.masks[:, ~simulated_scanner.sector_mask()] == TISSUES["outside"]).all()
+    assert (cohort.masks[:, simulated_scanner.sector_mask()] != TISSUES["outside"]).all()
 
 
 def test_masks_are_nested(cohort):
@@ -72,13 +79,13 @@ def test_masks_are_nested(cohort):
 
 def test_speckle_is_rayleigh_in_homogeneous_liver(monkeypatch):
     """Mean over standard deviation of the envelope is sqrt(pi / (4 - pi)) = 1.91 in fully developed speckle."""
-    uniform = phantom_scanner.draw_anatomy(np.random.default_rng(0), 0.0)
+    uniform = simulated_anatomy.draw_anatomy(np.random.default_rng(0), 0.0)
     liver = np.full(SHAPE, TISSUES["liver"], np.uint8)
     uniform = type(uniform)(liver, np.zeros(SHAPE, np.float32), uniform.attenuation, np.zeros((0, 6), np.float32))
-    monkeypatch.setattr(phantom_scanner, "draw_anatomy", lambda rng, fat, feature=None: uniform)
+    monkeypatch.setattr(simulated_scanner, "draw_anatomy", lambda rng, fat, feature=None: uniform)
     ratios = []
     for index in range(3):
-        envelope = phantom_scanner.Patient(1, index, 0.0).envelope(0)
+        envelope = simulated_scanner.Patient(1, index, 0.0).envelope(0)
         blocks = envelope[100:340, 60:340].reshape(24, 10, 28, 10).transpose(0, 2, 1, 3).reshape(24 * 28, 100)
         # Blocks take out gain and shadow; dividing by the block's mean power keeps the speckle.
         speckle = blocks / np.sqrt((blocks**2).mean(axis=1, keepdims=True))
@@ -87,46 +94,46 @@ def test_speckle_is_rayleigh_in_homogeneous_liver(monkeypatch):
 
 
 def _neighbour_correlation(frames):
-    inside = frames[:, phantom_scanner.sector_mask()].astype(np.float32)
+    inside = frames[:, simulated_scanner.sector_mask()].astype(np.float32)
     return np.diag(np.corrcoef(inside), 1).mean()
 
 
 def test_frames_of_a_patient_correlate_as_in_the_real_cohort(cohort):
-    values = [_neighbour_correlation(frames) for frames in phantom.simulate(55, seed=1, n_frames=3, n_jobs=2).frames]
+    values = [_neighbour_correlation(frames) for frames in simulate(55, seed=1, n_frames=3, n_jobs=2).frames]
     low, high = REAL_CORRELATION
     assert low < min(values)
     assert max(values) < high
     assert np.median(values) == pytest.approx(REAL_MEDIAN, abs=0.07)
-    strangers = np.corrcoef(cohort.frames[:, 0][:, phantom_scanner.sector_mask()].astype(np.float32))
+    strangers = np.corrcoef(cohort.frames[:, 0][:, simulated_scanner.sector_mask()].astype(np.float32))
     assert np.median(strangers[np.triu_indices(12, 1)]) < min(values)
 
 
 def test_patient_depends_on_seed_and_number_alone(cohort):
-    again = phantom.simulate(3, seed=5, n_frames=2, n_jobs=2)
+    again = simulate(3, seed=5, n_frames=2, n_jobs=2)
     assert np.array_equal(again.frames[2], cohort.frames[2, :2])
     assert np.array_equal(again.masks[:2], cohort.masks[:2])
-    assert not np.array_equal(phantom.simulate(1, seed=6, n_frames=1).pixels[0], cohort.pixels[0])
+    assert not np.array_equal(simulate(1, seed=6, n_frames=1).pixels[0], cohort.pixels[0])
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_both_classes_from_two_patients_on(seed):
-    fats = phantom.draw_fat(110, seed)
+    fats = simulation.draw_fat(110, seed)
     for n in (2, 3, 5, 35):
         assert len(set(fats[:n] >= 5)) == 2
     for block in (fats[:55], fats[55:]):  # the bands of the real cohort
         assert np.histogram(block, [0, 5, 33.5, 66.5, 100])[0].tolist() == [17, 20, 8, 10]
-    assert np.array_equal(phantom.draw_fat(7, seed), fats[:7])
+    assert np.array_equal(simulation.draw_fat(7, seed), fats[:7])
 
 
 @pytest.mark.parametrize(("name", "value"), [("n_patients", 0), ("n_frames", 0), ("n_jobs", 0), ("seed", -1)])
 def test_bad_counts_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected an integer"):
-        phantom.simulate(**{"n_patients": 2, "seed": 0, name: value})
+        simulate(**{"n_patients": 2, "seed": 0, name: value})
 
 
 def _brightness_ratio(task):
     index, fat = task
-    frames, masks = phantom.simulate_patient(400, index, fat, 1)
+    frames, masks = simulate_patient(400, index, fat, 1)
     return frames[masks == TISSUES["liver"]].mean() / frames[masks == TISSUES["kidney_cortex"]].mean()
 
 
@@ -138,7 +145,7 @@ def test_brightness_ratio_separates_classes_as_published():
 
     from sklearn.metrics import roc_auc_score
 
-    fats = phantom.draw_fat(100, 100)
+    fats = simulation.draw_fat(100, 100)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         ratios = list(pool.map(_brightness_ratio, enumerate(fats.tolist()), chunksize=20))
     assert 0.85 < roc_auc_score(fats >= 5, ratios) < 0.97
@@ -147,7 +154,7 @@ def test_brightness_ratio_separates_classes_as_published():
 def test_time_of_a_frame():
     """Ten frames of a patient in under 2 s of processor time: 55 patients in under 60 s on two cores."""
     start = time.process_time()
-    phantom.simulate_patient(3, 1, 20.0, 10)
+    simulate_patient(3, 1, 20.0, 10)
     assert time.process_time() - start < 2.0
 
 
@@ -158,8 +165,8 @@ def test_geometry_and_correlation_constants_hold_on_the_real_cohort():
     from scipy.io import loadmat
 
     frames = np.stack(loadmat(path)["data"]["images"][0])
-    sector = phantom_scanner.sector_mask()
-    lit = (frames.reshape(-1, *phantom.FRAME_SHAPE) > 0).mean(axis=0) > 0.5
+    sector = simulated_scanner.sector_mask()
+    lit = (frames.reshape(-1, *simulated_scanner.FRAME_SHAPE) > 0).mean(axis=0) > 0.5
     lit[:, 604:] = False  # the grey bar
     lit[370:] = False  # the electrocardiogram
     assert (lit & sector).sum() / (lit[30:] | sector[30:]).sum() > 0.985
@@ -180,8 +187,8 @@ def test_geometry_and_correlation_constants_hold_on_the_real_cohort():
 )
 def test_a_feature_alone_changes_the_same_patient_only_where_it_is(feature, tissues):
     """The same patient with and without the feature: at least nine tenths of what differs lies on its tissue."""
-    without, mask = phantom.simulate_patient(77, 3, 0.0, 1, feature)
-    within, same = phantom.simulate_patient(77, 3, 80.0, 1, feature)
+    without, mask = simulate_patient(77, 3, 0.0, 1, feature)
+    within, same = simulate_patient(77, 3, 80.0, 1, feature)
     assert np.array_equal(mask, same)
     assert all((mask == TISSUES[name]).any() for name in ("vessel", "diaphragm"))
     difference = np.abs(within.astype(float) - without)[0]
@@ -194,12 +201,12 @@ def test_a_feature_alone_changes_the_same_patient_only_where_it_is(feature, tiss
 
 
 def test_a_cohort_about_one_feature_has_pairs_of_patients_and_says_so():
-    found = phantom.simulate(4, seed=2, n_frames=1, feature="vessel_blur")
-    assert found.patients["label"].tolist() == (found.patients["grade"] == phantom.FEATURE_FAT).astype(int).tolist()
+    found = simulate(4, seed=2, n_frames=1, feature="vessel_blur")
+    assert found.patients["label"].tolist() == (found.patients["grade"] == FEATURE_FAT).astype(int).tolist()
     assert found.patients["label"].iloc[:2].sum() == found.patients["label"].iloc[2:].sum() == 1
     assert "vessel_blur alone" in found.provenance["text"]
 
 
 def test_an_unknown_feature_is_refused():
     with pytest.raises(ValueError, match="feature: expected one of echogenicity, vessel_blur, diaphragm_blur"):
-        phantom.simulate(2, seed=0, feature="colour")
+        simulate(2, seed=0, feature="colour")

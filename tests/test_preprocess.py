@@ -7,7 +7,9 @@ import pytest
 from scipy import ndimage
 from skimage import transform
 
-from nafld_utils import params, phantom, phantom_scanner, preprocess, semantic_maps
+from nafld_utils import cohort, images, params
+from nafld_utils.cohort import simulate, simulated_scanner
+from nafld_utils.images import crops, semantic_maps
 
 
 def sector(height=434, width=636, apex=(8, 318), half_angle=53.0, radius=358):
@@ -31,7 +33,7 @@ def test_overlays_go_and_the_sector_stays_whole():
     frame[60:70, 195:203] = 255  # digit
     frame[10:24, 340:343] = 230  # mark that touches the sector's edge
     frame[340:434, 300:302] = 200  # ECG spike that crosses the lower border
-    region = preprocess.region_mask(frame)
+    region = images.region_mask(frame)
     assert (mask & ~region).sum() < 0.001 * mask.sum()
     assert (region & ~mask & (frame > 0)).sum() < 60
     assert not region[25:125, 611:631].any()
@@ -44,22 +46,22 @@ def test_dark_vessels_and_shadows_belong_to_the_sector():
     frame[180:220, 300:360] = 0  # vessel
     y, x = np.indices(mask.shape)
     frame[mask & (np.degrees(np.arctan2(x - 318, y - 8)) > 40) & (y < 180)] = 2  # shadow down the right edge
-    region = preprocess.region_mask(frame)
+    region = images.region_mask(frame)
     assert region[180:220, 300:360].all()
     assert (mask & ~region).sum() < 0.003 * mask.sum()
 
 
 def test_region_of_a_wider_sector_and_of_one_cut_by_the_frame():
     for mask in (sector(half_angle=60.2), sector(radius=500)[:300]):
-        region = preprocess.region_mask(speckle(mask))
+        region = images.region_mask(speckle(mask))
         assert (mask ^ region).sum() < 0.002 * mask.sum()
 
 
 def test_simulated_overlays_are_removed():
-    cohort = phantom.simulate(2, seed=11, n_frames=1)
-    whole = phantom_scanner.sector_mask()
+    cohort = simulate(2, seed=11, n_frames=1)
+    whole = simulated_scanner.sector_mask()
     for frame in cohort.pixels:
-        region = preprocess.region_mask(frame)
+        region = images.region_mask(frame)
         assert (whole & ~region).sum() < 0.001 * whole.sum()
         assert (region & ~whole).sum() < 100
 
@@ -71,28 +73,29 @@ def test_hull_equals_scipys():
     mask = ndimage.gaussian_filter(rng.normal(size=(60, 80)), 6) > 0.02
     points = np.argwhere(mask)
     inside = Delaunay(points[:]).find_simplex(np.argwhere(np.ones_like(mask))) >= 0
-    found = preprocess._hull(mask)
+    found = crops._hull(mask)
     assert found[mask].all()
     assert (found ^ inside.reshape(mask.shape)).mean() < 0.002
 
 
 def test_a_black_frame_is_refused_and_a_thin_region_kept():
     with pytest.raises(ValueError, match=r"above grey level 4 \(preprocess.threshold\), found none"):
-        preprocess.region_mask(np.zeros((50, 60), np.uint8))
+        images.region_mask(np.zeros((50, 60), np.uint8))
     thin = np.zeros((50, 60), np.uint8)
     thin[20:23, 10:50] = 90
-    assert (preprocess.region_mask(thin) == (thin > 0)).all()
+    assert (images.region_mask(thin) == (thin > 0)).all()
 
 
 @pytest.mark.skipif("NAFLD_COHORT" not in os.environ, reason="NAFLD_COHORT does not name the real cohort")
 def test_region_of_every_real_frame():
     """One patient's sector opens to 60 degrees, all others' to 53; two have an ECG spike through the sector."""
-    from nafld_utils import cohort, describe
+    from nafld_utils import cohort
+    from nafld_utils.cohort import description
 
     found = cohort.load(os.environ["NAFLD_COHORT"])
     opening = []
     for patient, frames in zip(found.patients["patient_id"], found.frames, strict=True):
-        regions = np.stack([preprocess.region_mask(frame) for frame in frames[::3]])
+        regions = np.stack([images.region_mask(frame) for frame in frames[::3]])
         agreed = regions.all(axis=0)
         assert (regions.any(axis=0) ^ agreed).sum() < 600, f"patient {patient}: frames disagree about the sector"
         assert 115_000 < agreed.sum() < 138_000, patient
@@ -100,7 +103,7 @@ def test_region_of_every_real_frame():
         assert not agreed[:16, 338:350].any(), patient
         assert not regions[:, 20:130, 608:634].any(), patient
         assert not regions[:, 372:].any(), patient
-        row, column, half = describe.sector_geometry(agreed)
+        row, column, half = description.sector_geometry(agreed)
         assert abs(row - 7) < 3, patient  # the mark touches the right edge and widens it by up to three pixels
         assert abs(column - 318) < 4, patient
         opening.append(half)
@@ -115,23 +118,23 @@ def test_region_of_every_real_frame():
 def test_the_crop_is_centred_on_the_regions_box():
     region = np.zeros((100, 120), bool)
     region[10:50, 20:80] = True
-    assert preprocess.crop_corner(region, 32) == (14, 34)
-    assert preprocess.crop_corner(region, 64) == (-2, 18)
+    assert images.crop_corner(region, 32) == (14, 34)
+    assert images.crop_corner(region, 64) == (-2, 18)
 
 
 def test_cut_pads_with_black_beyond_the_frame():
     image = np.arange(1, 13, dtype=np.uint8).reshape(3, 4)
-    assert preprocess.cut(image, (-1, 2), 3).tolist() == [[0, 0, 0], [3, 4, 0], [7, 8, 0]]
-    assert preprocess.cut(image, (0, 1), 2).tolist() == [[2, 3], [6, 7]]
-    assert not preprocess.cut(image, (9, 9), 2).any()
+    assert images.cut(image, (-1, 2), 3).tolist() == [[0, 0, 0], [3, 4, 0], [7, 8, 0]]
+    assert images.cut(image, (0, 1), 2).tolist() == [[2, 3], [6, 7]]
+    assert not images.cut(image, (9, 9), 2).any()
 
 
 def test_extract_crop_keeps_original_spacing_and_grey_levels():
     frame = speckle(sector())
     frame[405:408, 30:160] = 255
-    crop = preprocess.extract_crop(frame)
-    region = preprocess.region_mask(frame)
-    top, left = preprocess.crop_corner(region, 320)
+    crop = images.extract_crop(frame)
+    region = images.region_mask(frame)
+    top, left = images.crop_corner(region, 320)
     assert crop.shape == (320, 320)
     inside = region[top : top + 320, left : left + 320]
     assert (crop[inside] == frame[top : top + 320, left : left + 320][inside]).all()
@@ -140,12 +143,12 @@ def test_extract_crop_keeps_original_spacing_and_grey_levels():
 
 def test_scaling_is_linear_and_goes_back():
     levels = np.arange(256, dtype=np.uint8)
-    scaled = preprocess.to_float(levels)
+    scaled = images.to_float(levels)
     assert scaled.dtype == np.float32
     assert (scaled[0], scaled[-1]) == (-1.0, 1.0)
     assert np.diff(scaled) == pytest.approx(2 / 255, abs=1e-6)
-    assert (preprocess.to_uint8(scaled) == levels).all()
-    assert preprocess.to_uint8(np.array([-3.0, 7.0])).tolist() == [0, 255]
+    assert (crops.to_uint8(scaled) == levels).all()
+    assert crops.to_uint8(np.array([-3.0, 7.0])).tolist() == [0, 255]
 
 
 # ---------------------------------------------------------------- random resized crops
@@ -156,7 +159,7 @@ def test_boxes_have_the_distribution_of_torchvisions():
     from torchvision.transforms import RandomResizedCrop
 
     rng = np.random.default_rng(0)
-    ours = np.array([preprocess.random_box((320, 300), (0.5, 1.0), (0.8, 1.25), rng) for _ in range(1500)])
+    ours = np.array([images.random_box((320, 300), (0.5, 1.0), (0.8, 1.25), rng) for _ in range(1500)])
     torch.manual_seed(0)
     picture = torch.zeros(1, 320, 300)
     theirs = np.array([RandomResizedCrop.get_params(picture, [0.5, 1.0], [0.8, 1.25]) for _ in range(1500)])
@@ -167,7 +170,7 @@ def test_boxes_have_the_distribution_of_torchvisions():
 
 def test_boxes_stay_inside_keep_their_limits_and_are_their_generators():
     boxes = np.array(
-        [preprocess.random_box((320, 320), (0.64, 1), (0.9, 1.1), np.random.default_rng(i)) for i in range(500)]
+        [images.random_box((320, 320), (0.64, 1), (0.9, 1.1), np.random.default_rng(i)) for i in range(500)]
     )
     top, left, height, width = boxes.T
     assert (boxes == np.rint(boxes)).all()
@@ -175,19 +178,19 @@ def test_boxes_stay_inside_keep_their_limits_and_are_their_generators():
     assert max((top + height).max(), (left + width).max()) <= 320
     assert (height * width / 320**2).min() > 0.63
     assert 0.89 < (width / height).min() < (width / height).max() < 1.12
-    again = preprocess.random_box((320, 320), (0.64, 1), (0.9, 1.1), np.random.default_rng(7))
+    again = images.random_box((320, 320), (0.64, 1), (0.9, 1.1), np.random.default_rng(7))
     assert again == tuple(boxes[7])
 
 
 def test_an_impossible_ratio_falls_back_to_the_largest_centred_box():
-    box = preprocess.random_box((100, 400), (1.0, 1.0), (0.9, 1.1), np.random.default_rng(0))
+    box = images.random_box((100, 400), (1.0, 1.0), (0.9, 1.1), np.random.default_rng(0))
     assert box == (0.0, 145.0, 100.0, 110.0)
 
 
 def test_resizing_the_whole_is_exact_and_a_box_is_what_was_cut():
     crop = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
-    assert (preprocess.resize_box(crop, preprocess.whole_box(crop), 64) == crop).all()
-    assert (preprocess.resize_box(crop, (8, 16, 32, 32), 32) == crop[8:40, 16:48]).all()
+    assert (images.resize_box(crop, images.whole_box(crop), 64) == crop).all()
+    assert (images.resize_box(crop, (8, 16, 32, 32), 32) == crop[8:40, 16:48]).all()
 
 
 def test_resizing_agrees_with_torchvisions_resized_crop():
@@ -196,7 +199,7 @@ def test_resizing_agrees_with_torchvisions_resized_crop():
     from torchvision.transforms.functional import resized_crop
 
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).uniform(0, 255, (320, 320)), 2).astype(np.uint8)
-    ours = preprocess.resize_box(smooth, (20, 10, 280, 290), 128)
+    ours = images.resize_box(smooth, (20, 10, 280, 290), 128)
     picture = torch.from_numpy(smooth)[None]
     theirs = resized_crop(picture, 20, 10, 280, 290, [128, 128], InterpolationMode.BILINEAR, antialias=True)[0].numpy()
     assert np.abs(ours.astype(int) - theirs).max() <= 1
@@ -204,21 +207,21 @@ def test_resizing_agrees_with_torchvisions_resized_crop():
 
 def test_labels_stay_labels_when_resized():
     labels = np.kron(np.array([[0, 4], [7, 2]], np.uint8), np.ones((50, 50), np.uint8))
-    small = preprocess.resize_box(labels, (3, 5, 90, 88), 30, labels=True)
+    small = images.resize_box(labels, (3, 5, 90, 88), 30, labels=True)
     assert set(np.unique(small)) == {0, 2, 4, 7}
 
 
 def test_rotation_keeps_the_boxs_centre_and_zero_degrees_the_image():
     crop = speckle(np.ones((65, 65), bool))
     box = (10.0, 20.0, 30.0, 30.0)
-    assert (preprocess.rotate_about(crop, box, 0.0) == crop).all()
+    assert (images.rotate_about(crop, box, 0.0) == crop).all()
     dot = np.zeros((65, 65), np.uint8)
     dot[24:27, 34:37] = 200
-    turned = preprocess.rotate_about(dot, box, 5.0)
+    turned = images.rotate_about(dot, box, 5.0)
     assert np.abs(np.array(ndimage.center_of_mass(turned)) - np.array(ndimage.center_of_mass(dot))).max() < 0.2
     dot = np.zeros((65, 65), np.uint8)
     dot[24:27, 54:57] = 200  # right of the centre goes up when the picture turns counter-clockwise
-    assert ndimage.center_of_mass(preprocess.rotate_about(dot, box, 5.0))[0] < 24
+    assert ndimage.center_of_mass(images.rotate_about(dot, box, 5.0))[0] < 24
 
 
 # ---------------------------------------------------------------- semantic maps
@@ -251,7 +254,7 @@ def test_maps_agree_with_a_search_over_all_thresholds():
 
 
 def test_64_bins_give_nearly_the_map_of_256():
-    frame = preprocess.extract_crop(phantom.simulate(1, seed=3, n_frames=1).pixels[0])
+    frame = images.extract_crop(cohort.simulate(1, seed=3, n_frames=1).pixels[0])
     few, many = (semantic_maps.semantic_map(frame, bins=bins) for bins in (64, 128))
     assert few.shape == (128, 128)
     assert set(np.unique(few)) == {0, 1, 2, 3, 4}
@@ -272,12 +275,12 @@ def test_one_bright_pixel_in_a_flat_image_does_not_break_the_thresholds():
 
 
 def test_map_and_image_share_the_crop():
-    crop = preprocess.extract_crop(phantom.simulate(1, seed=4, n_frames=1).pixels[0])
+    crop = images.extract_crop(cohort.simulate(1, seed=4, n_frames=1).pixels[0])
     settings = params.load("demo").preprocess
     box = (20.0, 40.0, 260.0, 270.0)
-    image = preprocess.resize_box(crop, box, 128)
+    image = images.resize_box(crop, box, 128)
     labels = semantic_maps.semantic_maps(image[None], settings)[0]
-    small = preprocess.resize_box(image, preprocess.whole_box(image), settings.map_size)
+    small = images.resize_box(image, images.whole_box(image), settings.map_size)
     means = [small[labels == level].mean() for level in range(5)]
     assert (np.diff(means) > 0).all()
     assert np.corrcoef(small.ravel(), labels.ravel())[0, 1] > 0.85
@@ -306,15 +309,15 @@ def test_the_warp_is_affine_on_every_triangle_as_skimage_has_it():
 
 def test_no_strength_gives_the_map_back_and_no_new_label_appears():
     labels = np.random.default_rng(0).choice(np.array([0, 2, 4], np.uint8), (64, 64))
-    assert (semantic_maps.warp_map(labels, np.random.default_rng(0), strength=0.0) == labels).all()
-    assert set(np.unique(semantic_maps.warp_map(labels, np.random.default_rng(0), strength=0.1))) <= {0, 2, 4}
+    assert (images.warp_map(labels, np.random.default_rng(0), strength=0.0) == labels).all()
+    assert set(np.unique(images.warp_map(labels, np.random.default_rng(0), strength=0.1))) <= {0, 2, 4}
 
 
 def test_the_warp_is_weak_random_and_its_generators():
     labels = (np.hypot(*(np.indices((128, 128)) - 64)) < 40).astype(np.uint8)
-    first, second = (semantic_maps.warp_map(labels, np.random.default_rng(i)) for i in (1, 2))
+    first, second = (images.warp_map(labels, np.random.default_rng(i)) for i in (1, 2))
     assert (first != second).any()
-    assert (semantic_maps.warp_map(labels, np.random.default_rng(1)) == first).all()
+    assert (images.warp_map(labels, np.random.default_rng(1)) == first).all()
     overlap = 2 * (first & labels).sum() / (first.sum() + labels.sum())
     assert 0.9 < overlap < 1.0
 
@@ -325,5 +328,5 @@ def test_two_thousand_maps_are_warped_within_a_minute():
     labels = np.zeros((128, 128), np.uint8)
     started = time.process_time()
     for i in range(40):
-        semantic_maps.warp_map(labels, np.random.default_rng(i))
+        images.warp_map(labels, np.random.default_rng(i))
     assert (time.process_time() - started) / 40 < 0.03

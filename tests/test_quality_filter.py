@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from nafld_utils import quality_filter
+from nafld_utils.quality import filter
 
 
 def table():
@@ -18,7 +18,7 @@ def table():
 
 
 def test_keeps_the_best_of_each_class_and_no_copy():
-    kept = quality_filter.choose(table(), 0.5)
+    kept = filter.choose(table(), 0.5)
     assert kept.loc[kept["kept"], "label"].value_counts().to_dict() == {0: 2, 1: 2}
     assert not kept.loc[0, "kept"], "the best image is a copy"
     assert kept.loc[1, "kept"]
@@ -27,11 +27,11 @@ def test_keeps_the_best_of_each_class_and_no_copy():
 
 
 def test_keeping_everything_still_leaves_copies_out():
-    kept = quality_filter.choose(table(), 1.0)["kept"]
+    kept = filter.choose(table(), 1.0)["kept"]
     assert kept.sum() == 7
     assert not kept[0]
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.26, 0.74])
 def test_no_more_than_the_share_is_kept(keep):
-    assert quality_filter.choose(table(), keep)["kept"].mean() <= keep
+    assert filter.choose(table(), keep)["kept"].mean() <= keep

@@ -12,17 +12,21 @@ from conftest import PROJECT, make_command
 # File, the text that a step of a recipe finds there, and what stands in its place afterwards.
 METRIC = [
     (
-        "nafld_utils/quality.py",
+        "nafld_utils/networks/distances.py",
         "def kernel_distance(",
         "def spread(features):\n    return float(features.std())\n\n\n{}",
     ),
-    ("nafld_utils/feature_networks.py", '    "score": (', '    "spread": ("Spread", "Spread"),\n{}'),
-    ("nafld_utils/quality_tables.py", '        "score": incep', '        "spread": quality.spread(a),\n{}'),
-    ("nafld_utils/quality_tables.py", "from nafld_utils.quality import", "from nafld_utils import quality\n{}"),
+    ("nafld_utils/networks/feature_networks.py", '    "score": (', '    "spread": ("Spread", "Spread"),\n{}'),
+    ("nafld_utils/quality/metric_tables.py", '        "score": incep', '        "spread": quality.spread(a),\n{}'),
+    (
+        "nafld_utils/quality/metric_tables.py",
+        "from nafld_utils.networks.distances import",
+        "from nafld_utils import quality\n{}",
+    ),
 ]
 BACKBONE = [
     (
-        "nafld_utils/backbones.py",
+        "nafld_utils/networks/backbones.py",
         '    else:\n        raise ValueError(f"network {type(model)',
         '    elif hasattr(model, "final_conv"):\n'
         '        parts = {{"stem": [model.stem]}}\n'
@@ -30,7 +34,7 @@ BACKBONE = [
         "        head = model.head\n"
         '        return {{**parts, "neck": [model.final_conv], "head": [head.global_pool, head.drop, head.fc]}}\n{}',
     ),
-    ("nafld_utils/backbones.py", '"blocks.4")', '"blocks.4", "s3")'),
+    ("nafld_utils/networks/backbones.py", '"blocks.4")', '"blocks.4", "s3")'),
     ("tests/test_backbones.py", '"tf_efficientnetv2_b0"]', '"tf_efficientnetv2_b0", "regnetx_002"]'),
 ]
 PAINTER = '''"""A generator that paints one grey a label."""
@@ -46,24 +50,28 @@ def painter(run, fold, device):
     return lambda labels, seeds: np.stack([np.full((size, size), 50 + 100 * label, np.uint8) for label in labels])
 '''
 GENERATOR = [
-    ("nafld_utils/stages/samples.py", "BASELINES = {", '{}"flat": Baseline(flat.unit, flat.painter, ("arms",)), '),
-    ("nafld_utils/stages/samples.py", "from nafld_utils.stages import ", "from nafld_utils.stages import flat\n{}"),
-    ("nafld_utils/arms.py", 'BASELINES = ("gan",', '{} "flat"'),
+    ("nafld_utils/sampling/set_units.py", "BASELINES = {", '{}"flat": Baseline(flat.unit, flat.painter, ("arms",)), '),
+    ("nafld_utils/sampling/set_units.py", "from nafld_utils.stages import ", "from nafld_utils.stages import flat\n{}"),
+    ("nafld_utils/params/arms.py", 'BASELINES = ("gan",', '{} "flat"'),
     (
-        "nafld_utils/params.py",
+        "nafld_utils/params/settings.py",
         "class GanSettings(",
         'class FlatSettings(_Section):\n    """Images of one grey."""\n\n    enabled: bool\n\n\n{}',
     ),
-    ("nafld_utils/params.py", "    gan: GanSettings\n", "{}    flat: FlatSettings\n"),
+    ("nafld_utils/params/settings.py", "    gan: GanSettings\n", "{}    flat: FlatSettings\n"),
     ("params/paper.yaml", "\ngan: ", "\nflat:\n  enabled: true  # choice: a reason\n{}"),
-    ("nafld_utils/figures/__init__.py", '    "gan": ', '    "flat": "#000000",\n{}'),
-    ("nafld_utils/figures/quality.py", '    "gan": ', '    "flat": "one grey",\n{}'),
+    ("nafld_utils/views/figure_style.py", '    "gan": ', '    "flat": "#000000",\n{}'),
+    ("nafld_utils/quality/figures.py", '    "gan": ', '    "flat": "one grey",\n{}'),
     ("tests/test_layout.py", '    ["stages.gan"],', '    ["stages.gan", "stages.flat"],'),
 ]
 STAGE = [
-    ("nafld_utils/graph.py", '    "08_turing_test": (', '{}"04_sampling",),\n    "09_echo": ('),
-    ("nafld_utils/params.py", '    "08_turing_test": (', '    "09_echo": ("seed", "turing"),\n{}'),
-    ("nafld_utils/overview.py", '    "08_turing_test": (', '    "09_echo": ("nafld_utils.stages.echo.units",),\n{}'),
+    ("nafld_utils/pipeline/staleness.py", '    "08_turing_test": (', '{}"04_sampling",),\n    "09_echo": ('),
+    ("nafld_utils/params/settings.py", '    "08_turing_test": (', '    "09_echo": ("seed", "turing"),\n{}'),
+    (
+        "nafld_utils/pipeline/overview.py",
+        '    "08_turing_test": (',
+        '    "09_echo": ("nafld_utils.stages.echo.units",),\n{}',
+    ),
     ("Makefile", "07_shap 08_turing_test", "{} 09_echo"),
     (
         "Makefile",
@@ -79,7 +87,7 @@ RECIPES = {"metric": METRIC, "backbone": BACKBONE, "generator": GENERATOR, "stag
 LOOK = """
 import json, numpy as np, torch
 from nafld_utils import artifacts, backbones, feature_networks, params, quality_tables
-from nafld_utils.figures import color_of, quality as draw
+from nafld_utils.views.figure_style import color_of, quality as draw
 from nafld_utils.stages import samples
 seen = {"metric": feature_networks.FEATURES["lite0"].metrics["spread"]}
 made = quality_tables.FeatureSet.__new__(quality_tables.FeatureSet)
@@ -185,8 +193,9 @@ def test_a_ninth_stage_takes_effect(scratch):
 
 
 def test_a_stage_without_units_is_named(monkeypatch):
-    from nafld_utils import artifacts, graph, overview
+    from nafld_utils import artifacts, pipeline
+    from nafld_utils.pipeline import overview
 
-    assert tuple(overview.UNITS) == graph.STAGES
+    assert tuple(overview.UNITS) == pipeline.STAGES
     with pytest.raises(ValueError, match=r"stage 09_echo: expected an entry in UNITS of nafld_utils/overview\.py"):
         overview.units_of(artifacts.open_run("smoke"), "09_echo")

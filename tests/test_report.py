@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, figures, report
+from nafld_utils import artifacts, report, views
+from nafld_utils.report import pages
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one red pixel
@@ -406,26 +407,26 @@ RANDOM = {
 
 @pytest.mark.parametrize("settings", RANDOM)
 def test_pages_of_a_run_with_random_weights_say_what_is_untrained(settings):
-    assert "RANDOM WEIGHTS" not in report.pages.simulated(artifacts.open_run("paper"))
+    assert "RANDOM WEIGHTS" not in pages.simulated(artifacts.open_run("paper"))
     mine = artifacts.open_run("paper", settings, run="machinery")
-    said = report.pages.simulated(mine)
+    said = pages.simulated(mine)
     assert said.startswith(
         "RANDOM WEIGHTS in run machinery: untrained, for tests of the machinery, " + RANDOM[settings]
     )
     scratch = artifacts.open_run("paper", "sweep.weights=random sweep.freeze=none", run="scratch")
-    assert report.pages.simulated(scratch) == "", "classifiers that are trained whole begin so"
+    assert pages.simulated(scratch) == "", "classifiers that are trained whole begin so"
 
 
 def test_style_is_a_context_or_stays():
     import matplotlib as mpl
 
     before = mpl.rcParams["axes.grid"]
-    with figures.style({"font.size": 12}):
+    with views.style({"font.size": 12}):
         assert mpl.rcParams["axes.grid"]
         assert mpl.rcParams["font.size"] == 12
     assert mpl.rcParams["axes.grid"] == before
     sizes = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
-    with figures.style():
+    with views.style():
         assert all(mpl.rcParams[name] >= 9 for name in sizes)
 
 
@@ -435,9 +436,9 @@ def test_figures_of_simulated_patients_say_so(run, layout):
 
     figure, axes = plt.subplots(layout=layout)
     axes.set_xlabel("r")
-    mark = figures.mark_simulated(figure, run)
+    mark = views.mark_simulated(figure, run)
     figure.canvas.draw()
     assert mark.get_text() == "simulated cohort"
     assert not mark.get_window_extent().overlaps(axes.xaxis.label.get_window_extent())
-    assert figures.mark_simulated(figure, artifacts.open_run("cpu")) is None
+    assert views.mark_simulated(figure, artifacts.open_run("cpu")) is None
     plt.close(figure)

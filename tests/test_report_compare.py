@@ -11,18 +11,18 @@ import pytest
 from conftest import run_make
 from test_report import assert_self_contained, executed, open_and_look
 
-from nafld_utils import artifacts, cli, graph, report
-from nafld_utils.report import archive
+from nafld_utils import artifacts, cli, pipeline, report
+from nafld_utils.pipeline import staleness
 
 SWEEP = "06_classification_sweep"
 OVER = "patients within class (bootstrap)"
 
 
-def finished(name, overrides="", data="", content="ab12", auc=0.7, n=8, stages=graph.STAGES):
+def finished(name, overrides="", data="", content="ab12", auc=0.7, n=8, stages=pipeline.STAGES):
     """A run as make leaves it, with toy notebooks, one unit a stage and a few claims."""
     run = artifacts.open_run("smoke", overrides, run=name, data=data)
     artifacts.save_json(run.root / "settings" / "run.json", {"profile": "smoke", "overrides": run.overrides})
-    graph.write_stamps(run)
+    pipeline.write_stamps(run)
     cohort = run.unit("cohort", settings={"content": content})
     with cohort.writing(device="cpu") as folder:
         artifacts.save_table(folder / "patients.csv", pd.DataFrame({"patient_id": [1, 2, 3], "label": [0, 1, 1]}))
@@ -44,10 +44,10 @@ def finished(name, overrides="", data="", content="ab12", auc=0.7, n=8, stages=g
     keys = ("sweep.auc.image.real", "sweep.paired_t", f"toy.{name}")
     artifacts.record_claims(run, SWEEP, [{"key": key, **row, **common} for key, row in zip(keys, rows, strict=True)])
     patients = {"key": "cohort.patients", "claim": "patients", "this_run": 3, "same_protocol": "yes"}
-    artifacts.record_claims(run, graph.STAGES[0], [patients])
+    artifacts.record_claims(run, pipeline.STAGES[0], [patients])
     for stage in stages:
         # the page of a notebook is tested elsewhere; here a small one stands for it
-        before, after = (f"{graph.STAGES[max(0, graph.STAGES.index(stage) - 1)]}", "08_turing_test")
+        before, after = (f"{pipeline.STAGES[max(0, pipeline.STAGES.index(stage) - 1)]}", "08_turing_test")
         links = f'<a href="{before}.html">← {before}</a><a href="{after}.html">{after} →</a>'
         artifacts.save_text(run.reports / f"{stage}.html", f"<html>{links}</html>")
     report.write_index(run)
@@ -87,8 +87,8 @@ def test_comparison_shows_both_and_computes_what_may_be_computed(browser):
     assert "The cohort is the same, pixel by pixel" in page
     assert "stand on the same stored units" in page
     assert "they are alike" in page, "stages that both runs share stand apart"
-    assert page.count("<figure>") == 2 * len(graph.STAGES)
-    assert page.count('alt="one: Figure') == page.count('alt="two: Figure') == len(graph.STAGES)
+    assert page.count("<figure>") == 2 * len(pipeline.STAGES)
+    assert page.count('alt="one: Figure') == page.count('alt="two: Figure') == len(pipeline.STAGES)
 
 
 def test_no_difference_between_cohorts_or_measures():
@@ -106,7 +106,7 @@ def test_claims_pair_by_key_and_in_old_runs_by_sentence():
     new.assign(claim=new["claim"].replace("real images alone", "real images only")).to_csv(path, index=False)
     rows = rows_of(report.comparison_html(a, b))
     assert rows["real images alone / real images only"][3:5] == ["", "of other images, models or units"]
-    for stage in (SWEEP, graph.STAGES[0]):
+    for stage in (SWEEP, pipeline.STAGES[0]):
         path = b.root / stage / "claims.csv"
         pd.read_csv(path).drop(columns="key").to_csv(path, index=False)
     new.drop(columns="key").to_csv(b.root / SWEEP / "claims.csv", index=False)
@@ -120,13 +120,15 @@ def test_numbers_of_simulated_raters_are_not_subtracted():
         run = finished(name, f"turing.ratings={ratings}" if ratings else "")
         row = {"key": "turing.raters.kappa", "claim": "kappa", "this_run": 0.1, "same_protocol": "yes"}
         artifacts.record_claims(run, stage, [row])
-    runs = [graph.open_run("smoke", name, given)[0] for name, given in (("one", "turing.ratings=ratings"), ("two", ""))]
+    runs = [
+        staleness.open_run("smoke", name, given)[0] for name, given in (("one", "turing.ratings=ratings"), ("two", ""))
+    ]
     assert rows_of(report.comparison_html(*runs))["kappa"][3:5] == ["", "simulated raters"]
 
 
 def test_what_cannot_be_compared_ends_in_one_sentence(root, capsys):
     finished("one")
-    finished("half", stages=graph.STAGES[:6])
+    finished("half", stages=pipeline.STAGES[:6])
     for a, b, said in (
         ("one", "", r"expected two runs, found A='one' and B=''.*Runs here: half, one"),
         ("one", "one", "found 'one' twice"),
@@ -164,7 +166,7 @@ def test_archive_holds_the_pages_but_not_the_key(root):
         names = packed.namelist()
         pages = {name.removeprefix("one-report/"): packed.read(name).decode() for name in names}
     assert names == sorted(names)
-    assert set(pages) == {"index.html", *(f"{stage}.html" for stage in graph.STAGES[:7])}
+    assert set(pages) == {"index.html", *(f"{stage}.html" for stage in pipeline.STAGES[:7])}
     assert "left out here: it shows which images of the Turing test are real" in pages["index.html"]
     for page in pages.values():
         linked = re.findall(r'href="([^"#]+)"', page)
@@ -215,7 +217,7 @@ def test_an_archive_of_an_unfinished_or_stale_report_is_refused(root):
         ValueError, match=r"run 'one' is out of date at 06_classification_sweep: toy: its file toy\.json"
     ):
         report.write_archive(run)
-    assert archive.left_out(run) == ["08_turing_test"]
+    assert report.left_out(run) == ["08_turing_test"]
 
 
 def test_a_run_is_packed_after_its_cohort_was_moved_away_and_asked_for_again_with_all_that_it_was(root):

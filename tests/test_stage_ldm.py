@@ -12,8 +12,11 @@ import scipy.stats
 import torch
 from safetensors.torch import load_file
 
-from nafld_utils import artifacts, autoencoder, diffusion, diffusion_training, engine, params, timer
-from nafld_utils.stages import comparison, cost, first_stages, gan, ldm, prepare, samples
+from nafld_utils import artifacts, cohort, engine, ldm, params, preprocessing, sampling
+from nafld_utils.engine import timer
+from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser_training, denoiser_units, gan_units
+from nafld_utils.preprocessing import unit
+from nafld_utils.sampling import sampler_comparison, set_units, time_estimate
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -22,15 +25,15 @@ CPU = torch.device("cpu")
 def test_a_fold_model_does_not_take_another_folds_maps(run):
     stage = autoencoder.load_shipped()
     options = {"scheduler": "ddim", "steps": 2, "eta": 0.0, "guidance": 1.0}
-    draw = samples.sampler(run, "semantic", 0, ldm.load_denoiser(run, "semantic", 0), stage, CPU, options)
-    table, maps = samples.draw_conditions(run, "semantic", 0, 3)
+    draw = set_units.sampler(run, "semantic", 0, ldm.load_denoiser(run, "semantic", 0), stage, CPU, options)
+    table, maps = set_units.draw_conditions(run, "semantic", 0, 3)
     assert draw(table, maps).shape[0] == 3
-    foreign, maps = samples.draw_conditions(run, "semantic", 1, 12)
+    foreign, maps = set_units.draw_conditions(run, "semantic", 1, 12)
     with pytest.raises(ValueError, match="expected those of its own fold 0, found some drawn for fold 1"):
         draw(foreign, maps)
     with pytest.raises(ValueError, match=r"conditions of the semantic model: source patients .* held out in fold 0"):
         draw(foreign.assign(fold=0), maps)
-    own = prepare.open_preprocessed(run).images.query("fold != 0")["patient_id"]
+    own = preprocessing.open_preprocessed(run).images.query("fold != 0")["patient_id"]
     shared = foreign.assign(source_patient=own.iloc[0])  # with more folds most patients train several models
     with pytest.raises(ValueError, match="found some drawn for fold 1"):
         draw(shared, maps)
@@ -54,21 +57,21 @@ def copied(smoke, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["serial", "local"])
 def test_a_set_is_the_same_whatever_the_batch_size_and_the_number_of_workers(run, copied, mode):
     """The small run drew 12 at once, in one process."""
-    kept = {fold: samples.open_synthetic(run, "semantic", fold) for fold in (0, 1)}
+    kept = {fold: sampling.open_synthetic(run, "semantic", fold) for fold in (0, 1)}
     kept = {fold: (np.array(found.images), found.table) for fold, found in kept.items()}
     changes = {"sampling.batch_size": 7, "engine.mode": mode, "engine.n_workers": 2, "engine.device": "cpu"}
     again = copied("synthetic/semantic", **changes)
-    tasks = [samples.task_of(again, "semantic", fold) for fold in kept]
-    engine.map_units(samples.make_set, tasks, again.settings.engine, "sets")
+    tasks = [sampling.task_of(again, "semantic", fold) for fold in kept]
+    engine.map_units(sampling.make_set, tasks, again.settings.engine, "sets")
     for fold, (images, table) in kept.items():
-        made = samples.open_synthetic(again, "semantic", fold)
+        made = sampling.open_synthetic(again, "semantic", fold)
         assert np.array_equal(made.images, images)
         pd.testing.assert_frame_equal(made.table, table)
 
 
 def test_a_training_that_breaks_keeps_the_state_before_it_and_goes_on_from_there(run, copied, monkeypatch):
     whole = load_file(ldm.ldm_unit(run, "class", 0).file("last.safetensors"))
-    again, train = copied("ldm/class/fold0"), diffusion_training.train
+    again, train = copied("ldm/class/fold0"), ldm.train
 
     def breaking(*args):
         for state in train(*args):
@@ -76,13 +79,13 @@ def test_a_training_that_breaks_keeps_the_state_before_it_and_goes_on_from_there
             if state.step == 7:  # the last checkpoint is that of step 6
                 raise FloatingPointError("the loss is nan at step 7")
 
-    monkeypatch.setattr(diffusion_training, "train", breaking)
+    monkeypatch.setattr(denoiser_training, "train", breaking)
     with pytest.raises(FloatingPointError, match="nan at step 7"):
         ldm.train_ldm(again, "class", 0)
     unit = ldm.ldm_unit(again, "class", 0)
     assert sorted(path.stem for path in unit.work.glob("step-*"))[-1] == "step-00000007"
     begun = []
-    monkeypatch.setattr(diffusion_training, "train", lambda *args: begun.append(args[0].step) or train(*args))
+    monkeypatch.setattr(denoiser_training, "train", lambda *args: begun.append(args[0].step) or train(*args))
     ldm.train_ldm(again, "class", 0)
     assert begun == [7]
     found = load_file(unit.file("last.safetensors"))
@@ -95,9 +98,9 @@ def test_weights_of_another_run_are_where_a_training_begins(run, copied):
     changes = {"ldm.init_from": "smoke", "ldm.steps": 1, "ldm.learning_rate": 1e-12, "ldm.weight_decay": 0.0}
     following = copied("ldm/class/fold1", **changes, run="following")
     shutil.copytree(run.root / "preprocess", following.root / "preprocess")
-    prepare.build_cohort(following)
-    prepare.build_preprocessed(following)
-    first_stages.make_latents(following, "class", 0)
+    cohort.build_cohort(following)
+    preprocessing.build_preprocessed(following)
+    ldm.make_latents(following, "class", 0)
     ldm.train_ldm(following, "class", 0)
     found = load_file(ldm.ldm_unit(following, "class", 0).file("last.safetensors"))
     for name, value in origin.items():
@@ -109,19 +112,19 @@ def test_weights_of_another_run_are_where_a_training_begins(run, copied):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_networks_are_compiled_where_the_setting_says_so(run, copied, monkeypatch, compiled):
     seen = []
-    monkeypatch.setattr(diffusion, "compile_network", seen.append)
+    monkeypatch.setattr(ldm.denoiser, "compile_network", seen.append)
     again = copied("ldm/class/fold0", **{"engine.compile": compiled})
     ldm.train_ldm(again, "class", 0)
     denoiser = ldm.load_denoiser(again, "class", 0)
     options = {"scheduler": "ddim", "steps": 2, "eta": 0.0, "guidance": 1.0}
-    samples.sampler(again, "class", 0, denoiser, autoencoder.load_shipped(), CPU, options)
+    set_units.sampler(again, "class", 0, denoiser, autoencoder.load_shipped(), CPU, options)
     assert len(seen) == (2 if compiled else 0), "one that is trained, one that is drawn from"
-    assert all(isinstance(network, diffusion.ClassDenoiser) for network in seen)
+    assert all(isinstance(network, ldm.denoiser.ClassDenoiser) for network in seen)
 
 
 def test_conditions_are_drawn_uniformly_over_training_frames_and_hand_on_patient_and_label(run):
-    table, _ = samples.draw_conditions(run, "semantic", 0, 1200)
-    images = prepare.open_preprocessed(run).images
+    table, _ = set_units.draw_conditions(run, "semantic", 0, 1200)
+    images = preprocessing.open_preprocessed(run).images
     training = images[images["fold"] != 0]
     counts = table["source_image"].value_counts().reindex(training["image_id"], fill_value=0)
     assert counts.sum() == 1200, "no image that is held out"
@@ -129,56 +132,58 @@ def test_conditions_are_drawn_uniformly_over_training_frames_and_hand_on_patient
     source = images.set_index("image_id").loc[table["source_image"]]
     assert table["source_patient"].tolist() == source["patient_id"].tolist()
     assert table["label"].tolist() == source["label"].tolist()
-    half, labels = samples.draw_conditions(run, "class", 0, 9)
+    half, labels = set_units.draw_conditions(run, "class", 0, 9)
     assert half["label"].tolist() == labels.tolist() == [0, 1] * 4 + [0]
     assert set(half["source_patient"]) == {-1}
 
 
 def test_the_class_mix_of_a_set_is_stored_with_it_and_shown(run):
-    shown = samples.class_mix(run).set_index(["model", "fold"])
+    shown = sampling.class_mix(run).set_index(["model", "fold"])
     assert set(shown.index.get_level_values("model")) == {"semantic", "class", "gan"}
     for (name, fold), row in shown.iterrows():
-        made = samples.open_synthetic(**samples.task_of(run, name, fold))
+        made = sampling.open_synthetic(**sampling.task_of(run, name, fold))
         assert artifacts.read_manifest(made.unit.path)["class_mix"] == row.to_dict()
         assert list(row) == [int((made.table["label"] == label).sum()) for label in (0, 1)]
     assert (shown.loc["class"] == 12).all(axis=None), "half and half"
 
 
 def test_latents_and_denoisers_of_another_autoencoder_are_refused(run, monkeypatch):
-    other = autoencoder.untrained("tiny", 8, 128, 1.0)
+    other = ldm.untrained("tiny", 8, 128, 1.0)
     with pytest.raises(ValueError, match="expected latents of the autoencoder in force, found those of another one"):
-        first_stages.latent_pools(run, "class", 0, other)
-    monkeypatch.setattr(first_stages, "first_stage", lambda *_: other)
+        autoencoder_units.latent_pools(run, "class", 0, other)
+    monkeypatch.setattr(autoencoder_units, "first_stage", lambda *_: other)
     with pytest.raises(ValueError, match="expected a denoiser of the autoencoder in force, found one of another"):
         ldm.load_denoiser(run, "class", 0)
 
 
 def test_a_model_starts_from_another_runs_weights_unless_they_saw_held_out_images(run, monkeypatch):
     following = artifacts.open_run("smoke", {"run": "following", "ldm.init_from": "smoke"})
-    mine = prepare.open_preprocessed(run)
-    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: mine)
-    origin = ldm._origin(following, "class", 0, "none")
+    mine = preprocessing.open_preprocessed(run)
+    monkeypatch.setattr(unit, "open_preprocessed", lambda _: mine)
+    origin = denoiser_units._origin(following, "class", 0, "none")
     assert origin == ldm.ldm_unit(run, "class", 0).file("averaged.safetensors")
     assert ldm.ldm_unit(following, "class", 0).hash != ldm.ldm_unit(run, "class", 0).hash
     shifted = dataclasses.replace(mine, images=mine.images.assign(fold=(mine.images["fold"] + 1) % 2))
-    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: shifted)
+    monkeypatch.setattr(unit, "open_preprocessed", lambda _: shifted)
     with pytest.raises(ValueError, match=r"ldm\.init_from is smoke: \d+ images that are held out in fold 0 trained"):
-        ldm._origin(following, "class", 0, "none")
+        denoiser_units._origin(following, "class", 0, "none")
     with pytest.raises(ValueError, match=r"ldm\.init_from is nobody: expected"):
-        ldm._origin(artifacts.open_run("smoke", {"ldm.init_from": "nobody"}), "class", 0, "none")
+        denoiser_units._origin(artifacts.open_run("smoke", {"ldm.init_from": "nobody"}), "class", 0, "none")
 
 
 def test_the_balanced_models_are_units_of_their_own_and_draw_from_both_classes_alike(run):
     both = artifacts.open_run("smoke", {"ldm.balance": ["none", "oversample"]})
-    assert [unit.hash for unit in ldm.units(run)] == [unit.hash for unit in ldm.units(both)][: len(ldm.units(run))]
-    assert len(ldm.balanced_tasks(both)) == len(ldm.tasks(both)) == 4
+    assert [unit.hash for unit in denoiser_units.units(run)] == [unit.hash for unit in denoiser_units.units(both)][
+        : len(denoiser_units.units(run))
+    ]
+    assert len(ldm.balanced_tasks(both)) == len(autoencoder_units.tasks(both)) == 4
     assert ldm.ldm_unit(both, "class", 1, "oversample").path.parts[-2:] == ("class_balanced", "fold1")
-    plain, _ = samples.draw_conditions(both, "semantic", 0, 200)
-    balanced, _ = samples.draw_conditions(both, "semantic", 0, 200, "oversample")
-    share = prepare.open_preprocessed(run).images.query("fold != 0")["label"].mean()
+    plain, _ = set_units.draw_conditions(both, "semantic", 0, 200)
+    balanced, _ = set_units.draw_conditions(both, "semantic", 0, 200, "oversample")
+    share = preprocessing.open_preprocessed(run).images.query("fold != 0")["label"].mean()
     assert plain["label"].mean() == pytest.approx(share, abs=0.12)
     assert balanced["label"].mean() == pytest.approx(0.5, abs=0.12)
-    pool, _ = first_stages.latent_pools(both, "class", 0, autoencoder.load_shipped(), "oversample")
+    pool, _ = autoencoder_units.latent_pools(both, "class", 0, autoencoder.load_shipped(), "oversample")
     labels = pool.batch(400, torch.Generator().manual_seed(0))[1]
     assert labels.double().mean() == pytest.approx(0.5, abs=0.1)
 
@@ -186,25 +191,25 @@ def test_the_balanced_models_are_units_of_their_own_and_draw_from_both_classes_a
 def test_a_balanced_model_is_trained_on_balanced_batches_and_draws_its_own_set(run, copied, monkeypatch):
     changes = {"ldm.balance": ["none", "oversample"], "sampling.n_images": 6, "engine.mode": "serial"}
     both = copied(**changes, **{"engine.device": "cpu"})
-    chosen, train = [], diffusion_training.train
+    chosen, train = [], ldm.train
 
     def watched(training, pool, *rest):
         chosen.append(pool)
         return train(training, pool, *rest)
 
-    monkeypatch.setattr(diffusion_training, "train", watched)
+    monkeypatch.setattr(denoiser_training, "train", watched)
     ldm.train_ldm(both, "class", 0, "oversample")
     (pool,) = chosen
     labels = pool.batch(400, torch.Generator().manual_seed(0))[1]
-    plain = prepare.open_preprocessed(both).images.query("fold != 0")["label"].mean()
+    plain = preprocessing.open_preprocessed(both).images.query("fold != 0")["label"].mean()
     assert labels.double().mean() == pytest.approx(0.5, abs=0.1)
     assert abs(plain - 0.5) > 0.1, "without balance it would be another share"
     opened, load = [], ldm.load_denoiser
-    monkeypatch.setattr(ldm, "load_denoiser", lambda *args: opened.append(args[1:]) or load(*args))
-    samples.make_set(both, "class", 0, balance="oversample")
+    monkeypatch.setattr(denoiser_units, "load_denoiser", lambda *args: opened.append(args[1:]) or load(*args))
+    sampling.make_set(both, "class", 0, balance="oversample")
     assert opened == [("class", 0, "oversample")]
-    made = samples.open_synthetic(both, "class", 0, balance="oversample")
-    assert made.unit.path != samples.synthetic_unit(both, "class", 0).path
+    made = sampling.open_synthetic(both, "class", 0, balance="oversample")
+    assert made.unit.path != sampling.synthetic_unit(both, "class", 0).path
     assert len(made.images) == 6
 
 
@@ -218,8 +223,8 @@ def test_samples_are_drawn_from_averaged_weights(run):
 
 def test_a_set_that_was_broken_off_goes_on_with_the_shards_that_it_has(run, copied, monkeypatch):
     """The small run draws 24 images, 12 at once."""
-    kept = np.array(samples.open_synthetic(run, "class", 0).images)
-    again, painted, painter = copied("synthetic/class"), [], samples._painter
+    kept = np.array(sampling.open_synthetic(run, "class", 0).images)
+    again, painted, painter = copied("synthetic/class"), [], set_units._painter
 
     def breaking(*args):
         paint = painter(*args)
@@ -233,20 +238,20 @@ def test_a_set_that_was_broken_off_goes_on_with_the_shards_that_it_has(run, copi
 
         return one
 
-    monkeypatch.setattr(samples, "_painter", breaking)
+    monkeypatch.setattr(set_units, "_painter", breaking)
     with pytest.raises(KeyboardInterrupt):
-        samples.make_set(again, "class", 0)
-    samples.make_set(again, "class", 0)
+        sampling.make_set(again, "class", 0)
+    sampling.make_set(again, "class", 0)
     assert painted == [list(range(12)), "broken off", list(range(12, 24))]
-    assert np.array_equal(samples.open_synthetic(again, "class", 0).images, kept)
+    assert np.array_equal(sampling.open_synthetic(again, "class", 0).images, kept)
 
 
 def test_a_small_set_begins_a_large_one_and_lies_beside_it(run):
     large = artifacts.open_run("smoke", {"sampling.n_images": 4400})
-    assert samples.synthetic_unit(large, "class", 0).path.name == "n04400"
-    assert samples.synthetic_unit(run, "class", 0).path.name == "n00024"
-    few, maps = samples.draw_conditions(run, "semantic", 1, 5)
-    many, more = samples.draw_conditions(run, "semantic", 1, 9)
+    assert sampling.synthetic_unit(large, "class", 0).path.name == "n04400"
+    assert sampling.synthetic_unit(run, "class", 0).path.name == "n00024"
+    few, maps = set_units.draw_conditions(run, "semantic", 1, 5)
+    many, more = set_units.draw_conditions(run, "semantic", 1, 9)
     pd.testing.assert_frame_equal(few, many.iloc[:5])
     assert np.array_equal(maps, more[:5])
 
@@ -254,14 +259,14 @@ def test_a_small_set_begins_a_large_one_and_lies_beside_it(run):
 def test_crops_drawn_on_the_fly_depend_on_the_generator_alone_and_on_training_images_only(run):
     fresh = artifacts.open_run("smoke", {"ldm.latents": "on_the_fly"})
     for conditioning in ("semantic", "class"):
-        pool, _ = first_stages.latent_pools(fresh, conditioning, 0, autoencoder.load_shipped())
+        pool, _ = autoencoder_units.latent_pools(fresh, conditioning, 0, autoencoder.load_shipped())
         (a, maps), (b, _) = (pool.batch(3, torch.Generator().manual_seed(4)) for _ in range(2))
         assert torch.equal(a, b)
         assert a.shape == (3, 4, 8, 8)
         assert maps.shape == ((3, 64, 64) if conditioning == "semantic" else (3,))
-        images = prepare.open_preprocessed(run).images
+        images = preprocessing.open_preprocessed(run).images
         assert (images.iloc[pool.rows]["fold"] != 0).all()
-    stored, _ = first_stages.latent_pools(run, "class", 0, autoencoder.load_shipped())
+    stored, _ = autoencoder_units.latent_pools(run, "class", 0, autoencoder.load_shipped())
     assert not torch.isin(a[0], stored.moments).all(), "a new crop, not a stored one"
 
 
@@ -269,15 +274,15 @@ def test_crops_drawn_on_the_fly_depend_on_the_generator_alone_and_on_training_im
 def test_every_kind_of_set_is_drawn_where_latents_are_drawn_on_the_fly(run, conditioning, monkeypatch):
     changes = {"run": f"fresh-{conditioning}", "ldm.latents": "on_the_fly", "ldm.steps": 1, "ldm.preview_every": 0}
     fresh = artifacts.open_run("smoke", {**changes, "sampling.n_images": 2, "sampling.n_null": 2})
-    stored = prepare.open_preprocessed(run)
-    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
-    first_stages.make_latents(fresh, conditioning, 0)
+    stored = preprocessing.open_preprocessed(run)
+    monkeypatch.setattr(unit, "open_preprocessed", lambda _: stored)
+    ldm.make_latents(fresh, conditioning, 0)
     ldm.train_ldm(fresh, conditioning, 0)
-    for kind in samples.KINDS:
-        samples.make_set(fresh, conditioning, 0, kind)
-        made = samples.open_synthetic(fresh, conditioning, 0, kind).images
+    for kind in set_units.KINDS:
+        sampling.make_set(fresh, conditioning, 0, kind)
+        made = sampling.open_synthetic(fresh, conditioning, 0, kind).images
         assert len(made) == (2 if kind in ("synthetic", "synthetic_null") else 12)
-    pooled = samples.open_synthetic(run, conditioning, 0, "synthetic_gaussian").images
+    pooled = sampling.open_synthetic(run, conditioning, 0, "synthetic_gaussian").images
     assert np.array_equal(made, pooled), "Gaussian latents have the moments of the stored crops, whatever trains"
 
 
@@ -289,31 +294,31 @@ def test_previews_and_scalars_are_kept(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = EventAccumulator(str(run.root / "tensorboard" / "class" / "fold0")).Reload()
-    curve = ldm.curves(run).query("model == 'class' and fold == 0")
+    curve = denoiser_units.curves(run).query("model == 'class' and fold == 0")
     assert [event.step for event in log.Scalars("loss")] == curve["step"].tolist()
     assert [event.value for event in log.Scalars("validation")] == pytest.approx(curve["validation"].tolist())
 
 
 def test_one_fold_alone_has_claims_without_an_interval(run):
     one = artifacts.open_run("smoke", {"ldm.folds": [0]})
-    table = pd.DataFrame(ldm.claims(one))
+    table = pd.DataFrame(denoiser_units.claims(one))
     assert (table["n"] == 1).all()
     assert table["this_run"].notna().all()
     assert table[["low", "high"]].isna().all().all()
-    assert pd.DataFrame(ldm.claims(run)).query("over == 'folds'")[["low", "high"]].notna().all().all()
+    assert pd.DataFrame(denoiser_units.claims(run)).query("over == 'folds'")[["low", "high"]].notna().all().all()
 
 
 def test_steps_stand_beside_the_papers_only_where_they_are_trained_as_there(run, monkeypatch):
     """As `PROFILE=paper SET="ldm.steps=2"`: the tables are those of the small run, the settings the paper's."""
-    tables = {name: getattr(ldm, name)(run) for name in ("network_table", "curves")}
-    table, lost = (getattr(first_stages, f"reconstruction_{name}")(run, "class") for name in ("table", "distance"))
-    monkeypatch.setattr(first_stages, "reconstruction_table", lambda *_: table)
-    monkeypatch.setattr(first_stages, "reconstruction_distance", lambda *_: lost)
+    tables = {name: getattr(denoiser_units, name)(run) for name in ("network_table", "curves")}
+    table, lost = (getattr(autoencoder_units, f"reconstruction_{name}")(run, "class") for name in ("table", "distance"))
+    monkeypatch.setattr(autoencoder_units, "reconstruction_table", lambda *_: table)
+    monkeypatch.setattr(autoencoder_units, "reconstruction_distance", lambda *_: lost)
     for name, found in tables.items():
-        monkeypatch.setattr(ldm, name, lambda _, found=found: found)
+        monkeypatch.setattr(denoiser_units, name, lambda _, found=found: found)
     found = {}
     for overrides in ([], ["ldm.steps=2"], ["sampling.steps=2"]):
-        claims = ldm.claims(artifacts.open_run("paper", overrides))
+        claims = denoiser_units.claims(artifacts.open_run("paper", overrides))
         found[tuple(overrides)] = next(
             c["same_protocol"] for c in claims if c["claim"].startswith("training steps, sem")
         )
@@ -321,30 +326,30 @@ def test_steps_stand_beside_the_papers_only_where_they_are_trained_as_there(run,
 
 
 def test_the_estimate_counts_what_is_left(run):
-    table = cost.estimate(run)
+    table = sampling.estimate(run)
     assert (table["minutes_left"] == 0).all(), "all is done"
     assert (table["minutes_in_all"] > 0).all()
     more = artifacts.open_run("smoke", {"ldm.steps": 1000, "sampling.n_images": 500, "engine.n_workers": 1})
-    table = cost.estimate(more)
+    table = sampling.estimate(more)
     kept = table["units"] == table["done"]
     untouched = [["latents", "semantic and class"], ["training", "gan"]]
     assert table.loc[kept, ["work", "model"]].to_numpy().tolist() == untouched, "they read neither setting"
     assert (table.loc[~kept, "minutes_left"] > 0).all()
     assert table["minutes_left"].iloc[-1] == pytest.approx(table["minutes_left"].iloc[:-1].sum())
-    shown = cost.networks(run).set_index("model")
+    shown = sampling.networks(run).set_index("model")
     assert shown.loc["class", "parameters"] == 1_055_044
 
 
 def test_the_estimate_has_every_unit_of_stages_03_and_04_that_a_network_makes(run):
     for overrides in ({}, {"ldm.balance": ["none", "oversample"]}, {"gan.enabled": False, "sampling.n_compared": 0}):
         mine = artifacts.open_run("smoke", overrides)
-        denoisers = [ldm.ldm_unit(**task) for task in [*ldm.tasks(mine), *ldm.balanced_tasks(mine)]]
-        units = [*denoisers, *first_stages.units(mine), *gan.units(mine), *samples.units(mine)]
-        units += comparison.units(mine)
-        table = cost.estimate(mine)
+        denoisers = [ldm.ldm_unit(**task) for task in [*autoencoder_units.tasks(mine), *ldm.balanced_tasks(mine)]]
+        units = [*denoisers, *autoencoder_units.units(mine), *gan_units.units(mine), *set_units.units(mine)]
+        units += sampler_comparison.units(mine)
+        table = sampling.estimate(mine)
         assert table["units"].iloc[-1] == table["units"].iloc[:-1].sum() == len(units)
         assert table["done"].iloc[-1] == sum(unit.done() for unit in units)
-    works = cost.estimate(run).groupby("work", sort=False)["units"].sum().to_dict()
+    works = sampling.estimate(run).groupby("work", sort=False)["units"].sum().to_dict()
     counts = {"latents": 1, "training": 6, "sampling": 6, "reference sets": 12, "comparison of samplers": 2, "all": 27}
     assert works == counts
 
@@ -352,7 +357,7 @@ def test_the_estimate_has_every_unit_of_stages_03_and_04_that_a_network_makes(ru
 def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(run, monkeypatch):
     """Where a step, an encoder's pass and a decoder's pass take a second each."""
     clock = iter(range(10**6))
-    monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(time_estimate, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     monkeypatch.setattr(timer, "timed", lambda call, *_, **__: [call()] and 1.0)
 
     def train(run, model, kind, images, planned, fold, device, report):
@@ -360,23 +365,23 @@ def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(
         for step in range(steps):
             report(step, 0.0)
 
-    monkeypatch.setattr(first_stages, "train_phases", train)
+    monkeypatch.setattr(autoencoder_units, "train_phases", train)
     chosen = {"source": "train", "kind": "tiny", "train_steps": 60}
     mine = artifacts.open_run("smoke", {"autoencoder.class": chosen, "sampling.n_compared": 0})
-    table = cost.estimate(mine).set_index(["work", "model"])["minutes_a_unit"]
+    table = sampling.estimate(mine).set_index(["work", "model"])["minutes_a_unit"]
     assert table["autoencoder", "class"] == pytest.approx(1.0)
-    images = prepare.open_preprocessed(run).images
+    images = preprocessing.open_preprocessed(run).images
     held_out = (images["fold"] == 0).sum()
     passes = 2 * len(images) + held_out + held_out  # two stored crops an image; held-out images there and back
-    assert table["latents", "class"] == pytest.approx(passes / autoencoder.CPU_GROUP / 60)
+    assert table["latents", "class"] == pytest.approx(passes / ldm.CPU_GROUP / 60)
     assert ("autoencoder", "semantic") not in table, "the shipped one is ready"
 
 
 def test_a_gan_without_steps_is_estimated_with_the_seconds_of_the_class_model(run):
     mine = artifacts.open_run("smoke", {"gan.steps": None, "ldm.steps": 1000})
-    table = cost.estimate(mine).set_index(["work", "model"])["minutes_a_unit"]
+    table = sampling.estimate(mine).set_index(["work", "model"])["minutes_a_unit"]
     assert table["training", "gan"] == pytest.approx(table["training", "class"])
-    kept = cost.estimate(artifacts.open_run("smoke", {"gan.steps": None})).set_index(["work", "model"])
+    kept = sampling.estimate(artifacts.open_run("smoke", {"gan.steps": None})).set_index(["work", "model"])
     seconds = [ldm.ldm_unit(run, "class", fold).seconds() for fold in (0, 1)]
     assert kept.loc[("training", "gan"), "minutes_a_unit"] == pytest.approx(np.mean(seconds) / 60)
 
@@ -386,7 +391,7 @@ def test_passes_are_counted_from_the_settings_alone():
     changes = {"ldm.steps": 10, "ldm.batch_size": 4, "ldm.log_every": 4, "ldm.preview_every": 6}
     changes |= {"sampling.n_images": 3, "sampling.n_null": 2, "sampling.steps": 5, "sampling.guidance": 1.2}
     changes |= {"sampling.n_compared": 2, "sampling.compared_guidance": [1.0, 1.2], "sampling.compared_steps": [20]}
-    found = cost.passes(artifacts.open_run("paper", {**changes, "quality.n_reference": 7}))
+    found = time_estimate.passes(artifacts.open_run("paper", {**changes, "quality.n_reference": 7}))
     assert found == {
         "training": 3 * 4 * 10,
         "looks": 3 * 32 + 2 * 4 * 10 * 2,
@@ -399,8 +404,8 @@ def test_passes_are_counted_from_the_settings_alone():
 
 
 def test_the_comparison_holds_every_setting_once_and_another_set_of_seeds(run):
-    table = comparison.build(run)
-    wanted = comparison.variants(run)
+    table = sampler_comparison.build(run)
+    wanted = sampler_comparison.variants(run)
     assert len(table) == 2 * (len(wanted) + 1)
     assert (table["seeds"] == "other").sum() == 2
     assert np.isfinite(table[["frechet", "condition", "seconds"]]).all().all()
@@ -410,8 +415,8 @@ def test_the_comparison_holds_every_setting_once_and_another_set_of_seeds(run):
 def test_guidance_is_compared_at_the_runs_own_sampler_and_steps_alone(sampler):
     """Also where the run's sampler is the one whose steps are compared."""
     mine = artifacts.open_run("smoke", {"sampling.compared_guidance": [1.0, 1.2, 3.0], **sampler})
-    variants = pd.DataFrame(comparison.variants(mine))
-    found = comparison.at_own_sampler(pd.concat([variants, variants[:1]]))
+    variants = pd.DataFrame(sampler_comparison.variants(mine))
+    found = sampling.at_own_sampler(pd.concat([variants, variants[:1]]))
     assert found["guidance"].tolist() == [1.2, 1.0, 3.0, 1.2]
     assert set(found["steps"]) == {mine.settings.sampling.steps}
 
@@ -421,26 +426,26 @@ def test_first_stages_of_the_published_shapes_pass_through_the_stage(run, source
     changed = {"autoencoder.semantic": {"source": source, "kind": "vq", "factor": 4, "base_channels": 32}}
     changed["autoencoder.semantic"]["train_steps"] = 2
     mine = artifacts.open_run("smoke", {**changed, "run": "published"})
-    stored = prepare.open_preprocessed(run)
-    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
+    stored = preprocessing.open_preprocessed(run)
+    monkeypatch.setattr(unit, "open_preprocessed", lambda _: stored)
     if source == "train":
-        assert [task["conditioning"] for task in first_stages.autoencoder_tasks(mine)] == ["semantic", "semantic"]
-        first_stages.train_autoencoder(mine, "semantic", 1)
-        trained = load_file(first_stages.autoencoder_unit(mine, "semantic", 1).file("autoencoder.safetensors"))
+        assert [task["conditioning"] for task in ldm.autoencoder_tasks(mine)] == ["semantic", "semantic"]
+        ldm.train_autoencoder(mine, "semantic", 1)
+        trained = load_file(ldm.autoencoder_unit(mine, "semantic", 1).file("autoencoder.safetensors"))
         held_out = (stored.images["fold"] == 1).to_numpy()
         for rows, same in ((held_out, True), (~held_out, False)):
             pool = np.where(rows[:, None, None, None], 255 - np.asarray(stored.pool), stored.pool)
-            monkeypatch.setattr(prepare, "open_preprocessed", lambda _, p=pool: dataclasses.replace(stored, pool=p))
+            monkeypatch.setattr(unit, "open_preprocessed", lambda _, p=pool: dataclasses.replace(stored, pool=p))
             other = artifacts.open_run("smoke", {**changed, "run": f"published-{same}"})
-            first_stages.train_autoencoder(other, "semantic", 1)
-            found = load_file(first_stages.autoencoder_unit(other, "semantic", 1).file("autoencoder.safetensors"))
+            ldm.train_autoencoder(other, "semantic", 1)
+            found = load_file(ldm.autoencoder_unit(other, "semantic", 1).file("autoencoder.safetensors"))
             assert all(torch.equal(value, found[name]) for name, value in trained.items()) is same, "held out, training"
-        monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
-    first_stages.make_latents(mine, "semantic", 1)
-    stage = first_stages.first_stage(mine, "semantic", 1)
-    pool, held_out = first_stages.latent_pools(mine, "semantic", 1, stage)
+        monkeypatch.setattr(unit, "open_preprocessed", lambda _: stored)
+    ldm.make_latents(mine, "semantic", 1)
+    stage = ldm.first_stage(mine, "semantic", 1)
+    pool, held_out = autoencoder_units.latent_pools(mine, "semantic", 1, stage)
     assert pool.moments.shape[2:] == held_out.moments.shape[2:] == (3, 16, 16)
-    rows, copies = first_stages.reconstructions(mine, "semantic", 1)
+    rows, copies = ldm.reconstructions(mine, "semantic", 1)
     assert len(rows) == len(copies) == (stored.images["fold"] == 1).sum()
 
 
@@ -451,44 +456,44 @@ def test_a_first_stage_from_the_hub_says_the_commit_it_was(run, tmp_path, monkey
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = tmp_path / "models--someone--vae"
-    published = autoencoder.untrained("kl", 8, 32, 0.18215).model
+    published = ldm.untrained("kl", 8, 32, 0.18215).model
     published.save_pretrained(folder / "snapshots" / commit / "vae", safe_serialization=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     chosen = {"source": "hub", "kind": "kl", "hub_id": "someone/vae", "subfolder": "vae", "revision": None}
     mine = artifacts.open_run("smoke", {"run": "hub", "ldm.conditionings": ["class"], "autoencoder.class": chosen})
-    stored = prepare.open_preprocessed(run)
-    monkeypatch.setattr(prepare, "open_preprocessed", lambda _: stored)
-    first_stages.make_latents(mine, "class", 0)
-    (row,) = first_stages.origins(mine).to_dict("records")
+    stored = preprocessing.open_preprocessed(run)
+    monkeypatch.setattr(unit, "open_preprocessed", lambda _: stored)
+    ldm.make_latents(mine, "class", 0)
+    (row,) = ldm.origins(mine).to_dict("records")
     assert (row["models"], row["source"], row["origin"], row["commit"]) == ("class", "hub", "someone/vae/vae", commit)
     assert autoencoder.hub_commit("someone/other") is None
     newer = commit[::-1]
-    later = autoencoder.untrained("kl", 8, 32, 0.18215, seed=5).model
+    later = ldm.untrained("kl", 8, 32, 0.18215, seed=5).model
     later.save_pretrained(folder / "snapshots" / newer / "vae", safe_serialization=True)
     (folder / "refs" / "main").write_text(newer)
     for revision, wanted in ((commit, published), (None, later)):
         options = {"ldm.conditionings": ["class"], "autoencoder.class": {**chosen, "revision": revision}}
-        found = first_stages.first_stage(artifacts.open_run("smoke", options), "class", 0).model.state_dict()
+        found = ldm.first_stage(artifacts.open_run("smoke", options), "class", 0).model.state_dict()
         assert all(torch.equal(value, found[name]) for name, value in wanted.state_dict().items()), "pinned, newest"
 
 
 def test_models_that_share_an_autoencoder_show_it_once(run):
-    assert first_stages.shared(run) == {"semantic": ["semantic", "class"]}
-    (row,) = first_stages.origins(run).to_dict("records")
+    assert ldm.shared(run) == {"semantic": ["semantic", "class"]}
+    (row,) = ldm.origins(run).to_dict("records")
     assert (row["models"], row["source"], row["commit"]) == ("semantic and class", "shipped", "")
-    (line,) = first_stages.reading(run)
+    (line,) = ldm.reading(run)
     assert line.startswith("The small autoencoder of the semantic and class models (shipped) keeps structure")
     paper = artifacts.open_run("paper")
-    assert first_stages.shared(paper) == {"semantic": ["semantic"], "class": ["class"]}
-    assert [line[: line.index("(")] for line in first_stages.reading(paper)] == [
+    assert ldm.shared(paper) == {"semantic": ["semantic"], "class": ["class"]}
+    assert [line[: line.index("(")] for line in ldm.reading(paper)] == [
         "The VQ autoencoder of the semantic model ",
         "The KL autoencoder of the class model ",
     ]
-    assert not any("small" in line or "speckle" in line for line in first_stages.reading(paper))
+    assert not any("small" in line or "speckle" in line for line in ldm.reading(paper))
     alone = artifacts.open_run("smoke", {"ldm.conditionings": ["class"], "quality.filter_of": "class"})
-    assert first_stages.shared(alone) == {"class": ["class"]}
+    assert ldm.shared(alone) == {"class": ["class"]}
 
 
 def test_settings_that_contradict_each_other_are_named():

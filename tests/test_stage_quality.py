@@ -4,8 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import feature_networks, params, phantom, preprocess, quality, quality_tables
-from nafld_utils.quality_tables import FeatureSet
+from nafld_utils import networks, params
+from nafld_utils.cohort import simulate
+from nafld_utils.images import extract_crop, resize_box, whole_box
+from nafld_utils.quality import metric_tables
+from nafld_utils.quality.metric_tables import FeatureSet
 
 # ---------------------------------------------------------------- metrics on images
 
@@ -14,18 +17,18 @@ from nafld_utils.quality_tables import FeatureSet
 def images():
     """Crops of simulated patients at 64 px with labels and patients."""
     settings = params.load("demo").preprocess
-    cohort = phantom.simulate(20, 91, n_frames=2)
-    crops = [preprocess.extract_crop(f, settings.threshold, settings.closing_radius, 320) for f in cohort.pixels]
-    pixels = np.stack([preprocess.resize_box(crop, preprocess.whole_box(crop), 64) for crop in crops])
+    cohort = simulate(20, 91, n_frames=2)
+    crops = [extract_crop(f, settings.threshold, settings.closing_radius, 320) for f in cohort.pixels]
+    pixels = np.stack([resize_box(crop, whole_box(crop), 64) for crop in crops])
     return pixels, cohort.images["label"].to_numpy(), cohort.images["patient_id"].to_numpy()
 
 
 def measured(images, labels, patients, made, made_labels=None, made_patients=None):
-    features, logits = feature_networks.extract(images, "lite0", batch_size=16)
-    found, found_logits = feature_networks.extract(made, "lite0", batch_size=16)
+    features, logits = networks.extract(images, "lite0", batch_size=16)
+    found, found_logits = networks.extract(made, "lite0", batch_size=16)
     reference = FeatureSet("real", "reference", features, logits, labels, patients=patients)
     item = FeatureSet("made", "model", found, found_logits, made_labels, patients=made_patients)
-    table = quality_tables.measure(reference, [item], "lite0", np.random.default_rng(0), 20, 10)
+    table = metric_tables.measure(reference, [item], "lite0", np.random.default_rng(0), 20, 10)
     return table[table["sample"] == "equal"].set_index(["class", "metric"])["value"]
 
 
@@ -64,7 +67,7 @@ def test_every_metric_moves_where_it_should(images):
 )
 def test_bad_images_are_named(images, message):
     with pytest.raises(ValueError, match=f"synthetic of fold 2: expected grey images .*{message}"):
-        feature_networks.extract(images, "lite0", name="synthetic of fold 2")
+        networks.extract(images, "lite0", name="synthetic of fold 2")
 
 
 def test_an_empty_class_and_too_few_images_are_said_not_guessed():
@@ -72,14 +75,14 @@ def test_an_empty_class_and_too_few_images_are_said_not_guessed():
     one = FeatureSet("real", "reference", rng.normal(size=(6, 4)), rng.normal(size=(6, 5)), np.ones(6, int))
     made = FeatureSet("made", "model", rng.normal(size=(6, 4)), rng.normal(size=(6, 5)), np.ones(6, int))
     one = FeatureSet(one.name, one.role, one.features, one.logits, one.labels, patients=np.arange(6))
-    table = quality_tables.measure(one, [made], "lite0", rng, 2, 2)
+    table = metric_tables.measure(one, [made], "lite0", rng, 2, 2)
     empty = table[(table["class"] == "healthy") & (table["model"] == "made")]
     assert empty["value"].isna().all()
     assert (empty["n_images"] == 0).all()
-    notes = quality_tables.fold_intervals(table.assign(fold=0)).set_index(["model", "class", "metric"])["note"]
+    notes = metric_tables.fold_intervals(table.assign(fold=0)).set_index(["model", "class", "metric"])["note"]
     assert notes["made", "healthy", "frechet"].iloc[0] == "fold 0: fewer than two images"
     with pytest.raises(ValueError, match="made: expected features"):
-        quality.frechet_distance(rng.normal(size=(1, 4)), rng.normal(size=(3, 4)), ("made", "real"))
+        networks.frechet_distance(rng.normal(size=(1, 4)), rng.normal(size=(3, 4)), ("made", "real"))
 
 
 def test_frechet_distance_is_torchmetrics_and_torch_fidelitys():
@@ -89,7 +92,7 @@ def test_frechet_distance_is_torchmetrics_and_torch_fidelitys():
 
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(90, 24)), rng.normal(0.3, 1.4, size=(70, 24))
-    ours = quality.frechet_distance(a, b)
+    ours = networks.frechet_distance(a, b)
     stats = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
     theirs = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
     moments = [v for x in (a, b) for v in (torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x, rowvar=False)))]
@@ -101,11 +104,11 @@ def test_frechet_distance_is_torchmetrics_and_torch_fidelitys():
 
 
 def test_every_synthetic_image_is_kept_or_withheld_with_a_reason(run):
-    from nafld_utils.stages import copies, samples
+    from nafld_utils import quality, sampling
 
-    table = copies.release_unit(run).load_table("synthetic_release.csv")
+    table = quality.release_unit(run).load_table("synthetic_release.csv")
     expected = run.settings.sampling.n_images * run.settings.folds.n_splits
-    assert table.groupby("generator").size().to_dict() == dict.fromkeys(samples.generators(run), expected)
+    assert table.groupby("generator").size().to_dict() == dict.fromkeys(sampling.generators(run), expected)
     assert table["synthetic_id"].is_unique
     assert set(table["release"]) <= {"kept", "withheld"}
     assert table["why"].str.len().gt(10).all()
@@ -113,60 +116,63 @@ def test_every_synthetic_image_is_kept_or_withheld_with_a_reason(run):
 
 
 def test_nearest_frames_are_training_frames_of_the_fold(run):
-    from nafld_utils.stages import copies, prepare
+    from nafld_utils import preprocessing
+    from nafld_utils.quality import copies, copy_units
 
-    images = prepare.open_preprocessed(run).images.set_index("image_id")
-    for fold, part in copies.audits(run).groupby("fold"):
+    images = preprocessing.open_preprocessed(run).images.set_index("image_id")
+    for fold, part in copy_units.audits(run).groupby("fold"):
         for name in copies.MEASURES:
             assert (images.loc[part[f"{name}_image"], "fold"] != fold).all(), name
             assert (images.loc[part[f"{name}_image"], "patient_id"].to_numpy() == part[f"{name}_patient"]).all(), name
 
 
 def test_planted_copies_are_found_in_the_small_run_too(run):
-    from nafld_utils.stages import copies
+    from nafld_utils import quality
+    from nafld_utils.quality import copy_units
 
-    table = copies.calibration(run).set_index("set")
+    table = quality.calibration(run).set_index("set")
     assert table.loc["planted: exact copies", "copy"] == 1.0
-    assert table.loc[copies.HELD_OUT, "n"] == 8
+    assert table.loc[copy_units.HELD_OUT, "n"] == 8
 
 
 def test_the_filter_reads_training_patients_only(run):
     """Held-out patients changed to nonsense leave the choice as it was."""
-    from nafld_utils import condition_checks, manifolds
-    from nafld_utils.stages import features, filtering
+    from nafld_utils import quality, sampling
+    from nafld_utils.quality import precision_recall
 
     kind, generator, fold = run.settings.quality.features, run.settings.filtered_generator, 0
-    table = features.real_table(run)
-    real, _ = features.load_features(run, kind, features.REAL)
+    table = sampling.real_table(run)
+    real, _ = sampling.load_features(run, kind, sampling.REAL)
     real = np.where((table["fold"] == fold).to_numpy()[:, None], 1e3, real)
     training = (table["fold"] != fold).to_numpy()
-    made, _ = features.load_features(run, kind, generator, fold)
-    stored = filtering.unit_of(run, fold).load_table("table.csv")
+    made, _ = sampling.load_features(run, kind, generator, fold)
+    stored = quality.unit_of(run, fold).load_table("table.csv")
     args = real[training], table["patient_id"][training]
-    again = manifolds.realism(made, *args, run.settings.quality.neighbours)
-    fatty = condition_checks.condition_separation(args[0], table["label"][training], made)
+    again = precision_recall.realism(made, *args, run.settings.quality.neighbours)
+    fatty = sampling.condition_separation(args[0], table["label"][training], made)
     assert stored["realism"].to_numpy() == pytest.approx(again)
     assert stored["agreement"].to_numpy() == pytest.approx(np.where(stored["label"] == 1, fatty, 1 - fatty))
 
 
 def test_the_filtered_set_opens_as_a_set_of_its_fold(run):
-    from nafld_utils.stages import filtering
+    from nafld_utils import quality
 
-    found = filtering.open_set(run, "filtered", 1)
+    found = quality.open_set(run, "filtered", 1)
     assert len(found.images) == len(found.table) > 0
     assert set(found.table["fold"]) == {1}
-    whole = filtering.open_set(run, run.settings.filtered_generator, 1)
+    whole = quality.open_set(run, run.settings.filtered_generator, 1)
     place = int(np.flatnonzero(whole.table["synthetic_id"] == found.table["synthetic_id"].iloc[0])[0])
     assert (whole.images[place] == found.images[0]).all()
 
 
 def test_the_gan_saw_the_folds_training_patients_and_says_its_seconds(run):
-    from nafld_utils.stages import gan
+    from nafld_utils import ldm
+    from nafld_utils.ldm import gan_units
 
-    table = gan.table(run)
+    table = ldm.table(run)
     assert table["steps"].eq(run.settings.gan.steps).all()
     assert (table["seconds"] > 0).all()
-    assert len(gan.curves(run)) == run.settings.gan.steps * run.settings.folds.n_splits
+    assert len(gan_units.curves(run)) == run.settings.gan.steps * run.settings.folds.n_splits
 
 
 def test_equal_seconds_are_planned_once_and_kept(run, tmp_path, monkeypatch):
@@ -174,24 +180,25 @@ def test_equal_seconds_are_planned_once_and_kept(run, tmp_path, monkeypatch):
     import torch
 
     from nafld_utils.artifacts import Unit
-    from nafld_utils.stages import gan
+    from nafld_utils.ldm import gan_units
 
-    monkeypatch.setattr(gan, "budget", lambda run, fold: 2.0)
+    monkeypatch.setattr(gan_units, "budget", lambda run, fold: 2.0)
     unit = Unit(tmp_path / "gan", "0" * 16)
     images, labels = np.zeros((8, 32, 32), np.uint8), np.arange(8) % 2
     args = (run, unit, 0, images, labels, torch.device("cpu"))
-    steps = gan._planned(*args)
+    steps = gan_units._planned(*args)
     assert steps >= 1
-    monkeypatch.setattr(gan, "budget", lambda run, fold: 1e6)
-    assert gan._planned(*args) == steps
+    monkeypatch.setattr(gan_units, "budget", lambda run, fold: 1e6)
+    assert gan_units._planned(*args) == steps
 
 
 def test_no_number_of_the_papers_stands_beside_other_features(run):
-    from nafld_utils.stages import quality as stage
+    from nafld_utils import quality
+    from nafld_utils.quality import metric_units
 
-    claims = pd.DataFrame(stage.claims(run, stage.load_intervals(run)))
+    claims = pd.DataFrame(metric_units.claims(run, quality.load_intervals(run)))
     assert claims["paper"].isna().all()
-    quoted = stage.quoted(run.settings.cohort.class_names)
+    quoted = metric_units.quoted(run.settings.cohort.class_names)
     assert {69.45, 1.90, 100.05, 1.67, 104.83, 72.95} <= set(quoted["value"])
     assert quoted["source"].str.contains("paper").all()
 
@@ -203,7 +210,7 @@ def as_in_the_paper(*overrides):
 
 
 def test_the_papers_settings_are_its_protocol_whatever_batching_and_records_are():
-    from nafld_utils.stages import quality as stage
+    from nafld_utils.quality import metric_units
 
     free = [
         "ldm.accumulate=2",
@@ -219,12 +226,12 @@ def test_the_papers_settings_are_its_protocol_whatever_batching_and_records_are(
         "autoencoder.semantic.revision=abc",
     ]
     free += ["ldm.class.channel_mult=[1, 2]", "ldm.balance=[none]", "engine.compile=true"]
-    assert stage.protocol_difference(as_in_the_paper(), "semantic") == "yes"
-    assert stage.protocol_difference(as_in_the_paper(*free), "semantic") == "yes"
+    assert metric_units.protocol_difference(as_in_the_paper(), "semantic") == "yes"
+    assert metric_units.protocol_difference(as_in_the_paper(*free), "semantic") == "yes"
     original = ["source=ldm_checkpoint", "kind=vq", "scale=1.0", "path=model.ckpt", f"sha256='{'0' * 64}'"]
     original = [f"autoencoder.class.{text}" for text in original]
-    assert stage.protocol_difference(as_in_the_paper(*original), "class") == "yes"
-    assert "source hub, kind kl" in stage.protocol_difference(as_in_the_paper(), "class")
+    assert metric_units.protocol_difference(as_in_the_paper(*original), "class") == "yes"
+    assert "source hub, kind kl" in metric_units.protocol_difference(as_in_the_paper(), "class")
 
 
 @pytest.mark.parametrize(
@@ -248,17 +255,18 @@ def test_the_papers_settings_are_its_protocol_whatever_batching_and_records_are(
     ],
 )
 def test_every_other_setting_of_a_model_or_its_images_is_another_protocol(overrides, word):
-    from nafld_utils.stages import quality as stage
+    from nafld_utils.quality import metric_units
 
-    found = stage.protocol_difference(as_in_the_paper(*overrides), "semantic")
+    found = metric_units.protocol_difference(as_in_the_paper(*overrides), "semantic")
     assert found.startswith("no: ")
     assert word in found
 
 
 def test_a_set_of_another_fold_is_refused(run, monkeypatch):
-    from nafld_utils.stages import filtering, samples
+    from nafld_utils import quality, sampling
+    from nafld_utils.sampling import set_units
 
-    unit = samples.synthetic_unit(run, "semantic", 1)
-    monkeypatch.setattr(samples, "synthetic_unit", lambda *args, **kwargs: unit)
+    unit = sampling.synthetic_unit(run, "semantic", 1)
+    monkeypatch.setattr(set_units, "synthetic_unit", lambda *args, **kwargs: unit)
     with pytest.raises(ValueError, match="expected images of fold 0"):
-        filtering.open_set(run, "semantic", 0)
+        quality.open_set(run, "semantic", 0)

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from nafld_utils import artifacts, feature_networks, folds, params, sweep, trial_resident
-from nafld_utils import trial as training
-from nafld_utils.stages import filtering, prepare, samples, sweep_answer
-from nafld_utils.stages import sweep as stage
-from nafld_utils.stages import sweep_features as features
+from nafld_utils import artifacts, networks, params, preprocessing, quality, sampling, sweep
+from nafld_utils.artifacts import units
+from nafld_utils.quality import filter_units
+from nafld_utils.sampling import set_units
+from nafld_utils.sweep import gpu_training, prefix_features, training, training_units, trial_grid, trial_store, verdict
 
 TRIAL = {
     "backbone": "net", "freeze": "paper", "balance": "none", "arm": "real", "rate": 0.0, "fold": 1, "seed": 2
@@ -64,22 +64,22 @@ def test_every_experiment_is_a_grid_of_its_own_and_can_be_read_again():
     settings = params.load("paper", {"sweep.experiments": list(params.load("paper").experiments)})
     table = sweep.grid(settings)
     assert not table.duplicated().any()
-    parts = {name: sweep.of_experiment(table, settings, name) for name in settings.experiments}
+    parts = {name: trial_grid.of_experiment(table, settings, name) for name in settings.experiments}
     for name, part in parts.items():
-        wanted = sweep.experiment(settings, name)
+        wanted = trial_grid.experiment(settings, name)
         assert set(part["backbone"]) == set(wanted.backbones), name
         assert set(part["freeze"]) == {wanted.freeze}, name
         assert set(part["balance"]) == {wanted.balance}, name
         assert set(part["arm"]) == {"real", *wanted.arms}, name
         assert (part.groupby(["backbone", "arm", "rate", "fold"])["seed"].nunique() == wanted.n_seeds).all(), name
-    assert sweep.experiment(settings, "s3").level == "fold"
-    assert sweep.experiment(settings, "s6a").level == "patient"
-    levels = sweep.experiments(settings, table.assign(state="done")).set_index("experiment")["level"]
+    assert trial_grid.experiment(settings, "s3").level == "fold"
+    assert trial_grid.experiment(settings, "s6a").level == "patient"
+    levels = trial_grid.experiments(settings, table.assign(state="done")).set_index("experiment")["level"]
     assert levels["s3"] == "image level, mean of the folds' AUCs"
     assert levels[["s6a", "s6b"]].tolist() == ["patient level"] * 2
     assert set(levels.drop(["s3", "s6a", "s6b"])) == {"image level, folds together"}
     pd.testing.assert_frame_equal(parts["s3"], parts["fig5a"])
-    listed = sweep.experiments(settings, table.assign(state="not trained yet"))
+    listed = trial_grid.experiments(settings, table.assign(state="not trained yet"))
     assert listed["of these new"].sum() == len(table)
     assert listed.set_index("experiment").loc["s3", "of these new"] == 0
 
@@ -92,24 +92,29 @@ def test_an_arm_without_its_model_is_refused():
 
 
 def test_the_hash_follows_the_trial_and_its_recipe():
-    key = sweep.trial_hash(TRIAL, {"steps": 3})
-    assert key == sweep.trial_hash(dict(reversed(TRIAL.items())), {"steps": 3})
-    assert len({key, sweep.trial_hash({**TRIAL, "seed": 3}, {"steps": 3}), sweep.trial_hash(TRIAL, {"steps": 4})}) == 3
+    key = trial_grid.trial_hash(TRIAL, {"steps": 3})
+    assert key == trial_grid.trial_hash(dict(reversed(TRIAL.items())), {"steps": 3})
+    assert (
+        len(
+            {key, trial_grid.trial_hash({**TRIAL, "seed": 3}, {"steps": 3}), trial_grid.trial_hash(TRIAL, {"steps": 4})}
+        )
+        == 3
+    )
 
 
 def test_the_hash_follows_the_revision_of_every_module_that_makes_a_training(monkeypatch):
-    known = {name: artifacts.revision(name) for name in stage.MODULES}
+    known = {name: artifacts.revision(name) for name in training_units.MODULES}
     assert {"arms", "trial_resident", "stages.sweep_trials", "stages.sweep_features"} <= set(known)
-    monkeypatch.setattr(stage, "read_unit", lambda *args: SimpleNamespace(hash="x"))
-    monkeypatch.setattr(stage, "identity", lambda *args: "weights")
+    monkeypatch.setattr(training_units, "read_unit", lambda *args: SimpleNamespace(hash="x"))
+    monkeypatch.setattr(training_units, "identity", lambda *args: "weights")
     run, trial = artifacts.open_run("smoke"), {**TRIAL, "arm": "real", "freeze": "paper"}
 
     def hashed():
-        return sweep.trial_hash(trial, stage.recipe(run, trial))
+        return trial_grid.trial_hash(trial, training_units.recipe(run, trial))
 
     before = hashed()
     for name in known:
-        monkeypatch.setattr(stage, "revision", lambda module, name=name: known[module] + (module == name))
+        monkeypatch.setattr(training_units, "revision", lambda module, name=name: known[module] + (module == name))
         assert hashed() != before, name
 
 
@@ -127,7 +132,7 @@ def test_the_declared_comparison_is_trained_whatever_the_experiment():
 
 def test_rows_held_out_are_those_of_the_fold():
     images = images_table()
-    assert np.array_equal(sweep.check_fold(images, 2), images["fold"] == 2)
+    assert np.array_equal(trial_grid.check_fold(images, 2), images["fold"] == 2)
 
 
 def synthetic_table(fold=0, source=(3, 4, -1)):
@@ -148,7 +153,7 @@ def synthetic_table(fold=0, source=(3, 4, -1)):
 )
 def test_leaks_are_refused_before_training(change, synthetic, words):
     with pytest.raises(ValueError, match=words):
-        sweep.check_fold(images_table().assign(**change), 0, synthetic)
+        trial_grid.check_fold(images_table().assign(**change), 0, synthetic)
 
 
 # ---------------------------------------------------------------- the store
@@ -158,22 +163,22 @@ def grid_of(n, store):
     """A grid of n trials; the even ones are done."""
     table = pd.DataFrame([{**TRIAL, "seed": i, "hash": f"hash{i}"} for i in range(n)])
     for i in range(0, n, 2):
-        sweep.write_trial(store, f"hash{i}", scores_table(seed=i), {"seconds": 2.0 + i, "n_real": 8})
+        trial_store.write_trial(store, f"hash{i}", scores_table(seed=i), {"seconds": 2.0 + i, "n_real": 8})
     return table
 
 
 def test_a_trial_comes_back_as_it_was_written(tmp_path):
-    sweep.write_trial(tmp_path, "abc", scores_table(), {"seconds": 3.0, "losses": [0.7, 0.6]})
+    trial_store.write_trial(tmp_path, "abc", scores_table(), {"seconds": 3.0, "losses": [0.7, 0.6]})
     scores, facts = sweep.read_trial(tmp_path, "abc")
-    pd.testing.assert_frame_equal(scores, scores_table()[list(sweep.SCORE_COLUMNS)], check_dtype=False)
+    pd.testing.assert_frame_equal(scores, scores_table()[list(trial_store.SCORE_COLUMNS)], check_dtype=False)
     assert facts["losses"] == [0.7, 0.6]
     assert [path.name for path in tmp_path.iterdir()] == ["abc.parquet"]
 
 
 def test_the_state_of_every_trial(tmp_path):
     trials = grid_of(4, tmp_path)
-    sweep.record_failure(tmp_path, {**TRIAL, "seed": 1}, "hash1", ArithmeticError("loss at step 3"))
-    scores, status = sweep.read_store(tmp_path, trials)
+    trial_store.record_failure(tmp_path, {**TRIAL, "seed": 1}, "hash1", ArithmeticError("loss at step 3"))
+    scores, status = trial_store.read_store(tmp_path, trials)
     assert status["state"].tolist() == ["done", "failed", "done", "not trained yet"]
     assert status["reason"].tolist() == ["", "ArithmeticError: loss at step 3", "", ""]
     assert sorted(scores["seed"].unique()) == [0, 2]
@@ -184,11 +189,11 @@ def test_the_state_of_every_trial(tmp_path):
 
 def test_an_empty_store_and_a_trial_that_succeeds_after_all(tmp_path):
     trials = grid_of(2, tmp_path / "other")
-    scores, status = sweep.read_store(tmp_path / "none", trials)
+    scores, status = trial_store.read_store(tmp_path / "none", trials)
     assert not len(scores)
     assert (status["state"] == "not trained yet").all()
-    sweep.record_failure(tmp_path, TRIAL, "k", ValueError("x"))
-    sweep.write_trial(tmp_path, "k", scores_table(), {})
+    trial_store.record_failure(tmp_path, TRIAL, "k", ValueError("x"))
+    trial_store.write_trial(tmp_path, "k", scores_table(), {})
     assert [path.name for path in tmp_path.glob("k.*")] == ["k.parquet"]
 
 
@@ -207,16 +212,16 @@ def _empty(path):
 
 
 def _of_another_trial(path):
-    path.write_bytes(sweep.trial_path(path.parent, "hash2").read_bytes())
+    path.write_bytes(trial_store.trial_path(path.parent, "hash2").read_bytes())
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip_data, _empty, _of_another_trial])
 def test_a_damaged_file_is_named_and_trained_again(tmp_path, damage):
     trials = grid_of(4, tmp_path)
-    damage(sweep.trial_path(tmp_path, "hash0"))
+    damage(trial_store.trial_path(tmp_path, "hash0"))
     with pytest.raises(ValueError, match=r"hash0\.parquet: expected .* it is trained again"):
         sweep.read_trial(tmp_path, "hash0")
-    scores, status = sweep.read_store(tmp_path, trials)
+    scores, status = trial_store.read_store(tmp_path, trials)
     assert status["state"].tolist()[0] == "damaged"
     assert "hash0.parquet" in status["reason"][0]
     assert sweep.to_train(status)["hash"].tolist() == ["hash0", "hash1", "hash3"]
@@ -231,7 +236,7 @@ def test_a_killed_writer_leaves_no_trial(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pq, "write_table", killed)
     with pytest.raises(KeyboardInterrupt):
-        sweep.write_trial(tmp_path, "abc", scores_table(), {})
+        trial_store.write_trial(tmp_path, "abc", scores_table(), {})
     assert not list(tmp_path.iterdir())
 
 
@@ -240,23 +245,23 @@ def test_no_table_from_an_incomplete_grid_unless_asked_and_then_it_says_so(tmp_p
     trials = pd.DataFrame(rows)
     for row in rows:
         if row["hash"] != "semantic1":
-            sweep.write_trial(tmp_path, row["hash"], scores_table(), {"seconds": 1.0})
-    scores, status = sweep.read_store(tmp_path, trials)
+            trial_store.write_trial(tmp_path, row["hash"], scores_table(), {"seconds": 1.0})
+    scores, status = trial_store.read_store(tmp_path, trials)
     with pytest.raises(ValueError, match=r"1 of 6 trials are missing \(1 not trained yet; the first: .*arm semantic"):
-        sweep.require_complete(scores, status)
-    kept, note = sweep.require_complete(scores, status, allow_missing=True)
+        trial_store.require_complete(scores, status)
+    kept, note = trial_store.require_complete(scores, status, allow_missing=True)
     assert set(kept["seed"]) == {0, 2}, "a seed that one arm lacks is dropped from both"
     assert set(kept.groupby(["arm", "seed"]).size()) == {6}
     assert "1 of 6 trials are missing" in note
     assert "only complete seeds" in note
     done = status.assign(state="done")
-    assert sweep.require_complete(scores, done)[1] == ""
+    assert trial_store.require_complete(scores, done)[1] == ""
     with pytest.raises(ValueError, match="no seed is complete"):
-        sweep.require_complete(scores, status.assign(state="failed"), allow_missing=True)
+        trial_store.require_complete(scores, status.assign(state="failed"), allow_missing=True)
 
 
 def test_plan_counts_and_estimates(tmp_path):
-    _, status = sweep.read_store(tmp_path, grid_of(5, tmp_path))
+    _, status = trial_store.read_store(tmp_path, grid_of(5, tmp_path))
     table = sweep.plan(status, {}, n_workers=2)
     row, total = table.iloc[0], table.iloc[-1]
     assert (total.backbone, total.to_do, total.minutes_left) == ("all", 2, row.minutes_left)
@@ -269,7 +274,7 @@ def test_plan_counts_and_estimates(tmp_path):
 
 
 def test_minutes_left_hold_features_and_what_is_tried_again(tmp_path):
-    _, status = sweep.read_store(tmp_path, grid_of(5, tmp_path))
+    _, status = trial_store.read_store(tmp_path, grid_of(5, tmp_path))
     status.loc[status["state"] != "done", "state"] = "failed"
     left = sweep.plan(status, {}, 2, {("net", "paper"): 240.0}).iloc[0]
     assert (left.to_do, left.features_minutes, left.minutes_left) == (0, 2.0, 2.0)
@@ -281,24 +286,24 @@ def test_minutes_left_hold_features_and_what_is_tried_again(tmp_path):
 def test_the_plan_counts_the_images_whose_features_are_missing(run, monkeypatch):
     # 16 images of 2 crops and 1 resize, 16 of 2 rotated crops, two folds' sets of 10
     network = ("resnet18", "paper")
-    assert stage.images_without_features(run) == {network: 48 + 32 + 20}
-    monkeypatch.setattr(stage, "time_training", lambda run, backbone, freeze, n: (10.0 + n, 3.0))
-    row = stage.dry_run(run).iloc[0]
+    assert training_units.images_without_features(run) == {network: 48 + 32 + 20}
+    monkeypatch.setattr(training_units, "time_training", lambda run, backbone, freeze, n: (10.0 + n, 3.0))
+    row = sweep.dry_run(run).iloc[0]
     assert row.seconds_each == 10 + 8, "scores of a fold's held-out images"
     assert row.features_minutes == pytest.approx(100 * 3 / 60)
     assert row.minutes_left == pytest.approx(row.features_minutes + 12 * 18 / 60)
-    features.build_features(run)
-    assert stage.dry_run(run).iloc[0].features_minutes == 0
+    prefix_features.build_features(run)
+    assert sweep.dry_run(run).iloc[0].features_minutes == 0
 
 
 def test_an_impossible_grid_is_refused_by_the_plan_before_any_feature(run, monkeypatch):
-    cells = json.loads((PROJECT / "notebooks" / f"{stage.STAGE}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((PROJECT / "notebooks" / f"{training_units.STAGE}.ipynb").read_text(encoding="utf-8"))["cells"]
     calls = [line for cell in cells if cell["cell_type"] == "code" for line in cell["source"] if "sweep." in line]
     work = [line for line in calls if "(run" in line and "artifacts" not in line]
     assert "dry_run" in work[0], "the notebook refuses before it computes"
-    monkeypatch.setattr(features, "make_features", None)
+    monkeypatch.setattr(prefix_features, "make_features", None)
     with pytest.raises(ValueError, match=r"expected at most 1\.25"):
-        stage.dry_run(artifacts.open_run("smoke", {**OVERRIDES, "sweep.rates": [0.5, 2.0]}))
+        sweep.dry_run(artifacts.open_run("smoke", {**OVERRIDES, "sweep.rates": [0.5, 2.0]}))
 
 
 # ---------------------------------------------------------------- the stage on a toy run
@@ -314,7 +319,7 @@ OVERRIDES = {
     "engine.device": "cpu",
 }
 SIZE, N_SYNTHETIC = 32, 10
-OPEN_SET, SET_UNIT = filtering.open_set, filtering.set_unit
+OPEN_SET, SET_UNIT = quality.open_set, quality.set_unit
 
 
 class ToyData(SimpleNamespace):
@@ -331,38 +336,38 @@ def run(tmp_path, monkeypatch):
     data = ToyData(images=images, pool=pool, resized=pool[:, 0], traditional_pool=pool[:, ::-1])
     run = artifacts.open_run("smoke", OVERRIDES)
     unit = run.unit("preprocess", settings={})
-    monkeypatch.setattr(prepare, "open_preprocessed", lambda run: data)
-    monkeypatch.setattr(prepare, "preprocess_unit", lambda run: unit)
-    monkeypatch.setattr(prepare, "traditional_unit", lambda run: unit)
-    monkeypatch.setattr(prepare, "build_traditional", lambda run: unit)
+    monkeypatch.setattr(preprocessing.unit, "open_preprocessed", lambda run: data)
+    monkeypatch.setattr(preprocessing.unit, "preprocess_unit", lambda run: unit)
+    monkeypatch.setattr(preprocessing.unit, "traditional_unit", lambda run: unit)
+    monkeypatch.setattr(preprocessing.unit, "build_traditional", lambda run: unit)
     monkeypatch.setattr(
-        filtering,
+        filter_units,
         "set_unit",
         lambda run, conditioning, fold, **_: run.unit("synthetic", conditioning, fold, settings={}),
     )
-    monkeypatch.setattr(filtering, "open_set", _synthetic)
+    monkeypatch.setattr(filter_units, "open_set", _synthetic)
     return run
 
 
 def _synthetic(run, conditioning, fold):
-    images = prepare.open_preprocessed(run).images
+    images = preprocessing.open_preprocessed(run).images
     source = images.loc[images["fold"] != fold, "patient_id"].to_numpy()[np.arange(N_SYNTHETIC) % 8]
     table = pd.DataFrame({"fold": fold, "source_patient": source, "label": source % 2})
     table["synthetic_id"] = [f"s{i}" for i in range(N_SYNTHETIC)]
     pixels = np.random.default_rng(fold).integers(0, 256, (N_SYNTHETIC, SIZE, SIZE)).astype(np.uint8)
     unit = run.unit("synthetic", conditioning, fold, settings={})
-    return SimpleNamespace(images=pixels, table=table, unit=unit, split=folds.digest_of(images))
+    return SimpleNamespace(images=pixels, table=table, unit=unit, split=preprocessing.digest_of(images))
 
 
 def test_the_stage_from_features_to_scores_and_nothing_is_done_twice(run, monkeypatch):
-    assert stage.dry_run(run)["to_do"].tolist() == [12, 12]
-    assert stage.experiments(run)["trainings"].tolist() == [12]
-    status = stage.run_sweep(run)
+    assert sweep.dry_run(run)["to_do"].tolist() == [12, 12]
+    assert training_units.experiments(run)["trainings"].tolist() == [12]
+    status = sweep.run_sweep(run)
     assert (status["state"] == "done").all()
     assert status.groupby("arm")["n_synthetic"].first().to_dict() == {"real": 0, "semantic": 4, "traditional": 4}
-    scores, note = stage.build_scores(run)
+    scores, note = sweep.build_scores(run)
     assert note == ""
-    held_out = stage.held_out_images(run)
+    held_out = sweep.held_out_images(run)
     assert len(scores) == 3 * 2 * len(held_out)
     merged = scores.merge(held_out, on="image_id", suffixes=("", "_wanted"))
     assert (merged["fold"] == merged["fold_wanted"]).all()
@@ -370,8 +375,8 @@ def test_the_stage_from_features_to_scores_and_nothing_is_done_twice(run, monkey
     def again(*args, **kwargs):
         raise AssertionError("trained twice")
 
-    monkeypatch.setattr(stage, "train_seeds", again)
-    assert (stage.run_sweep(run)["state"] == "done").all()
+    monkeypatch.setattr(training_units, "train_seeds", again)
+    assert (sweep.run_sweep(run)["state"] == "done").all()
 
 
 def test_every_kind_of_arm_balance_and_freezing_trains_on_what_it_says(run):
@@ -380,16 +385,16 @@ def test_every_kind_of_arm_balance_and_freezing_trains_on_what_it_says(run):
     changes = {"sweep.arms": ["semantic"], "sweep.n_seeds": 1, "ldm.folds": [0], "sweep.crops": "fixed"}
     run = artifacts.open_run("smoke", {**OVERRIDES, **changes})
     trial = {**TRIAL, "backbone": "resnet18", "fold": 0, "seed": 0, "rate": 0.5}
-    images = prepare.open_preprocessed(run).images
+    images = preprocessing.open_preprocessed(run).images
     inside = set(np.flatnonzero(images["fold"] != 0))
     for freeze, balance in (("none", "oversample"), ("all", "none")):
         for arm in ["real", *arms_of]:
             this = {**trial, "arm": arm, "freeze": freeze, "balance": balance, "rate": 0.5 * (arm != "real")}
             for kind in trials_made_of(arm):
                 if freeze != "none":
-                    fold = features.SHARED if kind in features.SHARED_KINDS else 0
+                    fold = prefix_features.SHARED if kind in prefix_features.SHARED_KINDS else 0
                     stage_features(run, "resnet18", kind, fold, freeze)
-            data = stage.training_set(run, this)
+            data = sweep.training_set(run, this)
             real = len(inside) if not arm.endswith("_only") else 0
             assert (data["n_real"], data["n_synthetic"]) == (real, 0 if arm == "real" else 4), arm
             assert set(data["drawn"]) == set(trials_made_of(arm)) - {"real"}
@@ -397,51 +402,52 @@ def test_every_kind_of_arm_balance_and_freezing_trains_on_what_it_says(run):
             if real:
                 assert set(data["parts"][0].rows) <= inside
                 assert data["parts"][0].n_views == 1, "one fixed crop"
-    data = stage.training_set(run, {**trial, "arm": "class_matched"} | {"freeze": "none"})
+    data = sweep.training_set(run, {**trial, "arm": "class_matched"} | {"freeze": "none"})
     assert data["parts"][1].labels.mean() == data["parts"][0].labels.mean()
-    _, scores, facts = stage.train(run, {**trial, "arm": "semantic+class", "freeze": "none", "balance": "oversample"})
+    _, scores, facts = sweep.train(run, {**trial, "arm": "semantic+class", "freeze": "none", "balance": "oversample"})
     assert (facts["n_real"], facts["n_synthetic"]) == (8, 4)
     assert set(scores["image_id"]) == set(images.loc[images["fold"] == 0, "image_id"])
 
 
 def trials_made_of(arm):
-    return features.kinds_of([arm])
+    return prefix_features.kinds_of([arm])
 
 
 def stage_features(run, *which):
-    features.make_features(run, *which)
-    assert features.features_unit(run, *which).done()
+    prefix_features.make_features(run, *which)
+    assert prefix_features.features_unit(run, *which).done()
 
 
 def test_feature_caches_written_in_parts_are_those_computed_at_once(run, monkeypatch):
-    from nafld_utils.stages import features as quality_features
+    from nafld_utils import sampling
+    from nafld_utils.sampling import feature_units
 
-    pool = prepare.open_preprocessed(run).pool
+    pool = preprocessing.open_preprocessed(run).pool
     flat = pool.reshape(-1, *pool.shape[2:])
-    network, _ = features.network("resnet18", "random", "paper")
+    network, _ = prefix_features.network("resnet18", "random", "paper")
     whole = training.prefix_features(network, flat, "resnet18", precision="float16")
-    pooled = feature_networks.extract(flat, "lite0", batch_size=16)
-    for module in (features, quality_features):
+    pooled = networks.extract(flat, "lite0", batch_size=16)
+    for module in (prefix_features, feature_units):
         monkeypatch.setattr(module, "CHUNK", 16)  # two parts
     stage_features(run, "resnet18", "real")
-    kept = features.stored(run, "resnet18", "paper", "real")
+    kept = prefix_features.stored(run, "resnet18", "paper", "real")
     np.testing.assert_array_equal(kept, whole.reshape(*pool.shape[:2], *whole.shape[1:]))
-    quality_features.make_features(run, "lite0", quality_features.REAL)
-    for found, wanted in zip(quality_features.load_features(run, "lite0", "real"), pooled, strict=True):
+    feature_units.make_features(run, "lite0", sampling.REAL)
+    for found, wanted in zip(sampling.load_features(run, "lite0", "real"), pooled, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_oversampling_is_of_the_training_images_and_rates_count_them(run, monkeypatch):
-    data = prepare.open_preprocessed(run)
+    data = preprocessing.open_preprocessed(run)
     label = np.where(np.arange(len(data.images)) % 8 < 2, 0, 1)
     monkeypatch.setattr(data, "images", data.images.assign(label=label, patient_id=np.repeat(np.arange(1, 9), 2)))
     trial = {**TRIAL, "backbone": "resnet18", "arm": "semantic", "rate": 0.5, "fold": 0, "freeze": "none"}
-    plain, balanced = (stage.training_set(run, {**trial, "balance": balance}) for balance in ("none", "oversample"))
+    plain, balanced = (sweep.training_set(run, {**trial, "balance": balance}) for balance in ("none", "oversample"))
     assert np.bincount(plain["parts"][0].labels).tolist() == [2, 6]
     assert np.bincount(balanced["parts"][0].labels).tolist() == [6, 6]
     assert set(balanced["parts"][0].rows) == set(plain["parts"][0].rows)
     assert (plain["n_synthetic"], balanced["n_synthetic"]) == (4, 6)
-    rotated = stage.training_set(run, {**trial, "balance": "oversample", "arm": "traditional"})["parts"][1]
+    rotated = sweep.training_set(run, {**trial, "balance": "oversample", "arm": "traditional"})["parts"][1]
     pairs = set(zip(rotated.rows.tolist(), rotated.views.tolist(), strict=True))
     assert len(pairs) == len(rotated.rows) == 6, "drawn without replacement, from training images"
     assert set(rotated.rows) <= set(plain["parts"][0].rows)
@@ -458,19 +464,19 @@ def test_oversampling_is_of_the_training_images_and_rates_count_them(run, monkey
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_first_training(run, monkeypatch, changes, words):
-    monkeypatch.setattr(stage, "run_trials", None)
+    monkeypatch.setattr(training_units, "run_trials", None)
     run = artifacts.open_run("smoke", {**OVERRIDES, **changes})
     with pytest.raises(ValueError, match=words):
-        stage.run_sweep(run)
-    assert not stage.store(run).exists()
+        sweep.run_sweep(run)
+    assert not sweep.store(run).exists()
 
 
 def test_a_fold_with_one_class_is_refused_before_training(run, monkeypatch):
-    data = prepare.open_preprocessed(run)
+    data = preprocessing.open_preprocessed(run)
     fold = data.images["fold"]
     monkeypatch.setattr(data, "images", data.images.assign(label=np.where(fold == 0, data.images["label"], 1)))
     with pytest.raises(ValueError, match="fold 0: expected both classes among the training images"):
-        stage.run_sweep(run)
+        sweep.run_sweep(run)
 
 
 def test_too_little_memory_asks_for_a_smaller_batch_and_is_recorded(run, monkeypatch):
@@ -480,22 +486,22 @@ def test_too_little_memory_asks_for_a_smaller_batch_and_is_recorded(run, monkeyp
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(training, "train_tail", full)
-    status = stage.run_sweep(run)
+    status = sweep.run_sweep(run)
     assert set(status["state"]) == {"failed"}
     assert status["reason"].str.contains("a batch of 8 .* does not fit its memory; lower sweep.batch_size").all()
 
 
 def test_a_loss_that_is_not_finite_is_recorded_and_the_others_go_on(run, monkeypatch):
-    fresh = training.fresh_tail
+    fresh = sweep.fresh_tail
 
     def spoilt(tail, seed):
         tail = fresh(tail, seed)
-        if seed == stage.seed_of(run, {"fold": 0, "seed": 1}):
+        if seed == training_units.seed_of(run, {"fold": 0, "seed": 1}):
             tail[-1].weight.data[:] = float("nan")
         return tail
 
     monkeypatch.setattr(training, "fresh_tail", spoilt)
-    status = stage.run_sweep(run)
+    status = sweep.run_sweep(run)
     failed = status[status["state"] == "failed"]
     assert set(zip(failed["fold"], failed["seed"], strict=True)) == {(0, 1)}
     assert failed["reason"].str.startswith("DivergedError: loss at step 0").all()
@@ -504,73 +510,73 @@ def test_a_loss_that_is_not_finite_is_recorded_and_the_others_go_on(run, monkeyp
 
 def test_seeds_of_one_task_are_stored_apart_and_a_failed_one_alone_is_missing(run, monkeypatch):
     """What a GPU does with several seeds at once, on a CPU: one task, one file a seed."""
-    train_tail = training.train_tail
+    train_tail = sweep.train_tail
 
     def sometimes(tail, parts, options, seed, *args):
-        if seed == stage.seed_of(run, {"fold": 1, "seed": 0}):
+        if seed == training_units.seed_of(run, {"fold": 1, "seed": 0}):
             raise training.DivergedError("loss at step 0")
         return train_tail(tail, parts, options, seed, *args)
 
     monkeypatch.setattr(training, "train_tail", sometimes)
-    features.build_features(run)
-    table = stage.trials(run)
+    prefix_features.build_features(run)
+    table = sweep.trials(run)
     group = table[(table["arm"] == "semantic") & (table["fold"] == 1)].to_dict("records")
     with pytest.raises(training.DivergedError):
-        stage.run_trials(run, group[1:], **group[0])
-    states = stage.status(run).query("arm == 'semantic' and fold == 1").set_index("seed")["state"]
+        training_units.run_trials(run, group[1:], **group[0])
+    states = sweep.status(run).query("arm == 'semantic' and fold == 1").set_index("seed")["state"]
     assert states.to_dict() == {0: "failed", 1: "done"}
     monkeypatch.setattr(training, "train_tail", train_tail)
-    stage.run_trials(run, group[1:], **group[0])
-    assert (stage.status(run).query("arm == 'semantic' and fold == 1")["state"] == "done").all()
+    training_units.run_trials(run, group[1:], **group[0])
+    assert (sweep.status(run).query("arm == 'semantic' and fold == 1")["state"] == "done").all()
 
 
 def test_weights_from_a_local_file_enter_the_hash_by_their_content(run, tmp_path):
     from safetensors.torch import save_file
 
-    from nafld_utils import backbones
+    from nafld_utils import networks
 
     found = []
     for seed in (0, 1, 0):
-        save_file(backbones.load("resnet18", "random", seed=seed).state_dict(), tmp_path / "resnet18.safetensors")
+        save_file(networks.load("resnet18", "random", seed=seed).state_dict(), tmp_path / "resnet18.safetensors")
         local = artifacts.open_run("smoke", {**OVERRIDES, "sweep.weights": str(tmp_path)})
-        found.append(stage.trials(local)["hash"].iloc[0])
+        found.append(sweep.trials(local)["hash"].iloc[0])
     assert found[0] == found[2] != found[1]
 
 
 def test_a_failed_trial_is_listed_the_others_go_on_and_a_retry_mends_it(run, monkeypatch):
-    train = stage.train_seeds
+    train = training_units.train_seeds
 
     def sometimes(run, group):
         if group[0]["seed"] == 1 and group[0]["arm"] == "semantic":
             raise ArithmeticError("loss at step 0: expected a finite number, found nan")
         return train(run, group)
 
-    monkeypatch.setattr(stage, "train_seeds", sometimes)
-    status = stage.run_sweep(run)
+    monkeypatch.setattr(training_units, "train_seeds", sometimes)
+    status = sweep.run_sweep(run)
     assert status["state"].value_counts().to_dict() == {"done": 10, "failed": 2}
     with pytest.raises(ValueError, match=r"2 of 12 trials are missing \(2 failed"):
-        stage.build_scores(run)
-    listed = stage.failures(status)
+        sweep.build_scores(run)
+    listed = sweep.failures(status)
     assert listed[["arm", "seed", "state"]].to_numpy().tolist() == [["semantic", 1, "failed"]] * 2
     assert listed["reason"].str.fullmatch("ArithmeticError: loss at step 0: expected a finite number, found nan").all()
     left = artifacts.open_run("smoke", {**OVERRIDES, "sweep.allow_missing": True, "sweep.retry_failed": False})
-    kept, note = stage.build_scores(left)
+    kept, note = sweep.build_scores(left)
     assert set(kept["seed"]) == {0}
-    assert not stage.scores_unit(run).done(), "an incomplete table is never sealed"
+    assert not training_units.scores_unit(run).done(), "an incomplete table is never sealed"
     assert "2 of 12" in note
-    assert len(sweep_answer.units(left)) == len(sweep_answer.units(run)) - 2, "the stage can be finished without them"
-    monkeypatch.setattr(stage, "train_seeds", train)
-    assert (stage.run_sweep(left)["state"] == "failed").sum() == 2, "not retried unless asked for"
-    assert (stage.run_sweep(run)["state"] == "done").all()
+    assert len(verdict.units(left)) == len(verdict.units(run)) - 2, "the stage can be finished without them"
+    monkeypatch.setattr(training_units, "train_seeds", train)
+    assert (sweep.run_sweep(left)["state"] == "failed").sum() == 2, "not retried unless asked for"
+    assert (sweep.run_sweep(run)["state"] == "done").all()
 
 
 def test_a_long_reason_is_shown_in_one_short_line():
     status = pd.DataFrame([{**TRIAL, "state": "failed", "reason": "RuntimeError: a\n" + 400 * "word "}])
-    (reason,) = stage.failures(status)["reason"]
+    (reason,) = sweep.failures(status)["reason"]
     assert reason.startswith("RuntimeError: a word")
     assert reason.endswith(" ...")
-    assert len(reason) <= stage.REASON_LENGTH
-    assert not len(stage.failures(status.assign(state="done")))
+    assert len(reason) <= training_units.REASON_LENGTH
+    assert not len(sweep.failures(status.assign(state="done")))
 
 
 def test_the_summary_averages_over_what_is_done_alone():
@@ -580,77 +586,83 @@ def test_the_summary_averages_over_what_is_done_alone():
     ]
     rows.append({**TRIAL, "seed": 3, "state": "failed"})
     rows.append({**TRIAL, "arm": "semantic", "rate": 0.5, "state": "not trained yet"})
-    table = stage.summary(pd.DataFrame(rows))
+    table = sweep.summary(pd.DataFrame(rows))
     assert table[["trainings", "done"]].to_numpy().tolist() == [[4, 3], [1, 0]]
     assert table.iloc[0][["mixed in", "loss, first steps", "seconds each"]].tolist() == [4.0, 0.2, 2.0]
     assert table.iloc[1].drop(["trainings", "done"]).isna().all()
 
 
 def test_a_truncated_trial_is_announced_and_gives_the_same_scores_again(run, monkeypatch, tmp_path):
-    stage.run_sweep(run)
-    before, _ = stage.build_scores(run)
-    path = next(iter(sorted(stage.store(run).glob("*.parquet"))))
+    sweep.run_sweep(run)
+    before, _ = sweep.build_scores(run)
+    path = next(iter(sorted(sweep.store(run).glob("*.parquet"))))
     _truncate(path)
     monkeypatch.setenv("NAFLD_PROGRESS", str(tmp_path / "progress"))
-    assert (stage.run_sweep(run)["state"] == "done").all()
+    assert (sweep.run_sweep(run)["state"] == "done").all()
     assert path.name in (tmp_path / "progress").read_text()
-    after, _ = sweep.read_store(stage.store(run), stage.trials(run))
+    after, _ = trial_store.read_store(sweep.store(run), sweep.trials(run))
     pd.testing.assert_frame_equal(before, after, check_dtype=False)
 
 
 def test_a_set_from_another_split_is_refused_before_training(run, monkeypatch):
-    stage.run_sweep(run)  # the features are there
+    sweep.run_sweep(run)  # the features are there
     foreign = lambda run, c, k: _synthetic(run, c, 1 - k)  # noqa: E731
-    monkeypatch.setattr(filtering, "open_set", foreign)
+    monkeypatch.setattr(filter_units, "open_set", foreign)
     with pytest.raises(ValueError, match="found folds"):
-        stage.train(run, {**TRIAL, "backbone": "resnet18", "arm": "semantic", "rate": 0.5, "fold": 0})
-    monkeypatch.setattr(stage, "train_seeds", None)
+        sweep.train(run, {**TRIAL, "backbone": "resnet18", "arm": "semantic", "rate": 0.5, "fold": 0})
+    monkeypatch.setattr(training_units, "train_seeds", None)
     with pytest.raises(ValueError, match="found folds"):
-        stage.run_sweep(run)
+        sweep.run_sweep(run)
 
 
 @pytest.mark.parametrize("generator", ["class", "gan"])
 def test_images_without_a_source_tell_the_split_that_they_were_made_with(run, monkeypatch, generator):
     """Neither model names a source patient; the same fold of another ``folds.seed`` has other patients."""
-    monkeypatch.setattr(filtering, "open_set", OPEN_SET)
-    monkeypatch.setattr(filtering, "set_unit", SET_UNIT)
+    monkeypatch.setattr(filter_units, "open_set", OPEN_SET)
+    monkeypatch.setattr(filter_units, "set_unit", SET_UNIT)
     size = run.settings.preprocess.image_size
     blank = lambda *_: lambda rows, labels: np.zeros((len(rows), size, size), np.uint8)  # noqa: E731
-    monkeypatch.setattr(samples, "_painter", blank)
-    data, whole = prepare.open_preprocessed(run), prepare.open_preprocessed(run).images
+    monkeypatch.setattr(set_units, "_painter", blank)
+    data, whole = preprocessing.open_preprocessed(run), preprocessing.open_preprocessed(run).images
     patients = whole.drop_duplicates("patient_id")
     first, second = (
-        whole.assign(fold=whole["patient_id"].map(folds.make_folds(patients, 2, seed).set_index("patient_id")["fold"]))
+        whole.assign(
+            fold=whole["patient_id"].map(preprocessing.make_folds(patients, 2, seed).set_index("patient_id")["fold"])
+        )
         for seed in (0, 4)
     )
     assert not first["fold"].equals(second["fold"])
     monkeypatch.setattr(data, "images", first)
     for fold in (0, 1):
-        samples.make_set(run, generator, fold)
+        sampling.make_set(run, generator, fold)
     trial = {**TRIAL, "arm": generator, "rate": 0.5}
-    assert [kind for kind, _ in stage.composition(run, trial)] == ["real", generator]
+    assert [kind for kind, _ in training_units.composition(run, trial)] == ["real", generator]
     monkeypatch.setattr(data, "images", second)
     words = rf"{generator}.fold0.*: expected a set made with this run's split of the patients, found one made with"
     arms = {"sweep.arms": [generator], "sweep.primary_arm": generator}
     with pytest.raises(ValueError, match=words):
-        stage.run_sweep(artifacts.open_run("smoke", {**OVERRIDES, **arms}))
-    assert not stage.store(run).exists()
+        sweep.run_sweep(artifacts.open_run("smoke", {**OVERRIDES, **arms}))
+    assert not sweep.store(run).exists()
     table = pd.DataFrame({"fold": 1, "source_patient": [-1, -1]})
     with pytest.raises(ValueError, match=r"synthetic set of fold 1: expected a set made with this run's split"):
-        sweep.check_fold(second, 1, table, folds.digest_of(first))
-    assert sweep.check_fold(first, 1, table, folds.digest_of(first)).any()
+        trial_grid.check_fold(second, 1, table, preprocessing.digest_of(first))
+    assert trial_grid.check_fold(first, 1, table, preprocessing.digest_of(first)).any()
 
 
 def test_changing_a_setting_changes_every_trial_and_another_stages_none(run):
-    before = set(stage.trials(run)["hash"])
+    before = set(sweep.trials(run)["hash"])
     longer = artifacts.open_run("smoke", {**OVERRIDES, "sweep.steps": 3})
-    assert not before & set(stage.trials(longer)["hash"])
+    assert not before & set(sweep.trials(longer)["hash"])
     elsewhere = artifacts.open_run("smoke", {**OVERRIDES, "shap.n_samples": 3, "sweep.n_seeds": 3})
-    assert before < set(stage.trials(elsewhere)["hash"]), "more seeds add trials and repeat none"
+    assert before < set(sweep.trials(elsewhere)["hash"]), "more seeds add trials and repeat none"
     how = {"sweep.retry_failed": False, "sweep.allow_missing": True}
     as_asked = artifacts.open_run("smoke", {**OVERRIDES, **how})
-    assert before == set(stage.trials(as_asked)["hash"])
-    for which in (stage.scores_unit, sweep_answer.tables_unit, lambda r: features.features_unit(r, "resnet18", "real")):
+    assert before == set(sweep.trials(as_asked)["hash"])
+    for which in (
+        training_units.scores_unit,
+        verdict.tables_unit,
+        lambda r: prefix_features.features_unit(r, "resnet18", "real"),
+    ):
         assert which(as_asked).hash == which(run).hash
 
 
@@ -663,13 +675,13 @@ TRAINED_BY = [
 @pytest.mark.parametrize("freeze", ["paper", "none"])
 def test_raising_any_revision_that_a_training_goes_through_makes_it_another(run, monkeypatch, freeze):
     def hashes():
-        return stage.trials(artifacts.open_run("smoke", {**OVERRIDES, "sweep.freeze": freeze}))["hash"]
+        return sweep.trials(artifacts.open_run("smoke", {**OVERRIDES, "sweep.freeze": freeze}))["hash"]
 
     before, revision = hashes(), artifacts.revision
     for raised in TRAINED_BY:
         higher = lambda name, raised=raised: revision(name) + (name == raised)  # noqa: E731
-        monkeypatch.setattr(artifacts, "revision", higher)
-        monkeypatch.setattr(stage, "revision", higher)
+        monkeypatch.setattr(units, "revision", higher)
+        monkeypatch.setattr(training_units, "revision", higher)
         assert not set(before) & set(hashes()), raised
 
 
@@ -694,8 +706,8 @@ def test_trainings_are_kept_apart_by_their_arithmetic(run, monkeypatch, device, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
     change = {"engine.device": device, "engine.mode": mode, "sweep.precision": precision}
     other = artifacts.open_run("smoke", {**OVERRIDES, **change})
-    assert stage.arithmetic(other) == wanted
-    same = set(stage.trials(other)["hash"]) == set(stage.trials(run)["hash"])  # the run of these tests has a CPU
+    assert training_units.arithmetic(other) == wanted
+    same = set(sweep.trials(other)["hash"]) == set(sweep.trials(run)["hash"])  # the run of these tests has a CPU
     assert same == (wanted == "fp32")
 
 
@@ -704,20 +716,20 @@ def test_a_recorded_step_serves_trainings_of_its_own_sizes_alone(run, monkeypatc
     import torch
 
     made = []
-    monkeypatch.setattr(trial_resident, "Resident", lambda *_, view, dtype, record: made.append((tuple(view), dtype)))
-    monkeypatch.setattr(trial_resident, "train_side_by_side", lambda ready, jobs: [None] * len(jobs))
-    trial = stage.trials(run).iloc[0].to_dict()
+    monkeypatch.setattr(gpu_training, "Resident", lambda *_, view, dtype, record: made.append((tuple(view), dtype)))
+    monkeypatch.setattr(gpu_training, "train_side_by_side", lambda ready, jobs: [None] * len(jobs))
+    trial = sweep.trials(run).iloc[0].to_dict()
     wanted = [((8, 4, 4), torch.float16), ((8, 4, 4), torch.float32), ((8, 2, 2), torch.float32)]
     for view, dtype in wanted:
-        parts = [training.Views(torch.zeros(4, 1, *view, dtype=dtype), np.arange(4) % 2)]
+        parts = [sweep.Views(torch.zeros(4, 1, *view, dtype=dtype), np.arange(4) % 2)]
         for _ in range(2):
-            stage._on_gpu(run, trial, None, [(torch.nn.Identity(), parts, 0)])
+            training_units._on_gpu(run, trial, None, [(torch.nn.Identity(), parts, 0)])
     assert made == wanted
 
 
 def test_facts_of_a_trial_are_json(run):
-    stage.run_sweep(run)
-    path = next(iter(stage.store(run).glob("*.parquet")))
-    _, facts = sweep.read_trial(stage.store(run), path.stem)
+    sweep.run_sweep(run)
+    path = next(iter(sweep.store(run).glob("*.parquet")))
+    _, facts = sweep.read_trial(sweep.store(run), path.stem)
     assert json.loads(json.dumps(facts)) == facts
     assert len(facts["losses"]) == 2

@@ -103,13 +103,14 @@ def test_two_sweeps_at_once_share_the_work_and_a_killed_one_leaves_it_to_the_oth
 
 
 def test_a_truncated_file_is_named_and_redone_and_no_other(tmp_path, caplog):
-    from nafld_utils import engine, sweep
+    from nafld_utils import engine
+    from nafld_utils.sweep import trial_store
 
     store = tmp_path / "sweep"
     toy_sweep.run(store)
     path = sorted(store.glob("*.parquet"))[7]
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    status = sweep.read_store(store, toy_sweep.trials())[1]
+    status = trial_store.read_store(store, toy_sweep.trials())[1]
     damaged = status[status["state"] == "damaged"]
     assert damaged["hash"].tolist() == [path.stem]
     engine.notice(damaged["reason"].item())

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from nafld_utils import cli, diffusion, params, sweep_speed, timer
-from nafld_utils import trial as training
-from nafld_utils.stages import cost
+from nafld_utils import cli, engine, ldm, params, sweep
+from nafld_utils.engine import side_by_side, timer
+from nafld_utils.sampling import time_estimate
+from nafld_utils.sweep import timing
 
 CPU = torch.device("cpu")
 
@@ -19,15 +20,13 @@ def test_calls_that_warm_up_are_not_counted(monkeypatch):
         now[0] += 100.0 if len(called) <= 2 else 3.0
 
     monkeypatch.setattr(timer.time, "perf_counter", lambda: now[0])
-    assert timer.timed(call, CPU, repeats=4, warm=2) == pytest.approx(3.0)
+    assert engine.timed(call, CPU, repeats=4, warm=2) == pytest.approx(3.0)
     assert len(called) == 6
 
 
 def test_units_side_by_side_are_those_of_the_settings():
     def of(**engine):
-        return timer.side_by_side(
-            params.load("smoke", {f"engine.{key}": value for key, value in engine.items()}).engine
-        )
+        return side_by_side(params.load("smoke", {f"engine.{key}": value for key, value in engine.items()}).engine)
 
     assert of("serial", 3) == 1
     assert of("local", 3) == 3
@@ -37,9 +36,9 @@ def test_units_side_by_side_are_those_of_the_settings():
 @pytest.fixture(params=["class", "semantic"])
 def model(request):
     settings = params.load("smoke").section("ldm")
-    denoiser = diffusion.build_denoiser(request.param, settings[request.param], (4, 8, 8), 5, 0)
-    options = diffusion.schedule_options(settings[request.param], "v_prediction", 1000)
-    return cost.Model(denoiser, (4, 8, 8), settings, options, 64, CPU)
+    denoiser = ldm.denoiser.build_denoiser(request.param, settings[request.param], (4, 8, 8), 5, 0)
+    options = ldm.denoiser.schedule_options(settings[request.param], "v_prediction", 1000)
+    return time_estimate.Model(denoiser, (4, 8, 8), settings, options, 64, CPU)
 
 
 def test_a_timed_step_is_one_of_the_training(model):
@@ -51,7 +50,7 @@ def test_a_timed_step_is_one_of_the_training(model):
         assert sum(rows) == 2 * n
     after = model.denoiser.state_dict()
     assert any(not torch.equal(before[key], value) for key, value in after.items()), "weights move"
-    assert model.flops == diffusion.forward_flops(model.denoiser, (4, 8, 8), 64)
+    assert model.flops == ldm.forward_flops(model.denoiser, (4, 8, 8), 64)
     assert 1 <= model.affordable() <= model.settings["batch_size"]
 
 
@@ -69,9 +68,9 @@ def test_a_timed_image_has_both_passes_and_is_scaled_to_all_steps(model, monkeyp
 
 
 def test_a_training_of_the_sweep_is_timed():
-    network = sweep_speed.Network("resnet18", "paper", 32, CPU)
+    network = timing.Network("resnet18", "paper", 32, CPU)
     assert network.prefix_seconds > 0
-    assert network.seconds_a_training(training.Options(100, 8, 1e-3, 0.01)) > 0
+    assert network.seconds_a_training(sweep.Options(100, 8, 1e-3, 0.01)) > 0
     assert 0 < network.seconds_a_score() < 1
 
 

@@ -8,17 +8,16 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from nafld_utils import artifacts, figures, params, turing, turing_import, turing_model, turing_sitting
-from nafld_utils import turing_statistics as statistics
-from nafld_utils.figures import turing as draw
+from nafld_utils import artifacts, params, turing, views
 from nafld_utils.report import facts
+from nafld_utils.turing import figures, intervals, rater_model, results_files, sitting, table_1
 
-NAMES = turing_sitting.NUMBERS
+NAMES = sitting.NUMBERS
 
 
 def settings(*numbers, seed=0):
     """The paper's numbers, or others in the order of `NAMES`."""
-    chosen = dict(zip(NAMES, numbers or turing.PAPER_SIZES, strict=True))
+    chosen = dict(zip(NAMES, numbers or table_1.PAPER_SIZES, strict=True))
     return params.load("paper").turing.model_copy(update={**chosen, "seed": seed})
 
 
@@ -43,9 +42,9 @@ def both_models(n=400):
 
 def drawn(seed=0, of=None):
     """A set in its order; image i shows noise of its own."""
-    items = turing_sitting.draw_set(real_table(), both_models(), of or settings(seed=seed))
+    items = sitting.draw_set(real_table(), both_models(), of or settings(seed=seed))
     images = np.random.default_rng(seed + 100).integers(0, 256, (len(items), 8, 8), dtype=np.uint8)
-    return turing_sitting.put_in_order(items, images, seed)[0]
+    return sitting.put_in_order(items, images, seed)[0]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def test_no_patient_is_shown_twice_where_there_are_enough(items):
 
 
 def test_patients_repeat_only_after_every_one_was_shown():
-    few = turing_sitting.draw_set(real_table(4, 5, frames=3), both_models(), settings())
+    few = sitting.draw_set(real_table(4, 5, frames=3), both_models(), settings())
     per_patient = few[few["kind"] == "real"].groupby(["label", "patient_id"]).size()
     assert sorted(per_patient[0]) == [1, 2, 2, 2]  # 7 images of 4 patients
     assert sorted(per_patient[1]) == [2, 2, 3, 3, 3]  # 13 images of 5 patients
@@ -109,25 +108,25 @@ def test_ids_and_order_do_not_tell_what_an_image_is(items):
 
 def test_order_and_names_are_functions_of_the_pixels_alone():
     # so that nobody, knowing seed and code, can undo them: the key could be the other way round
-    key = turing_sitting.draw_set(real_table(), both_models(), settings())
+    key = sitting.draw_set(real_table(), both_models(), settings())
     images = np.random.default_rng(3).integers(0, 256, (50, 4, 4), dtype=np.uint8)
-    one, pixels = turing_sitting.put_in_order(key, images, 0)
-    other, again = turing_sitting.put_in_order(key.iloc[::-1], images[::-1], 0)
+    one, pixels = sitting.put_in_order(key, images, 0)
+    other, again = sitting.put_in_order(key.iloc[::-1], images[::-1], 0)
     assert one["image_id"].tolist() == other["image_id"].tolist()
     np.testing.assert_array_equal(pixels, again)
     assert one["source_id"].tolist() == other["source_id"].tolist()
-    assert turing_sitting.put_in_order(key, images, 1)[0]["image_id"].tolist() != one["image_id"].tolist()
+    assert sitting.put_in_order(key, images, 1)[0]["image_id"].tolist() != one["image_id"].tolist()
 
 
 def test_equal_images_keep_names_of_their_own():
-    key = turing_sitting.draw_set(real_table(), both_models(), settings())
-    assert turing_sitting.put_in_order(key, np.zeros((50, 4, 4), np.uint8), 0)[0]["image_id"].is_unique
+    key = sitting.draw_set(real_table(), both_models(), settings())
+    assert sitting.put_in_order(key, np.zeros((50, 4, 4), np.uint8), 0)[0]["image_id"].is_unique
 
 
 def test_odd_numbers_are_divided_so_that_models_stay_equal():
-    odd = turing_sitting.draw_set(real_table(), both_models(), settings(1, 1, 5, 3))
+    odd = sitting.draw_set(real_table(), both_models(), settings(1, 1, 5, 3))
     assert odd[odd["kind"] != "real"]["kind"].value_counts().to_dict() == {"semantic": 4, "class": 4}
-    alone = turing_sitting.draw_set(real_table(), {"class": synthetic_table("class")}, settings(1, 1, 5, 3))
+    alone = sitting.draw_set(real_table(), {"class": synthetic_table("class")}, settings(1, 1, 5, 3))
     assert (alone["kind"] == "class").sum() == 8
 
 
@@ -149,15 +148,15 @@ def kinds(items):
 )
 def test_a_small_source_lowers_both_kinds_of_its_class_in_proportion(real, n_synthetic, expected):
     synthetic = {"semantic": synthetic_table("semantic"), "class": synthetic_table("class", n_synthetic)}
-    items = turing_sitting.draw_set(real, synthetic, settings())
+    items = sitting.draw_set(real, synthetic, settings())
     assert kinds(items) == expected
-    assert tuple(turing_sitting.numbers(real, synthetic, settings()).values()) == expected
+    assert tuple(sitting.numbers(real, synthetic, settings()).values()) == expected
     assert items["source_id"].is_unique
 
 
 def test_shares_that_fit_are_not_lowered():
     short = {"semantic": synthetic_table("semantic"), "class": synthetic_table("class", 4)}
-    items = turing_sitting.draw_set(real_table(), short, settings(3, 1, 5, 1))
+    items = sitting.draw_set(real_table(), short, settings(3, 1, 5, 1))
     assert kinds(items) == (3, 1, 5, 1), "of label 1 the models give 3 and 2"
 
 
@@ -174,7 +173,7 @@ def test_shares_that_fit_are_not_lowered():
 )
 def test_a_source_without_a_class_is_named(real, synthetic, says):
     with pytest.raises(ValueError, match=says):
-        turing_sitting.draw_set(real, synthetic, settings(), ("well", "ill"))
+        sitting.draw_set(real, synthetic, settings(), ("well", "ill"))
 
 
 # ---------------------------------------------------------------- Table 1
@@ -182,7 +181,7 @@ def test_a_source_without_a_class_is_named(real, synthetic, says):
 
 def test_summary_by_eye():
     # Two raters, one image in each cell: the first recognises everything, the second only the healthy ones.
-    ratings = turing.from_counts([[1, 1, 1, 1], [0, 1, 0, 1]], [1, 1, 1, 1])
+    ratings = table_1.from_counts([[1, 1, 1, 1], [0, 1, 0, 1]], [1, 1, 1, 1])
     table = turing.summarize(ratings).set_index(["group", "metric"])
     assert table["mean"].xs("accuracy", level="metric").to_dict() == {"unhealthy": 0.5, "healthy": 1.0, "both": 0.75}
     half = 12.706204736 * 0.5  # t of one degree of freedom times the standard error
@@ -191,7 +190,7 @@ def test_summary_by_eye():
 
 
 def test_sensitivity_is_of_real_and_specificity_of_synthetic_images():
-    ratings = turing.from_counts([[3, 2, 0, 0], [3, 2, 0, 0]], [3, 2, 4, 5])  # "real" to everything
+    ratings = table_1.from_counts([[3, 2, 0, 0], [3, 2, 0, 0]], [3, 2, 4, 5])  # "real" to everything
     table = turing.summarize(ratings).set_index(["metric", "group"])["mean"]
     assert ratings["said_real"].eq(1).all()
     assert table["sensitivity"].eq(1).all()
@@ -232,9 +231,9 @@ def test_no_other_answers_of_five_raters_give_the_papers_table_1():
         }
         return [np.array(pair) for pair in sorted(pairs)]
 
-    (_, sens_u, spec_u), (_, sens_h, spec_h), (acc, sens, spec) = turing.PAPER_TABLE.values()
-    acc_u, acc_h = turing.PAPER_TABLE["unhealthy"][0], turing.PAPER_TABLE["healthy"][0]
-    n_ru, n_rh, n_su, n_sh = turing.PAPER_SIZES
+    (_, sens_u, spec_u), (_, sens_h, spec_h), (acc, sens, spec) = table_1.PAPER_TABLE.values()
+    acc_u, acc_h = table_1.PAPER_TABLE["unhealthy"][0], table_1.PAPER_TABLE["healthy"][0]
+    n_ru, n_rh, n_su, n_sh = table_1.PAPER_SIZES
     real = joined(ways(n_ru, sens_u), ways(n_rh, sens_h), n_ru + n_rh, sens)
     fake = joined(ways(n_su, spec_u), ways(n_sh, spec_h), n_su + n_sh, spec)
     orders = np.array(list(itertools.permutations(range(5))))
@@ -243,7 +242,7 @@ def test_no_other_answers_of_five_raters_give_the_papers_table_1():
         fits = rounds_to(ru + su[orders], n_ru + n_su, acc_u) & rounds_to(rh + sh[orders], n_rh + n_sh, acc_h)
         fits &= rounds_to(ru + rh + su[orders] + sh[orders], 50, acc)
         found |= {tuple(sorted(map(tuple, np.stack([ru, rh, su[o], sh[o]], axis=1).tolist()))) for o in orders[fits]}
-    assert found == {tuple(sorted(turing.PAPER_COUNTS))}
+    assert found == {tuple(sorted(table_1.PAPER_COUNTS))}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -251,7 +250,7 @@ def test_intervals_equal_scipy_for_any_counts(seed):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 30, 4)
     counts = rng.integers(0, sizes + 1, size=(int(rng.integers(2, 9)), 4))
-    table = turing.summarize(turing.from_counts(counts, sizes)).set_index(["group", "metric"])
+    table = turing.summarize(table_1.from_counts(counts, sizes)).set_index(["group", "metric"])
     rates = {
         ("both", "accuracy"): counts.sum(1) / sizes.sum(),
         ("unhealthy", "accuracy"): counts[:, [0, 2]].sum(1) / sizes[[0, 2]].sum(),
@@ -266,14 +265,14 @@ def test_intervals_equal_scipy_for_any_counts(seed):
 
 
 def test_unbalanced_raters_count_once_each():
-    long = turing.from_counts([[4, 4, 4, 4]], [4, 4, 4, 4], ["a"])
-    short = turing.from_counts([[0, 0, 0, 0]], [1, 1, 1, 1], ["b"])
+    long = table_1.from_counts([[4, 4, 4, 4]], [4, 4, 4, 4], ["a"])
+    short = table_1.from_counts([[0, 0, 0, 0]], [1, 1, 1, 1], ["b"])
     table = turing.summarize(pd.concat([long, short]))
     assert table["mean"].eq(0.5).all()
 
 
 def test_one_rater_has_means_and_says_why_there_is_no_interval():
-    table = turing.summarize(turing.from_counts([[1, 1, 1, 1]], [2, 2, 2, 2]))
+    table = turing.summarize(table_1.from_counts([[1, 1, 1, 1]], [2, 2, 2, 2]))
     assert table["mean"].eq(0.5).all()
     assert table["low"].isna().all()
     assert table["note"].eq("one rater: no interval over raters").all()
@@ -281,11 +280,11 @@ def test_one_rater_has_means_and_says_why_there_is_no_interval():
 
 
 def test_perfect_raters_are_finite():
-    ratings = turing.from_counts([[13, 7, 18, 12]] * 3, turing.PAPER_SIZES)
+    ratings = table_1.from_counts([[13, 7, 18, 12]] * 3, table_1.PAPER_SIZES)
     table = turing.summarize(ratings)
     assert table[["mean", "low", "high"]].eq(1).all(axis=None)
     assert np.isfinite(turing.per_rater(ratings)[["d_prime", "criterion", "p"]]).all(axis=None)
-    assert statistics.agreement(ratings) == pytest.approx(1)
+    assert intervals.agreement(ratings) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +312,7 @@ def test_ratings_that_cannot_be_summarized_are_refused(spoil, says):
 
 
 def test_discrimination_is_free_of_the_inclination_to_say_synthetic():
-    always = turing.from_counts([[0, 0, 18, 12]], turing.PAPER_SIZES)  # "synthetic" to all 50
+    always = table_1.from_counts([[0, 0, 18, 12]], table_1.PAPER_SIZES)  # "synthetic" to all 50
     row = turing.per_rater(always).iloc[0]
     assert row.accuracy == 0.6
     assert row.said_real == 0
@@ -324,8 +323,8 @@ def test_discrimination_is_free_of_the_inclination_to_say_synthetic():
 
 
 def test_per_image_counts_raters():
-    ratings = turing.from_counts([[1, 0, 1, 1], [1, 0, 0, 1]], [1, 1, 1, 1])
-    right = turing.per_image(ratings).set_index("image_id")["right"].to_dict()
+    ratings = table_1.from_counts([[1, 0, 1, 1], [1, 0, 0, 1]], [1, 1, 1, 1])
+    right = table_1.per_image(ratings).set_index("image_id")["right"].to_dict()
     assert right == {
         "real unhealthy 01": 1.0,
         "real healthy 01": 0.0,
@@ -335,13 +334,13 @@ def test_per_image_counts_raters():
 
 
 def test_simulated_raters_guess_by_default_and_say_that_they_are_simulated(items):
-    guesses = turing_sitting.simulate_raters(items, 200, seed=1)
+    guesses = sitting.simulate_raters(items, 200, seed=1)
     assert guesses["simulated"].all()
     assert guesses["rater"].str.startswith("simulated").all()
     truth = guesses["image_id"].map(items.set_index("image_id")["is_real"])
     told = guesses.groupby(truth.to_numpy())["said_real"].mean()
     assert told[1] - told[0] == pytest.approx(0, abs=0.15)
-    sharp = turing_sitting.simulate_raters(items, 20, seed=1, d_prime=4.0)
+    sharp = sitting.simulate_raters(items, 20, seed=1, d_prime=4.0)
     assert (sharp["said_real"].to_numpy() == truth[: len(sharp)].to_numpy()).mean() > 0.9
 
 
@@ -358,7 +357,7 @@ def written(tmp_path, table, name="ratings.csv"):
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     """The stage on a made-up upstream: image content names its source, so that mixed-up pixels are seen."""
-    from nafld_utils.stages import turing as stage
+    from nafld_utils.turing import units
 
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     real = real_table(4, 5, frames=3)
@@ -370,11 +369,11 @@ def stage(tmp_path, monkeypatch):
         base = 100 + 50 * (conditioning == "class") + 10 * fold
         return SimpleNamespace(table=table, images=np.full((40, 8, 8), base, dtype=np.uint8))
 
-    monkeypatch.setattr(stage.prepare, "open_preprocessed", lambda run: upstream)
-    monkeypatch.setattr(stage.prepare, "preprocess_unit", lambda run: "preprocess")
-    monkeypatch.setattr(stage.samples, "open_synthetic", open_synthetic)
-    monkeypatch.setattr(stage.samples, "synthetic_unit", lambda run, *key: "-".join(map(str, key)))
-    return stage
+    monkeypatch.setattr(units.prepare, "open_preprocessed", lambda run: upstream)
+    monkeypatch.setattr(units.prepare, "preprocess_unit", lambda run: "preprocess")
+    monkeypatch.setattr(units.samples, "open_synthetic", open_synthetic)
+    monkeypatch.setattr(units.samples, "synthetic_unit", lambda run, *key: "-".join(map(str, key)))
+    return units
 
 
 def test_stage_shows_every_item_with_its_own_pixels(stage):
@@ -399,7 +398,7 @@ def test_a_small_cohort_on_demos_counts_is_shown_and_says_so(stage, monkeypatch,
     run = artifacts.open_run("demo", {"cohort.class_names": ["clear", "effusion"]})
     done, shown = stage.analyse(run), stage.make_set(run)
     table = stage.numbers(run, shown)
-    assert table["asked"].tolist() == list(turing.PAPER_SIZES)
+    assert table["asked"].tolist() == list(table_1.PAPER_SIZES)
     assert tuple(table["shown"]) == kinds(shown.items) == sizes
     said = stage.shortfall(run, shown)
     assert f"FEWER IMAGES than asked for: {sizes[0]} of 13 (real, effusion), {sizes[1]} of 7 (real, clear)" in said
@@ -441,7 +440,7 @@ def test_no_table_has_a_number_missing_without_a_word(stage):
 
 def test_stage_reads_real_ratings_and_notices_when_they_change(stage, tmp_path):
     items = stage.make_set(artifacts.open_run("smoke")).items
-    answers = turing_sitting.simulate_raters(items, 3, seed=0)
+    answers = sitting.simulate_raters(items, 3, seed=0)
     run = artifacts.open_run("smoke", ["turing.ratings=returned"])
     for name, own in answers.groupby("rater"):
         written(tmp_path, own.astype({"confidence": int}), f"returned/{name}.csv")
@@ -484,13 +483,13 @@ def test_stage_refuses_missing_ratings_and_leaves_nothing(stage, tmp_path):
 
 
 def test_an_edited_file_in_the_folder_makes_the_stage_stale(stage, tmp_path):
-    from nafld_utils import graph
+    from nafld_utils.pipeline import staleness
 
     path = written(tmp_path, pd.DataFrame({"rater": ["a"]}), "returned/a.csv")
     run = artifacts.open_run("smoke", ["turing.ratings=returned"])
-    before = graph.stamp_content(run, stage.STAGE)
+    before = staleness.stamp_content(run, stage.STAGE)
     path.write_text("rater\nabc\n")
-    assert graph.stamp_content(run, stage.STAGE) != before
+    assert staleness.stamp_content(run, stage.STAGE) != before
 
 
 def test_stage_writes_the_page_apart_from_the_key_and_anew_when_it_must(stage):
@@ -513,33 +512,35 @@ def test_stage_writes_the_page_apart_from_the_key_and_anew_when_it_must(stage):
 def test_figures_draw_what_they_are_given(items):
     import matplotlib.pyplot as plt
 
-    from nafld_utils import turing_page
+    from nafld_utils import turing
 
-    answers = turing_sitting.simulate_raters(items, 5, seed=0).replace("simulated 1", "$x_")
-    ratings = turing_import.attach_key(answers, items)
+    answers = sitting.simulate_raters(items, 5, seed=0).replace("simulated 1", "$x_")
+    ratings = results_files.attach_key(answers, items)
     images = np.random.default_rng(0).integers(0, 255, (50, 16, 16), dtype=np.uint8)
-    with figures.style():
+    with views.style():
         fig, axes = plt.subplots(2, 4, figsize=(16, 8))
         axes = axes.ravel()
-        assert len(draw.contact_sheet(images, items, axes[0], reveal=True).texts) == 50
+        assert len(figures.contact_sheet(images, items, axes[0], reveal=True).texts) == 50
         summaries = {"a": turing.summarize(ratings), "b": turing.paper_summary()}
-        assert len(draw.rates(summaries, axes[1]).get_yticklabels()) == 9
-        assert len(draw.recognised(turing.per_image(ratings), axes[2]).get_yticklabels()) == 6
-        texts = turing_page.load_texts("en")
-        shown = [text.get_text() for text in draw.preview(images[0], texts, 50, (50, 100), axes[3]).texts]
+        assert len(figures.rates(summaries, axes[1]).get_yticklabels()) == 9
+        assert len(figures.recognised(table_1.per_image(ratings), axes[2]).get_yticklabels()) == 6
+        texts = turing.load_texts("en")
+        shown = [text.get_text() for text in figures.preview(images[0], texts, 50, (50, 100), axes[3]).texts]
         assert {"Image 1 of 50", "Real  [R]", texts["next"]} <= set(shown)
-        ax = draw.fooled(ratings, axes[4])
+        ax = figures.fooled(ratings, axes[4])
         cells = ax.get_images()[0].get_array()
         wrong = (ratings["said_real"] != ratings["is_real"]).sum()
         assert (cells.min(axis=2) < 1).sum() == wrong
         assert ax.get_yticklabels()[0].get_text() == r"\$x_"
-        assert len(draw.calibrated(statistics.calibration(ratings), axes[5]).texts) == 6
+        assert len(figures.calibrated(intervals.calibration(ratings), axes[5]).texts) == 6
         assert (
             "nobody"
-            in draw.calibrated(statistics.calibration(ratings.drop(columns="confidence")), axes[6]).texts[0].get_text()
+            in figures.calibrated(intervals.calibration(ratings.drop(columns="confidence")), axes[6])
+            .texts[0]
+            .get_text()
         )
-        assert len(draw.planned(turing_model.plans(ratings), axes[7]).get_lines()) == 4
-        draw.mark(fig, SimpleNamespace(is_simulated=False), True)
+        assert len(figures.planned(rater_model.plans(ratings), axes[7]).get_lines()) == 4
+        figures.mark(fig, SimpleNamespace(is_simulated=False), True)
         assert "simulated raters" in [text.get_text() for text in fig.texts]
         fig.canvas.draw()
         plt.close(fig)

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import turing, turing_import
+from nafld_utils import turing
+from nafld_utils.turing import results_files
 
 N = 6
 SET = "0123456789ab"
@@ -30,11 +31,11 @@ def body(items, rater="R1", sitting="a", **changes):
 
 def sealed(value, **dumps):
     """A file as the page writes it, checksum and all."""
-    return json.dumps(value | {"checksum": turing_import.checksum(value)}, **(dumps or {"indent": 1})).encode()
+    return json.dumps(value | {"checksum": results_files.checksum(value)}, **(dumps or {"indent": 1})).encode()
 
 
 def read(items, **files):
-    return turing_import.collect({name.replace("_", "."): content for name, content in files.items()}, items, SET)
+    return results_files.collect({name.replace("_", "."): content for name, content in files.items()}, items, SET)
 
 
 def test_a_results_file_is_read(items):
@@ -43,7 +44,7 @@ def test_a_results_file_is_read(items):
     assert ratings["confidence"].fillna(-1).tolist() == [-1, 70, -1, 70, -1, 70]
     assert ratings["seconds"].eq(2.5).all()
     assert report.iloc[0].tolist() == ["a.json", "R1", "counted", N, 3, 0.2, ""]
-    keyed = turing_import.attach_key(ratings, items)
+    keyed = results_files.attach_key(ratings, items)
     assert keyed["order"].tolist() == list(range(1, N + 1))
     assert len(turing.summarize(keyed)) == 9
 
@@ -74,7 +75,7 @@ def without(items, *names):
         (lambda i: b"\xff\xfe{\x00}\x00", "UTF-8"),
         (lambda i: b"[1, 2]", "expected a JSON object, found list"),
         (lambda i: b"[" * 100_000, "nested too deeply|JSON"),
-        (lambda i: b" " * (turing_import.MAX_BYTES + 1), "at most 1000 kB"),
+        (lambda i: b" " * (results_files.MAX_BYTES + 1), "at most 1000 kB"),
         (lambda i: b'{"schema": "x"}', "expected a file with schema"),
         (lambda i: sealed(body(i, version=2)), "expected version 1, found 2"),
         (lambda i: sealed(body(i, set_id="another")), "expected answers to set 0123456789ab, found 'another'"),
@@ -143,9 +144,9 @@ def test_what_looks_careless_is_flagged_and_counts(items):
 def test_other_files_are_flagged_and_none_is_none(items):
     ratings, report = read(items, a_docx=b"PK", b_json=sealed(body(items)))
     assert "another ending" in report.set_index("file").loc["a.docx", "note"]
-    empty, report = turing_import.collect({}, items, SET)
+    empty, report = results_files.collect({}, items, SET)
     assert empty.empty
-    assert report.columns.tolist() == turing_import.FILE_COLUMNS
+    assert report.columns.tolist() == results_files.FILE_COLUMNS
     assert len(ratings) == N
 
 
@@ -164,7 +165,7 @@ def test_a_table_counts_beside_results_files(items):
     ratings, report = read(items, a_csv=content, b_json=sealed(body(items)))
     assert ratings["rater"].unique().tolist() == ["r0", "r1"]
     assert report["status"].tolist() == ["counted", "counted", "refused"], "R1 is r1, and the table comes first"
-    keyed = turing_import.attach_key(turing_import.read_table(content, items), items)
+    keyed = results_files.attach_key(results_files.read_table(content, items), items)
     assert keyed["confidence"].isna().all()
     assert not keyed["simulated"].any()
 

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from test_report import addresses
 
-from nafld_utils import turing, turing_import, turing_page, turing_sitting
+from nafld_utils import turing
+from nafld_utils.turing import page, results_files
 
 N = 50
-TEXTS = turing_page.load_texts("en")
+TEXTS = turing.load_texts("en")
 
 
 def smooth_and_rough(n_real=20, size=64, seed=0):
@@ -25,25 +26,25 @@ def smooth_and_rough(n_real=20, size=64, seed=0):
     smooth = np.broadcast_to(ramp, (N - n_real, size, size)) + rng.integers(0, 2, (N - n_real, size, size))
     items = pd.DataFrame({"kind": n_real * ["real"] + (N - n_real) * ["semantic"], "label": np.arange(N) % 2})
     items["is_real"] = (items["kind"] == "real").astype(int)
-    return turing_sitting.put_in_order(items, np.concatenate([rough, smooth.astype(np.uint8)]), seed)
+    return turing.sitting.put_in_order(items, np.concatenate([rough, smooth.astype(np.uint8)]), seed)
 
 
 @pytest.fixture(scope="module")
 def sitting():
     items, images = smooth_and_rough()
-    page = turing_page.build(images, items, TEXTS, simulated=True)
-    return SimpleNamespace(items=items, images=images, page=page, id=turing_page.set_id(images, items))
+    page = turing.page.build(images, items, TEXTS, simulated=True)
+    return SimpleNamespace(items=items, images=images, page=page, id=turing.page.set_id(images, items))
 
 
 def data_of(page):
-    return json.loads(turing_page._DATA.search(page)[1])
+    return json.loads(turing.page._DATA.search(page)[1])
 
 
 # ---------------------------------------------------------------- what the file holds
 
 
 def test_the_file_tells_nothing_that_the_pictures_do_not(sitting):
-    cues = turing_page.separation(sitting.page, sitting.images, sitting.items).set_index("cue")
+    cues = page.separation(sitting.page, sitting.images, sitting.items).set_index("cue")
     assert cues.loc["bytes of the embedded picture", "auc"] == 0.5
     assert (cues.loc[cues["of"] == "file", "auc"] - 0.5).abs().max() < 0.25  # 3 SD of chance
     # the check would see what it looks for: these pictures differ in kind
@@ -52,7 +53,7 @@ def test_the_file_tells_nothing_that_the_pictures_do_not(sitting):
     over_sets = []
     for seed in range(12):
         items, images = smooth_and_rough(size=8, seed=seed)
-        cues = turing_page.separation(turing_page.build(images, items, TEXTS), images, items)
+        cues = page.separation(page.build(images, items, TEXTS), images, items)
         over_sets.append(cues.loc[cues["of"] == "file", "auc"].to_numpy())
     np.testing.assert_allclose(np.mean(over_sets, axis=0), 0.5, atol=0.08)
 
@@ -74,17 +75,17 @@ def test_pictures_are_lossless_of_one_length_and_without_metadata(sitting):
 
 def test_the_key_is_not_in_the_page(sitting):
     marked = sitting.items.assign(kind="KINDOFIMAGE", source_id="SOURCEOFIMAGE", patient_id=987654)
-    assert turing_page.build(sitting.images, marked, TEXTS, simulated=True) == sitting.page
+    assert page.build(sitting.images, marked, TEXTS, simulated=True) == sitting.page
     allowed = {"schema", "version", "set_id", "rater_pattern", "levels", "practice", "items", "texts"}
     assert set(data_of(sitting.page)) == allowed
     flipped = sitting.items.assign(is_real=1 - sitting.items["is_real"])
-    assert turing_page.build(sitting.images, flipped, TEXTS, simulated=True) == sitting.page
+    assert page.build(sitting.images, flipped, TEXTS, simulated=True) == sitting.page
 
 
 def test_fifty_images_of_256_pixels_stay_below_12_megabytes():
     images = np.random.default_rng(0).integers(0, 256, (N, 256, 256), dtype=np.uint8)
     items = pd.DataFrame({"image_id": [f"t{i:08x}" for i in range(N)]})
-    assert 4e6 < len(turing_page.build(images, items, TEXTS).encode()) < 12e6
+    assert 4e6 < len(page.build(images, items, TEXTS).encode()) < 12e6
 
 
 def test_the_file_stands_alone(sitting):
@@ -98,17 +99,17 @@ def test_the_file_stands_alone(sitting):
 def test_texts_from_outside_are_escaped(sitting):
     evil = "</script><script>alert(1)</script>"
     texts = TEXTS | {"next": evil, "welcome_alone": evil}
-    page = turing_page.build(sitting.images[:2], sitting.items[:2], texts, contact=evil)
+    page = turing.page.build(sitting.images[:2], sitting.items[:2], texts, contact=evil)
     assert "<script>alert" not in page
     assert addresses(page).scripts == 2
     assert data_of(page)["texts"]["next"] == evil
 
 
 def test_every_text_is_in_the_texts_and_every_one_of_them_is_used(sitting):
-    sources = "".join(path.read_text(encoding="utf-8") for path in turing_page.template_files("en")[:3])
+    sources = "".join(path.read_text(encoding="utf-8") for path in page.template_files("en")[:3])
     used = set(re.findall(r"texts\.(\w+)", sources)) | {"real", "synthetic", "done_contact", "done_sender"}
     assert used == set(TEXTS)
-    template = turing_page.template_files("en")[0].read_text(encoding="utf-8")
+    template = page.template_files("en")[0].read_text(encoding="utf-8")
     visible = re.sub(r"<[^>]*>|\{\{.*?\}\}|\{%.*?%\}", "", template, flags=re.DOTALL)
     assert visible.split() == [], "words in the template"
 
@@ -124,22 +125,22 @@ def test_every_text_is_in_the_texts_and_every_one_of_them_is_used(sitting):
 )
 def test_a_faulty_translation_is_refused(spoil, says):
     with pytest.raises(ValueError, match=says):
-        turing_page.check_texts(spoil(TEXTS), TEXTS, "turing_texts.xx.json")
+        page.check_texts(spoil(TEXTS), TEXTS, "turing_texts.xx.json")
 
 
 def test_what_is_no_image_or_no_page_is_refused():
     with pytest.raises(ValueError, match=r"expected \(S, S\) uint8, found \(2, 2\) float64"):
-        turing_page.encode_png(np.zeros((2, 2)))
+        page.encode_png(np.zeros((2, 2)))
     with pytest.raises(ValueError, match="expected a page of the Turing test"):
-        turing_page.page_items("<html></html>")
+        page.page_items("<html></html>")
 
 
 def test_the_set_is_named_by_its_pictures_and_their_order(sitting):
     other = sitting.images.copy()
     other[3, 2, 1] ^= 1
-    assert turing_page.set_id(other, sitting.items) != sitting.id
-    assert turing_page.set_id(sitting.images[::-1], sitting.items[::-1]) != sitting.id
-    pattern = turing_page.practice_pattern(64)
+    assert page.set_id(other, sitting.items) != sitting.id
+    assert page.set_id(sitting.images[::-1], sitting.items[::-1]) != sitting.id
+    pattern = page.practice_pattern(64)
     assert np.unique(pattern[60]).tolist() == [round(i * 255 / 11) for i in range(12)], "twelve grey steps"
 
 
@@ -219,9 +220,9 @@ def test_a_whole_sitting_by_keyboard_with_a_reload_in_the_middle(opened, sitting
     assert name == f"turing_{sitting.id}_R-01.json"
     assert page.get_by_label(TEXTS["results_label"]).input_value().encode() == content
 
-    ratings, report = turing_import.collect({name: content}, sitting.items, sitting.id)
+    ratings, report = results_files.collect({name: content}, sitting.items, sitting.id)
     assert report["status"].tolist() == ["counted"]
-    keyed = turing_import.attach_key(ratings, sitting.items)
+    keyed = results_files.attach_key(ratings, sitting.items)
     assert (keyed["said_real"] == keyed["is_real"]).all()
     assert keyed["confidence"].tolist()[:2] == [100, 80]
     assert keyed["confidence"].isna().sum() == 25
@@ -315,7 +316,7 @@ def test_without_storage_the_page_warns_and_works(browser, sitting, tmp_path):
     finish(page)
     press(page, "Enter")
     content = results_of(page)[1]
-    assert len(turing_import.collect({"a.json": content}, sitting.items, sitting.id)[0]) == N
+    assert len(results_files.collect({"a.json": content}, sitting.items, sitting.id)[0]) == N
     context.close()
 
 

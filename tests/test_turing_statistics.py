@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from nafld_utils import turing, turing_model, turing_sitting, turing_statistics
+from nafld_utils import turing
+from nafld_utils.turing import intervals, rater_model, sitting, table_1
 
 
 def panel(right, is_real, label=None, **more):
@@ -31,16 +32,16 @@ def guesses(seed, n_raters=5, n=50, p=0.5):
 @pytest.mark.parametrize("seed", range(3))
 def test_bounded_intervals_hold_the_mean_and_stay_inside(seed):
     rng = np.random.default_rng(seed)
-    counts = rng.integers(0, np.array(turing.PAPER_SIZES) + 1, size=(5, 4))
-    table = turing_statistics.bounded_summary(turing.from_counts(counts, turing.PAPER_SIZES))
+    counts = rng.integers(0, np.array(table_1.PAPER_SIZES) + 1, size=(5, 4))
+    table = intervals.bounded_summary(table_1.from_counts(counts, table_1.PAPER_SIZES))
     assert (table[["low", "high"]].ge(0) & table[["low", "high"]].le(1)).all(axis=None)
     assert (table["low"].lt(table["mean"] + 1e-12) & table["high"].gt(table["mean"] - 1e-12)).all()
-    plain = turing.summarize(turing.from_counts(counts, turing.PAPER_SIZES))
+    plain = turing.summarize(table_1.from_counts(counts, table_1.PAPER_SIZES))
     np.testing.assert_allclose(table["mean"], plain["mean"], rtol=0, atol=1e-15)
 
 
 def test_the_papers_bound_above_one_comes_back_inside():
-    table = turing_statistics.bounded_summary(turing.paper_ratings()).set_index(["group", "metric"])
+    table = intervals.bounded_summary(turing.paper_ratings()).set_index(["group", "metric"])
     assert turing.summarize(turing.paper_ratings())["high"].max() > 1
     row = table.loc[("healthy", "sensitivity")]
     # by the formula: p = 22/35 at the effective number of answers, with t's of 4 and 34 degrees of freedom
@@ -52,7 +53,7 @@ def test_the_papers_bound_above_one_comes_back_inside():
 
 
 def test_one_rater_has_the_exact_binomial_interval_over_images():
-    row = turing_statistics.bounded_summary(turing.from_counts([[8, 5, 9, 4]], turing.PAPER_SIZES)).iloc[6]
+    row = intervals.bounded_summary(table_1.from_counts([[8, 5, 9, 4]], table_1.PAPER_SIZES)).iloc[6]
     assert (row["low"], row["high"]) == pytest.approx(tuple(scipy_stats.binomtest(26, 50).proportion_ci(0.95, "exact")))
     assert row["note"] == "one rater: nothing about other raters"
 
@@ -62,7 +63,7 @@ def test_bounded_intervals_cover_where_the_unbounded_ones_do_not():
     rng, held = np.random.default_rng(0), np.zeros(2)
     for _ in range(400):
         rates = rng.binomial(20, rng.beta(19, 1, 5)) / 20
-        low, high = turing_statistics._korn_graubard(rates, 100)
+        low, high = intervals._korn_graubard(rates, 100)
         t = scipy_stats.t.ppf(0.975, 4) * rates.std(ddof=1) / np.sqrt(5)
         held += [low <= 0.95 <= high, rates.mean() - t <= 0.95 <= rates.mean() + t]
     bounded, plain = held / 400
@@ -79,12 +80,12 @@ def test_mean_squares_equal_the_library():
 
     rng = np.random.default_rng(1)
     grid = (rng.random((4, 12)) < 0.6).astype(float)
-    mine = turing_statistics.mean_squares(grid, np.zeros(12, int))
+    mine = intervals.mean_squares(grid, np.zeros(12, int))
     long = pd.DataFrame({"y": grid.ravel(), "r": np.repeat(range(4), 12), "i": np.tile(range(12), 4)})
     theirs = anova_lm(ols("y ~ C(r) + C(i)", long).fit())["mean_sq"]
     assert [mine.raters, mine.images, mine.rest] == pytest.approx(theirs.tolist())
     # images within three cells: the cells' own analyses add up
-    nested = turing_statistics.mean_squares(grid, np.arange(12) % 3)
+    nested = intervals.mean_squares(grid, np.arange(12) % 3)
     cells = [anova_lm(ols("y ~ C(r) + C(i)", part).fit())["sum_sq"] for _, part in long.groupby(long["i"] % 3)]
     assert nested.images == pytest.approx(sum(cell["C(i)"] for cell in cells) / 9)
     assert nested.rest == pytest.approx(sum(cell["Residual"] for cell in cells) / 27)
@@ -98,7 +99,7 @@ def test_crossed_intervals_cover_other_raters_and_images():
         skill, lean, looks = rng.normal(0, 0.5, (5, 1)), rng.normal(0, 0.5, (5, 1)), rng.normal(0, 0.5, 50)
         said = rng.random((5, 50)) < scipy_stats.logistic.cdf(skill * (real - 0.5) + lean + looks)
         right = (said == real).astype(float)
-        se, df = turing_statistics.crossed_error(turing_statistics.mean_squares(right, real), right.size)
+        se, df = intervals.crossed_error(intervals.mean_squares(right, real), right.size)
         held += abs(right.mean() - 0.5) < scipy_stats.t.ppf(0.975, df) * se
     assert held / 400 >= 0.93
 
@@ -108,15 +109,15 @@ def test_crossed_intervals_are_wider_where_images_differ_and_say_why_there_is_no
     hard = np.tile(rng.random(60) < 0.5, (5, 1)) ^ (rng.random((5, 60)) < 0.05)  # raters agree which images are hard
     both = ("both", "accuracy")
     ratings = panel(hard, (np.arange(60) // 2) % 2)
-    crossed = turing_statistics.crossed_summary(ratings).set_index(["group", "metric"]).loc[both]
-    bounded = turing_statistics.bounded_summary(ratings).set_index(["group", "metric"]).loc[both]
+    crossed = intervals.crossed_summary(ratings).set_index(["group", "metric"]).loc[both]
+    bounded = intervals.bounded_summary(ratings).set_index(["group", "metric"]).loc[both]
     assert crossed["high"] - crossed["low"] > 1.3 * (bounded["high"] - bounded["low"])
-    perfect = turing_statistics.crossed_summary(turing.from_counts([turing.PAPER_SIZES] * 3, turing.PAPER_SIZES))
+    perfect = intervals.crossed_summary(table_1.from_counts([table_1.PAPER_SIZES] * 3, table_1.PAPER_SIZES))
     assert perfect["note"].eq("no answer differs within a kind: no spread to build an interval on").all()
     assert turing.as_table_1(perfect).loc["both", "accuracy"] == "1.000 [no interval]"
-    one = turing_statistics.crossed_summary(ratings[ratings["rater"] == "r0"])
+    one = intervals.crossed_summary(ratings[ratings["rater"] == "r0"])
     assert one["note"].eq("one rater: no interval over raters and images").all()
-    gaps = turing_statistics.crossed_mean(ratings.iloc[1:])
+    gaps = intervals.crossed_mean(ratings.iloc[1:])
     assert gaps["note"] == "raters saw different images: no crossed analysis"
 
 
@@ -125,7 +126,7 @@ def test_crossed_intervals_are_wider_where_images_differ_and_say_why_there_is_no
 
 def test_pooled_answers_and_mean_d_prime():
     ratings = guesses(0)
-    table = turing_statistics.pooled(ratings).set_index("quantity")
+    table = intervals.pooled(ratings).set_index("quantity")
     right = int((ratings["said_real"] == ratings["is_real"]).sum())
     test = scipy_stats.binomtest(right, 250)
     row = table.loc["accuracy, answers pooled"]
@@ -133,46 +134,46 @@ def test_pooled_answers_and_mean_d_prime():
     d = turing.per_rater(ratings)["d_prime"]
     expected = scipy_stats.t.interval(0.95, 4, d.mean(), scipy_stats.sem(d))
     assert table.loc["d', mean over raters", ["low", "high"]].astype(float).tolist() == pytest.approx(list(expected))
-    one = turing_statistics.pooled(ratings[ratings["rater"] == "r0"])
+    one = intervals.pooled(ratings[ratings["rater"] == "r0"])
     assert one["over"].tolist()[1:] == 2 * ["no interval: one rater"]
 
 
 def test_d_prime_by_hand_and_its_inclination():
-    ratings = turing.from_counts([[6, 4, 9, 6]], turing.PAPER_SIZES)  # 10 of 20 real, 15 of 30 synthetic recognised
+    ratings = table_1.from_counts([[6, 4, 9, 6]], table_1.PAPER_SIZES)  # 10 of 20 real, 15 of 30 synthetic recognised
     row = turing.per_rater(ratings).iloc[0]
     assert row.d_prime == pytest.approx(0, abs=1e-12)
     assert row.criterion == pytest.approx(0, abs=1e-12)
     assert row.d_high == pytest.approx(1.96 * np.sqrt(0.25 / 20 + 0.25 / 30) / scipy_stats.norm.pdf(0), abs=1e-3)
     assert row.chance == pytest.approx(0.5)
-    always = turing.per_rater(turing.from_counts([[0, 0, 18, 12]], turing.PAPER_SIZES)).iloc[0]
+    always = turing.per_rater(table_1.from_counts([[0, 0, 18, 12]], table_1.PAPER_SIZES)).iloc[0]
     assert always.chance == always.accuracy == 0.6
 
 
 def test_agreement_equals_fleiss_formula_and_needs_two_raters():
-    ratings = turing.from_counts([[2, 1, 2, 3], [1, 2, 2, 1], [3, 3, 0, 2]], [3, 3, 3, 3])
+    ratings = table_1.from_counts([[2, 1, 2, 3], [1, 2, 2, 1], [3, 3, 0, 2]], [3, 3, 3, 3])
     yes = ratings.groupby("image_id")["said_real"].sum().to_numpy()
     pairs = (yes * (yes - 1) + (3 - yes) * (2 - yes)) / 6  # share of rater pairs who agree, an image
     chance = (yes.mean() / 3) ** 2 + (1 - yes.mean() / 3) ** 2
-    assert turing_statistics.agreement(ratings) == pytest.approx((pairs.mean() - chance) / (1 - chance))
-    assert turing_statistics._kappas(yes, 3) == pytest.approx(turing_statistics.agreement(ratings))
+    assert intervals.agreement(ratings) == pytest.approx((pairs.mean() - chance) / (1 - chance))
+    assert intervals._kappas(yes, 3) == pytest.approx(intervals.agreement(ratings))
     with pytest.raises(ValueError, match="two or more raters"):
-        turing_statistics.agreement(ratings[ratings["rater"] == "rater 1"])
+        intervals.agreement(ratings[ratings["rater"] == "rater 1"])
     with pytest.raises(ValueError, match="kappa is not defined"):
-        turing_statistics.agreement(ratings.assign(said_real=1))
+        intervals.agreement(ratings.assign(said_real=1))
 
 
 def test_agreement_table_has_intervals_or_says_why_not():
-    table = turing_statistics.agreement_table(guesses(1, n=60), n_resamples=400)
+    table = intervals.agreement_table(guesses(1, n=60), n_resamples=400)
     assert (table["low"].lt(table["kappa"]) & table["high"].gt(table["kappa"])).all()
     assert table["low"].lt(0.05).all(), "guessing raters do not agree"
-    perfect = turing_statistics.agreement_table(turing.from_counts([turing.PAPER_SIZES] * 3, turing.PAPER_SIZES))
+    perfect = intervals.agreement_table(table_1.from_counts([table_1.PAPER_SIZES] * 3, table_1.PAPER_SIZES))
     assert perfect["kappa"].fillna(-9).tolist() == [1, -9, -9]
     assert perfect["note"].str.contains("kappa is not defined").tolist() == [False, True, True]
 
 
 def test_unanimous_images_beside_what_chance_gives():
     ratings = panel([[1, 0, 1, 0], [1, 0, 0, 1]], [1, 1, 0, 0], label=[1, 1, 0, 0])
-    table = turing_statistics.unanimous(ratings)
+    table = intervals.unanimous(ratings)
     assert table["found"].tolist() == [1, 1]
     assert table["expected"].tolist() == [1.0, 1.0]  # 4 images, each recognised by each rater with 1/2
 
@@ -181,15 +182,15 @@ def test_calibration_counts_answers_and_overconfidence_is_over_raters():
     right = np.array([[1, 1, 0, 0], [1, 0, 1, 0]])
     confidence = [100, 50, 100, np.nan, 100, 50, 100, 50]
     ratings = panel(right, [1, 1, 0, 0], label=[1, 1, 0, 0], confidence=confidence)
-    table = turing_statistics.calibration(ratings).set_index("confidence")
+    table = intervals.calibration(ratings).set_index("confidence")
     assert table["n"].to_dict() == {50: 3, 100: 4}
     assert table["right"].to_dict() == pytest.approx({50: 1 / 3, 100: 0.75})
-    over = turing_statistics.overconfidence(ratings).set_index("quantity")
+    over = intervals.overconfidence(ratings).set_index("quantity")
     assert over.loc["overconfidence", "value"] == pytest.approx(((0 - 0.5 + 1) / 3 + (0 + 0.5 + 0 + 0.5) / 4) / 2)
     assert over.loc["Brier score", "value"] == pytest.approx(((0 + 0.25 + 1) / 3 + (0.25 + 0.25) / 4) / 2)
     none = ratings.drop(columns="confidence")
-    assert turing_statistics.calibration(none).empty
-    assert turing_statistics.overconfidence(none)["note"].eq("nobody stated a confidence").all()
+    assert intervals.calibration(none).empty
+    assert intervals.overconfidence(none)["note"].eq("nobody stated a confidence").all()
 
 
 # ---------------------------------------------------------------- the mixed model
@@ -200,12 +201,12 @@ def test_mixed_model_finds_what_was_put_in():
     real = np.arange(120) % 2
     lean = np.linspace(-1, 1, 8)[:, None] + 0.5
     said = rng.random((8, 120)) < scipy_stats.logistic.cdf(lean + 2 * (real - 0.5) + rng.normal(0, 0.7, 120))
-    table = turing_model.mixed_model(panel(said == real, real)).set_index("term")
+    table = rater_model.mixed_model(panel(said == real, real)).set_index("term")
     assert (table["low"] < table["high"]).all()
     for term, truth in (("inclination", 0.5), ("discrimination", 2.0), ("SD of inclination over raters", 0.7)):
         assert table.loc[term, "low"] < truth < table.loc[term, "high"], term
     assert table.loc["discrimination", "low"] > 0.5
-    again = turing_model.mixed_model(panel(said == real, real)).set_index("term")
+    again = rater_model.mixed_model(panel(said == real, real)).set_index("term")
     pd.testing.assert_frame_equal(table, again)
 
 
@@ -214,17 +215,17 @@ def test_fixed_effects_without_random_ones_equal_plain_logistic_regression():
     from statsmodels.genmod.generalized_linear_model import GLM
 
     ratings = guesses(6, n=200, p=0.6)
-    said, (fixed, random, _) = ratings["said_real"].to_numpy(), turing_model._design(ratings)
-    at, se = turing_model._laplace(said, fixed, random, np.full(random.shape[1], 1e-4))
+    said, (fixed, random, _) = ratings["said_real"].to_numpy(), rater_model._design(ratings)
+    at, se = rater_model._laplace(said, fixed, random, np.full(random.shape[1], 1e-4))
     plain = GLM(said, fixed, family=Binomial()).fit()
     np.testing.assert_allclose(at, plain.params, rtol=0.01)
     np.testing.assert_allclose(se, plain.bse, rtol=0.01)
 
 
 def test_mixed_model_of_perfect_raters_is_finite_and_of_one_says_why_not():
-    perfect = turing_model.mixed_model(turing.from_counts([turing.PAPER_SIZES] * 3, turing.PAPER_SIZES))
+    perfect = rater_model.mixed_model(table_1.from_counts([table_1.PAPER_SIZES] * 3, table_1.PAPER_SIZES))
     assert np.isfinite(perfect[["estimate", "low", "high"]]).all(axis=None)
-    one = turing_model.mixed_model(turing.from_counts([turing.PAPER_SIZES], turing.PAPER_SIZES))
+    one = rater_model.mixed_model(table_1.from_counts([table_1.PAPER_SIZES], table_1.PAPER_SIZES))
     assert one["note"].tolist() == ["one rater: nothing to model"]
 
 
@@ -235,14 +236,14 @@ def test_spread_finds_what_was_put_in():
     rng = np.random.default_rng(7)
     real = np.arange(400) % 2
     p = 0.5 + rng.normal(0, 0.08, (30, 1)) + rng.normal(0, 0.1, 400)
-    found = turing_model.spread(panel(rng.random((30, 400)) < p, real))
+    found = rater_model.spread(panel(rng.random((30, 400)) < p, real))
     assert found.rater == pytest.approx(0.08, abs=0.03)
     assert found.image == pytest.approx(0.1, abs=0.02)
     assert found.rater < found.rater_high < 0.15
     lean = panel((rng.random((6, 400)) < np.linspace(0.1, 0.9, 6)[:, None]) == real, real)
-    assert turing_model.spread(lean).rater < 0.03, "an inclination is no skill"
+    assert rater_model.spread(lean).rater < 0.03, "an inclination is no skill"
     with pytest.raises(ValueError, match="found 1 raters"):
-        turing_model.spread(guesses(0, n_raters=1))
+        rater_model.spread(guesses(0, n_raters=1))
 
 
 def test_the_power_formula_agrees_with_simulated_panels():
@@ -252,47 +253,47 @@ def test_the_power_formula_agrees_with_simulated_panels():
     for _ in range(1500):
         p = 0.5 + rng.normal(0, sd_rater, (n_raters, 1)) + rng.normal(0, sd_image, n)
         right = (rng.random((n_raters, n)) < p).astype(float)
-        se, df = turing_statistics.crossed_error(turing_statistics.mean_squares(right, cell), right.size)
+        se, df = intervals.crossed_error(intervals.mean_squares(right, cell), right.size)
         shown += abs(right.mean() - 0.5) + scipy_stats.t.ppf(0.95, df) * se < margin
-    formula = turing_model.equivalence_power(n_raters, n, sd_rater, sd_image, margin)
+    formula = rater_model.equivalence_power(n_raters, n, sd_rater, sd_image, margin)
     assert formula == pytest.approx(shown / 1500, abs=0.07)
     assert 0.3 < formula < 0.98, "a case where the two could differ"
 
 
 def test_a_plan_is_the_least_number_and_no_number_is_said():
-    plan = turing_model.equivalence_plan(0.04, 0.05).set_index("n_raters")
+    plan = rater_model.equivalence_plan(0.04, 0.05).set_index("n_raters")
     for raters, row in plan.dropna(subset=["n_images"]).iterrows():
         assert row["power"] >= 0.8
-        fewer = turing_model.equivalence_power(raters, int(row["n_images"]) - 2, 0.04, 0.05)
+        fewer = rater_model.equivalence_power(raters, int(row["n_images"]) - 2, 0.04, 0.05)
         assert fewer < 0.8 or row["n_images"] == 4
     assert pd.isna(plan.loc[3, "n_images"])
     assert plan.loc[3, "note"] == "raters differ too much: no number of images is enough"
     assert plan["n_images"].dropna().is_monotonic_decreasing
-    assert turing_model.equivalence_power(5, 50, 0.0, 0.0) < 0.3, "the paper's size cannot show it even at best"
+    assert rater_model.equivalence_power(5, 50, 0.0, 0.0) < 0.3, "the paper's size cannot show it even at best"
 
 
 def test_plans_name_what_they_stand_on():
-    table = turing_model.plans(guesses(9))
+    table = rater_model.plans(guesses(9))
     assert table["basis"].unique().tolist() == [
         "these raters", "these raters, upper limit", "the paper's raters", "the paper's raters, upper limit"
     ]  # fmt: skip
-    assert turing_model.plans(guesses(9, n_raters=1))["basis"].str.startswith("the paper's").all()
-    assert turing_model.paper_spread().rater == pytest.approx(0.045, abs=0.001)
+    assert rater_model.plans(guesses(9, n_raters=1))["basis"].str.startswith("the paper's").all()
+    assert rater_model.paper_spread().rater == pytest.approx(0.045, abs=0.001)
 
 
 def test_equivalence_is_shown_by_a_large_panel_of_guessers_and_not_by_a_small_or_a_skilled_one():
-    large = turing_model.equivalence_test(guesses(10, n_raters=30, n=300))
+    large = rater_model.equivalence_test(guesses(10, n_raters=30, n=300))
     assert large["shown"]
     assert 0.45 < large["low"] < large["mean"] < large["high"] < 0.55
-    assert not turing_model.equivalence_test(guesses(10))["shown"]
-    assert not turing_model.equivalence_test(guesses(10, n_raters=30, n=300, p=0.7))["shown"]
-    alone = turing_model.equivalence_test(guesses(10, n_raters=1))
+    assert not rater_model.equivalence_test(guesses(10))["shown"]
+    assert not rater_model.equivalence_test(guesses(10, n_raters=30, n=300, p=0.7))["shown"]
+    alone = rater_model.equivalence_test(guesses(10, n_raters=1))
     assert alone["note"].startswith("one rater")
     assert not alone["shown"]
 
 
 def test_simulated_raters_state_a_confidence_on_offer():
     items = pd.DataFrame({"image_id": [f"t{i}" for i in range(50)], "is_real": np.arange(50) % 2})
-    sure = turing_sitting.simulate_raters(items, 5, seed=0)["confidence"]
-    assert sure.isin(turing_sitting.CONFIDENCE_LEVELS).all()
+    sure = sitting.simulate_raters(items, 5, seed=0)["confidence"]
+    assert sure.isin(turing.CONFIDENCE_LEVELS).all()
     assert sure.nunique() == 6

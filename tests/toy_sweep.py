@@ -14,6 +14,7 @@ import pandas as pd
 
 from nafld_utils import engine, params, sweep
 from nafld_utils.artifacts import unit_seed
+from nafld_utils.sweep import trial_grid, trial_store
 
 N_TRIALS, N_IMAGES = 40, 6
 
@@ -26,7 +27,7 @@ def trials():
             for arm, rate in (("real", 0.0), ("semantic", 0.5)):
                 own = {"backbone": "net", "arm": arm, "rate": rate, "fold": fold, "seed": seed}
                 rows.append({name: own.get(name, "plain") for name in sweep.TRIAL_COLUMNS})
-    keys = [sweep.trial_hash(row, {"steps": 1}) for row in rows]
+    keys = [trial_grid.trial_hash(row, {"steps": 1}) for row in rows]
     return pd.DataFrame(rows).assign(hash=keys)
 
 
@@ -41,7 +42,7 @@ def note(store, what, key):
 def train(store, seconds, **trial):
     """Make one trial's scores, a function of its hash."""
     store, key = Path(store), trial["hash"]
-    if sweep.is_done(store, key):
+    if trial_store.is_done(store, key):
         return
     note(store, "began", key)
     time.sleep(seconds)
@@ -50,13 +51,13 @@ def train(store, seconds, **trial):
     patient = np.arange(N_IMAGES) + trial["fold"] * N_IMAGES
     table = pd.DataFrame({"image_id": [f"i{p}" for p in patient], "patient_id": patient, "label": patient % 2})
     scores = table.assign(score=np.random.default_rng(unit_seed(key)).random(N_IMAGES))
-    sweep.write_trial(store, key, scores, {"seconds": seconds})
+    trial_store.write_trial(store, key, scores, {"seconds": seconds})
     note(store, "wrote", key)
 
 
 def files(store, seconds, **trial):
     """The file of a trial."""
-    return [sweep.trial_path(Path(store), trial["hash"])]
+    return [trial_store.trial_path(Path(store), trial["hash"])]
 
 
 def run(store, n_workers=0, seconds=0.0, **engine_settings):
@@ -65,11 +66,11 @@ def run(store, n_workers=0, seconds=0.0, **engine_settings):
     chosen = {"mode": "local", "n_workers": n_workers} if n_workers else {"mode": "serial"}
     chosen = {f"engine.{key}": value for key, value in {**chosen, **engine_settings}.items()}
     settings = params.load("smoke", chosen).engine
-    todo = sweep.to_train(sweep.read_store(store, trials())[1])
+    todo = sweep.to_train(trial_store.read_store(store, trials())[1])
     rows = todo[[*sweep.TRIAL_COLUMNS, "hash"]].to_dict("records")
     tasks = [{"store": str(store), "seconds": seconds, **row} for row in rows]
     engine.map_units(train, tasks, settings, "toy trainings", files_of=files)
-    return sweep.require_complete(*sweep.read_store(store, trials()))[0]
+    return trial_store.require_complete(*trial_store.read_store(store, trials()))[0]
 
 
 def diary(store):

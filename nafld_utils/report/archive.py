@@ -10,7 +10,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from nafld_utils import artifacts, graph
+from nafld_utils import artifacts, pipeline
 from nafld_utils.artifacts import Run
 from nafld_utils.report import index, notebooks, stored
 
@@ -34,7 +34,7 @@ def write_archive(run: Run) -> Path:
     stored.require_finished(run)
     behind = left_out(run)
     entries = {"index.html": index.index_html(run, left_out=behind, executed=False)}
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         if stage not in behind:
             entries[f"{stage}.html"] = _unlinked(notebooks.page_path(run, stage).read_text(encoding="utf-8"), behind)
     path = run.reports / f"{run.name}-report.zip"

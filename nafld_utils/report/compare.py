@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, graph, params
+from nafld_utils import artifacts, params, pipeline
 from nafld_utils.artifacts import Run
 from nafld_utils.report import facts, notebooks, pages, stored
 
@@ -83,7 +83,7 @@ def _short(a: Run, b: Run, settings: list[dict[str, str]], rows: list[dict[str, 
     computed = sum(bool(row["difference"]) for row in rows)
     both = sum(not row["why"].startswith("only in") for row in rows)
     commits = [dict(facts.environment(run))["commit"] for run in (a, b)]
-    shared = [stage for stage in graph.STAGES if _units(a, stage) and _units(a, stage) == _units(b, stage)]
+    shared = [stage for stage in pipeline.STAGES if _units(a, stage) and _units(a, stage) == _units(b, stage)]
     standing = pages.listed(shared) if shared else "No stage"
     return [
         f"The cohort is {'the same, pixel by pixel' if same else 'not the same, so no difference is computed'}.",
@@ -143,7 +143,7 @@ def _claims(a: Run, b: Run, changed: set[str], read: dict[str, Any]) -> list[dic
     same_cohort = _content(a) == _content(b) and _content(a) != ""
     people = bool(a.settings.turing.ratings and b.settings.turing.ratings)
     out = []
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         why = "" if same_cohort else "other cohort"
         if not why and stage == _RATED and not people:
             why = "simulated raters"
@@ -207,7 +207,7 @@ def _measure(stage: str) -> tuple[str, ...]:
 
 def _read_by(stage: str) -> list[str]:
     """Sections that a stage and all before it read."""
-    return [*params.STAGE_SECTIONS[stage], *(key for name in graph.UPSTREAM[stage] for key in _read_by(name))]
+    return [*params.STAGE_SECTIONS[stage], *(key for name in pipeline.UPSTREAM[stage] for key in _read_by(name))]
 
 
 # ---------------------------------------------------------------- figures
@@ -216,7 +216,7 @@ def _read_by(stage: str) -> list[str]:
 def _figures(read: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Key figures of both runs, in pairs by stage and place; a figure without a partner stands alone."""
     out = []
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         sides = [notebooks.key_figures(stage, found[stage]) if stage in found else [] for found in read]
         for place in range(max(map(len, sides))):
             pair = [side[place] if place < len(side) else None for side in sides]

@@ -23,7 +23,7 @@ def declared(run: Run) -> dict[str, Any]:
     ]
     decisions = [(name, f"{item.decision} Why: {item.why}") for name, item in protocol.decisions.items()]
     return {
-        "sentence": params.declared(run.settings),
+        "sentence": params.declared.declared(run.settings),
         "units": _units(run),
         "decisions": decisions,
         "settings": settings,

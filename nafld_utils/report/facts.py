@@ -12,16 +12,16 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils import artifacts, graph, overview, params
+from nafld_utils import artifacts, params, pipeline
 from nafld_utils.artifacts import Run
-from nafld_utils.report import notebooks as notebook_pages
 from nafld_utils.report import pages
+from nafld_utils.report.notebooks import question, title
 
 
 def claims_table(run: Run) -> pd.DataFrame:
     """The claims of all stages in order, with a column ``stage`` in front; ``key`` is empty in runs of old code."""
     columns, tables = ["stage", *artifacts.CLAIM_COLUMNS], []
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         path = run.root / stage / "claims.csv"
         if path.exists():
             table = pd.read_csv(path, dtype=str, keep_default_na=False).assign(stage=stage)
@@ -42,7 +42,7 @@ def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> list[dict[str, 
             if row["same_protocol"] == "yes" and numeric(paper) is not None and numeric(row["this_run"]) is not None:
                 shown["difference"] = pages.number(numeric(row["this_run"]) - numeric(paper))
             entries.append({**row, **shown, "paper": paper, "beside_paper": bool(paper)})
-        out.append({"name": stage, "title": notebook_pages.title(notebooks.get(stage), stage), "rows": entries})
+        out.append({"name": stage, "title": title(notebooks.get(stage), stage), "rows": entries})
     return out
 
 
@@ -166,7 +166,7 @@ def turing_images(run: Run) -> tuple[int, int]:
 def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ()) -> list[dict[str, Any]]:
     """One entry per stage for the table of reports, with durations; pages in `left_out` are named and not linked."""
     out, counted, left_out = [], set(), set(left_out)
-    for stage in graph.STAGES:
+    for stage in pipeline.STAGES:
         notebook = notebooks.get(stage)
         seconds = 0.0
         for entry in (artifacts.load_record(run.root / stage / "stage.json") or {}).get("units", []):
@@ -177,8 +177,8 @@ def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ())
         out.append(
             {
                 "name": stage,
-                "title": notebook_pages.title(notebook, stage),
-                "question": notebook_pages.question(notebook),
+                "title": title(notebook, stage),
+                "question": question(notebook),
                 "executed": notebook is not None,
                 "left_out": stage in left_out,
                 "duration": pages.clock(duration),
@@ -217,7 +217,7 @@ def command(run: Run) -> str:
     given = artifacts.load_record(run.root / "settings" / "run.json")
     if not given:
         return ""
-    return pages.without_folders(run, overview.command("all", run.name, given))
+    return pages.without_folders(run, pipeline.command("all", run.name, given))
 
 
 # ---------------------------------------------------------------- code and machine

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, words
+from nafld_utils import artifacts, views
 from nafld_utils.artifacts import Run
 from nafld_utils.report import answers, declared, facts, pages, reforms, texts
-from nafld_utils.report import notebooks as notebook_pages
+from nafld_utils.report.notebooks import key_figures, read_notebooks
 
 
 def write_index(run: Run) -> Path:
@@ -37,12 +37,12 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
     str
         HTML.
     """
-    notebooks = notebook_pages.read_notebooks(run)
+    notebooks = read_notebooks(run)
     left_out, table = set(left_out), facts.claims_table(run)
     page = pages.render(
         "index.html.j2",
-        title=f"{run.name} · synthetic {words.of(run).subject}",
-        subject=words.of(run).subject,
+        title=f"{run.name} · synthetic {views.of(run).subject}",
+        subject=views.of(run).subject,
         foreign=run.is_foreign,
         classes=run.settings.cohort.class_names,
         run=run.name,
@@ -68,4 +68,4 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
 
 
 def _figures(notebooks: dict[str, Any]) -> list[dict[str, str]]:
-    return [figure for stage, notebook in notebooks.items() for figure in notebook_pages.key_figures(stage, notebook)]
+    return [figure for stage, notebook in notebooks.items() for figure in key_figures(stage, notebook)]

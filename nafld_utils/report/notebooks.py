@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, graph
+from nafld_utils import artifacts, pipeline
 from nafld_utils.artifacts import Run
 from nafld_utils.report import pages
 
@@ -51,7 +51,7 @@ def read_notebook(run: Run, stage: str) -> Any:
     """
     import nbformat
 
-    path = graph.report_path(run, stage)
+    path = pipeline.report_path(run, stage)
     if not path.exists():
         raise ValueError(f"{path}: expected an executed notebook, found none; run make {stage}.")
     return nbformat.read(os.fspath(path), as_version=4)
@@ -59,7 +59,7 @@ def read_notebook(run: Run, stage: str) -> Any:
 
 def read_notebooks(run: Run) -> dict[str, Any]:
     """Stage to executed notebook, of the stages that have one."""
-    return {stage: read_notebook(run, stage) for stage in graph.STAGES if graph.report_path(run, stage).exists()}
+    return {stage: read_notebook(run, stage) for stage in pipeline.STAGES if pipeline.report_path(run, stage).exists()}
 
 
 def notebook_html(run: Run, stage: str, notebook: Any) -> str:
@@ -100,8 +100,8 @@ def notebook_html(run: Run, stage: str, notebook: Any) -> str:
 
 
 def _links(stage: str) -> list[dict[str, str]]:
-    here = graph.STAGES.index(stage)
-    before, after = graph.STAGES[:here][-1:], graph.STAGES[here + 1 :][:1]
+    here = pipeline.STAGES.index(stage)
+    before, after = pipeline.STAGES[:here][-1:], pipeline.STAGES[here + 1 :][:1]
     links = [
         ("index", "front page"),
         *((name, f"← {name}") for name in before),

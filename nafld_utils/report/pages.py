@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import graph, words
+from nafld_utils import pipeline, views
 from nafld_utils.artifacts import Run
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 # No script runs and no address is fetched, whatever a name in the data holds.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _HEADINGS, _BLOCKS = ("h1", "h2", "h3", "h4", "h5", "h6"), ("div", "p", "pre", "ul", "ol", "li", "dl", "dt", "dd", "hr")
@@ -67,7 +67,7 @@ def simulated(*runs: Run) -> str:
         f"SIMULATED COHORT: every image and number{whose} below comes from simulated patients and says nothing about"
         " real ones."
     )
-    notes = dict.fromkeys(note for run in runs for note in (untrained(run), words.of(run).note))
+    notes = dict.fromkeys(note for run in runs for note in (untrained(run), views.of(run).note))
     return " ".join([text] * bool(marked) + [note for note in notes if note])
 
 
@@ -144,7 +144,7 @@ def listed(words: Iterable[str], last: str = "and") -> str:
     >>> listed(["a", "b", "c"]), listed(["a"])
     ('a, b and c', 'a')
     """
-    words = list(words)
+    words = list(views.words)
     return f" {last} ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
@@ -156,7 +156,7 @@ def plain(text: str) -> str:
 
 def without_folders(run: Run, text: str) -> str:
     """`text` without the folders of the user's own files: a page tells no stranger where they lie."""
-    for key in (key for keys in graph.USER_FILES.values() for key in keys):
+    for key in (key for keys in pipeline.USER_FILES.values() for key in keys):
         value = run.settings.section(key)
         if value and Path(value).is_absolute() and Path(value).parent != Path("/"):
             folder = f"{Path(value).parent}/"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from nafld_utils import graph, overview, params
+from nafld_utils import params, pipeline
 from nafld_utils.artifacts import Run, load_record
-from nafld_utils.graph import Age
+from nafld_utils.pipeline import Age
 from nafld_utils.report import pages
 
 
@@ -19,8 +19,8 @@ def require_finished(run: Run) -> None:
         Names the stages without executed notebook, or a page that is missing or older than what it shows.
     """
     given = load_record(run.root / "settings" / "run.json") or {"profile": run.settings.profile}
-    again = f"run {overview.command('all', run.name, given)}"
-    found = graph.status(run, files_may_be_gone=True)
+    again = f"run {pipeline.command('all', run.name, given)}"
+    found = pipeline.status(run, files_may_be_gone=True)
     missing = [name for name, stage in found.items() if stage.report is Age.NONE]
     if missing:
         raise ValueError(
@@ -32,7 +32,7 @@ def require_finished(run: Run) -> None:
             page, there = run.reports / f"{name}.html", "none" if stage.page is Age.NONE else "an older one"
             raise ValueError(f"{page}: expected the page of its executed notebook, found {there}; {again}.")
     index = run.reports / "index.html"
-    front = graph.age(index, *(graph.report_path(run, name) for name in found))
+    front = pipeline.age(index, *(pipeline.report_path(run, name) for name in found))
     if front is not Age.CURRENT:
         there = "none" if front is Age.NONE else "one older than the notebooks"
         raise ValueError(f"{index}: expected the front page of the run, found {there}; {again}.")
@@ -43,5 +43,5 @@ def require_finished(run: Run) -> None:
 
 def recorded_settings(run: Run) -> dict[str, Any]:
     """Settings that the stages were run with, by dotted key, as their stamps keep them."""
-    stamps = [load_record(graph.stamp_path(run, stage)) or {} for stage in graph.STAGES]
+    stamps = [load_record(pipeline.stamp_path(run, stage)) or {} for stage in pipeline.STAGES]
     return {key: value for stamp in stamps for key, value in params.flat(stamp.get("settings", {})).items()}

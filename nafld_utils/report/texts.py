@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from nafld_utils import graph, params, sweep, words
+from nafld_utils import params, pipeline, sweep, views
 from nafld_utils.artifacts import Run
 from nafld_utils.report import facts, pages
-from nafld_utils.report import notebooks as notebook_pages
+from nafld_utils.report import notebooks as notebooks_module
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def fill_all(templates: Iterable[str], known: Mapping[str, Any]) -> list[str]:
 
 def values(run: Run) -> dict[str, Any]:
     """What every text may name: settings, what was planned from them, and what is stored of cohort and code."""
-    s, said = run.settings, words.of(run)
+    s, said = run.settings, views.of(run)
     word = {
         part: {name: fill(text, {"s": s}) for name, text in entries.items()}
         for part, entries in load()["words"].items()
@@ -74,7 +74,7 @@ def values(run: Run) -> dict[str, Any]:
         "rates": [f"{rate:g}" for rate in rates],
         "backbones": backbones,
         "experiments": () if s.sweep.experiments == (params.PLAIN,) else s.sweep.experiments,
-        "others_compared": len(set(arms) - {sweep.REAL}) * len(rates) * len(backbones) > 1,
+        "others_compared": len(set(arms) - {params.REAL}) * len(rates) * len(backbones) > 1,
         "conditions": [f"one conditioned on {word['condition'][name]}" for name in s.ldm.conditionings],
         "losses": {name: s.section(f"ldm.{name}")["loss"].upper() for name in s.ldm.conditionings},
     }
@@ -94,6 +94,6 @@ def methods(run: Run) -> list[tuple[str, str]]:
 
 def limits(run: Run, notebooks: Mapping[str, Any]) -> list[str]:
     """What the results of this run cannot show, most weighty first; then what notebooks say of their own limits."""
-    missing = [stage for stage in graph.STAGES if stage not in notebooks]
-    own = [text for stage in notebooks if (text := notebook_pages.limits(notebooks[stage]))]
+    missing = [stage for stage in pipeline.STAGES if stage not in notebooks]
+    own = [text for stage in notebooks if (text := notebooks_module.limits(notebooks[stage]))]
     return fill_all(load()["limits"], values(run) | {"missing": missing}) + own

@@ -15,7 +15,8 @@ import numpy as np
 import records
 import torch
 
-from nafld_utils import backbones, engine, explain, params, phantom, preprocess, timer, trial
+from nafld_utils import cohort, engine, explain, images, networks, params, sweep
+from nafld_utils.explain import explainers
 
 MOST_SECONDS, MOST_GIB = 120.0, 4.0
 NETWORK = "tf_efficientnet_lite0"
@@ -23,9 +24,9 @@ NETWORK = "tf_efficientnet_lite0"
 
 def pictures(n: int, size: int, seed: int = 0) -> np.ndarray:
     """Simulated frames as the study crops them, one per patient: ``(n, size, size)`` uint8."""
-    frames = [phantom.simulate_patient(seed, i, 40.0 * (i % 2), 1)[0][0] for i in range(n)]
-    crops = [preprocess.extract_crop(frame) for frame in frames]
-    return np.stack([preprocess.resize_box(crop, preprocess.whole_box(crop), size) for crop in crops])
+    frames = [cohort.simulate_patient(seed, i, 40.0 * (i % 2), 1)[0][0] for i in range(n)]
+    crops = [images.extract_crop(frame) for frame in frames]
+    return np.stack([images.resize_box(crop, images.whole_box(crop), size) for crop in crops])
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
@@ -33,20 +34,22 @@ def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
     n_images, size = options.images, options.size
     chosen = params.load("paper").shap
     n_samples, n_background = options.samples or chosen.n_samples, options.background or chosen.n_background
-    prefix, tail = backbones.split(backbones.load(NETWORK, "bundled"), NETWORK)
-    classifier = explain.GreyClassifier(prefix, trial.fresh_tail(tail, 0), NETWORK)
+    prefix, tail = networks.split(networks.load(NETWORK, "bundled"), NETWORK)
+    classifier = explainers.GreyClassifier(prefix, sweep.fresh_tail(tail, 0), NETWORK)
     images, background = np.split(pictures(n_images + n_background, size), [n_images])
     with engine.compute_threads(engine.cores()):
-        explain.attributions(classifier, background, images[:1], 2, 0, device)  # imports and warm-up
+        explainers.attributions(classifier, background, images[:1], 2, 0, device)  # imports and warm-up
         halves: list[np.ndarray] = []
-        seconds = timer.timed(
-            lambda: halves.append(explain.halves(classifier, background, images, n_samples, 0, device)), device, warm=0
+        seconds = engine.timed(
+            lambda: halves.append(explainers.halves(classifier, background, images, n_samples, 0, device)),
+            device,
+            warm=0,
         )
         repeated = images[np.arange(n_images * n_samples) % n_images]
-        plain = timer.timed(lambda: explain.log_odds(classifier, repeated, device), device, warm=0)
-        outputs = explain.log_odds(classifier, images, device)
-        base = explain.base_value(classifier, background, device)
-    error = explain.missing_share(explain.additivity(halves[0].mean(axis=0), outputs, base))
+        plain = engine.timed(lambda: explainers.log_odds(classifier, repeated, device), device, warm=0)
+        outputs = explainers.log_odds(classifier, images, device)
+        base = explainers.base_value(classifier, background, device)
+    error = explain.missing_share(explainers.additivity(halves[0].mean(axis=0), outputs, base))
     peak = memory.peak_gib(device)
     bound = f"{MOST_SECONDS:.0f} s and {MOST_GIB:.0f} GiB"
     per = f"{n_images} images of {size} px, {n_samples} draws; {seconds / plain:.1f} times as many evaluations alone;"

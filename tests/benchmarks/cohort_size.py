@@ -27,7 +27,7 @@ import records
 import torch
 
 from nafld_utils import artifacts, engine
-from nafld_utils.artifacts import Run
+from nafld_utils.artifacts import Run, run
 
 BACKBONE = "tf_efficientnet_lite0"  # bundled: nothing is downloaded
 SEED = 31_000  # far from the seeds of other simulated cohorts
@@ -49,25 +49,24 @@ def _call(run: Run, step: str, folder: Path, n_patients: int, n_frames: int) -> 
     """The call of one step; what it imports and the networks that it reads are there before it is timed."""
     stage = STEPS[step]
     if step == SIMULATOR:
-        from nafld_utils import phantom
+        from nafld_utils.cohort import simulation
 
-        return lambda: phantom.write_folder(folder, n_patients, SEED, n_frames)
+        return lambda: simulation.write_folder(folder, n_patients, SEED, n_frames)
     if stage in ("01", "02"):
-        from nafld_utils.stages import prepare
+        from nafld_utils import cohort, preprocessing
 
-        return functools.partial(prepare.build_cohort if stage == "01" else prepare.build_preprocessed, run)
+        return functools.partial(cohort.build_cohort if stage == "01" else preprocessing.build_preprocessed, run)
     blank, device = np.zeros((1, 64, 64), np.uint8), engine.device(run.settings.engine)
     if stage == "06":
-        from nafld_utils import trial
-        from nafld_utils.stages import sweep_features
+        from nafld_utils.sweep import prefix_features, training
 
-        trial.prefix_features(sweep_features.network(BACKBONE, "bundled", "paper")[0], blank, BACKBONE, device)
-        return lambda: sweep_features.make_features(run, BACKBONE, "real")
-    from nafld_utils import feature_networks
-    from nafld_utils.stages import features
+        training.prefix_features(prefix_features.network(BACKBONE, "bundled", "paper")[0], blank, BACKBONE, device)
+        return lambda: prefix_features.make_features(run, BACKBONE, "real")
+    from nafld_utils import networks, sampling
+    from nafld_utils.sampling import feature_units
 
-    feature_networks.extract(blank, "lite0", device=device)
-    return lambda: features.make_features(run, "lite0", features.REAL)
+    networks.extract(blank, "lite0", device=device)
+    return lambda: feature_units.make_features(run, "lite0", sampling.REAL)
 
 
 def measure_step(root: str, profile: str, step: str, n_patients: int, n_frames: int) -> tuple[float, float, float]:
@@ -98,7 +97,7 @@ def measure_size(profile: str, n_patients: int, n_frames: int) -> Iterator[dict[
 def _scratch() -> Iterator[str]:
     """A work folder of this process, gone afterwards; what killed ones left goes first, since it may be gigabytes."""
     path = artifacts.work_root() / "artifacts" / "bench-size"
-    artifacts.remove_orphans(path)
+    run.remove_orphans(path)
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     folder.mkdir(parents=True)
     try:

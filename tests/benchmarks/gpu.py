@@ -42,9 +42,12 @@ import records
 import torch
 from PIL import Image
 
-from nafld_utils import artifacts, backbones, diffusion, engine, feature_networks, params, quality, timer
-from nafld_utils.artifacts import Run, save_array, save_table
-from nafld_utils.stages import comparison, copies, cost, features, first_stages, gan, ldm, prepare, samples
+from nafld_utils import artifacts, cohort, engine, ldm, networks, params, preprocessing, quality, sampling
+from nafld_utils.artifacts import Run, save_table
+from nafld_utils.artifacts.files import save_array
+from nafld_utils.ldm import autoencoder_units, denoiser_units
+from nafld_utils.quality import copy_units
+from nafld_utils.sampling import feature_units, sampler_comparison, time_estimate
 
 MODELS = {2: ("semantic", "vq", 4, 20_000), 3: ("class", "kl", 8, 8_000)}  # first stage and training steps
 N_DRAWN, FAST_STEPS = 32, 20  # images per sampler and set of seeds, steps of the fast sampler
@@ -83,12 +86,12 @@ def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
 
 def fold(run: Run, out: Path) -> None:
     """Train, draw and judge one model on the first fold."""
-    prepare.build_cohort(run)
-    prepare.build_preprocessed(run)
+    cohort.build_cohort(run)
+    preprocessing.build_preprocessed(run)
     # drawing takes seconds, less than compiling it
     engine_settings = run.settings.engine.model_copy(update={"compile": False})
     eager = Run(run.settings.model_copy(update={"engine": engine_settings}))
-    (task,) = ldm.tasks(run)
+    (task,) = autoencoder_units.tasks(run)
     name = task["conditioning"]
 
     def make(step: str, act: Callable[..., None], using: Run) -> None:
@@ -96,16 +99,16 @@ def fold(run: Run, out: Path) -> None:
         act(**{**task, "run": using})
 
     # what is done is written before the next begins, which may be stopped
-    make("first stage", first_stages.train_autoencoder, run)
-    make("latents", first_stages.make_latents, run)
-    save_table(out / f"{name}_reconstruction.csv", first_stages.reconstruction_table(run, name))
+    make("first stage", ldm.train_autoencoder, run)
+    make("latents", ldm.make_latents, run)
+    save_table(out / f"{name}_reconstruction.csv", ldm.reconstruction_table(run, name))
     make("denoiser", ldm.train_ldm, run)
-    save_table(out / f"{name}_curve.csv", ldm.curves(run))
+    save_table(out / f"{name}_curve.csv", denoiser_units.curves(run))
     save_table(out / f"{name}_network.csv", ldm.network_table(run))
     looks = ldm.previews(run, name, task["fold"])
     save_grid(out / f"{name}_training.png", np.concatenate(list(looks.values())), ldm.N_PREVIEW)
-    make("synthetic set", samples.make_set, eager)
-    save_grid(out / f"{name}_grid.png", samples.open_synthetic(**task).images[: GRID**2], GRID)
+    make("synthetic set", sampling.make_set, eager)
+    save_grid(out / f"{name}_grid.png", sampling.open_synthetic(**task).images[: GRID**2], GRID)
     show(f"{name}_distances", distances(run, out), out)
     for what, found in copy_audit(eager).items():
         show(f"{name}_{what}", found, out)
@@ -125,12 +128,14 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
 
 def copy_audit(run: Run) -> dict[str, pd.DataFrame]:
     """Stage 05's copy audit: `copies.summary` and, what it finds, `copies.calibration`."""
-    features.build_features(run, features.feature_tasks(run, run.settings.quality.features, samples.generators(run)))
-    for task in copies.reference_tasks(run):
-        copies.make_reference(**task)
-    for task in copies.audit_tasks(run):
-        copies.audit(**task)
-    return {"copies": copies.summary(run), "planted": copies.calibration(run)}
+    sampling.build_features(
+        run, feature_units.feature_tasks(run, run.settings.quality.features, sampling.generators(run))
+    )
+    for task in copy_units.reference_tasks(run):
+        copy_units.make_reference(**task)
+    for task in copy_units.audit_tasks(run):
+        copy_units.audit(**task)
+    return {"copies": quality.summary(run), "planted": quality.calibration(run)}
 
 
 def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
@@ -140,7 +145,7 @@ def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
         model = bench.model(profile, name, device)
         model.denoiser = ldm.placed(model.denoiser, device)
         if compiled:
-            diffusion.compile_network(model.denoiser)
+            ldm.compile_network(model.denoiser)
         found = profiled(model.training_step(model.affordable()), 3, device, warm=2)
         tables.append(found.assign(work="a training step", network=name))
         n = bench.AT_ONCE if device.type == "cuda" else 1
@@ -159,7 +164,7 @@ def profiled(call: Callable[[], Any], repeats: int, device: torch.device, warm: 
     for _ in range(warm):
         call()
     with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * on_gpu]) as profiler:
-        timer.timed(call, device, repeats, warm=0)
+        engine.timed(call, device, repeats, warm=0)
     rows = []
     for event in profiler.key_averages():
         if event.is_user_annotation or (on_gpu and event.device_type == torch.autograd.DeviceType.CPU):
@@ -181,23 +186,25 @@ def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
     counted. The last row holds the sums; autoencoders, which are ready-made in the paper's profile, and the stages
     after 04 are not in it.
     """
-    count, rows = cost.passes(run), []
+    count, rows = time_estimate.passes(run), []
     for name in run.settings.ldm.conditionings:
         mine = found[found["network"] == name].set_index("how")
         step, image = mine.loc[bench.OURS], mine.loc[f"{bench.OURS}: DDIM, {bench.SLOW_STEPS} steps"]
-        a_pass = step["rate"] * step["seconds"] / (cost.TRAINING_PASSES * step["images"])
-        folds = sum(task["conditioning"] == name for task in ldm.tasks(run))
+        a_pass = step["rate"] * step["seconds"] / (time_estimate.TRAINING_PASSES * step["images"])
+        folds = sum(task["conditioning"] == name for task in autoencoder_units.tasks(run))
         models = folds + sum(task["conditioning"] == name for task in ldm.balanced_tasks(run))
-        drawn = models * (count["synthetic"] + count["looks"]) + count["comparison"] * bool(comparison.tasks(run))
+        drawn = models * (count["synthetic"] + count["looks"]) + count["comparison"] * bool(
+            sampler_comparison.tasks(run)
+        )
         drawn += folds * (count["synthetic_null"] + count["synthetic_untrained"])
         works = {"training": (models * count["training"], step), "drawing": (drawn, image)}
         for work, (passes, measured) in works.items():
             flops = passes * a_pass
             row = {"work": work, "model": name, "PFLOP": flops / 1e15, "hours": flops / measured["rate"] / 3600}
             rows.append({**row, "floor": flops / rate / 3600})
-        if run.settings.gan.enabled and run.settings.gan.steps is None and name == gan.reference(run):
+        if run.settings.gan.enabled and run.settings.gan.steps is None and name == ldm.reference(run):
             share = {key: rows[-2][key] * folds / models for key in ("hours", "floor")}
-            rows.append({"work": "training", "model": gan.NAME, "PFLOP": 0.0, **share})
+            rows.append({"work": "training", "model": ldm.NAME, "PFLOP": 0.0, **share})
     table = pd.DataFrame(rows)
     total = table[["PFLOP", "hours", "floor"]].sum()
     return pd.concat([table, pd.DataFrame([{"work": "all", "model": "all", **total}])], ignore_index=True)
@@ -210,32 +217,32 @@ def distances(run: Run, out: Path) -> pd.DataFrame:
     samples, for reconstructions of held-out images against those images (the first stage's bound; nearest of the
     held-out images themselves) and for real training images (the floor; nearest image of another patient).
     """
-    (task,) = ldm.tasks(run)
-    data, device = prepare.open_preprocessed(run), str(engine.device(run.settings.engine))
-    network = backbones.load(feature_networks.LITE0)
+    (task,) = autoencoder_units.tasks(run)
+    data, device = preprocessing.open_preprocessed(run), str(engine.device(run.settings.engine))
+    network = networks.load(networks.LITE0)
 
     def measured(images: np.ndarray) -> np.ndarray:
-        return backbones.features(network, np.ascontiguousarray(images), feature_networks.LITE0, device)
+        return networks.features(network, np.ascontiguousarray(images), networks.LITE0, device)
 
     held = data.images["fold"].to_numpy() == task["fold"]
-    rows, back = first_stages.reconstructions(**task)
+    rows, back = ldm.reconstructions(**task)
     real, whole = measured(data.pool[:, 0]), measured(data.resized[rows])
-    made = measured(samples.open_synthetic(**task).images)
+    made = measured(sampling.open_synthetic(**task).images)
     for name, values in (("features", made), ("real_features", real)):
         save_array(out / f"{task['conditioning']}_{name}.npy", values.astype(np.float16))
     patients = data.images["patient_id"].to_numpy()[~held]
     apart = torch.cdist(torch.from_numpy(real[~held]), torch.from_numpy(real[~held])).numpy()
     apart[patients[:, None] == patients[None]] = np.inf
-    within = quality.nearest_distance(whole, real[~held], 1)
+    within = networks.nearest_distance(whole, real[~held], 1)
     sets = {
-        "synthetic": (made, real[held], quality.nearest_distance(made, real[~held], 1)),
+        "synthetic": (made, real[held], networks.nearest_distance(made, real[~held], 1)),
         "reconstructions of held-out images": (measured(back), whole, within),
         "real training images": (real[~held], real[held], apart.min(1)),
     }
     found = []
     for label, (a, b, nearest) in sets.items():
-        kernel = quality.kernel_distance(a, b, subset_size=min(50, len(a), len(b)))
-        row = {"set": label, "frechet": quality.frechet_distance(a, b), "kernel": kernel}
+        kernel = networks.kernel_distance(a, b, subset_size=min(50, len(a), len(b)))
+        row = {"set": label, "frechet": networks.frechet_distance(a, b), "kernel": kernel}
         found.append({**row, "nearest": float(np.median(nearest))})
     return pd.DataFrame(found)
 
@@ -272,8 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speeds("paper" if device.type == "cuda" else "demo", device, options.out)
     if options.data:
         run = study(2, options.data, changes)
-        prepare.build_cohort(run)
-        prepare.build_preprocessed(run)
+        cohort.build_cohort(run)
+        preprocessing.build_preprocessed(run)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,18 @@ import pandas as pd
 import records
 import torch
 
-from nafld_utils import artifacts, backbones, baselines, delong, engine, interval_study, phantom, preprocess, stats
-from nafld_utils.artifacts import Run, Unit
+from nafld_utils import artifacts, engine, networks, statistics, sweep
+from nafld_utils.artifacts import Run, Unit, files
+from nafld_utils.cohort import simulate
+from nafld_utils.engine import workers
+from nafld_utils.images import extract_crop, resize_box, whole_box
+from nafld_utils.statistics import delong
+from nafld_utils.sweep import frozen_classifiers, interval_study
 
 N_SPLITS = 5
 FIRST_SEED = 20_000  # far from the seeds of cohorts that the shipped autoencoder and the profiles use
 METHODS = ("patients, percentile", "patients, BCa", "patients, DeLong", "images as if independent, percentile")
-STRENGTH = 0.01  # of the logistic regression, as in `baselines.linear_scores`
+STRENGTH = 0.01  # of the logistic regression, as in `frozen_classifiers.linear_scores`
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,19 @@ def make_block(run: Run, seed: int, n_patients: int, n_frames: int, pixels: int)
     unit = block_unit(run, seed, n_patients, n_frames, pixels)
     if unit.done():
         return
-    cohort = phantom.simulate(n_patients, seed, n_frames)
-    crops = [preprocess.extract_crop(frame) for frame in cohort.pixels]
-    images = np.stack([preprocess.resize_box(crop, preprocess.whole_box(crop), pixels) for crop in crops])
+    cohort = simulate(n_patients, seed, n_frames)
+    crops = [extract_crop(frame) for frame in cohort.pixels]
+    images = np.stack([resize_box(crop, whole_box(crop), pixels) for crop in crops])
     name = "tf_efficientnet_lite0"
-    features = backbones.features(_network(name), images, name, engine.device(run.settings.engine))
+    features = networks.features(_network(name), images, name, engine.device(run.settings.engine))
     with unit.writing() as folder:
-        artifacts.save_array(folder / "features.npy", features)
+        files.save_array(folder / "features.npy", features)
         artifacts.save_table(folder / "images.csv", cohort.images[["image_id", "patient_id", "label"]])
 
 
 @functools.lru_cache(maxsize=1)
 def _network(name: str) -> Any:
-    return backbones.load(name)
+    return networks.load(name)
 
 
 def tasks(run: Run, size: Size) -> list[dict[str, Any]]:
@@ -102,10 +107,10 @@ def intervals(label: np.ndarray, score: np.ndarray, patient: np.ndarray, n_resam
     whole = by_patient(label, score, patient)
     options = {"n_resamples": n_resamples, "seed": seed}
     found = [
-        ("image", stats.auc_interval(label, score, patient, **options)),
-        ("image", stats.auc_interval(label, score, patient, **options, method="bca")),
+        ("image", statistics.auc_interval(label, score, patient, **options)),
+        ("image", statistics.auc_interval(label, score, patient, **options, method="bca")),
         ("patient", delong.interval(whole["label"], whole["score"])),
-        ("image", stats.auc_interval(label, score, np.arange(len(label)), **options)),
+        ("image", statistics.auc_interval(label, score, np.arange(len(label)), **options)),
     ]
     rows = [(name, level, *interval) for name, (level, interval) in zip(METHODS, found, strict=True)]
     return pd.DataFrame(rows, columns=["method", "level", "auc", "low", "high"])
@@ -132,7 +137,7 @@ def one_cohort(
     features, images = cohort
     label, patient = images["label"].to_numpy(), images["patient_id"].to_numpy()
     new_label, new_patient = new[1]["label"].to_numpy(), new[1]["patient_id"].to_numpy()
-    fold = baselines.patient_folds(images, N_SPLITS, seed)
+    fold = frozen_classifiers.patient_folds(images, N_SPLITS, seed)
     score, truth = np.empty(len(label)), []
     for k in range(N_SPLITS):
         train = fold != k
@@ -141,7 +146,7 @@ def one_cohort(
         score[~train] = model.predict_proba(features[~train])[:, 1]
         held = model.predict_proba(new[0])[:, 1]
         whole = by_patient(new_label, held, new_patient)
-        truth.append((stats.auc(new_label, held), stats.auc(whole["label"], whole["score"])))
+        truth.append((statistics.auc(new_label, held), statistics.auc(whole["label"], whole["score"])))
     level = dict(zip(("image", "patient"), np.mean(truth, axis=0), strict=True))
     table = intervals(label, score, patient, n_resamples, seed)
     table["truth"] = table["level"].map(level)
@@ -149,7 +154,7 @@ def one_cohort(
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of intervals that hold the truth, by method, as `interval_study.stored` tells it.
+    """Share of intervals that hold the truth, by method, as `sweep.stored` tells it.
 
     `table` is that of `one_cohort`, all cohorts, with a column ``cohort``.
     """
@@ -196,10 +201,10 @@ def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
     try:
         table = study(run, size)
     finally:
-        engine.release_workers()  # at the interpreter's exit Dask's threads are gone, and closing waits for them
+        workers.release_workers()  # at the interpreter's exit Dask's threads are gone, and closing waits for them
     options.result.parent.mkdir(parents=True, exist_ok=True)
     artifacts.save_table(options.result, table)
-    print(interval_study.report(options.result))
+    print(sweep.report(options.result))
     per = f"{size.cohorts} cohorts of {size.patients} simulated patients, {size.new_patients} new ones"
     per += f"; {n_there} of {len(tasks(run, size))} blocks of patients were there already" if n_there else ""
     seconds = time.perf_counter() - started

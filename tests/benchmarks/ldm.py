@@ -21,10 +21,10 @@ import pandas as pd
 import records
 import torch
 
-from nafld_utils import artifacts, diffusion, engine, params, timer
-from nafld_utils.precision import arithmetic
-from nafld_utils.sampling import build_sampler, guided
-from nafld_utils.stages.cost import TRAINING_PASSES, Model
+from nafld_utils import artifacts, engine, ldm, params
+from nafld_utils.engine import arithmetic
+from nafld_utils.ldm.sampler import build_sampler, guided
+from nafld_utils.sampling.time_estimate import TRAINING_PASSES, Model
 
 PLAIN, OURS = "plain loop", "this project"
 SLOW_STEPS, AT_ONCE = 500, 50  # of DDIM [paper]; images that a GPU draws at once
@@ -39,8 +39,8 @@ def model(profile: str, conditioning: str, device: torch.device) -> Model:
     shape = SHAPES[conditioning] if profile == "paper" else DEMO_SHAPE
     chosen = params.load(profile)
     settings = chosen.section("ldm")
-    denoiser = diffusion.build_denoiser(conditioning, settings[conditioning], shape, 5, 0).to(device)
-    options = diffusion.schedule_options(settings[conditioning], settings["prediction"], settings["train_timesteps"])
+    denoiser = ldm.denoiser.build_denoiser(conditioning, settings[conditioning], shape, 5, 0).to(device)
+    options = ldm.denoiser.schedule_options(settings[conditioning], settings["prediction"], settings["train_timesteps"])
     return Model(denoiser, shape, settings, options, chosen.preprocess.map_size, device)
 
 
@@ -53,7 +53,7 @@ def matrix_rate(device: torch.device, side: int | None = None) -> float:
     side = side or (8192 if on_gpu else 1024)
     dtype = torch.bfloat16 if on_gpu else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / min(timer.timed(lambda: a @ b, device, 10 if on_gpu else 3) for _ in range(3))
+    return 2 * side**3 / min(engine.timed(lambda: a @ b, device, 10 if on_gpu else 3) for _ in range(3))
 
 
 def plain_training(denoiser: torch.nn.Module, batch: Any, settings: Any, options: Mapping[str, Any]) -> Any:
@@ -134,13 +134,13 @@ def training_rows(plain: Model, ours: Model, profile: str) -> records.Rows:
     work["per"] = f"a step of {n} images, networks of {profile}"
     step = plain_training(plain.denoiser, lambda: pool.batch(n, generator), plain.settings, plain.options)
     with alone(ours.denoiser, device), arithmetic("fp32", device):
-        seconds = min(timer.timed(step, device, repeats) for _ in range(2))
+        seconds = min(engine.timed(step, device, repeats) for _ in range(2))
         row = _row(work, PLAIN, seconds, device)
     yield row
     del step  # its optimiser's state must not count in what follows
     with alone(plain.denoiser, device):
         warm = 5 if on_gpu else 2
-        best = min(timer.timed(ours.training_step(n), device, repeats, warm) for _ in range(2))
+        best = min(engine.timed(ours.training_step(n), device, repeats, warm) for _ in range(2))
         row = _row(work, OURS, best, device, seconds)
     yield row
 
@@ -158,7 +158,7 @@ def image_rows(plain: Model, ours: Model, profile: str, fast_steps: int) -> reco
     exact = {**work, "flops": 2 * SLOW_STEPS * plain.flops}
     with alone(ours.denoiser, device), arithmetic("fp32", device):
         drawing = (plain.denoiser, plain.options, conditions, z, SLOW_STEPS, GUIDANCE, walked)
-        slow = timer.timed(lambda: plain_sampling(*drawing), device) / walked * SLOW_STEPS / n
+        slow = engine.timed(lambda: plain_sampling(*drawing), device) / walked * SLOW_STEPS / n
         row = _row(exact, f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes", slow, device)
     yield row
     noisy = params.load(profile).sampling.eta  # of DDIM, whose noise is drawn on the CPU
@@ -189,7 +189,7 @@ def network_rows(profile: str, device: torch.device, fast_steps: int = 20, compi
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         ours = dataclasses.replace(plain, denoiser=copy.deepcopy(plain.denoiser).to(memory_format=layout))
         if compiled:
-            diffusion.compile_network(ours.denoiser)
+            ldm.compile_network(ours.denoiser)
         for found in (training_rows(plain, ours, profile), image_rows(plain, ours, profile, fast_steps)):
             for row in found:
                 yield {**row, "share": row["rate"] / best, "matrix_rate": best}
@@ -215,37 +215,37 @@ def drawn(run: artifacts.Run, n: int, fast_steps: int, plain: bool = True) -> pd
     walks DDIM as a plain script does, fp32 with two passes per step, else as this project does. Columns ``network,
     how, seeds, seconds, frechet, condition``.
     """
-    from nafld_utils import autoencoder
-    from nafld_utils.stages import comparison, first_stages, ldm, samples
+    from nafld_utils import ldm
+    from nafld_utils.sampling import sampler_comparison, set_units
 
-    device, fold = engine.device(run.settings.engine), first_stages.folds_of(run)[0]
+    device, fold = engine.device(run.settings.engine), ldm.folds_of(run)[0]
     guidance, rows = run.settings.sampling.guidance, []
     for conditioning in run.settings.ldm.conditionings:
-        stage = first_stages.first_stage(run, conditioning, fold).to(device)
-        shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
+        stage = ldm.first_stage(run, conditioning, fold).to(device)
+        shape = ldm.latent_shape(stage, run.settings.preprocess.image_size)
         denoiser = ldm.placed(ldm.load_denoiser(run, conditioning, fold), device)
-        judge = comparison.Judge(run, conditioning, fold, str(device))
-        facts, conditions = samples.draw_conditions(run, conditioning, fold, n)
+        judge = sampler_comparison.Judge(run, conditioning, fold, str(device))
+        facts, conditions = set_units.draw_conditions(run, conditioning, fold, n)
 
         model = (run, conditioning, fold, denoiser, stage, device)
         fast = {"scheduler": "dpmsolver++", "steps": fast_steps, "eta": 0.0, "guidance": guidance}
         exact = {**fast, "scheduler": "ddim", "steps": SLOW_STEPS}
-        slow = f"{OURS}: DDIM, {SLOW_STEPS} steps", samples.sampler(*model, exact)
+        slow = f"{OURS}: DDIM, {SLOW_STEPS} steps", set_units.sampler(*model, exact)
         if plain:
             schedule = ldm.schedule_options(run, conditioning)
             slow = f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes", _plain_images(denoiser, schedule, shape, guidance)
-        ways = {slow[0]: slow[1], f"{OURS}: DPM-Solver++, {fast_steps} steps": samples.sampler(*model, fast)}
+        ways = {slow[0]: slow[1], f"{OURS}: DPM-Solver++, {fast_steps} steps": set_units.sampler(*model, fast)}
         if device.type == "cuda":
-            samples.sampler(*model, {**fast, "steps": 2})(facts, conditions)  # kernels are chosen at their first use
+            set_units.sampler(*model, {**fast, "steps": 2})(facts, conditions)  # kernels are chosen at their first use
         for seeds in ("first", "second"):
             chosen = facts.assign(seed=[artifacts.unit_seed(seed, seeds) for seed in facts["seed"]])
             for how, draw in ways.items():
-                timer.wait(device)
+                engine.wait(device)
                 started = time.perf_counter()
                 latents = draw(chosen, conditions)
-                timer.wait(device)
+                engine.wait(device)
                 seconds = (time.perf_counter() - started) / n
-                found = judge(autoencoder.decode_latents(stage, latents, device), facts, conditions)
+                found = judge(ldm.decode_latents(stage, latents, device), facts, conditions)
                 rows.append({"network": conditioning, "how": how, "seeds": seeds, "seconds": seconds, **found})
     return pd.DataFrame(rows)
 

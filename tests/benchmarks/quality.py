@@ -18,7 +18,8 @@ import numpy as np
 import records
 import torch
 
-from nafld_utils import feature_networks, memorization, timer
+from nafld_utils import engine, networks
+from nafld_utils.quality import copies
 
 N_FRAMES, N_PATIENTS = 440, 44  # training frames and patients of a fold of the published cohort
 
@@ -35,18 +36,18 @@ def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
             images[start : start + 500] = rng.integers(0, 256, images[start : start + 500].shape)
         images.flush()
         images = np.load(path, mmap_mode="r")
-        extract = functools.partial(feature_networks.extract, kind="lite0", device=device, batch_size=16)
+        extract = functools.partial(networks.extract, kind="lite0", device=device, batch_size=16)
         found, _ = extract(images[:16])  # loads the network
         known = rng.normal(size=(N_FRAMES, found.shape[1])).astype(np.float32)
         made = rng.normal(size=(n, found.shape[1])).astype(np.float32)
         parts: dict[str, Callable[[], Any]] = {
             "EfficientNet-Lite0 features": lambda: extract(images),
-            "nearest frames by features": lambda: memorization.nearest_features(made, known, patients, device),
-            "nearest frames by pixels": lambda: memorization.nearest_pixels(images, frames, patients, device),
+            "nearest frames by features": lambda: copies.nearest_features(made, known, patients, device),
+            "nearest frames by pixels": lambda: copies.nearest_pixels(images, frames, patients, device),
         }
         for name, work in parts.items():
             before = memory.peak_gib()
-            seconds = timer.timed(work, device, warm=0)
+            seconds = engine.timed(work, device, warm=0)
             peak = memory.peak_gib()
             per = f"{n} images of {side} px; memory grown by {peak - before:.2f} GiB"
             row = {"stage": "05", "what": name, "per": per, "seconds": seconds, "a_second": n / seconds}

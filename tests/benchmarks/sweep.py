@@ -30,10 +30,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from nafld_utils import engine, params, sweep, timer, trial, workers
-from nafld_utils.precision import autocast
-from nafld_utils.sweep_speed import Network
-from nafld_utils.trial import Options
+from nafld_utils import engine, params, sweep
+from nafld_utils.engine import autocast, devices
+from nafld_utils.sweep import Options, trial_grid
+from nafld_utils.sweep.timing import Network
 
 PLAIN, OURS = "plain loop", "this project"
 TUNED = f"{PLAIN}, channels last, allocator as ours"  # shown; no ratio is taken to it
@@ -66,7 +66,7 @@ def plain_loop(
     the memory `layout`. `draw` gives a batch of grey images ``(b, S, S)`` uint8 and labels; None draws from images that
     lie on the device. The function returned does one step, draws included, and returns its loss.
     """
-    device, model = network.device, nn.Sequential(copy.deepcopy(network.prefix), trial.fresh_tail(network.tail, 0))
+    device, model = network.device, nn.Sequential(copy.deepcopy(network.prefix), sweep.fresh_tail(network.tail, 0))
     model.to(device=device, memory_format=layout)
     model[0].eval().requires_grad_(False)
     model[1].train()
@@ -122,7 +122,7 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
             engine.map_units(measured_training, tasks, local, f"{backbone}: warming up")
         for n in range(n_rounds):
             # in a process of its own: the driver of a sweep never holds a whole network
-            for ways, changes in (([*LAYOUTS][:2], {}), ([TUNED], workers.KEEP_PAGES)):
+            for ways, changes in (([*LAYOUTS][:2], {}), ([TUNED], devices.KEEP_PAGES)):
                 arguments = (_plain_rows, backbone, size, options_of(batch_size), n_workers, ways)
                 rows += [{"round": n, **row} for row in _apart(*arguments, changes=changes)]
             engine.map_units(measured_training, tasks, local, f"{backbone}: round {n + 1} of {n_rounds}")
@@ -151,7 +151,7 @@ def _plain_rows(backbone: str, size: int, options: Options, threads: int, ways: 
     network, rows = Network(backbone, "paper", size, torch.device("cpu")), []
     for how in ways:
         memory.reset_peak()
-        seconds = timer.timed(plain_loop(network, options, LAYOUTS[how]), network.device, 2) * options.steps
+        seconds = engine.timed(plain_loop(network, options, LAYOUTS[how]), network.device, 2) * options.steps
         rows.append({"how": how, "seconds": seconds, "at once": 1, "GiB": memory.peak_gib()})
     return rows
 
@@ -196,7 +196,7 @@ def gpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, device:
             f"{PLAIN}, DataLoader": with_loader(network, options),
         }
         calls = {
-            how: lambda step=step: timer.timed(step, device, GPU_STEPS, 10) * options.steps
+            how: lambda step=step: engine.timed(step, device, GPU_STEPS, 10) * options.steps
             for how, step in plain.items()
         }
         for at_once in AT_ONCE:
@@ -220,7 +220,7 @@ def compared(rounds: pd.DataFrame) -> pd.DataFrame:
     """
     started = rounds["how"].str.startswith(PLAIN) & (rounds["how"] != TUNED)
     plain = rounds[started].groupby("round")["seconds"].min()
-    n_trainings = len(sweep.experiment_grid(params.load("paper"), "fig5a"))
+    n_trainings = len(trial_grid.experiment_grid(params.load("paper"), "fig5a"))
     rows = []
     for how, part in rounds.groupby("how", sort=False):
         ratio, each = part["round"].map(plain) / part["seconds"], float(part["seconds"].median())

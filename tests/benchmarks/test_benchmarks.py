@@ -18,9 +18,12 @@ import sweep
 import torch
 from PIL import Image
 
-from nafld_utils import artifacts, diffusion, engine, params, sweep_speed
-from nafld_utils import trial as training
-from nafld_utils.stages import ldm as stage
+from nafld_utils import artifacts, params
+from nafld_utils import sweep as training
+from nafld_utils.engine import mapping
+from nafld_utils.ldm import autoencoder_units, denoiser
+from nafld_utils.ldm.denoiser import build_denoiser, schedule_options
+from nafld_utils.sweep import timing
 
 CPU = torch.device("cpu")
 
@@ -30,15 +33,15 @@ def test_matrix_rate_is_of_the_order_of_a_machine():
 
 
 def test_a_plain_ddim_loop_draws_what_the_project_draws():
-    from nafld_utils import sampling
+    from nafld_utils.ldm import sampler
 
     settings = params.load("smoke").section("ldm.class")
-    denoiser = diffusion.build_denoiser("class", settings, (4, 8, 8), 5, 0).eval()
-    options = diffusion.schedule_options(settings, "v_prediction", 1000)
+    denoiser = build_denoiser("class", settings, (4, 8, 8), 5, 0).eval()
+    options = schedule_options(settings, "v_prediction", 1000)
     seeds, labels = [3, 4], torch.tensor([0, 1])
     z = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     plain = ldm.plain_sampling(denoiser, options, labels, z, 6, 1.7)
-    ours = sampling.sample(denoiser, options, labels, seeds, (4, 8, 8), 6, 0.0, 1.7, CPU)
+    ours = sampler.sample(denoiser, options, labels, seeds, (4, 8, 8), 6, 0.0, 1.7, CPU)
     torch.testing.assert_close(plain, ours, atol=1e-4, rtol=1e-4)
 
 
@@ -67,7 +70,7 @@ def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypat
 
     monkeypatch.setattr(sweep, "_apart", apart)
     monkeypatch.setattr(memory, "Watched", Watched)
-    monkeypatch.setattr(engine, "map_units", map_units)
+    monkeypatch.setattr(mapping, "map_units", map_units)
     rounds = sweep.cpu_rounds("net", 32, 4, 2, n_workers=2)
     assert happened == ["watched", "ours", "seen", *["plain", "plain", "ours"] * 2], "warmed up once, then in turn"
     assert kept == [False, True] * 2, "as a user starts it, and with the workers' allocator"
@@ -123,7 +126,7 @@ def test_the_parts_of_the_gpu_study_train_one_fold_of_a_model_of_the_paper():
         mine, own = run.settings.section(f"autoencoder.{name}"), artifacts.open_run("paper").settings
         assert (mine["source"], mine["kind"], mine["factor"]) == ("train", *kind)
         assert run.settings.section(f"ldm.{name}") == own.section(f"ldm.{name}")
-        assert [task["conditioning"] for task in stage.tasks(run)] == [name]
+        assert [task["conditioning"] for task in autoencoder_units.tasks(run)] == [name]
         assert run.settings.ldm.steps == (own.ldm.steps if part == 2 else 8000)
 
 
@@ -177,7 +180,7 @@ def test_kernels_are_named_and_counted_for_each_step():
 
 
 def test_the_plain_loop_learns_what_it_is_shown():
-    network = sweep_speed.Network("resnet18", "paper", 32, CPU)
+    network = timing.Network("resnet18", "paper", 32, CPU)
     step = sweep.plain_loop(network, training.Options(100, 8, 1e-3, 0.01), torch.channels_last)
     frozen = {key: value.clone() for key, value in network.prefix.state_dict().items()}
     losses = [float(step()) for _ in range(3)]
@@ -222,7 +225,7 @@ def rows_of(tmp_path, module, *arguments):
 
 def test_the_sweep_is_measured_beside_the_plain_loop(tmp_path, monkeypatch):
     """On one core, so that no worker is started; `make bench` has one per core."""
-    monkeypatch.setattr(engine, "cores", lambda: 1)
+    monkeypatch.setattr(mapping, "cores", lambda: 1)
     small = ("--backbones", "resnet18", "--size", "32", "--batch-size", "4", "--rounds", "1")
     rows = rows_of(tmp_path, sweep, *small)
     assert [row["what"] for row in rows] == [f"resnet18, {how}" for how in (*sweep.LAYOUTS, sweep.OURS)]
@@ -281,7 +284,7 @@ def test_the_first_part_of_the_gpu_study_names_speed_hours_and_kernels(tmp_path,
     ]
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     monkeypatch.setattr(ldm, "network_rows", lambda *args, **how: rows)
-    monkeypatch.setattr(diffusion, "compile_network", compiled.append)
+    monkeypatch.setattr(denoiser, "compile_network", compiled.append)
     gpu.speeds("smoke", CPU, tmp_path)
     assert len(compiled) == 2, "both networks, the second time"
     for way in ("eager", "compiled"):

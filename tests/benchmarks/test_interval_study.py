@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import records
 
-from nafld_utils import artifacts, stats
-from nafld_utils import interval_study as kept
+from nafld_utils import artifacts, statistics, sweep
+from nafld_utils.artifacts import files
 
 TINY = ["--cohorts", "1", "--patients", "15", "--frames", "1", "--new-patients", "6", "--block", "3", "--pixels", "64"]
 
@@ -25,7 +25,7 @@ def quick_patients(monkeypatch):
         images = images.loc[images.index.repeat(n_frames)].reset_index(drop=True)
         own = rng.normal(size=(n_patients, 5))[images["patient_id"]] + 1.2 * images[["label"]].to_numpy()
         with unit.writing() as folder:
-            artifacts.save_array(folder / "features.npy", own + 0.3 * rng.normal(size=own.shape))
+            files.save_array(folder / "features.npy", own + 0.3 * rng.normal(size=own.shape))
             artifacts.save_table(folder / "images.csv", images.assign(image_id=[f"i{i}" for i in range(len(images))]))
 
     made = []
@@ -80,29 +80,29 @@ def test_truth_is_the_auc_of_the_models_that_scored_the_cohort(tmp_path, monkeyp
     assert perfect["auc"].tolist() == table["auc"].tolist()
     assert (perfect["holds"] == (perfect["high"] >= 1)).all()
     assert 0.5 < table["truth"].iloc[0] < 1
-    assert stats.auc(cohort[1]["label"], cohort[0].mean(axis=1)) > 0.5
+    assert statistics.auc(cohort[1]["label"], cohort[0].mean(axis=1)) > 0.5
 
 
 def test_command_stores_and_reports(tmp_path, monkeypatch, capsys, quick_patients):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     result = tmp_path / "result.csv"
-    assert "has not been run: python tests/benchmarks/interval_study.py" in kept.report(result)
-    assert kept.stored(result) is None
+    assert "has not been run: python tests/benchmarks/interval_study.py" in sweep.report(result)
+    assert sweep.stored(result) is None
     where = ["--result", str(result), "--out", str(tmp_path / "bench")]
     assert interval_study.main([*TINY, "--n-resamples", "50", "--mode", "serial", *where]) == 0
     assert records.load(tmp_path / "bench", "interval_study")["rows"][0]["seconds"] > 0
     said = capsys.readouterr().out
     assert "1 simulated cohorts of 15 patients, 1 frames each at 64 px" in said
     assert "6 new patients" in said
-    table = kept.stored(result)
+    table = sweep.stored(result)
     assert table["method"].tolist() == list(interval_study.METHODS)
-    assert kept.report(result) in said
+    assert sweep.report(result) in said
 
 
 def test_the_result_in_the_package_is_whole():
-    assert kept.RESULT.is_file()
-    assert kept.stored()["method"].tolist() == list(interval_study.METHODS)
-    assert "50 simulated cohorts of 55 patients" in kept.report()
+    assert sweep.interval_study.RESULT.is_file()
+    assert sweep.stored()["method"].tolist() == list(interval_study.METHODS)
+    assert "50 simulated cohorts of 55 patients" in sweep.report()
 
 
 def test_a_block_holds_features_of_simulated_patients_of_both_classes(tmp_path, monkeypatch):

@@ -1,0 +1,56 @@
+"""Files that are whole or absent, units of work with their provenance, and the run that holds them.
+
+Contract: a *unit* is a folder ``artifacts/<run>/<stage>/<keys>`` sealed by its manifest ``run.json``. Its hash
+covers the settings it reads, the hashes of its inputs and the revisions of the modules that made it. Whatever is
+written goes to a temporary name, is synced to disk and renamed. No pickle is written or read.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=["checkpoints", "claims", "files", "locks", "run", "seals", "units"],
+    submod_attrs={
+        "checkpoints": ["load_plan", "load_state", "save_plan", "save_state"],
+        "claims": ["CLAIM_COLUMNS", "UNSTATED", "claim", "key_of", "of_row", "over_folds", "record_claims"],
+        "files": [
+            "NotEnoughMemoryError",
+            "array_in_parts",
+            "create_array",
+            "existing",
+            "file_sha256",
+            "load_record",
+            "load_table",
+            "load_weight_facts",
+            "load_weights",
+            "no_space",
+            "replacing",
+            "save_json",
+            "save_table",
+            "save_text",
+        ],
+        "locks": ["Busy", "locked", "remove_orphans"],
+        "run": [
+            "LAB",
+            "Run",
+            "check_disk",
+            "finish",
+            "given_to_lab",
+            "open_run",
+            "remembered",
+            "stage_fault",
+            "stored_runs",
+        ],
+        "seals": ["MANIFEST", "digest", "is_whole", "sealed", "unsealed"],
+        "units": [
+            "PROJECT_ROOT",
+            "Unit",
+            "declared_hash",
+            "environment",
+            "read_manifest",
+            "revision",
+            "unit_seed",
+            "work_root",
+        ],
+    },
+)

@@ -1,0 +1,323 @@
+"""Every path of a run, units of work that are either whole or absent, and their provenance.
+
+Contract: a *unit* is a folder ``artifacts/<run>/<stage>/<keys>`` sealed by its manifest ``run.json``. It is written
+under a temporary name, synced to disk and renamed, so a reader sees all of it or nothing. Its hash covers the
+settings it reads, the hashes of its inputs and the ``REVISION`` of the modules that made it; a unit whose manifest
+is missing, carries another hash, or lists a file of other content is not done and is made again.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nafld_utils import params
+from nafld_utils.artifacts.files import existing, file_sha256, load_record, save_json
+from nafld_utils.artifacts.seals import damage_of, digest, sealed
+from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
+
+if TYPE_CHECKING:
+    import pandas as pd
+LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
+
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A named run: its settings, what was given that differs from the profile, by dotted key, and its folders."""
+
+    settings: params.Settings
+    overrides: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    remembered: dict[Any, Unit] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a worker gets: the settings; it names the units that it needs itself."""
+        return Run, (self.settings,)
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.settings.name
+
+    @property
+    def root(self) -> Path:
+        """Folder of everything computed, ``artifacts/<run>``."""
+        return work_root() / "artifacts" / self.name
+
+    @property
+    def reports(self) -> Path:
+        """Folder of the rendered output, ``reports/<run>``."""
+        return work_root() / "reports" / self.name
+
+    @property
+    def data(self) -> Path:
+        """Folder of raw cohorts, ``data/raw``."""
+        return work_root() / "data" / "raw"
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the cohort is simulated, here or in a file that carries the mark of `cohort.write_mat`."""
+        return self.settings.cohort.source == "simulated" or self._provenance().get("kind") == "simulated"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the cohort is a folder of other images than liver ultrasounds, which the paper says nothing about."""
+        stored = self._provenance()
+        given = self.settings.cohort.source == "file" and stored.get("format") == "folder"
+        return given and stored.get("model") != "phantom"
+
+    @property
+    def has_numbered_labels(self) -> bool:
+        """Whether the table of a folder says 0 and 1, so that the names of its classes come from the settings alone."""
+        return self._provenance().get("labels") == "numbers"
+
+    def _provenance(self) -> dict[str, Any]:
+        """Provenance of the stored cohort; empty where none is loaded yet."""
+        return load_record(self.root / "cohort" / "provenance.json") or {}
+
+    def unit(
+        self,
+        stage: str,
+        *keys: Any,
+        settings: Mapping[str, Any],
+        inputs: Sequence[Unit | str] = (),
+        modules: Iterable[str] = (),
+    ) -> Unit:
+        """Name a unit and compute its hash; nothing is read or written.
+
+        Parameters
+        ----------
+        stage : str
+            First folder below the run, e.g. ``"ldm"``.
+        *keys
+            Further folders, outer to inner, e.g. ``"class", "fold3"``.
+        settings : mapping
+            The JSON-able settings that the unit reads, and no others.
+        inputs : sequence of Unit or str
+            Units it reads, or content hashes.
+        modules : iterable of str
+            Modules whose ``REVISION`` enters the hash.
+        """
+        recipe = {
+            "unit": "/".join([stage, *map(str, keys)]),
+            "settings": json.loads(json.dumps(settings, default=str)),
+            "inputs": [item.hash if isinstance(item, Unit) else item for item in inputs],
+            "revisions": {name: revision(name) for name in sorted(modules)},
+        }
+        return Unit(self.root.joinpath(stage, *map(str, keys)), digest(recipe), recipe)
+
+    def show(self, *sections: str) -> pd.DataFrame:
+        """Settings in force as a table: ``setting, value, unchanged`` (whether it is the paper profile's value)."""
+        import pandas as pd
+
+        paper = params.flat(params.load(params.BASE_PROFILE).model_dump(mode="json", by_alias=True))
+        mine = params.flat(self.settings.model_dump(mode="json", by_alias=True))
+        rows = [
+            (key, str(value), str(paper[key]) if value != paper[key] else "")
+            for key, value in mine.items()
+            if key in sections or key.split(".")[0] in sections
+        ]
+        return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
+
+
+def remembered(function: Callable[..., Unit]) -> Callable[..., Unit]:
+    """Let a function ``(run, *keys) -> Unit`` name each of its units once per open run.
+
+    A unit's hash stands on those of all units before it, so that naming one anew names its whole ancestry anew. The
+    run is a view of the settings and files that it was opened with; open it again to see others.
+    """
+
+    @functools.wraps(function)
+    def named(run: Run, *keys: Any, **options: Any) -> Unit:
+        key = (function.__module__, function.__qualname__, keys, tuple(sorted(options.items())))
+        if key not in run.remembered:
+            run.remembered[key] = function(run, *keys, **options)
+        return run.remembered[key]
+
+    return named
+
+
+def open_run(
+    profile: str | None = None,
+    overrides: str | Iterable[str] | Mapping[str, Any] = (),
+    *,
+    run: str = "",
+    data: str = "",
+    in_lab: bool = True,
+) -> Run:
+    """Validate the settings and return the run; creates nothing on disk.
+
+    Parameters
+    ----------
+    profile : str, optional
+        Name of a profile. Without one, `run` is opened as make was last asked for it.
+    overrides : str, iterable of str, or mapping
+        As `params.parse_overrides` reads them.
+    run : str
+        Name of the run; empty: as the settings say, by default the profile's.
+    data : str
+        Path of a cohort; stands for ``cohort.source=file cohort.path=<its absolute path>`` in any profile, the
+        simulated ones included.
+    in_lab : bool
+        In JupyterLab a notebook whose parameters are as committed, the default profile and no overrides, opens the run
+        that ``make lab`` was started for (`given_to_lab`); parameters that were edited win. False: as elsewhere.
+
+    Raises
+    ------
+    SettingsError
+        One sentence that names the setting.
+    ValueError
+        There is no such run, or it was made with settings that this code does not have.
+    """
+    if profile is None:
+        return _open_stored(run)
+    given = given_to_lab() if in_lab else None
+    if given and profile == params.DEFAULT_PROFILE and not (overrides or run or data):
+        profile, overrides = given["profile"], given["overrides"]
+    values = params.parse_overrides(overrides)
+    if data:
+        values |= _cohort_at(data, values)
+    if run and run != profile:
+        values["run"] = run
+    return Run(params.load(profile, values), values)
+
+
+def _cohort_at(data: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that stand for ``DATA``."""
+    clash = sorted({"cohort.source", "cohort.path"} & set(values))
+    if clash:
+        raise params.SettingsError(f"DATA and SET both say where the cohort is ({', '.join(clash)}); give one of them.")
+    path = Path(data).expanduser().absolute()
+    if not path.exists():
+        raise params.SettingsError(
+            f"DATA={data}: expected the path of a cohort, found nothing there; correct the path."
+        )
+    return {"cohort.source": "file", "cohort.path": str(path)}
+
+
+def stored_runs() -> list[str]:
+    """Names of the runs under the work folder, sorted."""
+    return sorted(path.parent.parent.name for path in (work_root() / "artifacts").glob("*/settings/run.json"))
+
+
+def _open_stored(name: str) -> Run:
+    there = f"runs here: {', '.join(stored_runs()) or 'none'}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"expected the name of a run, found {name!r}; {there}.")
+    given = load_record(work_root() / "artifacts" / name / "settings" / "run.json")
+    if given is None or not isinstance(given.get("overrides", {}), dict):
+        raise ValueError(
+            f"run {name!r}: expected it under artifacts/, found none; {there}. Make it with make all RUN={name}."
+        )
+    try:
+        run = open_run(str(given.get("profile")), given.get("overrides", {}), in_lab=False)
+    except params.SettingsError as error:
+        raise ValueError(f"run {name!r} was made with settings that this code does not have: {error}") from None
+    if run.name != name:
+        raise ValueError(f"run {name!r}: its settings name the run {run.name!r}; the folder was renamed, make it anew.")
+    return run
+
+
+def given_to_lab() -> dict[str, Any] | None:
+    """What ``make lab`` was given, ``profile, overrides``, in a notebook that is open there; else None.
+
+    A terminal within JupyterLab inherits ``NAFLD_LAB`` and is not asked: make has its own variables. The Jupyter server
+    sets ``JPY_SESSION_NAME`` for the kernels of its notebooks alone.
+    """
+    text = os.environ.get(LAB)
+    return json.loads(text) if text and "JPY_SESSION_NAME" in os.environ else None
+
+
+def check_disk(run: Run) -> None:
+    """Refuse to start on a disk that is nearly full.
+
+    Raises
+    ------
+    OSError
+        Less than ``engine.min_free_gib`` is free where the artifacts go.
+    """
+    folder = existing(run.root)
+    free = shutil.disk_usage(folder).free / 2**30
+    needed = run.settings.engine.min_free_gib
+    if free < needed:
+        message = (
+            f"{folder} has {free:.1f} GiB free, expected at least {needed:g} GiB (engine.min_free_gib);"
+            " free disk space or point NAFLD_ROOT to another disk"
+        )
+        raise OSError(errno.ENOSPC, message)
+
+
+def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
+    """Record the units a stage stands on, so that make can tell when it is stale; return the files as a table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``file`` (relative to the work folder), ``size_kib``, ``made_in_s`` (of its unit, in seconds).
+    """
+    import pandas as pd
+
+    units = [unit.require() for unit in units]
+    for unit in units:  # of processes that were killed between sealing and clearing up
+        shutil.rmtree(unit.work, ignore_errors=True)
+    entries = [{"unit": str(unit.path.relative_to(run.root)), "hash": unit.hash} for unit in units]
+    claims = run.root / stage / "claims.csv"
+    files = {claims.name: [claims.stat().st_size, file_sha256(claims)]} if claims.is_file() else {}
+    record = {"stage": stage, "units": entries, "files": files}
+    save_json(run.root / stage / "stage.json", sealed(record))
+    rows = []
+    for unit in units:
+        seconds = unit.seconds()
+        for path in sorted(unit.path.iterdir()):
+            size = round(path.stat().st_size / 1024, 1)
+            rows.append((str(path.relative_to(work_root())), size, seconds))
+    for path in sorted((run.root / stage).iterdir()):
+        rows.append((str(path.relative_to(work_root())), round(path.stat().st_size / 1024, 1), float("nan")))
+    return pd.DataFrame(rows, columns=["file", "size_kib", "made_in_s"])
+
+
+def stage_fault(run: Run, stage: str) -> str | None:
+    """Why a stage is not finished or no longer valid, in words; None when every unit it stands on is whole.
+
+    A unit is missing, changed, damaged, or was made by another revision of its modules than today's.
+    """
+    folder = run.root / stage
+    try:
+        record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        entries = [(entry["unit"], entry["hash"]) for entry in record["units"]]
+        damage = damage_of(folder, record, "stage.json")
+    except FileNotFoundError:
+        return "it has not finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its file stage.json has other content than when it was written"
+    return damage or next(filter(None, (_unit_fault(run, *entry) for entry in entries)), None)
+
+
+def _unit_fault(run: Run, name: str, wanted: str) -> str | None:
+    """Why a unit, by its folder below the run's and its hash, is not what a finished stage stands on."""
+    manifest = read_manifest(run.root / name)
+    if manifest is None:
+        return f"{name} is missing"
+    if manifest.get("hash") != wanted:
+        return f"{name} was made anew with other settings"
+    damage = damage_of(run.root / name, manifest)
+    if damage:
+        return f"{name}: {damage}"
+    for module, made_by in manifest.get("revisions", {}).items():
+        try:
+            today = revision(module)
+        except ValueError:
+            today = None
+        if today != made_by:
+            return f"{name} was made by revision {made_by} of {module}, today's is {today}"
+    return None

@@ -1,0 +1,38 @@
+"""Stage 01: a cohort of labelled images, loaded from a file or folder, checked, described, or simulated.
+
+Contract: a cohort is a table of images (``image_id, patient_id, label, grade, sha256``), one of patients, and their
+pixels. Whatever is wrong with a user's cohort is listed at once, by row and file, with what to do.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=[
+        "data",
+        "description",
+        "download",
+        "example",
+        "explorer",
+        "figures",
+        "folder_table",
+        "image_folder",
+        "loading",
+        "problems",
+        "simulated_anatomy",
+        "simulated_scanner",
+        "simulation",
+        "unit",
+    ],
+    submod_attrs={
+        "data": ["Cohort"],
+        "description": ["class_curves", "summary_table"],
+        "image_folder": ["check"],
+        "loading": ["load", "write_mat"],
+        "problems": ["CohortError", "WHOLE_LIST"],
+        "simulated_anatomy": ["FEATURES", "TISSUES"],
+        "simulated_scanner": ["simulate_patient"],
+        "simulation": ["FEATURE_FAT", "simulate", "version"],
+        "unit": ["build_cohort", "cohort_claims", "cohort_unit", "likeness", "open_cohort", "region_of"],
+    },
+)

@@ -1,0 +1,381 @@
+"""The table of a folder cohort: read a CSV that a person wrote, and say everything that is wrong with it at once.
+
+Contract: text of the user stays text. Problems are collected row by row, counted as a spreadsheet counts (the header
+is row 1), and raised together as one `CohortError`; no image is decoded here.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from nafld_utils import params
+from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
+
+REVISION = ("cohort_table", 1)
+TABLE = "images.csv"
+SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
+SYNONYMS = {  # what other tables call the columns, likeliest first, without blanks and underscores
+    "image": ("filename", "file", "path", "filepath", "imagepath", "imagename", "imagefile", "imageid"),
+    "patient": ("patientid", "subject", "subjectid", "case", "caseid", "participantid", "id"),
+    "label": ("class", "classname", "diagnosis", "target", "category"),
+}
+MAX_TABLE_BYTES = 64 * 2**20  # (choice)
+_NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
+# A first line that Excel obeys and does not show.
+_SEPARATOR = re.compile(r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n?|\n|$)', re.IGNORECASE)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def spreadsheet_safe(text: object) -> str:
+    """Text that no spreadsheet takes for a formula: an apostrophe stands before a leading ``= + - @``, tab or return.
+
+    Source: OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection.
+
+    Examples
+    --------
+    >>> spreadsheet_safe("=1+1"), spreadsheet_safe("scan_1.png")
+    ("'=1+1", 'scan_1.png')
+    """
+    text = str(text)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def find_table(folder: Path) -> Path:
+    """``images.csv`` of a folder, or its only .csv file; a `CohortError` where that cannot be told."""
+    if (folder / TABLE).is_file():
+        return folder / TABLE
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "~$")))
+    found = [path for path in files if path.suffix.lower() == ".csv"]
+    if len(found) == 1:
+        return found[0]
+    sheets = [] if found else [path for path in files if path.suffix.lower() in SHEETS]
+    what = ", ".join(shown(path.name) for path in (found or sheets)[:5]) or "none"
+    remedy = f"save the sheet as CSV UTF-8 under the name {TABLE}" if sheets else "write one"
+    wanted = f"expected a file {TABLE} with the columns image, patient and label"
+    raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
+
+
+def read_table(source: Path, class_names: Sequence[str], need_images: bool = True) -> tuple[pd.DataFrame, Problems]:
+    """Read and check the table of a folder cohort.
+
+    Parameters
+    ----------
+    source : Path
+        A CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first line
+        ``sep=;`` says. Columns ``image`` (file in the folder), ``patient`` (any text), ``label`` (a class name, or 0 or
+        1) and optionally ``grade`` (one number per patient), ``fold`` (one whole number per patient); others are not
+        read.
+    class_names : (str, str)
+        Names of label 0 and label 1.
+    need_images : bool
+        Whether a column ``image`` is needed; it is not where the pixels lie in one array.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        One row per image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str, ``label``
+        int, ``class_name`` str (what messages call the label), ``is_number`` bool (the label is written as 0 or 1),
+        ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column). Where
+        there are problems, labels and folds may be missing.
+    problems : list of Problem
+        Everything that is wrong with the rows; to be raised as a `CohortError` with what is wrong with the images.
+
+    Raises
+    ------
+    CohortError
+        No row can be told: the file cannot be read, or a column is missing.
+    """
+    table, problems = _cells(source, need_images)
+    parsed = table[["row", "image", "patient"]].copy()
+    parsed["label"], names, all_known = _labels(table, class_names, problems)
+    parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
+    parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
+    parsed["grade"] = _grades(table, problems)
+    parsed["fold"] = pd.array([pd.NA] * len(table))
+    if "fold" in table:
+        parsed["fold"] = _folds(table, parsed["label"], all_known, problems)
+    _check_names(table, need_images, problems)
+    _check_patients(parsed, all_known, problems)
+    parsed["grade"] = parsed.groupby("patient")["grade"].transform("max")  # known from one row of the patient
+    return (parsed if problems else parsed.astype({"label": np.int64, "fold": "Int64"})), problems
+
+
+# ---------------------------------------------------------------- the file
+
+
+def _fault(source: Path, text: str) -> CohortError:
+    return CohortError(source, [Problem(None, text)])
+
+
+def _text(source: Path) -> str:
+    size = source.stat().st_size
+    if size > MAX_TABLE_BYTES:
+        found = f"expected a table of at most {MAX_TABLE_BYTES >> 20} MiB, found {size >> 20} MiB"
+        raise _fault(source, found)
+    content = source.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        found = f"expected UTF-8 text, found byte 0x{content[error.start]:02x} in line {line}; save it as CSV UTF-8"
+        raise _fault(source, found) from None
+    if "\0" in text:
+        raise _fault(source, "expected text, found NUL characters; save it as CSV UTF-8")
+    return text
+
+
+def _rows(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header and the rows that hold anything, each with its number."""
+    text = _text(source)
+    stated = _SEPARATOR.match(text)
+    text = text[stated.end() :] if stated else text
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = stated[1] if stated else max(",;\t|", key=lambda mark: (_known(first.split(mark)), first.count(mark)))
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise _fault(source, f"expected a CSV table, found {error}; correct it") from None
+    filled = [(number, cells) for number, cells in enumerate(lines, start=1) if any(cell.strip() for cell in cells)]
+    if not filled:
+        raise _fault(source, "expected the columns image, patient and label, found an empty file")
+    return [cell.strip() for cell in filled[0][1]], filled[1:]
+
+
+def _cells(source: Path, need_images: bool) -> tuple[pd.DataFrame, Problems]:
+    """Text of every column, stripped, and rows that are too long; of columns not there, only ``fold`` is left out."""
+    header, rows = _rows(source)
+    places = _columns(source, header, need_images)
+    problems = Problems()
+    for row, cells in rows:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            problems.add(row, f"expected {len(header)} cells, found {len(cells)}; quote a text that holds a separator")
+    if not rows:
+        raise _fault(source, "expected a row an image, found none; add them")
+    table = pd.DataFrame({"row": [row for row, _ in rows]})
+    for name, place in {**dict.fromkeys((*REQUIRED, "grade"), len(header)), **places}.items():
+        table[name] = [cells[place].strip() if place < len(cells) else "" for _, cells in rows]
+    return table, problems
+
+
+def _known(cells: list[str]) -> int:
+    return len({cell.strip().strip('"').casefold() for cell in cells} & {*REQUIRED, *OPTIONAL})
+
+
+def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, int]:
+    """Place of each column that is read."""
+    problems, places = Problems(), {}
+    folded = [name.casefold() for name in header]
+    required = [name for name in REQUIRED if need_images or name != "image"]
+    others = [name for name in header if name.casefold() not in (*REQUIRED, *OPTIONAL)]
+    for name in (*required, *OPTIONAL, *(set(REQUIRED) - set(required))):
+        if folded.count(name) > 1:
+            problems.add(None, f"expected one column {name}, found {folded.count(name)}; remove the others")
+        if name in folded:
+            places[name] = folded.index(name)
+            continue
+        close = difflib.get_close_matches(name, [other.casefold() for other in others], n=1, cutoff=0.7)
+        if name in required:
+            found = ", ".join(shown(other, 30) for other in header[:12]) or "nothing"
+            meant = {re.sub(r"[\s_-]", "", other.casefold()): other for other in reversed(others)}
+            likely = next((meant[other] for other in SYNONYMS[name] if other in meant), None)
+            remedy = "rename the one that holds it, or add it"
+            if close:
+                remedy = f"the nearest is {shown(close[0])}, rename it"
+            if likely is not None:
+                remedy = f"if {shown(likely, 30)} is meant, rename it to {name}"
+            problems.add(None, f"expected a column {name}, found {found}; {remedy}")
+        elif name in OPTIONAL and close and difflib.SequenceMatcher(None, name, close[0]).ratio() > 0.8:
+            problems.add(None, f"column {shown(close[0])} is not read; rename it to {name}, or to something else")
+    if problems:
+        raise CohortError(source, problems)
+    return places
+
+
+# ---------------------------------------------------------------- the columns
+
+
+def _labels(
+    table: pd.DataFrame, class_names: Sequence[str], problems: Problems
+) -> tuple[pd.Series, Sequence[str], bool]:
+    """Labels as 0 and 1, the names these stand for, and whether every label that is written is a class.
+
+    Where the table's two labels are not the two of the settings, they stand for themselves, so that the other checks go
+    on.
+    """
+    written = table["label"].map(_label_text)
+    key, filled = written.str.casefold(), written != ""
+    numbered = _numbers_stand_for(class_names)
+    missing = f"expected a class name{', 0 or 1' if numbered else ''} as label, found nothing"
+    problems += [Problem(row, missing) for row in table.loc[~filled, "row"]]
+    codes = {name.casefold(): value for value, name in enumerate(map(_label_text, class_names))}
+    if numbered:
+        codes |= _NUMBERS
+    label = key.map(codes).astype(float)
+    unknown = label.isna() & filled
+    if not unknown.any():
+        return label, class_names, True
+    found = table.assign(text=written)[filled].groupby(key[filled], sort=False)
+    found = found.agg(text=("text", "first"), n=("text", "size"), row=("row", "first"))
+    if len(found) == 2:  # the folder is right and the settings are not: said once
+        names = _in_order(found["text"].tolist(), class_names)
+        problems.add(None, _class_hint(names, class_names))
+        return key.map({name.casefold(): value for value, name in enumerate(names)}).astype(float), names, True
+    both = label.nunique() == 2
+    if both and (found.loc[~found.index.isin(codes), "n"] == 1).all():  # slips, not a third class
+        known = f"{', '.join(class_names)}, 0 or 1" if numbered else " or ".join(class_names)
+        for row, text in zip(table.loc[unknown, "row"], table.loc[unknown, "label"], strict=True):
+            problems.add(row, f"expected {known} as label, found {shown(text)}")
+        return label, class_names, False
+    problems.add(None, _other_than_two(found, both))
+    return label, class_names, False
+
+
+def _numbers_stand_for(class_names: Sequence[str]) -> bool:
+    """Whether labels 0 and 1 stand for the classes; where a class is named 0 or 1, the numbers are names."""
+    return not {_label_text(name) for name in class_names} & _NUMBERS.keys()
+
+
+def _other_than_two(found: pd.DataFrame, both: bool) -> str:
+    """What to do about one label, or three and more; `both`: the two of the settings are among them."""
+    counts = [f"{shown(item.text, 30)} ({item.n} rows, first row {item.row})" for item in found.itertuples()]
+    listed = ", ".join(counts[:8]) + (f" and {len(counts) - 8} more" if len(counts) > 8 else "")
+    wanted = "expected two labels, class names or 0 and 1, found"
+    if len(found) == 1:
+        return f"{wanted} {listed} only; add the other class and name both in cohort.class_names"
+    naming = "" if both else ", and name the two in cohort.class_names"
+    return f"{wanted} {len(found)}: {listed}; keep the rows of two, or make a table a pair{naming}"
+
+
+def _label_text(text: str) -> str:
+    """A label or a class name as it is compared: composed, and a whole number without the .0 of a spreadsheet."""
+    return re.sub(r"^(\d+)\.0+$", r"\1", unicodedata.normalize("NFC", text))
+
+
+def _in_order(found: list[str], class_names: Sequence[str]) -> list[str]:
+    """Two labels as class 0 and class 1: one that the settings name keeps its place, numbers ascend, others stay."""
+    first, second = (name.casefold() for name in class_names)
+    if all(text.isdecimal() for text in found):
+        return sorted(found, key=int)
+    return found[::-1] if found[0].casefold() == second or found[1].casefold() == first else found
+
+
+def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
+    """What to do about two labels that the settings do not name; a value of SET is YAML, where ``no`` is no text."""
+    either = ", or 0 and 1" if _numbers_stand_for(class_names) else ""
+    found = (
+        f"expected the labels {class_names[0]} and {class_names[1]} (cohort.class_names){either}, found"
+        f" {shown(names[0])} and {shown(names[1])}"
+    )
+    odd = [shown(name) for name in names if not params.PLAIN_NAME.fullmatch(name)]
+    if odd:
+        return (
+            f"{found}; a class needs {params.PLAIN_NAME_RULE}, so rename {' and '.join(odd)} in the table, or write 0"
+            " and 1 there, 1 for the class to detect"
+        )
+    words = [bool(re.fullmatch(r"\w+( \w+)*", name)) and yaml.safe_load(name) == name for name in names]
+    quoted = [name if plain else f"'{name}'" for name, plain in zip(names, words, strict=True)]
+    return f'{found}; give SET="cohort.class_names=[{", ".join(quoted)}]", the second name is the class to detect'
+
+
+def _grades(table: pd.DataFrame, problems: Problems) -> pd.Series:
+    text = table["grade"].str.replace(",", ".", regex=False)
+    grade = pd.to_numeric(text.where(text != ""), errors="coerce").astype(float)
+    wrong = table[(text != "") & ~np.isfinite(grade)]
+    for row, found in zip(wrong["row"], wrong["grade"], strict=True):
+        problems.add(row, f"expected a number or nothing as grade, found {shown(found)}")
+    return grade
+
+
+def _folds(table: pd.DataFrame, label: pd.Series, all_known: bool, problems: Problems) -> pd.Series:
+    """Folds from 0; a table that counts from 1 is taken as it is meant."""
+    number = pd.to_numeric(table["fold"].where(table["fold"] != ""), errors="coerce").astype(float)
+    wrong = table[number.isna() | (number % 1 != 0) | (number < 0) | (number > 1000)]
+    for row, found in zip(wrong["row"], wrong["fold"], strict=True):
+        problems.add(row, f"expected a whole number from 0 as fold, found {shown(found) or 'nothing'}")
+    if len(wrong):
+        return pd.Series(pd.array([pd.NA] * len(table), dtype="Int64"), index=table.index)
+    fold = (number - number.min() * (number.min() == 1)).astype("Int64")
+    present = sorted(fold.unique())
+    if len(present) < 2 or present != list(range(len(present))):
+        problems.add(None, f"expected folds numbered 0, 1, 2 and so on without a gap, found {present[:20]}")
+    for value in present:
+        classes = set(label[fold == value].dropna())
+        if len(classes) == 1 and all_known:
+            only = int(classes.pop())
+            problems.add(None, f"expected both classes in every fold, found label {only} only in fold {value}")
+    for patient, group in fold.groupby(table["patient"], sort=False):
+        words = "fold " + group.astype(str)
+        problems += _unlike("fold", group, table["row"], words, patient) if patient else []
+    return fold
+
+
+def _unlike(what: str, values: pd.Series, rows: pd.Series, words: pd.Series, patient: str) -> list[Problem]:
+    """Every row of a patient whose value is not that of the patient's first row with a value."""
+    known = values.dropna()
+    if known.empty:
+        return []
+    first = known.index[0]
+    return [
+        Problem(
+            int(rows.loc[here]),
+            f"expected one {what} a patient, found {words.loc[here]} here and {words.loc[first]} in row"
+            f" {rows.loc[first]} for patient {shown(patient)}",
+        )
+        for here in known.index[known != known.loc[first]]
+    ]
+
+
+def _check_names(table: pd.DataFrame, need_images: bool, problems: Problems) -> None:
+    for name in ("image", "patient") if need_images else ("patient",):
+        problems += [Problem(row, f"expected {name}, found nothing") for row in table.loc[table[name] == "", "row"]]
+    if need_images:
+        image = table["image"].str.normalize("NFC")
+        again = image[image.duplicated() & (image != "")]
+        first = table.groupby(image)["row"].first()
+        for place, name in again.items():
+            what = f"expected each image once, found {shown(name)} in row {first[name]} too"
+            problems.add(int(table["row"].loc[place]), what)
+
+
+def _check_patients(parsed: pd.DataFrame, all_known: bool, problems: Problems) -> None:
+    """One label and one grade per patient, both classes."""
+    named = parsed[parsed["patient"] != ""]
+    for patient, group in named.groupby("patient", sort=False):
+        for column in ("label", "grade"):
+            words = group["class_name"] if column == "label" else group[column].map("{:g}".format)
+            problems += _unlike(column, group[column], group["row"], words, patient)
+    present = parsed["class_name"].dropna().unique()
+    if len(present) == 1 and all_known:
+        what = f"expected patients of both classes, found {present[0]} only; add the other class"
+        problems.add(None, what)
+
+
+def fold_problems(table: pd.DataFrame, n_splits: int | None) -> list[Problem]:
+    """Whether the folds that are asked for are those of column ``fold`` or can be made of the patients."""
+    if n_splits is None:
+        return []
+    if table["fold"].notna().any():
+        found = int(table["fold"].max()) + 1
+        if found == n_splits:
+            return []
+        wanted = f"expected as many folds as folds.n_splits {n_splits}, found {found}"
+        return [Problem(None, f'{wanted}; give SET="folds.n_splits={found}"')]
+    counts = table.drop_duplicates("patient")["class_name"].value_counts()
+    wanted = f"expected at least folds.n_splits {n_splits} patients of each class, found"
+    remedy = "add patients or give SET"
+    return [
+        Problem(None, f'{wanted} {count} of {shown(name)}; {remedy}="folds.n_splits={max(2, count)}"')
+        for name, count in counts[counts < n_splits].items()
+    ]

@@ -1,0 +1,400 @@
+"""A folder of images with a table as a cohort: everything checked, images decoded one at a time into a store on disk.
+
+Two layouts of a folder, told apart by what lies in it:
+
+- image files (PNG, JPEG, TIFF, DICOM) and a table of `cohort_table`, whose column ``image`` names them;
+- ``pixels.npy``, one (N, H, W) uint8 array that row ``i`` of ``images.csv`` belongs to, and optionally ``masks.npy`` of
+  the same shape. It is read through a memory map; the simulator writes large cohorts so (`simulation.write_folder`).
+
+``cohort.json`` with ``{"simulated": "<sentence>"}`` marks a simulated cohort, which so never passes for a real one;
+``"model": "phantom"`` beside it says that it is the study's own liver model, and so of the paper's modality.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import artifacts, engine, images
+from nafld_utils.cohort import data, folder_table
+from nafld_utils.cohort.data import Cohort, spread
+from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
+
+REVISION = ("cohort_folder", 2), ("cohort_checks", 1)  # raise the first; units name the second beside it
+PIXELS = "pixels.npy"  # a folder that holds it has one array instead of image files
+MASKS, MARK_FILE, MARK = "masks.npy", "cohort.json", "simulated"
+SOURCES = "sources.csv"  # of a run, where the stage says its path
+CONVERSIONS = {
+    "colour": "converted from colour to grey by luminance",
+    "deep": "of more than 8 bits scaled each from its own darkest to its brightest pixel",
+    "turned": "turned as their EXIF entry says",
+}
+Decoder = Callable[[int], images.Picture | None]  # of the image at a place of a table; None: cannot be opened
+
+
+def read(
+    folder: Path,
+    class_names: Sequence[str],
+    work: Path | None = None,
+    keep: int | None = None,
+    in_place: bool = False,
+) -> Cohort:
+    """Check a folder and decode its images, one at a time.
+
+    Parameters
+    ----------
+    folder : Path
+        The cohort.
+    class_names : (str, str)
+        Names of label 0 and label 1.
+    work : Path, optional
+        Folder of the store into which images are decoded; an interrupted call goes on there. None decodes into memory.
+    keep : int, optional
+        Images per patient that are decoded, spread evenly; patients with fewer keep theirs. All by default.
+    in_place : bool
+        Read an array of the second layout where it lies, instead of copying it.
+
+    Raises
+    ------
+    CohortError
+        Everything that is wrong with the table, with every file, and with the pixels of the images that are used, by
+        row; for `in_place` also rows that are not in the order of their patients.
+    """
+    source, table, problems = _open_table(folder, class_names)
+    by_patient = table.groupby("patient_id")
+    places, sizes = by_patient.cumcount(), by_patient["row"].transform("size")
+    used = np.array([place in spread(size, keep) for place, size in zip(places, sizes, strict=True)])
+    rows = table[used].sort_values("patient_id", kind="stable").reset_index(names="place")
+    if (folder / PIXELS).is_file():
+        shapes, image_of = _array_source(folder, len(table), rows, problems, source)
+        masks = _masks(folder, (len(table), *shapes[0]), problems)
+    else:
+        shapes, image_of = _file_source(rows, problems)
+        _file_source(table[~used].reset_index(), problems)  # left out of this run, but not of the check
+        masks = None
+    if in_place:
+        pixels, counts = _mapped(folder / PIXELS), dict.fromkeys(CONVERSIONS, 0)
+        sha256 = _hashes(rows, image_of, problems)
+        if not rows["place"].is_monotonic_increasing:
+            problems.add(None, "expected rows in the order of their patients, found others; sort the table")
+    else:
+        pixels, masks, sha256, counts = _decode(rows, shapes, image_of, masks, work, problems)
+    problems += _copies(rows, sha256)
+    if problems:
+        raise CohortError(source, problems, len(table))
+    return _cohort(folder, rows, pixels, masks, sha256, _sentence(folder, rows, shapes, counts))
+
+
+def check(
+    folder: Path,
+    class_names: Sequence[str],
+    n_splits: int | None = None,
+    keep: int | None = None,
+    scratch: Path | None = None,
+) -> None:
+    """Check the table of a folder; where something is wrong with it, the images too, so that all is said at once.
+
+    Images of a folder whose table is right are not opened: the stage that decodes them says what is wrong with them.
+
+    Parameters
+    ----------
+    folder, class_names, keep
+        As in `read`.
+    n_splits : int, optional
+        Folds that are asked for; compared with the patients of each class and with a column ``fold``.
+    scratch : Path, optional
+        Where the images are decoded into a folder that is removed; by default where the system keeps such folders. If
+        they cannot be written there, what is wrong with the table is said alone.
+
+    Raises
+    ------
+    CohortError
+        Everything that is wrong, by row.
+    """
+    source, table, problems = _open_table(folder, class_names)
+    problems += folder_table.fold_problems(table, n_splits)
+    if not problems:
+        return
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix=".check-", dir=scratch) as work:
+        try:
+            read(folder, class_names, Path(work), keep)
+        except CohortError as error:
+            problems = list(dict.fromkeys([*problems, *error.problems]))
+    raise CohortError(source, problems, len(table))
+
+
+# ---------------------------------------------------------------- the table beside the folder
+
+
+def _open_table(folder: Path, class_names: Sequence[str]) -> tuple[Path, pd.DataFrame, Problems]:
+    """The table with ``patient_id``, ``number`` and ``path`` of each image, and what is wrong; no image is opened.
+
+    ``path`` is None where the image may not or cannot be opened.
+    """
+    source, in_array = folder_table.find_table(folder), (folder / PIXELS).is_file()
+    table, problems = folder_table.read_table(source, class_names, need_images=not in_array)
+    table["patient_id"], table["path"] = _patient_ids(table["patient"]), None
+    table["number"] = table.groupby("patient_id").cumcount()
+    if in_array:
+        named = table["image"].str.extract(r"_f(\d{1,6})$", expand=False)
+        if named.notna().all():  # "p001_f04": frames may have been left out when it was written
+            numbered = table.assign(number=named.astype(np.int64))
+            table = table if numbered.duplicated(["patient_id", "number"]).any() else numbered
+        return source, table, problems
+    root, listing, paths = folder.resolve(), None, []
+    for row, name in zip(table["row"], table["image"], strict=True):
+        path, fault = _inside(folder, root, name)
+        if path is not None and not os.path.isfile(path):
+            listing = _listing(folder) if listing is None else listing
+            path, fault = None, f"expected an image file, found no {shown(name)}{_nearest(name, listing)}"
+        paths.append(path)
+        if fault:
+            problems.add(row, fault)
+    return source, table.assign(path=paths), problems
+
+
+def _patient_ids(patient: pd.Series) -> pd.Series:
+    """Patient ids: the user's own where all are different whole numbers from 1, else counted from 1 in their order."""
+    names = list(dict.fromkeys(patient))
+    whole = [name.isascii() and name.isdigit() and len(name) < 12 and 0 < int(name) < 2**31 for name in names]
+    if all(whole) and len({int(name) for name in names}) == len(names):
+        return patient.astype(np.int64)
+    return patient.map({name: number for number, name in enumerate(names, start=1)})
+
+
+def _inside(folder: Path, root: Path, name: str) -> tuple[Path | None, str]:
+    """Path of an image inside the folder, or what speaks against it."""
+    if not name:
+        return None, ""  # the table's own check has said so
+    try:
+        path = folder / name
+        if not os.path.exists(path):  # written on Windows, or with letters composed otherwise than the file system's
+            plain = name.replace("\\", "/")
+            others = (folder / other for other in (plain, *(unicodedata.normalize(f, plain) for f in ("NFC", "NFD"))))
+            path = next((other for other in others if os.path.exists(other)), path)
+        if not path.resolve().is_relative_to(root):
+            return None, f"expected an image inside the folder, found {shown(name)}; move it there"
+    except (OSError, ValueError, RuntimeError):  # too long a name, a loop of links
+        return None, f"expected the name of an image, found {shown(name)}"
+    return path, ""
+
+
+def _listing(folder: Path) -> list[str]:
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(found)[:20_000]
+
+
+def _nearest(name: str, listing: list[str]) -> str:
+    folded = {item.casefold(): item for item in listing}
+    close = [folded.get(name.casefold()), *difflib.get_close_matches(name, listing[:2000], n=1, cutoff=0.8)]
+    return next((f"; the nearest is {shown(item)}" for item in close if item), "")
+
+
+def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
+    """Images that equal an image of another patient, pixel for pixel.
+
+    Choice: among the images that are used. One that ``cohort.frames_per_patient`` leaves out is not decoded, and is on
+    no side of any split.
+    """
+    table = rows.assign(sha256=sha256)
+    table = table[table["sha256"] != ""].sort_values("row")
+    first = table.drop_duplicates("sha256").set_index("sha256")
+    out = []
+    for item in table[table["sha256"].duplicated()].itertuples(index=False):
+        other = first.loc[item.sha256]
+        if other["patient"] != item.patient:
+            found = f"the pixels of {shown(item.image)} of patient {shown(item.patient)} in row {other['row']} under"
+            found += f" patient {shown(other['patient'])} too; merge the patients or remove the copy"
+            out.append(Problem(item.row, f"expected every image under one patient, found {found}"))
+    return out
+
+
+# ---------------------------------------------------------------- the images
+
+
+def _file_source(rows: pd.DataFrame, problems: Problems) -> tuple[np.ndarray, Decoder]:
+    """Sizes (N, 2) from the files' headers, and the function that decodes one of them."""
+    shapes = np.zeros((len(rows), 2), dtype=np.int64)
+    bad = set(np.flatnonzero(rows["path"].isna()))
+    for place in np.flatnonzero(rows["path"].notna()):
+        try:
+            shapes[place] = images.read_header(rows["path"][place]).shape
+        except images.ImageFault as fault:
+            bad.add(place)
+            problems.add(rows["row"][place], f"{shown(rows['image'][place])}: {fault}")
+    return shapes, lambda place: None if place in bad else images.read(rows["path"][place])
+
+
+def _array_source(
+    folder: Path, n: int, rows: pd.DataFrame, problems: Problems, source: Path
+) -> tuple[np.ndarray, Decoder]:
+    """As `_file_source`, of the array whose rows ``place`` names."""
+    pixels = _mapped(folder / PIXELS)
+    known = pixels is not None and pixels.ndim == 3 and pixels.dtype == np.uint8 and len(pixels) == n
+    if not known or min(pixels.shape) < 1:
+        found = "a damaged file" if pixels is None else f"{pixels.shape} {pixels.dtype}"
+        wanted = f"{PIXELS}: expected ({n}, height, width) uint8 as {source.name} has rows"
+        raise CohortError(source, [*problems, Problem(None, f"{wanted}, found {found}")], n)
+
+    def image_of(place: int) -> images.Picture:
+        if place % images.COMMIT_EVERY == 0:
+            images.release(pixels)
+        return images.Picture(np.asarray(pixels[rows["place"][place]]))
+
+    return np.tile(pixels.shape[1:], (len(rows), 1)), image_of
+
+
+def _masks(folder: Path, shape: tuple[int, ...], problems: Problems) -> np.ndarray | None:
+    """Tissue codes of a simulated cohort."""
+    masks = _mapped(folder / MASKS) if _mark(folder) else None
+    if masks is not None and (masks.shape != shape or masks.dtype != np.uint8):
+        found = f"{masks.shape} {masks.dtype}"
+        problems.add(None, f"{MASKS}: expected the shape and type of {PIXELS}, found {found}")
+        return None
+    return masks
+
+
+def _mapped(path: Path) -> np.ndarray | None:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _hashes(rows: pd.DataFrame, image_of: Decoder, problems: Problems) -> list[str]:
+    """Hash of each image's pixels, in hex."""
+    found = []
+    for place in engine.progress(range(len(rows)), "reading images"):
+        image = image_of(place).pixels
+        if image.min() == image.max():
+            problems.add(int(rows["row"][place]), _one_grey(image, rows["image"][place]))
+        found.append(data.array_sha256(image))
+    return found
+
+
+def _one_grey(image: np.ndarray, name: str) -> str:
+    text = f"expected an image, found one grey level ({image.flat[0]}) in the whole of"
+    return f"{text} {shown(name)}; remove it"
+
+
+def _decode(
+    rows: pd.DataFrame,
+    shapes: np.ndarray,
+    image_of: Decoder,
+    masks: np.ndarray | None,
+    work: Path | None,
+    problems: Problems,
+) -> tuple[Any, np.ndarray | None, list[str], dict[str, int]]:
+    """Decode what is not decoded yet; pixels, masks, hashes ("" where undecodable) and counts of conversions."""
+    n, even = len(rows), bool((shapes == shapes[0]).all())
+    ends = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))])
+    array = (n, *shapes[0]) if even and ends[-1] else (max(1, int(ends[-1])),)  # an empty file cannot be mapped
+    arrays = {"pixels": (array, np.uint8), "sha256": ((n, 32), np.uint8)}
+    if masks is not None:
+        arrays["masks"] = (array, np.uint8)
+    with contextlib.ExitStack() as stack:
+        place = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _check_room(place, int(ends[-1]) * (2 if masks is not None else 1))
+        store = stack.enter_context(images.Store(place, arrays))
+        facts = store.facts = store.facts or {"problems": [], **dict.fromkeys(CONVERSIONS, 0)}
+        for place in engine.progress(store.remaining(n), "reading images", total=n - store.done):
+            row, name = int(rows["row"][place]), rows["image"][place]
+            try:
+                picture = image_of(place)
+            except images.ImageFault as fault:
+                facts["problems"].append([row, f"{shown(name)}: {fault}"])
+                continue
+            if picture is None:
+                continue
+            image = picture.pixels
+            if image.min() == image.max():
+                facts["problems"].append([row, _one_grey(image, name)])
+            store.put("pixels", place if even else int(ends[place]), image)
+            digest = hashlib.sha256(np.ascontiguousarray(image)).digest()
+            store.put("sha256", place, np.frombuffer(digest, np.uint8))
+            if masks is not None:
+                store.put("masks", place, masks[rows["place"][place]])
+                if place % images.COMMIT_EVERY == 0:
+                    images.release(masks)
+            for kind in CONVERSIONS:
+                facts[kind] += getattr(picture, kind)
+        problems += [Problem(row, text) for row, text in facts["problems"]]
+        stored = {name: store.read(name) for name in arrays}
+        if work is None:  # the store goes away
+            stored = {name: np.array(values) for name, values in stored.items()}
+    pixels = stored["pixels"] if even else images.Ragged(stored["pixels"], shapes)
+    sha256 = [digest.tobytes().hex() if digest.any() else "" for digest in np.array(stored["sha256"])]
+    return pixels, stored.get("masks"), sha256, {kind: facts[kind] for kind in CONVERSIONS}
+
+
+def _check_room(work: Path, needed: int) -> None:
+    """Refuse images that the disk cannot hold once decoded, before any is."""
+    existing = artifacts.existing(work)
+    free = shutil.disk_usage(existing).free
+    needed -= sum(path.stat().st_blocks * 512 for path in work.glob("*.npy"))  # what an interrupted call has written
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"no space for the decoded images: they need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free in"
+            f" {existing}; scale them down, name fewer, or point NAFLD_ROOT to another disk",
+        )
+
+
+# ---------------------------------------------------------------- the cohort
+
+
+def _cohort(
+    folder: Path, rows: pd.DataFrame, pixels: Any, masks: np.ndarray | None, sha256: list[str], text: str
+) -> Cohort:
+    """Cohort of checked rows; the hash of its content is over those of its images, so that it needs no second read."""
+    images, patients = data.tables(rows["patient_id"], rows["number"], rows["label"], rows["grade"], sha256)
+    content = hashlib.sha256("\n".join(sha256).encode()).hexdigest()
+    text = f"{text} (content {content[:12]})."
+    mark = _mark(folder)
+    provenance = {"kind": "other content", "text": text}
+    if mark is not None:
+        provenance = {"kind": "simulated", "text": f"{mark[MARK]} {text}", "model": mark.get("model", "")}
+    provenance |= {"sha256": content, "format": "folder"}
+    provenance["labels"] = "numbers" if rows["is_number"].all() else "names"
+    user = {"patient": rows["patient"], "file": rows["image"]}
+    user = {name: column.map(folder_table.spreadsheet_safe) for name, column in user.items()}
+    sources = pd.DataFrame({"image_id": images["image_id"], **user, "row": rows["row"]})
+    folds = None
+    if rows["fold"].notna().any():
+        folds = rows[["patient_id", "fold"]].drop_duplicates().astype(np.int64).reset_index(drop=True)
+    return Cohort(images, patients, pixels, provenance, masks, folds, sources)
+
+
+def _mark(folder: Path) -> dict[str, str] | None:
+    """Content of ``cohort.json`` of a simulated cohort."""
+    try:
+        found = json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
+        return {str(name): str(value) for name, value in found.items()} if found.get(MARK) else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict[str, int]) -> str:
+    """What the folder holds and what was done to it, for reports; without the full stop."""
+    low, high = shapes.min(axis=0), shapes.max(axis=0)
+    size = f"{low[1]} x {low[0]}" if (low == high).all() else f"{low[1]} x {low[0]} to {high[1]} x {high[0]}"
+    done = [f"{counts[name]} {words}" for name, words in CONVERSIONS.items() if counts[name]]
+    if (rows["patient"].str.lstrip("0") != rows["patient_id"].astype(str)).any():
+        done.append(f"patients are numbered in the order of the table, {SOURCES} has their names")
+    elif rows["patient"].str.startswith("0").any():
+        done.append(f"patients keep their numbers without leading zeros, {SOURCES} has them as written")
+    people = rows["patient_id"].nunique()
+    return "; ".join([f"Folder {shown(folder.name)}: {len(rows)} images of {people} patients, {size} pixels", *done])

@@ -1,0 +1,286 @@
+"""Read a cohort of labelled images: find or download it, load and validate it, say where it comes from.
+
+Contract: a cohort is a .mat file of the published structure, ten frames per patient, or a folder of images with a table
+(`cohort_folder`). Bad input raises a ValueError that names the file and the patient, what was expected, what was found
+and what to do.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nafld_utils import artifacts
+from nafld_utils.cohort import download, image_folder
+from nafld_utils.cohort.data import Cohort, from_arrays, validate
+
+if TYPE_CHECKING:
+    from nafld_utils.params import CohortSettings
+
+REVISION = ("cohort", 1)
+KNOWN_CONTENT = "fcc3390f7541d40d1039761cbf09b0625a0d69240295bd8719f5a8f983dc6776"  # SHA-256 of its decoded array
+CITATION = "Byra et al. 2018, Dataset of B-mode fatty liver ultrasound images, doi 10.5281/zenodo.1009146, CC BY 4.0"
+FRAMES_PER_PATIENT = 10  # of the published .mat file
+FIELDS = ("id", "class", "fat", "images")
+_COMPRESSED = 15  # miCOMPRESSED of the MATLAB 5 format
+MOST_BYTES = 4 * 2**30  # choice: of an unpacked .mat file, 25 times the published cohort
+MARK = "simulated"  # variable beside `data` in a file written here: a simulated file never passes for a real one
+
+
+def load(
+    path: str | Path,
+    class_names: tuple[str, str] = ("healthy", "fatty"),
+    fat_threshold: float = 5.0,
+    work: Path | None = None,
+    keep: int | None = None,
+) -> Cohort:
+    """Read and validate a cohort from a .mat file or from a folder of images with a table.
+
+    Parameters
+    ----------
+    path : str or Path
+        A MATLAB 5 file with a 1 x P struct array ``data`` of fields ``id`` (1..P), ``class`` (0 or 1), ``fat``
+        (percent of hepatocytes) and ``images`` ((10, H, W) uint8); or a folder of `cohort_folder`: images and a table
+        of the columns ``image`` (file in the folder), ``patient`` (any text), ``label`` (0, 1 or a class name) and, if
+        known, ``grade`` and ``fold``.
+    class_names : (str, str)
+        Names of label 0 and label 1.
+    fat_threshold : float
+        Class 1 starts at this fat percent; read for a .mat file.
+    work : Path, optional
+        Folder into which a folder's images are decoded, to be read through a memory map; else they are in memory.
+    keep : int, optional
+        Images per patient that are read of a folder (see `Cohort.subset_frames`); all by default.
+
+    Returns
+    -------
+    Cohort
+        Patients ascending by id, images of a patient in file order.
+
+    Raises
+    ------
+    ValueError
+        What the file or folder is, what was expected and what was found; of a folder everything that is wrong, one
+        line per row (`cohort.CohortError`).
+    """
+    path = Path(path)
+    if path.is_dir():
+        return image_folder.read(path, class_names, work, keep)
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a .mat file or a folder of images, found nothing there; correct the path.")
+    if path.suffix.lower() != ".mat":
+        raise ValueError(
+            f"{path}: expected a .mat file or a folder of images, found another kind of file; see the README."
+        )
+    frames, label, fat, mark = _read_mat(path)
+    found = from_arrays(frames, fat, label, {})
+    provenance = {**_provenance(path, found.provenance["sha256"], mark), **found.provenance}
+    found = replace(found, provenance=provenance)
+    validate(found, fat_threshold, str(path))
+    return found
+
+
+def _provenance(path: Path, sha256: str, mark: str | None) -> dict[str, str]:
+    """Where the content comes from, as far as it can be proved: mark, record's checksum, decoded array's hash."""
+    if mark is not None:
+        return {"kind": "simulated", "text": mark}
+    record = download.read_record(path)
+    if record is not None and download.matches(path, record["checksum"]):
+        doi, checksum = record["doi"], record["checksum"]
+        text = f"{path.name} as published under doi {doi} (the record's checksum {checksum} matches). {CITATION}."
+        return {"kind": "published file", "text": text}
+    if sha256 == KNOWN_CONTENT:
+        text = f"{path.name} holds the frames of the published data set (decoded array {sha256[:12]}), not its bytes."
+        return {"kind": "same content", "text": f"{text} {CITATION}."}
+    text = f"{path.name} holds other frames than the published data set (decoded array {sha256[:12]})."
+    return {"kind": "other content", "text": text}
+
+
+def find(settings: CohortSettings, data_root: str | Path, fetch: bool = True) -> Path:
+    """Where the cohort is: ``cohort.path``, else the one .mat file in `data_root`, else downloaded from its DOI.
+
+    Raises
+    ------
+    ValueError
+        The path does not exist, several .mat files lie in `data_root`, or there is none and it cannot be downloaded
+        or `fetch` is False; the sentence says which file to put where.
+    """
+    data_root = Path(data_root)
+    if settings.path is not None:
+        path = Path(settings.path).expanduser()
+        if not path.exists():
+            raise ValueError(
+                f"cohort.path: expected a .mat file or a folder, found nothing at {path}; correct the path."
+            )
+        return path
+    found = sorted(data_root.glob("*.mat"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{data_root}: expected one .mat file, found {names}; name the one to use with DATA=<path>.")
+    if found:
+        return found[0]
+    if not fetch:
+        raise ValueError(
+            f"{data_root}: expected the cohort's .mat file, found none; put it there or name it with DATA=<path>."
+        )
+    return download.fetch(settings.doi, data_root, ".mat")
+
+
+# ---------------------------------------------------------------- .mat
+
+
+def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str | None]:
+    """Frames (P, 10, H, W) uint8 of patients 1..P, class (P,) int, fat (P,) in percent; mark of simulated patients."""
+    data, mark = _read_struct(path)
+    records = sorted((_record(path, place, record) for place, record in enumerate(data, start=1)), key=lambda r: r[0])
+    ids = [record[0] for record in records]
+    if ids != list(range(1, len(ids) + 1)):
+        odd = next(i for i, found in enumerate(ids, start=1) if i != found)
+        raise ValueError(
+            f"{path}: expected field id to run from 1 to {len(ids)}, each once, found {ids[odd - 1]} where {odd}"
+            " belongs; correct the ids."
+        )
+    shapes = [record[3].shape[1:] for record in records]
+    odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if odd is not None:
+        raise ValueError(
+            f"{path}: expected frames of one size, found {shapes[0]} for patient 1 and {shapes[odd]} for patient"
+            f" {ids[odd]}; bring them to one size."
+        )
+    label, fat = np.array([record[1] for record in records]), np.array([record[2] for record in records])
+    return np.stack([record[3] for record in records]), label, fat, mark
+
+
+def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:
+    """Records of variable ``data`` and the mark of a simulated file."""
+    from scipy import io
+
+    _refuse_bomb(path)
+    try:
+        content = io.loadmat(path, variable_names=["data", MARK])
+    except Exception as error:  # scipy's reader raises a dozen kinds, none of which names the file
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(
+            f"{path}: expected a MATLAB 5 file, found {path.stat().st_size} bytes that cannot be read ({reason}); it"
+            " may be truncated, get it again."
+        ) from None
+    data = content.get("data")
+    if data is None or data.dtype.names is None or data.size == 0:
+        found = "no such variable" if data is None else f"{data.dtype} of shape {data.shape}"
+        raise ValueError(
+            f"{path}: expected a struct array `data` of patients, found {found}; take the published file or"
+            " write one of its structure."
+        )
+    missing = [name for name in FIELDS if name not in data.dtype.names]
+    if missing:
+        raise ValueError(
+            f"{path}: expected the fields {', '.join(FIELDS)} in `data`, found no {', '.join(missing)}; take the"
+            " published file or write one of its structure."
+        )
+    mark = content.get(MARK)
+    return data.ravel(), None if mark is None else str(np.ravel(mark)[0])
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a file whose compressed variables unpack to more than `MOST_BYTES`, before anything is unpacked whole."""
+    total = 0
+    with open(path, "rb") as handle:
+        order = {b"IM": "little", b"MI": "big"}.get(handle.read(128)[126:])
+        while order is not None and len(tag := handle.read(8)) == 8:
+            kind, left = (int.from_bytes(tag[i : i + 4], order) for i in (0, 4))
+            if kind != _COMPRESSED:
+                total += left
+                handle.seek(left, 1)
+                continue
+            unpack = zlib.decompressobj()
+            while left and total <= MOST_BYTES:
+                packed = handle.read(min(left, 2**16))
+                left -= len(packed) or left
+                while packed and total <= MOST_BYTES:
+                    try:
+                        total += len(unpack.decompress(packed, 2**20))
+                    except zlib.error:
+                        return  # the reader says what is wrong
+                    packed = unpack.unconsumed_tail
+            if total > MOST_BYTES:
+                break
+    if total > MOST_BYTES:
+        raise ValueError(
+            f"{path}: expected a cohort of at most {MOST_BYTES / 2**30:g} GiB, found {path.stat().st_size} bytes that"
+            " unpack to more; bring larger cohorts as a folder of images."
+        )
+
+
+def _record(path: Path, place: int, record: np.void) -> tuple[int, int, float, np.ndarray]:
+    """Id, class, fat and frames of one patient."""
+    number = int(_scalar(path, place, record, "id"))
+    label = _scalar(path, place, record, "class")
+    if label not in (0, 1):
+        raise ValueError(f"{path}: expected class 0 or 1 for patient {number}, found {label:g}; correct the file.")
+    fat = _scalar(path, place, record, "fat")
+    if not 0 <= fat <= 100:
+        raise ValueError(
+            f"{path}: expected fat between 0 and 100 percent for patient {number}, found {fat:g}; correct it."
+        )
+    images = np.asarray(record["images"])
+    if images.ndim != 3 or images.shape[0] != FRAMES_PER_PATIENT or images.dtype != np.uint8 or images.size == 0:
+        raise ValueError(
+            f"{path}: expected images of patient {number} as ({FRAMES_PER_PATIENT}, height, width) uint8, found"
+            f" {images.shape} {images.dtype}; correct the file."
+        )
+    return number, int(label), float(fat), images
+
+
+def _scalar(path: Path, place: int, record: np.void, name: str) -> float:
+    value = np.asarray(record[name])
+    if value.size != 1 or value.dtype.kind not in "uifb" or not np.isfinite(value).all():
+        raise ValueError(
+            f"{path}: expected one number in field {name} of record {place}, found {value.dtype} of shape"
+            f" {value.shape}; correct the file."
+        )
+    return float(value.ravel()[0])
+
+
+def write_mat(path: str | Path, cohort: Cohort) -> Path:
+    """Write a cohort in the structure of the published .mat file, atomically and uncompressed.
+
+    Parameters
+    ----------
+    path : str or Path
+        File to write.
+    cohort : Cohort
+        Ten images per patient, ids 1..P. Of a simulated cohort the file carries a mark that `load` reads back.
+
+    Raises
+    ------
+    ValueError
+        Patients have another number of images, or ids that are not 1..P.
+    """
+    from scipy import io
+
+    frames, patients, n_frames = cohort.frames, cohort.patients, FRAMES_PER_PATIENT
+    if frames.shape[1] != n_frames or patients["patient_id"].tolist() != list(range(1, len(patients) + 1)):
+        raise ValueError(
+            f"{path}: expected {n_frames} images of each of patients 1 to {len(patients)}, found"
+            f" {frames.shape[1]} a patient and ids from {patients['patient_id'].min()} to"
+            f" {patients['patient_id'].max()}; this format holds no other cohort."
+        )
+    data = np.empty((1, len(frames)), dtype=[(name, object) for name in FIELDS])
+    for place, row in enumerate(patients.itertuples(index=False)):
+        whole = float(row.grade).is_integer()
+        data[0, place] = (
+            np.array([[row.patient_id]], dtype=np.uint8 if len(frames) < 256 else np.uint16),
+            np.array([[row.label]], dtype=np.uint8),
+            np.array([[row.grade]], dtype=np.uint8 if whole else np.float64),
+            frames[place],
+        )
+    content: dict[str, Any] = {"data": data}
+    if cohort.provenance.get("kind") == "simulated":
+        content[MARK] = cohort.provenance["text"]
+    with artifacts.replacing(path) as temporary, open(temporary, "wb") as handle:
+        io.savemat(handle, content, do_compression=False)
+    return Path(path)

@@ -1,0 +1,99 @@
+"""What a process may use: device, cores, threads, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from nafld_utils.params import EngineSettings
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
+KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
+
+
+# ---------------------------------------------------------------- devices and threads
+
+
+def device(settings: EngineSettings) -> Any:
+    """The torch device of these settings, a GPU of its own per worker of a machine; ValueError where there is none."""
+    import torch
+
+    if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    n, named = torch.cuda.device_count(), torch.device("cuda" if settings.device == "auto" else settings.device).index
+    if n <= (named or 0):
+        raise ValueError(
+            f"engine.device is {settings.device}, expected that GPU, found {n} GPUs;"
+            " set engine.device=auto or check the driver with `make doctor`."
+        )
+    return torch.device("cuda", _own_gpu(n) if named is None else named)
+
+
+def _own_gpu(n: int) -> int:
+    """GPU of this process among the `n` it sees: by the number at the end of its worker's name, the first without one.
+
+    Local workers are called 0, 1, ...; those of Dask and of a Slurm job of several processes name-0, name-1, ... A
+    Slurm job of one process sees the one GPU that Slurm gave it.
+    """
+    if "distributed" not in sys.modules:  # which a Dask worker is made of
+        return 0
+    from distributed import get_worker
+
+    try:
+        name = str(get_worker().name)
+    except ValueError:  # not a Dask worker
+        return 0
+    number = re.search(r"(?:^|-)(\d+)$", name)
+    return int(number.group(1)) % n if number else 0
+
+
+def default_workers() -> int:
+    """One worker per GPU, else one per core this process may use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else cores()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def thread_environment(threads: int) -> Iterator[None]:
+    """Set the thread counts that child processes inherit; worker processes and OpenMP fight over cores otherwise.
+
+    The allocator's settings are put back too: Dask writes them into this environment while it starts workers.
+    """
+    names = (*_THREAD_VARIABLES, *KEEP_PAGES)
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def compute_threads(n: int) -> Iterator[None]:
+    """Let torch compute with `n` threads in this process."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def worker_threads(settings: EngineSettings) -> contextlib.AbstractContextManager[None]:
+    """Compute here with as many threads as a worker has, so that sums round as there; serial changes nothing."""
+    return contextlib.nullcontext() if settings.mode == "serial" else compute_threads(settings.threads)

@@ -1,0 +1,305 @@
+"""Stage 07: the classifiers that are explained, and their attributions. Opens and writes files.
+
+Contract: any trained trial of the sweep can be explained; which one the notebook shows is named by section ``shap``.
+Images and background are the same for every classifier that is compared, so that maps differ by the classifier alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import engine, networks, preprocessing, sampling, sweep
+from nafld_utils.artifacts import Run, Unit, load_weights, save_table, unit_seed
+from nafld_utils.artifacts.files import save_array
+from nafld_utils.explain import explainers, map_measures
+
+REVISION = ("stages.explain", 2)
+STAGE = "07_shap"
+_TAIL = "tail.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Attributions of one classifier.
+
+    ``images`` are (n, S, S) uint8; ``halves`` (2, n, S, S) float32 the log-odds that each pixel adds, from two
+    independent halves of the draws ((1, n, S, S) where nothing is drawn). Row i of ``table`` belongs to image i: the
+    columns of `pick_images`, ``called`` (the classifier's probability of fatty), and those of `explainers.additivity`.
+    ``smoothing`` is the SD of the average over neighbours, as a share of the side. ``against`` is what the classifier
+    is to the explained one, of `check_units.Against`; empty for the explained one itself.
+    """
+
+    images: np.ndarray
+    halves: np.ndarray
+    table: pd.DataFrame
+    unit: Unit
+    smoothing: float
+    against: str = ""
+
+    @property
+    def attributions(self) -> np.ndarray:
+        """Log-odds that each pixel adds, (n, S, S) float32."""
+        return self.halves.mean(axis=0)
+
+    def smoothed(self, half: int | None = None) -> np.ndarray:
+        """Attributions averaged over neighbours, as figures and measures take them; their sum hardly changes."""
+        values = self.attributions if half is None else self.halves[half]
+        return explainers.smooth(values, self.smoothing * self.images.shape[1])
+
+
+# ---------------------------------------------------------------- which classifiers
+
+
+def find_trials(run: Run, **wanted: Any) -> pd.DataFrame:
+    """Trials of the sweep with these values, e.g. ``backbone=, arm=, fold=, seed=``; the section's own freezing."""
+    trials, swept = sweep.trials(run), run.settings.sweep
+    asked = {"freeze": swept.freeze, "balance": swept.balance, **wanted}
+    chosen = np.logical_and.reduce([trials[name] == value for name, value in asked.items()])
+    return trials[chosen].reset_index(drop=True)
+
+
+def trial(run: Run) -> dict[str, Any]:
+    """The sweep's trial that is explained: section ``shap``'s backbone, arm, rate, fold and seed, if there is one."""
+    chosen, swept = run.settings.shap, run.settings.sweep
+    backbone = chosen.backbone or swept.backbones[0]
+    wanted = {"backbone": backbone, "arm": chosen.arm, "rate": float(chosen.rate)}
+    found = find_trials(run, **wanted, fold=chosen.fold, seed=chosen.seed)
+    if not len(found):
+        raise ValueError(
+            f"section shap: expected a trial of the sweep, found none of network {backbone}, arm {chosen.arm}, rate"
+            f" {chosen.rate:g}, fold {chosen.fold}, seed {chosen.seed}; choose it among sweep.backbones, arms, rates"
+            " and n_seeds."
+        )
+    return found.iloc[0].to_dict()
+
+
+def peers(run: Run) -> pd.DataFrame:
+    """Trials whose maps are compared: the explained one first, then its other training seeds and the other networks.
+
+    All have its arm, rate and fold, so that they saw the same patients. ``shap.n_classifiers`` seeds per network.
+    """
+    wanted = trial(run)
+    found = find_trials(run, arm=wanted["arm"], rate=wanted["rate"], fold=wanted["fold"])
+    keys = [found["hash"] != wanted["hash"], found["backbone"] != wanted["backbone"], found["backbone"], found["seed"]]
+    order = pd.concat(keys, axis=1, keys=range(4)).sort_values([0, 1, 2, 3]).index
+    listed = found.loc[order].groupby("backbone", sort=False).head(run.settings.shap.n_classifiers)
+    return listed.reset_index(drop=True)
+
+
+def classifier_unit(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
+    """Unit of an explained classifier; None is the one that section ``shap`` names."""
+    wanted = wanted or trial(run)
+    settings = {name: wanted[name] for name in sweep.TRIAL_COLUMNS}
+    inputs, modules = [wanted["hash"]], ["trial", "sweep"]
+    return run.unit("shap", "classifier", wanted["hash"], settings=settings, inputs=inputs, modules=modules)
+
+
+def train_classifier(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
+    """Train a trial of the sweep again and keep its tail; does nothing when that is done.
+
+    A training is a function of its settings, so the sweep keeps scores and no weights. The largest difference between
+    the two trainings' scores goes into the unit's manifest.
+    """
+    wanted = wanted or trial(run)
+    unit = classifier_unit(run, wanted)
+    if unit.done():
+        return unit
+    stored = stored_scores(run, wanted)
+    engine.announce(f"training {wanted['backbone']}, seed {wanted['seed']} again, to explain it")
+    with engine.worker_threads(run.settings.engine):
+        tail, scores, facts = sweep.train(run, wanted)
+    paired = stored.merge(scores, on="image_id", validate="one_to_one", suffixes=("_stored", "_again"))
+    paired["difference"] = (paired["score_stored"] - paired["score_again"]).abs()
+    with unit.writing(device=facts["device"], largest_score_difference=float(paired["difference"].max())) as folder:
+        save_tail(folder, tail)
+        save_table(folder / "scores.csv", paired[["image_id", "score_stored", "score_again", "difference"]])
+    return unit
+
+
+def stored_scores(run: Run, wanted: dict[str, Any]) -> pd.DataFrame:
+    """Held-out scores that the sweep keeps of a trial: ``image_id, patient_id, label, score``."""
+    return sweep.read_trial(sweep.store(run), wanted["hash"])[0]
+
+
+def save_tail(folder: Path, tail: Any) -> None:
+    """Keep the weights of a trained tail in a unit's folder, for `open_classifier`."""
+    from safetensors.torch import save_file
+
+    save_file({k: v.cpu().contiguous() for k, v in tail.state_dict().items()}, folder / _TAIL)
+
+
+def open_classifier(
+    run: Run, wanted: dict[str, Any] | None = None, unit: Unit | None = None
+) -> explainers.GreyClassifier:
+    """A trial's network with the tail that `unit` keeps, as a function of grey pixels; None: the trial's own."""
+    wanted = wanted or trial(run)
+    weights, _ = load_weights((unit or classifier_unit(run, wanted)).require().file(_TAIL))
+    classifier = fresh_classifier(run, wanted, seed=0)
+    classifier.tail.load_state_dict(weights)
+    return classifier
+
+
+def fresh_classifier(
+    run: Run, wanted: dict[str, Any], seed: int, weights: str | None = None
+) -> explainers.GreyClassifier:
+    """A trial's network with a head that has learnt nothing; `weights` "random" leaves nothing learnt at all."""
+    from nafld_utils import sweep
+
+    prefix, tail = network(run, wanted, weights)
+    return explainers.GreyClassifier(prefix, sweep.fresh_tail(tail, seed), wanted["backbone"])
+
+
+def network(run: Run, wanted: dict[str, Any], weights: str | None = None) -> tuple[Any, Any]:
+    """Frozen prefix and pretrained tail of a trial's network, cut where the trial cuts it."""
+    model = networks.load(wanted["backbone"], weights or run.settings.sweep.weights)
+    return networks.split(model, wanted["backbone"], wanted["freeze"])
+
+
+def held_out_auc(run: Run) -> pd.DataFrame:
+    """How good the explained classifier is on patients that it has not seen, with intervals over patients.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``of, auc, low, high, n_patients``: the explained classifier alone, on its fold's held-out patients, which
+        decides whether its maps are read; and the out-of-fold scores of all folds' classifiers of the same recipe and
+        seed. NaN bounds where a class has fewer than two held-out patients.
+    """
+    wanted = trial(run)
+    folds = find_trials(run, **{name: wanted[name] for name in ("backbone", "arm", "rate", "seed")}).to_dict("records")
+    rows = []
+    for name, trials in {"this classifier": [wanted], f"all {len(folds)} folds' classifiers": folds}.items():
+        scores = pd.concat([stored_scores(run, one) for one in trials])
+        rows.append({"of": name, **map_measures.auc_over_patients(scores, run.settings.sweep.n_resamples)})
+    return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- which images
+
+
+def source_arm(run: Run) -> str:
+    """Model whose synthetic images are explained: the explained trial's own, else the run's first."""
+    arm, models = trial(run)["arm"], run.settings.ldm.conditionings
+    return arm if arm in models else models[0]
+
+
+def images_unit(run: Run) -> Unit:
+    """Unit of the explained images and of the background."""
+    chosen, wanted = run.settings.shap, trial(run)
+    names = ("n_per_class", "n_background", "n_held_out", "n_compared")
+    settings = {**{name: getattr(chosen, name) for name in names}, "root_seed": run.settings.seed}
+    synthetic = sampling.synthetic_unit(run, source_arm(run), chosen.fold)
+    inputs = [wanted["hash"], preprocessing.preprocess_unit(run), synthetic]
+    return run.unit("shap", "images", settings=settings, inputs=inputs, modules=["explain", "stages.explain"])
+
+
+def pick_images(run: Run) -> Unit:
+    """Choose what is explained, none of it by eye; does nothing when that is done.
+
+    Writes ``images.npy`` (n, S, S), ``background.npy`` (at most n_background, S, S) and ``table.csv``: ``name, origin``
+    (synthetic, held-out), ``patient_id`` (-1 where synthetic), ``label, in_training, outcome`` (empty where synthetic),
+    ``shown`` (in the figure), ``judged`` (one image per held-out patient), ``compared`` (between classifiers), ``row``.
+
+    Notes
+    -----
+    Paper, Fig. 6: four images of the semantic model, two per class, "taken from the training set of the classifier".
+    Choice: besides them one held-out image of each outcome, and one image each of some held-out patients. Background
+    images are random crops of the fold's real training patients, as the classifier saw them; whole images would show
+    more of the sector, and its edge would be explained instead of the liver.
+    """
+    unit = images_unit(run)
+    if unit.done():
+        return unit
+    wanted, chosen, arm = trial(run), run.settings.shap, source_arm(run)
+    synthetic, data = sampling.open_synthetic(run, arm, wanted["fold"]), preprocessing.open_preprocessed(run)
+    drawn = sweep.training_set(run, wanted)["drawn"].get(arm, np.empty(0, int))
+    fakes = explainers.pick(synthetic.table, drawn, chosen.n_per_class).rename(columns={"synthetic_id": "name"})
+    fakes = fakes.assign(origin="synthetic", patient_id=-1, outcome="", shown=True, judged=False)
+    real = _held_out(run, data, wanted)
+    columns = ["name", "origin", "patient_id", "label", "in_training", "outcome", "shown", "judged", "row"]
+    table = pd.concat([fakes[columns], real[columns]], ignore_index=True)
+    table["compared"] = table["judged"] & (table["judged"].cumsum() <= chosen.n_compared)
+    pictures = [
+        (synthetic.images if row.origin == "synthetic" else data.resized)[row.row] for row in table.itertuples()
+    ]
+    with unit.writing() as folder:
+        save_table(folder / "table.csv", table)
+        save_array(folder / "images.npy", np.stack(pictures))
+        save_array(folder / "background.npy", draw_background(run, wanted["fold"], chosen.n_background))
+    return unit
+
+
+def _held_out(run: Run, data: Any, wanted: dict[str, Any]) -> pd.DataFrame:
+    """Real images that are explained: one of each outcome, and one each of some held-out patients."""
+    held_out = data.images[data.images["fold"] == wanted["fold"]]
+    scores = stored_scores(run, wanted)[["image_id", "score"]]
+    listed = held_out.assign(row=held_out.index).merge(scores, on="image_id", validate="one_to_one")
+    typical = explainers.pick_outcomes(listed)["image_id"]
+    judged = explainers.pick_patients(listed, run.settings.shap.n_held_out)["image_id"]
+    names = list(dict.fromkeys([*typical, *judged]))
+    out = listed.set_index("image_id", drop=False).loc[names].reset_index(drop=True)
+    named = explainers.outcome(out["label"].to_numpy(), out["score"].to_numpy())
+    out = out.assign(name=out["image_id"], origin="held-out", in_training=False, outcome=named)
+    return out.assign(shown=out["image_id"].isin(typical), judged=out["image_id"].isin(judged))
+
+
+def draw_background(run: Run, fold: int, n: int) -> np.ndarray:
+    """Random crops of the fold's real training images, each image at most once: ``(at most n, S, S)`` uint8."""
+    data = preprocessing.open_preprocessed(run)
+    training = np.flatnonzero(data.images["fold"].to_numpy() != fold)
+    rng = np.random.default_rng(unit_seed(run.settings.seed, "shap background", fold))
+    rows = rng.permutation(training)[:n]
+    return np.array(data.pool[rows, rng.integers(data.pool.shape[1], size=len(rows))])
+
+
+# ---------------------------------------------------------------- attributions
+
+
+def attributions_unit(run: Run, name: str, source: Unit | str, which: str) -> Unit:
+    """Unit of a classifier's attributions; `source` is its unit or hash, `which` a column of the images or all."""
+    chosen = run.settings.shap
+    settings = {"explainer": chosen.explainer, "n_samples": chosen.n_samples, "which": which}
+    settings |= {"root_seed": run.settings.seed, "name": name}
+    inputs = [source, images_unit(run)]
+    return run.unit("shap", "attributions", name, settings=settings, inputs=inputs, modules=["explain"])
+
+
+def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, which: str = "all") -> Explanation:
+    """Explain a classifier on the chosen images, unless that is done, and open the result.
+
+    `name` is the unit's folder and `source` the classifier's unit or hash; `classifier` gives the
+    `explainers.GreyClassifier` and is not called when the attributions are there. `which` images: ``all``, or those
+    of a column of their table (``compared``).
+    """
+    unit = attributions_unit(run, name, source, which)
+    picked = pick_images(run)
+    table = picked.load_table("table.csv").assign(outcome=lambda t: t["outcome"].fillna(""))
+    rows = np.arange(len(table)) if which == "all" else np.flatnonzero(table[which])
+    images = picked.load_array("images.npy")[rows]
+    if not unit.done():
+        chosen, device = run.settings.shap, engine.device(run.settings.engine)
+        seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
+        background, model = picked.load_array("background.npy"), classifier()
+        engine.announce(f"explaining {len(images)} images ({name})")
+        threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
+        with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
+            outputs = explainers.log_odds(model, images, device)
+            base = explainers.base_value(model, background, device, chosen.explainer)
+            values = explainers.halves(model, background, images, chosen.n_samples, seed, device, chosen.explainer)
+            facts = explainers.additivity(values.mean(axis=0), outputs, base)
+            save_table(folder / "additivity.csv", facts.assign(called=1.0 / (1.0 + np.exp(-outputs))))
+            save_array(folder / "halves.npy", values)
+    joined = pd.concat([table.iloc[rows].reset_index(drop=True), unit.load_table("additivity.csv")], axis=1)
+    return Explanation(images, unit.load_array("halves.npy"), joined, unit, run.settings.shap.smoothing)
+
+
+def explain_trial(run: Run, wanted: dict[str, Any] | None = None, which: str = "all") -> Explanation:
+    """Train a trial of the sweep again and explain it, unless that is done; None is the one of section ``shap``."""
+    wanted = wanted or trial(run)
+    unit = train_classifier(run, wanted)
+    return make_attributions(run, wanted["hash"], unit, lambda: open_classifier(run, wanted), which)

@@ -1,0 +1,196 @@
+"""Stage 07, the answer: what SHAP can and cannot show in this run, in words that follow from the stored numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import params, sweep, views
+from nafld_utils.artifacts import Run, claim, key_of, of_row
+from nafld_utils.explain import check_units, explainers, map_measures
+from nafld_utils.explain.attribution_units import Explanation
+from nafld_utils.explain.check_units import Against
+
+# Choice: from here on a number is called good; below it the sentence says what that forbids.
+ADDS_UP, READABLE_SIGNS, STABLE = 0.1, 0.5, 0.7
+
+
+def interval(middle: float, low: float, high: float) -> str:
+    """``0.82 [0.61, 0.97]``, or without bounds where there are none."""
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{middle:.2f} [no interval]"
+
+
+def named(row: Any) -> str:
+    """A feature's name as a reader writes it."""
+    return row.feature.replace("_", " ")
+
+
+def is_readable(auc: pd.DataFrame) -> bool:
+    """Whether the explained classifier's maps are interpreted, by the first row of `explain.held_out_auc`."""
+    return map_measures.readable(auc["low"].iloc[0])
+
+
+def what_shap_shows(
+    run: Run, found: Explanation, auc: pd.DataFrame, checks: check_units.Checks, study: check_units.Study
+) -> pd.DataFrame:
+    """The table of what SHAP can and cannot show here: ``question, measured, answer``, one question per row."""
+    rows = [_quality(auc), _adds_up(found), *_agreement(checks), _matters(checks)]
+    rows += _tissue(auc, checks)
+    for row in study.table.itertuples():
+        question = f"Does SHAP ({row.explainer}) find {named(row)} where the label shows in nothing else?"
+        rows.append((question, f"held-out AUC {interval(row.auc, row.low, row.high)}", row.verdict))
+    said = views.of(run)
+    where = f"Where is {'what makes it ' + said.positive if said.foreign else 'the fat'}?"
+    rows.append((where, "nothing", "no map can show it: maps show what this classifier uses"))
+    question = f"Would another patient with such pixels be {said.classes[1]}?"
+    rows.append((question, "nothing", "no map can show it: maps state no cause"))
+    return pd.DataFrame(rows, columns=["question", "measured", "answer"])
+
+
+def _quality(auc: pd.DataFrame) -> tuple[str, str, str]:
+    one, verdict = auc.iloc[0], "yes: its maps are interpreted"
+    if not is_readable(auc):
+        verdict = (
+            f"no: the lower bound is not above {map_measures.READABLE_FROM}, so its maps are shown and not interpreted"
+        )
+    measured = f"held-out AUC {interval(one.auc, one.low, one.high)}, {one.n_patients} patients"
+    return "Is this classifier good enough for its maps to be read?", measured, verdict
+
+
+def _adds_up(found: Explanation) -> tuple[str, str, str]:
+    error = explainers.missing_share(found.table)
+    verdict = "yes" if error <= ADDS_UP else "no: signs and places may be read, sizes may not; raise shap.n_samples"
+    if error > READABLE_SIGNS:
+        verdict = "no: too few draws for a reading of single images; raise shap.n_samples"
+    return "Do the attributions add up to the log-odds?", f"{error:.0%} missing over {len(found.table)} images", verdict
+
+
+_QUESTIONS = {
+    Against.HALF: "Is the map the same with other draws?",
+    Against.SEED: "Is the map the same after another training seed?",
+    Against.NETWORK: "Is the map the same with another network?",
+    Against.UNTRAINED: "Does the map change when the network is untrained?",
+    Against.SHUFFLED: "Does the map change when labels are shuffled?",
+    Against.DIFFERENCE: "Is the map more than the image minus the mean?",
+}
+
+
+def _agreement(checks: check_units.Checks) -> list[tuple[str, str, str]]:
+    rows = []
+    for row in checks.agreement.itertuples():
+        measured = f"rank correlation {interval(row.agreement, row.low, row.high)}"
+        if not row.n_maps:
+            measured, verdict = "nothing to compare", "not measured: this run has no other"
+        elif row.with_ in (Against.HALF, Against.SEED, Against.NETWORK):  # a good map stays the same
+            measured += f" over {row.n_images} images"
+            verdict = "yes" if row.agreement >= STABLE else "no: single spots of a map must not be read"
+        else:  # a good map changes
+            below = interval(row.below, row.below_low, row.below_high)
+            measured += f", {below} below that of two halves of its own draws"
+            verdict = (
+                "yes" if row.below_low > 0 else "not shown: it differs no more than two halves of its own draws do"
+            )
+        rows.append((_QUESTIONS[row.with_], measured, verdict))
+    return rows
+
+
+def _matters(checks: check_units.Checks) -> tuple[str, str, str]:
+    measured = "; ".join(
+        f"{row.mode} {row.gain:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in checks.gains.itertuples()
+    )
+    verdict = "yes" if (checks.gains["low"] > 0).all() else "not shown for both"
+    question = "Do the pixels that the map ranks first move the classifier more than random ones?"
+    return question, f"log-odds over a random order: {measured}", verdict
+
+
+def _tissue(auc: pd.DataFrame, checks: check_units.Checks) -> list[tuple[str, str, str]]:
+    question = "Do the maps lie on what readers look at?"
+    if checks.tissue is None:
+        return [(question, "nothing", "cannot be measured: this cohort has no tissue masks")]
+    readable, rows = is_readable(auc), []
+    for row in checks.tissue[checks.tissue["region"].isin(map_measures.JUDGED)].itertuples():
+        measured = f"{interval(row.ratio, row.low, row.high)} times its share of the area, {row.n} images"
+        if not readable:
+            verdict = "not interpreted: see the first row"
+        elif row.low > 1:
+            verdict = "more than its area"
+        else:
+            verdict = "less than its area" if row.high < 1 else "neither more nor less than its area"
+        rows.append((f"{question[:-1]}: {row.region}?", measured, verdict))
+    return rows
+
+
+def answer(run: Run, auc: pd.DataFrame, checks: check_units.Checks, study: check_units.Study) -> str:
+    """The stage's answer in three sentences."""
+    one = auc.iloc[0]
+    simulated = " on simulated patients" if run.is_simulated else ""
+    text = f"The explained classifier has a held-out AUC of {interval(one.auc, one.low, one.high)}{simulated}"
+    if not is_readable(auc):
+        text += (
+            f", whose lower bound is not above {map_measures.READABLE_FROM}: its maps are shown and not interpreted."
+        )
+    elif checks.tissue is None:
+        text += ", so its maps may be read; where tissue lies is not known for these images, so no share is measured."
+    else:
+        named = checks.tissue[checks.tissue["region"].isin(map_measures.JUDGED)]
+        more = named.loc[named["low"] > 1, "region"].tolist()
+        text += f"; its maps lie more than by area on {', '.join(more)}." if more else "; its maps favour no tissue."
+    agreed = checks.agreement.set_index("with_")["agreement"]
+    text += f" Two halves of the same draws agree by {agreed[Against.HALF]:.2f} in rank"
+    seeds = agreed[Against.SEED]
+    text += f", two training seeds by {seeds:.2f}." if np.isfinite(seeds) else "; no other training seed was explained."
+    return f"{text} {_of_features(study.table)}"
+
+
+def _of_features(table: pd.DataFrame) -> str:
+    """What the single-feature study found, in a sentence."""
+    parts = [
+        f"{feature.replace('_', ' ')} ({', '.join(f'{row.explainer}: {row.finding}' for row in part.itertuples())})"
+        for feature, part in table.groupby("feature", sort=False)
+    ]
+    return f"Where the label shows in one simulated feature alone: {'; '.join(parts)}."
+
+
+def protocol(run: Run) -> str:
+    """What differs from the paper's analysis."""
+    chosen, paper = run.settings, params.load(params.BASE_PROFILE)
+    backbone = chosen.shap.backbone or chosen.sweep.backbones[0]
+    swept = sweep.protocol(run, backbone)
+    differs = [] if swept == "yes" else [swept.removeprefix("no: ")]
+    if backbone not in paper.sweep.backbones and "instead of ResNet-50" not in swept:
+        differs.append(f"{backbone} instead of ResNet-50")
+    return f"no: {'; '.join([*differs, 'the paper shows maps and no number'])}"
+
+
+def claims(
+    run: Run, found: Explanation, auc: pd.DataFrame, checks: check_units.Checks, study: check_units.Study
+) -> list[dict[str, Any]]:
+    """Headline numbers of the stage."""
+    table, one, same = found.table, auc.iloc[0], protocol(run)
+    right = int(((table["called"] > 0.5) == (table["label"] == 1)).sum())
+    few = (None, None, "no interval: a handful of images")
+    held_out, missing = (one.low, one.high, "its held-out patients"), 100 * explainers.missing_share(table)
+    auc_of, side = "SHAP: held-out AUC of the explained classifier", "SHAP: images on the side of their own class"
+    n, shares = len(table), "% of the explained log-odds"
+    rows = [
+        claim("shap.auc", auc_of, one.auc, same, interval=held_out, n=one.n_patients, unit="image-level AUC"),
+        claim("shap.own_side", side, right, same, interval=few, n=n, unit=f"of {n} images"),
+        claim("shap.additivity", "SHAP: additivity error", missing, same, interval=few, n=n, unit=shares),
+    ]
+    for row in checks.agreement[checks.agreement["n_maps"] > 0].assign(over="images").to_dict("records"):
+        key, text = key_of("shap.agreement", row["with_"]), f"SHAP: agreement of maps, {row['with_']}"
+        rows.append(of_row(key, text, row, same, "rank correlation", columns=("agreement", "n_images")))
+    if checks.tissue is not None:
+        judged = checks.tissue[checks.tissue["region"].isin(map_measures.JUDGED)]
+        for row in judged.assign(over="images, one a patient").to_dict("records"):
+            key, text = key_of("shap.region", row["region"]), f"SHAP: attribution on {row['region']} over its area"
+            rows.append(of_row(key, text, row, same, "times", columns=("ratio", "n")))
+    for row in study.table.itertuples():
+        text = f"SHAP ({row.explainer}): {named(row)} alone, attribution on it over its area"
+        facts = {"interval": (row.ratio_low, row.ratio_high, "simulated patients"), "n": row.n_explained}
+        facts["unit"] = f"times; {row.verdict.partition(':')[0]}"
+        key, own = key_of("shap.feature", row.explainer, row.feature), "not in the paper; simulated patients"
+        rows.append(claim(key, text, row.ratio, own, **facts))
+    return rows

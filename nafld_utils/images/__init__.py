@@ -1,0 +1,29 @@
+"""Pixels: image files, arrays larger than memory, regions, crops and semantic maps.
+
+Contract: arrays in, arrays out; grey images are ``(N, H, W) uint8`` unless a name says otherwise.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=["crops", "image_file", "image_store", "semantic_maps"],
+    submod_attrs={
+        "crops": [
+            "crop_corner",
+            "crop_window",
+            "cut",
+            "extract_crop",
+            "find_region",
+            "random_box",
+            "region_mask",
+            "resize_box",
+            "rotate_about",
+            "to_float",
+            "whole_box",
+        ],
+        "image_file": ["ImageFault", "Picture", "read", "read_header"],
+        "image_store": ["COMMIT_EVERY", "Ragged", "Store", "move", "release", "stream"],
+        "semantic_maps": ["warp_map"],
+    },
+)

@@ -1,0 +1,307 @@
+"""From a scanner's frame to what the models see: its region, a square crop about it, random resized crops.
+
+Contract: arrays in, arrays out; images are uint8 (grey levels 0..255) until `to_float` scales them to [-1, 1]; a box is
+``(top, left, height, width)`` in crop pixels; randomness comes from the generator that is passed in.
+Source: paper, "Dataset" and "Synthetic image generation"; what they leave open is marked Choice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nafld_utils.params import PreprocessSettings
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+REVISION = ("preprocess", 1), ("regions", 1)  # raise the first; units of this stage name the second beside it
+OPENING_RADIUS = 5  # pixels; strokes of overlays are 1 to 4 pixels wide, so they do not survive it (choice)
+STUB = 2  # pixels; how far an overlay's stroke may stay attached, the price of keeping the sector's sharp corners
+Box = tuple[float, float, float, float]
+
+
+# ---------------------------------------------------------------- region
+
+
+def find_region(image: np.ndarray, settings: PreprocessSettings) -> np.ndarray:
+    """Region of an image.
+
+    Parameters
+    ----------
+    image : (H, W) uint8 ndarray
+        Grey levels.
+    settings : PreprocessSettings
+        ``region`` largest: `region_mask`, the paper's; box: the rectangle ``region_box`` of top, left, height and width
+        in pixels, cut at the image's border; none: the whole image.
+
+    Returns
+    -------
+    (H, W) bool ndarray
+
+    Raises
+    ------
+    ValueError
+        Nothing is above the threshold, or the box lies outside the image.
+    """
+    if settings.region == "largest":
+        return region_mask(image, settings.threshold, settings.closing_radius)
+    if settings.region == "none":
+        return np.ones(image.shape, dtype=bool)
+    top, left, height, width = settings.region_box
+    inside = np.zeros(image.shape, dtype=bool)
+    inside[top : top + height, left : left + width] = True
+    if not inside.any():
+        raise ValueError(
+            f"preprocess.region_box: expected a box inside the image of {image.shape[1]} x {image.shape[0]} pixels,"
+            f" found it at row {top}, column {left}; move it."
+        )
+    return inside
+
+
+def region_mask(frame: np.ndarray, threshold: int = 4, closing_radius: int = 5) -> np.ndarray:
+    """(H, W) bool: the ultrasound sector of a (H, W) uint8 frame, its largest connected component without overlays.
+
+    Pixels above `threshold` are labelled with 4-neighbours and the largest component is kept, which drops depth
+    digits, ticks, arrows, grey bar, heart rate and most of the ECG. Its holes are filled (dark vessels and shadows
+    belong to it). An opening then cuts the strokes that touch the sector (the mark at the apex, ECG spikes), a closing
+    mends dark notches in the border, and the convex hull gives back shadows at the edge: a sector is convex. Corners
+    that the opening rounded off are taken back within `STUB` pixels.
+
+    Paper: "we extract the region of interest from each raw image by cropping the largest connected component". A stroke
+    burned in INSIDE the sector (an ECG spike in some real frames) cannot be told from tissue here and stays.
+    """
+    bright = np.asarray(frame) > threshold
+    if not bright.any():
+        raise ValueError(
+            f"frame: expected pixels above grey level {threshold} (preprocess.threshold), found none; lower the"
+            " threshold or remove the frame."
+        )
+    filled = _fill_holes(_largest(bright))
+    core = _erode(filled, OPENING_RADIUS)
+    if not core.any():  # the whole region is as thin as a stroke: keep it as it is
+        return filled
+    core = _largest(_dilate(core, OPENING_RADIUS))
+    if closing_radius:
+        core = _close(core, closing_radius)
+    return _hull(core) | (filled & _dilate(core, STUB))
+
+
+def _close(mask: np.ndarray, radius: int) -> np.ndarray:
+    # Padded, so that the closing does not fill the wedge between the sector's edge and the frame's border.
+    return _erode(_dilate(np.pad(mask, radius), radius), radius)[radius:-radius, radius:-radius]
+
+
+def _hull(mask: np.ndarray) -> np.ndarray:
+    """Convex hull, row by row: its left edge is the greatest convex function below the mask's left edge."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    left = mask[rows].argmax(axis=1)
+    right = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
+    span = np.arange(rows[0], rows[-1] + 1)
+    low = np.ceil(np.interp(span, *_convex_below(rows, left)) - 1e-9)
+    high = np.floor(-np.interp(span, *_convex_below(rows, -right)) + 1e-9)
+    columns = np.arange(mask.shape[1])
+    out = np.zeros_like(mask)
+    out[span] = (columns >= low[:, None]) & (columns <= high[:, None])
+    return out
+
+
+def _convex_below(x: np.ndarray, y: np.ndarray) -> tuple[list[int], list[int]]:
+    """Corners of the greatest convex function that is nowhere above (x, y); x ascending."""
+    chain: list[tuple[int, int]] = []
+    for point in zip(x.tolist(), y.tolist(), strict=True):
+        while len(chain) > 1:
+            (x0, y0), (x1, y1) = chain[-2:]
+            if (x1 - x0) * (point[1] - y0) > (y1 - y0) * (point[0] - x0):
+                break
+            chain.pop()
+        chain.append(point)
+    return [corner[0] for corner in chain], [corner[1] for corner in chain]
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def _fill_holes(mask: np.ndarray) -> np.ndarray:
+    # One labelling of the padded background: several times faster than ndimage.binary_fill_holes.
+    labels, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    return (labels != labels[0, 0])[1:-1, 1:-1]
+
+
+def _dilate(mask: np.ndarray, radius: int) -> np.ndarray:
+    return ndimage.maximum_filter(mask.view(np.uint8), 2 * radius + 1, mode="constant") > 0
+
+
+def _erode(mask: np.ndarray, radius: int) -> np.ndarray:
+    # Outside the frame counts as inside the mask, so that a sector cut by the frame's border is not eaten from there.
+    return ndimage.minimum_filter(mask.view(np.uint8), 2 * radius + 1, mode="constant", cval=1) > 0
+
+
+# ---------------------------------------------------------------- crop
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square of an image: row and column of its first pixel, which may lie outside, and its side, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+    def cut(self, image: np.ndarray, size: int, labels: bool = False) -> np.ndarray:
+        """(size, size) uint8: the square's pixels, black beyond the image; resized, `labels` to the nearest pixel."""
+        square = cut(np.asarray(image), (self.top, self.left), self.side)
+        if size == self.side:
+            return square
+        return resize_box(square, whole_box(square), size, labels)
+
+    def share_of(self, region: np.ndarray) -> float:
+        """Share (0 to 1) of a region's pixels, (H, W) bool, that lie inside the square."""
+        return float(cut(region, (self.top, self.left), self.side).sum() / region.sum())
+
+
+def crop_window(region: np.ndarray, settings: PreprocessSettings, fit: bool) -> Window:
+    """The square that is cropped about a region, (H, W) bool.
+
+    `fit` False: ``crop_size`` pixels at original spacing about the region's centre, as in the paper. True: the smallest
+    square that holds the region, to be resized to ``crop_size``. Choice: images of a folder have no common spacing that
+    could be known, so by default they are fitted; shape is kept, what the square adds is black.
+    """
+    side = settings.crop_size
+    if fit:
+        rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+        side = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
+    return Window(*crop_corner(region, side), side)
+
+
+def crop_corner(region: np.ndarray, crop_size: int) -> tuple[int, int]:
+    """Row and column of the first pixel of a square centred on the region's bounding box; may lie outside the frame.
+
+    Choice: the paper crops to the component first and centre crops the result, so the centre is the component's, not
+    the frame's (30 rows lower in the real frames, where the near field would be lost).
+    """
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    top = (int(rows[0]) + int(rows[-1]) + 1 - crop_size) // 2
+    left = (int(columns[0]) + int(columns[-1]) + 1 - crop_size) // 2
+    return top, left
+
+
+def cut(image: np.ndarray, corner: tuple[int, int], crop_size: int) -> np.ndarray:
+    """(crop_size, crop_size) window of an (H, W) image of any type from `corner` on; zeros beyond the image."""
+    out = np.zeros((crop_size, crop_size), dtype=image.dtype)
+    top, left = corner
+    height, width = image.shape
+    r0, r1 = max(top, 0), min(top + crop_size, height)
+    c0, c1 = max(left, 0), min(left + crop_size, width)
+    if r0 < r1 and c0 < c1:
+        out[r0 - top : r1 - top, c0 - left : c1 - left] = image[r0:r1, c0:c1]
+    return out
+
+
+def extract_crop(frame: np.ndarray, threshold: int = 4, closing_radius: int = 5, crop_size: int = 320) -> np.ndarray:
+    """Region of a frame, black outside it, centre cropped at original spacing.
+
+    Parameters
+    ----------
+    frame : (H, W) uint8 ndarray
+        Grey levels.
+    threshold, closing_radius : int
+        See `region_mask`.
+    crop_size : int
+        Side of the crop in pixels; 320 in the paper.
+
+    Returns
+    -------
+    (crop_size, crop_size) uint8 ndarray
+    """
+    region = region_mask(frame, threshold, closing_radius)
+    return cut(np.where(region, frame, 0).astype(np.uint8), crop_corner(region, crop_size), crop_size)
+
+
+# ---------------------------------------------------------------- grey levels and boxes
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """Scale grey levels 0..255 (uint8, any shape) linearly to [-1, 1] (float32), as the paper does."""
+    return np.asarray(images, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Inverse of `to_float`: clip to [-1, 1], scale and round to grey levels 0..255 (uint8)."""
+    return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def whole_box(crop: np.ndarray) -> Box:
+    """The box that is the whole crop; held-out images use it."""
+    return (0.0, 0.0, float(crop.shape[0]), float(crop.shape[1]))
+
+
+def random_box(
+    shape: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Draw the box of a random resized crop of an image of height and width `shape`.
+
+    Area share uniform in `scale`, width over height log-uniform in `ratio`, position uniform over whole pixels; ten
+    tries, then the largest centred box of an allowed ratio: the same distribution as torchvision's
+    ``RandomResizedCrop.get_params``. One generator per (seed, image, number of the crop), so that a crop can be drawn
+    again alone.
+    """
+    height, width = shape
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
+        w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+            return float(top), float(left), float(h), float(w)
+    aspect = float(np.clip(width / height, *ratio))
+    h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
+    return float((height - h) // 2), float((width - w) // 2), float(h), float(w)
+
+
+def resize_box(crop: np.ndarray, box: Box, size: int, labels: bool = False) -> np.ndarray:
+    """Cut a box out of a crop and resize it.
+
+    Parameters
+    ----------
+    crop : (H, W) uint8 ndarray
+        Grey levels, or labels.
+    box : (float, float, float, float)
+        Top, left, height, width in whole pixels.
+    size : int
+        Side of the result in pixels.
+    labels : bool
+        Take the nearest pixel, so that labels stay labels; else bilinear with antialiasing.
+
+    Returns
+    -------
+    (size, size) uint8 ndarray
+    """
+    from PIL import Image
+
+    top, left, height, width = (round(value) for value in box)
+    method = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
+    # Cut first: resizing with a box would let the filter see pixels outside the box.
+    picture = Image.fromarray(np.array(crop[top : top + height, left : left + width], dtype=np.uint8))
+    return np.asarray(picture.resize((size, size), method))
+
+
+def rotate_about(crop: np.ndarray, box: Box, degrees: float) -> np.ndarray:
+    """Rotate a crop, (H, W) uint8, counter-clockwise about the centre of a box, bilinear, black from outside the crop.
+
+    Choice: rotating before the box is cut fills the box's corners with tissue instead of black wedges, which would
+    mark the traditional arm's images.
+    """
+    from PIL import Image
+
+    top, left, height, width = (float(value) for value in box)
+    centre = (left + width / 2, top + height / 2)
+    picture = Image.fromarray(np.ascontiguousarray(crop))
+    return np.asarray(picture.rotate(degrees, Image.Resampling.BILINEAR, center=centre))

@@ -1,0 +1,80 @@
+"""Stage 03: first stages, denoisers and the GAN baseline, and their training on the training patients of a fold.
+
+Contract: a training is a function of its settings, data and seed alone: randomness comes from (seed, step), so that
+a training that was interrupted ends as one that was not.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=[
+        "autoencoder",
+        "autoencoder_training",
+        "autoencoder_units",
+        "compvis_checkpoint",
+        "denoiser",
+        "denoiser_training",
+        "denoiser_units",
+        "figures",
+        "gan",
+        "gan_units",
+        "protocol",
+        "sampler",
+        "shipped_autoencoder",
+    ],
+    submod_attrs={
+        "autoencoder": [
+            "CPU_GROUP",
+            "FirstStage",
+            "decode_latents",
+            "encode_images",
+            "groups",
+            "latent_shape",
+            "published",
+            "untrained",
+        ],
+        "autoencoder_units": [
+            "autoencoder_tasks",
+            "autoencoder_unit",
+            "before_training",
+            "first_stage",
+            "folds_of",
+            "latent_tasks",
+            "latents_unit",
+            "make_latents",
+            "origins",
+            "owner",
+            "phases",
+            "reading",
+            "reconstruction_distance",
+            "reconstruction_table",
+            "reconstructions",
+            "shared",
+            "stored_pools",
+            "train_autoencoder",
+            "train_phases",
+        ],
+        "denoiser": ["build_unet", "compile_network", "count_parameters", "forward_flops"],
+        "denoiser_training": ["LatentPool", "VALIDATED", "start_training", "train"],
+        "denoiser_units": [
+            "N_PREVIEW",
+            "PREVIEW",
+            "balanced_tasks",
+            "ldm_unit",
+            "load_denoiser",
+            "model_name",
+            "network_table",
+            "new_denoiser",
+            "placed",
+            "previews",
+            "schedule_options",
+            "split_name",
+            "train_ldm",
+        ],
+        "gan": ["Generator"],
+        "gan_units": ["NAME", "gan_unit", "painter", "reference", "seconds_a_step", "table", "train_gan"],
+        "protocol": ["changes", "cohort", "in_words", "models"],
+        "sampler": ["gaussian_latents", "passes"],
+    },
+)

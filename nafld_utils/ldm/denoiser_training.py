@@ -1,0 +1,322 @@
+"""Training of the denoisers: the latents they see, the state that a checkpoint holds, the loop.
+
+Contract: one path serves both models and every size. Whatever is random in a step is a function of (seed, step) alone,
+so a run that was killed and resumed ends with the weights of one that was not. Latents come as moments and are drawn
+just in time. No held-out image ever chooses a step or a weight.
+
+Sources: Hardy et al. 2023, Methods (AdamW, cosine schedule, warm-up); Rombach et al. 2022, arXiv 2112.10752.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from nafld_utils.artifacts import unit_seed
+from nafld_utils.engine import arithmetic, autocast
+from nafld_utils.ldm.denoiser import diffusion_loss, eager
+
+REVISION = ("diffusion_training", 1)
+VALIDATED = 32  # held-out latents of the validation loss (choice)
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass
+class LatentPool:
+    """Training or held-out latents of one fold.
+
+    Attributes
+    ----------
+    moments : torch.Tensor, shape (N, K, C or 2C, h, w), float32
+        Encoder moments of K random crops of N images.
+    conditions : torch.Tensor
+        Semantic: (N, K, M, M) uint8 maps of the same crops; class: (N,) int64 labels.
+    draw : callable
+        ``FirstStage.draw``: scaled latents from moments and noise.
+    labels : torch.Tensor, shape (N,), int64, optional
+        Where given, a batch's images are drawn from both classes alike, whatever their numbers: the smaller class is
+        oversampled [paper, the balanced cohort]. Else every image is as likely as every other.
+    """
+
+    moments: torch.Tensor
+    conditions: torch.Tensor
+    draw: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    labels: torch.Tensor | None = None
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (size, C, h, w) and conditions of images and crops drawn at random."""
+        rows = draw_rows(len(self.moments), size, generator, self.labels)
+        crops = torch.randint(self.moments.shape[1], (size,), generator=generator)
+        moments = self.moments[rows, crops]
+        noise = torch.randn(moments.shape, generator=generator)[:, : self.channels]
+        conditions = self.conditions[rows, crops] if self.conditions.ndim > 1 else self.conditions[rows]
+        return self.draw(moments, noise), conditions
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a drawn latent."""
+        return self.draw(self.moments[:1, 0], torch.zeros(())).shape[1]
+
+
+def draw_rows(n: int, size: int, generator: torch.Generator, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows (size,) of n images: uniform, or from both classes alike where `labels` (n,) are given."""
+    if labels is None:
+        return torch.randint(n, (size,), generator=generator)
+    classes = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
+    chosen = torch.randint(len(classes), (size,), generator=generator)
+    place = torch.rand(size, generator=generator, dtype=torch.float64)
+    drawn = torch.stack([rows[(place * len(rows)).long()] for rows in classes])
+    return drawn[chosen, torch.arange(size)]
+
+
+class Batch(NamedTuple):
+    """All that a step reads."""
+
+    latents: torch.Tensor
+    conditions: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    keep: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device without waiting for it."""
+        if device.type != "cuda":
+            return self
+        return Batch(*(item.pin_memory().to(device, non_blocking=True) for item in self))
+
+
+def draw_batch(pool: LatentPool, settings: Mapping[str, Any], timesteps: int, seed: int, step: int) -> Batch:
+    """The batch of a step, a function of (seed, step) alone, on the CPU."""
+    generator = torch.Generator().manual_seed(unit_seed(seed, "step", step))
+    latents, conditions = pool.batch(settings["batch_size"], generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    t = torch.randint(timesteps, (len(latents),), generator=generator)
+    keep = torch.rand(len(latents), generator=generator) >= settings["condition_dropout"]
+    return Batch(latents, conditions, noise, t, keep)
+
+
+# ---------------------------------------------------------------- state
+
+
+@dataclass
+class Training:
+    """State of a training: what a checkpoint holds."""
+
+    denoiser: nn.Module
+    optimizer: torch.optim.Optimizer
+    rate: Any
+    ema: Any
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Weights, running average and optimiser moments under flat names, on the CPU."""
+        out = {f"model.{name}": value for name, value in self.denoiser.state_dict().items()}
+        out |= {f"ema.{i}": value for i, value in enumerate(self.ema.shadow_params)}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            out |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        return {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What is not a tensor: step, seconds so far, loss curve and the losses since its last row."""
+        return {"step": self.step, "seconds": self.seconds, "curve": self.curve, "recent": self.recent}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Continue from `tensors` and `facts`.
+
+        Averages and moments take the memory layout of their parameter, which the fused optimiser reads them by; a
+        checkpoint's own is contiguous.
+        """
+        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        self.denoiser.load_state_dict(model)
+        parameters = list(self.denoiser.parameters())
+        self.ema.shadow_params = [torch.empty_like(p).copy_(tensors[f"ema.{i}"]) for i, p in enumerate(parameters)]
+        self.ema.optimization_step = int(facts["step"])
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                laid = value if key == "step" else torch.empty_like(parameters[int(index)]).copy_(value)
+                state.setdefault(int(index), {})[key] = laid
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.recent = int(facts["step"]), list(facts["recent"])
+        self.seconds = float(facts["seconds"])
+        self.curve = [dict(row) for row in facts["curve"]]
+        self.rate.last_epoch = self.step
+        rates = [base * at(self.step) for base, at in zip(self.rate.base_lrs, self.rate.lr_lambdas, strict=True)]
+        self.rate._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """State of the denoiser with its parameters replaced by their running average, on the CPU."""
+        names = [name for name, _ in self.denoiser.named_parameters()]
+        average = dict(zip(names, self.ema.shadow_params, strict=True))
+        state = self.denoiser.state_dict() | average
+        return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+    @contextlib.contextmanager
+    def with_average(self) -> Iterator[nn.Module]:
+        """The denoiser with averaged weights in eval mode, for a look at what it draws; afterwards it is as before."""
+        parameters = list(self.denoiser.parameters())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        try:
+            yield self.denoiser.eval()
+        finally:
+            self.ema.restore(parameters)
+
+
+def start_training(denoiser: nn.Module, settings: Mapping[str, Any]) -> Training:
+    """Optimiser, cosine schedule with warm-up and running average for a denoiser, from the ``ldm`` section."""
+    from diffusers.optimization import get_cosine_schedule_with_warmup
+    from diffusers.training_utils import EMAModel
+
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(),
+        lr=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+        fused=True,  # one kernel a device instead of ten a tensor
+    )
+    rate = get_cosine_schedule_with_warmup(optimizer, settings["warmup_steps"], settings["steps"])
+    average = EMAModel(denoiser.parameters(), decay=settings["ema_decay"], foreach=True)
+    return Training(denoiser, optimizer, rate, average)
+
+
+# ---------------------------------------------------------------- loop
+
+
+def train(
+    training: Training,
+    pool: LatentPool,
+    held_out: LatentPool | None,
+    settings: Mapping[str, Any],
+    loss: str,
+    noiser: Any,
+    seed: int,
+    device: torch.device,
+) -> Iterator[Training]:
+    """Train to ``settings["steps"]``, yielding the state after every step; resumes from ``training.step``.
+
+    Parameters
+    ----------
+    training : Training
+        From `start_training`, possibly restored.
+    pool, held_out : LatentPool
+        Training patients' latents; held-out patients' only for a validation loss at fixed noise, which is shown and
+        never used to choose a step or weights.
+    settings : mapping
+        The ``ldm`` section.
+    loss : {"l1", "l2"}
+        Norm of this model's loss.
+    noiser : diffusers.DDPMScheduler
+        Forward process.
+    seed : int
+        Root of all randomness.
+    device : torch.device
+        Where to train.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss or its gradient is not finite; the step's update is not applied.
+
+    Notes
+    -----
+    A row of ``training.curve`` holds the mean loss of the steps since the row before it. The next batch is drawn on
+    the CPU while a GPU works on this one; it is a function of its step, so that changes nothing.
+    """
+    denoiser, total = training.denoiser, int(noiser.config.num_train_timesteps)
+    if training.step >= settings["steps"]:
+        return
+    fixed = validation_batch(held_out, total, seed)
+    if fixed is not None:
+        fixed = fixed.to(device)
+    batch = draw_batch(pool, settings, total, seed, training.step)
+    while training.step < settings["steps"]:
+        denoiser.train()
+        training.optimizer.zero_grad(set_to_none=True)
+        value = _gradient(denoiser, noiser, batch.to(device), settings, loss)
+        norm = nn.utils.clip_grad_norm_(denoiser.parameters(), settings["gradient_clip"])
+        if training.step + 1 < settings["steps"]:
+            batch = draw_batch(pool, settings, total, seed, training.step + 1)
+        value, norm = torch.stack([value, norm]).tolist()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"diffusion training: the loss is {value} and its gradient {norm} at step {training.step};"
+                " lower ldm.learning_rate or set ldm.precision=fp32; the state before this step is kept."
+            )
+        training.optimizer.step()
+        training.rate.step()
+        training.ema.step(denoiser.parameters())
+        training.step += 1
+        training.recent.append(value)
+        if training.step % settings["log_every"] == 0 or training.step == settings["steps"]:
+            with eager(denoiser):
+                validation = validation_loss(denoiser, noiser, fixed, settings, loss)
+            _log(training, norm, validation)
+        yield training
+
+
+def _gradient(denoiser: nn.Module, noiser: Any, batch: Batch, settings: Mapping[str, Any], loss: str) -> torch.Tensor:
+    """Accumulate the gradient of a batch in `accumulate` parts; the loss as a scalar tensor on the device."""
+    device, n = batch.latents.device, len(batch.latents)
+    value = torch.zeros((), device=device)
+    with arithmetic(settings["precision"], device):
+        for part in zip(*(item.chunk(settings["accumulate"]) for item in batch), strict=True):
+            latents, conditions, noise, timesteps, keep = part
+            with autocast(settings["precision"], device):
+                condition = denoiser.condition(conditions, keep)
+                part_loss = diffusion_loss(
+                    denoiser, noiser, latents, condition, noise, timesteps, loss, settings["min_snr_gamma"]
+                )
+            part_loss = part_loss * (len(latents) / n)
+            part_loss.backward()
+            value += part_loss.detach()
+    return value
+
+
+def _log(training: Training, norm: float, validation: float) -> None:
+    row = {"step": training.step, "loss": sum(training.recent) / len(training.recent), "gradient_norm": norm}
+    training.recent.clear()
+    training.curve.append({**row, "learning_rate": float(training.rate.get_last_lr()[0]), "validation": validation})
+
+
+def validation_batch(held_out: LatentPool | None, timesteps: int, seed: int) -> Batch | None:
+    """`VALIDATED` held-out latents with their noise and timesteps, the same in every call; None without such images."""
+    if held_out is None or not len(held_out):
+        return None
+    generator = torch.Generator().manual_seed(unit_seed(seed, "validation"))
+    latents, conditions = held_out.batch(VALIDATED, generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    t = torch.linspace(0, timesteps - 1, len(latents)).long()
+    return Batch(latents, conditions, noise, t, torch.ones(len(latents), dtype=torch.bool))
+
+
+@torch.no_grad()
+def validation_loss(
+    denoiser: nn.Module, noiser: Any, batch: Batch | None, settings: Mapping[str, Any], loss: str
+) -> float:
+    """Loss, weighed as in training, on a batch of `validation_batch` that is on the denoiser's device; NaN without."""
+    if batch is None:
+        return float("nan")
+    device = batch.latents.device
+    denoiser.eval()
+    with arithmetic(settings["precision"], device), autocast(settings["precision"], device):
+        condition = denoiser.condition(batch.conditions, batch.keep)
+        latents, noise, timesteps, weigh = batch.latents, batch.noise, batch.timesteps, settings["min_snr_gamma"]
+        return diffusion_loss(denoiser, noiser, latents, condition, noise, timesteps, loss, weigh).item()

@@ -1,0 +1,133 @@
+"""Figures of stages 03 and 04: loss curves, reconstructions, sample grids. Tables and arrays in, Axes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils.views import COLORS, bare, color_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def loss_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
+    """Training and validation loss over steps, a thin line a fold and a bold mean a model.
+
+    Parameters
+    ----------
+    curves : pandas.DataFrame
+        ``model, fold, step, loss, validation`` of one model or several.
+    ax : Axes
+        Where to draw.
+    """
+    from matplotlib.lines import Line2D
+
+    for name, part in curves.groupby("model", sort=False):
+        color = color_of(str(name))
+        for column, dashes in (("loss", "-"), ("validation", ":")):
+            wide = part.pivot_table(index="step", columns="fold", values=column)
+            if wide.empty:
+                continue
+            ax.plot(wide.index, wide.to_numpy(), dashes, color=color, lw=0.6, alpha=0.35)
+            smooth = wide.mean(axis=1).rolling(5, min_periods=1, center=True).mean()
+            ax.plot(wide.index, smooth, dashes, color=color, lw=2.2, label=f"{name}, {_WORDS[column]}")
+    ax.set(xlabel="training step", ylabel="loss (dimensionless)", ylim=(0, None))
+    handles, _ = ax.get_legend_handles_labels()
+    ax.legend(handles=[*handles, Line2D([], [], color="#888888", lw=0.6, label="one fold")])
+    return ax
+
+
+def gan_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
+    """Losses of both networks of the GAN over steps, a thin line a fold.
+
+    Parameters
+    ----------
+    curves : pandas.DataFrame
+        ``fold, step, discriminator, generator``.
+    ax : Axes
+        Where to draw.
+    """
+    looks = {"discriminator": (COLORS["real"], ":"), "generator": (COLORS["gan"], "-")}
+    for name, (color, dashes) in looks.items():
+        for i, (_, part) in enumerate(curves.groupby("fold")):
+            ax.plot(part["step"], part[name], dashes, color=color, lw=1.0, label=name if i == 0 else None)
+    ax.axhline(np.log(2), color="#888888", lw=0.8, ls="--", label="log 2: neither side ahead")
+    ax.set(xlabel="training step", ylabel="relativistic loss (nats)")
+    ax.legend()
+    return ax
+
+
+_WORDS = {"loss": "training batch", "validation": "held-out patients"}
+
+
+def image_row(images: Sequence[np.ndarray], titles: Sequence[str], axes: Sequence[Axes], cmap: str = "gray") -> None:
+    """Show grey images (H, W) uint8 side by side, without axes; an empty title is left out.
+
+    Parameters
+    ----------
+    images : sequence of numpy.ndarray
+        As many as `axes`.
+    titles : sequence of str
+        One each.
+    axes : sequence of Axes
+        Where to draw.
+    cmap : str
+        Colour map; label maps use ``"viridis"``.
+    """
+    for image, title, ax in zip(images, titles, axes, strict=True):
+        top = 255 if cmap == "gray" else None
+        ax.imshow(image, cmap=cmap, vmin=0, vmax=top)
+        bare(ax, title)
+
+
+def mosaic(images: np.ndarray, n_columns: int, ax: Axes, title: str = "") -> Axes:
+    """Tile (n, H, W) uint8 images into one picture with thin gaps.
+
+    Parameters
+    ----------
+    images : numpy.ndarray, shape (n, H, W), uint8
+        Tiles in reading order.
+    n_columns : int
+        Tiles a row.
+    ax : Axes
+        Where to draw.
+    title : str
+        Title of the picture.
+    """
+    n, height, width = images.shape
+    n_rows = -(-n // n_columns)
+    canvas = np.full((n_rows * (height + 3), n_columns * (width + 3)), 255, np.uint8)
+    for i, image in enumerate(images):
+        row, column = divmod(i, n_columns)
+        canvas[
+            row * (height + 3) : row * (height + 3) + height, column * (width + 3) : column * (width + 3) + width
+        ] = image
+    ax.imshow(canvas, cmap="gray", vmin=0, vmax=255)
+    bare(ax)
+    ax.set_title(title)
+    return ax
+
+
+def reconstruction_error(table: pd.DataFrame, value: str, unit: str, ax: Axes) -> Axes:
+    """Distribution of PSNR or SSIM over held-out images, a box a fold.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``fold`` and `value`.
+    value : str
+        Column to draw.
+    unit : str
+        Label of the axis.
+    ax : Axes
+        Where to draw.
+    """
+    import seaborn as sns
+
+    sns.boxplot(table, x="fold", y=value, color="#BBBBBB", width=0.5, fliersize=2, ax=ax)
+    ax.set(xlabel="held-out fold", ylabel=unit)
+    return ax

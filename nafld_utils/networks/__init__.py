@@ -1,0 +1,25 @@
+"""Frozen networks: their weights with checksums, features of images, distances between sets of features.
+
+Contract: weights come from a hub, a given path, or a package, and are opened only once their checksum matched.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=["backbone_weights", "backbones", "distances", "feature_networks", "weight_files"],
+    submod_attrs={
+        "backbone_weights": ["WEIGHTS", "load", "local_file"],
+        "backbones": ["Decoder", "channels_last", "features", "inference_batch", "normalisation", "split", "to_input"],
+        "distances": [
+            "checked_pair",
+            "frechet_distance",
+            "inception_score",
+            "kernel_distance",
+            "nearest_distance",
+            "typical",
+        ],
+        "feature_networks": ["FEATURES", "INCEPTION_SHA256", "LITE0", "METRICS", "extract"],
+        "weight_files": ["read"],
+    },
+)

@@ -1,0 +1,28 @@
+"""Settings of a run, what is declared before held-out labels are seen, and the grammar of overrides.
+
+Contract: settings are validated here, once, before anything runs; whoever gets a `Settings` asks no further.
+Nothing heavy is imported.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=["arms", "declared", "fields", "generators", "merging", "sections", "settings"],
+    submod_attrs={
+        "arms": ["BASELINES", "FILTERED", "REAL", "TRADITIONAL", "parse"],
+        "declared": ["as_yaml", "differences", "protocol"],
+        "fields": ["PLAIN_NAME", "PLAIN_NAME_RULE", "SettingsError"],
+        "generators": ["ddim_strides"],
+        "merging": ["BASE_PROFILE", "flat", "parse_overrides"],
+        "sections": [
+            "CohortSettings",
+            "EngineSettings",
+            "ExperimentSettings",
+            "PLAIN",
+            "PreprocessSettings",
+            "TuringSettings",
+        ],
+        "settings": ["DEFAULT_PROFILE", "STAGE_SECTIONS", "Settings", "load"],
+    },
+)

@@ -1,0 +1,131 @@
+"""Profiles and overrides as one nested mapping; the grammar of overrides: ``key=value`` pairs, values in YAML."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nafld_utils.params.fields import SettingsError
+
+PARAMS_DIR = Path(__file__).resolve().parents[2] / "params"
+BASE_PROFILE = "paper"
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same values, ten times faster where libyaml is there
+_KEY = r"[A-Za-z_][\w.]*\s*="
+_OVERRIDE = re.compile(
+    rf"""\s*(?P<key>[A-Za-z_][\w.]*)\s*=\s*
+    (?P<value>"(?:\\.|[^"\\])*" | '(?:''|[^'])*' | .*?)
+    (?= \s+{_KEY} | \s*$ )""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def parse_overrides(overrides: str | Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key to value of overrides, however they are given, in their order.
+
+    Parameters
+    ----------
+    overrides : str, iterable of str, or mapping
+        Text of ``SET``: ``key=value`` pairs apart from each other by blanks, values in YAML, so they may hold blanks
+        too; several such texts; or a mapping, nested or with dotted keys.
+
+    Raises
+    ------
+    SettingsError
+        Something is not ``key=value``, or a value is not YAML.
+
+    Examples
+    --------
+    >>> parse_overrides("ldm.folds=[0, 1] turing.ratings='a b.csv'")
+    {'ldm.folds': [0, 1], 'turing.ratings': 'a b.csv'}
+    """
+    if isinstance(overrides, Mapping):
+        return flat(overrides)
+    text = overrides if isinstance(overrides, str) else " ".join(overrides)
+    pairs: dict[str, Any] = {}
+    position = 0
+    while text[position:].strip():
+        found = _OVERRIDE.match(text, position)
+        if not found:
+            raise SettingsError(f'SET: expected pairs such as "sweep.n_seeds=5", found {text[position:].strip()!r}.')
+        try:
+            pairs[found["key"]] = yaml.safe_load(found["value"])
+        except yaml.YAMLError:
+            message = f"SET: the value of {found['key']} is not YAML, found {found['value']!r}; quote it."
+            raise SettingsError(message) from None
+        position = found.end()
+    return flat(pairs)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys, in order; `engine.slurm` stays a mapping."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name != "engine.slurm":
+            out.update(flat(value, f"{name}."))
+        else:
+            out[name] = value
+    return out
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Sections of a YAML file; `SettingsError` names the file and the line that is none."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _YAML) or {}
+    except yaml.YAMLError as error:
+        place = " ".join(str(error).split())
+        raise SettingsError(f"{path.name}: expected YAML, found {place}; correct that line.") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path.name}: expected sections with keys, found {type(values).__name__}.")
+    return values
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """A dotted key and its value as nested sections."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def merge(base: dict[str, Any], new: Mapping[Any, Any], origin: str, prefix: str = "") -> dict[str, Any]:
+    """`base` with the values of `new`; a key that `base` lacks is refused, since paper.yaml is complete."""
+    out = dict(base)
+    for key, value in new.items():
+        name = f"{prefix}{key}"
+        if key not in base:
+            raise SettingsError(f"{name} in {origin} is not a setting{nearest(name, _every_key())}.")
+        if isinstance(base[key], dict) and name != "engine.slurm":
+            if not isinstance(value, Mapping):
+                raise SettingsError(f"{name} in {origin}: expected a section with keys, found {value!r}.")
+            out[key] = merge(base[key], value, origin, f"{name}.")
+        else:
+            out[key] = value
+    return out
+
+
+def _every_key() -> list[str]:
+    complete = read_yaml(PARAMS_DIR / f"{BASE_PROFILE}.yaml")
+    return [*flat(complete), *complete]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a sentence that names the nearest of `names`; empty where none is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; the nearest is {close[0]}" if close else ""
+
+
+def sentence(error: ValidationError, source: str, place: str) -> str:
+    """The first fault of a validation in one sentence: key, what was expected, what was found, where to correct it."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "settings"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    found = "" if isinstance(first["input"], dict | BaseModel) else f", found {first['input']!r}"
+    more = f" ({error.error_count() - 1} more settings are wrong)" if error.error_count() > 1 else ""
+    return f"setting {key} of {source}: {message}{found}; correct it in {place}{more}."

@@ -1,0 +1,185 @@
+"""Typed settings of a run: ``params/paper.yaml`` merged with a profile and with overrides, then validated.
+
+Contract: every function here is pure but for reading ``params/*.yaml``; a bad key or value raises `SettingsError`
+with one sentence that names the key, what was expected and what was found, before any work starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from nafld_utils.params import arms, merging
+from nafld_utils.params.fields import OTHER_REPORTS, Name, NonNegative, Section, SettingsError
+from nafld_utils.params.generators import (
+    AutoencodersSettings,
+    GanSettings,
+    LdmSettings,
+    SamplingSettings,
+    ddim_steps_near,
+    ddim_strides,
+)
+from nafld_utils.params.merging import (
+    BASE_PROFILE,
+    merge,
+    nearest,
+    nest,
+    parse_overrides,
+    read_yaml,
+    sentence,
+)
+from nafld_utils.params.sections import (
+    PLAIN,
+    REGION_KEYS,
+    CohortSettings,
+    EngineSettings,
+    ExperimentSettings,
+    FoldSettings,
+    PreprocessSettings,
+    QualitySettings,
+    ShapSettings,
+    SweepSettings,
+    TuringSettings,
+)
+
+DEFAULT_PROFILE = "demo"  # of make and of the notebooks as committed
+# The sections a stage reads itself; what it inherits arrives through the stage before it.
+STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
+    "01_data_analysis": ("seed", "cohort", *REGION_KEYS),
+    "02_preprocessing": ("seed", "cohort", "folds", "preprocess"),
+    "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm", "gan"),
+    "04_sampling": ("seed", "preprocess", "ldm", *arms.BASELINES, "sampling"),
+    "05_quality_metrics": ("seed", "ldm", *arms.BASELINES, "quality", "sweep.rotation", "sweep.rotation_probability"),
+    "06_classification_sweep": ("seed", "preprocess", "sweep", "experiments"),
+    "07_shap": ("seed", "sweep", "experiments", "shap"),
+    "08_turing_test": ("seed", "turing"),
+}
+
+
+class Settings(Section):
+    """All settings of a run; the keys and their reasons are in ``params/paper.yaml``."""
+
+    profile: Name
+    seed: NonNegative
+    run: Name | None
+    cohort: CohortSettings
+    folds: FoldSettings
+    preprocess: PreprocessSettings
+    autoencoder: AutoencodersSettings
+    ldm: LdmSettings
+    gan: GanSettings
+    sampling: SamplingSettings
+    quality: QualitySettings
+    sweep: SweepSettings
+    experiments: dict[Name, ExperimentSettings]
+    shap: ShapSettings
+    turing: TuringSettings
+    engine: EngineSettings
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Settings:
+        if self.run in OTHER_REPORTS:
+            raise ValueError(f"run must be another name: reports/{self.run} holds {OTHER_REPORTS[self.run]}")
+        if self.shap.fold >= self.folds.n_splits:
+            raise ValueError(f"shap.fold must be below folds.n_splits {self.folds.n_splits}, got {self.shap.fold}")
+        if self.quality.filter_of not in (None, *self.generators):
+            found = f"{self.generators}, got {self.quality.filter_of}"
+            raise ValueError(f"quality.filter_of must be a generator of this run {found}")
+        for name in self.sweep.experiments:
+            if name not in (PLAIN, *self.experiments):
+                known = [PLAIN, *self.experiments]
+                raise ValueError(
+                    f"sweep.experiments must name some of {', '.join(known)}, got {name!r}{nearest(name, known)}"
+                )
+        outside = [fold for fold in self.ldm.folds or () if fold >= self.folds.n_splits]
+        if outside:
+            raise ValueError(f"ldm.folds must be below folds.n_splits {self.folds.n_splits}, got {outside}")
+        steps, limit = self.sampling.steps, self.ldm.train_timesteps
+        most = max((steps, *self.sampling.compared_steps))
+        if most > limit:
+            raise ValueError(
+                f"sampling.steps and sampling.compared_steps must not exceed ldm.train_timesteps {limit}, got {most}"
+            )
+        if self.sampling.scheduler == "ddim" and not ddim_strides(steps, limit):
+            raise ValueError(
+                f"sampling.steps must be {ddim_steps_near(steps, limit)} or another number of equal strides through"
+                f" {limit} timesteps with ddim, got {steps}"
+            )
+        if self.preprocess.image_size > self.preprocess.crop_size:
+            raise ValueError(
+                f"preprocess.image_size must not exceed preprocess.crop_size {self.preprocess.crop_size},"
+                f" got {self.preprocess.image_size}"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name of the run: ``run`` where given, else the profile."""
+        return self.run or self.profile
+
+    @property
+    def generators(self) -> list[str]:
+        """Generators of the run, by name: diffusion models, then the baselines that are enabled."""
+        return [*self.ldm.conditionings, *(name for name in arms.BASELINES if getattr(self, name).enabled)]
+
+    @property
+    def filtered_generator(self) -> str:
+        """Generator whose images the quality filter chooses from: ``quality.filter_of``, else the first model."""
+        return self.quality.filter_of or self.ldm.conditionings[0]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """One section, e.g. ``"sweep"`` or ``"ldm.class"``, as plain JSON-able values under the YAML's own keys."""
+        value: Any = self.model_dump(mode="json", by_alias=True)
+        for part in name.split("."):
+            value = value[part]
+        return value
+
+
+def load(profile: str, overrides: str | Iterable[str] | Mapping[str, Any] = ()) -> Settings:
+    """Merge ``paper.yaml``, the profile and the overrides, and validate the result.
+
+    Parameters
+    ----------
+    profile : str
+        Name of a file in ``params/`` without its ending: smoke, demo, cpu or paper.
+    overrides : str, iterable of str, or mapping
+        As `parse_overrides` reads them.
+
+    Returns
+    -------
+    Settings
+        Frozen, complete.
+
+    Raises
+    ------
+    SettingsError
+        Unknown profile; unknown, misspelled, mistyped or out-of-range key, in the declared analysis too. One sentence
+        names the key.
+
+    Examples
+    --------
+    >>> load("smoke", ["sweep.n_seeds=3"]).sweep.n_seeds
+    3
+    """
+    from nafld_utils.params import declared
+
+    names = sorted(path.stem for path in merging.PARAMS_DIR.glob("*.yaml") if path.stem != declared.PROTOCOL)
+    if profile not in names:
+        raise SettingsError(f"profile {profile!r} is not one of {', '.join(names)}{nearest(profile, names)}.")
+    merged = read_yaml(merging.PARAMS_DIR / f"{BASE_PROFILE}.yaml")
+    if profile != BASE_PROFILE:
+        merged = merge(merged, read_yaml(merging.PARAMS_DIR / f"{profile}.yaml"), f"params/{profile}.yaml")
+    for key, value in parse_overrides(overrides).items():
+        merged = merge(merged, nest(key, value), "the overrides")
+    declared.protocol()  # a fault in it stops a run before it starts, not when the first unit is sealed
+    return validated(merged, profile, f"profile {profile}", f"params/{profile}.yaml or in SET")
+
+
+def validated(values: Mapping[str, Any], profile: str, source: str, place: str) -> Settings:
+    """Settings from complete nested values; `SettingsError` names what is wrong with which key of `source`."""
+    try:
+        return Settings.model_validate({"profile": profile, **values})
+    except ValidationError as error:
+        raise SettingsError(sentence(error, source, place)) from None

@@ -1,0 +1,31 @@
+"""Stage 02: folds of patients, and what the models get to see of a frame.
+
+Contract: no patient is on both sides of a split; what a split holds is compared by patient and by pixel hash.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=["explorer", "figures", "folds", "unit"],
+    submod_attrs={
+        "folds": [
+            "assert_comparable",
+            "assert_same_split",
+            "assert_trained_without",
+            "digest_of",
+            "make_folds",
+            "split",
+        ],
+        "unit": [
+            "Preprocessed",
+            "build_preprocessed",
+            "build_traditional",
+            "folded_images",
+            "open_preprocessed",
+            "preprocess_claims",
+            "preprocess_unit",
+            "traditional_unit",
+        ],
+    },
+)

@@ -1,0 +1,117 @@
+"""Figures of notebook 02: region and crop of an image, semantic maps, folds, and what the crop cuts off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils.views import CLASS_COLORS, COLORS, bare, picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_REGION, _CROP, _LOST = "#F0E442", "#56B4E9", (0.84, 0.37, 0.0)
+
+
+def region_overlay(frame: np.ndarray, region: np.ndarray, facts: Any, ax: Axes) -> Axes:
+    """Frame with the region's outline and the crop's square; what the crop cuts off is tinted.
+
+    Parameters
+    ----------
+    frame : (H, W) uint8 ndarray
+        Raw frame.
+    region : (H, W) bool ndarray
+        Its region.
+    facts : mapping
+        ``crop_top, crop_left, crop_side`` in pixels, as a row of `preprocessing.Preprocessed.images`.
+    ax : Axes
+        Where to draw.
+    """
+    from matplotlib.patches import Rectangle
+
+    top, left, size = (int(facts[name]) for name in ("crop_top", "crop_left", "crop_side"))
+    inside = np.zeros_like(region)
+    inside[max(top, 0) : top + size, max(left, 0) : left + size] = True
+    tint = np.zeros((*frame.shape, 4))
+    tint[region & ~inside] = (*_LOST, 0.35)
+    picture(ax, frame)
+    ax.imshow(tint)
+    ax.contour(region, levels=[0.5], colors=_REGION, linewidths=0.9)
+    ax.add_patch(Rectangle((left - 0.5, top - 0.5), size, size, fill=False, ec=_CROP, lw=1.3))
+    return ax
+
+
+def steps(
+    frame: np.ndarray,
+    region: np.ndarray,
+    facts: Any,
+    crop: np.ndarray,
+    pool: np.ndarray,
+    axes: Sequence[Axes],
+    name: str,
+) -> None:
+    """One row of pictures: raw frame with region and crop, the crop, then random resized crops of it.
+
+    Parameters
+    ----------
+    frame, region, facts
+        As in `region_overlay`.
+    crop : (C, C) uint8 ndarray
+        Centre crop.
+    pool : (k, S, S) uint8 ndarray
+        Random resized crops; as many are shown as there are axes left.
+    axes : sequence of Axes
+        At least three.
+    name : str
+        Title of the row's first picture.
+    """
+    bare(region_overlay(frame, region, facts, axes[0]), name)
+    picture(axes[1], crop, f"centre crop, {crop.shape[0]} px")
+    for number, (ax, image) in enumerate(zip(axes[2:], pool, strict=False)):
+        picture(ax, image, f"random crop {number}, {image.shape[0]} px")
+
+
+def label_map(labels: np.ndarray, classes: int, ax: Axes, title: str = "") -> Axes:
+    """Semantic map, (M, M) labels 0 .. classes - 1, in as many grey-blue-yellow steps, the darkest class dark."""
+    import matplotlib as mpl
+
+    ax.imshow(labels, cmap=mpl.colormaps["cividis"].resampled(classes), vmin=-0.5, vmax=classes - 0.5)
+    bare(ax, title)
+    return ax
+
+
+def label_legend(figure: Any, classes: int) -> None:
+    """Legend of `label_map` under a figure."""
+    import matplotlib as mpl
+    from matplotlib.patches import Patch
+
+    colors = mpl.colormaps["cividis"].resampled(classes)
+    words = {0: "0 (darkest)", classes - 1: f"{classes - 1} (brightest)"}
+    handles = [Patch(fc=colors(i), label=words.get(i, str(i))) for i in range(classes)]
+    figure.legend(handles=handles, title="brightness class", loc="outside lower center", ncols=classes)
+
+
+def fold_bars(folds: pd.DataFrame, class_names: tuple[str, str], ax: Axes) -> Axes:
+    """Held-out patients of each fold by class, stacked; `folds` has one row per patient: ``fold, label``."""
+    counts = pd.crosstab(folds["fold"], folds["label"]).reindex(columns=[0, 1], fill_value=0)
+    bottom = np.zeros(len(counts))
+    for label, name in enumerate(class_names):
+        bars = ax.bar(counts.index, counts[label], bottom=bottom, color=CLASS_COLORS[label], label=name, width=0.7)
+        ax.bar_label(bars, label_type="center", color="black", fontsize=9)
+        bottom += counts[label].to_numpy()
+    ax.set(xlabel="fold", ylabel="held-out patients", xticks=counts.index, ylim=(0, bottom.max() * 1.25))
+    ax.legend(loc="upper center", ncols=2)
+    return ax
+
+
+def kept_share(images: pd.DataFrame, ax: Axes) -> Axes:
+    """Histogram of the share of the region's area that the crop keeps, ``kept_share`` (0 to 1) of `images`."""
+    share = 100 * images["kept_share"]
+    low, high = np.floor(share.min()) - 1, np.ceil(share.max()) + 1
+    ax.hist(share, np.linspace(low, high, 31), color=COLORS["real"], edgecolor="white")
+    ax.set(xlabel="share of the region's area inside the crop (%)", ylabel="images", yscale="log", ylim=(0.7, None))
+    ax.yaxis.set_major_formatter("{x:.0f}")
+    return ax

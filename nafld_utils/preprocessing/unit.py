@@ -1,0 +1,289 @@
+"""Stage 02: folds, crops and semantic maps as units on disk; the claims of stages 01 and 02. Opens and writes files."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import engine, images
+from nafld_utils.artifacts import Run, Unit, claim, remembered, save_table, unit_seed
+from nafld_utils.artifacts.files import load_array
+from nafld_utils.cohort import Cohort, cohort_unit, open_cohort, region_of
+from nafld_utils.cohort.unit import _same
+from nafld_utils.images import move
+from nafld_utils.preprocessing import folds
+
+PREPROCESS, TRADITIONAL = "preprocess", "traditional"
+
+
+# ---------------------------------------------------------------- 02 preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessed:
+    """What every later stage reads; row ``i`` of the table belongs to row ``i`` of each array (memory-mapped).
+
+    Attributes
+    ----------
+    images : pandas.DataFrame
+        The cohort's ``image_id, patient_id, label, grade, sha256``, and ``fold``; ``crop_top, crop_left,
+        crop_side`` (pixels of the frame), ``region_pixels``, ``kept_share`` (share of the region that the crop keeps).
+    folds : pandas.DataFrame
+        ``patient_id, fold``.
+    crops : (N, C, C) uint8 ndarray
+        Regions, centre cropped; at original spacing, or resized (setting ``preprocess.crop``).
+    resized : (N, S, S) uint8 ndarray
+        The whole crop resized; what held-out images use.
+    pool : (N, K, S, S) uint8 ndarray
+        K random resized crops per image.
+    pool_boxes : (N, K, 4) float32 ndarray
+        Their boxes: top, left, height, width in crop pixels.
+    pool_maps : (N, K, M, M) uint8 ndarray
+        Semantic maps of the pool.
+    maps : (N, M, M) uint8 ndarray
+        Semantic maps of `resized`.
+    tissue : (N, S, S) uint8 ndarray or None
+        Tissue codes of simulated images, cropped and resized like `resized`.
+    unit : Unit
+        Where this is stored.
+    run : Run
+        The run, from which the traditional arm's pool is opened.
+    """
+
+    images: pd.DataFrame
+    folds: pd.DataFrame
+    crops: np.ndarray
+    resized: np.ndarray
+    pool: np.ndarray
+    pool_boxes: np.ndarray
+    pool_maps: np.ndarray
+    maps: np.ndarray
+    tissue: np.ndarray | None
+    unit: Unit
+    run: Run
+
+    @functools.cached_property
+    def traditional_pool(self) -> np.ndarray:
+        """(N, K, S, S) uint8 random resized crops, a share of them rotated; made when first asked for."""
+        return build_traditional(self.run).load_array("pool.npy", mmap=True)
+
+
+@remembered
+def preprocess_unit(run: Run) -> Unit:
+    """Unit of folds, crops and semantic maps."""
+    s = run.settings
+    read = {key: value for key, value in s.section("preprocess").items() if not key.startswith("warp_")}
+    settings = {"seed": s.seed, "folds": s.section("folds"), "preprocess": read}
+    return run.unit(
+        PREPROCESS, settings=settings, inputs=[cohort_unit(run)], modules=("folds", "preprocess", "regions")
+    )
+
+
+def build_preprocessed(run: Run) -> Unit:
+    """Make the folds, crops, random resized crops and semantic maps of a run; nothing to do when done."""
+    unit = preprocess_unit(run)
+    return engine.once(unit, lambda: _preprocess(run, unit))
+
+
+def _preprocess(run: Run, unit: Unit) -> None:
+    found = open_cohort(run)
+    assigned = _folds(run, found)
+    images = _with_folds(found, assigned)
+    for fold in range(run.settings.folds.n_splits):
+        folds.split(images, fold)
+    arrays = _arrays(run, found)
+    placed = _fill(run, found, unit, arrays)
+    with unit.writing() as folder:
+        move(unit.work, folder, list(arrays))
+        save_table(folder / "folds.csv", assigned)
+        save_table(folder / "images.csv", pd.concat([images, placed], axis=1))
+
+
+def folded_images(run: Run) -> pd.DataFrame:
+    """The cohort's table of images with the folds that this run gives them, before anything is preprocessed."""
+    found = open_cohort(run)
+    return _with_folds(found, _folds(run, found))
+
+
+def _with_folds(found: Cohort, assigned: pd.DataFrame) -> pd.DataFrame:
+    return found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
+
+
+def _folds(run: Run, found: Cohort) -> pd.DataFrame:
+    """The cohort's own folds where its table states them, else folds made here."""
+    s = run.settings.folds
+    if found.folds is None:
+        return folds.make_folds(found.patients, s.n_splits, s.seed)
+    n = int(found.folds["fold"].max()) + 1
+    if n != s.n_splits:
+        raise ValueError(
+            f"folds.n_splits is {s.n_splits}, expected the {n} folds of the cohort's own column fold;"
+            f' give SET="folds.n_splits={n}" or remove the column.'
+        )
+    return found.folds
+
+
+def fits(run: Run) -> bool:
+    """Whether crops are fitted to the region instead of cut at original spacing (setting ``preprocess.crop``)."""
+    chosen = run.settings.preprocess.crop
+    return chosen == "fit" or (chosen == "auto" and run.is_foreign)
+
+
+def _arrays(run: Run, found: Cohort) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and type of every array of the unit."""
+    s = run.settings.preprocess
+    n, k, size, side = len(found.images), s.crops_per_image, s.image_size, s.map_size
+    arrays = {
+        "crops": ((n, s.crop_size, s.crop_size), np.uint8),
+        "resized": ((n, size, size), np.uint8),
+        "pool": ((n, k, size, size), np.uint8),
+        "pool_boxes": ((n, k, 4), np.float32),
+        "pool_maps": ((n, k, side, side), np.uint8),
+        "maps": ((n, side, side), np.uint8),
+    }
+    if found.masks is not None:
+        arrays["tissue"] = ((n, size, size), np.uint8)
+    return arrays
+
+
+def _fill(run: Run, found: Cohort, unit: Unit, arrays: dict[str, tuple[tuple[int, ...], type]]) -> pd.DataFrame:
+    """Write every array of the unit image by image, and return, row by row, where the crops lie in the frames."""
+    n, fit = len(found.images), fits(run)
+    with images.Store(unit.work, {**arrays, "placed": ((n, len(_PLACED)), np.float64)}) as store:
+        for i in engine.progress(store.remaining(n), "preprocessing", total=n - store.done):
+            for name, values in _prepared(run, found, i, fit).items():
+                store.put(name, i, values)
+            if (i + 1) % images.COMMIT_EVERY == 0:
+                images.release(found.pixels)
+                images.release(found.masks)
+        placed = pd.DataFrame(np.array(store.read("placed")), columns=list(_PLACED))
+    return placed.astype({name: np.int64 for name in _PLACED if name != "kept_share"})
+
+
+_PLACED = ("crop_top", "crop_left", "crop_side", "region_pixels", "kept_share")
+
+
+def _prepared(run: Run, found: Cohort, i: int, fit: bool) -> dict[str, np.ndarray]:
+    """Row `i` of every array of the unit, and of ``placed``: crops are black outside the region."""
+    s, frame = run.settings.preprocess, found.pixels[i]
+    region = region_of(run, found, i, frame)
+    square = images.crop_window(region, s, fit)
+    crop = square.cut(np.where(region, frame, 0).astype(np.uint8), s.crop_size)
+    placed = (square.top, square.left, square.side, region.sum(), square.share_of(region))
+    resized = images.resize_box(crop, images.whole_box(crop), s.image_size)
+    boxes = []
+    for j in range(s.crops_per_image):
+        rng = np.random.default_rng(unit_seed(run.settings.seed, "crop", found.images["image_id"][i], j))
+        boxes.append(images.random_box(crop.shape, s.crop_scale, s.crop_ratio, rng))
+    pool = np.stack([images.resize_box(crop, box, s.image_size) for box in boxes])
+    row = {"placed": np.array(placed, dtype=np.float64), "crops": crop, "resized": resized, "pool": pool}
+    row |= {"pool_boxes": np.array(boxes), "maps": images.semantic_maps.semantic_maps(resized[None], s)}
+    row["pool_maps"] = images.semantic_maps.semantic_maps(pool, s)
+    if found.masks is not None:
+        tissue = square.cut(found.masks[i], s.crop_size, labels=True)
+        row["tissue"] = images.resize_box(tissue, images.whole_box(tissue), s.image_size, labels=True)
+    return row
+
+
+def open_preprocessed(run: Run) -> Preprocessed:
+    """The preprocessed images of a run; arrays are memory-mapped.
+
+    Raises
+    ------
+    ValueError
+        Stage 02 has not been run with these settings.
+    """
+    unit = preprocess_unit(run).require()
+    names = ("crops", "resized", "pool", "pool_boxes", "pool_maps", "maps")
+    tissue = unit.file("tissue.npy")
+    return Preprocessed(
+        images=unit.load_table("images.csv"),
+        folds=unit.load_table("folds.csv"),
+        **{name: load_array(unit.file(f"{name}.npy"), mmap=True) for name in names},
+        tissue=load_array(tissue, mmap=True) if tissue.exists() else None,
+        unit=unit,
+        run=run,
+    )
+
+
+# ---------------------------------------------------------------- the traditional arm
+
+
+@remembered
+def traditional_unit(run: Run) -> Unit:
+    """Unit of the traditional arm's pool: its rotation belongs to the sweep's settings, so it is a unit of its own."""
+    s = run.settings
+    settings = {"seed": s.seed, "rotation": s.sweep.rotation, "rotation_probability": s.sweep.rotation_probability}
+    return run.unit(TRADITIONAL, settings=settings, inputs=[preprocess_unit(run)], modules=("preprocess",))
+
+
+def build_traditional(run: Run) -> Unit:
+    """Random resized crops of other draws than the pool's, rotated with the sweep's probability; skipped when done.
+
+    Paper: "random resized crops of the original images, rotated between -5 and 5 degrees with a 25% chance".
+    """
+    unit = traditional_unit(run)
+    return engine.once(unit, lambda: _traditional(run, unit))
+
+
+def _traditional(run: Run, unit: Unit) -> None:
+    data = open_preprocessed(run)
+    arrays = {"pool": (data.pool.shape, np.uint8), "angles": (data.pool.shape[:2], np.float32)}
+    with images.Store(unit.work, arrays) as store:
+        for i in store.remaining(len(data.images)):
+            pool, angles = _rotated(run, data.images["image_id"][i], data.crops[i])
+            store.put("pool", i, pool)
+            store.put("angles", i, angles)
+    with unit.writing() as folder:
+        images.move(unit.work, folder, list(arrays))
+
+
+def _rotated(run: Run, name: str, original: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The traditional arm's crops of one image, and the angle of each in degrees."""
+    s, k = run.settings, run.settings.preprocess.crops_per_image
+    size = s.preprocess.image_size
+    pool, angles = np.empty((k, size, size), np.uint8), np.zeros(k, np.float32)
+    for j in range(k):
+        rng, crop = np.random.default_rng(unit_seed(s.seed, "traditional", name, j)), original
+        box = images.random_box(crop.shape, s.preprocess.crop_scale, s.preprocess.crop_ratio, rng)
+        if rng.random() < s.sweep.rotation_probability:
+            angles[j] = rng.uniform(-s.sweep.rotation, s.sweep.rotation)
+            crop = images.rotate_about(crop, box, float(angles[j]))
+        pool[j] = images.resize_box(crop, box, size)
+    return pool, angles
+
+
+def preprocess_claims(run: Run) -> list[dict[str, object]]:
+    """Claims of stage 02: sizes of folds, crops and maps beside the paper's."""
+    data, same, s = open_preprocessed(run), _same(run), run.settings.preprocess
+    held_out, kept = data.folds["fold"].value_counts(), 100 * data.images["kept_share"]
+
+    def span(key: str, text: str, values: pd.Series, of: str, unit: str, same: str, paper: int | None = None) -> Any:
+        low, high = (round(float(bound), 1) for bound in (values.min(), values.max()))
+        bounds = (low, high, f"{of}, least to most")
+        mean = round(float(values.mean()), 1)
+        return claim(key, f"{text} (mean)", mean, same, interval=bounds, n=len(values), unit=unit, paper=paper)
+
+    rows = [
+        span(f"folds.{key}", text, values, "folds", unit, same, paper)
+        for key, text, paper, values, unit in (
+            ("patients.held_out", "patients held out of a fold", 11, held_out, "patients"),
+            ("patients.training", "patients training in a fold", 44, len(data.folds) - held_out, "patients"),
+            ("images.held_out", "images held out of a fold", 110, data.images["fold"].value_counts(), "images"),
+        )
+    ]
+    for key, text, paper, value, unit in (
+        ("crop.side", "side of the centre crop", 320, s.crop_size, "pixels"),
+        ("image.side", "side of an image", 256, s.image_size, "pixels"),
+        ("map.side", "side of a semantic map", 128, s.map_size, "pixels"),
+        ("map.classes", "classes of a semantic map", 5, s.map_classes, "classes"),
+    ):
+        differs = "yes" if value == paper else f"scaled down to {value}" if value < paper else f"raised to {value}"
+        rows.append(claim(f"preprocessing.{key}", text, value, differs, unit=unit, paper=paper))
+    text, own = "share of the region that the crop keeps", same if run.is_simulated else "not in the paper"
+    rows.append(span("preprocessing.crop.kept", text, kept, "images", "percent", own))
+    return rows

@@ -1,0 +1,33 @@
+"""Stage 05: how close synthetic sets are to real ones, whether they are copies of patients, and which images to keep.
+
+Contract: a distance stands between its floor (real images of other patients) and its ceilings, and carries the name
+of its features. The copy audit is calibrated on planted copies and on held-out images.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=[
+        "copies",
+        "copy_units",
+        "explorer",
+        "figures",
+        "filter",
+        "filter_units",
+        "galleries",
+        "metric_tables",
+        "metric_units",
+        "patient_curve",
+        "patient_curve_units",
+        "precision_recall",
+    ],
+    submod_attrs={
+        "copy_units": ["audit_unit", "calibration", "closest", "copied_patients", "release_unit", "summary"],
+        "filter": ["quota"],
+        "filter_units": ["NAME", "open_set", "set_unit", "unit_of"],
+        "galleries": ["judged_images", "pictures", "spread"],
+        "metric_tables": ["BOTH", "LEARNT", "PLAIN"],
+        "metric_units": ["build_table", "load_intervals", "table_tasks"],
+    },
+)

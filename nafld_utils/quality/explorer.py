@@ -1,0 +1,95 @@
+"""Explorer of notebook 05: every synthetic image by fold, class and score, with the nearest training frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nafld_utils import views
+from nafld_utils.quality import figures
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nafld_utils.artifacts import Run
+
+ALL = "all"
+ORDERS = {
+    "distance to held-out real images, nearest first": ("distance", True),
+    "distance to held-out real images, farthest first": ("distance", False),
+    "correlation with a training frame, highest first": ("correlation", False),
+}
+
+
+@views.interactive
+def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.ndarray, np.ndarray]]) -> Any:
+    """Every synthetic image: choose generator, fold, class and an order, and walk through them.
+
+    Parameters
+    ----------
+    run : Run
+        The run whose data it shows.
+    table : pandas.DataFrame
+        From `quality.judged_images`.
+    pictures : callable
+        Takes a row of `table`; gives the image and the training frame nearest to it, (S, S) uint8 each.
+
+    Returns
+    -------
+    ipywidgets.VBox
+        `figures.beside_nearest` draws its static twin.
+    """
+    import ipywidgets as widgets
+
+    names = run.settings.cohort.class_names
+    folds = [(ALL, ALL), *((str(fold), fold) for fold in sorted(table["fold"].unique()))]
+    generator = views.labelled(widgets.Dropdown, "generator", options=list(dict.fromkeys(table["generator"])))
+    fold = views.labelled(widgets.Dropdown, "fold", options=folds)
+    label = views.labelled(widgets.Dropdown, "class", options=[(ALL, ALL), (names[0], 0), (names[1], 1)])
+    order = views.labelled(widgets.Dropdown, "order", options=list(ORDERS))
+    rank = views.labelled(widgets.IntSlider, "place in this order", min=1, max=1, continuous_update=False)
+    words, picture = widgets.HTML(), widgets.HTML()
+
+    def chosen() -> pd.DataFrame:
+        keep = table["generator"] == generator.value
+        for column, box in (("fold", fold), ("label", label)):
+            if box.value != ALL:
+                keep &= table[column] == box.value
+        column, ascending = ORDERS[order.value]
+        return table[keep].sort_values(column, ascending=ascending, kind="stable")
+
+    def show(_: Any) -> None:
+        found = chosen()
+        rank.max = max(1, len(found))
+        rank.disabled = not len(found)
+        if not len(found):
+            words.value, picture.value = views.text("no image of this fold and class", run), ""
+            return
+        item = found.iloc[rank.value - 1]
+        made, nearest = pictures(item)
+
+        def panels(figure: Any) -> None:
+            figures.beside_nearest(
+                [{**item.to_dict(), "image": made, "nearest": nearest}], figure.subplots(1, 2), names
+            )
+
+        words.value = views.text(f"{rank.value} of {len(found)}: {describe(item, names)}", run)
+        picture.value = views.image(
+            views.draw_png(run, 7.4, 3.9, panels), f"{item.synthetic_id} and the training frame nearest to it"
+        )
+
+    views.watch([generator, fold, label, order, rank], show)
+    return widgets.VBox([views.row([generator, fold, label, order, rank]), words, picture])
+
+
+def describe(item: Any, names: tuple[str, str]) -> str:
+    """One line about a row of `quality.judged_images`."""
+    origin = f", from a map of patient {item.source_patient}" if item.source_patient >= 0 else ""
+    verdict = f"withheld: {item.why}" if item.is_copy else "kept"
+    return (
+        f"{item.synthetic_id}, fold {item.fold}, drawn as {names[int(item.label)]}{origin};"
+        f" distance {item.distance:.3g} to held-out real images; correlation {item.correlation:.2f} with"
+        f" training frame {item.nearest_image}; {verdict}"
+    )

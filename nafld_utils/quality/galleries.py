@@ -1,0 +1,72 @@
+"""Stage 05, one image at a time: what was measured of every synthetic image, and its picture. Opens files only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import sampling
+from nafld_utils.artifacts import Run
+from nafld_utils.quality import copy_units, metric_units
+
+COLUMNS = [
+    *("generator", "fold", "row", "synthetic_id", "label", "source_patient", "distance"),
+    *("correlation", "nearest_image", "nearest_patient", "is_copy", "why"),
+]
+
+
+def judged_images(run: Run) -> pd.DataFrame:
+    """Every synthetic image with its score and its nearest training frame, an image a row.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``generator, fold, row`` (place in its set), ``synthetic_id, label, source_patient`` (-1: none), ``distance`` to
+        the held-out real images of its fold (feature units), ``correlation`` (-1 to 1) with ``nearest_image`` of
+        ``nearest_patient``, the training frame nearest by pixels; ``is_copy``, and ``why`` (empty where it is none).
+
+    Raises
+    ------
+    ValueError
+        The search for copies has not been run.
+    """
+    audited = copy_units.audits(run)
+    audited["row"] = audited.groupby(["generator", "fold"]).cumcount()  # an audit lists a set in its order
+    scores = [metric_units.scored(run, name).assign(generator=name) for name in sampling.generators(run)]
+    table = audited.merge(pd.concat(scores), on=["generator", "fold", "row"], validate="one_to_one")
+    table = table.rename(columns={"pixels_image": "nearest_image", "pixels_patient": "nearest_patient"})
+    table = table.assign(is_copy=table["copy"].astype(bool), why=table["why"].astype(object).fillna(""))
+    return table.assign(correlation=1.0 - table["pixels_distance"])[COLUMNS]
+
+
+def pictures(run: Run, item: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A synthetic image and the training frame nearest to it, (S, S) uint8 each.
+
+    Parameters
+    ----------
+    run : Run
+    item : mapping
+        A row of `judged_images`.
+    """
+    drawn = sampling.open_synthetic(**sampling.task_of(run, item["generator"], int(item["fold"])))
+    return np.asarray(drawn.images[int(item["row"])]), copy_units.frame(run, item["nearest_image"])
+
+
+def spread(run: Run, table: pd.DataFrame, generator: str, n: int = 6) -> list[dict[str, Any]]:
+    """Images of a generator evenly spread over its order by score, each with its ``image`` and ``nearest``.
+
+    Parameters
+    ----------
+    run : Run
+    table : pandas.DataFrame
+        From `judged_images`.
+    generator : str
+    n : int
+        How many, the nearest and the farthest among them.
+    """
+    part = table[table["generator"] == generator].sort_values("distance", kind="stable")
+    places = np.unique(np.rint(np.linspace(0, len(part) - 1, n)).astype(int))
+    rows = part.iloc[places].to_dict("records")
+    return [{**item, **dict(zip(("image", "nearest"), pictures(run, item), strict=True))} for item in rows]

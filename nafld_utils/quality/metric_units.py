@@ -1,0 +1,284 @@
+"""Stage 05: quality tables of every set, fold by fold, and where they stand. Opens and writes files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import engine, ldm, networks, sampling
+from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, remembered, save_table, unit_seed
+from nafld_utils.quality import metric_tables
+from nafld_utils.sampling import NOISE, REAL, TRADITIONAL
+
+REVISION = ("stages.quality", 4)
+STAGE = "05_quality_metrics"
+REPEATED, VALIDATION = "repeated_image", "real_validation"
+CEILINGS = ("untrained_", "gaussian_")  # prefixes of the sets that no model had to learn
+# The paper's own numbers: the extremes of its Fig. 4, and those per class of its class-balanced variant.
+_PAPER_EXTREMES = {"frechet": 69.45, "score": 1.90}
+_PAPER_BALANCED = {
+    "frechet": {"semantic": (104.83, 72.95), "class": (104.29, 69.77)},
+    "score": {"semantic": (1.79, 1.81), "class": (1.84, 1.89)},
+}
+# As the paper quotes them: the best GANs of Che et al. 2021, whose networks and values per class are not known here.
+_QUOTED_GAN = {"frechet": 100.05, "score": 1.67}
+
+
+def quoted(class_names: Iterable[str]) -> pd.DataFrame:
+    """Numbers that the paper states or quotes: ``metric, source, class, value``, a number a row, never this run's."""
+    names = list(class_names)
+    rows = [("LDM, best (paper)", "best of both classes", _PAPER_EXTREMES)]
+    rows += [("GAN, best (Che et al., quoted by the paper)", "best of both classes", _QUOTED_GAN)]
+    table = [{"source": s, "class": c, "metric": m, "value": v} for s, c, found in rows for m, v in found.items()]
+    for metric, models in _PAPER_BALANCED.items():
+        for model, values in models.items():
+            source = f"{model} LDM, balanced cohort (paper)"
+            table += [
+                {"source": source, "class": c, "metric": metric, "value": v} for c, v in zip(names, values, strict=True)
+            ]
+    return pd.DataFrame(table)
+
+
+def spaces(run: Run) -> list[str]:
+    """Feature spaces that the Frechet distance is measured in; the first one carries all metrics."""
+    chosen = run.settings.quality
+    return [kind for kind in (chosen.features, chosen.second_features) if kind]
+
+
+def table_tasks(run: Run) -> list[dict[str, Any]]:
+    """One task a set that the quality tables need."""
+    judged = [*sampling.prefixed(run, CEILINGS), NOISE]
+    tasks = []
+    for i, kind in enumerate(spaces(run)):
+        names = sampling.generators(run) + (judged if i == 0 else [])
+        tasks += sampling.feature_units.feature_tasks(run, kind, names, (REAL, TRADITIONAL))
+    return tasks
+
+
+# ---------------------------------------------------------------- the quality table
+
+
+@remembered
+def table_unit(run: Run) -> Unit:
+    """Unit of the quality tables."""
+    settings = run.settings.section("quality")
+    settings = {key: settings[key] for key in ("features", "kid_subsets", "kid_subset_size", "neighbours")}
+    return run.unit(
+        "quality",
+        "table",
+        settings=settings | {"seed": run.settings.seed, "class_names": run.settings.cohort.class_names},
+        inputs=[sampling.features_unit(**task) for task in table_tasks(run)],
+        modules=["quality", "quality_tables", "manifolds", "stages.quality"],
+    )
+
+
+def fold_sets(
+    run: Run, fold: int, kind: str | None = None, judged: bool = True
+) -> tuple[metric_tables.FeatureSet, list[metric_tables.FeatureSet]]:
+    """A fold's held-out real images, and the generators, floor and ceilings compared with them.
+
+    Parameters
+    ----------
+    run, fold
+    kind : str, optional
+        Feature space; None is ``quality.features``.
+    judged : bool
+        With the ceilings, which are measured in the first feature space only.
+    """
+    kind, table = kind or run.settings.quality.features, sampling.real_table(run)
+    held, labels = table["fold"].to_numpy() == fold, table["label"].to_numpy()
+    patients = table["patient_id"].to_numpy()
+
+    def real(name: str, role: str, kind_of: str, rows: np.ndarray) -> metric_tables.FeatureSet:
+        found, logits = sampling.load_features(run, kind, kind_of)
+        own = {"labels": labels[rows], "patients": patients[rows]}
+        return metric_tables.FeatureSet(name, role, found[rows], logits[rows], **own)
+
+    reference = real(VALIDATION, "reference", REAL, held)
+    floor = real(metric_tables.FLOOR, "floor", REAL, ~held)
+    sets = [floor]
+    for name in sampling.generators(run):
+        drawn = sampling.drawn_table(run, name, fold)
+        own = {"labels": drawn["label"].to_numpy(), "patients": sampling.patients_of(drawn)}
+        role = "baseline" if name in sampling.BASELINES else "model"
+        sets.append(metric_tables.FeatureSet(name, role, *sampling.load_features(run, kind, name, fold), **own))
+    sets.append(real(TRADITIONAL, "baseline", TRADITIONAL, ~held))
+    if judged:
+        for name in sampling.prefixed(run, CEILINGS):
+            # Gaussian latents have the moments of all training images: no class
+            drawn = None if name.startswith("gaussian_") else sampling.drawn_table(run, name, fold)["label"].to_numpy()
+            found = sampling.load_features(run, kind, name, fold)
+            sets.append(metric_tables.FeatureSet(name, "ceiling", *found, drawn))
+        repeats = max(len(item.features) for item in sets if item.role == "model")
+        sets += _repeated(floor.features, floor.logits, floor.labels, n=repeats)
+        noise = sampling.load_features(run, kind, NOISE, fold)
+        sets.append(metric_tables.FeatureSet(NOISE, "ceiling", *noise))
+    return reference, sets
+
+
+def _repeated(features: np.ndarray, logits: np.ndarray, labels: np.ndarray, n: int) -> list[metric_tables.FeatureSet]:
+    """One training crop `n` times, one for each class and one for both together.
+
+    Choice: the crop at the median distance from the mean of its group.
+    """
+    sets: list[metric_tables.FeatureSet] = []
+    for group in (0, 1, None):
+        members = np.arange(len(labels)) if group is None else np.flatnonzero(labels == group)
+        rows = [members[networks.typical(features[members])]] * n
+        sets.append(metric_tables.FeatureSet(REPEATED, "ceiling", features[rows], logits[rows], None, (group,)))
+    return sets
+
+
+def build_table(run: Run) -> Unit:
+    """Measure every set of every fold; does nothing when the unit is done.
+
+    Writes ``values.csv`` (a row a fold), ``intervals.csv``, ``places.csv``, and ``second.csv``: intervals of the
+    Frechet distance in the second feature space, empty where there is none.
+    """
+    unit = table_unit(run)
+    if unit.done():
+        return unit
+    parts: dict[str, list[pd.DataFrame]] = {kind: [] for kind in spaces(run)}
+    chosen, names = run.settings.quality, run.settings.cohort.class_names
+    subsets = (chosen.kid_subsets, chosen.kid_subset_size)
+    for fold in engine.progress(ldm.folds_of(run), "quality of each fold"):
+        for i, (kind, found) in enumerate(parts.items()):
+            rng = np.random.default_rng(unit_seed(run.settings.seed, "quality", *[kind] * i, fold))
+            sets = fold_sets(run, fold, kind, judged=i == 0)
+            table = metric_tables.measure(*sets, kind, rng, *subsets, names, chosen.neighbours)
+            found.append(table.assign(fold=fold))
+    values, *others = (pd.concat(found, ignore_index=True) for found in parts.values())
+    intervals = metric_tables.fold_intervals(values)
+    second = [metric_tables.fold_intervals(other[other["metric"] == "frechet"]) for other in others]
+    with unit.writing() as folder:
+        save_table(folder / "values.csv", values)
+        save_table(folder / "intervals.csv", intervals)
+        save_table(folder / "places.csv", metric_tables.against_references(values))
+        save_table(folder / "second.csv", second[0] if second else intervals.iloc[:0])
+    return unit
+
+
+def load_intervals(run: Run, name: str = "intervals.csv") -> pd.DataFrame:
+    """``intervals.csv`` (or ``second.csv``) of the quality tables, an empty note as an empty text."""
+    return table_unit(run).load_table(name).astype({"note": object}).fillna({"note": ""})
+
+
+def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
+    """One sentence a model, from `metric_tables.against_references`, on where it stands between floor and ceilings."""
+    lines = []
+    for model, part in places.groupby("model", sort=False):
+        below = dict(zip(part["class"], part["below_every_ceiling"], strict=True))
+        yes = [name for name in [*class_names, metric_tables.BOTH] if below[name]]
+        no = [name for name in [*class_names, metric_tables.BOTH] if not below[name]]
+        text = f"below every ceiling, fold by fold, for {', '.join(yes) or 'no class'}"
+        text += f"; not for {', '.join(no)}" if no and yes else ""
+        row = part.set_index("class").loc[metric_tables.BOTH]
+        share = f"{row['place']:.0%} of the way from the floor to the lowest ceiling"
+        if not row["lowest_ceiling"] > row["floor"]:
+            share = "the lowest ceiling is no farther than the floor, so this cohort is too small to tell"
+        apart = ", one fold, no interval"
+        if np.isfinite(row["difference_low"]):
+            apart = f" [{row['difference_low']:.3g}, {row['difference_high']:.3g}] over folds"
+        share += f"; to the ceiling it is least clear of ({row['beyond']}) {row['difference']:.3g}{apart}"
+        lines.append(f"{model} model: {text}. Both classes together: {share}.")
+    return lines
+
+
+def scored(run: Run, generator: str) -> pd.DataFrame:
+    """Distance of a generator's images to the held-out real images of their fold.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``distance`` (feature units, `networks.nearest_distance`), ``fold``, ``row`` (the image's place in its set).
+    """
+    kind, rows = run.settings.quality.features, []
+    real, _ = sampling.load_features(run, kind, REAL)
+    folds = sampling.real_table(run)["fold"].to_numpy()
+    for fold in ldm.folds_of(run):
+        found, _ = sampling.load_features(run, kind, generator, fold)
+        distance = networks.nearest_distance(found, real[folds == fold])
+        rows.append(pd.DataFrame({"distance": distance, "fold": fold, "row": range(len(distance))}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
+    """The `n` images of a model nearest to and farthest from held-out real images of their fold.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``kind`` ("near" or "far"), ``distance`` (feature units), ``fold, label``, ``image`` ((S, S) uint8).
+    """
+    table = scored(run, generator).sort_values("distance", kind="stable", ignore_index=True)
+    table = pd.concat([table.head(n).assign(kind="near"), table.tail(n)[::-1].assign(kind="far")], ignore_index=True)
+    drawn = {
+        k: sampling.open_synthetic(**sampling.task_of(run, generator, k)) for k in map(int, table["fold"].unique())
+    }
+    table["label"] = [int(drawn[f].table["label"].iloc[i]) for f, i in zip(table["fold"], table["row"], strict=True)]
+    table["image"] = [np.asarray(drawn[f].images[i]) for f, i in zip(table["fold"], table["row"], strict=True)]
+    return table.drop(columns="row")
+
+
+# ---------------------------------------------------------------- what the report's front page shows
+
+
+def comparable(run: Run) -> bool:
+    """Whether distances and scores are in the paper's units at all: its features, on real livers."""
+    return run.settings.quality.features == "inception" and not run.is_simulated and not run.is_foreign
+
+
+def protocol_difference(run: Run, conditioning: str) -> str:
+    """What differs from the paper's protocol in a model's images and their measure: "yes" (the same) or "no: ..."."""
+    found, chosen = ldm.cohort(run), run.settings.quality.features
+    if chosen != "inception":
+        network = networks.FEATURES[chosen].network
+        found.append(f"features of {network}, not Inception-v3: other units, so no number of the paper's beside it")
+    return ldm.in_words(found + ldm.models(run, [conditioning], sampled=True))
+
+
+def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
+    """Headline numbers of the quality table, of all images of a model as in the paper.
+
+    The paper's numbers stand beside them only where both are in the same units; its values a class are those of its
+    balanced cohort, so they stand beside the balanced models alone.
+    """
+    names, rows = networks.FEATURES[run.settings.quality.features].metrics, []
+    models = intervals[(intervals["role"] == "model") & (intervals["sample"] == "all") & intervals["mean"].notna()]
+    class_names = run.settings.cohort.class_names
+    for metric, word, pick in (("frechet", "lowest", "idxmin"), ("score", "highest", "idxmax")):
+        part = models[(models["metric"] == metric) & (models["class"] != metric_tables.BOTH)]
+        best = part.loc[getattr(part["mean"], pick)()]
+        text = f"{names[metric]}, {word} of all models and classes (here {best['model']}, {best['class']})"
+        paper = _PAPER_EXTREMES[metric] if comparable(run) else None
+        same = protocol_difference(run, ldm.split_name(best["model"])[0])
+        rows.append(of_row(f"quality.{metric}.{word}", text, best, same, paper=paper))
+        for row in part.to_dict("records"):
+            conditioning, balance = ldm.split_name(row["model"])
+            same, paper = UNSTATED, None
+            if balance != "none":
+                same = protocol_difference(run, conditioning)
+                value = _PAPER_BALANCED[metric][conditioning][class_names.index(row["class"])]
+                paper = value if comparable(run) else None
+            key = key_of(f"quality.{metric}", row["model"], class_part(run, row["class"]))
+            rows.append(of_row(key, f"{names[metric]}, {row['model']} model, {row['class']}", row, same, paper=paper))
+    others = intervals[(intervals["metric"] == "frechet") & (intervals["class"] == metric_tables.BOTH)]
+    for row in others[others["role"].isin(["floor", "baseline"]) & (others["sample"] == "equal")].to_dict("records"):
+        what = {"floor": "real training images (floor)", "baseline": f"{row['model']} images"}[row["role"]]
+        text = f"{names['frechet']}, {what} against held-out images, equal numbers"
+        rows.append(of_row(key_of(f"quality.frechet.{row['role']}", row["model"]), text, row))
+    return rows
+
+
+def class_part(run: Run, name: str) -> str:
+    """A class in the key of a claim, whatever the cohort calls it: ``label_0``, ``label_1`` or ``both``."""
+    labels = {str(word): f"label_{label}" for label, word in enumerate(run.settings.cohort.class_names)}
+    return labels.get(str(name), name)  # what is neither class is both
+
+
+def units(run: Run) -> list[Unit]:
+    """Every unit stage 05 stands on."""
+    return [*(sampling.features_unit(**task) for task in table_tasks(run)), table_unit(run)]

@@ -1,0 +1,158 @@
+"""Features of every set of images, one unit a set: real, traditional, synthetic, and noise. Opens and writes files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import engine, images, ldm, networks, preprocessing
+from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, remembered, unit_seed
+from nafld_utils.images import release
+from nafld_utils.sampling import set_units
+
+REAL, NOISE, TRADITIONAL = "real", "noise", "traditional"
+SERIAL_BELOW = 8000  # images; choice: starting workers costs more than a network of this size takes for fewer
+CHUNK = 512  # images whose features are held at once; a multiple of every batch
+SHARED = -1  # fold of a set that every fold shares
+# Prefix of a set's name to the kind of stage 04's unit; the generators themselves carry their own name alone.
+KINDS = {
+    "": "synthetic",
+    "null_": "synthetic_null",
+    "untrained_": "synthetic_untrained",
+    "gaussian_": "synthetic_gaussian",
+}
+
+
+def set_task(run: Run, name: str, fold: int) -> dict[str, Any]:
+    """Arguments that name a synthetic set to stage 04's functions, from ``[prefix_]generator``."""
+    prefix = next((p for p in KINDS if p and name.startswith(p)), "")
+    return set_units.task_of(run, name.removeprefix(prefix), fold, KINDS[prefix])
+
+
+@remembered
+def features_unit(run: Run, kind: str, name: str, fold: int = SHARED) -> Unit:
+    """Unit of the features of one set.
+
+    Parameters
+    ----------
+    run : Run
+    kind : str
+        Key of `networks.FEATURES`.
+    name : str
+        ``real`` (every stored crop of all real images), ``traditional`` (every rotated crop of them), both with `fold`
+        `SHARED`; ``noise``; or a generator, alone or after ``null_``, ``untrained_`` or ``gaussian_``.
+    fold : int
+    """
+    settings: dict[str, Any] = {"kind": kind, "set": name}
+    inputs: list[Unit | str] = []
+    if kind == "inception":
+        path = run.settings.quality.weights
+        inputs.append(file_sha256(path) if path else networks.INCEPTION_SHA256)
+    if name in (REAL, NOISE):
+        inputs.append(preprocessing.preprocess_unit(run))
+        if name == NOISE:
+            settings |= {"n": run.settings.quality.n_reference, "seed": run.settings.seed, "fold": fold}
+    elif name == TRADITIONAL:
+        inputs.append(preprocessing.traditional_unit(run))
+    else:
+        inputs.append(set_units.synthetic_unit(**set_task(run, name, fold)))
+    keys = (kind, name) if fold == SHARED else (kind, name, f"fold{fold}")
+    modules = ["feature_networks", "backbones"]
+    return run.unit("features", *keys, settings=settings, inputs=inputs, modules=modules)
+
+
+def make_features(run: Run, kind: str, name: str, fold: int = SHARED) -> None:
+    """Compute and store the features and logits of one set; does nothing when the unit is done."""
+    unit = features_unit(run, kind, name, fold)
+    if unit.done():
+        return
+    device = engine.device(run.settings.engine)
+    batch = 16 if device.type == "cpu" else 64  # small batches stay in a CPU's cache
+    images = _images(run, name, fold)
+    called, weights = name if fold == SHARED else f"{name} of fold {fold}", run.settings.quality.weights
+    with unit.writing(device=str(device)) as folder, contextlib.ExitStack() as files:
+        appends = [
+            files.enter_context(array_in_parts(folder / f"{kept}.npy", (len(images),)))
+            for kept in ("features", "logits")
+        ]
+        # the set and its features may be larger than memory
+        for start in range(0, len(images), CHUNK):
+            found = networks.extract(images[start : start + CHUNK], kind, weights, device, batch, called)
+            for append, part in zip(appends, found, strict=True):
+                append(part)
+            release(images)
+
+
+def _images(run: Run, name: str, fold: int) -> np.ndarray:
+    if name not in (REAL, NOISE, TRADITIONAL):
+        return set_units.open_synthetic(**set_task(run, name, fold)).images
+    data = preprocessing.open_preprocessed(run)
+    if name != NOISE:
+        pool = data.pool if name == REAL else data.traditional_pool
+        return pool.reshape(-1, *pool.shape[2:])
+    # Choice: the grey levels of the training images without their places, a stricter ceiling than uniform noise.
+    training = np.flatnonzero(data.images["fold"].to_numpy() != fold)
+    levels = np.zeros(256, np.int64)
+    for rows in np.array_split(training, -(-len(training) // CHUNK)):
+        levels += np.bincount(data.pool[rows].ravel(), minlength=256)
+        images.release(data.pool)
+    rng = np.random.default_rng(unit_seed(run.settings.seed, NOISE, fold))
+    shape = (run.settings.quality.n_reference, *data.pool.shape[2:])
+    return rng.choice(256, size=shape, p=levels / levels.sum()).astype(np.uint8)
+
+
+def feature_tasks(run: Run, kind: str, names: Iterable[str], shared: Iterable[str] = (REAL,)) -> list[dict[str, Any]]:
+    """One task a set: those that every fold shares, and for every fold those of `names`."""
+    tasks = [{"run": run, "kind": kind, "name": name, "fold": SHARED} for name in shared]
+    names = list(names)
+    return tasks + [
+        {"run": run, "kind": kind, "name": name, "fold": fold} for fold in ldm.folds_of(run) for name in names
+    ]
+
+
+def prefixed(run: Run, prefixes: Iterable[str]) -> list[str]:
+    """Names of the diffusion models' sets under every prefix."""
+    return [f"{prefix}{name}" for prefix in prefixes for name in run.settings.ldm.conditionings]
+
+
+def build_features(run: Run, tasks: list[dict[str, Any]], label: str = "features") -> pd.DataFrame:
+    """Make the features that are not there yet: ``kind, name, fold, seconds, error``, one row a set."""
+    settings = run.settings.engine
+    waiting = [task for task in tasks if not features_unit(**task).done()]
+    if any(task["name"] == TRADITIONAL for task in waiting):
+        preprocessing.build_traditional(run)  # before workers could make it twice
+    images = len(waiting) * max(run.settings.sampling.n_images, run.settings.quality.n_reference)
+    if settings.mode == "local" and images < SERIAL_BELOW:
+        settings = settings.model_copy(update={"mode": "serial"})
+    return engine.map_units(make_features, tasks, settings, label, unit_of=features_unit)
+
+
+def real_table(run: Run) -> pd.DataFrame:
+    """The images table with a row for every stored crop: the rows of the features of ``real`` and ``traditional``.
+
+    Choice: real images stand beside synthetic ones as random resized crops, because the models learnt from such
+    crops; whole images differ from them by their field of view more than healthy from fatty.
+    """
+    data = preprocessing.open_preprocessed(run)
+    return data.images.loc[data.images.index.repeat(data.pool.shape[1])].reset_index(drop=True)
+
+
+def load_features(run: Run, kind: str, name: str, fold: int = SHARED) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, d) and logits (n, C) of one set, which must be there."""
+    unit = features_unit(run, kind, name, fold)
+    return unit.load_array("features.npy"), unit.load_array("logits.npy")
+
+
+def patients_of(table: pd.DataFrame) -> np.ndarray:
+    """Patient of each synthetic image: that of its map, else a negative number of its own."""
+    source = table["source_patient"].to_numpy()
+    return np.where(source >= 0, source, -1 - np.arange(len(source)))
+
+
+def drawn_table(run: Run, name: str, fold: int) -> pd.DataFrame:
+    """Table of the synthetic set that a name stands for."""
+    return set_units.open_synthetic(**set_task(run, name, fold)).table

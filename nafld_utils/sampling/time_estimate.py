@@ -1,0 +1,301 @@
+"""What stages 03 and 04 will cost on this device, measured before they start. Opens no file but manifests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from nafld_utils import engine, ldm, preprocessing
+from nafld_utils.artifacts import Run, Unit
+from nafld_utils.ldm import LatentPool
+from nafld_utils.sampling import sampler_comparison, set_units
+
+TIMED_STEPS = {"cuda": 20, "cpu": 1}  # choice: of the sampler, scaled to all; a GPU's first steps wait for launches
+KINDS = ("training", *set_units.KINDS, "comparison")  # of units
+TRAINING_PASSES = 3  # a backward pass costs about two forward passes
+LONG = 1e11  # operations that keep a CPU busy for a second
+
+
+@dataclass
+class Model:
+    """A denoiser on its device, with what a step of its training or sampling on random latents takes.
+
+    ``shape`` is a latent's, ``settings`` the ``ldm`` section, ``options`` are `denoiser.schedule_options`,
+    ``map_size`` is the side of a semantic map, and ``flops`` counts the operations of one image's forward pass.
+    """
+
+    denoiser: nn.Module
+    shape: tuple[int, int, int]
+    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
+    map_size: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.flops = ldm.forward_flops(self.denoiser, self.shape, self.map_size)
+
+    def affordable(self) -> int:
+        """Images to time a training step on: the batch on a GPU, as many as a CPU does in about a second elsewhere."""
+        n = self.settings["batch_size"]
+        return n if self.device.type == "cuda" else int(min(n, max(1, 3e10 // self.flops)))
+
+    def latents(self, n: int = 64) -> LatentPool:
+        """Random latents and conditions that the denoiser can be trained on."""
+        conditions = torch.arange(n) % 2
+        if self.denoiser.conditioning == "semantic":
+            side = self.map_size
+            conditions = torch.randint(self.denoiser.map_classes, (n, 1, side, side), dtype=torch.uint8)
+        return LatentPool(torch.randn(n, 1, *self.shape), conditions, lambda moments, noise: moments)
+
+    def training_step(self, n_images: int) -> Callable[[], Any]:
+        """Function that does one step of the study's training on so many images, without a validation."""
+        from diffusers import DDPMScheduler
+
+        settings = {**self.settings, "steps": 10**9, "log_every": 10**9, "batch_size": n_images}
+        settings["accumulate"] = min(settings["accumulate"], n_images)
+        training = ldm.start_training(self.denoiser, settings)
+        loss, noiser = settings[self.denoiser.conditioning]["loss"], DDPMScheduler(**self.options)
+        steps = ldm.train(training, self.latents(), None, settings, loss, noiser, 0, self.device)
+        return lambda: next(steps)
+
+    def drawing(self, n_images: int, steps: int, **how: Any) -> Callable[[], torch.Tensor]:
+        """Function that draws images at once in so many steps; `how` is ``scheduler, eta, guidance, precision``."""
+        conditions = self.latents(n_images).conditions
+        conditions = conditions[:, 0] if conditions.ndim > 1 else conditions
+        given = conditions, list(range(n_images)), self.shape, steps
+        return lambda: ldm.sampler.sample(self.denoiser, self.options, *given, device=self.device, **how)
+
+    def seconds_an_image(self, n_images: int, steps: int, timed_steps: int, **how: Any) -> float:
+        """Seconds of one image of those drawn at once; `timed_steps` are walked, and scaled to `steps`."""
+        walked = min(timed_steps, steps)
+        drawn = sum(len(rows) for rows in ldm.groups(n_images, n_images, self.device))  # a CPU's are whole
+        flops = ldm.passes(how.get("guidance", 1.0)) * walked * drawn * self.flops
+        # a long first call on a CPU says enough
+        warm = int(self.device.type == "cuda" or flops < LONG)
+        return engine.timed(self.drawing(n_images, walked, **how), self.device, warm=warm) / drawn * steps / walked
+
+
+def networks(run: Run) -> pd.DataFrame:
+    """What the networks are, one row per model.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``model, latent, first level`` (channels), ``multipliers, parameters`` (denoiser), ``conditioner`` (parameters),
+        ``GFLOP an image and pass`` (forward).
+    """
+    rows = []
+    for name in run.settings.ldm.conditionings:
+        denoiser, shape = _denoiser(run, name)
+        section, count = run.settings.section(f"ldm.{name}"), ldm.count_parameters(denoiser)
+        flops = ldm.forward_flops(denoiser, shape, run.settings.preprocess.map_size)
+        row = {"model": name, "latent": "x".join(map(str, shape)), "first level": section["model_channels"]}
+        row |= {"multipliers": str(tuple(section["channel_mult"])), "parameters": count["denoiser"]}
+        rows.append({**row, "conditioner": count["conditioner"], "GFLOP an image and pass": flops / 1e9})
+    return pd.DataFrame(rows)
+
+
+def _denoiser(run: Run, conditioning: str) -> tuple[Any, tuple[int, int, int]]:
+    """An untrained denoiser and its latents' shape, which an autoencoder that is not trained yet tells as well."""
+    settings = run.settings.section(f"autoencoder.{conditioning}")
+    if settings["source"] == "train":
+        network = {key: settings[key] for key in ("kind", "factor", "base_channels")}
+        stage = ldm.untrained(**network, scale=1.0)
+    else:
+        stage = ldm.first_stage(run, conditioning, ldm.folds_of(run)[0])
+    shape = ldm.latent_shape(stage, run.settings.preprocess.image_size)
+    return ldm.new_denoiser(run, conditioning, 0, shape), shape
+
+
+def estimate(run: Run) -> pd.DataFrame:
+    """Time that stages 03 and 04 take on this device: a few steps of each model are run and scaled.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``work, model, units, done, minutes_a_unit`` (mean), ``minutes_left, minutes_in_all``: the last two with the
+        workers of this machine (``engine``) side by side; a last row holds the sums. A unit that is done counts with
+        the time it took.
+
+    Notes
+    -----
+    A model none of whose units is left is not timed. Training holds the validation loss and the previews; checkpoints
+    and figures come on top. With ``engine.compile`` the plain network is timed: the compiled one is faster, and minutes
+    of compiling come on top. A GAN without ``gan.steps`` takes as long as the diffusion model it stands beside.
+    """
+    works, given = _first_stages(run), {}
+    for name in run.settings.ldm.conditionings:
+        units = _units(run, name)
+        pending = not all(unit.done() for found in units.values() for _, unit in found)
+        each = _measured(run, name) if pending else dict.fromkeys(KINDS, 0.0)
+        given[name] = each["training"]
+        works += [(work, name, [(unit, each[kind]) for kind, unit in found]) for work, found in units.items()]
+    if run.settings.gan.enabled:
+        works += _gan(run, given[ldm.reference(run)])
+    rows, side_by_side = [], engine.side_by_side(run.settings.engine)
+    for work, name, found in works:
+        if not found:
+            continue
+        done = [unit.done() for unit, _ in found]
+        each = [unit.seconds() if is_done else s for (unit, s), is_done in zip(found, done, strict=True)]
+        left = sum(s for s, is_done in zip(each, done, strict=True) if not is_done)
+        row = {"work": work, "model": name, "units": len(found), "done": sum(done)}
+        row |= {"minutes_a_unit": sum(each) / len(found) / 60, "minutes_left": left / 60 / side_by_side}
+        rows.append({**row, "minutes_in_all": sum(each) / 60 / side_by_side})
+    table = pd.DataFrame(rows)
+    total = table[["units", "done", "minutes_left", "minutes_in_all"]].sum()
+    table = pd.concat([table, pd.DataFrame([{"work": "all", "model": "all", **total}])], ignore_index=True)
+    return table.astype({"units": int, "done": int})
+
+
+def _first_stages(run: Run) -> list[tuple[str, str, list[tuple[Unit, float]]]]:
+    """Every autoencoder that is trained here and every set of latents, with their seconds."""
+    works = []
+    for name, users in ldm.shared(run).items():
+        model = " and ".join(users)
+        trained, encoded = (
+            [unit_of(**task) for task in tasks if ldm.owner(run, task["conditioning"]) == name]
+            for unit_of, tasks in (
+                (ldm.autoencoder_unit, ldm.autoencoder_tasks(run)),
+                (ldm.latents_unit, ldm.latent_tasks(run)),
+            )
+        )
+        with engine.worker_threads(run.settings.engine):
+            one = 0.0 if all(unit.done() for unit in trained) else _seconds_to_train(run, name)
+            other = 0.0 if all(unit.done() for unit in encoded) else _seconds_to_encode(run, name)
+        works.append(("autoencoder", model, [(unit, one) for unit in trained]))
+        works.append(("latents", model, [(unit, other) for unit in encoded]))
+    return works
+
+
+def _seconds_to_train(run: Run, conditioning: str) -> float:
+    """Seconds that an autoencoder takes to train here, from a few steps of every phase on empty images."""
+    settings = run.settings.section(f"autoencoder.{conditioning}")
+    device, images, seconds = engine.device(run.settings.engine), _empty(run), 0.0
+    for phase, steps in ldm.phases(settings["kind"], settings["train_steps"]).items():
+        ends: list[float] = []
+
+        def end(step: int, loss: float, ends: list[float] = ends) -> None:
+            ends.append(time.monotonic())
+
+        model = ldm.before_training(run, conditioning, 0)
+        ldm.train_phases(run, model, settings["kind"], images, {phase: min(steps, 3)}, 0, device, end)
+        seconds += steps * (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
+    return seconds
+
+
+def _seconds_to_encode(run: Run, conditioning: str) -> float:
+    """Seconds that a set of latents takes here, from eight images there and back; untrained weights do as well."""
+    settings, fold = run.settings.section(f"autoencoder.{conditioning}"), ldm.folds_of(run)[0]
+    is_trained = settings["source"] == "train"
+    if is_trained:
+        model = ldm.before_training(run, conditioning, fold)
+        stage = ldm.published(model, settings["kind"], 1.0)
+    else:
+        stage = ldm.first_stage(run, conditioning, fold)
+    data, images, device = preprocessing.open_preprocessed(run), _empty(run), engine.device(run.settings.engine)
+    warm, encoded = int(device.type == "cuda"), []  # the first work there loads libraries and weights
+    there = engine.timed(lambda: encoded.append(ldm.encode_images(stage, images, device)), device, warm=warm)
+    latents = stage.draw(torch.from_numpy(encoded[-1]).to(device))
+    back = engine.timed(lambda: ldm.decode_latents(stage, latents, device), device, warm=warm)
+    n, k = data.pool.shape[:2]
+    copies = int((data.images["fold"] == fold).sum()) if is_trained else n
+    return (there * (n * k + copies) + back * copies) / len(images)
+
+
+def _empty(run: Run) -> np.ndarray:
+    size = run.settings.preprocess.image_size
+    return np.zeros((ldm.CPU_GROUP, size, size), np.uint8)
+
+
+def _units(run: Run, conditioning: str) -> dict[str, list[tuple[str, Unit]]]:
+    """Units of one model and the kind of each, by what they are work for."""
+    first = [task for task in ldm.autoencoder_units.tasks(run) if task["conditioning"] == conditioning]
+    both = [*first, *(task for task in ldm.balanced_tasks(run) if task["conditioning"] == conditioning)]
+    return {
+        "training": [("training", ldm.ldm_unit(**task)) for task in both],
+        "sampling": [("synthetic", set_units.synthetic_unit(**task)) for task in both],
+        "reference sets": [
+            (k, set_units.synthetic_unit(**task, kind=k)) for k in set_units.KINDS[1:] for task in first
+        ],
+        "comparison of samplers": [
+            ("comparison", sampler_comparison.unit_of(**task))
+            for task in sampler_comparison.tasks(run)
+            if task["conditioning"] == conditioning
+        ],
+    }
+
+
+def passes(run: Run) -> dict[str, int]:
+    """Forward passes of a denoiser, an image each, that a unit of each of `KINDS` costs, from the settings alone.
+
+    Those of ``training`` are of its steps, a backward pass counted as two; ``looks`` are its validation and previews.
+    """
+    s, sampled = run.settings.ldm, run.settings.sampling
+    variants = sampler_comparison.variants(run)
+    previews = -(-s.steps // s.preview_every) if s.preview_every else 0
+    compared = sum(item["steps"] * ldm.passes(item["guidance"]) for item in [*variants, variants[0]])
+    image = sampled.steps * ldm.passes(sampled.guidance)
+    return {
+        "training": TRAINING_PASSES * s.batch_size * s.steps,
+        "looks": ldm.VALIDATED * -(-s.steps // s.log_every)
+        + previews * ldm.N_PREVIEW * ldm.PREVIEW["steps"] * ldm.passes(ldm.PREVIEW["guidance"]),
+        "synthetic": sampled.n_images * image,
+        "synthetic_null": sampled.n_null * sampled.steps,
+        "synthetic_untrained": run.settings.quality.n_reference * image,
+        "synthetic_gaussian": 0,
+        "comparison": sampled.n_compared * compared,
+    }
+
+
+def _measured(run: Run, conditioning: str) -> dict[str, float]:
+    """Seconds of a unit of each of `KINDS`."""
+    device, s = engine.device(run.settings.engine), run.settings
+    denoiser, shape = _denoiser(run, conditioning)
+    options, section = ldm.schedule_options(run, conditioning), s.section("ldm")
+    model = Model(ldm.placed(denoiser, device), shape, section, options, s.preprocess.map_size, device)
+    n, drawn = model.affordable(), s.sampling
+    with engine.worker_threads(s.engine):
+        how = {"scheduler": drawn.scheduler, "eta": drawn.eta, "guidance": drawn.guidance, "precision": drawn.precision}
+        at_once = drawn.batch_size if device.type == "cuda" else 1
+        image = model.seconds_an_image(at_once, drawn.steps, TIMED_STEPS[device.type], **how)
+        repeats, warm = (1, 0) if device.type == "cpu" and n == 1 else (2, 1)  # one image is a long step
+        step = engine.timed(model.training_step(n), device, repeats, warm)
+    count, a_pass = passes(run), image / (drawn.steps * ldm.passes(drawn.guidance))
+    seconds = {kind: a_pass * count[kind] for kind in KINDS}
+    seconds["training"] = step / (TRAINING_PASSES * n) * count["training"] + a_pass * count["looks"]
+    return seconds
+
+
+def _gan(run: Run, given: float) -> list[tuple[str, str, list[tuple[Unit, float]]]]:
+    """Training and set of every fold's GAN with their seconds; `given`: of the diffusion model beside it."""
+    tasks, s = ldm.gan_units.tasks(run), run.settings
+    training = [ldm.gan_unit(**task) for task in tasks]
+    drawn = [set_units.synthetic_unit(run, ldm.NAME, task["fold"]) for task in tasks]
+    each, image = (0.0, 0.0) if all(unit.done() for unit in training + drawn) else _gan_measured(run)
+    lasting = [each] * len(tasks)
+    if s.gan.steps is None:
+        beside = [ldm.ldm_unit(run, ldm.reference(run), task["fold"]) for task in tasks]
+        lasting = [unit.seconds() if unit.done() else given for unit in beside]
+    sets = [(unit, image * s.sampling.n_images) for unit in drawn]
+    return [("training", ldm.NAME, list(zip(training, lasting, strict=True))), ("sampling", ldm.NAME, sets)]
+
+
+def _gan_measured(run: Run) -> tuple[float, float]:
+    """Seconds of a GAN's training, where ``gan.steps`` says how long it is, and of one of its images."""
+    device, s, n = engine.device(run.settings.engine), run.settings, 8
+    size, settings, labels = s.preprocess.image_size, s.section("gan"), np.arange(n) % 2
+    with engine.worker_threads(s.engine):
+        network = ldm.Generator(size, settings["base_channels"], settings["max_channels"]).to(device).eval()
+        drawing = engine.timed(lambda: ldm.gan.sample(network, labels, list(range(n)), device), device) / n
+        if not settings["steps"]:
+            return 0.0, drawing
+        images = np.zeros((n, size, size), np.uint8)
+        return ldm.seconds_a_step(run, images, labels, device) * settings["steps"], drawing

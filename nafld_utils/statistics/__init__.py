@@ -1,0 +1,29 @@
+"""Intervals and tests for AUCs of patients with several images.
+
+Contract: every interval says what it is over. Images of one patient are never taken for independent.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=["bootstrap", "delong", "roc"],
+    submod_attrs={
+        "bootstrap": ["Resampled", "counts", "crossed_bootstrap", "two_sided_p"],
+        "delong": ["DelongTest", "compare"],
+        "roc": [
+            "GIVEN",
+            "OVER_PATIENTS",
+            "auc",
+            "auc_interval",
+            "checked",
+            "difference_bootstrap",
+            "exact_interval",
+            "mean_auc_interval",
+            "over_folds",
+            "paired_t",
+            "patient_codes",
+            "student_t_interval",
+        ],
+    },
+)

@@ -1,0 +1,482 @@
+"""Tables of a sweep: the AUC of every arm and rate, each arm against real images alone, and their summaries.
+
+Contract: tables in, tables out; a table of scores has one row per held-out image: ``arm, rate, seed, image_id,
+patient_id, label, score``, and ``backbone, freeze, balance, fold`` where there are any. Rows are told apart by
+whichever of `CELL` they have: a *group* is one network trained in one way, a *cell* an arm and rate of it, and an arm
+is compared with real images alone of its own group. ``n_resamples, seed, method`` are those of
+`statistics.auc_interval`; the same `seed` gives the same intervals, and every table names in `over` what its
+interval is over. No table averages over what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import statistics
+from nafld_utils.params import REAL
+from nafld_utils.sweep import clinical_measures
+
+REVISION = ("sweep_tables", 5), ("sweep_summaries", 3)
+
+GROUP = ("backbone", "freeze", "balance")
+CELL = (*GROUP, "arm", "rate")
+LEVELS = ("image", "patient")
+OVER_SEEDS = "training seeds (Student t); these patients, this split"
+OVER_PATIENTS = statistics.OVER_PATIENTS
+OVER_BOTH = f"patients within class and training seeds (crossed bootstrap); {statistics.GIVEN}"
+# What a row of `compare_arms` is for.
+PRIMARY = "primary"
+SENSITIVITY = "sensitivity analysis of the primary, unadjusted"
+EXPLORATORY = "exploratory, Holm-adjusted"
+# Two-sided 5 % test with 80 % power: 1.96 + 0.84 standard errors.
+DETECTABLE = 2.8
+
+# The paper's robustness checks: how a group differs from the main one, and where the paper shows it.
+VARIANTS = {
+    ("freeze", "all"): "every hidden layer frozen (S4)",
+    ("freeze", "none"): "every layer trained (S5)",
+    ("balance", "oversample"): "healthy oversampled (S7)",
+}
+MAIN = {"freeze": "paper", "balance": "none"}
+_BOUNDS, _FOLD_BOUNDS = ("mean_auc", "low", "high", "over"), ("fold_auc", "fold_low", "fold_high", "over_folds")
+
+
+# ---------------------------------------------------------------- a table as matrices
+
+
+class Scored(NamedTuple):
+    """Scores of one cell: label (n,), patient (n,), scores (seeds, n), seeds, fold (n,) or None."""
+
+    label: np.ndarray
+    patient: np.ndarray
+    scores: np.ndarray
+    seeds: np.ndarray
+    fold: np.ndarray | None
+
+    @property
+    def aucs(self) -> list[float]:
+        """AUC of each seed."""
+        return [statistics.auc(self.label, row) for row in self.scores]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """``n_seeds, n_patients`` for a row of a table."""
+        return {"n_seeds": len(self.seeds), "n_patients": len(np.unique(self.patient))}
+
+
+def over_patients(n_seeds: int, within: str = "") -> str:
+    """What an interval over patients is over: the seeds too, where there are several; `within` what besides a class."""
+    over = OVER_BOTH if n_seeds > 1 else OVER_PATIENTS
+    return over.replace("within class", f"within class{within}", 1)
+
+
+def present(table: pd.DataFrame, names: Sequence[str] = CELL) -> list[str]:
+    """Those of `names` that are columns of the table, in that order."""
+    return [name for name in names if name in table]
+
+
+def where(table: pd.DataFrame, cell: Mapping[str, Any]) -> np.ndarray:
+    """Rows ``(n,) bool`` whose columns have the cell's values; names that the table lacks are ignored."""
+    keep = np.ones(len(table), dtype=bool)
+    for name, value in cell.items():
+        if name in table:
+            keep &= (table[name] == value).to_numpy()
+    return keep
+
+
+def cells(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Scored]]:
+    """Each cell's name by column and its scores as a matrix; images in one fixed order.
+
+    Raises
+    ------
+    ValueError
+        An image is scored twice with a seed, or a seed lacks one.
+    """
+    keys = present(table)
+    for key, part in table.groupby(keys, sort=False, observed=True):
+        cell = dict(zip(keys, key, strict=True))
+        name = f"scores of arm {cell['arm']} at rate {cell['rate']}"
+        repeated = part.duplicated(["seed", "image_id"])
+        if repeated.any():
+            row = part[repeated].iloc[0]
+            raise ValueError(
+                f"{name}: expected image {row.image_id} once with seed {row.seed},"
+                " found it again; score each held-out image once."
+            )
+        # not pivot_table, which drops what is missing instead of showing it
+        wide = part.pivot(index="seed", columns="image_id", values="score").sort_index()  # noqa: PD010
+        if wide.isna().to_numpy().any():
+            raise ValueError(
+                f"{name}: expected {wide.shape[1]} scored images with every seed, found"
+                f" {int(wide.isna().to_numpy().sum())} missing or not a number; finish or repeat these trainings."
+            )
+        facts = part.drop_duplicates("image_id").set_index("image_id").loc[wide.columns]
+        label, patient = facts["label"].to_numpy(), facts["patient_id"].to_numpy()
+        fold = facts["fold"].to_numpy() if "fold" in facts else None
+        yield cell, Scored(label, patient, wide.to_numpy(), wide.index.to_numpy(), fold)
+
+
+def patient_level(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean score of each patient's images, in every group that the table distinguishes; ``n_images`` in each.
+
+    ``image_id`` names the patient, so that the table fits wherever one of images does. ValueError for a patient with
+    two labels.
+    """
+    statistics.patient_codes(scores["label"].to_numpy().astype(bool), scores["patient_id"])
+    groups = present(scores, (*CELL, "fold", "seed"))
+    table = scores.groupby([*groups, "patient_id", "label"], as_index=False, sort=False, observed=True)
+    table = table.agg(score=("score", "mean"), n_images=("score", "size"))
+    return table.assign(image_id=table["patient_id"].astype(str))
+
+
+def at_level(scores: pd.DataFrame, level: str) -> pd.DataFrame:
+    """Scores of images, or the patients' means; ValueError for another level, a missing column or no row."""
+    columns = ("arm", "rate", "seed", "image_id", "patient_id", "label", "score")
+    missing = [name for name in columns if name not in scores]
+    if missing:
+        raise ValueError(f"scores: expected columns {', '.join(columns)}, found no {', '.join(missing)}; add them.")
+    if not len(scores):
+        raise ValueError("scores: expected one row per held-out image, found none; train first.")
+    if level not in LEVELS:
+        raise ValueError(f"level: expected one of {', '.join(LEVELS)}, found {level!r}.")
+    return patient_level(scores) if level == "patient" else scores
+
+
+# ---------------------------------------------------------------- AUCs
+
+
+def auc_by_seed(scores: pd.DataFrame, level: str = "image") -> pd.DataFrame:
+    """AUC of every cell and seed, of images or of patients' mean scores (`level`).
+
+    ``seed, auc, fold_auc, n_folds, n_patients``: `auc` is the paper's, of the folds' held-out scores put together;
+    `fold_auc` is the mean over the `n_folds` folds that hold both classes (Supplementary S3), NaN where there is none.
+    """
+    table = at_level(scores, level)
+    keys = [*present(table), "seed"]
+    rows = []
+    for key, part in table.groupby(keys, sort=False, observed=True):
+        folds = [f for _, f in part.groupby("fold")] if "fold" in part else []
+        each = [statistics.auc(fold["label"], fold["score"]) for fold in folds if fold["label"].nunique() == 2]
+        mean = float(np.mean(each)) if each else float("nan")
+        rows.append((*key, statistics.auc(part["label"], part["score"]), mean, len(each), part["patient_id"].nunique()))
+    return pd.DataFrame(rows, columns=[*keys, "auc", "fold_auc", "n_folds", "n_patients"])
+
+
+def arm_intervals(
+    scores: pd.DataFrame, level: str = "image", n_resamples: int = 2000, seed: int = 0, method: str = "percentile"
+) -> pd.DataFrame:
+    """Mean AUC of every cell with its interval over patients and seeds.
+
+    ``mean_auc, low, high, fold_auc, fold_low, fold_high, sd_seeds, best_seed_auc, n_seeds, n_patients, over,
+    over_folds``; the `fold_` columns are of the mean of the folds' AUCs (Supplementary S3), NaN where a fold has too
+    few patients of a class. `best_seed_auc` is the optimistic maximum over seeds, `sd_seeds` NaN where there is one.
+    """
+    rows, how = [], {"n_resamples": n_resamples, "seed": seed, "method": method}
+    for cell, found in cells(at_level(scores, level)):
+        each = found.aucs
+        whole = statistics.mean_auc_interval(found.label, found.scores, found.patient, **how)
+        row = {**cell, **dict(zip(("mean_auc", "low", "high"), whole, strict=True))}
+        row |= dict(zip(("fold_auc", "fold_low", "fold_high"), _fold_interval(found, how), strict=True))
+        row |= {"sd_seeds": float(np.std(each, ddof=1)) if len(each) > 1 else float("nan"), "best_seed_auc": max(each)}
+        over = {"over": over_patients(len(each)), "over_folds": over_patients(len(each), " and fold")}
+        rows.append({**row, **found.counts, **over})
+    return pd.DataFrame(rows)
+
+
+def _fold_interval(found: Scored, how: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Mean of the folds' AUCs with its interval; NaN where a fold has fewer than two patients of a class."""
+    if found.fold is not None:
+        patients = pd.DataFrame({"fold": found.fold, "label": found.label, "patient": found.patient}).drop_duplicates()
+        if pd.crosstab(patients["fold"], patients["label"]).to_numpy().min() >= 2:
+            return statistics.mean_auc_interval(found.label, found.scores, found.patient, fold=found.fold, **how)
+    return (float("nan"),) * 3
+
+
+# ---------------------------------------------------------------- each arm against real images alone
+
+
+def compare_arms(
+    scores: pd.DataFrame,
+    level: str = "image",
+    base: str = REAL,
+    primary: Mapping[str, Any] | None = None,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    method: str = "percentile",
+    fewer_seeds: bool = False,
+) -> pd.DataFrame:
+    """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        Every arm with the seeds and images of its group's `base`.
+    level : {"image", "patient"}
+    base : str
+        Arm that the others are compared with.
+    primary : mapping, optional
+        Columns of `CELL` and values that name the one comparison declared beforehand; without it all rows explore.
+    n_resamples, seed, method
+        As in `statistics.auc_interval`.
+    fewer_seeds : bool
+        Whether an arm may have been planned with fewer seeds than `base`, which is then taken with those seeds alone
+        and the note says so; for a grid that is known to be complete.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus base), ``n_seeds, n_patients,
+        primary, role, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare` gives.
+
+    Notes
+    -----
+    One row and one test are primary: the declared comparison at image level, judged by ``low_patients, high_patients``
+    (the crossed bootstrap over patients and seeds). Its paired t over seeds, and its row at patient level with DeLong's
+    test, are sensitivity analyses of the same comparison; ``role`` says so, and no p of theirs is adjusted. All other
+    rows explore. A Holm family is one column of p (``p``, ``p_patients`` or ``delong_p``) of all exploratory rows of
+    the table, every group, arm and rate of one level.
+    """
+    how, rows = {"n_resamples": n_resamples, "seed": seed, "method": method}, []
+    for cell, arm, whole in _beside(at_level(scores, level), base):
+        paired = _paired(cell, arm, whole, fewer_seeds)
+        row = {**cell, **_compare(arm, paired, level, how)}
+        if len(paired.seeds) < len(whole.seeds):
+            fewer = f"{len(paired.seeds)} of the {len(whole.seeds)} seeds of {base}"
+            row["note"] = "; ".join(filter(None, [row["note"], fewer]))
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    named = _named(table, primary)
+    table["primary"] = named & (level == "image")
+    table["role"] = np.where(named, PRIMARY if level == "image" else SENSITIVITY, EXPLORATORY)
+    for name in ("p", "p_patients", "delong_p"):
+        adjusted = holm(table[name].to_numpy(), named)
+        table.insert(table.columns.get_loc(name) + 1, f"{name}_holm", adjusted)
+    return table
+
+
+def _beside(table: pd.DataFrame, base: str) -> list[tuple[dict[str, Any], Scored, Scored]]:
+    """Cell by cell, group after group: its name, its scores, and those of its group's base arm."""
+    groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], Scored]]] = {}
+    for cell, found in cells(table):
+        groups.setdefault(tuple(cell[name] for name in GROUP if name in cell), []).append((cell, found))
+    pairs = []
+    for members in groups.values():
+        bases = [found for cell, found in members if cell["arm"] == base]
+        if len(bases) != 1:
+            raise ValueError(
+                f"scores: expected arm {base!r} at one rate, found it at {len(bases)} rates; score it first."
+            )
+        pairs += [(cell, arm, bases[0]) for cell, arm in members if cell["arm"] != base]
+    if not pairs:
+        raise ValueError(f"scores: expected an arm beside {base!r}, found none; score one first.")
+    return pairs
+
+
+def _paired(cell: Mapping[str, Any], arm: Scored, base: Scored, fewer_seeds: bool) -> Scored:
+    """The base with the seeds of an arm that may have some of them alone; ValueError where the two do not pair."""
+    if fewer_seeds and np.isin(arm.seeds, base.seeds).all():
+        kept = np.isin(base.seeds, arm.seeds)
+        base = base._replace(scores=base.scores[kept], seeds=base.seeds[kept])
+    same = np.array_equal(arm.seeds, base.seeds) and arm.scores.shape == base.scores.shape
+    if not (same and np.array_equal(arm.patient, base.patient) and np.array_equal(arm.label, base.label)):
+        raise ValueError(
+            f"scores of arm {cell['arm']} at rate {cell['rate']}: expected the seeds and images of the base arm, found"
+            f" seeds {arm.seeds.tolist()} against {base.seeds.tolist()} and {arm.scores.shape[1]} against"
+            f" {base.scores.shape[1]} images; finish the missing trainings."
+        )
+    return base
+
+
+def _compare(arm: Scored, base: Scored, level: str, how: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `compare_arms` without its cell.
+
+    Over seeds ``t, p, low_seeds, high_seeds``; over patients and seeds ``p_patients, low_patients, high_patients,
+    se_patients, smallest_effect`` (the difference that this many patients show with 80 % power: 2.8 standard errors;
+    NaN where no resample moves the difference); at patient level, seeds held fixed, DeLong's ``delong_p, delong_low,
+    delong_high`` (NaN at image level, where rows are not independent).
+    """
+    gain = statistics.difference_bootstrap(arm.label, arm.scores, base.scores, arm.patient, **how)
+    each, before, nan = arm.aucs, base.aucs, float("nan")
+    over = f"_seeds: {OVER_SEEDS} | _patients: {over_patients(len(each))}"
+    t, p, low, high, note = nan, nan, nan, nan, ""
+    try:
+        t, p, _, _, low, high = statistics.paired_t(each, before)
+    except ValueError:
+        note = "one seed: no test over seeds" if len(each) < 2 else "every seed differs alike: t is not defined"
+    tested = statistics.DelongTest(nan, nan, nan, nan, nan, nan)
+    if level == "patient":
+        tested = statistics.compare(arm.label, arm.scores, base.scores)
+        over += f" | delong_: patients (DeLong); {statistics.GIVEN}"
+    return {
+        "mean_auc": float(np.mean(each)),
+        "mean_auc_base": float(np.mean(before)),
+        "difference": gain.estimate,
+        "t": t,
+        "p": p,
+        "low_seeds": low,
+        "high_seeds": high,
+        "p_patients": statistics.two_sided_p(gain.draws),
+        "low_patients": gain.low,
+        "high_patients": gain.high,
+        "se_patients": gain.error,
+        "smallest_effect": DETECTABLE * gain.error if gain.error > 0 else nan,
+        "delong_p": tested.p,
+        "delong_low": tested.low,
+        "delong_high": tested.high,
+        **arm.counts,
+        "over": over,
+        "note": note,
+    }
+
+
+def _named(table: pd.DataFrame, primary: Mapping[str, Any] | None) -> np.ndarray:
+    """The declared row (n,) bool; none where nothing is declared."""
+    if primary is None:
+        return np.zeros(len(table), dtype=bool)
+    chosen = where(table, primary)
+    if chosen.sum() != 1:
+        raise ValueError(
+            f"primary: expected one comparison named {dict(primary)}, found {chosen.sum()} among {len(table)};"
+            f" name {', '.join(present(table))}."
+        )
+    return chosen
+
+
+def holm(p: np.ndarray, declared: np.ndarray) -> np.ndarray:
+    """Holm-adjusted p ``(n,)`` of the exploratory rows; the declared row keeps its own, NaN stays NaN."""
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted = p.copy()
+    explored = ~declared & np.isfinite(p)
+    if explored.sum() > 1:
+        adjusted[explored] = multipletests(p[explored], method="holm")[1]
+    return adjusted
+
+
+# ---------------------------------------------------------------- what the scores say besides each arm's gain
+
+
+def optimistic(arms: pd.DataFrame) -> pd.DataFrame:
+    """The maxima that a reader is tempted to quote, from `arm_intervals`: the best rate of each arm and the best seed.
+
+    Group columns, ``arm, n_rates, mean_auc`` (over rates and seeds), ``best_rate, best_rate_auc, best_seed_rate,
+    best_seed_auc, trainings`` (seeds and rates searched), ``is``: what it is. Chosen by the patients that it is judged
+    on, so both maxima are too high.
+    """
+    keys = present(arms, (*GROUP, "level", "arm"))
+    rows = []
+    for key, part in arms.groupby(keys, sort=False, observed=True):
+        top, seed = part.loc[part["mean_auc"].idxmax()], part.loc[part["best_seed_auc"].idxmax()]
+        row = {**dict(zip(keys, key, strict=True)), "n_rates": len(part), "mean_auc": part["mean_auc"].mean()}
+        row |= {"best_rate": top["rate"], "best_rate_auc": top["mean_auc"], "best_seed_rate": seed["rate"]}
+        row |= {"best_seed_auc": seed["best_seed_auc"], "trainings": int(part["n_seeds"].sum())}
+        rows.append({**row, "is": "optimistic: chosen by the held-out patients"})
+    return pd.DataFrame(rows)
+
+
+def patient_measures(
+    scores: pd.DataFrame,
+    grade: Mapping[Any, float],
+    specificity: float,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    grade_name: str = "fat",
+) -> pd.DataFrame:
+    """Calibration, sensitivity at a fixed specificity and correlation with the grade of every cell, by patient.
+
+    ``measure`` (Brier score, sensitivity, Spearman with the grade), ``value, low, high, reference`` (Brier score of the
+    share of fatty patients; NaN otherwise), ``n_seeds, n_patients, over``. Scores are probabilities; `grade` is fat
+    percent or another grade by patient: where one is not known there is no row about it.
+    """
+    rows, how = [], {"n_resamples": n_resamples, "seed": seed}
+    for cell, found in cells(patient_level(scores)):
+        label, row, share = found.label, found.scores, found.label.mean()
+        graded = [grade.get(who, np.nan) for who in found.patient]
+        values = {
+            "Brier score": clinical_measures.brier(label, row, **how),
+            f"sensitivity at specificity {specificity:g}": clinical_measures.sensitivity_at(
+                label, row, specificity, **how
+            ),
+            f"Spearman correlation with {grade_name}": clinical_measures.fat_correlation(label, graded, row, **how),
+        }
+        for name, value in values.items():
+            if value is not None:
+                one = {**cell, "measure": name, "value": value.estimate, "low": value.low, "high": value.high}
+                one["reference"] = share * (1 - share) if name == "Brier score" else float("nan")
+                rows.append({**one, **found.counts, "over": over_patients(len(found.seeds))})
+    return pd.DataFrame(rows)
+
+
+def reliability(scores: pd.DataFrame, n_bins: int = 5) -> pd.DataFrame:
+    """Share of fatty patients by predicted probability: each cell's columns, `clinical_measures.reliability`'s and
+    ``over``.
+    """
+    over = f"patients of a bin (Wilson); {statistics.GIVEN}"
+    parts = [
+        clinical_measures.reliability(found.label, found.scores, n_bins).assign(**cell, over=over)
+        for cell, found in cells(patient_level(scores))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def variants(arms: pd.DataFrame) -> pd.DataFrame:
+    """The AUC over the mixing rate of every robustness variant, from `arm_intervals` of both levels (``level``).
+
+    ``backbone, variant, arm, rate, auc, low, high, n_seeds, over``. Of the main way of training (`MAIN`) at image
+    level, as the mean over folds and at patient level; of the others (`VARIANTS`) at image level.
+    """
+    shown = [
+        ("image level, folds together (Fig. 5)", {"level": "image", **MAIN}, _BOUNDS),
+        ("image level, mean of the folds' AUCs (S3)", {"level": "image", **MAIN}, _FOLD_BOUNDS),
+        ("patient level (S6)", {"level": "patient", **MAIN}, _BOUNDS),
+    ]
+    for (column, value), name in VARIANTS.items():
+        if column in arms:
+            shown.append((name, {"level": "image", **MAIN, column: value}, _BOUNDS))
+    keys, parts = present(arms, ("backbone", "arm", "rate", "n_seeds")), []
+    for name, cell, columns in shown:
+        part = arms.loc[where(arms, cell), [*keys, *columns]]
+        names = dict(zip(columns, ("auc", "low", "high", "over"), strict=True))
+        parts.append(part.rename(columns=names).assign(variant=name))
+    return pd.concat(parts, ignore_index=True).dropna(subset=["auc"]).reset_index(drop=True)
+
+
+def roc_bands(scores: pd.DataFrame, n_resamples: int = 500, seed: int = 0, n_points: int = 101) -> pd.DataFrame:
+    """Mean ROC curve over seeds of every cell with a pointwise 95 % band over patients and seeds.
+
+    ``fpr, tpr, low, high`` in [0, 1], ``n_seeds, over``, at `n_points` false positive rates; `tpr` is the mean over
+    seeds at equal false positive rate, a line between neighbouring thresholds; folds are put together as in the paper.
+    """
+    at, parts = np.linspace(0.0, 1.0, n_points), []
+    for cell, found in cells(scores):
+        rng, n_seeds = np.random.default_rng(seed), len(found.scores)
+        names, code = np.unique(found.patient, return_inverse=True)
+        is_pos = np.bincount(code, weights=found.label) > 0
+        weight = np.zeros((n_resamples, len(names)))
+        for stratum in (np.flatnonzero(is_pos), np.flatnonzero(~is_pos)):
+            weight[:, stratum] = rng.multinomial(len(stratum), np.full(len(stratum), 1 / len(stratum)), n_resamples)
+        seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_resamples)
+        label = found.label.astype(bool)
+        once = np.mean([_curve(label, row, np.ones(len(label)), at) for row in found.scores], axis=0)
+        drawn = np.zeros((n_resamples, n_points))
+        for s, row in enumerate(found.scores):
+            for i in np.flatnonzero(seeds[:, s]):
+                drawn[i] += seeds[i, s] * _curve(label, row, weight[i][code], at)
+        low, high = np.quantile(drawn / n_seeds, [0.025, 0.975], axis=0)
+        facts = {"n_seeds": n_seeds, "over": over_patients(n_seeds)}
+        parts.append(pd.DataFrame({**cell, "fpr": at, "tpr": once, "low": low, "high": high, **facts}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _curve(label: np.ndarray, score: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """True positive rates ``(n_points,)`` at the false positive rates `at`, rows counted `weight` times."""
+    order = np.argsort(-score, kind="stable")
+    ends = np.append(np.diff(score[order]) != 0, True)  # ties share a threshold
+    hits, alarms = np.cumsum((weight * label)[order])[ends], np.cumsum((weight * ~label)[order])[ends]
+    rate = np.interp(at, np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1]))
+    rate[0] = 0.0  # a curve starts at (0, 0) even where it rises at once
+    return rate

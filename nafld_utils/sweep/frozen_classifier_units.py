@@ -1,0 +1,226 @@
+"""Stage 06, the baselines of a sceptic, the spread of splits and the canary. Opens and writes files.
+
+Contract: only units are opened and written. Frozen features are those of `BASELINE_SIZE` pixels in every profile, so
+that their AUC can be compared between runs; nothing here is trained by gradient steps or tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import engine, networks, preprocessing
+from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, remembered, save_table
+from nafld_utils.artifacts.files import save_array
+from nafld_utils.images import resize_box, whole_box
+from nafld_utils.sweep import frozen_classifiers
+
+REVISION = ("stages.baselines", 1)
+
+BASELINE_SIZE = 256  # pixels
+CHUNK = 20  # shuffles per unit of the canary
+# Of pooled scores: the patients that are left for training hold a little more of the other class.
+BIASED = "scores of patients left out one by one, put together, rank a little too low"
+EXPECTED = {
+    frozen_classifiers.IN_FOLDS: "a sound protocol gives 0.5 or up to 0.03 less",
+    frozen_classifiers.ONE_OUT: f"below 0.5 without any leak: {BIASED}",
+}
+_SPLITS = {frozen_classifiers.IN_FOLDS: "folds", frozen_classifiers.ONE_OUT: "one_out"}  # in keys of claims
+
+
+# ---------------------------------------------------------------- features
+
+
+@remembered
+def frozen_unit(run: Run) -> Unit:
+    """Unit of the baseline's frozen features of the real crops."""
+    chosen = run.settings.sweep
+    settings = {"backbone": chosen.baseline_backbone, "weights": chosen.baseline_weights, "size": BASELINE_SIZE}
+    inputs = [preprocessing.preprocess_unit(run)]
+    return run.unit(
+        "features_frozen", chosen.baseline_backbone, settings=settings, inputs=inputs, modules=["backbones"]
+    )
+
+
+@remembered
+def texture_unit(run: Run) -> Unit:
+    """Unit of the texture features of the real crops."""
+    inputs = [preprocessing.preprocess_unit(run)]
+    return run.unit("features_texture", settings={}, inputs=inputs, modules=["baselines"])
+
+
+def frozen_features(run: Run, crops: np.ndarray) -> np.ndarray:
+    """Pooled features (N, d) float32 of whole crops at `BASELINE_SIZE` pixels."""
+    name = run.settings.sweep.baseline_backbone
+    images = np.stack([resize_box(crop, whole_box(crop), BASELINE_SIZE) for crop in crops])
+    model = networks.load(name, run.settings.sweep.baseline_weights)
+    return networks.features(model, images, name, engine.device(run.settings.engine))
+
+
+def open_learners(run: Run) -> dict[str, tuple[np.ndarray, frozen_classifiers.Learner]]:
+    """Every learnt baseline by name: its features, made when they are not there, and what scores them."""
+    features = _features(frozen_unit(run), lambda: frozen_features(run, preprocessing.open_preprocessed(run).crops))
+    texture = _features(
+        texture_unit(run), lambda: frozen_classifiers.glcm_features(preprocessing.open_preprocessed(run).crops)
+    )
+    return {
+        frozen_classifiers.FEATURES_SVM: (features, frozen_classifiers.svm_scores),
+        frozen_classifiers.FEATURES_LOGISTIC: (features, frozen_classifiers.linear_scores),
+        frozen_classifiers.GLCM_SVM: (texture, frozen_classifiers.svm_scores),
+    }
+
+
+def _features(unit: Unit, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The unit's features (N, d), made when they are not there."""
+    if not unit.done():
+        with unit.writing() as folder:
+            save_array(folder / "features.npy", make())
+    return unit.load_array("features.npy")
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def scores_unit(run: Run) -> Unit:
+    """Unit of the baselines' held-out scores and their AUCs."""
+    settings = {"n_resamples": run.settings.sweep.n_resamples, "seed": run.settings.seed}
+    modules = ["baselines", "sweep", "stats", "resampling"]
+    inputs = [frozen_unit(run), texture_unit(run)]
+    return run.unit("baselines", "scores", settings=settings, inputs=inputs, modules=modules)
+
+
+def spread_unit(run: Run) -> Unit:
+    """Unit of the learnt baselines over many splits."""
+    settings = {"splits": run.settings.sweep.baseline_splits, "n_splits": run.settings.folds.n_splits}
+    modules = ["baselines", "sweep", "folds", "stats"]
+    return run.unit(
+        "baselines", "spread", settings=settings, inputs=[frozen_unit(run), texture_unit(run)], modules=modules
+    )
+
+
+def canary_unit(run: Run, part: int) -> Unit:
+    """Unit of some of the canary's shuffles."""
+    seeds = canary_seeds(run, part)
+    settings = {"first": seeds.start, "stop": seeds.stop, "n_splits": run.settings.folds.n_splits}
+    modules = ["baselines", "sweep", "folds", "stats", "resampling"]
+    return run.unit(
+        "baselines", "canary", f"part{part:02d}", settings=settings, inputs=[frozen_unit(run)], modules=modules
+    )
+
+
+def canary_seeds(run: Run, part: int) -> range:
+    """Shuffles of one part."""
+    return range(part * CHUNK, min((part + 1) * CHUNK, run.settings.sweep.canary_shuffles))
+
+
+def make_canary(run: Run, part: int) -> None:
+    """Score some shuffles; does nothing when they are there."""
+    unit = canary_unit(run, part)
+    if unit.done():
+        return
+    features = frozen_unit(run).load_array("features.npy")
+    images, seeds = preprocessing.open_preprocessed(run).images, canary_seeds(run, part)
+    with unit.writing() as folder:
+        save_table(folder / "auc.csv", frozen_classifiers.canary(features, images, run.settings.folds.n_splits, seeds))
+
+
+def canary_tasks(run: Run) -> list[dict[str, Any]]:
+    """One task per part of the canary."""
+    return [{"run": run, "part": part} for part in range(-(-run.settings.sweep.canary_shuffles // CHUNK))]
+
+
+def build(run: Run) -> dict[str, pd.DataFrame]:
+    """Every baseline, the spread of splits and the canary; only what is missing is computed.
+
+    Returns
+    -------
+    dict of str to pandas.DataFrame
+        ``auc`` (`frozen_classifiers.baseline_table`), ``scores`` (`frozen_classifiers.split_scores`), ``spread``
+        (`frozen_classifiers.split_spread`), ``canary`` (`frozen_classifiers.canary`), ``canary_summary``.
+    """
+    unit, spread = scores_unit(run), spread_unit(run)
+    chosen, n_splits = run.settings.sweep, run.settings.folds.n_splits
+    if not (unit.done() and spread.done()):
+        learners, data = open_learners(run), preprocessing.open_preprocessed(run)
+    if not unit.done():
+        scores = _scores(learners, data)
+        table = frozen_classifiers.baseline_table(scores, chosen.n_resamples, run.settings.seed)
+        with unit.writing() as folder:
+            save_table(folder / "scores.parquet", scores)
+            save_table(folder / "auc.csv", table)
+    if not spread.done():
+        table = frozen_classifiers.split_spread(learners, data.images, n_splits, range(chosen.baseline_splits))
+        with spread.writing() as folder:
+            save_table(folder / "auc.csv", table)
+    engine.map_units(make_canary, canary_tasks(run), run.settings.engine, "canary", unit_of=canary_unit)
+    shuffles = pd.concat([canary_unit(**task).load_table("auc.csv") for task in canary_tasks(run)], ignore_index=True)
+    auc = unit.load_table("auc.csv")
+    if run.is_foreign:  # what is published is about livers
+        auc["byra"] = float("nan")
+    tables = {"auc": auc, "scores": unit.load_table("scores.parquet"), "canary": shuffles}
+    return {
+        **tables,
+        "spread": spread.load_table("auc.csv"),
+        "canary_summary": frozen_classifiers.canary_summary(shuffles),
+    }
+
+
+def _scores(learners: dict[str, Any], data: preprocessing.Preprocessed) -> pd.DataFrame:
+    """Held-out scores of every baseline; the organs' ratio only where masks are known, in simulated cohorts."""
+    rules = {frozen_classifiers.HALVES: frozen_classifiers.half_ratio(data.crops)}
+    if data.tissue is not None:
+        from nafld_utils.cohort import TISSUES
+
+        codes = (TISSUES["liver"], TISSUES["kidney_cortex"])
+        patients = data.images["patient_id"]
+        rules[frozen_classifiers.RATIO] = frozen_classifiers.organ_ratio(data.resized, data.tissue, *codes, patients)
+    learnt = frozen_classifiers.split_scores(learners, data.images)
+    return pd.concat([learnt, frozen_classifiers.fixed_scores(rules, data.images)], ignore_index=True)
+
+
+# ---------------------------------------------------------------- claims
+
+
+def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """Headline numbers: each baseline by patient beside the published one, the splits, the leak and the canary."""
+    rows, cohort = [], "simulated cohort; " if run.is_simulated else ""
+    for row in tables["auc"].query("level == 'patient'").to_dict("records"):
+        known, split = bool(np.isfinite(row["byra"])), row["split"]
+        same = "not in the paper"
+        if known:
+            same = f"no: {cohort}{run.settings.sweep.baseline_backbone}, whole crops; published: Byra et al. 2018"
+        if split == frozen_classifiers.ONE_OUT:
+            same += f"; {BIASED}"
+        key, text = key_of("baselines", _SPLITS[split], row["baseline"]), f"{row['baseline']}, {split}"
+        paper = row["byra"] if known else None
+        rows.append(of_row(key, text, row, same, "patient-level AUC", paper, columns=("auc", "n_patients")))
+    for (name, by), part in tables["spread"].groupby(["baseline", "split_by"], sort=False):
+        values, same = part["auc"], "not in the paper; the check of the protocol"
+        facts = {"interval": (values.min(), values.max(), "split seeds (range)"), "n": len(values)}
+        key, text = key_of(f"baselines.by_{by}", name), f"{name}, split by {by}"
+        rows.append(claim(key, text, values.median(), same, unit="image-level AUC, median", **facts))
+    for row in tables["canary_summary"].itertuples():
+        text, split = f"shuffled diagnoses, {row.split}", _SPLITS[row.split]
+        over, same = "shuffles of the diagnoses", f"not in the paper; {EXPECTED[row.split]}"
+        facts = {"interval": (row.low, row.high, f"{over} (Student t)"), "n": row.shuffles, "unit": "AUC"}
+        rows.append(claim(f"canary.auc.{split}", f"{text}: AUC", row.mean_auc, same, **facts))
+        facts = {"interval": (row.covers_low, row.covers_high, f"{over} (Wilson)"), "n": row.shuffles, "unit": "share"}
+        same, text = "not in the paper; 0.95 is what they promise", f"{text}: 95 % intervals that hold 0.5"
+        rows.append(claim(f"canary.covers.{split}", text, row.covers, same, **facts))
+    return rows
+
+
+def leaks(tables: dict[str, pd.DataFrame], images: pd.DataFrame) -> bool | None:
+    """Whether the canary of `build`'s tables shows a leak, as `frozen_classifiers.leaks`; `images` has one row per
+    image.
+    """
+    return frozen_classifiers.leaks(tables["canary_summary"], images["patient_id"].nunique())
+
+
+def units(run: Run) -> list[Unit]:
+    """Every unit of the baselines."""
+    parts = [canary_unit(**task) for task in canary_tasks(run)]
+    return [frozen_unit(run), texture_unit(run), scores_unit(run), spread_unit(run), *parts]

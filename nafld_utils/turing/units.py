@@ -1,0 +1,402 @@
+"""Stage 08: the images raters see, the page they take the test on, and the analysis of their answers. Opens files.
+
+The page is a unit of its own beside the set that holds the key, ``artifacts/<run>/turing/page``, and not a report: the
+report of notebook 08 shows the key, and what lies together is sent together. Only ``turing_test.html`` is for raters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import ldm, preprocessing, sampling, views
+from nafld_utils.artifacts import (
+    Run,
+    Unit,
+    claim,
+    file_sha256,
+    key_of,
+    remembered,
+    save_json,
+    save_table,
+    save_text,
+    unit_seed,
+    work_root,
+)
+from nafld_utils.artifacts.files import save_array
+from nafld_utils.turing import intervals, page, rater_model, results_files, sitting, table_1
+from nafld_utils.turing.page import build, load_texts, separation
+
+if TYPE_CHECKING:
+    from nafld_utils.params import TuringSettings
+
+REVISION = ("stages.turing", 2)
+
+STAGE = "08_turing_test"
+_NULLABLE = {"patient_id": "Int64", "fold": "Int64"}
+_TEXT = ("note", "over", "rater", "file", "status")  # columns that stay text where they are empty
+_NOT_ANSWERS = ("thumbs.db", "desktop.ini")  # what file managers leave in a folder
+PAGE = "turing_test.html"
+
+
+@dataclass(frozen=True)
+class TuringSet:
+    """The images of the test, in the order of every sitting.
+
+    ``images`` is (n, S, S) uint8; row i of ``items`` belongs to image i: the columns of
+    `nafld_utils.turing.sitting.put_in_order`, and ``crop``, which stored crop of a real image is shown (-1:
+    synthetic). The items are the key of the test: they stay on the analyst's side.
+    """
+
+    items: pd.DataFrame
+    images: np.ndarray
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the raters' answers amount to.
+
+    ``tables`` are by name: ``ratings`` (answers beside the key), ``files`` (what was read, counted and refused) and
+    those of `statistics`; ``equivalence`` is from `nafld_utils.turing.rater_model.equivalence_test`. Where the
+    raters are simulated, every table has a column that says so.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    equivalence: Mapping[str, Any]
+    simulated: bool
+    unit: Unit
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """One of the tables."""
+        return self.tables[name]
+
+    @property
+    def source(self) -> str:
+        """Who answered, for titles and legends: ``"5 simulated raters"`` or ``"5 raters"``."""
+        n = self["ratings"]["rater"].nunique()
+        return f"{n} {'simulated ' if self.simulated else ''}rater{'' if n == 1 else 's'}"
+
+
+@remembered
+def set_unit(run: Run) -> Unit:
+    """Unit of the image set."""
+    section = run.settings.section("turing")
+    inputs = [preprocessing.preprocess_unit(run)]
+    inputs += [
+        sampling.synthetic_unit(run, task["conditioning"], task["fold"]) for task in ldm.autoencoder_units.tasks(run)
+    ]
+    settings = {name: section[name] for name in (*sitting.NUMBERS, "seed")}
+    settings["synthetic"] = list(run.settings.ldm.conditionings)
+    return run.unit("turing", "set", settings=settings, inputs=inputs, modules=["turing_sitting", "stages.turing"])
+
+
+def make_set(run: Run) -> TuringSet:
+    """Draw the set from the cohort's images and every fold's synthetic sets, unless it is there, and open it.
+
+    Returns
+    -------
+    TuringSet
+        Opened.
+
+    Raises
+    ------
+    ValueError
+        An earlier stage has not run, or the cohort or a synthetic set has no image of a class; one sentence says which.
+
+    Notes
+    -----
+    Choice: a real image is shown as one of its stored random crops, because the models learnt from such crops; shown
+    whole, real images would be recognised by their field of view. Both kinds are 8-bit and of one size.
+    """
+    unit = set_unit(run)
+    if not unit.done():
+        real = preprocessing.open_preprocessed(run)
+        sets = {(t["conditioning"], t["fold"]): sampling.open_synthetic(**t) for t in ldm.autoencoder_units.tasks(run)}
+        tables = {model: _all_folds(sets, model) for model in run.settings.ldm.conditionings}
+        settings, seed = run.settings.turing, run.settings.turing.seed
+        items = sitting.draw_set(real.images, tables, settings, run.settings.cohort.class_names)
+        rng = np.random.default_rng(unit_seed(seed, "turing", "crop"))
+        crops = rng.integers(real.pool.shape[1], size=len(items))
+        items["crop"] = np.where(items["is_real"] == 1, crops, -1)
+        images = np.stack([_pixels(item, real.pool, sets) for item in items.itertuples()])
+        items, images = sitting.put_in_order(items, images, seed)
+        with unit.writing() as folder:
+            save_table(folder / "items.csv", items)
+            save_array(folder / "images.npy", images)
+    items = unit.load_table("items.csv").astype(_NULLABLE)
+    return TuringSet(items, unit.load_array("images.npy"), unit)
+
+
+def numbers(run: Run, shown: TuringSet) -> pd.DataFrame:
+    """Images of each kind and class: ``images`` (kind and class in words), ``setting, asked, shown``; four rows."""
+    rows = []
+    for name, (is_real, label) in sitting.NUMBERS.items():
+        what = f"{'real' if is_real else 'synthetic'}, {run.settings.cohort.class_names[label]}"
+        found = (shown.items["is_real"] == is_real) & (shown.items["label"] == label)
+        rows.append((what, f"turing.{name}", getattr(run.settings.turing, name), int(found.sum())))
+    return pd.DataFrame(rows, columns=["images", "setting", "asked", "shown"])
+
+
+def shortfall(run: Run, shown: TuringSet) -> str:
+    """One sentence: whether the set has the images that were asked for, and what there is where it has not."""
+    table = numbers(run, shown)
+    few = table[table["shown"] < table["asked"]]
+    if few.empty:
+        return f"Shown as asked for: {len(shown.items)} images."
+    parts = ", ".join(f"{row.shown} of {row.asked} ({row.images})" for row in few.itertuples())
+    return (
+        f"FEWER IMAGES than asked for: {parts}. The cohort or the synthetic sets hold no more; of a class both kinds"
+        " are lowered in proportion, so that the share of real images stays about as asked for."
+    )
+
+
+def _all_folds(sets: Mapping[tuple[str, int], sampling.Synthetic], model: str) -> pd.DataFrame:
+    tables = [s.table.assign(row=np.arange(len(s.table))) for (name, _), s in sets.items() if name == model]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _pixels(item: Any, pool: np.ndarray, sets: Mapping[tuple[str, int], sampling.Synthetic]) -> np.ndarray:
+    return pool[item.row, item.crop] if item.kind == "real" else sets[item.kind, int(item.fold)].images[item.row]
+
+
+def page_unit(run: Run, shown: Unit) -> Unit:
+    """Unit of the page that shows the set `shown` to raters; a template that was edited makes it anew."""
+    s = run.settings.turing
+    settings = {"language": s.language, "contact": s.contact, "simulated": run.is_simulated}
+    settings["subject"] = views.of(run).subject
+    templates = [file_sha256(path) for path in page.template_files(s.language)]
+    modules = ["turing_page", "turing_sitting"]
+    return run.unit("turing", "page", settings=settings, inputs=[shown, *templates], modules=modules)
+
+
+def analysis_unit(run: Run, shown: Unit, files: Mapping[str, bytes]) -> Unit:
+    """Unit of the analysed ratings: of the set `shown`, by the raters' `files`, or by simulated raters where none."""
+    s = run.settings
+    settings: dict[str, Any] = {"margin": s.turing.equivalence_margin, "power": s.turing.equivalence_power}
+    if files:
+        settings["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    else:
+        settings |= {"simulated_raters": s.turing.n_simulated_raters, "seed": s.seed}
+    modules = ["stats", "turing", "turing_answers", "turing_import", "turing_model", "turing_page", "turing_sitting"]
+    modules += ["turing_statistics", "stages.turing"]
+    return run.unit("turing", "analysis", settings=settings, inputs=[shown], modules=modules)
+
+
+def make_page(run: Run, shown: TuringSet) -> Unit:
+    """Write the page that raters open, `PAGE`, unless it is there; it never holds the key.
+
+    Raises
+    ------
+    ValueError
+        There are no texts in the language of the settings.
+    """
+    s = run.settings.turing
+    texts = load_texts(s.language)
+    unit = page_unit(run, shown.unit)
+    if not unit.done():
+        page = build(shown.images, shown.items, texts, run.is_simulated, s.contact, views.of(run).subject)
+        with unit.writing() as folder:
+            save_text(folder / PAGE, page)
+    return unit
+
+
+def units(run: Run) -> list[Unit]:
+    """Every unit stage 08 stands on."""
+    shown = set_unit(run)
+    return [shown, page_unit(run, shown), analysis_unit(run, shown, ratings_files(run))]
+
+
+def page_separation(shown: TuringSet, page: Unit) -> pd.DataFrame:
+    """What single numbers of the written page and its pictures tell; see `nafld_utils.turing.page.separation`."""
+    text = page.require().file(PAGE).read_text(encoding="utf-8")
+    return separation(text, shown.images, shown.items)
+
+
+def ratings_files(run: Run) -> dict[str, bytes]:
+    """Content of the raters' files that ``turing.ratings`` names, a file or a folder's files, by name.
+
+    None where raters are simulated; of an oversized file only so much is read as shows that it is. Refuses a path
+    where nothing lies.
+    """
+    name = run.settings.turing.ratings
+    if name is None:
+        return {}
+    path = work_root() / Path(name).expanduser()
+    if not path.exists():
+        raise ValueError(f"{path}: expected a folder of results files, or one, found nothing; correct turing.ratings.")
+    found = [item for item in sorted(path.iterdir()) if item.is_file()] if path.is_dir() else [path]
+    contents = {}
+    for item in found:
+        if not item.name.startswith(".") and item.name.lower() not in _NOT_ANSWERS:
+            with open(item, "rb") as handle:
+                contents[item.name] = handle.read(results_files.MAX_BYTES + 1)
+    return contents
+
+
+def analyse(run: Run) -> Analysis:
+    """Analyse the ratings that the settings name, or simulated ones where there are none, unless that is done.
+
+    Returns
+    -------
+    Analysis
+        Opened.
+
+    Raises
+    ------
+    ValueError
+        The set cannot be drawn, or there are files of answers and none of them counts; see
+        `nafld_utils.turing.results_files.collect`. Simulated raters never stand in for answers that were refused.
+    """
+    shown, files, s = make_set(run), ratings_files(run), run.settings
+    unit = analysis_unit(run, shown.unit, files)
+    if not unit.done():
+        ratings, report = _collect(run, shown, files)
+        tables = {"files": report} | statistics(results_files.attach_key(ratings, shown.items), s.turing)
+        equivalence = rater_model.equivalence_test(tables["ratings"], s.turing.equivalence_margin)
+        with unit.writing(simulated_raters=not files) as folder:
+            for name, table in tables.items():
+                save_table(folder / f"{name}.csv", table.assign(simulated=not files))
+            save_json(folder / "equivalence.json", equivalence | {"simulated": not files})
+    names = [path.stem for path in sorted(unit.path.glob("*.csv"))]
+    opened = {name: _opened(unit.load_table(f"{name}.csv")) for name in names}
+    equivalence = json.loads(unit.file("equivalence.json").read_text(encoding="utf-8"))
+    return Analysis(opened, equivalence, not files, unit)
+
+
+def _collect(run: Run, shown: TuringSet, files: Mapping[str, bytes]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    if files:
+        return results_files.collect(files, shown.items, page.set_id(shown.images, shown.items))
+    seed = unit_seed(run.settings.seed, "turing", "raters")
+    ratings = sitting.simulate_raters(shown.items, run.settings.turing.n_simulated_raters, seed)
+    return ratings, pd.DataFrame(columns=results_files.FILE_COLUMNS)
+
+
+def statistics(ratings: pd.DataFrame, settings: TuringSettings) -> dict[str, pd.DataFrame]:
+    """The tables of an analysis by name, ``summary`` being the paper's Table 1; ratings with the key attached."""
+    return {
+        "ratings": ratings,
+        "summary": table_1.summarize(ratings),
+        "bounded": intervals.bounded_summary(ratings),
+        "crossed": intervals.crossed_summary(ratings),
+        "raters": table_1.per_rater(ratings),
+        "pooled": intervals.pooled(ratings),
+        "model": rater_model.mixed_model(ratings),
+        "agreement": intervals.agreement_table(ratings),
+        "calibration": intervals.calibration(ratings),
+        "overconfidence": intervals.overconfidence(ratings),
+        "images": table_1.per_image(ratings),
+        "unanimous": intervals.unanimous(ratings),
+        "plans": rater_model.plans(ratings, settings.equivalence_margin, settings.equivalence_power),
+    }
+
+
+def _opened(table: pd.DataFrame) -> pd.DataFrame:
+    """A stored table, in which columns of text are text although CSV does not tell."""
+    text = {name: table[name].astype(object).fillna("").astype(str) for name in _TEXT if name in table}
+    whole = {name: table[name].astype("Int64") for name in ("n_images", "n_answers") if name in table}
+    return table.assign(**text, **whole)
+
+
+def answer(run: Run, analysis: Analysis) -> str:
+    """The answer in words: what was found, how far it reaches, and what would be needed to know more."""
+    s, e = run.settings.turing, analysis.equivalence
+    accuracy = analysis["crossed"].set_index(["group", "metric"]).loc[("both", "accuracy")]
+    reach = f"95 % interval over raters and images {accuracy.low:.2f} to {accuracy.high:.2f}"
+    tests = e["note"] or f"two one-sided tests, p = {e['p']:.2g}"
+    lines = [
+        f"{analysis.source} recognised {accuracy['mean']:.1%} of the images ({accuracy['note'] or reach}).",
+        f"That accuracy lies within {100 * s.equivalence_margin:g} points of 0.5 is"
+        f" {'shown' if e['shown'] else 'NOT shown'} ({tests}).",
+    ]
+    plan = analysis["plans"]
+    plan = plan[(plan["basis"] == plan["basis"].iloc[0]) & plan["n_images"].notna()]
+    if len(plan):
+        least = plan.loc[plan["n_answers"].astype(int).idxmin()]
+        lines.append(
+            f"To show it with a chance of {s.equivalence_power:.0%}, if it is so: about {least.n_raters} raters with"
+            f" {least.n_images} images each, for raters who differ as {least.basis} do."
+        )
+    if analysis.simulated:
+        lines.append("These raters are SIMULATED and guess: nothing of this is about the images.")
+    return "\n".join(lines)
+
+
+def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
+    """A table for display under a caption that says whose answers it holds; cells are escaped.
+
+    Parameters
+    ----------
+    run : Run
+        Its cohort, when simulated, is named too.
+    analysis : Analysis
+        Names the raters.
+    table : pandas.DataFrame
+        What to show; its column ``simulated`` is left out, since the caption says it.
+    text : str
+        What the table is.
+
+    Returns
+    -------
+    pandas.io.formats.style.Styler
+        Shown by a notebook as its last expression.
+    """
+    caption = f"{analysis.source}{', simulated cohort' if run.is_simulated else ''} · {text}"
+    style = table.drop(columns="simulated", errors="ignore").style
+    style = style.format(precision=3, na_rep="–", escape="html").set_caption(caption)
+    style = style.set_table_styles([{"selector": "caption", "props": "text-align: left; font-weight: bold"}])
+    return style if table.index.name else style.hide(axis="index")
+
+
+def protocol(run: Run, analysis: Analysis) -> str:
+    """``"yes"`` where this test is the paper's, else what differs, in words."""
+    s, n_raters = run.settings, len(analysis["raters"])
+    shown = analysis["images"].groupby(["is_real", "label"]).size()
+    sizes = tuple(int(shown.get(cell, 0)) for cell in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    differs = {
+        "simulated raters: not to be compared": analysis.simulated,
+        "simulated cohort": run.is_simulated,
+        "another cohort": run.is_foreign,
+        f"{n_raters} raters, not 5": n_raters != len(table_1.PAPER_COUNTS),
+        f"{sum(sizes)} images, not 50": sizes != table_1.PAPER_SIZES,
+        f"{s.preprocess.image_size} px, not 256": s.preprocess.image_size != 256,
+        f"{s.ldm.steps} diffusion steps, not 20000": s.ldm.steps != 20000,
+        "one model only": set(s.ldm.conditionings) != {"semantic", "class"},
+    }
+    return "; ".join(text for text, holds in differs.items() if holds) or "yes"
+
+
+def claims(run: Run, analysis: Analysis) -> list[dict[str, Any]]:
+    """Rows for the report's table "paper beside this run": Table 1 over both classes, then what the paper lacks."""
+    paper = table_1.paper_summary().set_index(["group", "metric"])["mean"]
+    who, same = ("simulated raters" if analysis.simulated else "raters"), protocol(run, analysis)
+    names = {"accuracy": "", "sensitivity": " (real recognised)", "specificity": " (synthetic recognised)"}
+    rows: list[dict[str, Any]] = []
+
+    def add(key: str, text: str, row: Any, over: str, unit: str, paper: float | None = None) -> None:
+        facts = {"interval": (row[1], row[2], over), "n": row[3], "unit": unit, "paper": paper}
+        rows.append(claim(f"{key_of('turing', who)}.{key}", f"Turing test, {who}: {text}", row[0], same, **facts))
+
+    both = {
+        name: analysis[name][analysis[name]["group"] == "both"].set_index("metric") for name in ("summary", "crossed")
+    }
+    for metric, row in both["summary"].iterrows():
+        cells = row[["mean", "low", "high", "n_raters"]]
+        add(metric, f"{metric}{names[metric]}", list(cells), who, "share of answers", paper["both", metric])
+    if not both["crossed"]["low"].isna().loc["accuracy"]:
+        cells = both["crossed"].loc["accuracy", ["mean", "low", "high", "n_raters"]]
+        text, over = "accuracy, for other raters and images", f"{who} and images"
+        add("accuracy.others", text, list(cells), over, "share of answers")
+    pooled = analysis["pooled"].set_index("quantity").loc["d', mean over raters"]
+    add("d_prime", "d' (0: cannot tell)", list(pooled[["value", "low", "high", "n"]]), who, "standard deviations")
+    kappa = analysis["agreement"].iloc[0]
+    if np.isfinite(kappa["kappa"]):
+        add("kappa", "agreement, Fleiss' kappa", list(kappa[["kappa", "low", "high", "n_images"]]), "images", "kappa")
+    return rows

@@ -1,0 +1,22 @@
+"""What figures, widgets and pages share: one style, the mark of simulated data, words for the cohort at hand."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submodules=["figure_style", "widgets", "words"],
+    submod_attrs={
+        "figure_style": [
+            "CLASS_COLORS",
+            "COLORS",
+            "SIMULATED",
+            "bare",
+            "color_of",
+            "mark_simulated",
+            "picture",
+            "style",
+        ],
+        "widgets": ["draw_png", "grey_png", "image", "interactive", "labelled", "narrow", "row", "text", "watch"],
+        "words": ["of"],
+    },
+)

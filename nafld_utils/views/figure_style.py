@@ -1,0 +1,95 @@
+"""One look for every figure: colours by name, text sizes, and the word that marks simulated data.
+
+Contract of the modules beside this one: a function takes a table or an array and an Axes, draws, and returns the
+Axes; it computes no statistic, opens no file and shows nothing. Colours are Okabe and Ito's, told apart by readers
+with any of the common colour vision deficiencies (https://jfly.uni-koeln.de/color/); no text is below 9 points.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    from nafld_utils.artifacts import Run
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+COLORS: dict[str, str] = {
+    "real": "#555555",
+    "semantic": "#D55E00",
+    "class": "#0072B2",
+    "traditional": "#56B4E9",
+    "gan": "#E69F00",
+    "filtered": "#999933",
+    "healthy": "#009E73",
+    "fatty": "#CC79A7",
+}
+
+CLASS_COLORS = (COLORS["healthy"], COLORS["fatty"])  # label 0, label 1
+SIMULATED = "simulated cohort"
+
+
+def color_of(name: str) -> str:
+    """Colour of a generator or arm; a balanced twin has its model's."""
+    return COLORS[name.removesuffix("_balanced")]
+
+
+def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
+    """Set the study's figure style, and further rc settings; notebooks call it once, tests use it as a context.
+
+    Returns
+    -------
+    contextlib.ExitStack
+        On leaving it the settings before the call are back; a plain call leaves the style in force.
+
+    Examples
+    --------
+    >>> import matplotlib as mpl
+    >>> with style():
+    ...     mpl.rcParams["axes.grid"]
+    True
+    """
+    import matplotlib as mpl
+
+    with resources.as_file(resources.files("nafld_utils.views") / "figures.mplstyle") as path:
+        look = mpl.rc_params_from_file(path, use_default_template=False)
+    chosen = {**look, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})}
+    before = {name: mpl.rcParams[name] for name in chosen}
+    mpl.rcParams.update(chosen)
+    restore = ExitStack()
+    restore.callback(mpl.rcParams.update, before)
+    return restore
+
+
+def bare(ax: Axes, title: str = "") -> None:
+    """Strip ticks, grid and frame from an Axes that shows a picture; an empty title is left out."""
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    if title:
+        ax.set_title(title, fontsize=9, fontweight="normal", loc="center")
+
+
+def picture(ax: Axes, image: np.ndarray, title: str = "") -> None:
+    """Show a grey image, (H, W) uint8, without axes; an empty title is left out."""
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+    bare(ax, title)
+
+
+def mark_simulated(figure: Figure, run: Run) -> Text | None:
+    """Write "simulated cohort" into the corner of a figure, laid out or not, of simulated patients; else None."""
+    if not run.is_simulated:
+        return None
+    look = {"ha": "right", "fontsize": 9, "style": "italic", "color": "#8C2D04"}
+    if figure.get_supxlabel() or figure.get_layout_engine() is None:
+        return figure.text(0.99, -0.01, SIMULATED, va="top", **look)  # below all else; a tight box keeps it
+    return figure.supxlabel(SIMULATED, x=0.99, **look)  # the layout engine makes room for it
