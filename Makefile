@@ -17,7 +17,7 @@ STAMPS    := $(ROOT)/artifacts/$(RUN)/settings
 REPORTS   := $(ROOT)/reports/$(RUN)
 STAGES    := 01_data_analysis 02_preprocessing 03_ldm_training 04_sampling \
              05_quality_metrics 06_classification_sweep 07_shap 08_turing_test
-LOOKS     := $(wildcard nafld_utils/report/*.py nafld_utils/templates/* params/protocol.yaml)
+LOOKS     := $(wildcard nafld_utils/report/*.py nafld_utils/report/templates/* params/protocol.yaml)
 
 # Values reach the command through the environment, so that blanks and quotes in them survive the shell.
 export NAFLD_PROFILE := $(PROFILE)
@@ -109,6 +109,7 @@ bench: $(VENV)/.ready    ## measure what the stages cost here, into one page, e.
 lint: $(VENV)/.ready     ## check style of code and notebooks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 	$(VENV)/bin/nbstripout --keep-id --verify $(wildcard notebooks/[0-9]*.ipynb)
 
 doctor:                  ## check this machine and say how to mend what is missing
