@@ -8,31 +8,19 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules=[
-        "data",
-        "description",
-        "download",
-        "example",
-        "explorer",
-        "figures",
-        "folder_table",
-        "image_folder",
-        "loading",
-        "problems",
-        "simulated_anatomy",
-        "simulated_scanner",
-        "simulation",
-        "unit",
-    ],
+    submodules=(
+        "data description download example explorer figures folder_table image_folder loading problems "
+        "simulated_anatomy simulated_scanner simulation unit"
+    ).split(),
     submod_attrs={
-        "data": ["Cohort"],
-        "description": ["class_curves", "summary_table"],
-        "image_folder": ["check"],
-        "loading": ["load", "write_mat"],
-        "problems": ["CohortError", "WHOLE_LIST"],
-        "simulated_anatomy": ["FEATURES", "TISSUES"],
-        "simulated_scanner": ["simulate_patient"],
-        "simulation": ["FEATURE_FAT", "simulate", "version"],
-        "unit": ["build_cohort", "cohort_claims", "cohort_unit", "likeness", "open_cohort", "region_of"],
+        "data": "Cohort".split(),
+        "description": "class_curves summary_table".split(),
+        "image_folder": "check".split(),
+        "loading": "load write_mat".split(),
+        "problems": "CohortError WHOLE_LIST".split(),
+        "simulated_anatomy": "FEATURES TISSUES".split(),
+        "simulated_scanner": "simulate_patient".split(),
+        "simulation": "FEATURE_FAT simulate version".split(),
+        "unit": "build_cohort cohort_claims cohort_unit likeness open_cohort region_of".split(),
     },
 )

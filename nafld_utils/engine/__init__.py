@@ -8,12 +8,12 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules=["devices", "mapping", "precision", "progress_lines", "timer", "workers"],
+    submodules="devices mapping precision progress_lines timer workers".split(),
     submod_attrs={
-        "devices": ["compute_threads", "cores", "device", "worker_threads"],
-        "mapping": ["UnitError", "in_words", "lacked_memory", "map_units", "once"],
-        "precision": ["arithmetic", "autocast"],
-        "progress_lines": ["PROGRESS_FILE", "StepMeter", "announce", "is_headless", "notice", "progress"],
-        "timer": ["side_by_side", "timed", "wait"],
+        "devices": "compute_threads cores device worker_threads".split(),
+        "mapping": "UnitError in_words lacked_memory map_units once".split(),
+        "precision": "arithmetic autocast".split(),
+        "progress_lines": "PROGRESS_FILE StepMeter announce is_headless notice progress".split(),
+        "timer": "side_by_side timed wait".split(),
     },
 )

@@ -7,23 +7,14 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules=["crops", "image_file", "image_store", "semantic_maps"],
+    submodules="crops image_file image_store semantic_maps".split(),
     submod_attrs={
-        "crops": [
-            "crop_corner",
-            "crop_window",
-            "cut",
-            "extract_crop",
-            "find_region",
-            "random_box",
-            "region_mask",
-            "resize_box",
-            "rotate_about",
-            "to_float",
-            "whole_box",
-        ],
-        "image_file": ["ImageFault", "Picture", "read", "read_header"],
-        "image_store": ["COMMIT_EVERY", "Ragged", "Store", "move", "release", "stream"],
-        "semantic_maps": ["warp_map"],
+        "crops": (
+            "crop_corner crop_window cut extract_crop find_region random_box region_mask resize_box "
+            "rotate_about to_float whole_box"
+        ).split(),
+        "image_file": "ImageFault Picture read read_header".split(),
+        "image_store": "COMMIT_EVERY Ragged Store move release stream".split(),
+        "semantic_maps": "warp_map".split(),
     },
 )

@@ -8,73 +8,26 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules=[
-        "autoencoder",
-        "autoencoder_training",
-        "autoencoder_units",
-        "compvis_checkpoint",
-        "denoiser",
-        "denoiser_training",
-        "denoiser_units",
-        "figures",
-        "gan",
-        "gan_units",
-        "protocol",
-        "sampler",
-        "shipped_autoencoder",
-    ],
+    submodules=(
+        "autoencoder autoencoder_training autoencoder_units compvis_checkpoint denoiser denoiser_training "
+        "denoiser_units figures gan gan_units protocol sampler shipped_autoencoder"
+    ).split(),
     submod_attrs={
-        "autoencoder": [
-            "CPU_GROUP",
-            "FirstStage",
-            "decode_latents",
-            "encode_images",
-            "groups",
-            "latent_shape",
-            "published",
-            "untrained",
-        ],
-        "autoencoder_units": [
-            "autoencoder_tasks",
-            "autoencoder_unit",
-            "before_training",
-            "first_stage",
-            "folds_of",
-            "latent_tasks",
-            "latents_unit",
-            "make_latents",
-            "origins",
-            "owner",
-            "phases",
-            "reading",
-            "reconstruction_distance",
-            "reconstruction_table",
-            "reconstructions",
-            "shared",
-            "stored_pools",
-            "train_autoencoder",
-            "train_phases",
-        ],
-        "denoiser": ["build_unet", "compile_network", "count_parameters", "forward_flops"],
-        "denoiser_training": ["LatentPool", "VALIDATED", "start_training", "train"],
-        "denoiser_units": [
-            "N_PREVIEW",
-            "PREVIEW",
-            "balanced_tasks",
-            "ldm_unit",
-            "load_denoiser",
-            "model_name",
-            "network_table",
-            "new_denoiser",
-            "placed",
-            "previews",
-            "schedule_options",
-            "split_name",
-            "train_ldm",
-        ],
-        "gan": ["Generator"],
-        "gan_units": ["NAME", "gan_unit", "painter", "reference", "seconds_a_step", "table", "train_gan"],
-        "protocol": ["changes", "cohort", "in_words", "models"],
-        "sampler": ["gaussian_latents", "passes"],
+        "autoencoder": "CPU_GROUP FirstStage decode_latents encode_images groups latent_shape published untrained".split(),
+        "autoencoder_units": (
+            "autoencoder_tasks autoencoder_unit before_training first_stage folds_of latent_tasks "
+            "latents_unit make_latents origins owner phases reading reconstruction_distance "
+            "reconstruction_table reconstructions shared stored_pools train_autoencoder train_phases"
+        ).split(),
+        "denoiser": "build_unet compile_network count_parameters forward_flops".split(),
+        "denoiser_training": "LatentPool VALIDATED start_training train".split(),
+        "denoiser_units": (
+            "N_PREVIEW PREVIEW balanced_tasks ldm_unit load_denoiser model_name network_table new_denoiser "
+            "placed previews schedule_options split_name train_ldm"
+        ).split(),
+        "gan": "Generator".split(),
+        "gan_units": "NAME gan_unit painter reference seconds_a_step table train_gan".split(),
+        "protocol": "changes cohort in_words models".split(),
+        "sampler": "gaussian_latents passes".split(),
     },
 )

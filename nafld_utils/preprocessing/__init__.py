@@ -7,25 +7,12 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules=["explorer", "figures", "folds", "unit"],
+    submodules="explorer figures folds unit".split(),
     submod_attrs={
-        "folds": [
-            "assert_comparable",
-            "assert_same_split",
-            "assert_trained_without",
-            "digest_of",
-            "make_folds",
-            "split",
-        ],
-        "unit": [
-            "Preprocessed",
-            "build_preprocessed",
-            "build_traditional",
-            "folded_images",
-            "open_preprocessed",
-            "preprocess_claims",
-            "preprocess_unit",
-            "traditional_unit",
-        ],
+        "folds": "assert_comparable assert_same_split assert_trained_without digest_of make_folds split".split(),
+        "unit": (
+            "Preprocessed build_preprocessed build_traditional folded_images open_preprocessed "
+            "preprocess_claims preprocess_unit traditional_unit"
+        ).split(),
     },
 )

@@ -8,26 +8,16 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules=[
-        "copies",
-        "copy_units",
-        "explorer",
-        "figures",
-        "filter",
-        "filter_units",
-        "galleries",
-        "metric_tables",
-        "metric_units",
-        "patient_curve",
-        "patient_curve_units",
-        "precision_recall",
-    ],
+    submodules=(
+        "copies copy_units explorer figures filter filter_units galleries metric_tables metric_units "
+        "patient_curve patient_curve_units precision_recall"
+    ).split(),
     submod_attrs={
-        "copy_units": ["audit_unit", "calibration", "closest", "copied_patients", "release_unit", "summary"],
-        "filter": ["quota"],
-        "filter_units": ["NAME", "open_set", "set_unit", "unit_of"],
-        "galleries": ["judged_images", "pictures", "spread"],
-        "metric_tables": ["BOTH", "LEARNT", "PLAIN"],
-        "metric_units": ["build_table", "load_intervals", "table_tasks"],
+        "copy_units": "audit_unit calibration closest copied_patients release_unit summary".split(),
+        "filter": "quota".split(),
+        "filter_units": "NAME open_set set_unit unit_of".split(),
+        "galleries": "judged_images pictures spread".split(),
+        "metric_tables": "BOTH LEARNT PLAIN".split(),
+        "metric_units": "build_table load_intervals table_tasks".split(),
     },
 )

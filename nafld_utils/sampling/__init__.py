@@ -7,42 +7,18 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules=[
-        "condition_effect",
-        "condition_units",
-        "feature_units",
-        "figures",
-        "sampler_comparison",
-        "set_units",
-        "time_estimate",
-    ],
+    submodules=(
+        "condition_effect condition_units feature_units figures sampler_comparison set_units time_estimate"
+    ).split(),
     submod_attrs={
-        "condition_effect": ["condition_separation"],
-        "condition_units": ["claims"],
-        "feature_units": [
-            "NOISE",
-            "REAL",
-            "TRADITIONAL",
-            "build_features",
-            "drawn_table",
-            "features_unit",
-            "load_features",
-            "patients_of",
-            "prefixed",
-            "real_table",
-        ],
-        "sampler_comparison": ["at_own_sampler"],
-        "set_units": [
-            "BASELINES",
-            "Synthetic",
-            "class_mix",
-            "generators",
-            "make_set",
-            "open_synthetic",
-            "synthetic_unit",
-            "task_of",
-            "tasks",
-        ],
-        "time_estimate": ["estimate", "networks"],
+        "condition_effect": "condition_separation".split(),
+        "condition_units": "claims".split(),
+        "feature_units": (
+            "NOISE REAL TRADITIONAL build_features drawn_table features_unit load_features patients_of "
+            "prefixed real_table"
+        ).split(),
+        "sampler_comparison": "at_own_sampler".split(),
+        "set_units": "BASELINES Synthetic class_mix generators make_set open_synthetic synthetic_unit task_of tasks".split(),
+        "time_estimate": "estimate networks".split(),
     },
 )

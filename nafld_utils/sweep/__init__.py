@@ -8,47 +8,22 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules=[
-        "clinical_measures",
-        "comparisons",
-        "draws",
-        "explorer",
-        "figures",
-        "frozen_classifier_units",
-        "frozen_classifiers",
-        "gpu_training",
-        "interval_study",
-        "prefix_features",
-        "timing",
-        "training",
-        "training_units",
-        "trial_grid",
-        "trial_store",
-        "verdict",
-    ],
+    submodules=(
+        "clinical_measures comparisons draws explorer figures frozen_classifier_units frozen_classifiers "
+        "gpu_training interval_study prefix_features timing training training_units trial_grid "
+        "trial_store verdict"
+    ).split(),
     submod_attrs={
-        "comparisons": ["present", "where"],
-        "frozen_classifier_units": ["build", "leaks"],
-        "interval_study": ["report", "stored"],
-        "training": ["Options", "Views", "fresh_tail", "predict", "train_tail"],
-        "training_units": [
-            "build_scores",
-            "dry_run",
-            "failures",
-            "held_out_images",
-            "options_of",
-            "require_capacity",
-            "run_sweep",
-            "status",
-            "store",
-            "summary",
-            "time_training",
-            "train",
-            "training_set",
-            "trials",
-        ],
-        "trial_grid": ["folds_of", "grid", "plan", "planned"],
-        "trial_store": ["TRIAL_COLUMNS", "finished_before", "read_trial", "to_train"],
-        "verdict": ["answer", "at", "build_tables", "costs", "declared", "grade_note", "networks", "protocol", "shown"],
+        "comparisons": "present where".split(),
+        "frozen_classifier_units": "build leaks".split(),
+        "interval_study": "report stored".split(),
+        "training": "Options Views fresh_tail predict train_tail".split(),
+        "training_units": (
+            "build_scores dry_run failures held_out_images options_of require_capacity run_sweep status store "
+            "summary time_training train training_set trials"
+        ).split(),
+        "trial_grid": "folds_of grid plan planned".split(),
+        "trial_store": "TRIAL_COLUMNS finished_before read_trial to_train".split(),
+        "verdict": "answer at build_tables costs declared grade_note networks protocol shown".split(),
     },
 )
