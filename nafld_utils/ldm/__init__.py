@@ -13,7 +13,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "denoiser_units figures gan gan_units protocol sampler shipped_autoencoder"
     ).split(),
     submod_attrs={
-        "autoencoder": "CPU_GROUP FirstStage decode_latents encode_images groups latent_shape published untrained".split(),
+        "autoencoder": (
+            "CPU_GROUP FirstStage decode_latents encode_images groups latent_shape published untrained"
+        ).split(),
         "autoencoder_units": (
             "autoencoder_tasks autoencoder_unit before_training first_stage folds_of latent_tasks "
             "latents_unit make_latents origins owner phases reading reconstruction_distance "
