@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT, make_command
+from project import PROJECT, make_command
 
 # File, the text that a step of a recipe finds there, and what stands in its place afterwards.
 METRIC = [
