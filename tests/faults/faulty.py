@@ -45,10 +45,16 @@ SETTINGS = {
     "shap.n_compared": 2,
     "shap.n_classifiers": 1,
 }
-MODULES = (
-    "baselines", "comparison", "conditions", "copies", "explain_truth", "features", "filtering", "first_stages", "gan",
-    "ldm", "patients", "prepare", "quality", "samples", "sweep", "sweep_answer", "turing",
-)  # fmt: skip
+ROOMS = {  # what makes units
+    "cohort": ("unit",),
+    "preprocessing": ("unit",),
+    "ldm": ("autoencoder_units", "denoiser_units", "gan_units"),
+    "sampling": ("condition_units", "feature_units", "sampler_comparison", "set_units"),
+    "quality": ("copy_units", "filter_units", "metric_units", "patient_curve_units"),
+    "sweep": ("frozen_classifier_units", "prefix_features", "training_units", "verdict"),
+    "explain": ("check_units",),
+    "turing": ("units",),
+}
 LATE = (  # what stages import when they need it; a child must not pay for it
     "diffusers.models", "diffusers.models.autoencoders", "diffusers.models.unets.unet_2d",
     "diffusers.models.unets.unet_2d_condition", "diffusers.optimization", "diffusers.schedulers.scheduling_ddpm",
@@ -57,7 +63,7 @@ LATE = (  # what stages import when they need it; a child must not pay for it
     "sklearn.linear_model", "sklearn.metrics", "sklearn.model_selection", "sklearn.svm", "statsmodels.api", "timm",
     "torch._dynamo", "torch.utils.tensorboard", "torch_fidelity", "torchmetrics",
 )  # fmt: skip
-PRELOAD = [*(f"nafld_utils.stages.{name}" for name in MODULES), *LATE]
+PRELOAD = [*(f"nafld_utils.{room}.{name}" for room, names in ROOMS.items() for name in names), *LATE]
 
 
 # ---------------------------------------------------------------- the steps of a run
@@ -78,50 +84,38 @@ def _units(function, tasks, unit_of):
 
 def steps():
     """Every step by name, in order: the notebook it belongs to, and a function of the run."""
-    import importlib
-
-    s = {name: importlib.import_module(f"nafld_utils.stages.{name}") for name in MODULES}
-    first, ldm, gan, samples, sweep = (s[name] for name in ("first_stages", "ldm", "gan", "samples", "sweep"))
+    from nafld_utils import cohort, explain, ldm, preprocessing, quality, sampling, sweep, turing
 
     def conditions(run):
-        s["features"].build_features(run, s["conditions"].feature_tasks(run))
-        s["conditions"].build(run)
-
-    def answer(run):
-        s["sweep_answer"].build_tables(run, *sweep.build_scores(run))
-
-    def explain(run):
-        s["explain_truth"].build_checks(run, s["explain_truth"].explain_all(run))
-
-    def page(run):
-        s["turing"].make_page(run, s["turing"].make_set(run))
+        sampling.build_features(run, sampling.condition_units.feature_tasks(run))
+        sampling.condition_units.build(run)
 
     return {
-        "cohort": ("01", s["prepare"].build_cohort),
-        "preprocessed": ("02", s["prepare"].build_preprocessed),
-        "traditional": ("02", s["prepare"].build_traditional),
+        "cohort": ("01", cohort.build_cohort),
+        "preprocessed": ("02", preprocessing.build_preprocessed),
+        "traditional": ("02", preprocessing.build_traditional),
         "autoencoders": (
             "03",
-            lambda run: _units(first.train_autoencoder, first.autoencoder_tasks(run), first.autoencoder_unit),
+            lambda run: _units(ldm.train_autoencoder, ldm.autoencoder_tasks(run), ldm.autoencoder_unit),
         ),
-        "latents": ("03", lambda run: _units(first.make_latents, first.latent_tasks(run), first.latents_unit)),
-        "denoisers": ("03", lambda run: _units(ldm.train_ldm, ldm.tasks(run), ldm.ldm_unit)),
-        "gan": ("03", lambda run: _units(gan.train_gan, gan.tasks(run), gan.gan_unit)),
-        "sets": ("04", lambda run: _units(samples.make_set, samples.tasks(run), samples.synthetic_unit)),
+        "latents": ("03", lambda run: _units(ldm.make_latents, ldm.latent_tasks(run), ldm.latents_unit)),
+        "denoisers": ("03", lambda run: _units(ldm.train_ldm, ldm.denoiser_units.tasks(run), ldm.ldm_unit)),
+        "gan": ("03", lambda run: _units(ldm.train_gan, ldm.gan_units.tasks(run), ldm.gan_unit)),
+        "sets": ("04", lambda run: _units(sampling.make_set, sampling.tasks(run), sampling.synthetic_unit)),
         "conditions": ("04", conditions),
-        "comparison": ("04", s["comparison"].build),
-        "features": ("05", lambda run: s["features"].build_features(run, s["quality"].table_tasks(run))),
-        "quality": ("05", s["quality"].build_table),
-        "copies": ("05", s["copies"].build),
-        "patients": ("05", s["patients"].build),
-        "filtering": ("05", s["filtering"].build),
-        "frozen": ("06", sweep.build_features),
+        "comparison": ("04", sampling.sampler_comparison.build),
+        "features": ("05", lambda run: sampling.build_features(run, quality.table_tasks(run))),
+        "quality": ("05", quality.build_table),
+        "copies": ("05", quality.copy_units.build),
+        "patients": ("05", quality.patient_curve_units.build),
+        "filtering": ("05", quality.filter_units.build),
+        "frozen": ("06", sweep.prefix_features.build_features),
         "trainings": ("06", sweep.run_sweep),
-        "answer": ("06", answer),
-        "baselines": ("06", s["baselines"].build),
-        "explain": ("07", explain),
-        "page": ("08", page),
-        "analysis": ("08", s["turing"].analyse),
+        "answer": ("06", lambda run: sweep.build_tables(run, *sweep.build_scores(run))),
+        "baselines": ("06", sweep.frozen_classifier_units.build),
+        "explain": ("07", lambda run: explain.build_checks(run, explain.explain_all(run))),
+        "page": ("08", lambda run: turing.make_page(run, turing.make_set(run))),
+        "analysis": ("08", turing.analyse),
     }
 
 

@@ -23,6 +23,7 @@ from project import PROJECT
 from toy_study import FIRST, SECOND, Study
 
 pytestmark = pytest.mark.faults
+PATHS = [str(PROJECT / "tests"), str(PROJECT / "tests" / "faults")]  # of `faulty` and what it imports
 RAN = r"\d:\d\d  "  # a line of a running notebook
 
 
@@ -135,7 +136,7 @@ def languages(tmp_path_factory):
 
 LOCAL = """
 import locale, sys, pathlib
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {paths!r}
 import faulty
 locale.setlocale(locale.LC_ALL, "")
 assert locale.localeconv()["decimal_point"] == {point!r}, locale.localeconv()
@@ -161,7 +162,7 @@ def remake(root, names):
 def test_results_do_not_depend_on_language_and_time_zone(calm, languages, tmp_path, language, zone, record_property):
     root = calm.before("end", tmp_path / "wörk", link=False) if language != "C" else calm.before("end", tmp_path / "w")
     remake(root, FEW)
-    code = LOCAL.format(tests=str(PROJECT / "tests"), names=FEW, point="," if "_" in language else ".")
+    code = LOCAL.format(paths=PATHS, names=FEW, point="," if "_" in language else ".")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHONUTF8"))}
     environment |= {"LC_ALL": language, "LOCPATH": str(languages), "TZ": zone, "NAFLD_ROOT": str(root)}
     command = [sys.executable, "-X", "warn_default_encoding", "-c", code]
@@ -276,7 +277,7 @@ def test_names_of_raters_and_files_are_shown_as_text_and_computed_by_no_spreadsh
         table.to_csv(folder / f"{name.replace('/', '_')}.csv", index=False)
         (folder / f"{name.replace('/', '_')}{i}.json").write_text(json.dumps({"rater": name}), encoding="utf-8")
     code = """
-from nafld_utils.stages import turing
+from nafld_utils import turing
 import faulty
 run = faulty.open_run(**{"turing.ratings": "ratings"})
 found = turing.analyse(run)
@@ -285,7 +286,7 @@ for name in ("files", "raters", "ratings", "images"):
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "NAFLD_ROOT": str(root), "PYTHONPATH": str(PROJECT / "tests")},
+        env={**os.environ, "NAFLD_ROOT": str(root), "PYTHONPATH": os.pathsep.join(PATHS)},
         capture_output=True,
         text=True,
         check=False,
