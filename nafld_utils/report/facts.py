@@ -163,6 +163,11 @@ def turing_images(run: Run) -> tuple[int, int]:
     return s.n_real_unhealthy + s.n_real_healthy, s.n_synthetic_unhealthy + s.n_synthetic_healthy
 
 
+def manifests(run: Run) -> list[dict[str, Any]]:
+    """Manifests of all units of a run, in the order of their folders."""
+    return [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
+
+
 def stages(run: Run, notebooks: Mapping[str, Any], left_out: Iterable[str] = ()) -> list[dict[str, Any]]:
     """One entry per stage for the table of reports, with durations; pages in `left_out` are named and not linked."""
     out, counted, left_out = [], set(), set(left_out)
@@ -225,7 +230,7 @@ def command(run: Run) -> str:
 
 def environment(run: Run) -> list[tuple[str, str]]:
     """Code, devices, machines and versions that the run's units were made with, and the hash of its settings."""
-    made = [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
+    made = manifests(run)
     commits = Counter(str(item.get("commit", "")) for item in made)
     versions = [f"{name} {version}" for item in made for name, version in item.get("versions", {}).items()]
     facts = {
