@@ -34,7 +34,7 @@ def commands():
 
 
 COMMANDS = commands()
-# what names no setting is run by tests/test_notebooks.py, for the session's small run
+# what names no setting is run by tests/notebooks/test_notebooks.py, for the session's small run
 SMALL = [line for _, line, _ in COMMANDS if re.fullmatch(r"make (all|\d\d_\w+)( PROFILE=<name>)?\s*(#.*)?", line)]
 
 

@@ -98,7 +98,7 @@ MAKE = {
     "lab": asked(" lab"),
     "report-zip": asked("nafld report-zip"),
     "compare": asked("nafld compare"),
-    "dry-run": asked("nafld dry-run"),  # run by tests/test_timer.py
+    "dry-run": asked("nafld dry-run"),  # run by tests/engine/test_timer.py
     "test": asked("-m pytest"),
     "test-faults": asked("-m pytest -m faults"),
     "lint": asked("ruff check ."),
@@ -127,16 +127,16 @@ def parsed(module, arguments):
 
 
 def store_study(module, arguments, tmp_path):
-    """`stages.explain_truth` takes no argument: its command runs but for the hour of training."""
+    """`explain.check_units` takes no argument: its command runs but for the hour of training."""
     import pandas as pd
 
-    explain_truth = importlib.import_module(f"nafld_utils.{module}")
+    check_units = importlib.import_module(f"nafld_utils.{module}")
     columns = ["feature", "explainer", "auc", "low", "high", "finding", "verdict"]
     made = types.SimpleNamespace(table=pd.DataFrame([dict.fromkeys(columns, "made")]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explain_truth, "STORED", tmp_path / "study.json")
-        patch.setattr(explain_truth, "build_study", lambda run: made)
-        explain_truth.main()
+        patch.setattr(check_units, "STORED", tmp_path / "study.json")
+        patch.setattr(check_units, "build_study", lambda run: made)
+        check_units.main()
     assert '"made"' in (tmp_path / "study.json").read_text(encoding="utf-8")
     assert not arguments
 
@@ -171,9 +171,9 @@ def example(module, arguments, tmp_path):
 
 
 MODULES = {
-    "shipped": shipped,
-    "example_cohort": example,
-    "stages.explain_truth": store_study,
+    "ldm.shipped_autoencoder": shipped,
+    "cohort.example": example,
+    "explain.check_units": store_study,
 }
 
 
@@ -187,6 +187,9 @@ def test_a_command_of_the_pages_works(page, line, setting, tmp_path, monkeypatch
         MAKE[target](arguments, tmp_path)
     elif program == PYTHON and arguments[0].startswith("tests/benchmarks/"):
         parsed(script(pathlib.Path(arguments[0]).stem), arguments[1:])  # run small by the tests beside it
+    elif program == PYTHON and arguments == ["tests/house.py"]:
+        told = subprocess.run([sys.executable, PROJECT / arguments[0]], capture_output=True, text=True, check=True)
+        assert "lines of code" in told.stdout
     elif program == PYTHON:
         assert arguments[0] == "-m"
         module = arguments[1].removeprefix("nafld_utils.")

@@ -1,6 +1,7 @@
 """The package's shape: import order, nothing heavy at import, notebooks as the house wants them."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -14,139 +15,60 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nafld_utils"
 
-# A module imports only from those above it; modules on one line do not know each other.
-ORDER = [
-    ["arms"],
-    ["params", "locks"],
-    ["artifacts"],
-    ["words"],
-    ["parts"],
-    ["workers"],
-    ["engine"],
-    ["download"],
-    ["pixel_store", "image_files", "cohort_problems"],
-    ["cohort_table"],
-    ["cohort_data"],
-    ["cohort_folder"],
-    ["cohort"],
-    ["phantom_anatomy"],
-    ["phantom_scanner"],
-    ["phantom", "example_cohort"],
-    ["folds"],
-    ["preprocess"],
-    ["semantic_maps"],
-    ["describe"],
-    ["precision", "weight_files"],
-    ["backbone_weights"],
-    ["backbones"],
-    ["autoencoder"],
-    ["autoencoder_training", "ldm_checkpoint"],
-    ["diffusion"],
-    ["diffusion_training"],
-    ["sampling", "gan"],
-    ["timer"],
-    ["resampling"],
-    ["stats"],
-    ["claims"],
-    ["feature_networks", "quality"],
-    ["manifolds", "small_samples", "condition_checks", "memorization"],
-    ["quality_filter"],
-    ["trial_draws"],
-    ["trial"],
-    ["trial_resident", "trial_store"],
-    ["sweep", "sweep_speed"],
-    ["baselines", "delong", "measures", "quality_tables"],
-    ["sweep_tables"],
-    ["turing_sitting"],
-    ["turing_import", "turing_page"],
-    ["explain", "turing"],
-    ["turing_statistics"],
-    ["turing_model"],
-    ["explain_truth"],
-    ["feature_study"],
-    ["shipped"],
-    ["figures"],
-    ["explorers"],
-    ["stages.cohort"],
-    ["stages.prepare"],
-    ["stages.first_stages"],
-    ["stages.differences"],
-    ["stages.ldm"],
-    ["stages.gan"],
-    ["stages.samples"],
-    ["stages.comparison", "stages.features"],
-    ["stages.cost"],
-    ["stages.quality", "stages.copies", "stages.turing"],
-    ["stages.patients", "stages.filtering", "stages.galleries"],
-    ["stages.sweep_features"],
-    ["stages.sweep"],
-    ["stages.baselines", "stages.sweep_answer"],
-    ["stages.conditions", "stages.explain"],
-    ["stages.explain_truth"],
-    ["stages.explain_answer"],
-    ["graph", "doctor"],
-    ["overview"],
-    ["interval_study"],
-    ["report.pages"],
-    ["report.notebooks"],
-    ["report.facts", "report.stored"],
-    ["report.texts"],
-    ["report.answers", "report.declared", "report.reforms"],
-    ["report.index"],
-    ["report.archive", "report.compare"],
-    ["execute"],
-    ["lab"],
-    ["cli"],
-]
-RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     for path in PACKAGE.rglob("*.py")
     if path.name != "__init__.py"
 )
+# What makes units and is not called so.
+MAKERS = {"sampling.sampler_comparison", "sweep.prefix_features", "sweep.verdict"}
+# Modules that another room still names, not its face. Names only leave.
+DEEP = {"artifacts.files", "cohort.explorer", "cohort.figures", "cohort.unit"}
 
 
-FOLDERS = ("figures", "explorers")  # whose modules stand side by side
+def source(module):
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
 
 
-def rank(module):
-    return RANK.get(module.split(".")[0], RANK.get(module))
+def test_rooms_import_downwards():
+    """The contract is in pyproject.toml; a room that it does not name breaks it too."""
+    command = [f"{sys.prefix}/bin/lint-imports", "--no-logo", "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
+    assert "1 kept, 0 broken" in told.stdout
 
 
-def imported(module):
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("nafld_utils"):
-            base = node.module.removeprefix("nafld_utils").lstrip(".")
-            for alias in node.names:
-                name = f"{base}.{alias.name}" if base else alias.name
-                yield name if name in MODULES else base
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith("nafld_utils."):
-                    yield alias.name.removeprefix("nafld_utils.")
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_those_above_it(module):
-    for name in imported(module):
-        if name in ("", *FOLDERS, "stages"):
-            continue
-        beside = module.split(".")[0] in FOLDERS and name.split(".")[0] == module.split(".")[0]
-        assert rank(name) < rank(module) or beside, f"{module} imports {name}, which stands below it"
-
-
-def test_computing_modules_open_no_artifact():
+def test_a_room_names_modules_of_another_only_through_its_face():
+    """``from nafld_utils.ldm import gan`` is the face's own word; ``from nafld_utils.ldm.gan import sample`` is not."""
+    rooms, deep = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}, []
     for module in MODULES:
-        if not module.startswith("stages.") and rank(module) <= RANK["turing_model"]:
-            assert not [name for name in imported(module) if name.startswith("stages.")], module
+        room = module.split(".")[0]
+        for node in ast.walk(ast.parse(source(module))):
+            parts = (getattr(node, "module", None) or "").split(".") if isinstance(node, ast.ImportFrom) else []
+            if len(parts) > 2 and parts[1] in rooms - {room}:
+                deep.append(f"{module}: {node.module}")
+    assert {line.partition(": nafld_utils.")[2] for line in deep} <= DEEP, deep
+
+
+def test_faces_name_what_is_there():
+    """They load nothing until they are asked, so that a wrong word would be found by its first user."""
+    for face in sorted(PACKAGE.glob("*/__init__.py")):
+        room = importlib.import_module(f"nafld_utils.{face.parent.name}")
+        assert [name for name in room.__all__ if not hasattr(room, name)] == []
+
+
+def test_units_are_made_where_the_name_says_so():
+    made = {module for module in MODULES if re.search(r"\b(run|self)\.unit\(|\.writing\(\)", source(module))}
+    others = {module for module in made if not module.rpartition(".")[2].endswith(("unit", "units"))}
+    assert others - {"artifacts.run"} == MAKERS
 
 
 def test_torch_files_are_opened_in_one_place_and_for_their_tensors_alone():
     """Also under another name, and pickles by any other loader: nothing else may even speak of one."""
     opened = {}
     for module in MODULES:
-        tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+        tree = ast.parse(source(module))
         for node in ast.walk(tree):
             words = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
             assert "joblib" not in words, module
@@ -155,13 +77,14 @@ def test_torch_files_are_opened_in_one_place_and_for_their_tensors_alone():
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
                 how = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 opened.setdefault(module, []).append((ast.unparse(node.func), how.get("weights_only")))
-    assert opened == {"weight_files": [("torch.load", "True")]}
+    assert opened == {"networks.weight_files": [("torch.load", "True")]}
 
 
 def test_importing_the_light_modules_loads_nothing_heavy():
     heavy = ("torch", "diffusers", "timm", "shap", "sklearn", "matplotlib", "distributed")
     code = (
-        "import sys\nfrom nafld_utils import params, artifacts, engine, graph, cli\n"
+        "import sys\nfrom nafld_utils import params, artifacts, engine, pipeline, cli\n"
+        "params.load, artifacts.open_run, engine.map_units, pipeline.status\n"
         f"print([m for m in {heavy!r} if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -170,10 +93,10 @@ def test_importing_the_light_modules_loads_nothing_heavy():
 
 # What is beyond a limit of `house.py`, by its own name, so that moving a module changes nothing here. Names only leave.
 BEYOND = {
-    "file": {"artifacts.py", "params.py"},
+    "file": set(),
     "function": set(),
-    "parameters": {"_crossed", "_warm_steps", "build_unet", "kernels", "measure", "sample", "time_training", "train"},
-    "folder": {"nafld_utils", "stages"},
+    "parameters": {"build_unet", "measure", "sample", "train"},
+    "folder": set(),
 }
 
 

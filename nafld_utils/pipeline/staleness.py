@@ -23,7 +23,7 @@ from nafld_utils import artifacts, params
 from nafld_utils.artifacts import Run, load_record
 from nafld_utils.params import SettingsError
 
-# Direct upstream stages; the Makefile states the same, tests/test_graph.py compares them.
+# Direct upstream stages; the Makefile states the same, tests/pipeline/test_staleness.py compares them.
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "01_data_analysis": (),
     "02_preprocessing": ("01_data_analysis",),

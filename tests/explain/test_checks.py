@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, explain, views
+from nafld_utils import artifacts, explain, preprocessing, views
 from nafld_utils.cohort import TISSUES
 from nafld_utils.explain import attribution_units, check_units, explainers, figures, map_measures
 
@@ -216,7 +216,7 @@ def test_nothing_is_interpreted_where_the_auc_is_not_shown_to_be_good(swept, eve
 def test_a_cohort_without_masks_is_told_so_and_keeps_the_rest(swept, everything, overrides, monkeypatch):
     # other checks of the same explanations, so that those with masks stay
     other = artifacts.open_run("smoke", {**overrides, "shap.border": 0.05})
-    monkeypatch.setattr(check_units.prepare.open_preprocessed(other), "tissue", None)
+    monkeypatch.setattr(preprocessing.open_preprocessed(other), "tissue", None)
     checks = explain.build_checks(other, everything)
     assert checks.tissue is None
     assert len(checks.gains) == 2

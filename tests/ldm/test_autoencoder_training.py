@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nafld_utils import artifacts, ldm, networks
-from nafld_utils.ldm import autoencoder, autoencoder_training, autoencoder_units
+from nafld_utils import artifacts, ldm, networks, preprocessing
+from nafld_utils.ldm import autoencoder, autoencoder_training
 
 CPU = torch.device("cpu")
 
@@ -76,7 +76,7 @@ def test_published_networks_end_with_whole_images_that_train_the_decoder_alone(k
 
 
 def test_only_what_is_trained_in_new_phases_is_made_anew(monkeypatch):
-    monkeypatch.setattr(autoencoder_units.prepare, "preprocess_unit", lambda run: "preprocessed")
+    monkeypatch.setattr(preprocessing.unit, "preprocess_unit", lambda run: "preprocessed")
     tiny = {"source": "train", "kind": "tiny", "factor": 8, "train_steps": 200}
     recipes = [
         ldm.autoencoder_unit(artifacts.open_run("smoke", {"autoencoder.class": chosen}), "class", 0).recipe

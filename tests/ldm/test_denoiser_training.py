@@ -16,7 +16,7 @@ import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
-from nafld_utils import artifacts, cohort, engine, ldm, params
+from nafld_utils import artifacts, cohort, engine, ldm, params, preprocessing
 from nafld_utils.images import extract_crop, resize_box, whole_box
 from nafld_utils.ldm import autoencoder, denoiser, denoiser_training, denoiser_units, sampler
 from nafld_utils.params import merging
@@ -335,7 +335,7 @@ def test_a_look_at_averaged_weights_leaves_the_training_as_it_was():
 def test_a_preview_is_drawn_in_the_runs_precision_and_compiles_nothing(monkeypatch):
     run = SimpleNamespace(settings=params.load("smoke", {"ldm.precision": "tf32"}))
     images = SimpleNamespace(images=pd.DataFrame({"fold": [0, 1, 1, 1, 1]}))
-    monkeypatch.setattr(denoiser_units.prepare, "open_preprocessed", lambda _: images)
+    monkeypatch.setattr(preprocessing.unit, "open_preprocessed", lambda _: images)
     drawn, compiled = [], []
     sample = sampler.sample
     monkeypatch.setattr(sampler, "sample", lambda *args, **how: drawn.append(how) or sample(*args, **how))

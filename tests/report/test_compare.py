@@ -12,7 +12,6 @@ from page_checks import assert_self_contained, executed, open_and_look
 from project import run_make
 
 from nafld_utils import artifacts, cli, pipeline, report
-from nafld_utils.pipeline import staleness
 
 SWEEP = "06_classification_sweep"
 OVER = "patients within class (bootstrap)"
@@ -121,7 +120,7 @@ def test_numbers_of_simulated_raters_are_not_subtracted():
         row = {"key": "turing.raters.kappa", "claim": "kappa", "this_run": 0.1, "same_protocol": "yes"}
         artifacts.record_claims(run, stage, [row])
     runs = [
-        staleness.open_run("smoke", name, given)[0] for name, given in (("one", "turing.ratings=ratings"), ("two", ""))
+        artifacts.open_run("smoke", given, run=name) for name, given in (("one", "turing.ratings=ratings"), ("two", ""))
     ]
     assert rows_of(report.comparison_html(*runs))["kappa"][3:5] == ["", "simulated raters"]
 

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from nafld_utils import artifacts, params, turing, views
+from nafld_utils import artifacts, params, preprocessing, turing, views
 from nafld_utils.report import facts
+from nafld_utils.sampling import set_units
 from nafld_utils.turing import figures, intervals, rater_model, results_files, sitting, table_1
 
 NAMES = sitting.NUMBERS
@@ -369,10 +370,10 @@ def stage(tmp_path, monkeypatch):
         base = 100 + 50 * (conditioning == "class") + 10 * fold
         return SimpleNamespace(table=table, images=np.full((40, 8, 8), base, dtype=np.uint8))
 
-    monkeypatch.setattr(units.prepare, "open_preprocessed", lambda run: upstream)
-    monkeypatch.setattr(units.prepare, "preprocess_unit", lambda run: "preprocess")
-    monkeypatch.setattr(units.samples, "open_synthetic", open_synthetic)
-    monkeypatch.setattr(units.samples, "synthetic_unit", lambda run, *key: "-".join(map(str, key)))
+    monkeypatch.setattr(preprocessing.unit, "open_preprocessed", lambda run: upstream)
+    monkeypatch.setattr(preprocessing.unit, "preprocess_unit", lambda run: "preprocess")
+    monkeypatch.setattr(set_units, "open_synthetic", open_synthetic)
+    monkeypatch.setattr(set_units, "synthetic_unit", lambda run, *key: "-".join(map(str, key)))
     return units
 
 
