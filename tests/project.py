@@ -1,6 +1,8 @@
 """Where the project lies, and its Makefile as the tests call it."""
 
+import functools
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +31,11 @@ def run_make(*arguments, root, timeout=120, check=None, **environment):
     if check is not None:
         assert done.returncode == check, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def call(path, name, *arguments):
+    """Call a function of a file of tests: a process that begins anew cannot import such a file by a name."""
+    return _names(str(path))[name](*arguments)
+
+
+_names = functools.cache(runpy.run_path)

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from project import call
 from scipy import ndimage
 
 from nafld_utils.cohort import (
@@ -141,13 +142,14 @@ def _brightness_ratio(task):
 def test_brightness_ratio_separates_classes_as_published():
     """Hepatorenal ratio of 100 patients: AUC 0.85 to 0.97, so that the classes overlap as in real cohorts."""
     from concurrent.futures import ProcessPoolExecutor
+    from functools import partial
     from multiprocessing import get_context
 
     from sklearn.metrics import roc_auc_score
 
     fats = simulation.draw_fat(100, 100)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        ratios = list(pool.map(_brightness_ratio, enumerate(fats.tolist()), chunksize=20))
+        ratios = list(pool.map(partial(call, __file__, "_brightness_ratio"), enumerate(fats.tolist()), chunksize=20))
     assert 0.85 < roc_auc_score(fats >= 5, ratios) < 0.97
 
 

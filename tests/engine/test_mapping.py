@@ -1,14 +1,13 @@
 """Units run wherever the settings say, failures are recorded and the others go on."""
 
 import os
-import signal
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from toy_units import Marker, fail_in_words, kill_own_process, touch, wait_for_turn
 
 from nafld_utils import artifacts, engine, params
 from nafld_utils.artifacts import locks
@@ -17,14 +16,6 @@ from nafld_utils.engine import devices, mapping, progress_lines, workers
 
 def settings(**changes):
     return params.load("smoke", {f"engine.{key}": value for key, value in changes.items()}).engine
-
-
-def touch(folder, name, fail=False):
-    """One toy unit."""
-    if fail:
-        raise KeyError(f"no {name}")
-    with open(os.path.join(folder, name), "x") as handle:
-        handle.write(str(os.getpid()))
 
 
 def toy_tasks(folder, failing=()):
@@ -41,16 +32,6 @@ def test_every_unit_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, m
     assert (table["error"] == "").sum() == 3
     workers = {(tmp_path / name).read_text() for name in ("0", "2", "3")}
     assert (str(os.getpid()) in workers) == (mode == "serial")
-
-
-class Marker:
-    """A unit that is done when its file is there."""
-
-    def __init__(self, folder, name, fail=False):
-        self.path = Path(folder, name)
-
-    def done(self):
-        return self.path.exists()
 
 
 def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypatch):
@@ -176,17 +157,6 @@ def test_every_local_worker_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch)
     assert "distributed" not in sys.modules, "which is not loaded for that"
 
 
-def wait_for_turn(folder, name):
-    """A unit that shows whether another one is made at the same time."""
-    with mapping.alone(Path(folder) / "unit"):
-        lines = Path(folder) / "lines"
-        with open(lines, "a") as handle:
-            handle.write(f"in {name}\n")
-        time.sleep(0.2)
-        with open(lines, "a") as handle:
-            handle.write(f"out {name}\n")
-
-
 def test_one_thing_is_made_by_one_process_at_a_time(tmp_path):
     tasks = [{"folder": str(tmp_path), "name": str(i)} for i in range(4)]
     engine.map_units(wait_for_turn, tasks, settings(mode="local", n_workers=2), "toy")
@@ -216,10 +186,6 @@ def test_a_unit_that_another_process_made_meanwhile_is_not_made_again(tmp_path):
     assert (tmp_path / "0").read_text() == ""
     make({"folder": str(tmp_path), "name": "1"})
     assert (tmp_path / "1").read_text() == str(os.getpid())
-
-
-def kill_own_process(folder):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.faults
@@ -274,10 +240,6 @@ def test_what_another_process_makes_is_known_by_its_kind_and_waited_for(tmp_path
     assert table["error"].tolist() == ["KeyError: 'another process makes it'"]
     engine.map_units(touch, [{"folder": str(tmp_path), "name": "0"}], settings(), "toy", unit_of=Marker)
     assert (tmp_path / "0").exists()
-
-
-def fail_in_words(text):
-    raise KeyError(text)
 
 
 def test_an_error_of_ours_that_says_what_to_do_about_memory_is_left_as_it_is():

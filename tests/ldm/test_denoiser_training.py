@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DDPMScheduler
+from project import call
 from safetensors.torch import load_file, save_file
 
 from nafld_utils import artifacts, cohort, engine, ldm, params, preprocessing
@@ -479,7 +480,7 @@ def test_fifty_kills_in_the_midst_of_a_write_and_three_between_change_nothing(tm
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
     # one process without threads and windows, and from it a fork a kill
-    process = faulty.context().Process(target=kill_again_and_again, args=(whole, killed))
+    process = faulty.context().Process(target=call, args=(__file__, "kill_again_and_again", whole, killed))
     process.start()
     process.join(600)
     assert process.exitcode == 0
