@@ -395,7 +395,7 @@ def test_stage_shows_every_item_with_its_own_pixels(stage):
 def test_a_small_cohort_on_demos_counts_is_shown_and_says_so(stage, monkeypatch, patients, sizes):
     real = real_table(patients // 2, patients // 2, frames=1)
     pool = np.broadcast_to(np.arange(patients, dtype=np.uint8)[:, None, None, None], (patients, 2, 8, 8))
-    monkeypatch.setattr(stage.prepare, "open_preprocessed", lambda run: SimpleNamespace(images=real, pool=pool))
+    monkeypatch.setattr(preprocessing.unit, "open_preprocessed", lambda run: SimpleNamespace(images=real, pool=pool))
     run = artifacts.open_run("demo", {"cohort.class_names": ["clear", "effusion"]})
     done, shown = stage.analyse(run), stage.make_set(run)
     table = stage.numbers(run, shown)
