@@ -170,16 +170,16 @@ def parsed(module, arguments):
 
 
 def store_study(module, arguments, tmp_path):
-    """`stages.explain_truth` takes no argument: its command runs but for the hour of training."""
+    """`explain.check_units` takes no argument: its command runs but for the hour of training."""
     import pandas as pd
 
-    explain_truth = importlib.import_module(f"nafld_utils.{module}")
+    check_units = importlib.import_module(f"nafld_utils.{module}")
     columns = ["feature", "explainer", "auc", "low", "high", "finding", "verdict"]
     made = types.SimpleNamespace(table=pd.DataFrame([dict.fromkeys(columns, "made")]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explain_truth, "STORED", tmp_path / "study.json")
-        patch.setattr(explain_truth, "build_study", lambda run: made)
-        explain_truth.main()
+        patch.setattr(check_units, "STORED", tmp_path / "study.json")
+        patch.setattr(check_units, "build_study", lambda run: made)
+        check_units.main()
     assert '"made"' in (tmp_path / "study.json").read_text(encoding="utf-8")
     assert not arguments
 
@@ -213,11 +213,23 @@ def example(module, arguments, tmp_path):
     assert (tmp_path / "example" / "images.csv").exists()
 
 
+def script_says(says):
+    """Run a script whole."""
+
+    def check(path):
+        done = subprocess.run([sys.executable, PROJECT / path], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+
+    return check
+
+
 MODULES = {
-    "shipped": shipped,
-    "example_cohort": example,
-    "stages.explain_truth": store_study,
+    "ldm.shipped_autoencoder": shipped,
+    "cohort.example": example,
+    "explain.check_units": store_study,
 }
+SCRIPTS = {"tests/house.py": script_says("lines of code")}
 
 
 @pytest.mark.parametrize(("page", "line", "setting"), COMMANDS, ids=[f"{page}: {line}" for page, line, _ in COMMANDS])
@@ -230,8 +242,11 @@ def test_a_command_of_the_pages_works(page, line, setting, tmp_path, monkeypatch
         MAKE[target](arguments, tmp_path)
     elif program == PYTHON and arguments[0].startswith("tests/benchmarks/"):
         parsed(script(pathlib.Path(arguments[0]).stem), arguments[1:])  # run small by the tests beside it
+    elif program == PYTHON and arguments[0] in SCRIPTS:
+        (path,) = arguments
+        SCRIPTS[path](path)
     elif program == PYTHON:
-        assert arguments[0] == "-m"
+        assert arguments[0] == "-m", f"{page}: {arguments[0]} is not in this file's table SCRIPTS; add how it is tested"
         module = arguments[1].removeprefix("nafld_utils.")
         assert module in MODULES, f"{page}: {arguments[1]} is not in this file's table MODULES; add how it is tested"
         MODULES[module](module, arguments[2:], tmp_path)
