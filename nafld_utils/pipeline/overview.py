@@ -58,7 +58,7 @@ def units_of(run: Run, stage: str) -> list[Unit]:
     if stage not in UNITS:
         raise ValueError(
             f"stage {stage}: expected an entry in UNITS of nafld_utils/pipeline/overview.py, found none; name there the"
-            " functions of its modules in nafld_utils/stages that give its units."
+            " functions of its room that give its units."
         )
     units: list[Unit] = []
     for name in UNITS[stage]:
