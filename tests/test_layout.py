@@ -256,7 +256,7 @@ def test_notebooks_follow_the_skeleton(path):
     assert title.startswith(f"# {path.stem[:2]}")
     assert "?" in title.splitlines()[0]
     assert "Paper" in title
-    assert "artifacts.finish(" in "".join(code[-1]["source"])
+    assert "run.finish(" in "".join(code[-1]["source"])
     lines = [line for cell in code for line in "".join(cell["source"]).splitlines()]
     assert len(lines) <= 170, "logic belongs in the package"
     text = "\n".join(lines)

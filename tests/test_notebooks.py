@@ -231,7 +231,7 @@ def test_notebook_keeps_the_projects_shape(path):
     assert notebook.cells[0].source.startswith("# ")
     assert "parameters" in code[0].metadata.get("tags", [])
     assert ast.literal_eval(re.search(r"^profile = (.*)$", code[0].source, re.MULTILINE)[1]) == "demo"
-    assert "artifacts.finish(" in code[-1].source
+    assert "run.finish(" in code[-1].source
     assert any(report.KEY_FIGURE in cell.metadata.get("tags", []) for cell in code), "a figure for the front page"
     assert not any(cell.outputs or cell.execution_count for cell in code), "committed without outputs"
     assert any("assert " in cell.source for cell in code), "checks that tell a story"

@@ -42,7 +42,7 @@ def finish(run: Run, stage: str) -> None:
     unit = run.unit(f"toy {stage}", settings={})
     with unit.writing() as folder:
         (folder / "made.txt").write_text("x")
-    artifacts.finish(run, stage, [unit])
+    run.finish(stage, [unit])
 
 
 def stages(run, notebooks=NOTEBOOKS):

@@ -10,8 +10,7 @@ from nafld_utils import images, views
 from nafld_utils.cohort.explorer import Place
 from nafld_utils.cohort.figures import caption as caption_of
 from nafld_utils.preprocessing import figures
-from nafld_utils.views import bare
-from nafld_utils.views import of as words_of
+from nafld_utils.views import bare, words_for
 
 if TYPE_CHECKING:
     from nafld_utils.artifacts import Run
@@ -27,7 +26,7 @@ def crops(run: Run, cohort: Cohort, data: Any) -> Any:
     """
     import ipywidgets as widgets
 
-    names, settings, said = run.settings.cohort.class_names, run.settings.preprocess, words_of(run)
+    names, settings, said = run.settings.cohort.class_names, run.settings.preprocess, words_for(run)
     place = Place(data.images["patient_id"].to_numpy())
     crop = views.labelled(widgets.IntSlider, "random crop", min=0, max=data.pool.shape[1] - 1)
     warp = views.labelled(widgets.IntSlider, "draw of the warp", min=0, max=20)
