@@ -312,7 +312,7 @@ def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
     monkeypatch.setattr(ToyData, "crops", crops, raising=False)
     calls = []
     monkeypatch.setattr(frozen_classifier_units, "frozen_features", lambda run, crops: calls.append(1) or features)
-    tables = sweep.build(run)
+    tables = sweep.build_baselines(run)
     assert set(tables["auc"]["baseline"]) == {
         frozen_classifiers.FEATURES_SVM,
         frozen_classifiers.FEATURES_LOGISTIC,
@@ -320,7 +320,7 @@ def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
         frozen_classifiers.HALVES,
     }
     assert len(tables["canary"]) == 2 * run.settings.sweep.canary_shuffles
-    again = sweep.build(run)
+    again = sweep.build_baselines(run)
     assert calls == [1]
     pd.testing.assert_frame_equal(again["auc"], tables["auc"])
     rows = frozen_classifier_units.claims(run, tables)

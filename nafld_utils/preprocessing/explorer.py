@@ -8,7 +8,6 @@ import numpy as np
 
 from nafld_utils import images, views
 from nafld_utils.cohort.explorer import Place
-from nafld_utils.cohort.figures import caption as caption_of
 from nafld_utils.preprocessing import figures
 from nafld_utils.views import bare, words_for
 
@@ -48,7 +47,7 @@ def crops(run: Run, cohort: Cohort, data: Any) -> Any:
             figures.label_map(map_, settings.map_classes, axes[3], "its map")
             figures.label_map(warped, settings.map_classes, axes[4], f"warped, draw {warp.value}")
 
-        caption = caption_of(facts, names, said.grade_text)
+        caption = figures.caption(facts, names, said.grade_text)
         words.value = views.text(f"{caption}; the crop keeps {facts['kept_share']:.0%} of the region", run)
         alt = f"{caption}: region and crop, centre crop, random crop {k}, its map, the map warped"
         picture.value = views.image(views.draw_png(run, 10.5, 2.6, panels), alt)
