@@ -168,7 +168,7 @@ def finished(root):
 
 
 # cells whose texts tell of this moment or of this machine
-OF_NOW = ("overview.here(", "explore.", "cost.estimate(", "sweep.dry_run(")
+OF_NOW = ("pipeline.begin(", ".explorer.", "pipeline.estimate(", "sweep.dry_run(")
 
 
 def texts(notebook):
@@ -191,7 +191,7 @@ def test_a_notebook_on_a_finished_run_is_there_in_seconds_and_makes_nothing_agai
         monkeypatch.setenv(name, given[name])
     notebook = nbformat.read(folder / f"{stage}.ipynb", as_version=4)
     sources = notebook_names.code_cells(folder / f"{stage}.ipynb")
-    opens = next(key for key in sources if "overview.here(" in sources[key])
+    opens = next(key for key in sources if "pipeline.begin(" in sources[key])
     order = notebook_names.shuffled(sources, opens, seed=stage)
     assert order != list(sources)
     cells = {cell.id: cell for cell in notebook.cells}
