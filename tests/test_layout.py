@@ -1,7 +1,4 @@
-"""The package's shape: faces, nothing heavy at import, limits of size, notebooks as the house wants them.
-
-The direction of imports between rooms is held by import-linter (`make lint`).
-"""
+"""The package's shape: rooms and faces, nothing heavy at import, limits of size, notebooks as the house wants them."""
 
 import ast
 import importlib
@@ -20,30 +17,63 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nafld_utils"
 
-ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-MODULES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
-    for path in sorted(PACKAGE.rglob("*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
     if path.name != "__init__.py"
-}
+)
+# What makes units and is not called so.
+MAKERS = {"sampling.sampler_comparison", "sweep.prefix_features", "sweep.verdict"}
+# Modules that another room still names, not its face. Names only leave.
+DEEP = {"artifacts.files", "cohort.explorer", "cohort.unit"}
 
 
-# Modules that seal units under another name than the plan of a room has for them; names only leave.
-SEALING = {"sampling.sampler_comparison", "sweep.prefix_features", "sweep.verdict"}
+def source(module):
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
 
 
-def test_units_are_sealed_by_the_modules_that_a_room_has_for_them():
-    sealing = {name for name, path in MODULES.items() if re.search(r"\.writing\(", path.read_text(encoding="utf-8"))}
-    others = {name for name in sealing if not re.search(r"[._]units?$", name)}
-    assert others == SEALING
-    assert len(sealing) > len(others)
+def test_rooms_import_downwards():
+    """The contract is in pyproject.toml; a room that it does not name breaks it too."""
+    command = [f"{sys.prefix}/bin/lint-imports", "--no-logo", "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
+    assert "1 kept, 0 broken" in told.stdout
+
+
+def test_a_room_names_modules_of_another_only_through_its_face():
+    """``from nafld_utils.ldm import gan`` is the face's own word; ``from nafld_utils.ldm.gan import sample`` is not."""
+    rooms, deep = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}, []
+    for module in MODULES:
+        room = module.split(".")[0]
+        for node in ast.walk(ast.parse(source(module))):
+            parts = (getattr(node, "module", None) or "").split(".") if isinstance(node, ast.ImportFrom) else []
+            if len(parts) > 2 and parts[1] in rooms - {room}:
+                deep.append(f"{module}: {node.module}")
+    assert {line.partition(": nafld_utils.")[2] for line in deep} <= DEEP, deep
+
+
+def test_faces_name_what_is_there():
+    """They load nothing until they are asked, so that a wrong word would be found by its first user."""
+    for face in sorted(PACKAGE.glob("*/__init__.py")):
+        room = importlib.import_module(f"nafld_utils.{face.parent.name}")
+        assert [name for name in room.__all__ if not hasattr(room, name)] == []
+        assert room.__doc__
+        hidden = {name for name in room.__all__ if f"{face.parent.name}.{name}" in MODULES}
+        assert all(isinstance(getattr(room, name), ModuleType) for name in hidden), "a module hides a function"
+
+
+def test_units_are_made_where_the_name_says_so():
+    made = {module for module in MODULES if re.search(r"\b(run|self)\.unit\(|\.writing\(\)", source(module))}
+    others = {module for module in made if not module.rpartition(".")[2].endswith(("unit", "units"))}
+    assert others - {"artifacts.run"} == MAKERS
 
 
 def test_torch_files_are_opened_in_one_place_and_for_their_tensors_alone():
     """Also under another name, and pickles by any other loader: nothing else may even speak of one."""
     opened = {}
-    for module, path in MODULES.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for module in MODULES:
+        tree = ast.parse(source(module))
         for node in ast.walk(tree):
             words = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
             assert "joblib" not in words, module
@@ -59,23 +89,14 @@ def test_importing_the_light_modules_loads_nothing_heavy():
     heavy = ("torch", "diffusers", "timm", "shap", "sklearn", "matplotlib", "distributed")
     code = (
         "import sys\nfrom nafld_utils import params, artifacts, engine, pipeline, cli, open_run\n"
+        "params.load, artifacts.open_run, engine.map_units, pipeline.status\n"
         f"print([m for m in {heavy!r} if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
 
 
-def test_each_name_of_a_face_is_there():
-    for room in ROOMS:
-        face = importlib.import_module(f"nafld_utils.{room}")
-        assert face.__doc__, room
-        for name in face.__all__:
-            assert getattr(face, name) is not None, f"{room}.{name}"
-            hidden = MODULES.get(f"{room}.{name}") and not isinstance(getattr(face, name), ModuleType)
-            assert not hidden, f"{room}.{name} is a function once and a module another time"
-
-
-@pytest.mark.parametrize("room", ["", *ROOMS])
+@pytest.mark.parametrize("room", ["", *sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))])
 def test_importing_a_face_loads_nothing_and_takes_no_time(room):
     """``doctor.py`` is run by a Python that has nothing installed, so the package itself needs its library alone."""
     name = f"nafld_utils.{room}".rstrip(".")

@@ -62,6 +62,7 @@ GENERATOR = [
     ("params/paper.yaml", "\ngan: ", "\nflat:\n  enabled: true  # choice: a reason\n{}"),
     ("nafld_utils/views/figure_style.py", '    "gan": ', '    "flat": "#000000",\n{}'),
     ("nafld_utils/quality/figures.py", '    "gan": ', '    "flat": "one grey",\n{}'),
+    ("tests/test_layout.py", '    ["stages.gan"],', '    ["stages.gan", "stages.flat"],'),
 ]
 STAGE = [
     ("nafld_utils/pipeline/staleness.py", '    "08_turing_test": (', '{}"04_sampling",),\n    "09_echo": ('),
@@ -77,6 +78,7 @@ STAGE = [
         "$(REPORTS)/08_turing_test.ipynb: ",
         "$(REPORTS)/09_echo.ipynb:  $(REPORTS)/04_sampling.ipynb\n{}",
     ),
+    ("tests/test_layout.py", '    ["stages.explain_truth"],', '    ["stages.explain_truth", "stages.echo"],'),
     ("README.md", "\n| `08_turing_test", "\n| `09_echo` | Does it come back? |{}"),
 ]
 RECIPES = {"metric": METRIC, "backbone": BACKBONE, "generator": GENERATOR, "stage": STAGE}

@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from nafld_utils import statistics
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from nafld_utils.artifacts.run import Run
 
 UNSTATED = "not stated in the paper"
@@ -97,8 +97,6 @@ OTHER_COHORT = "no: another cohort"
 
 def claims_table(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The table that `Run.record_claims` writes: every row checked, and no key that another claim of the run has."""
-    import pandas as pd
-
     rows = list(rows)
     for row in rows:
         unknown = set(row) - set(CLAIM_COLUMNS)
@@ -125,8 +123,6 @@ def claims_table(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.
 
 def _claim_keys(run: Run, stage: str) -> dict[str, str]:
     """Keys that the claims of other stages have, each with whose it is."""
-    import pandas as pd
-
     found = {}
     for path in sorted(run.root.glob("*/claims.csv")):
         if path.parent.name != stage:

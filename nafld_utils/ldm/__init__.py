@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "N_PREVIEW PREVIEW balanced_tasks ldm_unit load_denoiser model_name network_table new_denoiser "
             "placed previews schedule_options split_name train_ldm"
         ).split(),
+        "figures": "image_row mosaic".split(),
         "gan": "Generator".split(),
         "gan_units": "NAME gan_unit painter reference seconds_a_step table train_gan".split(),
         "protocol": "changes cohort in_words models".split(),
