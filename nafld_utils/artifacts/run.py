@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nafld_utils import params
-from nafld_utils.artifacts.files import existing, file_sha256, load_record, save_json
+from nafld_utils.artifacts.files import existing, file_sha256, load_record, save_json, save_table
 from nafld_utils.artifacts.seals import damage_of, digest, sealed
 from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
 
@@ -128,6 +128,61 @@ class Run:
             if key in sections or key.split(".")[0] in sections
         ]
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
+
+    def record_claims(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+        """Write the stage's headline numbers to its ``claims.csv``.
+
+        Parameters
+        ----------
+        stage : str
+            Stage name, e.g. ``"05_quality_metrics"``.
+        rows : iterable of mapping
+            As `artifacts.claim` makes them: `key` names the claim for reports, `over` says what the interval is over,
+            `same_protocol` is "yes" or says what differs from the paper.
+
+        Raises
+        ------
+        ValueError
+            A row has an unknown column or lacks ``key``, ``claim``, ``this_run`` or ``same_protocol``, or a key stands
+            twice in the run.
+
+        Notes
+        -----
+        Beside the numbers of a foreign cohort (`is_foreign`) no number of the paper's is written.
+        """
+        from nafld_utils.artifacts.claims import claims_table
+
+        table = claims_table(self, stage, rows)
+        save_table(self.root / stage / "claims.csv", table)
+        return table
+
+    def finish(self, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
+        """Record the units a stage stands on, so that make can tell when it is stale; return the files as a table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``file`` (relative to the work folder), ``size_kib``, ``made_in_s`` (of its unit, in seconds).
+        """
+        import pandas as pd
+
+        units = [unit.require() for unit in units]
+        for unit in units:  # of processes that were killed between sealing and clearing up
+            shutil.rmtree(unit.work, ignore_errors=True)
+        entries = [{"unit": str(unit.path.relative_to(self.root)), "hash": unit.hash} for unit in units]
+        claims = self.root / stage / "claims.csv"
+        files = {claims.name: [claims.stat().st_size, file_sha256(claims)]} if claims.is_file() else {}
+        record = {"stage": stage, "units": entries, "files": files}
+        save_json(self.root / stage / "stage.json", sealed(record))
+        rows = []
+        for unit in units:
+            seconds = unit.seconds()
+            for path in sorted(unit.path.iterdir()):
+                size = round(path.stat().st_size / 1024, 1)
+                rows.append((str(path.relative_to(work_root())), size, seconds))
+        for path in sorted((self.root / stage).iterdir()):
+            rows.append((str(path.relative_to(work_root())), round(path.stat().st_size / 1024, 1), float("nan")))
+        return pd.DataFrame(rows, columns=["file", "size_kib", "made_in_s"])
 
 
 def remembered(function: Callable[..., Unit]) -> Callable[..., Unit]:
@@ -255,35 +310,6 @@ def check_disk(run: Run) -> None:
             " free disk space or point NAFLD_ROOT to another disk"
         )
         raise OSError(errno.ENOSPC, message)
-
-
-def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
-    """Record the units a stage stands on, so that make can tell when it is stale; return the files as a table.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``file`` (relative to the work folder), ``size_kib``, ``made_in_s`` (of its unit, in seconds).
-    """
-    import pandas as pd
-
-    units = [unit.require() for unit in units]
-    for unit in units:  # of processes that were killed between sealing and clearing up
-        shutil.rmtree(unit.work, ignore_errors=True)
-    entries = [{"unit": str(unit.path.relative_to(run.root)), "hash": unit.hash} for unit in units]
-    claims = run.root / stage / "claims.csv"
-    files = {claims.name: [claims.stat().st_size, file_sha256(claims)]} if claims.is_file() else {}
-    record = {"stage": stage, "units": entries, "files": files}
-    save_json(run.root / stage / "stage.json", sealed(record))
-    rows = []
-    for unit in units:
-        seconds = unit.seconds()
-        for path in sorted(unit.path.iterdir()):
-            size = round(path.stat().st_size / 1024, 1)
-            rows.append((str(path.relative_to(work_root())), size, seconds))
-    for path in sorted((run.root / stage).iterdir()):
-        rows.append((str(path.relative_to(work_root())), round(path.stat().st_size / 1024, 1), float("nan")))
-    return pd.DataFrame(rows, columns=["file", "size_kib", "made_in_s"])
 
 
 def stage_fault(run: Run, stage: str) -> str | None:

@@ -41,7 +41,7 @@ def what_shap_shows(
     for row in study.table.itertuples():
         question = f"Does SHAP ({row.explainer}) find {named(row)} where the label shows in nothing else?"
         rows.append((question, f"held-out AUC {interval(row.auc, row.low, row.high)}", row.verdict))
-    said = views.of(run)
+    said = views.words_for(run)
     where = f"Where is {'what makes it ' + said.positive if said.foreign else 'the fat'}?"
     rows.append((where, "nothing", "no map can show it: maps show what this classifier uses"))
     question = f"Would another patient with such pixels be {said.classes[1]}?"

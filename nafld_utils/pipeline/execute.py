@@ -122,7 +122,7 @@ def _execute(run: Run, stage: str, notebook: Path, half: Path) -> None:
             _papermill(notebook, half, {"profile": run.settings.profile, "overrides": run.overrides}, console)
             fault = artifacts.stage_fault(run, stage)
             if fault:
-                raise StageError(f"{stage} ran, but {fault}: its last cell must call artifacts.finish", None)
+                raise StageError(f"{stage} ran, but {fault}: its last cell must call run.finish", None)
     except BaseException as error:
         copy = failed if half.exists() else None
         if copy:

@@ -27,19 +27,10 @@ START = "start.ipynb"
 UNITS: dict[str, tuple[str, ...]] = {
     "01_data_analysis": ("nafld_utils.cohort.unit.cohort_unit",),
     "02_preprocessing": ("nafld_utils.preprocessing.unit.preprocess_unit",),
-    "03_ldm_training": ("nafld_utils.ldm.denoiser_units.units", "nafld_utils.ldm.gan_units.units"),
-    "04_sampling": (
-        "nafld_utils.sampling.set_units.units",
-        "nafld_utils.sampling.condition_units.units",
-        "nafld_utils.sampling.sampler_comparison.units",
-    ),
-    "05_quality_metrics": (
-        "nafld_utils.quality.metric_units.units",
-        "nafld_utils.quality.patient_curve_units.units",
-        "nafld_utils.quality.copy_units.units",
-        "nafld_utils.quality.filter_units.units",
-    ),
-    "06_classification_sweep": ("nafld_utils.sweep.verdict.units", "nafld_utils.sweep.frozen_classifier_units.units"),
+    "03_ldm_training": ("nafld_utils.ldm.units",),
+    "04_sampling": ("nafld_utils.sampling.units",),
+    "05_quality_metrics": ("nafld_utils.quality.units",),
+    "06_classification_sweep": ("nafld_utils.sweep.units",),
     "07_shap": ("nafld_utils.explain.check_units.units",),
     "08_turing_test": ("nafld_utils.turing.units.units",),
 }
@@ -140,6 +131,37 @@ def _duration(seconds: float) -> str:
 
 
 # ---------------------------------------------------------------- at the top of a notebook
+
+
+def begin(run: Run, stage: str) -> Any:
+    """Check what a notebook needs before it computes anything, and tell where it stands.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    stage : str
+        Name of the stage.
+
+    Returns
+    -------
+    IPython.display.Markdown
+        As `here`.
+
+    Raises
+    ------
+    OSError
+        The disk is nearly full (``engine.min_free_gib``).
+    ValueError
+        Before any model is trained, in stages 02 and 03: the classifiers of the sweep will take more images than the
+        models will draw; or the cohort is not stored.
+    """
+    artifacts.check_disk(run)
+    if stage in ("02_preprocessing", "03_ldm_training"):
+        from nafld_utils import sweep
+
+        sweep.require_capacity(run)
+    return here(run, stage)
 
 
 def here(run: Run, stage: str) -> Any:

@@ -221,7 +221,7 @@ def audit(run: Run, generator: str, fold: int) -> None:
         save_table(folder / "table.csv", pd.concat([facts, table], axis=1))
 
 
-def build(run: Run) -> None:
+def audit_copies(run: Run) -> None:
     """Everything of the search that is not there yet, and the release list."""
     engine.map_units(make_reference, reference_tasks(run), run.settings.engine, "real patients", unit_of=reference_unit)
     engine.map_units(audit, audit_tasks(run), run.settings.engine, "search for copies", unit_of=audit_unit)

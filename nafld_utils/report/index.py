@@ -41,8 +41,8 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
     left_out, table = set(left_out), facts.claims_table(run)
     page = pages.render(
         "index.html.j2",
-        title=f"{run.name} · synthetic {views.of(run).subject}",
-        subject=views.of(run).subject,
+        title=f"{run.name} · synthetic {views.words_for(run).subject}",
+        subject=views.words_for(run).subject,
         foreign=run.is_foreign,
         classes=run.settings.cohort.class_names,
         run=run.name,

@@ -67,7 +67,7 @@ def simulated(*runs: Run) -> str:
         f"SIMULATED COHORT: every image and number{whose} below comes from simulated patients and says nothing about"
         " real ones."
     )
-    notes = dict.fromkeys(note for run in runs for note in (untrained(run), views.of(run).note))
+    notes = dict.fromkeys(note for run in runs for note in (untrained(run), views.words_for(run).note))
     return " ".join([text] * bool(marked) + [note for note in notes if note])
 
 

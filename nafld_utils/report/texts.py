@@ -50,7 +50,7 @@ def fill_all(templates: Iterable[str], known: Mapping[str, Any]) -> list[str]:
 
 def values(run: Run) -> dict[str, Any]:
     """What every text may name: settings, what was planned from them, and what is stored of cohort and code."""
-    s, said = run.settings, views.of(run)
+    s, said = run.settings, views.words_for(run)
     word = {
         part: {name: fill(text, {"s": s}) for name, text in entries.items()}
         for part, entries in load()["words"].items()

@@ -10,17 +10,18 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "clinical_measures comparisons draws explorer figures frozen_classifier_units frozen_classifiers "
-        "gpu_training interval_study prefix_features timing training training_units trial_grid "
+        "gpu_training interval_study prefix_features stage timing training training_units trial_grid "
         "trial_store verdict"
     ).split(),
     submod_attrs={
         "comparisons": "present where".split(),
-        "frozen_classifier_units": "build leaks".split(),
+        "frozen_classifier_units": "build_baselines leaks".split(),
         "interval_study": "report stored".split(),
+        "stage": "claims units".split(),
         "training": "Options Views fresh_tail predict train_tail".split(),
         "training_units": (
-            "build_scores dry_run failures held_out_images options_of require_capacity run_sweep status store "
-            "summary time_training train training_set trials"
+            "build_scores dry_run experiments failures held_out_images options_of require_capacity run_sweep status "
+            "store summary time_training train training_set trials"
         ).split(),
         "trial_grid": "folds_of grid plan planned".split(),
         "trial_store": "TRIAL_COLUMNS finished_before read_trial to_train".split(),

@@ -72,7 +72,7 @@ def tables_unit(run: Run) -> Unit:
     chosen = run.settings.sweep
     settings = {"n_resamples": chosen.n_resamples, "primary": [chosen.primary_arm, chosen.primary_rate]}
     settings |= {"interval": chosen.interval_method, "specificity": chosen.specificity, "seed": run.settings.seed}
-    settings["grade"] = views.of(run).grade
+    settings["grade"] = views.words_for(run).grade
     modules = ["sweep_tables", "sweep_summaries", "stats", "resampling", "delong", "measures"]
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
 
@@ -126,7 +126,7 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
         levels["seeds"].append(comparisons.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
     tables["measures"] = comparisons.patient_measures(
-        scores, grades(run), chosen.specificity, **options, grade_name=views.of(run).grade
+        scores, grades(run), chosen.specificity, **options, grade_name=views.words_for(run).grade
     )
     tables["optimistic"] = comparisons.optimistic(tables["arms"])
     tables["variants"] = comparisons.variants(tables["arms"])
@@ -157,8 +157,8 @@ def grade_note(run: Run) -> str:
     if len(known) and known.notna().all() and known.min() < known.max():
         return ""
     return (
-        f"No correlation of scores with {views.of(run).grade}: it is known for {known.notna().sum()} of {len(known)}"
-        " patients, or the same for all."
+        f"No correlation of scores with {views.words_for(run).grade}: it is known for {known.notna().sum()} of"
+        f" {len(known)} patients, or the same for all."
     )
 
 

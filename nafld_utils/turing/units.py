@@ -171,7 +171,7 @@ def page_unit(run: Run, shown: Unit) -> Unit:
     """Unit of the page that shows the set `shown` to raters; a template that was edited makes it anew."""
     s = run.settings.turing
     settings = {"language": s.language, "contact": s.contact, "simulated": run.is_simulated}
-    settings["subject"] = views.of(run).subject
+    settings["subject"] = views.words_for(run).subject
     templates = [file_sha256(path) for path in page.template_files(s.language)]
     modules = ["turing_page", "turing_sitting"]
     return run.unit("turing", "page", settings=settings, inputs=[shown, *templates], modules=modules)
@@ -202,7 +202,7 @@ def make_page(run: Run, shown: TuringSet) -> Unit:
     texts = load_texts(s.language)
     unit = page_unit(run, shown.unit)
     if not unit.done():
-        page = build(shown.images, shown.items, texts, run.is_simulated, s.contact, views.of(run).subject)
+        page = build(shown.images, shown.items, texts, run.is_simulated, s.contact, views.words_for(run).subject)
         with unit.writing() as folder:
             save_text(folder / PAGE, page)
     return unit

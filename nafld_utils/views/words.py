@@ -6,13 +6,11 @@ images is what its settings ``cohort.subject``, ``cohort.class_names`` and ``coh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nafld_utils.artifacts import Run
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 _OF_THE_PAPER = ("healthy", "fatty")  # the classes where the settings say nothing
 
@@ -54,7 +52,7 @@ class Words:
     note: str
 
 
-def of(run: Run) -> Words:
+def words_for(run: Run) -> Words:
     """The words of a run.
 
     Parameters

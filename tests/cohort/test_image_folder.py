@@ -976,17 +976,17 @@ def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study)
     run = study(uneven(tmp_path / "a", n=8), cohort__subject="skin photographs")
     row = {"key": "a", "claim": "patients (paper: all)", "paper": 55, "this_run": 4, "same_protocol": "yes"}
     cohort.build_cohort(run)
-    table = artifacts.record_claims(
-        run, "01_data_analysis", [row, {**row, "key": "b", "paper": None, "same_protocol": "not in it"}]
+    table = run.record_claims(
+        "01_data_analysis", [row, {**row, "key": "b", "paper": None, "same_protocol": "not in it"}]
     )
     assert table["paper"].isna().all()
     assert set(table["claim"]) == {"patients"}
     assert table["same_protocol"].tolist() == [claims.OTHER_COHORT, "not in it"]
-    said = views.of(run)
+    said = views.words_for(run)
     assert (said.subject, said.positive, said.grade) == ("skin photographs", "malignant", "grade")
     assert "class 1 is malignant" in said.note
     assert "The shipped autoencoder has seen simulated livers alone" in said.note
-    assert views.of(artifacts.open_run("smoke")).note == ""
+    assert views.words_for(artifacts.open_run("smoke")).note == ""
 
 
 def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, study):
@@ -994,24 +994,24 @@ def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, stud
     path = uneven(tmp_path / "a", n=8)
     said = "its label 0 is read as healthy and 1 as fatty; where they mean something else give SET="
     run = study(path, cohort__class_names=["healthy", "fatty"])
-    assert said not in views.of(run).note, "nothing is loaded yet"
+    assert said not in views.words_for(run).note, "nothing is loaded yet"
     cohort.build_cohort(run)
-    (given,) = re.findall(r'SET="(cohort.*?)"', views.of(run).note)
-    assert said in views.of(run).note
+    (given,) = re.findall(r'SET="(cohort.*?)"', views.words_for(run).note)
+    assert said in views.words_for(run).note
     assert said in report.pages.simulated(run), "the head of every report"
     named = study(path, **params.parse_overrides(given))
     cohort.build_cohort(named)
-    assert "class 0 is name of 0, class 1 is name of 1" in views.of(named).note
-    assert "is read as" not in views.of(named).note
+    assert "class 0 is name of 0, class 1 is name of 1" in views.words_for(named).note
+    assert "is read as" not in views.words_for(named).note
     table = pd.read_csv(path / "images.csv")
     table.assign(label=table["label"].map({0: "healthy", 1: "fatty"})).to_csv(path / "images.csv", index=False)
     cohort.build_cohort(run)
     assert run.is_foreign
-    assert "is read as" not in views.of(run).note
+    assert "is read as" not in views.words_for(run).note
     simulation.write_folder(tmp_path / "liver", 2, 5, n_frames=1)
     liver = study(tmp_path / "liver", cohort__class_names=["healthy", "fatty"])
     cohort.build_cohort(liver)
-    assert views.of(liver).note == "", "simulated here, its numbers mean what they mean"
+    assert views.words_for(liver).note == "", "simulated here, its numbers mean what they mean"
 
 
 def test_regions_and_crops_are_settings(study, tmp_path):

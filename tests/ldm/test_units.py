@@ -404,7 +404,7 @@ def test_passes_are_counted_from_the_settings_alone():
 
 
 def test_the_comparison_holds_every_setting_once_and_another_set_of_seeds(run):
-    table = sampler_comparison.build(run)
+    table = sampler_comparison.compare_samplers(run)
     wanted = sampler_comparison.variants(run)
     assert len(table) == 2 * (len(wanted) + 1)
     assert (table["seeds"] == "other").sum() == 2

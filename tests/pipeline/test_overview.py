@@ -42,7 +42,7 @@ def finish(run: Run, stage: str) -> None:
     unit = run.unit(f"toy {stage}", settings={})
     with unit.writing() as folder:
         (folder / "made.txt").write_text("x")
-    artifacts.finish(run, stage, [unit])
+    run.finish(stage, [unit])
 
 
 def stages(run, notebooks=NOTEBOOKS):
@@ -288,7 +288,7 @@ def test_a_name_that_cells_share_is_bound_by_one_of_them(stage):
     for key, (bound, free) in found.items():
         assert free <= known, f"{key} takes {free - known}, which no cell above it binds"
         known |= bound
-    top = notebook_names.needed(cells, next(key for key in cells if "overview.here(" in cells[key]))
+    top = notebook_names.needed(cells, next(key for key in cells if "pipeline.begin(" in cells[key]))
     assert len(top) == 3, "parameters, imports and the run suffice to see where it is"
 
 

@@ -102,7 +102,7 @@ def test_stages_04_to_07_hold_out_the_given_fold(run, data, fold):
 
 
 def test_stages_01_and_02_show_a_cohort_without_grades(run, data):
-    cohort, said = open_cohort(run), views.of(run)
+    cohort, said = open_cohort(run), views.words_for(run)
     assert cohort.patients["grade"].isna().all()
     shown = summary_table(cohort.images, cohort.patients, NAMES, said.grade_column, bands=False)
     assert (shown[f"{said.grade_column}, median"] == "-").all()

@@ -28,7 +28,7 @@ def run(tmp_path, monkeypatch):
         artifacts.save_table(folder / "patients.csv", patients)
         artifacts.save_table(folder / "images.csv", pd.DataFrame({"image_id": ["a", "b", "c", "d"]}))
         artifacts.save_json(folder / "provenance.json", {"kind": "simulated", "text": "3 <patients>", "sha256": "ab12"})
-    artifacts.finish(run, "01_data_analysis", [cohort])
+    run.finish("01_data_analysis", [cohort])
     rows = [
         {"claim": "AUC <b>real</b> & semantic", "paper": 0.882, "this_run": 0.87654, "low": 0.75, "high": 0.955,
          "over": "patients", "n": 3, "unit": "AUC", "same_protocol": "simulated cohort"},
@@ -36,7 +36,7 @@ def run(tmp_path, monkeypatch):
         {"claim": "Frechet distance", "paper": 72.95, "this_run": 312.14, "same_protocol": "other features"},
         {"claim": "patients", "paper": "55.0", "this_run": 3, "same_protocol": "simulated cohort"},
     ]  # fmt: skip
-    artifacts.record_claims(run, STAGE, [{"key": f"toy.{number}", **row} for number, row in enumerate(rows)])
+    run.record_claims(STAGE, [{"key": f"toy.{number}", **row} for number, row in enumerate(rows)])
     for stage in ("01_data_analysis", STAGE):
         run.reports.mkdir(parents=True, exist_ok=True)
         nbformat.write(executed(stage), run.reports / f"{stage}.ipynb")
@@ -165,7 +165,7 @@ def hostile(run):
     artifacts.save_json(cohort / "provenance.json", provenance)
     row = {"claim": f"gain by {HOSTILE} images, r = 1", "this_run": 0.1, "low": 0.05, "high": 0.2, "over": "patients"}
     row |= {"unit": f"image-level {HOSTILE}", "same_protocol": HOSTILE, "key": "sweep.gain.patients"}
-    artifacts.record_claims(run, STAGE, [row])
+    run.record_claims(STAGE, [row])
     return run
 
 

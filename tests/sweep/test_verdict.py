@@ -117,7 +117,7 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
 def test_claims_say_what_their_interval_is_over(run):
     tables = sweep.build_tables(run, made_up())
     rows = verdict.claims(run, tables)
-    table = artifacts.record_claims(run, "06_classification_sweep", rows)
+    table = run.record_claims("06_classification_sweep", rows)
     assert {row["over"] for row in rows if row["claim"].startswith("gain")} == {
         comparisons.OVER_SEEDS,
         comparisons.OVER_BOTH,
@@ -291,7 +291,7 @@ def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
     monkeypatch.setattr(ToyData, "crops", crops, raising=False)
     calls = []
     monkeypatch.setattr(frozen_classifier_units, "frozen_features", lambda run, crops: calls.append(1) or features)
-    tables = sweep.build(run)
+    tables = sweep.build_baselines(run)
     assert set(tables["auc"]["baseline"]) == {
         frozen_classifiers.FEATURES_SVM,
         frozen_classifiers.FEATURES_LOGISTIC,
@@ -299,7 +299,7 @@ def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
         frozen_classifiers.HALVES,
     }
     assert len(tables["canary"]) == 2 * run.settings.sweep.canary_shuffles
-    again = sweep.build(run)
+    again = sweep.build_baselines(run)
     assert calls == [1]
     pd.testing.assert_frame_equal(again["auc"], tables["auc"])
     rows = frozen_classifier_units.claims(run, tables)
