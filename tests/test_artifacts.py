@@ -57,7 +57,7 @@ def test_another_recipe_is_another_unit(run, change):
 def test_a_new_revision_undoes_a_unit(run, monkeypatch):
     make(run.unit("toy", settings={}, modules=["diffusion"]))
     assert run.unit("toy", settings={}, modules=["diffusion"]).done()
-    monkeypatch.setattr(units, "revision", lambda name: 10**6)
+    monkeypatch.setattr(artifacts.run, "revision", lambda name: 10**6)
     assert not run.unit("toy", settings={}, modules=["diffusion"]).done()
 
 

@@ -11,7 +11,6 @@ import pytest
 from conftest import PROJECT, run_make
 
 from nafld_utils import artifacts, cli, params, pipeline
-from nafld_utils.artifacts import units
 from nafld_utils.params import SettingsError
 
 FIRST, SECOND = pipeline.STAGES[:2]
@@ -304,7 +303,7 @@ def test_a_raised_revision_makes_its_stage_stale(tmp_path, monkeypatch):
     artifacts.save_text(pipeline.report_path(run, FIRST), "{}")
     pipeline.write_stamps(run)
     assert pipeline.status(run)[FIRST].moved == ""
-    monkeypatch.setattr(units, "revision", lambda module: 99)
+    monkeypatch.setattr(artifacts.run, "revision", lambda module: 99)
     assert "by revision 1 of cohort, today's is 99" in pipeline.status(run)[FIRST].moved
 
 

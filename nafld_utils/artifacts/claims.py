@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from nafld_utils import statistics
 from nafld_utils.artifacts.files import save_table
 from nafld_utils.artifacts.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 UNSTATED = "not stated in the paper"
 
@@ -118,8 +117,6 @@ def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd
     -----
     Beside the numbers of a foreign cohort (`Run.is_foreign`) no number of the paper's is written.
     """
-    import pandas as pd
-
     rows = list(rows)
     for row in rows:
         unknown = set(row) - set(CLAIM_COLUMNS)

@@ -223,9 +223,14 @@ def command(run: Run) -> str:
 # ---------------------------------------------------------------- code and machine
 
 
+def manifests(run: Run) -> list[dict[str, Any]]:
+    """Manifests of all units of a run."""
+    return [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
+
+
 def environment(run: Run) -> list[tuple[str, str]]:
     """Code, devices, machines and versions that the run's units were made with, and the hash of its settings."""
-    made = [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
+    made = manifests(run)
     commits = Counter(str(item.get("commit", "")) for item in made)
     versions = [f"{name} {version}" for item in made for name, version in item.get("versions", {}).items()]
     facts = {
