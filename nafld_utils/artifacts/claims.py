@@ -1,6 +1,6 @@
 """Claims: the headline numbers of a stage, each with a key that reports ask for and a sentence that people read.
 
-Contract: pure. A key is made of parts joined by dots, the room first and then what tells the claim from the room's
+Contract: a key is made of parts joined by dots, the room first and then what tells the claim from the room's
 others, e.g. ``sweep.gain.patients`` or ``copies.share.class``; a part holds small letters, digits and underscores.
 A key stays when its sentence is reworded, and stands once in a run (`Run.record_claims` checks it).
 """
@@ -19,6 +19,8 @@ from nafld_utils import statistics
 if TYPE_CHECKING:
     from nafld_utils.artifacts.run import Run
 
+CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol", "key")
+OTHER_COHORT = "no: another cohort"
 UNSTATED = "not stated in the paper"
 
 
@@ -89,10 +91,6 @@ def over_folds(key: str, text: str, values: Any, unit: str) -> dict[str, Any]:
     """A claim that the paper does not make, from one value per fold: their mean, with Student's t over folds."""
     mean, low, high = statistics.over_folds(values)
     return claim(key, text, mean, UNSTATED, interval=(low, high, "folds"), n=len(values), unit=unit)
-
-
-CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol", "key")
-OTHER_COHORT = "no: another cohort"
 
 
 def claims_table(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

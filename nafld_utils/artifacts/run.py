@@ -1,9 +1,7 @@
-"""Every path of a run, units of work that are either whole or absent, and their provenance.
+"""Runs: opening one, its paths, naming its units, and the record of a stage that has finished.
 
-Contract: a *unit* is a folder ``artifacts/<run>/<stage>/<keys>`` sealed by its manifest ``run.json``. It is written
-under a temporary name, synced to disk and renamed, so a reader sees all of it or nothing. Its hash covers the
-settings it reads, the hashes of its inputs and the ``REVISION`` of the modules that made it; a unit whose manifest
-is missing, carries another hash, or lists a file of other content is not done and is made again.
+Contract: to open a run or to name a unit writes nothing. A stage is finished while every unit of its record is whole,
+has the hash it had then, and was made by today's revisions.
 """
 
 from __future__ import annotations
@@ -26,10 +24,8 @@ from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
 
 if TYPE_CHECKING:
     import pandas as pd
+
 LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
-
-
-# ---------------------------------------------------------------- runs
 
 
 @dataclass(frozen=True)
@@ -117,14 +113,13 @@ class Run:
         return Unit(self.root.joinpath(stage, *map(str, keys)), digest(recipe), recipe)
 
     def show(self, *sections: str) -> pd.DataFrame:
-        """Settings in force as a table: ``setting, value, unchanged`` (whether it is the paper profile's value)."""
+        """Settings in force beside the paper profile's: ``setting, this run, paper profile, where it differs``."""
         import pandas as pd
 
-        paper = params.flat(params.load(params.BASE_PROFILE).model_dump(mode="json", by_alias=True))
-        mine = params.flat(self.settings.model_dump(mode="json", by_alias=True))
+        paper = params.load(params.BASE_PROFILE).flat()
         rows = [
-            (key, str(value), str(paper[key]) if value != paper[key] else "")
-            for key, value in mine.items()
+            (key, str(value), str(paper.get(key, "not set")) if value != paper.get(key) else "")
+            for key, value in self.settings.flat().items()
             if key in sections or key.split(".")[0] in sections
         ]
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])

@@ -10,7 +10,7 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="answers archive compare declared facts index notebooks pages reforms stored texts".split(),
+    submodules="answers archive compare facts index notebooks pages reforms stored texts".split(),
     submod_attrs={
         "archive": "left_out write_archive".split(),
         "compare": "comparison_html write_comparison".split(),

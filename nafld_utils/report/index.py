@@ -11,7 +11,7 @@ from typing import Any
 
 from nafld_utils import artifacts, views
 from nafld_utils.artifacts import Run
-from nafld_utils.report import answers, declared, facts, pages, reforms, texts
+from nafld_utils.report import answers, facts, pages, reforms, texts
 from nafld_utils.report.notebooks import key_figures, read_notebooks
 
 
@@ -57,7 +57,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         stages=facts.stages(run, notebooks, left_out),
         executed=executed,
         pages=set(notebooks) - left_out,
-        declared=declared.declared(run),
+        declared=facts.declared(run),
         settings=facts.settings(run),
         command=facts.command(run),
         environment=facts.environment(run),

@@ -31,7 +31,7 @@ def _environment() -> Any:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)  # escapes nothing: pages do
     environment.filters |= {
         "g": lambda value: f"{value:g}",
-        "listed": lambda values: pages.listed(map(str, values)),
+        "listed": lambda values: params.listed(map(str, values)),
         "number": pages.number,
         "upper_first": lambda text: text[:1].upper() + text[1:],
     }

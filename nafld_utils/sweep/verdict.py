@@ -223,7 +223,7 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
         f" {whole.difference:+.3f}"
         f" [{whole.low_patients:+.3f}, {whole.high_patients:+.3f}], DeLong p = {whole.delong_p:.2g}."
     )
-    text.append(params.declared.declared(run.settings))
+    text.append(params.agreement(run.settings))
     return " ".join(text)
 
 

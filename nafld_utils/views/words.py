@@ -7,10 +7,8 @@ images is what its settings ``cohort.subject``, ``cohort.class_names`` and ``coh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from nafld_utils.artifacts import Run
+from nafld_utils.artifacts import Run
 
 _OF_THE_PAPER = ("healthy", "fatty")  # the classes where the settings say nothing
 
@@ -53,17 +51,7 @@ class Words:
 
 
 def words_for(run: Run) -> Words:
-    """The words of a run.
-
-    Parameters
-    ----------
-    run : Run
-        Whether its cohort is foreign is known once notebook 01 has loaded it.
-
-    Returns
-    -------
-    Words
-    """
+    """The words of a run; whether its cohort is foreign is known once notebook 01 has loaded it."""
     s = run.settings.cohort
     if not run.is_foreign:
         subject = s.subject or "liver ultrasounds"

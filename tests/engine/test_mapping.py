@@ -11,7 +11,7 @@ from toy_units import Marker, fail_in_words, kill_own_process, touch, wait_for_t
 
 from nafld_utils import artifacts, engine, params
 from nafld_utils.artifacts import locks
-from nafld_utils.engine import devices, mapping, progress_lines, workers
+from nafld_utils.engine import devices, mapping, workers
 
 
 def settings(**changes):
@@ -231,7 +231,7 @@ def test_a_worker_without_the_work_folder_says_what_it_needs(tmp_path):
 def test_what_another_process_makes_is_known_by_its_kind_and_waited_for(tmp_path, monkeypatch):
     """However a unit's own error reads: the words of a message steer nothing."""
     said = []
-    monkeypatch.setattr(progress_lines, "announce", said.append)
+    monkeypatch.setattr(mapping, "announce", said.append)
     with artifacts.locked(tmp_path / "0"):
         first = mapping._Call(touch, Marker, wait=False)({"folder": str(tmp_path), "name": "0"})
     assert (first.is_elsewhere, first.error) == (True, "")

@@ -12,7 +12,6 @@ from project import PROJECT, run_make
 from toy_study import FIRST, SECOND, Study, write_notebook
 
 from nafld_utils import artifacts, cli, params, pipeline
-from nafld_utils.artifacts import units
 from nafld_utils.params import SettingsError
 
 
@@ -254,7 +253,7 @@ def test_a_raised_revision_makes_its_stage_stale(tmp_path, monkeypatch):
     artifacts.save_text(pipeline.report_path(run, FIRST), "{}")
     pipeline.write_stamps(run)
     assert pipeline.status(run)[FIRST].moved == ""
-    monkeypatch.setattr(units, "revision", lambda module: 99)
+    monkeypatch.setattr(artifacts.run, "revision", lambda module: 99)
     assert "by revision 1 of cohort, today's is 99" in pipeline.status(run)[FIRST].moved
 
 

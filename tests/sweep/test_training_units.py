@@ -9,7 +9,6 @@ import pytest
 from project import PROJECT
 
 from nafld_utils import artifacts, networks, params, preprocessing, quality, sampling, sweep
-from nafld_utils.artifacts import units
 from nafld_utils.quality import filter_units
 from nafld_utils.sampling import set_units
 from nafld_utils.sweep import gpu_training, prefix_features, training, training_units, trial_grid, trial_store, verdict
@@ -680,7 +679,7 @@ def test_raising_any_revision_that_a_training_goes_through_makes_it_another(run,
     before, revision = hashes(), artifacts.revision
     for raised in TRAINED_BY:
         higher = lambda name, raised=raised: revision(name) + (name == raised)  # noqa: E731
-        monkeypatch.setattr(units, "revision", higher)
+        monkeypatch.setattr(artifacts.run, "revision", higher)
         monkeypatch.setattr(training_units, "revision", higher)
         assert not set(before) & set(hashes()), raised
 

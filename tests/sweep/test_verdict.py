@@ -7,7 +7,6 @@ import pytest
 from toy_scores import ARMS, ToyData, features_of, learners, made_up
 
 from nafld_utils import artifacts, params, sweep, views
-from nafld_utils.params import declared
 from nafld_utils.preprocessing import unit
 from nafld_utils.sweep import comparisons, figures, frozen_classifier_units, frozen_classifiers, verdict
 
@@ -87,7 +86,7 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert row.smallest_effect == pytest.approx(2.8 * row.se_patients)
     assert "DeLong p" in text
     assert "primary analysis. Unadjusted sensitivity analyses of the same comparison" in text
-    assert text.endswith(declared.declared(run.settings))
+    assert text.endswith(params.agreement(run.settings))
     assert "differs from the declared analysis in sweep.primary_rate (1.5 declared, 0.5 here)" in text
 
 
