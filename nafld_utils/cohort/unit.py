@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from nafld_utils.images import crop_window, stream
 
 COHORT = "cohort"
 FOLDER_MODULES = ("cohort_checks", "cohort_folder", "cohort_table", "image_files", "pixel_store")
-FOLDS = "given_folds.csv"
+FOLDS, MAT = "given_folds.csv", "cohort.mat"
 SIDE = 64  # pixels of the square in which images of any shape are compared (choice): coarser than texture
 SECTOR = (("depth", "Over depth, central half of the sector"), ("lateral", "Over angle, middle third of the depths"))
 SQUARE = (("rows", "Over the region's height"), ("columns", "Over the region's width"))
@@ -104,45 +106,42 @@ def build_cohort(run: Run) -> Unit:
 
 
 def _build(run: Run, unit: Unit) -> None:
-    s = run.settings.cohort
-    simulated = s.source == "simulated"
-    if simulated:
-        engine.announce(f"simulating {s.n_patients} patients")
-    if is_folder(run) or (simulated and s.n_patients > simulation.ABOVE):
-        _build_streamed(run, unit)
-        return
-    with unit.writing() as folder:
-        if simulated:
-            made = simulation.simulate(s.n_patients, s.simulation_seed, n_jobs=_jobs(run))
-            path = loading.write_mat(folder / "cohort.mat", made)
-            found = replace(loading.load(path, s.class_names, s.fat_threshold), masks=made.masks)
-        else:
-            found = loading.load(loading.find(s, run.data), s.class_names, s.fat_threshold)
-        part = found.subset_frames(s.frames_per_patient)
-        artifacts.files.save_array(folder / "pixels.npy", part.pixels)
-        if part.masks is not None:
-            artifacts.files.save_array(folder / "masks.npy", part.masks)
-        _save_tables(folder, part, len(found.images))
-
-
-def _build_streamed(run: Run, unit: Unit) -> None:
-    """The cohort of a folder, or a large simulated one: image by image into the unit's work folder, then sealed."""
-    s, keep = run.settings.cohort, run.settings.cohort.frames_per_patient
+    started = time.perf_counter()
     try:
-        if s.source == "simulated":
-            simulation.write_folder(unit.work, s.n_patients, s.simulation_seed, keep=keep, n_jobs=_jobs(run))
-            found = image_folder.read(unit.work, s.class_names, in_place=True)
-        else:
-            found = loading.load(loading.find(s, run.data), s.class_names, s.fat_threshold, unit.work, keep)
+        found = _load(run, unit.work)
+        decoded = found.provenance.get("format") == "folder"  # image by image into the work folder
+        part = found if decoded else found.subset_frames(run.settings.cohort.frames_per_patient)
     except ValueError as error:
         shutil.rmtree(unit.work, ignore_errors=True)
         raise error.written(run.root / WHOLE_LIST) if isinstance(error, CohortError) else error from None
     (run.root / WHOLE_LIST).unlink(missing_ok=True)  # of problems that are corrected
-    with unit.writing() as folder:
-        if isinstance(found.pixels, images.Ragged):
-            artifacts.files.save_array(folder / "shapes.npy", found.pixels.all_shapes)
-        images.move(unit.work, folder, ["pixels", *["masks"] * (found.masks is not None)])
-        _save_tables(folder, _traced(found, unit), len(found.images))
+    with unit.writing(seconds=time.perf_counter() - started) as folder:
+        if (unit.work / MAT).exists():
+            os.replace(unit.work / MAT, folder / MAT)
+        if isinstance(part.pixels, images.Ragged):
+            artifacts.files.save_array(folder / "shapes.npy", part.pixels.all_shapes)
+        for name, values in (("pixels", part.pixels), ("masks", part.masks)):
+            if decoded and values is not None:
+                images.move(unit.work, folder, [name])
+            elif values is not None:
+                artifacts.files.save_array(folder / f"{name}.npy", values)
+        _save_tables(folder, _traced(part, unit), len(found.images))
+
+
+def _load(run: Run, work: Path) -> Cohort:
+    """The cohort found or simulated; what lies on disk until it is stored lies in the folder `work`."""
+    s = run.settings.cohort
+    if s.source != "simulated":
+        return loading.load(loading.find(s, run.data), s.class_names, s.fat_threshold, work, s.frames_per_patient)
+    engine.announce(f"simulating {s.n_patients} patients")
+    jobs = 1 if run.settings.engine.mode == "serial" else run.settings.engine.n_workers or engine.cores()
+    jobs = min(jobs, s.n_patients)
+    if s.n_patients > simulation.ABOVE:
+        simulation.write_folder(work, s.n_patients, s.simulation_seed, keep=s.frames_per_patient, n_jobs=jobs)
+        return image_folder.read(work, s.class_names, in_place=True)
+    made = simulation.simulate(s.n_patients, s.simulation_seed, n_jobs=jobs)
+    path = loading.write_mat(work / MAT, made)  # the real format, read by the real loader
+    return replace(loading.load(path, s.class_names, s.fat_threshold), masks=made.masks)
 
 
 def _traced(found: Cohort, unit: Unit) -> Cohort:
@@ -162,12 +161,6 @@ def _save_tables(folder: Path, found: Cohort, whole: int) -> None:
             artifacts.save_table(folder / name, table)
     artifacts.save_json(folder / "provenance.json", {**found.provenance, "images": whole, "used": len(found.images)})
     artifacts.save_table(folder / "duplicates.csv", duplicates(found))
-
-
-def _jobs(run: Run) -> int:
-    s = run.settings
-    jobs = 1 if s.engine.mode == "serial" else s.engine.n_workers or engine.cores()
-    return min(jobs, s.cohort.n_patients)
 
 
 def open_cohort(run: Run) -> Cohort:
