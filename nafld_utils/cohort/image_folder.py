@@ -207,7 +207,7 @@ def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
     no side of any split.
     """
     table = rows.assign(sha256=sha256)
-    table = table[table["sha256"] != ""].sort_values("row")
+    table = table[(table["sha256"] != "") & (table["patient"] != "")].sort_values("row")
     first = table.groupby("sha256")[["patient", "row"]].transform("first")
     problems = Problems()
     problems.each(

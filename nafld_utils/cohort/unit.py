@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,17 +33,7 @@ SQUARE = (("rows", "Over the region's height"), ("columns", "Over the region's w
 def cohort_unit(run: Run, fetch: bool = False) -> Unit:
     """Unit of the cohort: images, patients, pixels, provenance; tissue masks where it is simulated.
 
-    Parameters
-    ----------
-    run : Run
-        The run.
-    fetch : bool
-        Whether a missing real cohort may be downloaded.
-
-    Raises
-    ------
-    ValueError
-        The cohort is neither found nor stored.
+    With `fetch` a missing real cohort is downloaded; else ValueError where it is neither found nor stored.
     """
     s = run.settings.cohort
     settings = {"frames_per_patient": s.frames_per_patient, "fat_threshold": s.fat_threshold, "classes": s.class_names}
@@ -96,10 +87,7 @@ def _content(path: Path, facts: tuple[tuple[str, int, int], ...]) -> str:
 def build_cohort(run: Run) -> Unit:
     """Load (or simulate, write in the real format and load) the cohort and seal its unit; nothing to do when done.
 
-    Raises
-    ------
-    ValueError
-        The cohort cannot be used; nothing is left behind.
+    ValueError where the cohort cannot be used; nothing is left behind.
     """
     unit = cohort_unit(run, fetch=True)
     return engine.once(unit, lambda: _build(run, unit))
@@ -164,13 +152,7 @@ def _save_tables(folder: Path, found: Cohort, whole: int) -> None:
 
 
 def open_cohort(run: Run) -> Cohort:
-    """The stored cohort of a run; pixels and masks are memory-mapped.
-
-    Raises
-    ------
-    ValueError
-        Stage 01 has not been run with these settings.
-    """
+    """The stored cohort of a run, pixels and masks memory-mapped; ValueError where stage 01 has not been run so."""
     unit = cohort_unit(run).require()
     stored = {path.name for path in unit.path.iterdir()}
     pixels = unit.load_array("pixels.npy", mmap=True)
@@ -193,10 +175,7 @@ def open_cohort(run: Run) -> Cohort:
 def region_of(run: Run, found: Cohort, place: int, image: np.ndarray) -> np.ndarray:
     """Region, (H, W) bool, of the image in row `place` of a run's cohort, as `images.find_region`.
 
-    Raises
-    ------
-    CohortError
-        The image has none; every image of the cohort that has none is named, by row and file of a folder's table.
+    A `CohortError` names every image of the cohort that has none, by row and file of a folder's table.
     """
     try:
         return images.find_region(image, run.settings.preprocess)
@@ -222,11 +201,8 @@ def _without_region(run: Run, found: Cohort) -> CohortError:
     return CohortError(source, problems, whole="image")
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """``pairs`` from `description.similarity`; ``curves``, one per patient; ``panels``: their kinds, each with a
-    title.
-    """
+class Likeness(NamedTuple):
+    """``pairs`` of `description.similarity`; ``curves``, one per patient; ``panels``: their kinds and titles."""
 
     pairs: pd.DataFrame
     curves: pd.DataFrame
@@ -238,11 +214,6 @@ def likeness(run: Run) -> Likeness:
 
     The paper's frames are sectors of one shape, compared pixel by pixel and read over depth and angle. Images of a
     folder may have any size and shape: each one's region is brought to one square, and read over its height and width.
-
-    Raises
-    ------
-    ValueError
-        The cohort is not stored, or images have no region; names each.
     """
     found = open_cohort(run)
     if run.is_foreign:
@@ -269,7 +240,7 @@ def _squares(run: Run, found: Cohort) -> np.ndarray:
 # ---------------------------------------------------------------- claims
 
 
-def _same(run: Run) -> str:
+def same_protocol(run: Run) -> str:
     """Whether the cohort is the paper's, in the words of the claims table."""
     if run.is_simulated:
         return "simulated cohort"
@@ -281,29 +252,21 @@ def _same(run: Run) -> str:
 
 
 def cohort_claims(run: Run, pairs: pd.DataFrame) -> list[dict[str, object]]:
-    """Claims of stage 01: sizes beside the paper's, and how alike frames are.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    pairs : pandas.DataFrame
-        From `description.similarity`.
-    """
-    found, same = open_cohort(run), _same(run)
+    """Claims of stage 01: sizes beside the paper's, and how alike frames are (`pairs` of `likeness`)."""
+    found, same = open_cohort(run), same_protocol(run)
     label = found.patients["label"]
     healthy, fatty = run.settings.cohort.class_names
+    counts = (
+        ("patients", "patients", 55, len(label)),
+        ("patients.label_0", f"patients, {healthy}", 17, int((label == 0).sum())),
+        ("patients.label_1", f"patients, {fatty}", 38, int((label == 1).sum())),
+        ("images", "images", 550, len(found.images)),
+        ("images.distinct", "images that differ from every other", None, found.images["sha256"].nunique()),
+    )
     rows = [
-        claim(key, text, value, same, n=value, unit=unit, paper=paper)
-        for key, text, paper, value, unit in (
-            ("cohort.patients", "patients", 55, len(label), "patients"),
-            ("cohort.patients.label_0", f"patients, {healthy}", 17, int((label == 0).sum()), "patients"),
-            ("cohort.patients.label_1", f"patients, {fatty}", 38, int((label == 1).sum()), "patients"),
-            ("cohort.images", "images", 550, len(found.images), "images"),
-            ("cohort.images.distinct", "images that differ from every other", None, found.images["sha256"].nunique(),
-             "images"),
-        )
-    ]  # fmt: skip
+        claim(f"cohort.{key}", text, value, same, n=value, unit=key.split(".")[0], paper=paper)
+        for key, text, paper, value in counts
+    ]
     for pair, part in pairs.groupby("pair", sort=False)["correlation"]:
         low, middle, high = (round(value, 3) for value in part.quantile([0.05, 0.5, 0.95]))
         bounds = (low, high, "pairs of frames, 5th to 95th percentile")
