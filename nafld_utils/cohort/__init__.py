@@ -22,6 +22,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "simulated_anatomy": "FEATURES TISSUES".split(),
         "simulated_scanner": "simulate_patient".split(),
         "simulation": "FEATURE_FAT simulate version".split(),
-        "unit": "build_cohort cohort_claims cohort_unit likeness open_cohort region_of".split(),
+        "unit": "build_cohort cohort_claims cohort_unit likeness open_cohort region_of same_protocol".split(),
     },
 )
