@@ -24,6 +24,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ).split(),
         "trial_grid": "folds_of grid plan planned".split(),
         "trial_store": "TRIAL_COLUMNS finished_before read_trial to_train".split(),
-        "verdict": "answer at build_tables costs declared grade_note networks protocol shown".split(),
+        "verdict": "answer at build_tables costs declared differences grade_note networks shown".split(),
     },
 )

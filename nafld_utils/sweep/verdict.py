@@ -309,15 +309,20 @@ def _makers(run: Run, name: str, fold: int) -> list[Unit]:
 # ---------------------------------------------------------------- beside the paper
 
 
-def protocol(run: Run, backbone: str | None = None) -> str:
-    """``"yes"``, or what differs from the paper's protocol in the classifiers and images that are compared.
+def differences(run: Run, backbone: str | None = None) -> list[str]:
+    """What differs from the paper's protocol in the classifiers and images that are compared, an entry per matter.
 
-    `backbone` is that whose declared comparison is meant; None is the run's first. The paper has three (Fig. 5B).
+    Parameters
+    ----------
+    run : Run
+    backbone : str, optional
+        The network whose declared comparison is meant (the paper has three, Fig. 5B); the run's first without.
     """
     paper, chosen, grid = params.load(params.BASE_PROFILE), run.settings, trial_grid.grid(run.settings)
-    differs, cell = ldm.cohort(run), declared(run, grid, **({"backbone": backbone} if backbone else {}))
-    if cell["backbone"] not in paper.experiments["fig5b"].backbones:
-        differs.append(f"{cell['backbone']} instead of ResNet-50")
+    backbone = backbone or chosen.sweep.backbones[0]
+    differs, cell = ldm.cohort(run), declared(run, grid, backbone=backbone)
+    if backbone not in paper.experiments["fig5b"].backbones:
+        differs.append(f"{backbone} instead of ResNet-50")
     differs += [f"{name} {cell[name]}" for name, value in comparisons.MAIN.items() if cell[name] != value]
     n_seeds = grid.loc[comparisons.where(grid, cell), "seed"].nunique()
     if n_seeds != paper.sweep.n_seeds:
@@ -328,7 +333,7 @@ def protocol(run: Run, backbone: str | None = None) -> str:
     for section, keys in (("sweep", TRAINING), ("folds", ("n_splits", "seed")), ("preprocess", PIXELS)):
         differs += ldm.changes(f"another {section} section", chosen.section(section), paper.section(section), keys)
     drawn = [name for name in params.parse(chosen.sweep.primary_arm).generators if name in chosen.ldm.conditionings]
-    return ldm.in_words(differs + ldm.models(run, drawn, sampled=True))
+    return differs + ldm.models(run, drawn, sampled=True)
 
 
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
@@ -350,7 +355,7 @@ def _way(run: Run, table: pd.DataFrame) -> str:
 def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list[dict[str, Any]]:
     """Claims of one network; the paper's numbers are of its main way of training and stand beside no other."""
     network, before, after = PAPER_AUC.get(backbone.partition(".")[0], PAPER_AUC["resnet50"])
-    same, way = protocol(run, backbone), _way(run, tables["arms"])
+    same, way = ldm.in_words(differences(run, backbone)), _way(run, tables["arms"])
     known = (before, after, round(after - before, 3)) if not way else (None, None, None)
     beside = way or f" (paper: {network})"
     compared, rows = {}, []
