@@ -6,18 +6,21 @@ incomplete grid. ``tables`` are always those of `build_tables`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import ldm, params, preprocessing, quality, sampling, views
-from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, save_table
-from nafld_utils.sweep import comparisons, trial_grid
-from nafld_utils.sweep.prefix_features import feature_tasks, features_unit, kinds_of
+from nafld_utils import ldm, params, preprocessing, views
+from nafld_utils.artifacts import Run, Unit, claim, key_of, load_table, of_row, save_table
+from nafld_utils.sweep import clinical_measures, comparisons, trial_grid
+from nafld_utils.sweep.prefix_features import feature_tasks, features_unit
 from nafld_utils.sweep.training_units import scores_unit
 
 REVISION = ("stages.sweep_answer", 2)
+
+STUDY = Path(__file__).parent / "stored" / "interval_study.csv"  # made by tests/benchmarks/interval_study.py
 
 # Settings that what a classifier learns depends on; those of statistics, of arithmetic and of speed are left out.
 TRAINING = (
@@ -125,14 +128,14 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
         levels["arms"].append(comparisons.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(comparisons.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
-    tables["measures"] = comparisons.patient_measures(
+    tables["measures"] = clinical_measures.patient_measures(
         scores, grades(run), chosen.specificity, **options, grade_name=views.of(run).grade
     )
     tables["optimistic"] = comparisons.optimistic(tables["arms"])
     tables["variants"] = comparisons.variants(tables["arms"])
     both = scores[(scores["arm"] == params.REAL) | _at_primary(run, scores)]
-    tables["roc"] = comparisons.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
-    tables["reliability"] = comparisons.reliability(both)
+    tables["roc"] = clinical_measures.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
+    tables["reliability"] = clinical_measures.reliability(both)
     if not note:
         with unit.writing() as folder:
             for name, table in tables.items():
@@ -241,69 +244,6 @@ def _verdict(row: pd.Series) -> str:
     over_seeds = np.isfinite(row.low_seeds) and (row.low_seeds > 0 or row.high_seeds < 0)
     seeds = "a difference over seeds alone, and " if over_seeds else ""
     return f"{seeds}this run does not tell whether the images help"
-
-
-# ---------------------------------------------------------------- what an arm costs
-
-
-def costs(run: Run, status: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """What each arm cost on this device: its classifiers, and the diffusion models and sets that it mixes in.
-
-    Parameters
-    ----------
-    run : Run
-    status : pandas.DataFrame
-        From `sweep.run_sweep`.
-    tables : dict
-        From `build_tables`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``arm, trainings, seconds_each`` (median), ``classifier_minutes, feature_minutes`` (frozen prefixes of the arm's
-        sets, real images among them), ``generator_minutes`` (`_makers`; 0 for real and traditional images),
-        ``difference`` (image level, main way of training, at the declared rate; NaN where the arm was not trained at
-        it). What several arms share is counted with each of them. Left out is what stages 01 and 02 took.
-    """
-    done, compared = status[status["state"] == "done"], at(run, tables["comparisons"])
-    rows = []
-    for arm, part in done.groupby("arm", sort=False):
-        gain = compared[comparisons.where(compared, {"arm": arm, "rate": run.settings.sweep.primary_rate})]
-        row = {"arm": arm, "trainings": len(part), "seconds_each": part["seconds"].median()}
-        row |= {"classifier_minutes": part["seconds"].sum() / 60, "feature_minutes": _features(run, arm) / 60}
-        row |= {"generator_minutes": _generators(run, arm) / 60}
-        rows.append({**row, "difference": gain["difference"].iloc[0] if len(gain) else float("nan")})
-    return pd.DataFrame(rows)
-
-
-def _features(run: Run, arm: str) -> float:
-    """Seconds of the frozen prefixes' features that trainings of an arm read, of all networks and folds."""
-    tasks = [task for task in feature_tasks(run) if task["kind"] in kinds_of([arm])]
-    return float(sum(features_unit(**task).seconds() for task in tasks))
-
-
-def _generators(run: Run, arm: str) -> float:
-    """Seconds of everything that made the synthetic images of an arm, in all folds; what folds share counts once."""
-    names = params.parse(arm).models
-    units = [unit for name in names for fold in trial_grid.folds_of(run.settings) for unit in _makers(run, name, fold)]
-    return float(sum(unit.seconds() for unit in {unit.path: unit for unit in units}.values()))
-
-
-def _makers(run: Run, name: str, fold: int) -> list[Unit]:
-    """First stage, latents, the generator's training, the drawing of its set, and what the filter chose by."""
-    if name == quality.NAME:
-        made_by, kind = run.settings.filtered_generator, run.settings.quality.features
-        read = [sampling.features_unit(run, kind, made_by, fold), sampling.features_unit(run, kind, sampling.REAL)]
-        chosen = [*read, quality.audit_unit(run, made_by, fold), quality.unit_of(run, fold)]
-        return [*_makers(run, made_by, fold), *chosen]
-    drawn = sampling.synthetic_unit(**sampling.task_of(run, name, fold))
-    if name in sampling.BASELINES:
-        return [sampling.BASELINES[name].unit(run, fold), drawn]
-    conditioning, balance = ldm.split_name(name)
-    trained = run.settings.section(f"autoencoder.{conditioning}")["source"] == "train"
-    first = [ldm.autoencoder_unit(run, conditioning, fold)] * trained
-    latents = ldm.latents_unit(run, conditioning, fold)
-    return [*first, latents, ldm.ldm_unit(run, conditioning, fold, balance), drawn]
 
 
 # ---------------------------------------------------------------- beside the paper
@@ -421,3 +361,31 @@ def units(run: Run) -> list[Unit]:
     if run.settings.sweep.allow_missing:
         sealed = [unit for unit in sealed if unit.done()]
     return [*(features_unit(**task) for task in feature_tasks(run)), *sealed]
+
+
+# ---------------------------------------------------------------- the stored study of the intervals
+
+
+def stored(path: Path = STUDY) -> pd.DataFrame | None:
+    """The stored study of how often intervals hold the truth, or None where it has not been run.
+
+    ``method, level, cohorts, holds, holds_low, holds_high`` (share of intervals that hold the truth, Wilson 95 %
+    over cohorts), ``below, above`` (intervals that lie below the truth, or above it), ``mean_width, mean_auc,
+    mean_truth, patients, frames, new_patients, pixels``.
+    """
+    return load_table(path) if path.is_file() else None
+
+
+def report(path: Path = STUDY) -> str:
+    """The stored study in words, or how to make it."""
+    table = stored(path)
+    if table is None:
+        return "The study of the intervals has not been run: python tests/benchmarks/interval_study.py."
+    first = table.iloc[0]
+    text = [
+        f"{first.cohorts} simulated cohorts of {first.patients} patients, {first.frames} frames each at"
+        f" {first.pixels} px, frozen features; 95 % intervals that held the AUC on {first.new_patients} new patients:"
+    ]
+    for row in table.itertuples():
+        text.append(f"  {row.method}: {row.holds:.0%} [{row.holds_low:.0%}, {row.holds_high:.0%}]")
+    return "\n".join(text)

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 REVISION = ("stages.turing", 2)
 
-STAGE = "08_turing_test"
 _NULLABLE = {"patient_id": "Int64", "fold": "Int64"}
 _TEXT = ("note", "over", "rater", "file", "status")  # columns that stay text where they are empty
 _NOT_ANSWERS = ("thumbs.db", "desktop.ini")  # what file managers leave in a folder
