@@ -294,59 +294,56 @@ def _way(run: Run, table: pd.DataFrame) -> str:
 
 def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list[dict[str, Any]]:
     """Claims of one network; the paper's numbers are of its main way of training and stand beside no other."""
-    network, before, after = PAPER_AUC.get(backbone.partition(".")[0], PAPER_AUC["resnet50"])
+
+    def declared_rows(name: str, level: str | None) -> pd.DataFrame:
+        table = at(run, tables[name], level, backbone=backbone)
+        return table[_at_primary(run, table)]
+
+    named, before, after = PAPER_AUC.get(backbone.partition(".")[0], PAPER_AUC["resnet50"])
     same, way = ldm.in_words(differences(run, backbone)), _way(run, tables["arms"])
-    known = (before, after, round(after - before, 3)) if not way else (None, None, None)
-    beside = way or f" (paper: {network})"
-    compared, rows = {}, []
+    network, known = (named, (before, after, round(after - before, 3))) if not way else ("", (None, None, None))
+    rows, row = [], declared_rows("comparisons", "image").iloc[0]
+    mixed, unit = f"{row.arm}, r = {row.rate:g}", "image-level AUC"
     for level in comparisons.LEVELS:
-        found = at(run, tables["comparisons"], level, backbone=backbone)
-        row = compared[level] = found[_at_primary(run, found)].iloc[0]
         arms = at(run, tables["arms"], level, backbone=backbone)
-        paper = known[:2] if level == "image" else (None, None)
-        cells = (
-            ("real", params.REAL, 0.0, "real images alone"),
-            ("declared", row.arm, row.rate, f"{row.arm}, r = {row.rate:g}"),
-        )
-        for (part, arm, rate, text), value in zip(cells, paper, strict=True):
-            one = arms[(arms["arm"] == arm) & (arms["rate"] == rate)].iloc[0]
-            key, unit = f"sweep.auc.{level}.{part}", f"{level}-level AUC"
-            rows.append(of_row(key, f"{text}{beside}", one, same, unit, value, columns=("mean_auc", "n_patients")))
-    row = compared["image"]
-    over = {"seeds": comparisons.OVER_SEEDS, "patients": comparisons.over_patients(row.n_seeds)}
-    for name, n in (("seeds", row.n_seeds), ("patients", row.n_patients)):
-        facts = {"interval": (row[f"low_{name}"], row[f"high_{name}"], over[name]), "n": n, "unit": "image-level AUC"}
-        text = f"gain by {row.arm} images, r = {row.rate:g}{way}"
-        rows.append(claim(f"sweep.gain.{name}", text, row.difference, same, paper=known[2], **facts))
-    return rows + _tests_of(run, tables, backbone, "" if way else network, row, same)
-
-
-def _tests_of(
-    run: Run, tables: dict[str, pd.DataFrame], backbone: str, network: str, row: pd.Series, same: str
-) -> list[dict[str, Any]]:
-    """What else is said of the declared arm: what could be seen, the paper's t, its best seed, measures by patient."""
-    unit, rows = "image-level AUC", []
-    if np.isfinite(row.smallest_effect):
-        over = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
-        text = "smallest gain that these patients could show (80 % power)"
-        facts = {"interval": (None, None, over), "n": row.n_patients, "unit": unit}
-        rows.append(claim("sweep.smallest_gain", text, row.smallest_effect, "not in the paper", **facts))
-    if network == "ResNet-50" and np.isfinite(row.t):
-        text = "paired t of the gain over seeds (sensitivity analysis)"
-        facts = {"interval": (None, None, comparisons.OVER_SEEDS), "n": row.n_seeds, "unit": "t", "paper": PAPER_T}
-        rows.append(claim("sweep.paired_t", text, row.t, same, **facts))
-    arms = at(run, tables["arms"], backbone=backbone)
-    best = arms[_at_primary(run, arms)].iloc[0]
-    quoted = network == PAPER_BEST_SEED[0]
-    text = f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"
-    facts = {"interval": (None, None, "no interval: a maximum"), "n": best.n_seeds, "unit": unit}
-    own = same if quoted else "the paper has it for EfficientNet v1"
-    paper = PAPER_BEST_SEED[1] if quoted else None
-    rows.append(claim("sweep.best_seed", text, best.best_seed_auc, own, paper=paper, **facts))
-    found = at(run, tables["measures"], None, backbone=backbone)
-    for one in found[_at_primary(run, found)].to_dict("records"):
+        real, mixing = arms[arms["arm"] == params.REAL].iloc[0], declared_rows("arms", level).iloc[0]
+        cells = (("real", "real images alone", real, known[0]), ("declared", mixed, mixing, known[1]))
+        for part, text, one, number in cells:
+            text, paper = f"{text}{way or f' (paper: {network})'}", number if level == "image" else None
+            key, of = f"sweep.auc.{level}.{part}", f"{level}-level AUC"
+            rows.append(of_row(key, text, one, same, of, paper, columns=("mean_auc", "n_patients")))
+    best, quoted = declared_rows("arms", "image").iloc[0], network == PAPER_BEST_SEED[0]
+    t = row.t if network == "ResNet-50" else np.nan
+    over_seeds = (row.low_seeds, row.high_seeds, comparisons.OVER_SEEDS)
+    over_both = (row.low_patients, row.high_patients, comparisons.over_patients(row.n_seeds))
+    errors = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
+    gain, alone = f"gain by {row.arm} images, r = {row.rate:g}{way}", "not in the paper"
+    least, test = "smallest gain that these patients could show (80 % power)", "paired t of the gain over seeds"
+    highest = f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"
+    own, maximum = same if quoted else "the paper has it for EfficientNet v1", PAPER_BEST_SEED[1] if quoted else None
+    single = (
+        ("gain.seeds", gain, row.difference, same, over_seeds, row.n_seeds, unit, known[2]),
+        ("gain.patients", gain, row.difference, same, over_both, row.n_patients, unit, known[2]),
+        ("smallest_gain", least, row.smallest_effect, alone, (None, None, errors), row.n_patients, unit, None),
+        ("paired_t", f"{test} (sensitivity analysis)", t, same, (None, None, over_seeds[2]), row.n_seeds, "t", PAPER_T),
+        (
+            "best_seed",
+            highest,
+            best.best_seed_auc,
+            own,
+            (None, None, "no interval: a maximum"),
+            best.n_seeds,
+            unit,
+            maximum,
+        ),
+    )
+    for key, text, value, protocol, interval, n, of, paper in single:
+        if np.isfinite(value):
+            facts = {"interval": interval, "n": n, "unit": of, "paper": paper}
+            rows.append(claim(f"sweep.{key}", text, value, protocol, **facts))
+    for one in declared_rows("measures", None).to_dict("records"):
         key, text = key_of("sweep.measure", one["measure"]), f"{one['measure']}: {one['arm']}, r = {one['rate']:g}"
-        rows.append(of_row(key, text, one, "not in the paper", "by patient", columns=("value", "n_patients")))
+        rows.append(of_row(key, text, one, alone, "by patient", columns=("value", "n_patients")))
     return rows
 
 
