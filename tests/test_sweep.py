@@ -728,12 +728,12 @@ def test_a_recorded_step_serves_trainings_of_its_own_sizes_alone(run, monkeypatc
     made = []
     monkeypatch.setattr(gpu_training, "Resident", lambda *_, view, dtype, record: made.append((tuple(view), dtype)))
     monkeypatch.setattr(gpu_training, "train_side_by_side", lambda ready, jobs: [None] * len(jobs))
-    trial = sweep.trials(run).iloc[0].to_dict()
     wanted = [((8, 4, 4), torch.float16), ((8, 4, 4), torch.float32), ((8, 2, 2), torch.float32)]
     for view, dtype in wanted:
         parts = [sweep.Views(torch.zeros(4, 1, *view, dtype=dtype), np.arange(4) % 2)]
         for _ in range(2):
-            training_units._on_gpu(run, trial, None, [(torch.nn.Identity(), parts, 0)])
+            job = gpu_training.Job(torch.nn.Identity(), parts, 0)
+            gpu_training.train_jobs([job], None, sweep.options_of(run), torch.device("cuda"), ("resnet18", "paper"))
     assert made == wanted
 
 

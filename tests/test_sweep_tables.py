@@ -105,7 +105,6 @@ def test_arm_intervals_agree_with_auc_interval_for_one_seed():
         (lambda t: pd.concat([t, t.iloc[[0]]]), "once with seed 0"),
         (lambda t: t[t["arm"] == "class"], "expected arm 'real' at one rate"),
         (lambda t: t[t["arm"] == "real"], "expected an arm beside 'real'"),
-        (lambda t: t.drop(columns="seed"), "found no seed"),
         (lambda t: t.assign(score=np.nan), "missing or not a number"),
     ],
 )

@@ -47,8 +47,6 @@ def sensitivity_at(
     >>> sensitivity_at([0, 0, 0, 0, 1, 1, 1, 1], [1, 2, 3, 4, 2.5, 5, 6, 7], 0.75).estimate
     0.75
     """
-    if not 0 < specificity <= 1:
-        raise ValueError(f"specificity: expected more than 0 and at most 1, found {specificity:g}; e.g. 0.9.")
     label, scores = statistics.checked(label, scores)
     n_pos, n_neg = int(label.sum()), int((~label).sum())
     place = int(np.ceil(specificity * n_neg - 1e-9)) - 1
@@ -70,8 +68,6 @@ def fat_correlation(
     """
     label, scores = statistics.checked(label, scores)
     grade = np.asarray(grade, dtype=float)
-    if grade.shape != label.shape:
-        raise ValueError(f"grade: expected one value per patient ({len(label)}), found {grade.shape}; align it.")
     if not np.isfinite(grade).all() or np.ptp(grade) == 0:
         return None
 
@@ -90,8 +86,6 @@ def calibration_bins(label: Any, scores: Any, n_bins: int = 5) -> pd.DataFrame:
     """
     from statsmodels.stats.proportion import proportion_confint
 
-    if n_bins < 1:
-        raise ValueError(f"n_bins: expected at least 1, found {n_bins}; e.g. 5.")
     label, scores = _probabilities(label, scores)
     table = pd.DataFrame({"predicted": scores.mean(axis=0), "observed": label.astype(float)})
     flat = np.ptp(table["predicted"]) == 0

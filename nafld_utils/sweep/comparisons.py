@@ -133,15 +133,7 @@ def patient_level(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_level(scores: pd.DataFrame, level: str) -> pd.DataFrame:
-    """Scores of images, or the patients' means; ValueError for another level, a missing column or no row."""
-    columns = ("arm", "rate", "seed", "image_id", "patient_id", "label", "score")
-    missing = [name for name in columns if name not in scores]
-    if missing:
-        raise ValueError(f"scores: expected columns {', '.join(columns)}, found no {', '.join(missing)}; add them.")
-    if not len(scores):
-        raise ValueError("scores: expected one row per held-out image, found none; train first.")
-    if level not in LEVELS:
-        raise ValueError(f"level: expected one of {', '.join(LEVELS)}, found {level!r}.")
+    """Scores of images, or the patients' means."""
     return patient_level(scores) if level == "patient" else scores
 
 
@@ -210,26 +202,11 @@ def compare_arms(
 ) -> pd.DataFrame:
     """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
 
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        Every arm with the seeds and images of its group's `base`.
-    level : {"image", "patient"}
-    base : str
-        Arm that the others are compared with.
-    primary : mapping, optional
-        Columns of `CELL` and values that name the one comparison declared beforehand; without it all rows explore.
-    n_resamples, seed, method
-        As in `statistics.auc_interval`.
-    fewer_seeds : bool
-        Whether an arm may have been planned with fewer seeds than `base`, which is then taken with those seeds alone
-        and the note says so; for a grid that is known to be complete.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus base), ``n_seeds, n_patients,
-        primary, role, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare` gives.
+    One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus `base`), ``n_seeds, n_patients,
+    primary, role, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare` gives.
+    `primary` has columns of `CELL` and values that name the one comparison declared beforehand; without it all rows
+    explore. With `fewer_seeds`, for a grid that is known to be complete, an arm may have been planned with fewer seeds
+    than the base, which is then taken with those alone, and the note says so.
 
     Notes
     -----

@@ -32,7 +32,7 @@ class Network:
     """
 
     def __init__(self, backbone: str, freeze: str, image_size: int, device: torch.device):
-        self.backbone, self.device = backbone, device
+        self.backbone, self.freeze, self.device = backbone, freeze, device
         self.prefix, self.tail = networks.split(networks.load(backbone, "random"), backbone, freeze)
         rng = np.random.default_rng(0)
         self.images = rng.integers(0, 256, (N_IMAGES, image_size, image_size), dtype=np.uint8)
@@ -53,38 +53,24 @@ class Network:
 
     def seconds_a_training(self, options: Options, at_once: int = 1, record: bool = True) -> float:
         """Seconds of one training, its draws included; seeds at once share it."""
-        if self.device.type == "cuda":
-            return self._on_gpu(options, at_once, record)
+        gpu, network = self.device.type == "cuda", (self.backbone, "random", self.freeze)
+        at_once, n_steps = (at_once, GPU_STEPS) if gpu else (1, CPU_STEPS)
 
-        def train(n_steps: int) -> None:
-            tail = training.fresh_tail(self.tail, 0)
-            training.train_tail(tail, [self.views], replace(options, steps=n_steps), 0, self.decoder)
+        def train(steps: int) -> None:
+            jobs = [gpu_training.Job(training.fresh_tail(self.tail, i), [self.views], i) for i in range(at_once)]
+            short = replace(options, steps=steps)
+            for result in gpu_training.train_jobs(jobs, self.decoder, short, self.device, network, record):
+                if isinstance(result, Exception):
+                    raise result
 
-        train(1)  # is not counted
-        return engine.timed(lambda: train(CPU_STEPS), self.device, warm=0) / CPU_STEPS * options.steps
+        train(n_steps if gpu else 1)  # is not counted
+        return engine.timed(lambda: train(n_steps), self.device, warm=0) / at_once / n_steps * options.steps
 
     def seconds_a_score(self) -> float:
         """Seconds of the prediction of one image whose features are stored."""
         tail = training.fresh_tail(self.tail, 0)
         seconds = engine.timed(lambda: training.predict(tail, self.views, self.decoder, self.device), self.device)
         return seconds / N_IMAGES
-
-    def _on_gpu(self, options: Options, at_once: int, record: bool) -> float:
-        short, like = replace(options, steps=GPU_STEPS), self.views.features
-        trainers = [
-            gpu_training.Resident(
-                training.fresh_tail(self.tail, 0), self.decoder, short, self.device, like.shape[2:], like.dtype, record
-            )
-            for _ in range(at_once)
-        ]
-
-        def train() -> None:
-            jobs = [gpu_training.Job(training.fresh_tail(self.tail, i), [self.views], i) for i in range(at_once)]
-            for result in gpu_training.train_side_by_side(trainers, jobs):
-                if isinstance(result, Exception):
-                    raise result
-
-        return engine.timed(train, self.device) / at_once / GPU_STEPS * options.steps
 
 
 # ---------------------------------------------------------------- before

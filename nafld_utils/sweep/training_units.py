@@ -59,14 +59,19 @@ def train_seeds(run: Run, group: Sequence[dict[str, Any]]) -> list[Found | Excep
 
     By trial what `train` returns, or why it failed; what `composition` refuses fails them all.
     """
-    from nafld_utils.sweep import training
+    from nafld_utils.sweep import gpu_training, training
 
     started, first = time.perf_counter(), group[0]
-    _, pretrained = network(first["backbone"], run.settings.sweep.weights, first["freeze"])
+    weights, freeze, options = run.settings.sweep.weights, first["freeze"], options_of(run)
+    _, pretrained = network(first["backbone"], weights, freeze)
     data, seeds = [training_set(run, trial) for trial in group], [seed_of(run, trial) for trial in group]
-    jobs = [(training.fresh_tail(pretrained, seed), one["parts"], seed) for one, seed in zip(data, seeds, strict=True)]
+    jobs = [
+        gpu_training.Job(training.fresh_tail(pretrained, seed), one["parts"], seed)
+        for one, seed in zip(data, seeds, strict=True)
+    ]
     device, decoder = engine.device(run.settings.engine), networks.Decoder(first["backbone"])
-    fitted = _on_gpu(run, first, decoder, jobs) if device.type == "cuda" else _here(run, decoder, jobs)
+    record, named = run.settings.sweep.cuda_graphs, (first["backbone"], weights, freeze)
+    fitted = gpu_training.train_jobs(jobs, decoder, options, device, named, record)
     found: list[Found | Exception] = []
     for trial, one, result in zip(group, data, fitted, strict=True):
         if isinstance(result, Exception):
@@ -87,45 +92,6 @@ def train_seeds(run: Run, group: Sequence[dict[str, Any]]) -> list[Found | Excep
         if not isinstance(one, Exception):
             one[2]["seconds"] = seconds
     return found
-
-
-def _here(run: Run, decoder: Any, jobs: Sequence[tuple[Any, Any, int]]) -> list[Any]:
-    """By job its trained tail and losses, or why it failed."""
-    from nafld_utils.sweep import training
-
-    results: list[Any] = []
-    for tail, parts, seed in jobs:
-        try:
-            results.append(training.train_tail(tail, parts, options_of(run), seed, decoder))
-        except Exception as error:
-            results.append(error)
-    return results
-
-
-_TRAINERS: dict[tuple[Any, ...], list[Any]] = {}
-
-
-def _on_gpu(run: Run, trial: dict[str, Any], decoder: Any, jobs: Sequence[tuple[Any, Any, int]]) -> list[Any]:
-    """As `_here`, on trainers that stay for the next trials of the same network: recording a step costs seconds."""
-    import copy
-
-    from nafld_utils.sweep import gpu_training
-
-    device, chosen, like = engine.device(run.settings.engine), run.settings.sweep, jobs[0][1][0].features
-    view = tuple(like.shape[2:]), str(like.dtype)  # what a step is recorded for
-    key = (trial["backbone"], chosen.weights, trial["freeze"], options_of(run), str(device), chosen.cuda_graphs, *view)
-    if key not in _TRAINERS:
-        _TRAINERS.clear()  # of another network: their memory is wanted
-    ready = _TRAINERS.setdefault(key, [])
-    try:
-        while len(ready) < len(jobs):
-            tail = copy.deepcopy(jobs[0][0])
-            how = {"view": like.shape[2:], "dtype": like.dtype, "record": chosen.cuda_graphs}
-            ready.append(gpu_training.Resident(tail, decoder, options_of(run), device, **how))
-    except Exception as error:
-        _TRAINERS.clear()
-        return [error] * len(jobs)
-    return gpu_training.train_side_by_side(ready, [gpu_training.Job(*job) for job in jobs])
 
 
 def _explained(error: Exception, run: Run) -> Exception:

@@ -190,13 +190,7 @@ def analysis_unit(run: Run, shown: Unit, files: Mapping[str, bytes]) -> Unit:
 
 
 def make_page(run: Run, shown: TuringSet) -> Unit:
-    """Write the page that raters open, `PAGE`, unless it is there; it never holds the key.
-
-    Raises
-    ------
-    ValueError
-        There are no texts in the language of the settings.
-    """
+    """Write the page that raters open, `PAGE`, unless it is there; it never holds the key."""
     s = run.settings.turing
     texts = load_texts(s.language)
     unit = page_unit(run, shown.unit)
