@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 REVISION = ("stages.turing", 2)
 
-STAGE = "08_turing_test"
 _NULLABLE = {"patient_id": "Int64", "fold": "Int64"}
 _TEXT = ("note", "over", "rater", "file", "status")  # columns that stay text where they are empty
 _NOT_ANSWERS = ("thumbs.db", "desktop.ini")  # what file managers leave in a folder
@@ -191,13 +190,7 @@ def analysis_unit(run: Run, shown: Unit, files: Mapping[str, bytes]) -> Unit:
 
 
 def make_page(run: Run, shown: TuringSet) -> Unit:
-    """Write the page that raters open, `PAGE`, unless it is there; it never holds the key.
-
-    Raises
-    ------
-    ValueError
-        There are no texts in the language of the settings.
-    """
+    """Write the page that raters open, `PAGE`, unless it is there; it never holds the key."""
     s = run.settings.turing
     texts = load_texts(s.language)
     unit = page_unit(run, shown.unit)

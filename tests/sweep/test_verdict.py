@@ -161,10 +161,10 @@ def test_two_networks_have_claims_each(run, tmp_path):
 
 
 def test_paper_settings_are_the_papers_protocol():
-    assert sweep.protocol(artifacts.open_run("paper")) == "yes"
-    text = sweep.protocol(artifacts.open_run("demo"))
-    assert text.startswith("no: simulated cohort")
-    assert "tf_efficientnet_lite0 instead of ResNet-50" in text
+    assert sweep.differences(artifacts.open_run("paper")) == []
+    found = sweep.differences(artifacts.open_run("demo"))
+    assert found[0] == "simulated cohort"
+    assert "tf_efficientnet_lite0 instead of ResNet-50" in found
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,7 @@ def test_paper_settings_are_the_papers_protocol():
     ],
 )
 def test_whatever_differs_from_the_papers_protocol_is_named(changes, said):
-    text = sweep.protocol(artifacts.open_run("paper", changes))
-    assert text.startswith("no: ")
-    assert said in text
+    assert said in "; ".join(sweep.differences(artifacts.open_run("paper", changes)))
 
 
 def test_each_network_is_held_against_the_papers_own(run):
@@ -196,10 +194,10 @@ def test_each_network_is_held_against_the_papers_own(run):
     for first in three:
         others = [name for name in three if name != first]
         paper = artifacts.open_run("paper", {"sweep.backbones": [first, *others]})
-        assert [sweep.protocol(paper, name) for name in three] == ["yes"] * 3
+        assert [sweep.differences(paper, name) for name in three] == [[]] * 3
     both = artifacts.open_run("paper", {"sweep.backbones": ["resnet50.tv_in1k", "resnet18.tv_in1k"]})
-    assert sweep.protocol(both) == "yes"
-    assert sweep.protocol(both, "resnet18.tv_in1k") == "no: resnet18.tv_in1k instead of ResNet-50"
+    assert sweep.differences(both) == []
+    assert sweep.differences(both, "resnet18.tv_in1k") == ["resnet18.tv_in1k instead of ResNet-50"]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +219,7 @@ def test_the_papers_auc_stands_beside_its_main_way_of_training_alone(run, freeze
     "changes", [{"sweep.n_resamples": 500}, {"sweep.at_once": 2}, {"sweep.experiments": ["fig5a"]}]
 )
 def test_statistics_and_speed_are_not_the_protocol(changes):
-    assert sweep.protocol(artifacts.open_run("paper", changes)) == "yes"
+    assert sweep.differences(artifacts.open_run("paper", changes)) == []
 
 
 @pytest.mark.parametrize("name", list(params.load("paper").experiments))
