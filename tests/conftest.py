@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
+import lazy_loader
 import pytest
 from project import GUARD, PROJECT, WHOLE, make_command, run_make
 
@@ -21,6 +23,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
+
+
+def _looking_anew(room, *given, **named):
+    """A room's face keeps what it has looked up; that of a test looks again, since a test may patch a room's module."""
+    look_up, *others = _ATTACH(room, *given, **named)
+
+    def look_anew(name):
+        found = look_up(name)
+        if not isinstance(found, types.ModuleType):
+            vars(sys.modules[room]).pop(name, None)
+        return found
+
+    return look_anew, *others
+
+
+_ATTACH, lazy_loader.attach = lazy_loader.attach, _looking_anew
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -25,8 +25,8 @@ def test_calls_that_warm_up_are_not_counted(monkeypatch):
 
 
 def test_units_side_by_side_are_those_of_the_settings():
-    def of(**engine):
-        return side_by_side(params.load("smoke", {f"engine.{key}": value for key, value in engine.items()}).engine)
+    def of(mode, n_workers):
+        return side_by_side(params.load("smoke", {"engine.mode": mode, "engine.n_workers": n_workers}).engine)
 
     assert of("serial", 3) == 1
     assert of("local", 3) == 3
