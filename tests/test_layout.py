@@ -117,6 +117,9 @@ def test_the_package_is_imported_by_a_python_that_has_nothing_installed():
     told = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert told.stdout.strip() == "[]"
     assert "AttributeError: module 'nafld_utils' has no attribute 'nothing'" in told.stderr
+    import nafld_utils
+
+    assert nafld_utils.open_run is importlib.import_module("nafld_utils.artifacts").open_run
 
 
 # What people outside of the notebooks call.

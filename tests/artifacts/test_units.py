@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts
+from nafld_utils import artifacts, pipeline
 from nafld_utils.artifacts import files, locks, units
 
 
@@ -111,6 +111,9 @@ def test_a_disk_that_is_nearly_full_is_refused_before_work(run, tmp_path, monkey
     monkeypatch.setattr(artifacts.run.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
     with pytest.raises(OSError, match=r"0\.1 GiB free, expected at least 0\.5 GiB \(engine\.min_free_gib\)"):
         artifacts.check_disk(run)
+    for stage in pipeline.STAGES:
+        with pytest.raises(OSError, match="GiB free"):
+            pipeline.begin(run, stage)
     assert list(tmp_path.iterdir()) == []
 
 
