@@ -16,7 +16,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "compare": "comparison_html write_comparison".split(),
         "facts": "claims_table".split(),
         "index": "index_html write_index".split(),
-        "notebooks": "ANSWER_FIGURE KEY_FIGURE key_figures notebook_html write_notebook".split(),
-        "pages": "number".split(),
+        "notebooks": "KEY_FIGURE write_notebook".split(),
     },
 )
