@@ -6,7 +6,7 @@ tables below; one that is not there fails, so that no command is written without
 
 import argparse
 import datetime
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -256,6 +256,23 @@ def test_the_recipes_name_what_is_there():
     assert len(found) >= 8
     for name, file in found:
         assert re.search(rf"\b{name}\b", (PROJECT / file).read_text(encoding="utf-8")), f"{name} in {file}"
+
+
+def test_every_successor_that_the_changelog_names_is_there():
+    text = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = [line.strip(" |").split(" | ") for line in text.splitlines() if line.startswith("  | `")]
+    assert len(rows) > 20
+    parts = {*script("records").PARTS, script("bench").PAGE}
+    for before, now in rows:
+        for name in re.findall(r"`([^`]+)`", before if now == "the same" else now):
+            if found := re.match(r"python -m ([\w.]+)|python (tests/\S+)", name):
+                module, path = found.groups()
+                assert importlib.util.find_spec(module) if module else (PROJECT / path).exists(), name
+            elif re.fullmatch(r"\w+\.[a-z]\w+", name) and not name.endswith(".py"):
+                room, function = name.split(".")
+                assert callable(getattr(importlib.import_module(f"nafld_utils.{room}"), function)), name
+            elif re.fullmatch(r"[a-z]\w+", name):
+                assert (PROJECT / "nafld_utils" / name).is_dir() or name in {*parts, "figures", "explorer"}, name
 
 
 def test_the_citation_file_is_valid():

@@ -7,14 +7,14 @@ from nafld_utils import artifacts, pipeline
 
 FIRST, SECOND = pipeline.STAGES[:2]
 TOY = """
-from nafld_utils import artifacts, engine
-run = artifacts.open_run(profile, overrides)
+from nafld_utils import engine, open_run
+run = open_run(profile, overrides)
 unit = run.unit("toy", "{stage}", settings={settings})
 if not unit.done():
     with unit.writing() as folder:
         (folder / "made.txt").write_text("x")
 engine.announce("half of it done")
-artifacts.finish(run, "{stage}", [unit]);
+run.finish("{stage}", [unit]);
 """
 SETTINGS = {FIRST: 'run.settings.section("cohort")', SECOND: 'run.settings.section("folds")'}
 

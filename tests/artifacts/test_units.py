@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts
+from nafld_utils import artifacts, pipeline
 from nafld_utils.artifacts import files, locks, units
 
 
@@ -111,6 +111,9 @@ def test_a_disk_that_is_nearly_full_is_refused_before_work(run, tmp_path, monkey
     monkeypatch.setattr(artifacts.run.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
     with pytest.raises(OSError, match=r"0\.1 GiB free, expected at least 0\.5 GiB \(engine\.min_free_gib\)"):
         artifacts.check_disk(run)
+    for stage in pipeline.STAGES:
+        with pytest.raises(OSError, match="GiB free"):
+            pipeline.begin(run, stage)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,7 +192,7 @@ def test_work_that_a_process_killed_after_sealing_left_goes_when_its_stage_ends(
     other.work.mkdir(parents=True)
     assert unit.done(), "a question changes nothing"
     assert unit.work.exists()
-    artifacts.finish(run, "toy", [unit])
+    run.finish("toy", [unit])
     assert (unit.work.exists(), other.work.exists()) == (False, True)
 
 
@@ -232,7 +235,7 @@ def test_a_stage_is_valid_until_one_of_its_units_changes(run):
     unit = run.unit("toy", settings={})
     make(unit)
     assert artifacts.stage_fault(run, "01_data_analysis") == "it has not finished"
-    files = artifacts.finish(run, "01_data_analysis", [unit])
+    files = run.finish("01_data_analysis", [unit])
     assert any(name.endswith("toy/a.npy") for name in files["file"])
     assert artifacts.stage_fault(run, "01_data_analysis") is None
     unit.file("a.npy").unlink()
@@ -241,30 +244,30 @@ def test_a_stage_is_valid_until_one_of_its_units_changes(run):
 
 def test_a_stage_does_not_finish_on_a_unit_that_is_not_done(run):
     with pytest.raises(ValueError, match="not made yet"):
-        artifacts.finish(run, "01_data_analysis", [run.unit("toy", settings={})])
+        run.finish("01_data_analysis", [run.unit("toy", settings={})])
 
 
 def test_claims_have_fixed_columns(run):
     row = {"key": "cohort.patients", "claim": "patients", "this_run": 8, "same_protocol": "no: simulated"}
-    table = artifacts.record_claims(run, "01_data_analysis", [row])
+    table = run.record_claims("01_data_analysis", [row])
     assert tuple(table.columns) == artifacts.CLAIM_COLUMNS
     with pytest.raises(ValueError, match="protocl"):
-        artifacts.record_claims(run, "01_data_analysis", [{**row, "protocl": 1}])
+        run.record_claims("01_data_analysis", [{**row, "protocl": 1}])
     with pytest.raises(ValueError, match=r"missing \['key'\]"):
-        artifacts.record_claims(run, "01_data_analysis", [{**row, "key": ""}])
+        run.record_claims("01_data_analysis", [{**row, "key": ""}])
 
 
 def test_a_key_stands_once_in_a_run(run):
     row = {"key": "cohort.patients", "claim": "patients", "this_run": 8, "same_protocol": "yes"}
     with pytest.raises(ValueError, match=r"found 'cohort\.patients', which claim 'patients' of 01_data_analysis has"):
-        artifacts.record_claims(run, "01_data_analysis", [row, {**row, "claim": "people"}])
-    artifacts.record_claims(run, "01_data_analysis", [row])
-    artifacts.record_claims(run, "01_data_analysis", [row])
+        run.record_claims("01_data_analysis", [row, {**row, "claim": "people"}])
+    run.record_claims("01_data_analysis", [row])
+    run.record_claims("01_data_analysis", [row])
     with pytest.raises(ValueError, match=r"which a claim of 01_data_analysis has; give one of them another key"):
-        artifacts.record_claims(run, "02_preprocessing", [row])
+        run.record_claims("02_preprocessing", [row])
     path = run.root / "01_data_analysis" / "claims.csv"
     pd.read_csv(path).drop(columns="key").to_csv(path, index=False)
-    assert len(artifacts.record_claims(run, "02_preprocessing", [row])) == 1, "claims of old runs have no key"
+    assert len(run.record_claims("02_preprocessing", [row])) == 1, "claims of old runs have no key"
 
 
 def test_seeds_are_stable_and_differ_by_every_part():

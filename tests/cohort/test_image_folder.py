@@ -423,7 +423,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     assert texts[4] == "expected benign, malignant, 0 or 1 as label, found what"
     assert texts[5].startswith("expected an image inside the folder, found ../../etc/passwd")
     assert texts[6].startswith("20.png: expected a PNG, JPEG, TIFF or DICOM image")
-    assert texts[7] == "expected one label a patient, found malignant here and benign in row 6 for patient P-2"
+    assert texts[7] == "expected one label per patient, found malignant here and benign in row 6 for patient P-2"
     assert "pixels of 30.png of patient P-3 in row 2 under patient P-0 too" in texts[8]
     assert "one grey level (7) in the whole of 31.png" in texts[9]
 
@@ -605,7 +605,7 @@ def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
         (None, "expected at least folds.n_splits 3 patients of each class, found 2 of Normal"),
         (None, "expected at least folds.n_splits 3 patients of each class, found 2 of Pneumonia"),
         (3, "expected a class name, 0 or 1 as label, found nothing"),
-        (5, "expected one label a patient, found Normal here and Pneumonia in row 4 for patient P-1"),
+        (5, "expected one label per patient, found Normal here and Pneumonia in row 4 for patient P-1"),
     ]
 
 
@@ -616,13 +616,13 @@ def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
             ["benign", "malignant", "normal", "malignant"],
             "expected two labels, class names or 0 and 1,"
             " found 3: benign (2 rows, first row 2), malignant (4 rows, first row 4),"
-            " normal (2 rows, first row 6); keep the rows of two, or make a table a pair",
+            " normal (2 rows, first row 6); keep the rows of two, or make one table per pair",
         ),
         (
             ["benign", "benign", "cyst", "normal"],
             "expected two labels, class names or 0 and 1,"
             " found 3: benign (4 rows, first row 2), cyst (2 rows, first row 6), normal"
-            " (2 rows, first row 8); keep the rows of two, or make a table a pair, and name the two in"
+            " (2 rows, first row 8); keep the rows of two, or make one table per pair, and name the two in"
             " cohort.class_names",
         ),
         (
@@ -645,14 +645,14 @@ def test_labels_that_are_not_two_are_counted_in_one_line(tmp_path, labels, messa
         ("Diagnose,patient,label\n00.png,a,0\n", "a column image, .*; rename the one that holds it, or add it"),
         ("image,patient,label,folds\n00.png,a,0,1\n", "column folds is not read; rename it to fold"),
         ("image,patient,label,label\n00.png,a,0,1\n", "one column label, found 2"),
-        ("image,patient,label\n", "a row an image, found none"),
+        ("image,patient,label\n", "one row per image, found none"),
         ("", "found an empty file"),
         ('image,patient,label\n"00.png,a,0\n', "expected a CSV table, found"),
         ("image,patient,label\n00.png,Müller,0\n".encode("latin-1"), "UTF-8 text, found byte 0xfc in line 2"),
         (b"image,patient,label\n00.png,\0,0\n", "found NUL characters"),
         ("image,patient,label\n00.png,a,0,extra\n", "row 2: expected 3 cells, found 4"),
         ("image,patient,label,grade\n00.png,a,0,much\n", "row 2: expected a number or nothing as grade, found much"),
-        ("image,patient,label,grade\n00.png,a,0,1\n01.png,a,0,2\n", "row 3: expected one grade a patient, found 2"),
+        ("image,patient,label,grade\n00.png,a,0,1\n01.png,a,0,2\n", "row 3: expected one grade per patient, found 2"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path, content, message):
@@ -732,7 +732,7 @@ def test_every_deviating_row_of_a_patient_is_named(tmp_path):
     rows = pd.DataFrame([{"image": f"{i}.png", "patient": f"P-{i // 4}", "label": NAMES[i // 4]} for i in range(8)])
     labels = [NAMES[0], NAMES[1], NAMES[0], NAMES[1], NAMES[1], "", NAMES[1], NAMES[0]]
     rows.assign(label=labels).to_csv(path / "images.csv", index=False)
-    here = "expected one {} a patient, found {} here and {} in row {} for patient {}"
+    here = "expected one {} per patient, found {} here and {} in row {} for patient {}"
     assert [one for one in problems(path) if "one label" in one[1]] == [
         (3, here.format("label", "malignant", "benign", 2, "P-0")),
         (5, here.format("label", "malignant", "benign", 2, "P-0")),
@@ -834,7 +834,7 @@ def test_folds_of_the_table_are_honoured(tmp_path):
     [
         (
             [0, 1, 0, 0, 1, 1, 1, 1],
-            "row 3: expected one fold a patient, found fold 1 here and fold 0 in row 2 for patient P-0",
+            "row 3: expected one fold per patient, found fold 1 here and fold 0 in row 2 for patient P-0",
         ),
         ([0, 0, 1, 1, 0, 0, 1, 1], "both classes in every fold, found label 0 only in fold 0"),
         ([0, 0, 0, 0, 2, 2, 2, 2], "without a gap"),
@@ -976,17 +976,17 @@ def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study)
     run = study(uneven(tmp_path / "a", n=8), cohort__subject="skin photographs")
     row = {"key": "a", "claim": "patients (paper: all)", "paper": 55, "this_run": 4, "same_protocol": "yes"}
     cohort.build_cohort(run)
-    table = artifacts.record_claims(
-        run, "01_data_analysis", [row, {**row, "key": "b", "paper": None, "same_protocol": "not in it"}]
+    table = run.record_claims(
+        "01_data_analysis", [row, {**row, "key": "b", "paper": None, "same_protocol": "not in it"}]
     )
     assert table["paper"].isna().all()
     assert set(table["claim"]) == {"patients"}
     assert table["same_protocol"].tolist() == [claims.OTHER_COHORT, "not in it"]
-    said = views.of(run)
+    said = views.words_for(run)
     assert (said.subject, said.positive, said.grade) == ("skin photographs", "malignant", "grade")
     assert "class 1 is malignant" in said.note
     assert "The shipped autoencoder has seen simulated livers alone" in said.note
-    assert views.of(artifacts.open_run("smoke")).note == ""
+    assert views.words_for(artifacts.open_run("smoke")).note == ""
 
 
 def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, study):
@@ -994,24 +994,24 @@ def test_labels_that_are_numbers_under_the_papers_names_are_noted(tmp_path, stud
     path = uneven(tmp_path / "a", n=8)
     said = "its label 0 is read as healthy and 1 as fatty; where they mean something else give SET="
     run = study(path, cohort__class_names=["healthy", "fatty"])
-    assert said not in views.of(run).note, "nothing is loaded yet"
+    assert said not in views.words_for(run).note, "nothing is loaded yet"
     cohort.build_cohort(run)
-    (given,) = re.findall(r'SET="(cohort.*?)"', views.of(run).note)
-    assert said in views.of(run).note
+    (given,) = re.findall(r'SET="(cohort.*?)"', views.words_for(run).note)
+    assert said in views.words_for(run).note
     assert said in report.pages.simulated(run), "the head of every report"
     named = study(path, **params.parse_overrides(given))
     cohort.build_cohort(named)
-    assert "class 0 is name of 0, class 1 is name of 1" in views.of(named).note
-    assert "is read as" not in views.of(named).note
+    assert "class 0 is name of 0, class 1 is name of 1" in views.words_for(named).note
+    assert "is read as" not in views.words_for(named).note
     table = pd.read_csv(path / "images.csv")
     table.assign(label=table["label"].map({0: "healthy", 1: "fatty"})).to_csv(path / "images.csv", index=False)
     cohort.build_cohort(run)
     assert run.is_foreign
-    assert "is read as" not in views.of(run).note
+    assert "is read as" not in views.words_for(run).note
     simulation.write_folder(tmp_path / "liver", 2, 5, n_frames=1)
     liver = study(tmp_path / "liver", cohort__class_names=["healthy", "fatty"])
     cohort.build_cohort(liver)
-    assert views.of(liver).note == "", "simulated here, its numbers mean what they mean"
+    assert views.words_for(liver).note == "", "simulated here, its numbers mean what they mean"
 
 
 def test_regions_and_crops_are_settings(study, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from nafld_utils import cli, engine, ldm, params, sweep
 from nafld_utils.engine import side_by_side, timer
 from nafld_utils.sampling import time_estimate
-from nafld_utils.sweep import timing
+from nafld_utils.sweep import timing_units
 
 CPU = torch.device("cpu")
 
@@ -68,7 +68,7 @@ def test_a_timed_image_has_both_passes_and_is_scaled_to_all_steps(model, monkeyp
 
 
 def test_a_training_of_the_sweep_is_timed():
-    network = timing.Network("resnet18", "paper", 32, CPU)
+    network = timing_units.Network("resnet18", "paper", 32, CPU)
     assert network.prefix_seconds > 0
     assert network.seconds_a_training(sweep.Options(100, 8, 1e-3, 0.01)) > 0
     assert 0 < network.seconds_a_score() < 1

@@ -8,7 +8,7 @@ import pytest
 
 from nafld_utils import artifacts, explain, preprocessing, views
 from nafld_utils.cohort import TISSUES
-from nafld_utils.explain import attribution_units, check_units, explainers, figures, map_measures
+from nafld_utils.explain import check_units, explainers, figures, map_measures
 
 pytestmark = pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
 LIVER, VESSEL = map_measures.REGIONS.index("liver"), map_measures.REGIONS.index("vessel border")
@@ -182,8 +182,8 @@ def test_the_stage_holds_the_maps_against_all_and_says_what_follows(swept, every
     table = explain.what_shap_shows(swept, found, auc, checks, study)
     assert table.notna().all(axis=None)
     assert len(explain.answer(swept, auc, checks, study)) > 100
-    artifacts.record_claims(swept, attribution_units.STAGE, explain.claims(swept, found, auc, checks, study))
-    assert len(artifacts.finish(swept, attribution_units.STAGE, explain.units(swept)))
+    swept.record_claims("07_shap", explain.claims(swept, found, auc, checks, study))
+    assert len(swept.finish("07_shap", explain.units(swept)))
 
 
 def test_maps_side_by_side_are_of_the_same_images(everything):

@@ -59,8 +59,8 @@ def whole(calm, tmp_path_factory):
         units = {path.parent: json.loads(path.read_text()) for path in run.root.rglob("run.json")}
         sealed = [artifacts.Unit(path, manifest["hash"], manifest) for path, manifest in units.items()]
         for number, stage in enumerate(pipeline.STAGES):
-            artifacts.record_claims(run, stage, [{"key": stage, "claim": "x", "this_run": 1, "same_protocol": "no"}])
-            artifacts.finish(run, stage, sealed[number :: len(pipeline.STAGES)])
+            run.record_claims(stage, [{"key": stage, "claim": "x", "this_run": 1, "same_protocol": "no"}])
+            run.finish(stage, sealed[number :: len(pipeline.STAGES)])
             artifacts.save_text(pipeline.report_path(run, stage), "{}")
         pipeline.write_stamps(run)
         assert moved(run) == {}

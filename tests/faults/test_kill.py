@@ -41,7 +41,7 @@ def test_a_killed_step_ends_as_an_undisturbed_one(calm, tmp_path, step, record_p
     assert whole == kept, f"what was finished was made again, {note}"
     left = [path.name.rsplit(".", 2)[1] for path in root.rglob("*.part")]
     sealed = {json.loads(path.read_text()).get("hash") for path in root.rglob("run.json")}
-    # a kill between sealing and clearing leaves it, until its stage ends (`artifacts.finish`)
+    # a kill between sealing and clearing leaves it, until its stage ends (`run.finish`)
     assert len(left) <= kills, "resumable work outlives its unit"
     assert set(left) <= sealed, "resumable work of no unit"
     record_property("cases", kills)

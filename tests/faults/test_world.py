@@ -320,7 +320,7 @@ def test_the_front_page_shows_harmful_names_as_text(tmp_path, monkeypatch):
     }
     artifacts.save_json(run.root / "cohort" / "provenance.json", provenance)
     row = {"key": "x", "claim": "<script>alert(3)</script>", "this_run": 1.0, "unit": "<img src=x onerror=alert(4)>"}
-    artifacts.record_claims(run, FIRST, [{**row, "same_protocol": "<script>alert(5)</script>"}])
+    run.record_claims(FIRST, [{**row, "same_protocol": "<script>alert(5)</script>"}])
     page = report.index_html(run)
     assert not re.search(r"<script>alert|<img src=x", page)
     assert "&lt;script&gt;alert(3)" in page

@@ -278,7 +278,7 @@ def test_every_kind_of_set_is_drawn_where_latents_are_drawn_on_the_fly(run, cond
     monkeypatch.setattr(unit, "open_preprocessed", lambda _: stored)
     ldm.make_latents(fresh, conditioning, 0)
     ldm.train_ldm(fresh, conditioning, 0)
-    for kind in set_units.KINDS:
+    for kind in set_units.KINDS.values():
         sampling.make_set(fresh, conditioning, 0, kind)
         made = sampling.open_synthetic(fresh, conditioning, 0, kind).images
         assert len(made) == (2 if kind in ("synthetic", "synthetic_null") else 12)
@@ -404,7 +404,7 @@ def test_passes_are_counted_from_the_settings_alone():
 
 
 def test_the_comparison_holds_every_setting_once_and_another_set_of_seeds(run):
-    table = sampler_comparison.build(run)
+    table = sampler_comparison.compare_samplers(run)
     wanted = sampler_comparison.variants(run)
     assert len(table) == 2 * (len(wanted) + 1)
     assert (table["seeds"] == "other").sum() == 2

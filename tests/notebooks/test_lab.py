@@ -30,9 +30,9 @@ TOKEN = "of-this-test"
 SETTINGS = {"@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"}}
 OPENED = ("01_data_analysis", "05_quality_metrics")  # opened themselves
 EXPLORERS = {  # other notebooks: the cell of the explorer
-    "02_preprocessing": "explore.crops(",
-    "06_classification_sweep": "explore.results(",
-    "07_shap": "explore.maps(",
+    "02_preprocessing": "explorer.crops(",
+    "06_classification_sweep": "explorer.results(",
+    "07_shap": "explorer.maps(",
 }
 
 

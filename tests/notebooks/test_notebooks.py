@@ -168,7 +168,7 @@ def finished(root):
 
 
 # cells whose texts tell of this moment or of this machine
-OF_NOW = ("overview.here(", "explore.", "cost.estimate(", "sweep.dry_run(")
+OF_NOW = ("pipeline.begin(", ".explorer.", "pipeline.estimate(", "sweep.dry_run(")
 
 
 def texts(notebook):
@@ -191,7 +191,7 @@ def test_a_notebook_on_a_finished_run_is_there_in_seconds_and_makes_nothing_agai
         monkeypatch.setenv(name, given[name])
     notebook = nbformat.read(folder / f"{stage}.ipynb", as_version=4)
     sources = notebook_names.code_cells(folder / f"{stage}.ipynb")
-    opens = next(key for key in sources if "overview.here(" in sources[key])
+    opens = next(key for key in sources if "pipeline.begin(" in sources[key])
     order = notebook_names.shuffled(sources, opens, seed=stage)
     assert order != list(sources)
     cells = {cell.id: cell for cell in notebook.cells}
@@ -231,7 +231,7 @@ def test_notebook_keeps_the_projects_shape(path):
     assert notebook.cells[0].source.startswith("# ")
     assert "parameters" in code[0].metadata.get("tags", [])
     assert ast.literal_eval(re.search(r"^profile = (.*)$", code[0].source, re.MULTILINE)[1]) == "demo"
-    assert "artifacts.finish(" in code[-1].source
+    assert "run.finish(" in code[-1].source
     assert any(report.KEY_FIGURE in cell.metadata.get("tags", []) for cell in code), "a figure for the front page"
     assert not any(cell.outputs or cell.execution_count for cell in code), "committed without outputs"
     assert any("assert " in cell.source for cell in code), "checks that tell a story"

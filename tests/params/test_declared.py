@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nafld_utils import artifacts, params, report
-from nafld_utils.params import declared, merging
+from nafld_utils.params import merging
 from nafld_utils.sweep import comparisons
 
 PROFILES = ("demo", "cpu", "smoke")
@@ -28,7 +28,7 @@ def test_the_paper_profile_is_the_declared_analysis():
     """Both files state these values; here they are held against each other."""
     paper = params.load("paper")
     assert params.differences(paper) == []
-    assert "as declared" in declared.declared(paper)
+    assert "as declared" in params.agreement(paper)
     stated = params.flat(yaml.safe_load((merging.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8")))
     written = yaml.safe_load((merging.PARAMS_DIR / "protocol.yaml").read_text(encoding="utf-8"))["settings"]
     assert {key: entry["value"] for key, entry in written.items()} == {key: stated[key] for key in written}
@@ -49,18 +49,18 @@ def test_scaled_down_profiles_say_so(profile):
     found = {item.key: item for item in params.differences(settings)}
     assert {"sweep.steps", "ldm.steps", "sampling.steps"} <= set(found)
     assert found["sweep.n_seeds"][1:3] == ("25", "2")
-    text = declared.declared(settings)
+    text = params.agreement(settings)
     assert text.startswith("This run differs from the declared analysis in ")
-    assert "sweep.n_seeds (25 declared, 2 here)" in declared.declared(settings, most=99)
+    assert "sweep.n_seeds (25 declared, 2 here)" in params.agreement(settings, most=99)
     assert f"and {len(found) - 5} more settings" in text
 
 
 def test_one_changed_setting_is_named_and_settings_of_speed_are_not():
-    assert declared.declared(params.load("paper", ["sweep.rates=[0.5, 1.5]"])) == (
+    assert params.agreement(params.load("paper", ["sweep.rates=[0.5, 1.5]"])) == (
         "This run differs from the declared analysis in sweep.rates ([0.5, 1.0, 1.5, 2.0] declared, [0.5, 1.5] here)"
         " (params/protocol.yaml)."
     )
-    two = declared.declared(params.load("paper", ["sweep.n_seeds=5", "cohort.frames_per_patient=3"]))
+    two = params.agreement(params.load("paper", ["sweep.n_seeds=5", "cohort.frames_per_patient=3"]))
     assert "in sweep.n_seeds (25 declared, 5 here) and cohort.frames_per_patient (null declared, 3 here) (" in two
     assert params.differences(params.load("paper", ["engine.threads=3", "ldm.accumulate=2", "run=x"])) == []
 

@@ -42,7 +42,7 @@ def finish(run: Run, stage: str) -> None:
     unit = run.unit(f"toy {stage}", settings={})
     with unit.writing() as folder:
         (folder / "made.txt").write_text("x")
-    artifacts.finish(run, stage, [unit])
+    run.finish(stage, [unit])
 
 
 def stages(run, notebooks=NOTEBOOKS):
@@ -97,7 +97,7 @@ def test_nothing_is_done_in_an_empty_folder(empty):
     assert "Nothing" not in pipeline.here(empty, FIRST).data
     assert "**0 of 1 done**" in pipeline.here(empty, FIRST).data
     assert "cohort: not made yet" in pipeline.here(empty, FIRST).data.replace("\\", "")
-    assert "8 not run" in overview.stages_text(empty, NOTEBOOKS)
+    assert "8 not run" in overview.stages(empty, NOTEBOOKS).data
     assert not list(empty.root.parent.glob("*/*")), "looking writes nothing"
 
 
@@ -229,8 +229,8 @@ def test_links_lead_to_reports_within_the_servers_root_and_paths_are_shown_outsi
     folder.mkdir()
     empty.reports.mkdir(parents=True)
     (empty.reports / "index.html").write_text("x")
-    assert "(../reports/smoke/index.html)" in overview.stages_text(empty, folder)
-    assert f"`{empty.reports / 'index.html'}`" in overview.stages_text(empty, NOTEBOOKS)
+    assert "(../reports/smoke/index.html)" in overview.stages(empty, folder).data
+    assert f"`{empty.reports / 'index.html'}`" in overview.stages(empty, NOTEBOOKS).data
 
 
 def test_the_server_fetches_nothing_and_inherits_no_make(empty, tmp_path, monkeypatch):
@@ -288,7 +288,7 @@ def test_a_name_that_cells_share_is_bound_by_one_of_them(stage):
     for key, (bound, free) in found.items():
         assert free <= known, f"{key} takes {free - known}, which no cell above it binds"
         known |= bound
-    top = notebook_names.needed(cells, next(key for key in cells if "overview.here(" in cells[key]))
+    top = notebook_names.needed(cells, next(key for key in cells if "pipeline.begin(" in cells[key]))
     assert len(top) == 3, "parameters, imports and the run suffice to see where it is"
 
 
@@ -327,7 +327,7 @@ def test_the_units_that_a_stage_names_are_those_that_it_made(run, stage):
 @pytest.mark.slow
 def test_a_finished_run_is_done_with_its_reports(run):
     assert {seen(stage) for stage in stages(run).values()} == {("done", "", "current")}
-    assert "8 stages: 8 done" in overview.stages_text(run, NOTEBOOKS)
+    assert "8 stages: 8 done" in overview.stages(run, NOTEBOOKS).data
 
 
 def test_the_run_of_a_toy_is_not_confused_with_another(empty):
@@ -335,7 +335,7 @@ def test_the_run_of_a_toy_is_not_confused_with_another(empty):
         run = artifacts.open_run("smoke", {"run": name})
         finish(run, FIRST)
         artifacts.save_json(run.root / "settings" / "run.json", {"profile": "smoke", "overrides": {"run": name}})
-    text = overview.runs_text(SimpleNamespace(name="two", root=run.root))
+    text = overview.runs(SimpleNamespace(name="two", root=run.root)).data
     assert "| two (open now) | 1 of 8 | `make lab PROFILE=smoke RUN=two` |" in text
     assert "| one | 1 of 8 | `make lab PROFILE=smoke RUN=one` |" in text
 

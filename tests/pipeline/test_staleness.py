@@ -112,7 +112,7 @@ def test_a_notebook_that_records_no_units_or_takes_no_parameters_is_refused(stud
     shutil.rmtree(study.root / "artifacts" / "smoke" / SECOND)
     done = study.make(SECOND)
     assert done.returncode != 0
-    assert "must call artifacts.finish" in done.stderr
+    assert "must call run.finish" in done.stderr
     notebook.cells[1].metadata.tags = []
     nbformat.write(notebook, path)
     run = artifacts.open_run("smoke")
@@ -249,11 +249,11 @@ def test_a_raised_revision_makes_its_stage_stale(tmp_path, monkeypatch):
     unit = run.unit("toy", settings={}, modules=("cohort",))
     with unit.writing() as folder:
         (folder / "a.txt").write_text("a")
-    artifacts.finish(run, FIRST, [unit])
+    run.finish(FIRST, [unit])
     artifacts.save_text(pipeline.report_path(run, FIRST), "{}")
     pipeline.write_stamps(run)
     assert pipeline.status(run)[FIRST].moved == ""
-    monkeypatch.setattr("nafld_utils.artifacts.run.revision", lambda module: 99)
+    monkeypatch.setattr(artifacts.run, "revision", lambda module: 99)
     assert "by revision 1 of cohort, today's is 99" in pipeline.status(run)[FIRST].moved
 
 

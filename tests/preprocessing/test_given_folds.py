@@ -13,7 +13,7 @@ from nafld_utils.explain import attribution_units
 from nafld_utils.ldm import autoencoder_units, gan
 from nafld_utils.report import reforms, texts
 from nafld_utils.sampling import set_units
-from nafld_utils.sweep import training_units, trial_grid, verdict
+from nafld_utils.sweep import trial_grid, trial_units, verdict
 
 NAMES = ("benign", "malignant")
 GIVEN = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]  # of each patient, six and four
@@ -89,7 +89,7 @@ def test_stages_04_to_07_hold_out_the_given_fold(run, data, fold):
     scored = data.images
     assert set(scored.loc[trial_grid.check_fold(scored, fold), "patient_id"]) == held_out
     trial = {"arm": "traditional", "rate": 0.5, "balance": "none", "fold": fold, "seed": 0}
-    parts = dict(training_units.composition(run, trial))
+    parts = dict(trial_units.composition(run, trial))
     for name in ("real", "traditional"):
         assert not held_out & set(data.images["patient_id"].iloc[parts[name]["rows"]]), name
     assert len(parts["real"]["rows"]) == 20 - 2 * len(held_out)
@@ -102,7 +102,7 @@ def test_stages_04_to_07_hold_out_the_given_fold(run, data, fold):
 
 
 def test_stages_01_and_02_show_a_cohort_without_grades(run, data):
-    cohort, said = open_cohort(run), views.of(run)
+    cohort, said = open_cohort(run), views.words_for(run)
     assert cohort.patients["grade"].isna().all()
     shown = summary_table(cohort.images, cohort.patients, NAMES, said.grade_column, bands=False)
     assert (shown[f"{said.grade_column}, median"] == "-").all()

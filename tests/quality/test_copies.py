@@ -1,4 +1,4 @@
-"""The search for copies: correlation by eye, nearest frames by patient, thresholds, planted copies, real patients."""
+"""The copy audit: correlation by eye, nearest frames by patient, thresholds, planted copies, real patients."""
 
 import resource
 import sys
@@ -44,11 +44,11 @@ def test_shift_scale_gain_and_offset_do_not_hide_a_copy():
 
 def test_correlation_equals_a_plain_search():
     frames, query = smooth(2, seed=4), smooth(1, seed=9)
-    bank = copies._bank(frames, copies.SIDE, "cpu")
-    found = copies._correlation(query, bank).numpy()[0]
+    bank = copies.Bank(frames, copies.SIDE, "cpu")
+    found = bank.correlation(query).numpy()[0]
     best = np.full(2, -1.0)
     middle = torch.from_numpy(query).float()[:, None, 8:56, 8:56]
-    for w in copies._windows(copies.SIDE):
+    for w in bank.norms:
         template = torch.nn.functional.interpolate(middle, (w, w), mode="bilinear", antialias=True)[0, 0].numpy()
         for k, frame in enumerate(frames.astype(float)):
             for i in range(64 - w + 1):

@@ -32,7 +32,7 @@ def finished(name, overrides="", data="", content="ab12", auc=0.7, n=8, stages=p
         artifacts.save_json(folder / "toy.json", {})
     run.reports.mkdir(parents=True, exist_ok=True)
     for stage in stages:
-        artifacts.finish(run, stage, [cohort, unit] if stage >= SWEEP else [cohort])
+        run.finish(stage, [cohort, unit] if stage >= SWEEP else [cohort])
         nbformat.write(executed(stage), run.reports / f"{stage}.ipynb")
     rows = [
         {"claim": "real images alone", "this_run": auc, "low": auc - 0.1, "high": auc + 0.1, "n": n, "over": OVER},
@@ -41,9 +41,9 @@ def finished(name, overrides="", data="", content="ab12", auc=0.7, n=8, stages=p
     ]
     common = {"unit": "image-level AUC", "same_protocol": "simulated cohort"}
     keys = ("sweep.auc.image.real", "sweep.paired_t", f"toy.{name}")
-    artifacts.record_claims(run, SWEEP, [{"key": key, **row, **common} for key, row in zip(keys, rows, strict=True)])
+    run.record_claims(SWEEP, [{"key": key, **row, **common} for key, row in zip(keys, rows, strict=True)])
     patients = {"key": "cohort.patients", "claim": "patients", "this_run": 3, "same_protocol": "yes"}
-    artifacts.record_claims(run, pipeline.STAGES[0], [patients])
+    run.record_claims(pipeline.STAGES[0], [patients])
     for stage in stages:
         # the page of a notebook is tested elsewhere; here a small one stands for it
         before, after = (f"{pipeline.STAGES[max(0, pipeline.STAGES.index(stage) - 1)]}", "08_turing_test")
@@ -118,7 +118,7 @@ def test_numbers_of_simulated_raters_are_not_subtracted():
     for name, ratings in (("one", "ratings"), ("two", "")):
         run = finished(name, f"turing.ratings={ratings}" if ratings else "")
         row = {"key": "turing.raters.kappa", "claim": "kappa", "this_run": 0.1, "same_protocol": "yes"}
-        artifacts.record_claims(run, stage, [row])
+        run.record_claims(stage, [row])
     runs = [
         artifacts.open_run("smoke", given, run=name) for name, given in (("one", "turing.ratings=ratings"), ("two", ""))
     ]

@@ -12,7 +12,7 @@ import pytest
 from page_checks import RANDOM, addresses, assert_self_contained, assert_whole_in_print, executed, open_and_look
 
 from nafld_utils import artifacts, report, views
-from nafld_utils.report import pages
+from nafld_utils.report import notebooks, pages
 
 STAGE = "06_classification_sweep"
 
@@ -28,7 +28,7 @@ def run(tmp_path, monkeypatch):
         artifacts.save_table(folder / "patients.csv", patients)
         artifacts.save_table(folder / "images.csv", pd.DataFrame({"image_id": ["a", "b", "c", "d"]}))
         artifacts.save_json(folder / "provenance.json", {"kind": "simulated", "text": "3 <patients>", "sha256": "ab12"})
-    artifacts.finish(run, "01_data_analysis", [cohort])
+    run.finish("01_data_analysis", [cohort])
     rows = [
         {"claim": "AUC <b>real</b> & semantic", "paper": 0.882, "this_run": 0.87654, "low": 0.75, "high": 0.955,
          "over": "patients", "n": 3, "unit": "AUC", "same_protocol": "simulated cohort"},
@@ -36,7 +36,7 @@ def run(tmp_path, monkeypatch):
         {"claim": "Frechet distance", "paper": 72.95, "this_run": 312.14, "same_protocol": "other features"},
         {"claim": "patients", "paper": "55.0", "this_run": 3, "same_protocol": "simulated cohort"},
     ]  # fmt: skip
-    artifacts.record_claims(run, STAGE, [{"key": f"toy.{number}", **row} for number, row in enumerate(rows)])
+    run.record_claims(STAGE, [{"key": f"toy.{number}", **row} for number, row in enumerate(rows)])
     for stage in ("01_data_analysis", STAGE):
         run.reports.mkdir(parents=True, exist_ok=True)
         nbformat.write(executed(stage), run.reports / f"{stage}.ipynb")
@@ -67,22 +67,22 @@ def test_front_page_says_what_was_found(run):
 
 def test_front_page_shows_the_tagged_figure_else_the_first(run):
     notebook = executed(STAGE)
-    (figure,) = report.key_figures(STAGE, notebook)
+    (figure,) = notebooks.key_figures(STAGE, notebook)
     title = "06 · Does it help?"
     assert figure["caption"] == f"{title} Image-level AUC over the mixing rate. Boxes are over seeds, not patients."
     assert figure["alt"] == "Figure: Image-level AUC over the mixing rate. Boxes are over seeds, not patients."
     assert base64.b64decode(figure["data"]).startswith(b"\x89PNG")
     del notebook.cells[3].metadata["tags"]
-    assert len(report.key_figures(STAGE, notebook)) == 1
+    assert len(notebooks.key_figures(STAGE, notebook)) == 1
     notebook.cells[3].outputs = notebook.cells[5].outputs = []
-    assert report.key_figures(STAGE, notebook) == []
+    assert notebooks.key_figures(STAGE, notebook) == []
 
 
 def test_figures_tagged_for_the_answer_come_before_key_figures():
     notebook = executed(STAGE)
-    notebook.cells[5].metadata["tags"] = [report.KEY_FIGURE, report.ANSWER_FIGURE]
+    notebook.cells[5].metadata["tags"] = [notebooks.KEY_FIGURE, notebooks.ANSWER_FIGURE]
     notebook.cells[5].outputs = notebook.cells[5].outputs * 3
-    found = report.key_figures(STAGE, notebook)
+    found = notebooks.key_figures(STAGE, notebook)
     assert [figure["alt"] for figure in found] == [
         "Figure: Image-level AUC over the mixing rate",
         "Figure: Image-level AUC over the mixing rate (2)",
@@ -93,11 +93,11 @@ def test_figures_tagged_for_the_answer_come_before_key_figures():
 def test_real_cohort_has_no_banner(run, tmp_path):
     real = artifacts.open_run("cpu", run="another")
     assert "SIMULATED" not in report.index_html(real)
-    assert "SIMULATED" not in report.notebook_html(real, STAGE, executed(STAGE))
+    assert "SIMULATED" not in notebooks.notebook_html(real, STAGE, executed(STAGE))
 
 
 def test_pages_carry_all_they_need(run):
-    for page in (report.index_html(run), report.notebook_html(run, STAGE, executed(STAGE))):
+    for page in (report.index_html(run), notebooks.notebook_html(run, STAGE, executed(STAGE))):
         assert_self_contained(page)
         assert "alert(1)" not in page
     linked = addresses(report.index_html(run)).linked
@@ -105,7 +105,7 @@ def test_pages_carry_all_they_need(run):
 
 
 def test_notebook_page_folds_code_and_names_its_figures(run):
-    page = report.notebook_html(run, STAGE, executed(STAGE))
+    page = notebooks.notebook_html(run, STAGE, executed(STAGE))
     assert page.count('<details class="code"><summary>code</summary>') == 3
     assert "SIMULATED COHORT" in page
     assert 'alt="Figure: Image-level AUC over the mixing rate. Boxes are over seeds, not patients."' in page
@@ -132,7 +132,7 @@ def test_an_unfinished_run_has_a_front_page(tmp_path, monkeypatch):
      ("0.5 [0.4, 0.6]", "0.5 [0.4, 0.6]")],
 )  # fmt: skip
 def test_numbers_are_read_not_stored(stored, shown):
-    assert report.number(stored) == shown
+    assert pages.number(stored) == shown
 
 
 def test_command_on_the_page_gives_the_same_run(run, tmp_path):
@@ -165,7 +165,7 @@ def hostile(run):
     artifacts.save_json(cohort / "provenance.json", provenance)
     row = {"claim": f"gain by {HOSTILE} images, r = 1", "this_run": 0.1, "low": 0.05, "high": 0.2, "over": "patients"}
     row |= {"unit": f"image-level {HOSTILE}", "same_protocol": HOSTILE, "key": "sweep.gain.patients"}
-    artifacts.record_claims(run, STAGE, [row])
+    run.record_claims(STAGE, [row])
     return run
 
 
@@ -186,7 +186,7 @@ def hostile_notebook():
 def test_what_users_name_is_text_on_every_page(hostile):
     pages = [
         report.index_html(hostile),
-        report.notebook_html(hostile, STAGE, hostile_notebook()),
+        notebooks.notebook_html(hostile, STAGE, hostile_notebook()),
         report.comparison_html(hostile, hostile),
     ]
     for page in pages:
@@ -200,7 +200,7 @@ def test_a_browser_runs_nothing_that_users_name(hostile, tmp_path, browser):
     raw = report.index_html(hostile).replace("<main", f"{HOSTILE}<main")
     pages = {
         "front": report.index_html(hostile),
-        "notebook": report.notebook_html(hostile, STAGE, hostile_notebook()),
+        "notebook": notebooks.notebook_html(hostile, STAGE, hostile_notebook()),
         "raw": raw,
     }
     for name, text in pages.items():
@@ -220,7 +220,7 @@ def test_pages_do_not_tell_where_the_users_files_lie(run, tmp_path):
     (folder / "ours.mat").write_bytes(b"")
     ours = artifacts.open_run("demo", data=str(folder / "ours.mat"))
     note = executed(STAGE, [nbformat.v4.new_code_cell(f"overrides = {{'cohort.path': '{folder}/ours.mat'}}")])
-    for page in (report.index_html(ours), report.notebook_html(ours, STAGE, note)):
+    for page in (report.index_html(ours), notebooks.notebook_html(ours, STAGE, note)):
         assert str(folder) not in page
         assert "…/ours.mat" in page
 

@@ -9,7 +9,6 @@ from sklearn.metrics import roc_auc_score
 from toy_scores import LABEL, PATIENT, SCORE, cohort
 
 from nafld_utils import statistics
-from nafld_utils.statistics import roc
 
 # ---------------------------------------------------------------- AUC
 
@@ -91,7 +90,6 @@ def test_crossed_difference_equals_three_samples_of_scipy():
     found = statistics.difference_bootstrap(label, new, base, patient, n_resamples=100, seed=4)
     np.testing.assert_allclose((found.low, found.high), slow.confidence_interval, atol=1e-11)
     assert found.error == pytest.approx(slow.standard_error, abs=1e-11)
-    assert roc.difference_interval(label, new, base, patient, 100, 4)[0][1:] == (found.low, found.high)
 
 
 def test_mean_of_the_folds_aucs_is_resampled_within_folds():
@@ -138,8 +136,8 @@ def test_interval_over_patients_is_wider_than_one_over_images():
 
 def test_the_same_arm_twice_differs_by_nothing():
     label, scores, patient = cohort(8, n_seeds=3)
-    interval, error = roc.difference_interval(label, scores, scores, patient)
-    assert (*interval, error) == (0, 0, 0, 0)
+    found = statistics.difference_bootstrap(label, scores, scores, patient)
+    assert (found.estimate, found.low, found.high, found.error) == (0, 0, 0, 0)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
@@ -161,7 +159,7 @@ def test_fast_enough_for_the_papers_25_seeds():
     start = time.perf_counter()
     statistics.auc_interval(label, new[0], patient)
     one = time.perf_counter() - start
-    roc.difference_interval(label, new, new[::-1], patient)
+    statistics.difference_bootstrap(label, new, new[::-1], patient)
     assert one < 1
     assert time.perf_counter() - start < 5
 
@@ -210,7 +208,7 @@ def test_paired_t_equals_scipy_and_the_papers_p():
         ),
         (lambda: statistics.auc_interval(LABEL, SCORE, PATIENT, method="normal"), "percentile, bca"),
         (lambda: statistics.auc_interval(LABEL, SCORE, PATIENT, n_resamples=0), "n_resamples"),
-        (lambda: roc.difference_interval(LABEL, [SCORE], [SCORE, SCORE], PATIENT), "equal shapes"),
+        (lambda: statistics.difference_bootstrap(LABEL, [SCORE], [SCORE, SCORE], PATIENT), "equal shapes"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, says):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, cohort, params, preprocessing, quality, sweep
+from nafld_utils import artifacts, cohort, params, pipeline, preprocessing, quality, sweep
 from nafld_utils.cohort import simulation
 from nafld_utils.sweep import draws, trial_grid
 
@@ -123,4 +123,10 @@ def test_the_stage_refuses_before_anything_is_preprocessed(tmp_path, monkeypatch
     cohort.build_cohort(run)
     with pytest.raises(ValueError, match=r'sampling.n_images is 1, .* give SET="sampling.n_images=\d+"'):
         sweep.require_capacity(run)
-    sweep.require_capacity(artifacts.open_run("smoke", values))
+    for stage in pipeline.STAGES[1:3]:
+        with pytest.raises(ValueError, match=r"sampling.n_images is 1"):
+            pipeline.begin(run, stage)
+    assert "stage 1 of 8" in pipeline.begin(run, pipeline.STAGES[0]).data, "what is there may be looked at"
+    enough = artifacts.open_run("smoke", values)
+    sweep.require_capacity(enough)
+    assert "**0 of" in pipeline.begin(enough, pipeline.STAGES[1]).data

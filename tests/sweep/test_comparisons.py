@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from toy_scores import LABEL, PATIENT, SCORE, cohort
 
 from nafld_utils import statistics
-from nafld_utils.sweep import comparisons
+from nafld_utils.sweep import clinical_measures, comparisons
 
 
 def sweep_table(arms, n_seeds=3, frames=4):
@@ -105,7 +105,6 @@ def test_arm_intervals_agree_with_auc_interval_for_one_seed():
         (lambda t: pd.concat([t, t.iloc[[0]]]), "once with seed 0"),
         (lambda t: t[t["arm"] == "class"], "expected arm 'real' at one rate"),
         (lambda t: t[t["arm"] == "real"], "expected an arm beside 'real'"),
-        (lambda t: t.drop(columns="seed"), "found no seed"),
         (lambda t: t.assign(score=np.nan), "missing or not a number"),
     ],
 )
@@ -206,20 +205,20 @@ def probabilities(n_seeds=2):
 def test_measures_by_patient_name_what_they_are_over():
     table = probabilities()
     grade = {who: 3.0 * who for who in table["patient_id"].unique()}
-    out = comparisons.patient_measures(table, grade, 0.75, n_resamples=200)
+    out = clinical_measures.patient_measures(table, grade, 0.75, n_resamples=200)
     assert out.groupby("arm")["measure"].nunique().eq(3).all()
     assert (out["low"] <= out["value"]).all()
     assert (out["value"] <= out["high"]).all()
     assert out["over"].eq(comparisons.OVER_BOTH).all()
     brier = out[(out["measure"] == "Brier score") & (out["arm"] == "real")].iloc[0]
     assert brier.reference == pytest.approx(0.4 * 0.6)
-    unknown = comparisons.patient_measures(table, {}, 0.75, n_resamples=100)
+    unknown = clinical_measures.patient_measures(table, {}, 0.75, n_resamples=100)
     assert "Spearman correlation with fat" not in set(unknown["measure"])
 
 
 def test_roc_bands_equal_scikit_learn_and_hold_their_curve():
     table = probabilities(n_seeds=1).query("arm == 'real'").assign(score=lambda t: t["score"].round(1))
-    out = comparisons.roc_bands(table, n_resamples=100, n_points=401)
+    out = clinical_measures.roc_bands(table, n_resamples=100, n_points=401)
     fpr, tpr, _ = roc_curve(table["label"], table["score"], drop_intermediate=False)
     np.testing.assert_allclose(out["tpr"][1:], np.interp(out["fpr"], fpr, tpr)[1:], atol=1e-12)
     assert np.trapezoid(out["tpr"], out["fpr"]) == pytest.approx(
@@ -242,5 +241,5 @@ def test_variants_show_only_what_the_run_holds():
 
 
 def test_reliability_of_every_cell():
-    out = comparisons.reliability(probabilities(), n_bins=4)
+    out = clinical_measures.reliability(probabilities(), n_bins=4)
     assert out.groupby("arm")["n"].sum().eq(20).all()

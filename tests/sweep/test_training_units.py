@@ -9,10 +9,19 @@ import pytest
 from project import PROJECT
 
 from nafld_utils import artifacts, networks, params, preprocessing, quality, sampling, sweep
-from nafld_utils.artifacts import units
 from nafld_utils.quality import filter_units
 from nafld_utils.sampling import set_units
-from nafld_utils.sweep import gpu_training, prefix_features, training, training_units, trial_grid, trial_store, verdict
+from nafld_utils.sweep import (
+    gpu_training,
+    prefix_features,
+    timing_units,
+    training,
+    training_units,
+    trial_grid,
+    trial_store,
+    trial_units,
+    verdict,
+)
 
 TRIAL = {
     "backbone": "net", "freeze": "paper", "balance": "none", "arm": "real", "rate": 0.0, "fold": 1, "seed": 2
@@ -103,18 +112,18 @@ def test_the_hash_follows_the_trial_and_its_recipe():
 
 
 def test_the_hash_follows_the_revision_of_every_module_that_makes_a_training(monkeypatch):
-    known = {name: artifacts.revision(name) for name in training_units.MODULES}
+    known = {name: artifacts.revision(name) for name in trial_units.MODULES}
     assert {"arms", "trial_resident", "stages.sweep_trials", "stages.sweep_features"} <= set(known)
-    monkeypatch.setattr(training_units, "read_unit", lambda *args: SimpleNamespace(hash="x"))
-    monkeypatch.setattr(training_units, "identity", lambda *args: "weights")
+    monkeypatch.setattr(trial_units, "read_unit", lambda *args: SimpleNamespace(hash="x"))
+    monkeypatch.setattr(trial_units, "identity", lambda *args: "weights")
     run, trial = artifacts.open_run("smoke"), {**TRIAL, "arm": "real", "freeze": "paper"}
 
     def hashed():
-        return trial_grid.trial_hash(trial, training_units.recipe(run, trial))
+        return trial_grid.trial_hash(trial, trial_units.recipe(run, trial))
 
     before = hashed()
     for name in known:
-        monkeypatch.setattr(training_units, "revision", lambda module, name=name: known[module] + (module == name))
+        monkeypatch.setattr(trial_units, "revision", lambda module, name=name: known[module] + (module == name))
         assert hashed() != before, name
 
 
@@ -286,8 +295,8 @@ def test_minutes_left_hold_features_and_what_is_tried_again(tmp_path):
 def test_the_plan_counts_the_images_whose_features_are_missing(run, monkeypatch):
     # 16 images of 2 crops and 1 resize, 16 of 2 rotated crops, two folds' sets of 10
     network = ("resnet18", "paper")
-    assert training_units.images_without_features(run) == {network: 48 + 32 + 20}
-    monkeypatch.setattr(training_units, "time_training", lambda run, backbone, freeze, n: (10.0 + n, 3.0))
+    assert timing_units.images_without_features(run) == {network: 48 + 32 + 20}
+    monkeypatch.setattr(timing_units, "time_training", lambda run, backbone, freeze, n: (10.0 + n, 3.0))
     row = sweep.dry_run(run).iloc[0]
     assert row.seconds_each == 10 + 8, "scores of a fold's held-out images"
     assert row.features_minutes == pytest.approx(100 * 3 / 60)
@@ -297,7 +306,7 @@ def test_the_plan_counts_the_images_whose_features_are_missing(run, monkeypatch)
 
 
 def test_an_impossible_grid_is_refused_by_the_plan_before_any_feature(run, monkeypatch):
-    cells = json.loads((PROJECT / "notebooks" / f"{training_units.STAGE}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((PROJECT / "notebooks" / "06_classification_sweep.ipynb").read_text(encoding="utf-8"))["cells"]
     calls = [line for cell in cells if cell["cell_type"] == "code" for line in cell["source"] if "sweep." in line]
     work = [line for line in calls if "(run" in line and "artifacts" not in line]
     assert "dry_run" in work[0], "the notebook refuses before it computes"
@@ -496,7 +505,7 @@ def test_a_loss_that_is_not_finite_is_recorded_and_the_others_go_on(run, monkeyp
 
     def spoilt(tail, seed):
         tail = fresh(tail, seed)
-        if seed == training_units.seed_of(run, {"fold": 0, "seed": 1}):
+        if seed == trial_units.seed_of(run, {"fold": 0, "seed": 1}):
             tail[-1].weight.data[:] = float("nan")
         return tail
 
@@ -513,7 +522,7 @@ def test_seeds_of_one_task_are_stored_apart_and_a_failed_one_alone_is_missing(ru
     train_tail = sweep.train_tail
 
     def sometimes(tail, parts, options, seed, *args):
-        if seed == training_units.seed_of(run, {"fold": 1, "seed": 0}):
+        if seed == trial_units.seed_of(run, {"fold": 1, "seed": 0}):
             raise training.DivergedError("loss at step 0")
         return train_tail(tail, parts, options, seed, *args)
 
@@ -636,7 +645,7 @@ def test_images_without_a_source_tell_the_split_that_they_were_made_with(run, mo
     for fold in (0, 1):
         sampling.make_set(run, generator, fold)
     trial = {**TRIAL, "arm": generator, "rate": 0.5}
-    assert [kind for kind, _ in training_units.composition(run, trial)] == ["real", generator]
+    assert [kind for kind, _ in trial_units.composition(run, trial)] == ["real", generator]
     monkeypatch.setattr(data, "images", second)
     words = rf"{generator}.fold0.*: expected a set made with this run's split of the patients, found one made with"
     arms = {"sweep.arms": [generator], "sweep.primary_arm": generator}
@@ -680,8 +689,8 @@ def test_raising_any_revision_that_a_training_goes_through_makes_it_another(run,
     before, revision = hashes(), artifacts.revision
     for raised in TRAINED_BY:
         higher = lambda name, raised=raised: revision(name) + (name == raised)  # noqa: E731
-        monkeypatch.setattr(units, "revision", higher)
-        monkeypatch.setattr(training_units, "revision", higher)
+        monkeypatch.setattr(artifacts.run, "revision", higher)
+        monkeypatch.setattr(trial_units, "revision", higher)
         assert not set(before) & set(hashes()), raised
 
 
@@ -706,7 +715,7 @@ def test_trainings_are_kept_apart_by_their_arithmetic(run, monkeypatch, device, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
     change = {"engine.device": device, "engine.mode": mode, "sweep.precision": precision}
     other = artifacts.open_run("smoke", {**OVERRIDES, **change})
-    assert training_units.arithmetic(other) == wanted
+    assert trial_units.arithmetic(other) == wanted
     same = set(sweep.trials(other)["hash"]) == set(sweep.trials(run)["hash"])  # the run of these tests has a CPU
     assert same == (wanted == "fp32")
 
@@ -718,12 +727,12 @@ def test_a_recorded_step_serves_trainings_of_its_own_sizes_alone(run, monkeypatc
     made = []
     monkeypatch.setattr(gpu_training, "Resident", lambda *_, view, dtype, record: made.append((tuple(view), dtype)))
     monkeypatch.setattr(gpu_training, "train_side_by_side", lambda ready, jobs: [None] * len(jobs))
-    trial = sweep.trials(run).iloc[0].to_dict()
     wanted = [((8, 4, 4), torch.float16), ((8, 4, 4), torch.float32), ((8, 2, 2), torch.float32)]
     for view, dtype in wanted:
         parts = [sweep.Views(torch.zeros(4, 1, *view, dtype=dtype), np.arange(4) % 2)]
         for _ in range(2):
-            training_units._on_gpu(run, trial, None, [(torch.nn.Identity(), parts, 0)])
+            job = gpu_training.Job(torch.nn.Identity(), parts, 0)
+            gpu_training.train_jobs([job], None, sweep.options_of(run), torch.device("cuda"), ("resnet18", "paper"))
     assert made == wanted
 
 

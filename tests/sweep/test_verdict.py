@@ -7,7 +7,6 @@ import pytest
 from toy_scores import ARMS, ToyData, features_of, learners, made_up
 
 from nafld_utils import artifacts, params, sweep, views
-from nafld_utils.params import declared
 from nafld_utils.preprocessing import unit
 from nafld_utils.sweep import comparisons, figures, frozen_classifier_units, frozen_classifiers, verdict
 
@@ -87,7 +86,7 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert row.smallest_effect == pytest.approx(2.8 * row.se_patients)
     assert "DeLong p" in text
     assert "primary analysis. Unadjusted sensitivity analyses of the same comparison" in text
-    assert text.endswith(declared.declared(run.settings))
+    assert text.endswith(params.agreement(run.settings))
     assert "differs from the declared analysis in sweep.primary_rate (1.5 declared, 0.5 here)" in text
 
 
@@ -117,7 +116,7 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
 def test_claims_say_what_their_interval_is_over(run):
     tables = sweep.build_tables(run, made_up())
     rows = verdict.claims(run, tables)
-    table = artifacts.record_claims(run, "06_classification_sweep", rows)
+    table = run.record_claims("06_classification_sweep", rows)
     assert {row["over"] for row in rows if row["claim"].startswith("gain")} == {
         comparisons.OVER_SEEDS,
         comparisons.OVER_BOTH,
@@ -162,10 +161,10 @@ def test_two_networks_have_claims_each(run, tmp_path):
 
 
 def test_paper_settings_are_the_papers_protocol():
-    assert sweep.protocol(artifacts.open_run("paper")) == "yes"
-    text = sweep.protocol(artifacts.open_run("demo"))
-    assert text.startswith("no: simulated cohort")
-    assert "tf_efficientnet_lite0 instead of ResNet-50" in text
+    assert sweep.differences(artifacts.open_run("paper")) == []
+    found = sweep.differences(artifacts.open_run("demo"))
+    assert found[0] == "simulated cohort"
+    assert "tf_efficientnet_lite0 instead of ResNet-50" in found
 
 
 @pytest.mark.parametrize(
@@ -187,9 +186,7 @@ def test_paper_settings_are_the_papers_protocol():
     ],
 )
 def test_whatever_differs_from_the_papers_protocol_is_named(changes, said):
-    text = sweep.protocol(artifacts.open_run("paper", changes))
-    assert text.startswith("no: ")
-    assert said in text
+    assert said in "; ".join(sweep.differences(artifacts.open_run("paper", changes)))
 
 
 def test_each_network_is_held_against_the_papers_own(run):
@@ -197,10 +194,10 @@ def test_each_network_is_held_against_the_papers_own(run):
     for first in three:
         others = [name for name in three if name != first]
         paper = artifacts.open_run("paper", {"sweep.backbones": [first, *others]})
-        assert [sweep.protocol(paper, name) for name in three] == ["yes"] * 3
+        assert [sweep.differences(paper, name) for name in three] == [[]] * 3
     both = artifacts.open_run("paper", {"sweep.backbones": ["resnet50.tv_in1k", "resnet18.tv_in1k"]})
-    assert sweep.protocol(both) == "yes"
-    assert sweep.protocol(both, "resnet18.tv_in1k") == "no: resnet18.tv_in1k instead of ResNet-50"
+    assert sweep.differences(both) == []
+    assert sweep.differences(both, "resnet18.tv_in1k") == ["resnet18.tv_in1k instead of ResNet-50"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +219,7 @@ def test_the_papers_auc_stands_beside_its_main_way_of_training_alone(run, freeze
     "changes", [{"sweep.n_resamples": 500}, {"sweep.at_once": 2}, {"sweep.experiments": ["fig5a"]}]
 )
 def test_statistics_and_speed_are_not_the_protocol(changes):
-    assert sweep.protocol(artifacts.open_run("paper", changes)) == "yes"
+    assert sweep.differences(artifacts.open_run("paper", changes)) == []
 
 
 @pytest.mark.parametrize("name", list(params.load("paper").experiments))
@@ -291,7 +288,7 @@ def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
     monkeypatch.setattr(ToyData, "crops", crops, raising=False)
     calls = []
     monkeypatch.setattr(frozen_classifier_units, "frozen_features", lambda run, crops: calls.append(1) or features)
-    tables = sweep.build(run)
+    tables = sweep.build_baselines(run)
     assert set(tables["auc"]["baseline"]) == {
         frozen_classifiers.FEATURES_SVM,
         frozen_classifiers.FEATURES_LOGISTIC,
@@ -299,7 +296,7 @@ def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
         frozen_classifiers.HALVES,
     }
     assert len(tables["canary"]) == 2 * run.settings.sweep.canary_shuffles
-    again = sweep.build(run)
+    again = sweep.build_baselines(run)
     assert calls == [1]
     pd.testing.assert_frame_equal(again["auc"], tables["auc"])
     rows = frozen_classifier_units.claims(run, tables)
