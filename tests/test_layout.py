@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -157,6 +158,14 @@ def test_every_word_of_a_face_is_asked_for_outside_of_its_room():
         words = {name for name in room.__all__ if not isinstance(getattr(room, name), ModuleType)}
         unused = {name for name in words if (face.parent.name, name) not in asked}
         assert unused == set(), f"remove from the face of {face.parent.name}, nobody outside of it asks for them"
+
+
+def test_every_file_of_data_goes_into_an_installed_copy():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packed = {path for pattern in settings["package-data"]["*"] for path in PACKAGE.glob(f"*/{pattern}")}
+    there = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert there
+    assert there == {path for path in packed if path.is_file()}
 
 
 # What is beyond a limit of `house.py`, by its own name, so that moving a module changes nothing here. Names only leave.
