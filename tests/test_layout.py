@@ -26,7 +26,7 @@ MODULES = sorted(
 # What makes units and is not called so.
 MAKERS = {"sampling.sampler_comparison", "sweep.prefix_features", "sweep.verdict"}
 # Modules that another room still names, not its face. Names only leave.
-DEEP = {"artifacts.files", "cohort.explorer", "cohort.unit"}
+DEEP = {"cohort.explorer", "cohort.unit"}
 
 
 def source(module):
