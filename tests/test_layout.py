@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -25,7 +26,7 @@ MODULES = sorted(
 # What makes units and is not called so.
 MAKERS = {"sampling.sampler_comparison", "sweep.prefix_features", "sweep.verdict"}
 # Modules that another room still names, not its face. Names only leave.
-DEEP = {"artifacts.files", "cohort.explorer", "cohort.unit"}
+DEEP = {"cohort.explorer", "cohort.unit"}
 
 
 def source(module):
@@ -137,13 +138,41 @@ def test_what_outsiders_call_is_callable_and_described(name):
     assert "Parameters\n" in found.__doc__, "whoever calls it from outside reads what it takes"
 
 
+def asked_of_rooms(code):
+    """What code names of a room: ``room.word`` and ``from nafld_utils.room import word``, as pairs of room and word."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield node.value.id, node.attr
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nafld_utils."):
+            yield from ((node.module.split(".")[1], alias.name) for alias in node.names)
+
+
+def test_every_word_of_a_face_is_asked_for_outside_of_its_room():
+    asked = {tuple(name.split(".")) for name in CALLED}
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        asked |= {pair for pair in asked_of_rooms(path.read_text(encoding="utf-8")) if pair[0] != path.parent.name}
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        asked |= {pair for code in notebook_names.code_cells(path).values() for pair in asked_of_rooms(code)}
+    for face in sorted(PACKAGE.glob("*/__init__.py")):
+        room = importlib.import_module(f"nafld_utils.{face.parent.name}")
+        words = {name for name in room.__all__ if not isinstance(getattr(room, name), ModuleType)}
+        unused = {name for name in words if (face.parent.name, name) not in asked}
+        assert unused == set(), f"remove from the face of {face.parent.name}, nobody outside of it asks for them"
+
+
+def test_every_file_of_data_goes_into_an_installed_copy():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packed = {path for pattern in settings["package-data"]["*"] for path in PACKAGE.glob(f"*/{pattern}")}
+    there = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert there
+    assert there == {path for path in packed if path.is_file()}
+
+
 # What is beyond a limit of `house.py`, by its own name, so that moving a module changes nothing here. Names only leave.
 BEYOND = {
-    "file": {
-        *("autoencoder_units.py", "comparisons.py", "denoiser_units.py", "training_units.py", "units.py", "verdict.py"),
-    },
-    "function": {"build_unet", "measure", "sample", "train"},
-    "parameters": {"build_unet", "measure", "sample", "train"},
+    "file": {"autoencoder_units.py", "denoiser_units.py"},
+    "function": {"build_unet", "sample", "train"},
+    "parameters": {"build_unet", "sample", "train"},
     "folder": set(),
 }
 

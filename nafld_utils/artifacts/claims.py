@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from nafld_utils import statistics
 
 if TYPE_CHECKING:
-    from nafld_utils.artifacts.run import Run
+    import pandas as pd
 
 CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol", "key")
 OTHER_COHORT = "no: another cohort"
@@ -93,8 +92,10 @@ def over_folds(key: str, text: str, values: Any, unit: str) -> dict[str, Any]:
     return claim(key, text, mean, UNSTATED, interval=(low, high, "folds"), n=len(values), unit=unit)
 
 
-def claims_table(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """The table that `Run.record_claims` writes: every row checked, and no key that another claim of the run has."""
+def claims_table(root: Path, stage: str, rows: Iterable[Mapping[str, Any]], is_foreign: bool) -> pd.DataFrame:
+    """The table that `Run.record_claims` writes below `root`: rows checked, each with a key of its own in the run."""
+    import pandas as pd
+
     rows = list(rows)
     for row in rows:
         unknown = set(row) - set(CLAIM_COLUMNS)
@@ -103,7 +104,7 @@ def claims_table(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.
             raise ValueError(
                 f"claim {row.get('claim')!r} of {stage}: unknown {sorted(unknown)}, missing {sorted(missing)}."
             )
-    taken = _claim_keys(run, stage)
+    taken = _claim_keys(root, stage)
     for row in rows:
         if row["key"] in taken:
             raise ValueError(
@@ -112,17 +113,19 @@ def claims_table(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.
             )
         taken[row["key"]] = f"claim {row['claim']!r} of {stage}"
     table = pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
-    if run.is_foreign:
+    if is_foreign:
         stated = table["paper"].notna() | (table["same_protocol"] == "yes")
         claim = table["claim"].str.replace(r" \(paper: [^)]*\)", "", regex=True)
         table = table.assign(claim=claim, paper=None, same_protocol=table["same_protocol"].where(~stated, OTHER_COHORT))
     return table
 
 
-def _claim_keys(run: Run, stage: str) -> dict[str, str]:
+def _claim_keys(root: Path, stage: str) -> dict[str, str]:
     """Keys that the claims of other stages have, each with whose it is."""
+    import pandas as pd
+
     found = {}
-    for path in sorted(run.root.glob("*/claims.csv")):
+    for path in sorted(root.glob("*/claims.csv")):
         if path.parent.name != stage:
             with contextlib.suppress(OSError, ValueError):  # a damaged one is another stage's matter
                 table = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nafld_utils import params
+from nafld_utils.artifacts.claims import claims_table
 from nafld_utils.artifacts.files import existing, file_sha256, load_record, save_json, save_table
 from nafld_utils.artifacts.seals import damage_of, digest, sealed
 from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
@@ -145,9 +146,7 @@ class Run:
         -----
         Beside the numbers of a foreign cohort (`is_foreign`) no number of the paper's is written.
         """
-        from nafld_utils.artifacts.claims import claims_table
-
-        table = claims_table(self, stage, rows)
+        table = claims_table(self.root, stage, rows, self.is_foreign)
         save_table(self.root / stage / "claims.csv", table)
         return table
 

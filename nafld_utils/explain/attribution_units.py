@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, networks, preprocessing, sampling, sweep
-from nafld_utils.artifacts import Run, Unit, load_weights, save_table, unit_seed
-from nafld_utils.artifacts.files import save_array
+from nafld_utils.artifacts import Run, Unit, load_weights, save_array, save_table, unit_seed
 from nafld_utils.explain import explainers, map_measures
 
 REVISION = ("stages.explain", 2)

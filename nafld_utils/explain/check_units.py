@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import artifacts, cohort, engine, networks, preprocessing, statistics, sweep
-from nafld_utils.artifacts import Run, Unit, save_json, save_table, unit_seed
-from nafld_utils.artifacts.files import save_array
+from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, unit_seed
 from nafld_utils.explain import attribution_units, explainers, map_measures, single_feature_study
 from nafld_utils.explain.attribution_units import Explanation
 

@@ -25,11 +25,11 @@ from nafld_utils.artifacts import (
     over_folds,
     read_manifest,
     remembered,
+    save_array,
     save_table,
     unit_seed,
     work_root,
 )
-from nafld_utils.artifacts.files import save_array
 from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser, denoiser_training, protocol, sampler
 from nafld_utils.ldm.autoencoder_units import tasks
 from nafld_utils.ldm.denoiser import compile_network, count_parameters, eager

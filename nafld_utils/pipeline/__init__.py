@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "cost": "estimate networks".split(),
         "execute": "StageError run_notebook".split(),
         "lab": "start".split(),
-        "overview": "begin command here trained_again_text".split(),
+        "overview": "begin command trained_again_text".split(),
         "staleness": (
             "Age STAGES UPSTREAM USER_FILES age has_changed report_path settle_times stamp_path status write_stamps"
         ).split(),

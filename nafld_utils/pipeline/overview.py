@@ -126,9 +126,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 360 else f"{seconds / 60:.1f} min"
 
 
-# ---------------------------------------------------------------- at the top of a notebook
-
-
 def begin(run: Run, stage: str) -> Any:
     """Check what a notebook needs before it computes anything, and tell where it stands.
 
@@ -154,8 +151,6 @@ def begin(run: Run, stage: str) -> Any:
     """
     artifacts.check_disk(run)
     if stage in ("02_preprocessing", "03_ldm_training"):
-        from nafld_utils import sweep
-
         sweep.require_capacity(run)
     return here(run, stage)
 

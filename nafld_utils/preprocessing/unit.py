@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, images
-from nafld_utils.artifacts import Run, Unit, claim, remembered, save_table, unit_seed
-from nafld_utils.artifacts.files import load_array
+from nafld_utils.artifacts import Run, Unit, claim, load_array, remembered, save_table, unit_seed
 from nafld_utils.cohort import Cohort, cohort_unit, open_cohort, region_of, same_protocol
 from nafld_utils.images import move
 from nafld_utils.preprocessing import folds

@@ -13,8 +13,7 @@ import pandas as pd
 import torch
 
 from nafld_utils import engine, ldm, preprocessing, sampling, statistics
-from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_json, save_table, unit_seed
-from nafld_utils.artifacts.files import save_array
+from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_array, save_json, save_table, unit_seed
 from nafld_utils.images import resize_box
 from nafld_utils.networks import extract
 from nafld_utils.quality import copies

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, networks, preprocessing
-from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, remembered, save_table
-from nafld_utils.artifacts.files import save_array
+from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, remembered, save_array, save_table
 from nafld_utils.images import resize_box, whole_box
 from nafld_utils.sweep import frozen_classifiers
 

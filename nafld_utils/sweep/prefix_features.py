@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from nafld_utils import engine, networks, params, preprocessing, quality
-from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, remembered
-from nafld_utils.artifacts.files import load_array
+from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, load_array, remembered
 from nafld_utils.images import release
 from nafld_utils.sweep import trial_grid
 

@@ -24,13 +24,13 @@ from nafld_utils.artifacts import (
     file_sha256,
     key_of,
     remembered,
+    save_array,
     save_json,
     save_table,
     save_text,
     unit_seed,
     work_root,
 )
-from nafld_utils.artifacts.files import save_array
 from nafld_utils.turing import intervals, page, rater_model, results_files, sitting, table_1
 from nafld_utils.turing.page import build, load_texts, separation
 

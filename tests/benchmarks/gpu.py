@@ -43,8 +43,7 @@ import torch
 from PIL import Image
 
 from nafld_utils import artifacts, cohort, engine, ldm, networks, params, preprocessing, quality, sampling
-from nafld_utils.artifacts import Run, save_table
-from nafld_utils.artifacts.files import save_array
+from nafld_utils.artifacts import Run, save_array, save_table
 from nafld_utils.ldm import autoencoder_units, denoiser_units
 from nafld_utils.quality import copy_units
 from nafld_utils.sampling import feature_units, sampler_comparison, time_estimate

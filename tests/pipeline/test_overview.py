@@ -94,9 +94,9 @@ def test_a_report_that_is_made_within_jupyterlab_is_of_its_own_run(empty, monkey
 
 def test_nothing_is_done_in_an_empty_folder(empty):
     assert {seen(stage) for stage in stages(empty).values()} == {("not run", "", "none")}
-    assert "Nothing" not in pipeline.here(empty, FIRST).data
-    assert "**0 of 1 done**" in pipeline.here(empty, FIRST).data
-    assert "cohort: not made yet" in pipeline.here(empty, FIRST).data.replace("\\", "")
+    assert "Nothing" not in overview.here(empty, FIRST).data
+    assert "**0 of 1 done**" in overview.here(empty, FIRST).data
+    assert "cohort: not made yet" in overview.here(empty, FIRST).data.replace("\\", "")
     assert "8 not run" in overview.stages(empty, NOTEBOOKS).data
     assert not list(empty.root.parent.glob("*/*")), "looking writes nothing"
 
@@ -152,14 +152,14 @@ def test_an_interrupted_unit_goes_on(empty):
 
 def test_units_that_cannot_be_named_yet_say_why(empty):
     lost = artifacts.open_run("smoke", {"cohort.source": "file", "cohort.path": "/nowhere/cohort.mat"})
-    text = pipeline.here(lost, FIRST).data
+    text = overview.here(lost, FIRST).data
     assert "Nothing is done yet" in text
     assert "cohort.mat" in text
 
 
 def test_a_headless_run_says_which_run_and_stage_alone(empty, monkeypatch):
     monkeypatch.setenv(engine.PROGRESS_FILE, "somewhere")
-    assert pipeline.here(empty, LAST).data == f"**Run smoke** · profile smoke · stage 8 of 8, {LAST}"
+    assert overview.here(empty, LAST).data == f"**Run smoke** · profile smoke · stage 8 of 8, {LAST}"
 
 
 def test_texts_are_shown_and_never_taken_for_markdown_or_html():
@@ -321,7 +321,7 @@ def test_the_units_that_a_stage_names_are_those_that_it_made(run, stage):
     table = overview.unit_states(run, stage)
     assert table["done"].equals(table["of"])
     assert table["next"].eq("").all()
-    assert "all done" in pipeline.here(run, stage).data
+    assert "all done" in overview.here(run, stage).data
 
 
 @pytest.mark.slow
