@@ -215,7 +215,7 @@ def example(module, arguments, tmp_path):
 
 MODULES = {
     "shipped": shipped,
-    "example_cohort": example,
+    "cohort.example": example,
     "stages.explain_truth": store_study,
 }
 

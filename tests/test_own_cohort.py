@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def example(tmp_path_factory):
     """Work folder and command of the example, run as the README's "Your own cohort" says."""
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    writing, making = (line for line in text.splitlines() if re.search(r"(example_cohort|all .*) .*data/chest", line))
+    writing, making = (line for line in text.splitlines() if re.search(r"(cohort\.example|all .*) .*data/chest", line))
     root = tmp_path_factory.mktemp("own")
     _, *module = shlex.split(writing, comments=True)
     subprocess.run([sys.executable, *module], cwd=root, env={"PYTHONPATH": str(PROJECT)}, check=True)

@@ -1,10 +1,9 @@
 """The simulated scanner: a physical B-mode model of right liver and kidney under a 2.5 MHz sector probe.
 
-Point scatterers, weighted by the patient's tissue map (`phantom_anatomy`), are carried by the patient's motion, put on
-a polar grid with their two-way phase, attenuated, and convolved with a depth-dependent point spread function; the
-envelope is averaged over frames (persistence), log compressed and scan converted into the geometry of the real
-frames, and the scanner's overlays are drawn around it. Results are of revision
-``phantom``: raise that when they change.
+Point scatterers, weighted by the patient's tissue map (`simulated_anatomy`), are carried by the patient's motion, put
+on a polar grid with their two-way phase, attenuated, and convolved with a depth-dependent point spread function; the
+envelope is averaged over frames (persistence), log compressed and scan converted into the geometry of the real frames,
+and the scanner's overlays are drawn around it. Results are of revision ``phantom``: raise that when they change.
 
 Notes
 -----
