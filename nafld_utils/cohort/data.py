@@ -52,7 +52,7 @@ class Cohort:
         hepatocytes with fatty infiltration; NaN where not known), ``sha256`` str of the image's pixels.
     patients : pandas.DataFrame
         One row per patient, ascending: ``patient_id``, ``label``, ``grade``.
-    pixels : (N, H, W) uint8 ndarray or pixel_store.Ragged
+    pixels : (N, H, W) uint8 ndarray or images.Ragged
         Grey levels 0..255 at original spacing; row ``i`` belongs to row ``i`` of `images`. Ragged where sizes differ.
     provenance : mapping
         ``kind`` ("published file", "same content", "other content" or "simulated"), ``text`` (one sentence for

@@ -185,25 +185,17 @@ def _binned(
 
 
 def class_curves(curves: pd.DataFrame) -> pd.DataFrame:
-    """Mean curve of each class with its 95 % Student t interval over patients.
+    """Mean curve of each class with its 95 % Student t interval over patients, of the curves of `cohort.likeness`.
 
-    Parameters
-    ----------
-    curves : pandas.DataFrame
-        From `profiles` or `square_profiles`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``kind, label, position, grey, low, high, n_patients``; positions that fewer than half of the class's patients
-        have, or only one, are left out.
+    Returns ``kind, label, position, grey, low, high, n_patients``; positions that fewer than half of the class's
+    patients have, or only one, are left out.
     """
     from scipy import stats
 
     size = curves.groupby(["kind", "label"])["patient_id"].transform("nunique")
     table = curves.assign(size=size).groupby(["kind", "label", "position"], as_index=False)
-    out = table.agg(grey_=("grey", "mean"), sd=("grey", "std"), n_patients=("grey", "size"), size=("size", "first"))
-    out = out[(out["n_patients"] >= 2) & (out["n_patients"] * 2 >= out["size"])].rename(columns={"grey_": "grey"})
+    out = table.agg(mean=("grey", "mean"), sd=("grey", "std"), n_patients=("grey", "size"), size=("size", "first"))
+    out = out[(out["n_patients"] >= 2) & (out["n_patients"] * 2 >= out["size"])].rename(columns={"mean": "grey"})
     half = stats.t.ppf(0.975, out["n_patients"] - 1) * out["sd"] / np.sqrt(out["n_patients"])
     out = out.assign(low=out["grey"] - half, high=out["grey"] + half)
     return out[["kind", "label", "position", "grey", "low", "high", "n_patients"]].reset_index(drop=True)

@@ -29,13 +29,7 @@ GRADE = "fluid (% of the lung)"
 
 
 def write(folder: str | Path, n_patients: int = 16, seed: int = 0) -> Path:
-    """Write the example into a folder, over what is in it; half of the patients have effusion.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two patients.
-    """
+    """Write the example into a folder, over what is in it; half of the patients, two or more, have effusion."""
     folder = Path(folder)
     if n_patients < 2:
         raise ValueError(f"n_patients: expected at least 2, found {n_patients}; ask for more.")
@@ -59,24 +53,14 @@ def write(folder: str | Path, n_patients: int = 16, seed: int = 0) -> Path:
 
 
 def _chest(rng: np.random.Generator) -> dict[str, float]:
-    """Sizes and brightness of one patient, in shares of the image."""
-    return {
-        "width": rng.uniform(0.15, 0.19),
-        "height": rng.uniform(0.30, 0.36),
-        "gap": rng.uniform(0.2, 0.23),
-        "heart": rng.uniform(0.10, 0.15),
-        "rib": rng.uniform(0.045, 0.06),
-        "body": rng.uniform(150, 190),
-        "left": rng.uniform(0.6, 1.0),
-        "right": rng.uniform(0.6, 1.0),
-    }
+    """One patient: sizes in shares of the image, grey of the body, share of the fluid in either lung."""
+    spans = {"width": (0.15, 0.19), "height": (0.30, 0.36), "gap": (0.2, 0.23), "heart": (0.10, 0.15)}
+    spans |= {"rib": (0.045, 0.06), "body": (150, 190), "left": (0.6, 1.0), "right": (0.6, 1.0)}
+    return {name: rng.uniform(*span) for name, span in spans.items()}
 
 
 def radiograph(chest: dict[str, float], fluid: float, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """One image of a patient, uint8 of (height, width) `shape`.
-
-    `chest` is from `_chest`; `fluid` is its height in percent of the lung's, 0 is none; `rng` draws position and noise.
-    """
+    """One image, uint8 of (height, width) `shape`, of a `_chest` with `fluid` up to so many percent of the lung."""
     y, x = np.indices(shape, dtype=float)
     y, x = y / shape[0] + rng.normal(0, 0.01), x / shape[1] + rng.normal(0, 0.01)
     grey = np.full(shape, chest["body"]) * (1 - 0.5 * np.abs(x - 0.5) ** 2)
@@ -102,17 +86,13 @@ def _save(folder: Path, stem: str, image: np.ndarray, kind: int) -> str:
     """Write an image in one of four ways, as folders from several sources hold them; returns the file's name."""
     from PIL import Image
 
-    if kind == 0:
-        name, picture = f"{stem}.png", Image.fromarray(image)
-    elif kind == 1:
-        name, picture = f"{stem}.jpg", Image.fromarray(image)
-    elif kind == 2:
-        tinted = np.stack([image, image, np.minimum(255, image.astype(int) + 12).astype(np.uint8)], axis=-1)
-        name, picture = f"{stem}_colour.png", Image.fromarray(tinted)
-    else:
-        name, picture = f"{stem}_16bit.tif", Image.fromarray(image.astype(np.uint16) * 200)
+    name = stem + (".png", ".jpg", "_colour.png", "_16bit.tif")[kind]
+    if kind == 2:
+        image = np.stack([image, image, np.minimum(255, image.astype(int) + 12).astype(np.uint8)], axis=-1)
+    elif kind == 3:
+        image = image.astype(np.uint16) * 200
     with artifacts.replacing(folder / name) as temporary:
-        picture.save(temporary)
+        Image.fromarray(image).save(temporary)
     return name
 
 
@@ -126,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = write(options.folder, options.patients, options.seed)
     except (ValueError, OSError) as error:
-        print(f"example_cohort: {error}", file=sys.stderr)
+        print(f"example: {error}", file=sys.stderr)
         return 2
     named = f"cohort.class_names=[{', '.join(CLASSES)}] cohort.subject='{SUBJECT}' cohort.grade_name='{GRADE}'"
     print(f"{folder}: {options.patients} simulated patients; now")

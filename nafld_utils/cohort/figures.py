@@ -24,20 +24,10 @@ def grades(
     ax: Axes,
     name: str = "hepatocytes with fatty infiltration (%)",
 ) -> Axes:
-    """Stacked histogram of the patients' grade by class, with the threshold of the label where there is one.
+    """Stacked histogram of the patients' ``grade`` by ``label``; where no grade is known the Axes says so.
 
-    Parameters
-    ----------
-    patients : pandas.DataFrame
-        ``label, grade``; where no grade is known the Axes says so.
-    class_names : (str, str)
-        Names of label 0 and 1.
-    threshold : float or None
-        Fat percent from which on a patient is of class 1, a dashed line, with an axis from 0 to 100; None: any grade.
-    ax : Axes
-        Where to draw.
-    name : str
-        The grade with its unit.
+    `threshold` is the fat percent from which on a patient is of class 1, a dashed line, with an axis from 0 to 100;
+    None: any grade. `name` is the grade with its unit.
     """
     parts = [patients.loc[patients["label"] == label, "grade"].dropna() for label in (0, 1)]
     labels = [f"{name} ({len(part)} patients)" for name, part in zip(class_names, parts, strict=True)]

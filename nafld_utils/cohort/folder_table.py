@@ -67,34 +67,16 @@ def find_table(folder: Path) -> Path:
 
 
 def read_table(source: Path, class_names: Sequence[str], need_images: bool = True) -> tuple[pd.DataFrame, Problems]:
-    """Read and check the table of a folder cohort.
+    """Read and check the table of a folder cohort; the problems are to be raised with those of the images.
 
-    Parameters
-    ----------
-    source : Path
-        A CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first line
-        ``sep=;`` says. Columns ``image`` (file in the folder), ``patient`` (any text), ``label`` (a class name, or 0 or
-        1) and optionally ``grade`` (one number per patient), ``fold`` (one whole number per patient); others are not
-        read.
-    class_names : (str, str)
-        Names of label 0 and label 1.
-    need_images : bool
-        Whether a column ``image`` is needed; it is not where the pixels lie in one array.
+    `source` is a CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first
+    line ``sep=;`` says; with the columns of the README, others are not read. ``image`` is not needed where the pixels
+    lie in one array. A `CohortError` is raised where no row can be told.
 
-    Returns
-    -------
-    table : pandas.DataFrame
-        One row per image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str, ``label``
-        int, ``class_name`` str (what messages call the label), ``is_number`` bool (the label is written as 0 or 1),
-        ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column). Where
-        there are problems, labels and folds may be missing.
-    problems : list of Problem
-        Everything that is wrong with the rows; to be raised as a `CohortError` with what is wrong with the images.
-
-    Raises
-    ------
-    CohortError
-        No row can be told: the file cannot be read, or a column is missing.
+    Returns one row per image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str,
+    ``label`` int, ``class_name`` str (what messages call the label), ``is_number`` bool (the label is written as 0 or
+    1), ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column); where
+    there are problems, labels and folds may be missing.
     """
     table, problems = _cells(source, need_images)
     parsed = table[["row", "image", "patient"]].copy()

@@ -2,7 +2,7 @@
 
 Two layouts of a folder, told apart by what lies in it:
 
-- image files (PNG, JPEG, TIFF, DICOM) and a table of `cohort_table`, whose column ``image`` names them;
+- image files (PNG, JPEG, TIFF, DICOM) and a table of `folder_table`, whose column ``image`` names them;
 - ``pixels.npy``, one (N, H, W) uint8 array that row ``i`` of ``images.csv`` belongs to, and optionally ``masks.npy`` of
   the same shape. It is read through a memory map; the simulator writes large cohorts so (`simulation.write_folder`).
 
@@ -51,26 +51,11 @@ def read(
     keep: int | None = None,
     in_place: bool = False,
 ) -> Cohort:
-    """Check a folder and decode its images, one at a time.
+    """Check a folder and decode its images, one at a time; `work` and `keep` are those of `cohort.load`.
 
-    Parameters
-    ----------
-    folder : Path
-        The cohort.
-    class_names : (str, str)
-        Names of label 0 and label 1.
-    work : Path, optional
-        Folder of the store into which images are decoded; an interrupted call goes on there. None decodes into memory.
-    keep : int, optional
-        Images per patient that are decoded, spread evenly; patients with fewer keep theirs. All by default.
-    in_place : bool
-        Read an array of the second layout where it lies, instead of copying it.
-
-    Raises
-    ------
-    CohortError
-        Everything that is wrong with the table, with every file, and with the pixels of the images that are used, by
-        row; for `in_place` also rows that are not in the order of their patients.
+    An interrupted call goes on in `work`. Patients with fewer than `keep` images keep theirs. With `in_place` an array
+    of the second layout is read where it lies; its rows must be in the order of their patients. A `CohortError` says
+    everything that is wrong with the table, every file, and the pixels of the images that are used, by row.
     """
     source, table, problems = _open_table(folder, class_names)
     by_patient = table.groupby("patient_id")
@@ -108,10 +93,14 @@ def check(
 
     Parameters
     ----------
-    folder, class_names, keep
-        As in `read`.
+    folder : Path
+        The cohort.
+    class_names : (str, str)
+        Names of label 0 and label 1.
     n_splits : int, optional
         Folds that are asked for; compared with the patients of each class and with a column ``fold``.
+    keep : int, optional
+        Images per patient that the run reads.
     scratch : Path, optional
         Where the images are decoded into a folder that is removed; by default where the system keeps such folders. If
         they cannot be written there, what is wrong with the table is said alone.

@@ -7,7 +7,7 @@ and by measured grey levels beside the real frames; they are plausible, not anat
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -37,49 +37,24 @@ FEATURES = ("echogenicity", "vessel_blur", "diaphragm_blur")
 _BLUR_REACH = 9  # pixels around a vessel or the diaphragm in which a feature of its own blurs the map
 
 
-@dataclass(frozen=True)
-class Anatomy:
-    """One patient's scan plane.
+class Anatomy(NamedTuple):
+    """One patient's scan plane."""
 
-    Attributes
-    ----------
-    labels : (424, 661) uint8
-        Codes of `TISSUES` on the map's pixel grid.
-    echo : (424, 661) float32
-        Backscatter in dB relative to healthy liver.
-    attenuation : (10,) float64
-        dB/cm/MHz, one way, by tissue code.
-    curves : (n, 6) float32
-        Points of specular interfaces: x, z (pixels), normal x, normal z (unit), strength (amplitude, liver = 1),
-        thickness (pixels, standard deviation).
-    """
-
-    labels: np.ndarray
-    echo: np.ndarray
-    attenuation: np.ndarray
+    labels: np.ndarray  # (424, 661) uint8, codes of `TISSUES` on the map's pixel grid
+    echo: np.ndarray  # (424, 661) float32, backscatter in dB relative to healthy liver
+    attenuation: np.ndarray  # (10,) float64, dB/cm/MHz, one way, by tissue code
+    # (n, 6) float32, points of specular interfaces: x, z (pixels), normal x, normal z (unit), strength (amplitude,
+    # liver = 1), thickness (pixels, standard deviation)
     curves: np.ndarray
 
 
 def draw_anatomy(rng, fat, feature=None):
-    """Draw one patient's anatomy; `rng` decides everything.
+    """Draw one patient's anatomy; the generator `rng` decides everything.
 
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Its draws do not depend on the fat, so that the same generator with another fat gives the same patient with and
-        without a feature.
-    fat : float in [0, 100]
-        Percent of hepatocytes with fatty infiltration: raises the liver against the cortex and the liver's
-        attenuation, and blurs borders.
-    feature : str, optional
-        One of `FEATURES`: the only thing that the fat changes. Every patient then has vessels and a diaphragm inside
-        the centre crop, since what is not in the picture cannot be learnt from it. None: all of them, the liver's
-        attenuation and every border, as in the cohort.
-
-    Raises
-    ------
-    ValueError
-        `feature` is none of `FEATURES`.
+    `fat`, 0 to 100 percent of hepatocytes, raises the liver against the cortex and the liver's attenuation, and blurs
+    borders. No draw depends on it: the same generator with another fat gives the same patient with and without a
+    feature. With a `feature`, one of `FEATURES`, it is the only thing that the fat changes, and every patient has
+    vessels and a diaphragm inside the centre crop, since what is not in the picture cannot be learnt from it.
     """
     if feature is not None and feature not in FEATURES:
         raise ValueError(f"feature: expected one of {', '.join(FEATURES)} or None, found {feature!r}; choose one.")

@@ -1,10 +1,9 @@
 """The simulated scanner: a physical B-mode model of right liver and kidney under a 2.5 MHz sector probe.
 
-Point scatterers, weighted by the patient's tissue map (`phantom_anatomy`), are carried by the patient's motion, put on
-a polar grid with their two-way phase, attenuated, and convolved with a depth-dependent point spread function; the
-envelope is averaged over frames (persistence), log compressed and scan converted into the geometry of the real
-frames, and the scanner's overlays are drawn around it. Results are of revision
-``phantom``: raise that when they change.
+Point scatterers, weighted by the patient's tissue map (`simulated_anatomy`), are carried by the patient's motion, put
+on a polar grid with their two-way phase, attenuated, and convolved with a depth-dependent point spread function; the
+envelope is averaged over frames (persistence), log compressed and scan converted into the geometry of the real frames,
+and the scanner's overlays are drawn around it. Results are of revision ``phantom``: raise that when they change.
 
 Notes
 -----
@@ -44,9 +43,9 @@ _WAVE_NUMBER = 2 * np.pi / (1.54 / FREQUENCY) * MM_PER_PIXEL  # radians per pixe
 
 
 def simulate_patient(seed, index, fat, n_frames=10, feature=None):
-    """Frames and tissue masks of one patient, both (n_frames, 434, 636) uint8; arguments as in `Patient`.
+    """Frames and tissue masks of one patient, both (n_frames, 434, 636) uint8; masks hold codes of `cohort.TISSUES`.
 
-    Masks hold codes of `cohort.TISSUES`, 0 outside the sector.
+    Arguments as in `Patient`. Masks are 0 outside the sector.
     """
     patient = Patient(seed, index, fat, feature)
     frames = np.zeros((n_frames, *FRAME_SHAPE), np.uint8)
@@ -63,16 +62,9 @@ def simulate_patient(seed, index, fat, n_frames=10, feature=None):
 
 
 class Patient:
-    """Everything about one simulated patient that its frames share; `seed` and `index` decide all but the fat.
+    """What the frames of one simulated patient share; `seed` of the cohort and `index` decide all but `fat`.
 
-    Parameters
-    ----------
-    seed, index : int
-        Seed of the cohort, and number of the patient in it.
-    fat : float in [0, 100]
-        Percent of hepatocytes with fatty infiltration.
-    feature : str, optional
-        As in `cohort.simulate`.
+    `fat` is 0 to 100 percent of hepatocytes; `feature` as in `cohort.simulate`.
     """
 
     def __init__(self, seed, index, fat, feature=None):

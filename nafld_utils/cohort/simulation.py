@@ -1,6 +1,6 @@
-"""The simulated cohort: patients of `phantom_scanner` in memory or, for large cohorts, one by one into a folder.
+"""The simulated cohort: patients of `simulated_scanner` in memory or, for large cohorts, one by one into a folder.
 
-The folder is a cohort of `cohort_folder`, read through a memory map: ``images.csv``, ``pixels.npy``, ``masks.npy`` and
+The folder is a cohort of `image_folder`, read through a memory map: ``images.csv``, ``pixels.npy``, ``masks.npy`` and
 the mark ``cohort.json``. A killed simulation goes on with the patient it was at, and the bytes are those of `simulate`
 for the same patients::
 
@@ -71,26 +71,10 @@ def simulate(n_patients: int, seed: int, n_frames: int = 10, n_jobs: int = 1, fe
 def write_folder(
     folder: str | Path, n_patients: int, seed: int, n_frames: int = 10, keep: int | None = None, n_jobs: int = 1
 ) -> Path:
-    """Simulate a cohort into a folder; nothing to do where it is complete.
+    """Simulate a cohort as `simulate` does into a folder, and return it; an unfinished one is completed.
 
-    Parameters
-    ----------
-    folder : str or Path
-        Folder to write; one that holds the unfinished beginning of the same simulation is completed.
-    n_patients, seed, n_frames, n_jobs : int
-        As in `simulate`.
-    keep : int, optional
-        Images per patient that are written, spread evenly over the `n_frames`; all by default.
-
-    Returns
-    -------
-    pathlib.Path
-        `folder`.
-
-    Raises
-    ------
-    ValueError
-        A count is below its minimum, or the folder holds another simulation.
+    Of every patient's images `keep` are written, spread evenly; all by default. ValueError also where the folder holds
+    another simulation.
     """
     _check_counts(n_patients=n_patients, seed=seed, n_frames=n_frames, n_jobs=n_jobs)
     folder, chosen = Path(folder), spread(n_frames, keep)
@@ -112,11 +96,11 @@ def write_folder(
                 store.put("pixels", i * len(chosen) + j, frames[frame])
                 store.put("masks", i * len(chosen) + j, masks[frame])
             store.commit((i + 1) * len(chosen))
-    patient, frame = np.repeat(np.arange(n_patients), len(chosen)), np.tile(chosen, n_patients)
-    names = [image_id(p + 1, f) for p, f in zip(patient, frame, strict=True)]
-    label, grade = (fats[patient] >= FATTY_FROM).astype(int), fats[patient]
     artifacts.save_json(folder / image_folder.MARK_FILE, {image_folder.MARK: text, "model": "phantom"})
-    table = pd.DataFrame({"image": names, "patient": patient + 1, "label": label, "grade": grade})
+    names = [image_id(patient + 1, frame) for patient in range(n_patients) for frame in chosen]
+    table = {"patient": np.arange(n_patients) + 1, "label": (fats >= FATTY_FROM).astype(int), "grade": fats}
+    table = pd.DataFrame(table).loc[np.repeat(np.arange(n_patients), len(chosen))]
+    table.insert(0, "image", names)
     artifacts.save_table(folder / TABLE, table)
     return folder
 
@@ -127,8 +111,7 @@ def version() -> str:
 
 
 def _sentence(n_patients: int, n_frames: int, seed: int) -> str:
-    found = f"{n_patients} patients x {n_frames} frames, seed {seed}, phantom revision {version()}"
-    return f"Simulated cohort: {found}."
+    return f"Simulated cohort: {n_patients} patients x {n_frames} frames, seed {seed}, phantom revision {version()}."
 
 
 def _check_counts(**counts: Any) -> None:
@@ -193,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = write_folder(options.folder, options.patients, options.seed, options.frames, n_jobs=options.jobs)
     except (ValueError, OSError) as error:
-        print(f"phantom: {error}", file=sys.stderr)
+        print(f"simulation: {error}", file=sys.stderr)
         return 2
     print(f"{folder}: {options.patients} simulated patients, use it with DATA={folder}")
     return 0

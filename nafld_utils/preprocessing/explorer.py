@@ -6,27 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nafld_utils import images, views
-from nafld_utils.cohort.explorer import Place
+from nafld_utils import cohort, images, views
 from nafld_utils.preprocessing import figures
-from nafld_utils.views import bare, words_for
 
 if TYPE_CHECKING:
     from nafld_utils.artifacts import Run
-    from nafld_utils.cohort import Cohort
 
 
 @views.interactive
-def crops(run: Run, cohort: Cohort, data: Any) -> Any:
+def crops(run: Run, found: cohort.Cohort, data: Any) -> Any:
     """From frame to map: choose a patient, a frame, one of its random crops and a draw of the map's warp.
 
-    `data` is the `preprocessing.Preprocessed` of the cohort. `figures.steps` and `label_map` draw its
-    static twins.
+    `data` is the `preprocessing.Preprocessed` of the cohort `found`. `figures.steps` and `label_map` draw its static
+    twins.
     """
     import ipywidgets as widgets
 
-    names, settings, said = run.settings.cohort.class_names, run.settings.preprocess, words_for(run)
-    place = Place(data.images["patient_id"].to_numpy())
+    names, settings, said = run.settings.cohort.class_names, run.settings.preprocess, views.words_for(run)
+    place = cohort.explorer.Place(data.images["patient_id"].to_numpy())
     crop = views.labelled(widgets.IntSlider, "random crop", min=0, max=data.pool.shape[1] - 1)
     warp = views.labelled(widgets.IntSlider, "draw of the warp", min=0, max=20)
     for slider in (place.patient, place.frame, crop, warp):
@@ -36,18 +33,18 @@ def crops(run: Run, cohort: Cohort, data: Any) -> Any:
     def show(_: Any) -> None:
         i, k = place.fit(), crop.value
         facts = data.images.iloc[i]
-        frame, map_ = cohort.pixels[i], data.pool_maps[i, k]
+        frame, map_ = found.pixels[i], data.pool_maps[i, k]
         region = images.find_region(frame, settings)
         warped = images.warp_map(map_, np.random.default_rng(warp.value), settings.warp_points, settings.warp_strength)
 
         def panels(figure: Any) -> None:
             axes = figure.subplots(1, 5, width_ratios=[1.5, 1, 1, 1, 1])
             figures.steps(frame, region, facts, data.crops[i], data.pool[i, k : k + 1], axes[:3], "region and crop")
-            bare(axes[2], f"random crop {k}")
+            views.bare(axes[2], f"random crop {k}")
             figures.label_map(map_, settings.map_classes, axes[3], "its map")
             figures.label_map(warped, settings.map_classes, axes[4], f"warped, draw {warp.value}")
 
-        caption = figures.caption(facts, names, said.grade_text)
+        caption = cohort.figures.caption(facts, names, said.grade_text)
         words.value = views.text(f"{caption}; the crop keeps {facts['kept_share']:.0%} of the region", run)
         alt = f"{caption}: region and crop, centre crop, random crop {k}, its map, the map warped"
         picture.value = views.image(views.draw_png(run, 10.5, 2.6, panels), alt)

@@ -18,18 +18,9 @@ _REGION, _CROP, _LOST = "#F0E442", "#56B4E9", (0.84, 0.37, 0.0)
 
 
 def region_overlay(frame: np.ndarray, region: np.ndarray, facts: Any, ax: Axes) -> Axes:
-    """Frame with the region's outline and the crop's square; what the crop cuts off is tinted.
+    """Raw frame (H, W) uint8 with the outline of its (H, W) bool region and the crop; what that cuts off is tinted.
 
-    Parameters
-    ----------
-    frame : (H, W) uint8 ndarray
-        Raw frame.
-    region : (H, W) bool ndarray
-        Its region.
-    facts : mapping
-        ``crop_top, crop_left, crop_side`` in pixels, as a row of `preprocessing.Preprocessed.images`.
-    ax : Axes
-        Where to draw.
+    `facts` has ``crop_top, crop_left, crop_side`` in pixels, as a row of `preprocessing.Preprocessed.images`.
     """
     from matplotlib.patches import Rectangle
 
@@ -54,20 +45,9 @@ def steps(
     axes: Sequence[Axes],
     name: str,
 ) -> None:
-    """One row of pictures: raw frame with region and crop, the crop, then random resized crops of it.
+    """One row of pictures: the `region_overlay`, titled `name`; the centre crop; as many of `pool` as there are axes.
 
-    Parameters
-    ----------
-    frame, region, facts
-        As in `region_overlay`.
-    crop : (C, C) uint8 ndarray
-        Centre crop.
-    pool : (k, S, S) uint8 ndarray
-        Random resized crops; as many are shown as there are axes left.
-    axes : sequence of Axes
-        At least three.
-    name : str
-        Title of the row's first picture.
+    `crop` is (C, C) uint8, `pool` (k, S, S) uint8 random resized crops of it; three axes or more.
     """
     bare(region_overlay(frame, region, facts, axes[0]), name)
     picture(axes[1], crop, f"centre crop, {crop.shape[0]} px")

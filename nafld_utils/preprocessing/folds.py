@@ -51,7 +51,7 @@ def make_folds(patients: pd.DataFrame, n_splits: int, seed: int) -> pd.DataFrame
     repeated = patients.loc[patients["patient_id"].duplicated(), "patient_id"]
     if len(repeated):
         raise ValueError(
-            f"patients table: expected one row a patient, found patient {repeated.iloc[0]} twice; merge its rows."
+            f"patients table: expected one row per patient, found patient {repeated.iloc[0]} twice; merge its rows."
         )
     counts = patients["label"].value_counts().sort_index()
     if len(counts) < 2:
@@ -72,19 +72,14 @@ def make_folds(patients: pd.DataFrame, n_splits: int, seed: int) -> pd.DataFrame
 
 
 def split(images: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and held-out rows of one fold, checked by `assert_no_leak`.
+    """Training and held-out rows of one fold; ValueError where the two sides share a patient or a frame.
 
     Parameters
     ----------
     images : pandas.DataFrame
         One row per image: ``patient_id``, ``sha256``, ``fold``.
     fold : int
-        The fold that is held out.
-
-    Raises
-    ------
-    ValueError
-        The fold has no images, or the two sides share a patient or a frame.
+        The fold that is held out; it has images, and so have the others.
     """
     held_out = images["fold"] == fold
     if not held_out.any() or held_out.all():
@@ -97,13 +92,7 @@ def split(images: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def assert_no_leak(training: pd.DataFrame, held_out: pd.DataFrame) -> None:
-    """Refuse a split that shares a patient (by id) or a frame (by the hash of its pixels, where both have ``sha256``).
-
-    Raises
-    ------
-    ValueError
-        Names the patient, or the two patients that share a frame.
-    """
+    """Refuse a split that shares a patient (by id) or a frame (by pixel hash, where both have ``sha256``)."""
     shared = sorted(set(training["patient_id"]) & set(held_out["patient_id"]))
     if shared:
         raise ValueError(
@@ -130,22 +119,10 @@ def digest_of(images: pd.DataFrame) -> str:
 
 
 def assert_same_split(images: pd.DataFrame, made_with: str | None, origin: str) -> None:
-    """Refuse a synthetic set that was made with another split: images without a source do not tell it themselves.
+    """Refuse the synthetic set `origin` if made with another split: images without a source do not tell it themselves.
 
-    Parameters
-    ----------
-    images : pandas.DataFrame
-        One row per real image: ``patient_id``, ``fold``.
-    made_with : str or None
-        `digest_of` the split that the set was made with; None of a set from before it was noted, whose unit's hash
-        alone holds the split.
-    origin : str
-        The set, in words.
-
-    Raises
-    ------
-    ValueError
-        Names `origin`.
+    `images` has ``patient_id, fold`` of the real images; `made_with` is the `digest_of` of the set's split, None for a
+    set from before it was noted, whose unit's hash alone holds the split.
     """
     if made_with not in (None, digest_of(images)):
         raise ValueError(
@@ -155,14 +132,9 @@ def assert_same_split(images: pd.DataFrame, made_with: str | None, origin: str) 
 
 
 def assert_comparable(images: pd.DataFrame, used: Sequence[int], class_names: Sequence[str]) -> None:
-    """Refuse folds whose held-out patients are too few for an interval, before anything is trained for them.
+    """Refuse folds with fewer than two held-out patients of a class, too few for an interval, before any training.
 
-    `images` has ``patient_id, label, fold``; `used` are the folds that are trained.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two patients of a class are held out of these folds together.
+    `images` has ``patient_id, label, fold``; `used` are the folds that are trained, taken together.
     """
     held_out = images[images["fold"].isin(list(used))].drop_duplicates("patient_id")
     for label, name in enumerate(class_names):
@@ -175,21 +147,10 @@ def assert_comparable(images: pd.DataFrame, used: Sequence[int], class_names: Se
 
 
 def assert_trained_without(images: pd.DataFrame, fold: int, source_patients: pd.Series) -> None:
-    """Refuse a synthetic set that was made from a patient held out in this fold.
+    """Refuse a synthetic set that was made from a patient held out in this fold, and name the patient.
 
-    Parameters
-    ----------
-    images : pandas.DataFrame
-        One row per real image: ``patient_id``, ``fold``.
-    fold : int
-        The fold that is held out.
-    source_patients : pandas.Series
-        Patient behind each synthetic image; -1 where an image has no single source.
-
-    Raises
-    ------
-    ValueError
-        Names the patient.
+    `images` has ``patient_id, fold`` of the real images; `source_patients` the patient behind each synthetic image, -1
+    where an image has no single source.
     """
     held_out = set(images.loc[images["fold"] == fold, "patient_id"])
     found = sorted(held_out & set(source_patients))

@@ -805,7 +805,7 @@ def test_the_command_line_lists_every_problem_before_a_kernel_starts(tmp_path, m
 def test_images_are_opened_before_a_kernel_starts_only_where_the_table_is_wrong(tmp_path, study, monkeypatch):
     path, opened = folder(tmp_path / "a"), []
     read = images.read
-    monkeypatch.setattr(image_file, "read", lambda file: opened.append(file.name) or read(file))
+    monkeypatch.setattr(images, "read", lambda file: opened.append(file.name) or read(file))
     run = study(path, folds__n_splits=2)
     pipeline.preflight(run)
     assert opened == []
@@ -875,7 +875,7 @@ def test_an_interrupted_reading_goes_on_where_it_was(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read(file)
 
-    monkeypatch.setattr(image_file, "read", breaking)
+    monkeypatch.setattr(images, "read", breaking)
     with pytest.raises(KeyboardInterrupt):
         cohort.load(path, work=work)
     found = cohort.load(path, work=work)

@@ -61,7 +61,7 @@ def test_a_table_with_another_index_keeps_its_patients():
         (people(4, 20), 5, "folds.n_splits is 5, .* found 4 with label 0; lower"),
         (people(0, 9), 3, r"two classes, found label \[1\] only"),
         (people(9, 9), 1, "at least 2 folds, found 1"),
-        (pd.concat([people(5, 5), people(5, 5)]), 2, "one row a patient, found patient 1 twice"),
+        (pd.concat([people(5, 5), people(5, 5)]), 2, "one row per patient, found patient 1 twice"),
     ],
 )
 def test_refusals(patients, n_splits, message):
