@@ -245,9 +245,6 @@ def split_spread(
 # ---------------------------------------------------------------- the canary
 
 
-TOLERANCE, SHUFFLES, PATIENTS = 0.03, 100, 40  # of the canary's mean AUC; choice: below these numbers it says nothing
-
-
 def canary(
     features: np.ndarray,
     images: pd.DataFrame,
@@ -304,15 +301,3 @@ def canary_summary(table: pd.DataFrame) -> pd.DataFrame:
     columns = ["split", "shuffles", "mean_auc", "low", "high", "sd", "covers", "covers_low", "covers_high"]
     over = "shuffles of the diagnoses: AUC by Student t, share by Wilson"
     return pd.DataFrame(rows, columns=columns).assign(over=over)
-
-
-def leaks(summary: pd.DataFrame, n_patients: int) -> bool | None:
-    """Whether shuffled diagnoses score another mean AUC than 0.5 in the folds, by more than `TOLERANCE`.
-
-    None where it cannot be told: fewer shuffles than `SHUFFLES` or fewer patients than `PATIENTS`. With ten patients
-    200 shuffles miss 0.5 by more than that by chance, and folds of unequal mix bias so small a cohort.
-    """
-    row = summary.set_index("split").loc[IN_FOLDS]
-    if row["shuffles"] < SHUFFLES or n_patients < PATIENTS:
-        return None
-    return bool(abs(row["mean_auc"] - 0.5) > TOLERANCE)

@@ -22,9 +22,9 @@ REVISION = ("stages.sweep_trials", 2)
 
 # Modules that decide what a training is made of and how it runs, on a CPU or a GPU.
 MODULES = (
-    "arms", "backbones", "trial", "trial_draws", "trial_resident", "sweep", "stages.sweep_features",
-    "stages.sweep_trials",
-)  # fmt: skip
+    *("arms", "backbones", "trial", "trial_draws", "trial_resident", "sweep"),
+    *("stages.sweep_features", "stages.sweep_trials"),
+)
 
 
 def require_capacity(run: Run) -> None:
