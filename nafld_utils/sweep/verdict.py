@@ -98,7 +98,7 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     Returns
     -------
     dict of str to pandas.DataFrame
-        Those of `sweep_tables`: ``comparisons`` (`compare_arms`), ``arms`` (`arm_intervals`), ``seeds``
+        From `comparisons` and `clinical_measures`: ``comparisons`` (`compare_arms`), ``arms`` (`arm_intervals`), ``seeds``
         (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures`` (`patient_measures`),
         ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate, every group, ``roc``
         (`roc_bands`) and ``reliability``.
