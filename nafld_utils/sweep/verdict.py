@@ -98,8 +98,8 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     Returns
     -------
     dict of str to pandas.DataFrame
-        From `comparisons` and `clinical_measures`: ``comparisons`` (`compare_arms`), ``arms`` (`arm_intervals`), ``seeds``
-        (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures`` (`patient_measures`),
+        From `comparisons` and `clinical_measures`: ``comparisons`` (`compare_arms`), ``arms`` (`arm_intervals`),
+        ``seeds`` (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures`` (`patient_measures`),
         ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate, every group, ``roc``
         (`roc_bands`) and ``reliability``.
     """
