@@ -113,7 +113,7 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     levels: dict[str, list[pd.DataFrame]] = {"comparisons": [], "arms": [], "seeds": []}
     for level in comparisons.LEVELS:
         # the grid is complete: an arm with fewer seeds was planned with them
-        compared = comparisons.compare_arms(scores, level, params.REAL, primary, **intervals, fewer_seeds=True)
+        compared = comparisons.compare_arms(scores, level, primary, **intervals, fewer_seeds=True)
         levels["comparisons"].append(compared.assign(level=level))
         levels["arms"].append(comparisons.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(comparisons.auc_by_seed(scores, level).assign(level=level))
