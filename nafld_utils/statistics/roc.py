@@ -264,7 +264,7 @@ def difference_bootstrap(
 
     Returns
     -------
-    resampling.Resampled
+    statistics.Resampled
         ``estimate, low, high, error, draws``.
 
     Notes

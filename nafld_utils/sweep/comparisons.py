@@ -193,7 +193,6 @@ def _fold_interval(found: Scored, how: Mapping[str, Any]) -> tuple[float, float,
 def compare_arms(
     scores: pd.DataFrame,
     level: str = "image",
-    base: str = REAL,
     primary: Mapping[str, Any] | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
@@ -202,8 +201,9 @@ def compare_arms(
 ) -> pd.DataFrame:
     """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
 
-    One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus `base`), ``n_seeds, n_patients,
-    primary, role, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare` gives.
+    One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus real images), ``n_seeds,
+    n_patients, primary, role, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare`
+    gives.
     `primary` has columns of `CELL` and values that name the one comparison declared beforehand; without it all rows
     explore. With `fewer_seeds`, for a grid that is known to be complete, an arm may have been planned with fewer seeds
     than the base, which is then taken with those alone, and the note says so.
@@ -217,11 +217,11 @@ def compare_arms(
     the table, every group, arm and rate of one level.
     """
     how, rows = {"n_resamples": n_resamples, "seed": seed, "method": method}, []
-    for cell, arm, whole in _beside(at_level(scores, level), base):
+    for cell, arm, whole in _beside(at_level(scores, level)):
         paired = _paired(cell, arm, whole, fewer_seeds)
         row = {**cell, **_compare(arm, paired, level, how)}
         if len(paired.seeds) < len(whole.seeds):
-            fewer = f"{len(paired.seeds)} of the {len(whole.seeds)} seeds of {base}"
+            fewer = f"{len(paired.seeds)} of the {len(whole.seeds)} seeds of {REAL}"
             row["note"] = "; ".join(filter(None, [row["note"], fewer]))
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -234,21 +234,21 @@ def compare_arms(
     return table
 
 
-def _beside(table: pd.DataFrame, base: str) -> list[tuple[dict[str, Any], Scored, Scored]]:
-    """Cell by cell, group after group: its name, its scores, and those of its group's base arm."""
+def _beside(table: pd.DataFrame) -> list[tuple[dict[str, Any], Scored, Scored]]:
+    """Cell by cell, group after group: its name, its scores, and those of its group's real images alone."""
     groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], Scored]]] = {}
     for cell, found in cells(table):
         groups.setdefault(tuple(cell[name] for name in GROUP if name in cell), []).append((cell, found))
     pairs = []
     for members in groups.values():
-        bases = [found for cell, found in members if cell["arm"] == base]
+        bases = [found for cell, found in members if cell["arm"] == REAL]
         if len(bases) != 1:
             raise ValueError(
-                f"scores: expected arm {base!r} at one rate, found it at {len(bases)} rates; score it first."
+                f"scores: expected arm {REAL!r} at one rate, found it at {len(bases)} rates; score it first."
             )
-        pairs += [(cell, arm, bases[0]) for cell, arm in members if cell["arm"] != base]
+        pairs += [(cell, arm, bases[0]) for cell, arm in members if cell["arm"] != REAL]
     if not pairs:
-        raise ValueError(f"scores: expected an arm beside {base!r}, found none; score one first.")
+        raise ValueError(f"scores: expected an arm beside {REAL!r}, found none; score one first.")
     return pairs
 
 

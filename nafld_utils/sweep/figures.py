@@ -1,7 +1,7 @@
 """Figures of the sweep: AUC over the mixing rate, ROC curves, the gain with both its intervals, robustness variants.
 
 And of its checks: baselines, the leak, the canary, calibration, and the scores by patient. Contract: a table of one
-group and an Axes in, the Axes out; tables are those of `sweep_tables` and `baselines`.
+group and an Axes in, the Axes out; tables are those of `sweep.build_tables` and `sweep.build`.
 """
 
 from __future__ import annotations

@@ -149,23 +149,18 @@ def costs(run: Run, status: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd
     for arm, part in done.groupby("arm", sort=False):
         gain = compared[comparisons.where(compared, {"arm": arm, "rate": run.settings.sweep.primary_rate})]
         row = {"arm": arm, "trainings": len(part), "seconds_each": part["seconds"].median()}
-        row |= {"classifier_minutes": part["seconds"].sum() / 60, "feature_minutes": _features(run, arm) / 60}
-        row |= {"generator_minutes": _generators(run, arm) / 60}
+        read = [features_unit(**task) for task in feature_tasks(run) if task["kind"] in kinds_of([arm])]
+        folds, models = trial_grid.folds_of(run.settings), params.parse(arm).models
+        made = [unit for name in models for fold in folds for unit in _makers(run, name, fold)]
+        row |= {"classifier_minutes": part["seconds"].sum() / 60, "feature_minutes": _minutes(read)}
+        row |= {"generator_minutes": _minutes(made)}
         rows.append({**row, "difference": gain["difference"].iloc[0] if len(gain) else float("nan")})
     return pd.DataFrame(rows)
 
 
-def _features(run: Run, arm: str) -> float:
-    """Seconds of the frozen prefixes' features that trainings of an arm read, of all networks and folds."""
-    tasks = [task for task in feature_tasks(run) if task["kind"] in kinds_of([arm])]
-    return float(sum(features_unit(**task).seconds() for task in tasks))
-
-
-def _generators(run: Run, arm: str) -> float:
-    """Seconds of everything that made the synthetic images of an arm, in all folds; what folds share counts once."""
-    names = params.parse(arm).models
-    units = [unit for name in names for fold in trial_grid.folds_of(run.settings) for unit in _makers(run, name, fold)]
-    return float(sum(unit.seconds() for unit in {unit.path: unit for unit in units}.values()))
+def _minutes(units: list[Unit]) -> float:
+    """Of units together; what folds share counts once."""
+    return float(sum(unit.seconds() for unit in {unit.path: unit for unit in units}.values())) / 60
 
 
 def _makers(run: Run, name: str, fold: int) -> list[Unit]:

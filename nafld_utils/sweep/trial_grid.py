@@ -4,7 +4,7 @@ Contract: a *trial* is one training, named by ``backbone, freeze, balance, arm, 
 everything it depends on; what is finished lies in the store (`nafld_utils.sweep.trial_store`). An experiment is a named
 grid; experiments that share a training share its row, so a run trains their union without repeats. Whether the images
 that a run will draw suffice is told from settings and folds alone, before any model is trained: what a training takes
-is counted by `trial_draws`, which later draws it, and what the filter keeps by `quality_filter`.
+is counted by `draws`, which later draws it, and what the filter keeps by `quality.quota`.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ REVISION = ("stages.sweep_trials", 2)
 
 # Modules that decide what a training is made of and how it runs, on a CPU or a GPU.
 MODULES = (
-    "arms", "backbones", "trial", "trial_draws", "trial_resident", "sweep", "stages.sweep_features",
-    "stages.sweep_trials",
-)  # fmt: skip
+    *("arms", "backbones", "trial", "trial_draws", "trial_resident", "sweep"),
+    *("stages.sweep_features", "stages.sweep_trials"),
+)
 
 
 def require_capacity(run: Run) -> None:
@@ -109,18 +109,9 @@ def refuse(run: Run) -> None:
 def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The sets that a training is made of, which of their images and views, and their labels; no pixel is read.
 
-    Yields
-    ------
-    kind : str
-        ``real``, ``traditional`` or a generator.
-    chosen : dict
-        ``labels, rows, views`` of `sweep.Views`; ``drawn``, rows of the set (of the flattened pool of rotated crops).
-
-    Raises
-    ------
-    ValueError
-        A patient on both sides; one class among the training images; a synthetic set of another fold or split; a rate
-        above the set's size.
+    Yields the set's name (``real``, ``traditional`` or a generator) and ``labels, rows, views`` of `sweep.Views` with
+    ``drawn``, rows of the set (of the flattened pool of rotated crops). ValueError for a patient on both sides; one
+    class among the training images; a synthetic set of another fold or split; a rate above the set's size.
     """
     arm, fold, seed = params.parse(trial["arm"]), int(trial["fold"]), seed_of(run, trial)
     data = preprocessing.open_preprocessed(run)
@@ -155,7 +146,13 @@ def _available(run: Run, kind: str, fold: int, rows: np.ndarray) -> np.ndarray:
 
 
 def training_set(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
-    """What a trial is trained and judged on, after every refusal that can come before training.
+    """What a trial is trained and judged on, after every refusal that can come before training (`composition`).
+
+    Parameters
+    ----------
+    run : Run
+    trial : dict
+        A row of the grid.
 
     Returns
     -------
@@ -163,11 +160,6 @@ def training_set(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
         ``parts`` (list of `sweep.Views`: the real images, unless the arm is without them, and each set mixed in),
         ``drawn`` (by generator: rows of its set), ``n_real, n_synthetic``, ``held_out`` (`sweep.Views`), ``images``
         (table of the held-out images)
-
-    Raises
-    ------
-    ValueError
-        As in `composition`.
     """
     from nafld_utils.sweep.training import Views
 

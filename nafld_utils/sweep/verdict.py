@@ -24,38 +24,28 @@ STUDY = Path(__file__).parent / "stored" / "interval_study.csv"  # made by tests
 
 # Settings that what a classifier learns depends on; those of statistics, of arithmetic and of speed are left out.
 TRAINING = (
-    "weights", "crops", "steps", "batch_size", "learning_rate", "weight_decay", "rotation",
-    "rotation_probability",
-)  # fmt: skip
+    *("weights", "crops", "steps", "batch_size", "learning_rate", "weight_decay"),
+    *("rotation", "rotation_probability"),
+)
 PIXELS = tuple(name for name in params.PreprocessSettings.model_fields if name != "image_size")  # its own entry
 
 TABLES = ("comparisons", "arms", "seeds", "measures", "optimistic", "variants", "roc", "reliability")
 
 # Columns of the notebook's tables, in their order; a table shows those that it has.
-_PATIENTS = ("low_patients", "high_patients", "p_patients")
+_CELL, _GROUP = " ".join(comparisons.CELL), " ".join(comparisons.GROUP)
+_PATIENTS = "low_patients high_patients p_patients"
 COLUMNS = {
-    "gain": (*comparisons.CELL, "mean_auc_base", "mean_auc", "difference", "role", "note"),
+    "gain": f"{_CELL} mean_auc_base mean_auc difference role note",
     "intervals": (
-        *comparisons.CELL, "t", "p", "p_holm", "low_seeds", "high_seeds", "n_seeds",
-        *_PATIENTS, "p_patients_holm", "smallest_effect", "n_patients",
+        f"{_CELL} t p p_holm low_seeds high_seeds n_seeds {_PATIENTS} p_patients_holm smallest_effect n_patients"
     ),
-    "by patient": (
-        *comparisons.CELL, "difference", *_PATIENTS, "delong_low", "delong_high", "delong_p", "delong_p_holm", "role",
-    ),
-    "arms": (
-        "level", *comparisons.CELL, "mean_auc", "low", "high", "fold_auc", "fold_low", "fold_high", "sd_seeds",
-        "n_seeds", "n_patients", "over",
-    ),
-    "optimistic": (
-        *comparisons.GROUP, "arm", "mean_auc", "best_rate", "best_rate_auc", "best_seed_rate", "best_seed_auc",
-        "trainings", "is",
-    ),
-    "measures": ("arm", "rate", "measure", "value", "low", "high", "reference", "n_patients", "over"),
-    "baselines": ("baseline", "split", "level", "auc", "low", "high", "byra", "n_patients", "over"),
-    "costs": (
-        "arm", "trainings", "seconds_each", "classifier_minutes", "feature_minutes", "generator_minutes", "difference",
-    ),
-}  # fmt: skip
+    "by patient": f"{_CELL} difference {_PATIENTS} delong_low delong_high delong_p delong_p_holm role",
+    "arms": f"level {_CELL} mean_auc low high fold_auc fold_low fold_high sd_seeds n_seeds n_patients over",
+    "optimistic": f"{_GROUP} arm mean_auc best_rate best_rate_auc best_seed_rate best_seed_auc trainings is",
+    "measures": "arm rate measure value low high reference n_patients over",
+    "baselines": "baseline split level auc low high byra n_patients over",
+    "costs": "arm trainings seconds_each classifier_minutes feature_minutes generator_minutes difference",
+}
 
 # Image-level AUC with real images alone and with r = 1.5 semantic (paper, Results and Fig. 5B), by network.
 PAPER_AUC = {
@@ -108,8 +98,8 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     Returns
     -------
     dict of str to pandas.DataFrame
-        Those of `sweep_tables`: ``comparisons`` (`compare_arms`), ``arms`` (`arm_intervals`), ``seeds``
-        (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures`` (`patient_measures`),
+        From `comparisons` and `clinical_measures`: ``comparisons`` (`compare_arms`), ``arms`` (`arm_intervals`),
+        ``seeds`` (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures`` (`patient_measures`),
         ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate, every group, ``roc``
         (`roc_bands`) and ``reliability``.
     """
@@ -123,7 +113,7 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     levels: dict[str, list[pd.DataFrame]] = {"comparisons": [], "arms": [], "seeds": []}
     for level in comparisons.LEVELS:
         # the grid is complete: an arm with fewer seeds was planned with them
-        compared = comparisons.compare_arms(scores, level, params.REAL, primary, **intervals, fewer_seeds=True)
+        compared = comparisons.compare_arms(scores, level, primary, **intervals, fewer_seeds=True)
         levels["comparisons"].append(compared.assign(level=level))
         levels["arms"].append(comparisons.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(comparisons.auc_by_seed(scores, level).assign(level=level))
@@ -185,7 +175,7 @@ def networks(run: Run, tables: dict[str, pd.DataFrame]) -> list[str]:
 
 def shown(table: pd.DataFrame, name: str) -> Any:
     """The columns of one of the notebook's tables (`COLUMNS`), those that it has, as a styled table of three digits."""
-    names = [column for column in COLUMNS[name] if column in table]
+    names = comparisons.present(table, COLUMNS[name].split())
     return table[names].style.format(precision=3, na_rep="").hide(axis="index")
 
 

@@ -119,14 +119,20 @@ def make_set(run: Run) -> TuringSet:
     if not unit.done():
         real = preprocessing.open_preprocessed(run)
         sets = {(t["conditioning"], t["fold"]): sampling.open_synthetic(**t) for t in ldm.autoencoder_units.tasks(run)}
-        tables = {model: _all_folds(sets, model) for model in run.settings.ldm.conditionings}
+        tables: dict[str, list[pd.DataFrame]] = {}
+        for (model, _), one in sets.items():
+            tables.setdefault(model, []).append(one.table.assign(row=np.arange(len(one.table))))
+        pools = {model: pd.concat(tables[model], ignore_index=True) for model in run.settings.ldm.conditionings}
         settings, seed = run.settings.turing, run.settings.turing.seed
-        items = sitting.draw_set(real.images, tables, settings, run.settings.cohort.class_names)
+        items = sitting.draw_set(real.images, pools, settings, run.settings.cohort.class_names)
         rng = np.random.default_rng(unit_seed(seed, "turing", "crop"))
         crops = rng.integers(real.pool.shape[1], size=len(items))
         items["crop"] = np.where(items["is_real"] == 1, crops, -1)
-        images = np.stack([_pixels(item, real.pool, sets) for item in items.itertuples()])
-        items, images = sitting.put_in_order(items, images, seed)
+        pixels = [
+            real.pool[item.row, item.crop] if item.is_real else sets[item.kind, int(item.fold)].images[item.row]
+            for item in items.itertuples()
+        ]
+        items, images = sitting.put_in_order(items, np.stack(pixels), seed)
         with unit.writing() as folder:
             save_table(folder / "items.csv", items)
             save_array(folder / "images.npy", images)
@@ -155,15 +161,6 @@ def shortfall(run: Run, shown: TuringSet) -> str:
         f"FEWER IMAGES than asked for: {parts}. The cohort or the synthetic sets hold no more; of a class both kinds"
         " are lowered in proportion, so that the share of real images stays about as asked for."
     )
-
-
-def _all_folds(sets: Mapping[tuple[str, int], sampling.Synthetic], model: str) -> pd.DataFrame:
-    tables = [s.table.assign(row=np.arange(len(s.table))) for (name, _), s in sets.items() if name == model]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _pixels(item: Any, pool: np.ndarray, sets: Mapping[tuple[str, int], sampling.Synthetic]) -> np.ndarray:
-    return pool[item.row, item.crop] if item.kind == "real" else sets[item.kind, int(item.fold)].images[item.row]
 
 
 def page_unit(run: Run, shown: Unit) -> Unit:

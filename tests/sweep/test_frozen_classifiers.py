@@ -178,11 +178,12 @@ def test_the_criterion_of_the_canary_holds_with_200_shuffles_and_fails_with_a_le
     features = features_of(images, 3.0, 60)
     how = {"n_resamples": 20, "splits": [frozen_classifiers.IN_FOLDS]}
     sound = frozen_classifiers.canary_summary(frozen_classifiers.canary(features, images, 5, range(200), **how))
-    assert frozen_classifiers.leaks(sound, 55) is False
+    patients = pd.DataFrame({"patient_id": range(55)})
+    assert sweep.leaks({"canary_summary": sound}, patients) is False
     leaking = lambda images, k, seed: frozen_classifiers.image_folds(images["label"].to_numpy(), k, seed)  # noqa: E731
     monkeypatch.setattr(frozen_classifiers, "patient_folds", leaking)
     broken = frozen_classifiers.canary_summary(frozen_classifiers.canary(features, images, 5, range(100), **how))
-    assert frozen_classifiers.leaks(broken, 55) is True
+    assert sweep.leaks({"canary_summary": broken}, patients) is True
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,6 @@ def test_the_criterion_of_the_canary_holds_with_200_shuffles_and_fails_with_a_le
 def test_the_canary_is_judged_where_it_can_be_and_by_the_folds_alone(mean_auc, shuffles, n_patients, found):
     rows = [(frozen_classifiers.ONE_OUT, shuffles, 0.1), (frozen_classifiers.IN_FOLDS, shuffles, mean_auc)]
     summary = pd.DataFrame(rows, columns=["split", "shuffles", "mean_auc"])
-    assert frozen_classifiers.leaks(summary, n_patients) is found
     images = pd.DataFrame({"patient_id": np.repeat(np.arange(n_patients), 3)})
     assert sweep.leaks({"canary_summary": summary}, images) is found
 
@@ -240,7 +240,7 @@ def test_two_hundred_shuffles_of_the_real_diagnoses_score_half(real_features):
         features[few], images, 5, range(200), n_resamples=20, splits=[frozen_classifiers.IN_FOLDS]
     )
     summary = frozen_classifiers.canary_summary(shuffles)
-    assert frozen_classifiers.leaks(summary, found.images["patient_id"].nunique()) is False, summary.to_string()
+    assert sweep.leaks({"canary_summary": summary}, found.images) is False, summary.to_string()
 
 
 def test_the_protocol_holds_on_the_real_cohort(real_features):
