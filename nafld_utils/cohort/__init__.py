@@ -15,12 +15,13 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "data": "Cohort".split(),
         "description": "class_curves summary_table".split(),
+        "figures": "caption".split(),
         "image_folder": "check".split(),
         "loading": "load write_mat".split(),
         "problems": "CohortError WHOLE_LIST".split(),
         "simulated_anatomy": "FEATURES TISSUES".split(),
         "simulated_scanner": "simulate_patient".split(),
         "simulation": "FEATURE_FAT simulate version".split(),
-        "unit": "build_cohort cohort_claims cohort_unit likeness open_cohort region_of".split(),
+        "unit": "build_cohort cohort_claims cohort_unit likeness open_cohort region_of same_protocol".split(),
     },
 )

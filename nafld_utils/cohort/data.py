@@ -15,10 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils.images import Ragged, stream
-
-IMAGE_COLUMNS = ("image_id", "patient_id", "label", "grade", "sha256")
-PATIENT_COLUMNS = ("patient_id", "label", "grade")
+from nafld_utils.images import Ragged
 
 
 def image_id(patient: int, frame: int) -> str:
@@ -83,10 +80,7 @@ class Cohort:
     def frames(self) -> np.ndarray:
         """View of the pixels as (patients, frames, H, W) uint8, patients in the order of the table.
 
-        Raises
-        ------
-        ValueError
-            Patients have different numbers of images, their rows are not contiguous, or sizes differ.
+        ValueError: patients have different numbers of images, their rows are not contiguous, or sizes differ.
         """
         if isinstance(self.pixels, Ragged):
             raise ValueError(
@@ -103,20 +97,14 @@ class Cohort:
         return self.pixels.reshape(len(counts), int(counts.iloc[0]), *self.pixels.shape[1:])
 
     def subset_frames(self, k: int | None) -> Cohort:
-        """Cohort of `k` images of every patient as `spread` chooses; ids, hashes and provenance stay the whole's.
-
-        Raises
-        ------
-        ValueError
-            Every patient has fewer images.
-        """
+        """Cohort of `k` images of every patient as `spread` chooses; ids, hashes and provenance stay the whole's."""
         if k is None:
             return self
         counts = self.images.groupby("patient_id", sort=False).size()
         if counts.max() < k:
             raise ValueError(
-                f"cohort.frames_per_patient is {k}, expected at most the images of a patient, found {counts.max()} for"
-                f" patient {counts.idxmax()}, who has most; lower it or use null."
+                f"cohort.frames_per_patient is {k}, expected at most the images of one patient, found"
+                f" {counts.max()} for patient {counts.idxmax()}, who has most; lower it or use null."
             )
         groups = self.images.reset_index(drop=True).groupby("patient_id", sort=False).indices
         keep = np.concatenate([place[spread(len(place), k)] for place in groups.values()])
@@ -132,7 +120,7 @@ def tables(
     names = [image_id(p, f) for p, f in zip(patient, frame, strict=True)]
     values = {"patient_id": patient, "label": label, "grade": grade, "sha256": sha256}
     images = pd.DataFrame({"image_id": names, **values})
-    return images, images[list(PATIENT_COLUMNS)].drop_duplicates().reset_index(drop=True)
+    return images, images[["patient_id", "label", "grade"]].drop_duplicates().reset_index(drop=True)
 
 
 def from_arrays(
@@ -142,20 +130,9 @@ def from_arrays(
     provenance: Mapping[str, Any],
     masks: np.ndarray | None = None,
 ) -> Cohort:
-    """Build a cohort from the frames of patients 1..P; nothing is checked (see `validate`).
+    """Cohort of patients 1..P, unchecked: `frames`, `masks` (P, F, H, W) uint8; `grade` (P,) percent; `label` (P,).
 
-    Parameters
-    ----------
-    frames : (P, F, H, W) uint8 ndarray
-        Grey levels.
-    grade : (P,) array
-        Percent of hepatocytes with fatty infiltration.
-    label : (P,) int array
-        0 or 1.
-    provenance : mapping
-        ``kind`` and ``text``; ``sha256`` of the pixels is added.
-    masks : (P, F, H, W) uint8 ndarray, optional
-        Tissue codes.
+    The pixels' ``sha256`` is added to `provenance`.
     """
     n_patients, n_frames = frames.shape[:2]
     pixels = np.ascontiguousarray(frames).reshape(-1, *frames.shape[2:])
@@ -171,23 +148,13 @@ def from_arrays(
 
 
 def validate(cohort: Cohort, fat_threshold: float = 5.0, source: str = "cohort") -> None:
-    """Refuse a cohort that no study should be run on; `source` is the file that the message names.
+    """Refuse a .mat file's cohort that no study should be run on; `source` is the file that the message names.
 
-    Raises
-    ------
-    ValueError
-        A patient with two labels or grades; a class that contradicts a known grade, class 1 starting at
-        `fat_threshold` percent; one class only; a frame of one grey level; a frame under two patients.
+    Class 1 starts at `fat_threshold` percent. One class only, a frame of one grey level, or a frame under two patients
+    is refused too; that ids, labels and grades are one per patient the file's own structure sees to.
     """
     patients, images = cohort.patients, cohort.images
-    twice = patients.loc[patients["patient_id"].duplicated(), "patient_id"]
-    if len(twice):
-        raise ValueError(
-            f"{source}: expected one label and grade a patient, found several for patient {twice.iloc[0]}; correct"
-            " the table."
-        )
-    known = patients[patients["grade"].notna()]
-    against = known[(known["grade"] >= fat_threshold) != (known["label"] == 1)]
+    against = patients[(patients["grade"] >= fat_threshold) != (patients["label"] == 1)]
     if len(against):
         row = against.iloc[0]
         raise ValueError(
@@ -198,8 +165,9 @@ def validate(cohort: Cohort, fat_threshold: float = 5.0, source: str = "cohort")
     if patients["label"].nunique() != 2:
         only = patients["label"].unique().tolist()
         raise ValueError(f"{source}: expected patients of both classes, found class {only} only; add the other class.")
-    constant = [i for i, image in enumerate(stream(cohort.pixels)) if image.min() == image.max()]
-    if constant:
+    flat = cohort.pixels.reshape(len(images), -1)
+    constant = np.flatnonzero(flat.min(axis=1) == flat.max(axis=1))
+    if len(constant):
         name, level = images["image_id"].iloc[constant[0]], cohort.pixels[constant[0]].flat[0]
         raise ValueError(
             f"{source}: expected an ultrasound image, found one grey level ({level}) in the whole of"
@@ -220,9 +188,11 @@ def duplicates(cohort: Cohort) -> pd.DataFrame:
 
     Columns are ``patient_id, label, n`` (frames in the group), ``image_ids``.
     """
-    rows = [
-        (group["patient_id"].iloc[0], group["label"].iloc[0], len(group), ", ".join(group["image_id"]))
-        for _, group in cohort.images.groupby("sha256", sort=False)
-        if len(group) > 1
-    ]
-    return pd.DataFrame(rows, columns=["patient_id", "label", "n", "image_ids"])
+    groups = cohort.images.groupby("sha256", sort=False)
+    table = groups.agg(
+        patient_id=("patient_id", "first"),
+        label=("label", "first"),
+        n=("label", "size"),
+        image_ids=("image_id", ", ".join),
+    )
+    return table[table["n"] > 1].reset_index(drop=True)

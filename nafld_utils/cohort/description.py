@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nafld_utils.cohort.data import spread
 from nafld_utils.images import release
 
 REVISION = ("describe", 1)
@@ -35,15 +36,9 @@ def summary_table(
     class_names : (str, str)
         Names of label 0 and 1.
     grade : str
-        What the grade is, with its unit.
+        What the grade is, with its unit; ``-`` stands where none is known.
     bands : bool
-        Whether the grade is the fat percent that `GRADE_BANDS` divides.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Index ``class``; ``patients, images, unique images``, median and range of the grade, and the patients of each of
-        `GRADE_BANDS`; ``-`` where no grade is known.
+        Whether the grade is the fat percent that `GRADE_BANDS` divides; the patients of each are then counted.
     """
     rows = {}
     for name, chosen in [*((n, [i]) for i, n in enumerate(class_names)), ("all", [0, 1])]:
@@ -71,23 +66,10 @@ def grade_band(grade: pd.Series) -> pd.Series:
 def similarity(images: pd.DataFrame, pixels: np.ndarray, region: np.ndarray, step: int = 2) -> pd.DataFrame:
     """Pearson correlation of grey levels between images of one patient and between patients.
 
-    Parameters
-    ----------
-    images : pandas.DataFrame
-        ``patient_id`` row by row.
-    pixels : (N, H, W) uint8 ndarray
-        Images.
-    region : (H, W) bool ndarray
-        Pixels compared, the same in all images.
-    step : int
-        Every how manyth row and column is used; 2 is still finer than speckle.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``pair`` ("same patient": every pair of the patient's images; "different patients": the middle images of two
-        patients, of `PAIRED` patients spread over the table where there are more), ``patient_a, patient_b,
-        correlation`` (-1 to 1).
+    `images` has ``patient_id``; `pixels` (N, H, W) uint8; `region` (H, W) bool, the pixels compared in all images; of
+    every `step` rows and columns one is used, 2 is still finer than speckle. Returns ``pair`` ("same patient": every
+    pair of the patient's images; "different patients": the middle images of two patients, of `PAIRED` patients spread
+    over the table where there are more), ``patient_a, patient_b, correlation`` (-1 to 1).
     """
     keep = region[::step, ::step]
 
@@ -106,7 +88,7 @@ def similarity(images: pd.DataFrame, pixels: np.ndarray, region: np.ndarray, ste
         rows.extend(("same patient", patient, patient, r) for r in within[np.triu_indices(len(places), k=1)])
         release(pixels)
     names = np.array(list(groups))
-    some = np.unique(np.rint(np.linspace(0, len(names) - 1, min(len(names), PAIRED))).astype(int))
+    some = spread(len(names), PAIRED)
     between, names = middle[some] @ middle[some].T, names[some].tolist()
     rows.extend(
         ("different patients", names[a], names[b], between[a, b])
@@ -121,12 +103,8 @@ def similarity(images: pd.DataFrame, pixels: np.ndarray, region: np.ndarray, ste
 def sector_geometry(region: np.ndarray) -> tuple[float, float, float]:
     """Row and column (pixels) of a sector's apex and half its opening angle (degrees), from its (H, W) bool region.
 
-    The apex is where the least-squares lines of the straight parts of the edges meet.
-
-    Raises
-    ------
-    ValueError
-        The region does not widen downwards.
+    The apex is where the least-squares lines of the straight parts of the edges meet. A region that does not widen
+    downwards is refused.
     """
     rows = np.flatnonzero(region.any(axis=1))
     left = region[rows].argmax(axis=1)

@@ -73,9 +73,18 @@ def resume(url: str, output_file: Any, store: Any) -> None:
 
     pooch itself checks the checksum of `output_file` afterwards.
     """
+    import requests
+
     name = url.rsplit("/", 1)[-1]
     part = Path(store.path) / f".{name}.part"
-    _fetch_rest(_address(url), part)
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(_address(url), headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        if answer.status_code != 416:  # else nothing is left to send: the part is whole, or longer than the file
+            answer.raise_for_status()
+            with open(part, "ab" if answer.status_code == 206 else "wb") as handle:
+                for chunk in answer.iter_content(CHUNK):
+                    handle.write(chunk)
     # The part is moved, not copied: content that fails pooch's checksum must not be resumed from.
     part.replace(output_file)
 
@@ -89,39 +98,24 @@ def _address(url: str) -> str:
     return doi_to_repository(doi).download_url(name)
 
 
-def _fetch_rest(address: str, part: Path) -> None:
-    import requests
-
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # nothing left to send: the part is whole, or longer than the file
-            return
-        answer.raise_for_status()
-        mode = "ab" if answer.status_code == 206 else "wb"
-        with open(part, mode) as handle:
-            for chunk in answer.iter_content(CHUNK):
-                handle.write(chunk)
-
-
 def record_path(path: str | Path) -> Path:
     """Where the record's facts about a downloaded file are kept."""
     path = Path(path)
     return path.with_name(f"{path.name}.record.json")
 
 
-def read_record(path: str | Path) -> dict[str, str] | None:
-    """``doi, file, checksum`` as the record stated them, or None where they are not known."""
+def matching_record(path: str | Path) -> dict[str, str] | None:
+    """``doi, file, checksum`` as the record stated them; None where they are not known or the file has another one.
+
+    A checksum is written as ``algorithm:hex``; plain hex is SHA-256.
+    """
     record = artifacts.load_record(record_path(path)) or {}
-    return record if {"doi", "checksum"} <= set(record) else None
-
-
-def matches(path: str | Path, checksum: str) -> bool:
-    """Whether a file has a checksum written as ``algorithm:hex`` (plain hex is SHA-256)."""
+    if not {"doi", "checksum"} <= set(record):
+        return None
     import pooch
 
-    algorithm, _, value = checksum.rpartition(":")
+    algorithm, _, value = record["checksum"].rpartition(":")
     try:
-        return pooch.file_hash(str(path), alg=algorithm or "sha256") == value.lower()
-    except ValueError:
-        return False
+        return record if pooch.file_hash(str(path), alg=algorithm or "sha256") == value.lower() else None
+    except ValueError:  # no such algorithm
+        return None

@@ -8,7 +8,7 @@ import numpy as np
 
 from nafld_utils import views
 from nafld_utils.cohort import figures
-from nafld_utils.views import of as words_of
+from nafld_utils.views import words_for
 
 if TYPE_CHECKING:
     from nafld_utils.artifacts import Run
@@ -41,7 +41,7 @@ def frames(run: Run, cohort: Cohort) -> Any:
     import ipywidgets as widgets
 
     names, place = run.settings.cohort.class_names, Place(cohort.images["patient_id"].to_numpy())
-    grade = words_of(run).grade_text
+    grade = words_for(run).grade_text
     words, picture = widgets.HTML(), widgets.HTML()
 
     def show(_: Any) -> None:

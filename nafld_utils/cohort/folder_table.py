@@ -102,13 +102,11 @@ def read_table(source: Path, class_names: Sequence[str], need_images: bool = Tru
     parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
     parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
     parsed["grade"] = _grades(table, problems)
-    parsed["fold"] = pd.array([pd.NA] * len(table))
-    if "fold" in table:
-        parsed["fold"] = _folds(table, parsed["label"], all_known, problems)
+    parsed["fold"] = _folds(table, parsed["label"], all_known, problems)
     _check_names(table, need_images, problems)
     _check_patients(parsed, all_known, problems)
     parsed["grade"] = parsed.groupby("patient")["grade"].transform("max")  # known from one row of the patient
-    return (parsed if problems else parsed.astype({"label": np.int64, "fold": "Int64"})), problems
+    return (parsed if problems else parsed.astype({"label": np.int64})), problems
 
 
 # ---------------------------------------------------------------- the file
@@ -162,7 +160,7 @@ def _cells(source: Path, need_images: bool) -> tuple[pd.DataFrame, Problems]:
         if any(cell.strip() for cell in cells[len(header) :]):
             problems.add(row, f"expected {len(header)} cells, found {len(cells)}; quote a text that holds a separator")
     if not rows:
-        raise _fault(source, "expected a row an image, found none; add them")
+        raise _fault(source, "expected one row per image, found none; add them")
     table = pd.DataFrame({"row": [row for row, _ in rows]})
     for name, place in {**dict.fromkeys((*REQUIRED, "grade"), len(header)), **places}.items():
         table[name] = [cells[place].strip() if place < len(cells) else "" for _, cells in rows]
@@ -177,30 +175,31 @@ def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, in
     """Place of each column that is read."""
     problems, places = Problems(), {}
     folded = [name.casefold() for name in header]
-    required = [name for name in REQUIRED if need_images or name != "image"]
-    others = [name for name in header if name.casefold() not in (*REQUIRED, *OPTIONAL)]
-    for name in (*required, *OPTIONAL, *(set(REQUIRED) - set(required))):
+    others = {name.casefold(): name for name in header if name.casefold() not in (*REQUIRED, *OPTIONAL)}
+    for name in (*REQUIRED, *OPTIONAL):
         if folded.count(name) > 1:
             problems.add(None, f"expected one column {name}, found {folded.count(name)}; remove the others")
         if name in folded:
             places[name] = folded.index(name)
-            continue
-        close = difflib.get_close_matches(name, [other.casefold() for other in others], n=1, cutoff=0.7)
-        if name in required:
+        elif name in OPTIONAL:
+            for close in difflib.get_close_matches(name, others, n=1, cutoff=0.8):
+                problems.add(None, f"column {shown(close)} is not read; rename it to {name}, or to something else")
+        elif need_images or name != "image":
             found = ", ".join(shown(other, 30) for other in header[:12]) or "nothing"
-            meant = {re.sub(r"[\s_-]", "", other.casefold()): other for other in reversed(others)}
-            likely = next((meant[other] for other in SYNONYMS[name] if other in meant), None)
-            remedy = "rename the one that holds it, or add it"
-            if close:
-                remedy = f"the nearest is {shown(close[0])}, rename it"
-            if likely is not None:
-                remedy = f"if {shown(likely, 30)} is meant, rename it to {name}"
-            problems.add(None, f"expected a column {name}, found {found}; {remedy}")
-        elif name in OPTIONAL and close and difflib.SequenceMatcher(None, name, close[0]).ratio() > 0.8:
-            problems.add(None, f"column {shown(close[0])} is not read; rename it to {name}, or to something else")
+            problems.add(None, f"expected a column {name}, found {found}; {_rename(name, others)}")
     if problems:
         raise CohortError(source, problems)
     return places
+
+
+def _rename(name: str, others: dict[str, str]) -> str:
+    """What to do about a column that is missing among `others`, the header's names by their small letters."""
+    meant = {re.sub(r"[\s_-]", "", folded): other for folded, other in reversed(others.items())}
+    for other in SYNONYMS[name]:
+        if other in meant:
+            return f"if {shown(meant[other], 30)} is meant, rename it to {name}"
+    close = difflib.get_close_matches(name, others, n=1, cutoff=0.7)
+    return f"the nearest is {shown(close[0])}, rename it" if close else "rename the one that holds it, or add it"
 
 
 # ---------------------------------------------------------------- the columns
@@ -218,7 +217,7 @@ def _labels(
     key, filled = written.str.casefold(), written != ""
     numbered = _numbers_stand_for(class_names)
     missing = f"expected a class name{', 0 or 1' if numbered else ''} as label, found nothing"
-    problems += [Problem(row, missing) for row in table.loc[~filled, "row"]]
+    problems.each(table[~filled], missing)
     codes = {name.casefold(): value for value, name in enumerate(map(_label_text, class_names))}
     if numbered:
         codes |= _NUMBERS
@@ -235,8 +234,7 @@ def _labels(
     both = label.nunique() == 2
     if both and (found.loc[~found.index.isin(codes), "n"] == 1).all():  # slips, not a third class
         known = f"{', '.join(class_names)}, 0 or 1" if numbered else " or ".join(class_names)
-        for row, text in zip(table.loc[unknown, "row"], table.loc[unknown, "label"], strict=True):
-            problems.add(row, f"expected {known} as label, found {shown(text)}")
+        problems.each(table[unknown], "expected {known} as label, found {label}", known=known)
         return label, class_names, False
     problems.add(None, _other_than_two(found, both))
     return label, class_names, False
@@ -255,7 +253,7 @@ def _other_than_two(found: pd.DataFrame, both: bool) -> str:
     if len(found) == 1:
         return f"{wanted} {listed} only; add the other class and name both in cohort.class_names"
     naming = "" if both else ", and name the two in cohort.class_names"
-    return f"{wanted} {len(found)}: {listed}; keep the rows of two, or make a table a pair{naming}"
+    return f"{wanted} {len(found)}: {listed}; keep the rows of two, or make one table per pair{naming}"
 
 
 def _label_text(text: str) -> str:
@@ -292,70 +290,50 @@ def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
 def _grades(table: pd.DataFrame, problems: Problems) -> pd.Series:
     text = table["grade"].str.replace(",", ".", regex=False)
     grade = pd.to_numeric(text.where(text != ""), errors="coerce").astype(float)
-    wrong = table[(text != "") & ~np.isfinite(grade)]
-    for row, found in zip(wrong["row"], wrong["grade"], strict=True):
-        problems.add(row, f"expected a number or nothing as grade, found {shown(found)}")
+    problems.each(table[(text != "") & ~np.isfinite(grade)], "expected a number or nothing as grade, found {grade}")
     return grade
 
 
 def _folds(table: pd.DataFrame, label: pd.Series, all_known: bool, problems: Problems) -> pd.Series:
-    """Folds from 0; a table that counts from 1 is taken as it is meant."""
+    """Folds from 0, missing where there is no such column; a table that counts from 1 is taken as it is meant."""
+    none = pd.Series(pd.NA, index=table.index, dtype="Int64")
+    if "fold" not in table:
+        return none
     number = pd.to_numeric(table["fold"].where(table["fold"] != ""), errors="coerce").astype(float)
     wrong = table[number.isna() | (number % 1 != 0) | (number < 0) | (number > 1000)]
-    for row, found in zip(wrong["row"], wrong["fold"], strict=True):
-        problems.add(row, f"expected a whole number from 0 as fold, found {shown(found) or 'nothing'}")
+    problems.each(wrong, "expected a whole number from 0 as fold, found {fold}")
     if len(wrong):
-        return pd.Series(pd.array([pd.NA] * len(table), dtype="Int64"), index=table.index)
+        return none
     fold = (number - number.min() * (number.min() == 1)).astype("Int64")
     present = sorted(fold.unique())
     if len(present) < 2 or present != list(range(len(present))):
         problems.add(None, f"expected folds numbered 0, 1, 2 and so on without a gap, found {present[:20]}")
-    for value in present:
-        classes = set(label[fold == value].dropna())
-        if len(classes) == 1 and all_known:
-            only = int(classes.pop())
-            problems.add(None, f"expected both classes in every fold, found label {only} only in fold {value}")
-    for patient, group in fold.groupby(table["patient"], sort=False):
-        words = "fold " + group.astype(str)
-        problems += _unlike("fold", group, table["row"], words, patient) if patient else []
+    classes = label.groupby(fold).agg(["nunique", "first"])
+    for value, only in classes.loc[(classes["nunique"] == 1) & all_known, "first"].items():
+        problems.add(None, f"expected both classes in every fold, found label {only:.0f} only in fold {value}")
     return fold
-
-
-def _unlike(what: str, values: pd.Series, rows: pd.Series, words: pd.Series, patient: str) -> list[Problem]:
-    """Every row of a patient whose value is not that of the patient's first row with a value."""
-    known = values.dropna()
-    if known.empty:
-        return []
-    first = known.index[0]
-    return [
-        Problem(
-            int(rows.loc[here]),
-            f"expected one {what} a patient, found {words.loc[here]} here and {words.loc[first]} in row"
-            f" {rows.loc[first]} for patient {shown(patient)}",
-        )
-        for here in known.index[known != known.loc[first]]
-    ]
 
 
 def _check_names(table: pd.DataFrame, need_images: bool, problems: Problems) -> None:
     for name in ("image", "patient") if need_images else ("patient",):
-        problems += [Problem(row, f"expected {name}, found nothing") for row in table.loc[table[name] == "", "row"]]
+        problems.each(table[table[name] == ""], f"expected {name}, found nothing")
     if need_images:
         image = table["image"].str.normalize("NFC")
-        again = image[image.duplicated() & (image != "")]
-        first = table.groupby(image)["row"].first()
-        for place, name in again.items():
-            what = f"expected each image once, found {shown(name)} in row {first[name]} too"
-            problems.add(int(table["row"].loc[place]), what)
+        again = table.assign(image=image, first=table["row"].groupby(image).transform("first"))
+        again = again[image.duplicated() & (image != "")]
+        problems.each(again, "expected each image once, found {image} in row {first} too")
 
 
 def _check_patients(parsed: pd.DataFrame, all_known: bool, problems: Problems) -> None:
-    """One label and one grade per patient, both classes."""
-    named = parsed[parsed["patient"] != ""]
-    for patient, group in named.groupby("patient", sort=False):
-        for column in ("label", "grade"):
-            words = group["class_name"] if column == "label" else group[column].map("{:g}".format)
-            problems += _unlike(column, group[column], group["row"], words, patient)
+    """One fold, label and grade per patient, those of the patient's first row that has any; both classes."""
+    words = {"fold": "fold " + parsed["fold"].astype(str), "label": parsed["class_name"]}
+    words["grade"] = parsed["grade"].map("{:g}".format)
+    for column, here in words.items():
+        rows = parsed.assign(value=parsed[column], here=here)[(parsed["patient"] != "") & parsed[column].notna()]
+        first = rows.groupby("patient", sort=False)[["value", "here", "row"]].transform("first")
+        odd = rows.assign(there=first["here"], first=first["row"])[rows["value"] != first["value"]]
+        what = f"expected one {column} per patient"
+        problems.each(odd, what + ", found {here} here and {there} in row {first} for patient {patient}")
     present = parsed["class_name"].dropna().unique()
     if len(present) == 1 and all_known:
         what = f"expected patients of both classes, found {present[0]} only; add the other class"

@@ -16,7 +16,6 @@ import contextlib
 import difflib
 import errno
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -85,17 +84,15 @@ def read(
         shapes, image_of = _file_source(rows, problems)
         _file_source(table[~used].reset_index(), problems)  # left out of this run, but not of the check
         masks = None
-    if in_place:
-        pixels, counts = _mapped(folder / PIXELS), dict.fromkeys(CONVERSIONS, 0)
-        sha256 = _hashes(rows, image_of, problems)
-        if not rows["place"].is_monotonic_increasing:
-            problems.add(None, "expected rows in the order of their patients, found others; sort the table")
-    else:
-        pixels, masks, sha256, counts = _decode(rows, shapes, image_of, masks, work, problems)
-    problems += _copies(rows, sha256)
+    if in_place and not rows["place"].is_monotonic_increasing:
+        problems.add(None, "expected rows in the order of their patients, found others; sort the table")
+    stored, facts = _decode(rows, shapes, image_of, masks, work, hash_only=in_place)
+    problems += [Problem(row, text) for row, text in facts["problems"]] + _copies(rows, stored["sha256"])
     if problems:
         raise CohortError(source, problems, len(table))
-    return _cohort(folder, rows, pixels, masks, sha256, _sentence(folder, rows, shapes, counts))
+    if in_place:
+        stored |= {"pixels": _mapped(folder / PIXELS), "masks": masks}
+    return _cohort(folder, rows, stored, _sentence(folder, rows, shapes, facts))
 
 
 def check(
@@ -210,16 +207,15 @@ def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
     no side of any split.
     """
     table = rows.assign(sha256=sha256)
-    table = table[table["sha256"] != ""].sort_values("row")
-    first = table.drop_duplicates("sha256").set_index("sha256")
-    out = []
-    for item in table[table["sha256"].duplicated()].itertuples(index=False):
-        other = first.loc[item.sha256]
-        if other["patient"] != item.patient:
-            found = f"the pixels of {shown(item.image)} of patient {shown(item.patient)} in row {other['row']} under"
-            found += f" patient {shown(other['patient'])} too; merge the patients or remove the copy"
-            out.append(Problem(item.row, f"expected every image under one patient, found {found}"))
-    return out
+    table = table[(table["sha256"] != "") & (table["patient"] != "")].sort_values("row")
+    first = table.groupby("sha256")[["patient", "row"]].transform("first")
+    problems = Problems()
+    problems.each(
+        table.assign(other=first["patient"], there=first["row"])[table["patient"] != first["patient"]],
+        "expected every image under one patient, found the pixels of {image} of patient {patient} in row {there} under"
+        " patient {other} too; merge the patients or remove the copy",
+    )
+    return problems
 
 
 # ---------------------------------------------------------------- the images
@@ -274,70 +270,59 @@ def _mapped(path: Path) -> np.ndarray | None:
         return None
 
 
-def _hashes(rows: pd.DataFrame, image_of: Decoder, problems: Problems) -> list[str]:
-    """Hash of each image's pixels, in hex."""
-    found = []
-    for place in engine.progress(range(len(rows)), "reading images"):
-        image = image_of(place).pixels
-        if image.min() == image.max():
-            problems.add(int(rows["row"][place]), _one_grey(image, rows["image"][place]))
-        found.append(data.array_sha256(image))
-    return found
-
-
-def _one_grey(image: np.ndarray, name: str) -> str:
-    text = f"expected an image, found one grey level ({image.flat[0]}) in the whole of"
-    return f"{text} {shown(name)}; remove it"
-
-
 def _decode(
     rows: pd.DataFrame,
     shapes: np.ndarray,
     image_of: Decoder,
     masks: np.ndarray | None,
     work: Path | None,
-    problems: Problems,
-) -> tuple[Any, np.ndarray | None, list[str], dict[str, int]]:
-    """Decode what is not decoded yet; pixels, masks, hashes ("" where undecodable) and counts of conversions."""
+    hash_only: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Decode what is not decoded yet: ``pixels, masks, sha256`` ("" where undecodable); problems and conversions.
+
+    With `hash_only` the pixels stay where they are, and only their hashes are kept.
+    """
     n, even = len(rows), bool((shapes == shapes[0]).all())
     ends = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))])
     array = (n, *shapes[0]) if even and ends[-1] else (max(1, int(ends[-1])),)  # an empty file cannot be mapped
-    arrays = {"pixels": (array, np.uint8), "sha256": ((n, 32), np.uint8)}
-    if masks is not None:
-        arrays["masks"] = (array, np.uint8)
+    kept = [] if hash_only else ["pixels"] if masks is None else ["pixels", "masks"]
+    arrays = {"sha256": ((n, 32), np.uint8), **dict.fromkeys(kept, (array, np.uint8))}
     with contextlib.ExitStack() as stack:
-        place = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        _check_room(place, int(ends[-1]) * (2 if masks is not None else 1))
-        store = stack.enter_context(images.Store(place, arrays))
+        folder = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _check_room(folder, int(ends[-1]) * len(kept))
+        store = stack.enter_context(images.Store(folder, arrays))
         facts = store.facts = store.facts or {"problems": [], **dict.fromkeys(CONVERSIONS, 0)}
         for place in engine.progress(store.remaining(n), "reading images", total=n - store.done):
-            row, name = int(rows["row"][place]), rows["image"][place]
+            row, name = int(rows["row"][place]), shown(rows["image"][place])
             try:
                 picture = image_of(place)
             except images.ImageFault as fault:
-                facts["problems"].append([row, f"{shown(name)}: {fault}"])
+                facts["problems"].append([row, f"{name}: {fault}"])
                 continue
             if picture is None:
                 continue
             image = picture.pixels
             if image.min() == image.max():
-                facts["problems"].append([row, _one_grey(image, name)])
-            store.put("pixels", place if even else int(ends[place]), image)
+                text = f"expected an image, found one grey level ({image.flat[0]}) in the whole of {name}; remove it"
+                facts["problems"].append([row, text])
             digest = hashlib.sha256(np.ascontiguousarray(image)).digest()
             store.put("sha256", place, np.frombuffer(digest, np.uint8))
-            if masks is not None:
+            if "pixels" in kept:
+                store.put("pixels", place if even else int(ends[place]), image)
+            if "masks" in kept:
                 store.put("masks", place, masks[rows["place"][place]])
                 if place % images.COMMIT_EVERY == 0:
                     images.release(masks)
             for kind in CONVERSIONS:
                 facts[kind] += getattr(picture, kind)
-        problems += [Problem(row, text) for row, text in facts["problems"]]
-        stored = {name: store.read(name) for name in arrays}
+        stored: dict[str, Any] = {name: store.read(name) for name in kept}
         if work is None:  # the store goes away
             stored = {name: np.array(values) for name, values in stored.items()}
-    pixels = stored["pixels"] if even else images.Ragged(stored["pixels"], shapes)
-    sha256 = [digest.tobytes().hex() if digest.any() else "" for digest in np.array(stored["sha256"])]
-    return pixels, stored.get("masks"), sha256, {kind: facts[kind] for kind in CONVERSIONS}
+        digests = np.array(store.read("sha256"))
+    if kept and not even:
+        stored["pixels"] = images.Ragged(stored["pixels"], shapes)
+    stored["sha256"] = [digest.tobytes().hex() if digest.any() else "" for digest in digests]
+    return stored, facts
 
 
 def _check_room(work: Path, needed: int) -> None:
@@ -356,10 +341,9 @@ def _check_room(work: Path, needed: int) -> None:
 # ---------------------------------------------------------------- the cohort
 
 
-def _cohort(
-    folder: Path, rows: pd.DataFrame, pixels: Any, masks: np.ndarray | None, sha256: list[str], text: str
-) -> Cohort:
+def _cohort(folder: Path, rows: pd.DataFrame, stored: dict[str, Any], text: str) -> Cohort:
     """Cohort of checked rows; the hash of its content is over those of its images, so that it needs no second read."""
+    sha256 = stored["sha256"]
     images, patients = data.tables(rows["patient_id"], rows["number"], rows["label"], rows["grade"], sha256)
     content = hashlib.sha256("\n".join(sha256).encode()).hexdigest()
     text = f"{text} (content {content[:12]})."
@@ -369,25 +353,21 @@ def _cohort(
         provenance = {"kind": "simulated", "text": f"{mark[MARK]} {text}", "model": mark.get("model", "")}
     provenance |= {"sha256": content, "format": "folder"}
     provenance["labels"] = "numbers" if rows["is_number"].all() else "names"
-    user = {"patient": rows["patient"], "file": rows["image"]}
-    user = {name: column.map(folder_table.spreadsheet_safe) for name, column in user.items()}
-    sources = pd.DataFrame({"image_id": images["image_id"], **user, "row": rows["row"]})
+    patient, file = (rows[name].map(folder_table.spreadsheet_safe) for name in ("patient", "image"))
+    sources = pd.DataFrame({"image_id": images["image_id"], "patient": patient, "file": file, "row": rows["row"]})
     folds = None
     if rows["fold"].notna().any():
         folds = rows[["patient_id", "fold"]].drop_duplicates().astype(np.int64).reset_index(drop=True)
-    return Cohort(images, patients, pixels, provenance, masks, folds, sources)
+    return Cohort(images, patients, stored["pixels"], provenance, stored.get("masks"), folds, sources)
 
 
 def _mark(folder: Path) -> dict[str, str] | None:
     """Content of ``cohort.json`` of a simulated cohort."""
-    try:
-        found = json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
-        return {str(name): str(value) for name, value in found.items()} if found.get(MARK) else None
-    except (OSError, ValueError, AttributeError):
-        return None
+    found = artifacts.load_record(folder / MARK_FILE) or {}
+    return {name: str(value) for name, value in found.items()} if found.get(MARK) else None
 
 
-def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict[str, int]) -> str:
+def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict[str, Any]) -> str:
     """What the folder holds and what was done to it, for reports; without the full stop."""
     low, high = shapes.min(axis=0), shapes.max(axis=0)
     size = f"{low[1]} x {low[0]}" if (low == high).all() else f"{low[1]} x {low[0]} to {high[1]} x {high[0]}"

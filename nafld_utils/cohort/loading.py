@@ -1,7 +1,7 @@
 """Read a cohort of labelled images: find or download it, load and validate it, say where it comes from.
 
 Contract: a cohort is a .mat file of the published structure, ten frames per patient, or a folder of images with a table
-(`cohort_folder`). Bad input raises a ValueError that names the file and the patient, what was expected, what was found
+(`image_folder`). Bad input raises a ValueError that names the file and the patient, what was expected, what was found
 and what to do.
 """
 
@@ -38,15 +38,15 @@ def load(
     work: Path | None = None,
     keep: int | None = None,
 ) -> Cohort:
-    """Read and validate a cohort from a .mat file or from a folder of images with a table.
+    """Read and validate a cohort from a .mat file or from a folder of images with a table (`cohort.image_folder`).
 
     Parameters
     ----------
     path : str or Path
         A MATLAB 5 file with a 1 x P struct array ``data`` of fields ``id`` (1..P), ``class`` (0 or 1), ``fat``
-        (percent of hepatocytes) and ``images`` ((10, H, W) uint8); or a folder of `cohort_folder`: images and a table
-        of the columns ``image`` (file in the folder), ``patient`` (any text), ``label`` (0, 1 or a class name) and, if
-        known, ``grade`` and ``fold``.
+        (percent of hepatocytes) and ``images`` ((10, H, W) uint8); or a folder of images and a table of the columns
+        ``image`` (file in the folder), ``patient`` (any text), ``label`` (0, 1 or a class name) and, if known,
+        ``grade`` and ``fold``.
     class_names : (str, str)
         Names of label 0 and label 1.
     fat_threshold : float
@@ -78,18 +78,17 @@ def load(
         )
     frames, label, fat, mark = _read_mat(path)
     found = from_arrays(frames, fat, label, {})
-    provenance = {**_provenance(path, found.provenance["sha256"], mark), **found.provenance}
-    found = replace(found, provenance=provenance)
     validate(found, fat_threshold, str(path))
-    return found
+    provenance = _provenance(path, found.provenance["sha256"], mark)
+    return replace(found, provenance={**provenance, **found.provenance})
 
 
 def _provenance(path: Path, sha256: str, mark: str | None) -> dict[str, str]:
     """Where the content comes from, as far as it can be proved: mark, record's checksum, decoded array's hash."""
     if mark is not None:
         return {"kind": "simulated", "text": mark}
-    record = download.read_record(path)
-    if record is not None and download.matches(path, record["checksum"]):
+    record = download.matching_record(path)
+    if record is not None:
         doi, checksum = record["doi"], record["checksum"]
         text = f"{path.name} as published under doi {doi} (the record's checksum {checksum} matches). {CITATION}."
         return {"kind": "published file", "text": text}
@@ -101,13 +100,9 @@ def _provenance(path: Path, sha256: str, mark: str | None) -> dict[str, str]:
 
 
 def find(settings: CohortSettings, data_root: str | Path, fetch: bool = True) -> Path:
-    """Where the cohort is: ``cohort.path``, else the one .mat file in `data_root`, else downloaded from its DOI.
+    """Where the cohort is: ``cohort.path``, else the one .mat file in `data_root`, else (`fetch`) downloaded.
 
-    Raises
-    ------
-    ValueError
-        The path does not exist, several .mat files lie in `data_root`, or there is none and it cannot be downloaded
-        or `fetch` is False; the sentence says which file to put where.
+    Where it is not, a ValueError says which file to put where.
     """
     data_root = Path(data_root)
     if settings.path is not None:
@@ -137,22 +132,21 @@ def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str | Non
     """Frames (P, 10, H, W) uint8 of patients 1..P, class (P,) int, fat (P,) in percent; mark of simulated patients."""
     data, mark = _read_struct(path)
     records = sorted((_record(path, place, record) for place, record in enumerate(data, start=1)), key=lambda r: r[0])
-    ids = [record[0] for record in records]
-    if ids != list(range(1, len(ids) + 1)):
+    ids, labels, fats, frames = zip(*records, strict=True)
+    if list(ids) != list(range(1, len(ids) + 1)):
         odd = next(i for i, found in enumerate(ids, start=1) if i != found)
         raise ValueError(
             f"{path}: expected field id to run from 1 to {len(ids)}, each once, found {ids[odd - 1]} where {odd}"
             " belongs; correct the ids."
         )
-    shapes = [record[3].shape[1:] for record in records]
+    shapes = [images.shape[1:] for images in frames]
     odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
     if odd is not None:
         raise ValueError(
             f"{path}: expected frames of one size, found {shapes[0]} for patient 1 and {shapes[odd]} for patient"
             f" {ids[odd]}; bring them to one size."
         )
-    label, fat = np.array([record[1] for record in records]), np.array([record[2] for record in records])
-    return np.stack([record[3] for record in records]), label, fat, mark
+    return np.stack(frames), np.array(labels), np.array(fats), mark
 
 
 def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:
@@ -266,7 +260,7 @@ def write_mat(path: str | Path, cohort: Cohort) -> Path:
     if frames.shape[1] != n_frames or patients["patient_id"].tolist() != list(range(1, len(patients) + 1)):
         raise ValueError(
             f"{path}: expected {n_frames} images of each of patients 1 to {len(patients)}, found"
-            f" {frames.shape[1]} a patient and ids from {patients['patient_id'].min()} to"
+            f" {frames.shape[1]} per patient and ids from {patients['patient_id'].min()} to"
             f" {patients['patient_id'].max()}; this format holds no other cohort."
         )
     data = np.empty((1, len(frames)), dtype=[(name, object) for name in FIELDS])

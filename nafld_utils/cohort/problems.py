@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nafld_utils import artifacts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WHOLE_LIST = "cohort_problems.txt"  # in the run's folder of artifacts
 SHOWN = 200  # problems in a message (choice)
@@ -29,6 +32,12 @@ class Problems(list[Problem]):
     def add(self, row: int | None, text: str) -> None:
         """Note one more thing; None: of the table as a whole."""
         self.append(Problem(row, text))
+
+    def each(self, rows: pd.DataFrame, text: str, **words: Any) -> None:
+        """Note the same of every row; ``{column}`` in `text` is what the row has there, other names are `words`."""
+        for row in rows.to_dict("records"):
+            found = {str(name): shown(value) or "nothing" for name, value in row.items()}
+            self.add(int(row["row"]), text.format(**found, **words))
 
 
 class CohortError(ValueError):

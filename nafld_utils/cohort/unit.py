@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
-from dataclasses import dataclass, replace
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +24,7 @@ from nafld_utils.images import crop_window, stream
 
 COHORT = "cohort"
 FOLDER_MODULES = ("cohort_checks", "cohort_folder", "cohort_table", "image_files", "pixel_store")
-FOLDS = "given_folds.csv"
+FOLDS, MAT = "given_folds.csv", "cohort.mat"
 SIDE = 64  # pixels of the square in which images of any shape are compared (choice): coarser than texture
 SECTOR = (("depth", "Over depth, central half of the sector"), ("lateral", "Over angle, middle third of the depths"))
 SQUARE = (("rows", "Over the region's height"), ("columns", "Over the region's width"))
@@ -30,17 +33,7 @@ SQUARE = (("rows", "Over the region's height"), ("columns", "Over the region's w
 def cohort_unit(run: Run, fetch: bool = False) -> Unit:
     """Unit of the cohort: images, patients, pixels, provenance; tissue masks where it is simulated.
 
-    Parameters
-    ----------
-    run : Run
-        The run.
-    fetch : bool
-        Whether a missing real cohort may be downloaded.
-
-    Raises
-    ------
-    ValueError
-        The cohort is neither found nor stored.
+    With `fetch` a missing real cohort is downloaded; else ValueError where it is neither found nor stored.
     """
     s = run.settings.cohort
     settings = {"frames_per_patient": s.frames_per_patient, "fat_threshold": s.fat_threshold, "classes": s.class_names}
@@ -94,55 +87,49 @@ def _content(path: Path, facts: tuple[tuple[str, int, int], ...]) -> str:
 def build_cohort(run: Run) -> Unit:
     """Load (or simulate, write in the real format and load) the cohort and seal its unit; nothing to do when done.
 
-    Raises
-    ------
-    ValueError
-        The cohort cannot be used; nothing is left behind.
+    ValueError where the cohort cannot be used; nothing is left behind.
     """
     unit = cohort_unit(run, fetch=True)
     return engine.once(unit, lambda: _build(run, unit))
 
 
 def _build(run: Run, unit: Unit) -> None:
-    s = run.settings.cohort
-    simulated = s.source == "simulated"
-    if simulated:
-        engine.announce(f"simulating {s.n_patients} patients")
-    if is_folder(run) or (simulated and s.n_patients > simulation.ABOVE):
-        _build_streamed(run, unit)
-        return
-    with unit.writing() as folder:
-        if simulated:
-            made = simulation.simulate(s.n_patients, s.simulation_seed, n_jobs=_jobs(run))
-            path = loading.write_mat(folder / "cohort.mat", made)
-            found = replace(loading.load(path, s.class_names, s.fat_threshold), masks=made.masks)
-        else:
-            found = loading.load(loading.find(s, run.data), s.class_names, s.fat_threshold)
-        part = found.subset_frames(s.frames_per_patient)
-        artifacts.files.save_array(folder / "pixels.npy", part.pixels)
-        if part.masks is not None:
-            artifacts.files.save_array(folder / "masks.npy", part.masks)
-        _save_tables(folder, part, len(found.images))
-
-
-def _build_streamed(run: Run, unit: Unit) -> None:
-    """The cohort of a folder, or a large simulated one: image by image into the unit's work folder, then sealed."""
-    s, keep = run.settings.cohort, run.settings.cohort.frames_per_patient
+    started = time.perf_counter()
     try:
-        if s.source == "simulated":
-            simulation.write_folder(unit.work, s.n_patients, s.simulation_seed, keep=keep, n_jobs=_jobs(run))
-            found = image_folder.read(unit.work, s.class_names, in_place=True)
-        else:
-            found = loading.load(loading.find(s, run.data), s.class_names, s.fat_threshold, unit.work, keep)
+        found = _load(run, unit.work)
+        decoded = found.provenance.get("format") == "folder"  # image by image into the work folder
+        part = found if decoded else found.subset_frames(run.settings.cohort.frames_per_patient)
     except ValueError as error:
         shutil.rmtree(unit.work, ignore_errors=True)
         raise error.written(run.root / WHOLE_LIST) if isinstance(error, CohortError) else error from None
     (run.root / WHOLE_LIST).unlink(missing_ok=True)  # of problems that are corrected
-    with unit.writing() as folder:
-        if isinstance(found.pixels, images.Ragged):
-            artifacts.files.save_array(folder / "shapes.npy", found.pixels.all_shapes)
-        images.move(unit.work, folder, ["pixels", *["masks"] * (found.masks is not None)])
-        _save_tables(folder, _traced(found, unit), len(found.images))
+    with unit.writing(seconds=time.perf_counter() - started) as folder:
+        if (unit.work / MAT).exists():
+            os.replace(unit.work / MAT, folder / MAT)
+        if isinstance(part.pixels, images.Ragged):
+            artifacts.files.save_array(folder / "shapes.npy", part.pixels.all_shapes)
+        for name, values in (("pixels", part.pixels), ("masks", part.masks)):
+            if decoded and values is not None:
+                images.move(unit.work, folder, [name])
+            elif values is not None:
+                artifacts.files.save_array(folder / f"{name}.npy", values)
+        _save_tables(folder, _traced(part, unit), len(found.images))
+
+
+def _load(run: Run, work: Path) -> Cohort:
+    """The cohort found or simulated; what lies on disk until it is stored lies in the folder `work`."""
+    s = run.settings.cohort
+    if s.source != "simulated":
+        return loading.load(loading.find(s, run.data), s.class_names, s.fat_threshold, work, s.frames_per_patient)
+    engine.announce(f"simulating {s.n_patients} patients")
+    jobs = 1 if run.settings.engine.mode == "serial" else run.settings.engine.n_workers or engine.cores()
+    jobs = min(jobs, s.n_patients)
+    if s.n_patients > simulation.ABOVE:
+        simulation.write_folder(work, s.n_patients, s.simulation_seed, keep=s.frames_per_patient, n_jobs=jobs)
+        return image_folder.read(work, s.class_names, in_place=True)
+    made = simulation.simulate(s.n_patients, s.simulation_seed, n_jobs=jobs)
+    path = loading.write_mat(work / MAT, made)  # the real format, read by the real loader
+    return replace(loading.load(path, s.class_names, s.fat_threshold), masks=made.masks)
 
 
 def _traced(found: Cohort, unit: Unit) -> Cohort:
@@ -164,20 +151,8 @@ def _save_tables(folder: Path, found: Cohort, whole: int) -> None:
     artifacts.save_table(folder / "duplicates.csv", duplicates(found))
 
 
-def _jobs(run: Run) -> int:
-    s = run.settings
-    jobs = 1 if s.engine.mode == "serial" else s.engine.n_workers or engine.cores()
-    return min(jobs, s.cohort.n_patients)
-
-
 def open_cohort(run: Run) -> Cohort:
-    """The stored cohort of a run; pixels and masks are memory-mapped.
-
-    Raises
-    ------
-    ValueError
-        Stage 01 has not been run with these settings.
-    """
+    """The stored cohort of a run, pixels and masks memory-mapped; ValueError where stage 01 has not been run so."""
     unit = cohort_unit(run).require()
     stored = {path.name for path in unit.path.iterdir()}
     pixels = unit.load_array("pixels.npy", mmap=True)
@@ -200,10 +175,7 @@ def open_cohort(run: Run) -> Cohort:
 def region_of(run: Run, found: Cohort, place: int, image: np.ndarray) -> np.ndarray:
     """Region, (H, W) bool, of the image in row `place` of a run's cohort, as `images.find_region`.
 
-    Raises
-    ------
-    CohortError
-        The image has none; every image of the cohort that has none is named, by row and file of a folder's table.
+    A `CohortError` names every image of the cohort that has none, by row and file of a folder's table.
     """
     try:
         return images.find_region(image, run.settings.preprocess)
@@ -229,11 +201,8 @@ def _without_region(run: Run, found: Cohort) -> CohortError:
     return CohortError(source, problems, whole="image")
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """``pairs`` from `description.similarity`; ``curves``, one per patient; ``panels``: their kinds, each with a
-    title.
-    """
+class Likeness(NamedTuple):
+    """``pairs`` of `description.similarity`; ``curves``, one per patient; ``panels``: their kinds and titles."""
 
     pairs: pd.DataFrame
     curves: pd.DataFrame
@@ -245,11 +214,6 @@ def likeness(run: Run) -> Likeness:
 
     The paper's frames are sectors of one shape, compared pixel by pixel and read over depth and angle. Images of a
     folder may have any size and shape: each one's region is brought to one square, and read over its height and width.
-
-    Raises
-    ------
-    ValueError
-        The cohort is not stored, or images have no region; names each.
     """
     found = open_cohort(run)
     if run.is_foreign:
@@ -276,7 +240,7 @@ def _squares(run: Run, found: Cohort) -> np.ndarray:
 # ---------------------------------------------------------------- claims
 
 
-def _same(run: Run) -> str:
+def same_protocol(run: Run) -> str:
     """Whether the cohort is the paper's, in the words of the claims table."""
     if run.is_simulated:
         return "simulated cohort"
@@ -288,29 +252,21 @@ def _same(run: Run) -> str:
 
 
 def cohort_claims(run: Run, pairs: pd.DataFrame) -> list[dict[str, object]]:
-    """Claims of stage 01: sizes beside the paper's, and how alike frames are.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    pairs : pandas.DataFrame
-        From `description.similarity`.
-    """
-    found, same = open_cohort(run), _same(run)
+    """Claims of stage 01: sizes beside the paper's, and how alike frames are (`pairs` of `likeness`)."""
+    found, same = open_cohort(run), same_protocol(run)
     label = found.patients["label"]
     healthy, fatty = run.settings.cohort.class_names
+    counts = (
+        ("patients", "patients", 55, len(label)),
+        ("patients.label_0", f"patients, {healthy}", 17, int((label == 0).sum())),
+        ("patients.label_1", f"patients, {fatty}", 38, int((label == 1).sum())),
+        ("images", "images", 550, len(found.images)),
+        ("images.distinct", "images that differ from every other", None, found.images["sha256"].nunique()),
+    )
     rows = [
-        claim(key, text, value, same, n=value, unit=unit, paper=paper)
-        for key, text, paper, value, unit in (
-            ("cohort.patients", "patients", 55, len(label), "patients"),
-            ("cohort.patients.label_0", f"patients, {healthy}", 17, int((label == 0).sum()), "patients"),
-            ("cohort.patients.label_1", f"patients, {fatty}", 38, int((label == 1).sum()), "patients"),
-            ("cohort.images", "images", 550, len(found.images), "images"),
-            ("cohort.images.distinct", "images that differ from every other", None, found.images["sha256"].nunique(),
-             "images"),
-        )
-    ]  # fmt: skip
+        claim(f"cohort.{key}", text, value, same, n=value, unit=key.split(".")[0], paper=paper)
+        for key, text, paper, value in counts
+    ]
     for pair, part in pairs.groupby("pair", sort=False)["correlation"]:
         low, middle, high = (round(value, 3) for value in part.quantile([0.05, 0.5, 0.95]))
         bounds = (low, high, "pairs of frames, 5th to 95th percentile")

@@ -8,10 +8,8 @@ import numpy as np
 
 from nafld_utils import images, views
 from nafld_utils.cohort.explorer import Place
-from nafld_utils.cohort.figures import caption as caption_of
 from nafld_utils.preprocessing import figures
-from nafld_utils.views import bare
-from nafld_utils.views import of as words_of
+from nafld_utils.views import bare, words_for
 
 if TYPE_CHECKING:
     from nafld_utils.artifacts import Run
@@ -27,7 +25,7 @@ def crops(run: Run, cohort: Cohort, data: Any) -> Any:
     """
     import ipywidgets as widgets
 
-    names, settings, said = run.settings.cohort.class_names, run.settings.preprocess, words_of(run)
+    names, settings, said = run.settings.cohort.class_names, run.settings.preprocess, words_for(run)
     place = Place(data.images["patient_id"].to_numpy())
     crop = views.labelled(widgets.IntSlider, "random crop", min=0, max=data.pool.shape[1] - 1)
     warp = views.labelled(widgets.IntSlider, "draw of the warp", min=0, max=20)
@@ -49,7 +47,7 @@ def crops(run: Run, cohort: Cohort, data: Any) -> Any:
             figures.label_map(map_, settings.map_classes, axes[3], "its map")
             figures.label_map(warped, settings.map_classes, axes[4], f"warped, draw {warp.value}")
 
-        caption = caption_of(facts, names, said.grade_text)
+        caption = figures.caption(facts, names, said.grade_text)
         words.value = views.text(f"{caption}; the crop keeps {facts['kept_share']:.0%} of the region", run)
         alt = f"{caption}: region and crop, centre crop, random crop {k}, its map, the map warped"
         picture.value = views.image(views.draw_png(run, 10.5, 2.6, panels), alt)

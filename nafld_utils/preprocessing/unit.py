@@ -12,8 +12,7 @@ import pandas as pd
 from nafld_utils import engine, images
 from nafld_utils.artifacts import Run, Unit, claim, remembered, save_table, unit_seed
 from nafld_utils.artifacts.files import load_array
-from nafld_utils.cohort import Cohort, cohort_unit, open_cohort, region_of
-from nafld_utils.cohort.unit import _same
+from nafld_utils.cohort import Cohort, cohort_unit, open_cohort, region_of, same_protocol
 from nafld_utils.images import move
 from nafld_utils.preprocessing import folds
 
@@ -91,40 +90,34 @@ def build_preprocessed(run: Run) -> Unit:
 
 def _preprocess(run: Run, unit: Unit) -> None:
     found = open_cohort(run)
-    assigned = _folds(run, found)
-    images = _with_folds(found, assigned)
+    images = _folded(run, found)
     for fold in range(run.settings.folds.n_splits):
         folds.split(images, fold)
     arrays = _arrays(run, found)
     placed = _fill(run, found, unit, arrays)
     with unit.writing() as folder:
         move(unit.work, folder, list(arrays))
-        save_table(folder / "folds.csv", assigned)
+        save_table(folder / "folds.csv", images[["patient_id", "fold"]].drop_duplicates())
         save_table(folder / "images.csv", pd.concat([images, placed], axis=1))
 
 
 def folded_images(run: Run) -> pd.DataFrame:
     """The cohort's table of images with the folds that this run gives them, before anything is preprocessed."""
-    found = open_cohort(run)
-    return _with_folds(found, _folds(run, found))
+    return _folded(run, open_cohort(run))
 
 
-def _with_folds(found: Cohort, assigned: pd.DataFrame) -> pd.DataFrame:
-    return found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
-
-
-def _folds(run: Run, found: Cohort) -> pd.DataFrame:
-    """The cohort's own folds where its table states them, else folds made here."""
-    s = run.settings.folds
-    if found.folds is None:
-        return folds.make_folds(found.patients, s.n_splits, s.seed)
-    n = int(found.folds["fold"].max()) + 1
+def _folded(run: Run, found: Cohort) -> pd.DataFrame:
+    """The table of images with the cohort's own folds where it states them, else with folds made here."""
+    s, assigned = run.settings.folds, found.folds
+    if assigned is None:
+        assigned = folds.make_folds(found.patients, s.n_splits, s.seed)
+    n = int(assigned["fold"].max()) + 1
     if n != s.n_splits:
         raise ValueError(
             f"folds.n_splits is {s.n_splits}, expected the {n} folds of the cohort's own column fold;"
             f' give SET="folds.n_splits={n}" or remove the column.'
         )
-    return found.folds
+    return found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
 
 
 def fits(run: Run) -> bool:
@@ -190,13 +183,7 @@ def _prepared(run: Run, found: Cohort, i: int, fit: bool) -> dict[str, np.ndarra
 
 
 def open_preprocessed(run: Run) -> Preprocessed:
-    """The preprocessed images of a run; arrays are memory-mapped.
-
-    Raises
-    ------
-    ValueError
-        Stage 02 has not been run with these settings.
-    """
+    """The preprocessed images of a run, memory-mapped; ValueError where stage 02 has not been run so."""
     unit = preprocess_unit(run).require()
     names = ("crops", "resized", "pool", "pool_boxes", "pool_maps", "maps")
     tissue = unit.file("tissue.npy")
@@ -259,7 +246,7 @@ def _rotated(run: Run, name: str, original: np.ndarray) -> tuple[np.ndarray, np.
 
 def preprocess_claims(run: Run) -> list[dict[str, object]]:
     """Claims of stage 02: sizes of folds, crops and maps beside the paper's."""
-    data, same, s = open_preprocessed(run), _same(run), run.settings.preprocess
+    data, same, s = open_preprocessed(run), same_protocol(run), run.settings.preprocess
     held_out, kept = data.folds["fold"].value_counts(), 100 * data.images["kept_share"]
 
     def span(key: str, text: str, values: pd.Series, of: str, unit: str, same: str, paper: int | None = None) -> Any:
@@ -268,13 +255,11 @@ def preprocess_claims(run: Run) -> list[dict[str, object]]:
         mean = round(float(values.mean()), 1)
         return claim(key, f"{text} (mean)", mean, same, interval=bounds, n=len(values), unit=unit, paper=paper)
 
+    held_images, training = data.images["fold"].value_counts(), len(data.folds) - held_out
     rows = [
-        span(f"folds.{key}", text, values, "folds", unit, same, paper)
-        for key, text, paper, values, unit in (
-            ("patients.held_out", "patients held out of a fold", 11, held_out, "patients"),
-            ("patients.training", "patients training in a fold", 44, len(data.folds) - held_out, "patients"),
-            ("images.held_out", "images held out of a fold", 110, data.images["fold"].value_counts(), "images"),
-        )
+        span("folds.patients.held_out", "patients held out of a fold", held_out, "folds", "patients", same, 11),
+        span("folds.patients.training", "patients training in a fold", training, "folds", "patients", same, 44),
+        span("folds.images.held_out", "images held out of a fold", held_images, "folds", "images", same, 110),
     ]
     for key, text, paper, value, unit in (
         ("crop.side", "side of the centre crop", 320, s.crop_size, "pixels"),

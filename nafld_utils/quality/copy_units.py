@@ -185,7 +185,7 @@ def release_unit(run: Run) -> Unit:
     return run.unit(FOLDER, "release", settings={}, inputs=inputs, modules=["stages.copies"])
 
 
-def build(run: Run) -> None:
+def audit_copies(run: Run) -> None:
     """Everything of the copy audit that is not there yet, and the release list."""
     engine.map_units(make_reference, reference_tasks(run), run.settings.engine, "real patients", unit_of=reference_unit)
     engine.map_units(audit, audit_tasks(run), run.settings.engine, "copy audit", unit_of=audit_unit)

@@ -57,7 +57,7 @@ def make(run: Run, fold: int) -> None:
         save_table(folder / "table.csv", filter.choose(scores, run.settings.quality.filter_keep))
 
 
-def build(run: Run) -> pd.DataFrame:
+def choose_images(run: Run) -> pd.DataFrame:
     """The choice of every fold, made where it is missing: `filter.choose`'s rows."""
     engine.map_units(make, tasks(run), run.settings.engine, "quality filter", unit_of=unit_of)
     return pd.concat([unit_of(**task).load_table("table.csv") for task in tasks(run)], ignore_index=True)
@@ -94,7 +94,7 @@ def open_set(run: Run, name: str, fold: int) -> Synthetic:
     return Synthetic(drawn.images[kept], drawn.table.iloc[kept].reset_index(drop=True), None, unit, drawn.split)
 
 
-def answer(scores: pd.DataFrame) -> pd.DataFrame:
+def kept_against_rest(scores: pd.DataFrame) -> pd.DataFrame:
     """How the kept images differ from the rest: means of realism and agreement, and numbers, by class and ``kept``."""
     grouped = scores.groupby(["label", "kept"])
     table = grouped[["realism", "agreement", "copy"]].mean()

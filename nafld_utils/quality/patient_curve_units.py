@@ -101,7 +101,7 @@ def _pooled(run: Run, kind: str, name: str) -> tuple[np.ndarray, np.ndarray | No
     return found, None if labels[0] is None else np.concatenate(labels)
 
 
-def build(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+def build_patient_curves(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All rows and all curves, made where they are missing."""
     engine.map_units(make, tasks(run), run.settings.engine, "distance against patients", unit_of=unit_of)
     return load(run)
@@ -120,7 +120,7 @@ def units(run: Run) -> list[Unit]:
     return [unit_of(**task) for task in tasks(run)]
 
 
-def answer(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame:
+def with_intervals(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame:
     """Rows as `figures.bars` and claims read them: ``model, role, class, mean, low, high, over, n``."""
     columns = {statistic: "mean", f"{statistic}_low": "low", f"{statistic}_high": "high", "n_patients": "n"}
     table = rows.reindex(columns=["model", "role", "class", *columns, "n_equal"]).rename(columns=columns)
@@ -132,7 +132,7 @@ def claims(run: Run, rows: pd.DataFrame) -> list[dict[str, Any]]:
     metric = networks.FEATURES[run.settings.quality.features].metrics["frechet"]
     out = []
     for statistic, words in (("equal", "at {n} patients"), ("infinite", "extrapolated to infinitely many patients")):
-        for row in answer(rows, statistic).to_dict("records"):
+        for row in with_intervals(rows, statistic).to_dict("records"):
             if row["role"] != "ceiling" and np.isfinite(row["mean"]):
                 n = int(row["n_equal"]) if np.isfinite(row["n_equal"]) else 0
                 parts = (row["model"], class_part(run, row["class"]), f"at_{n}" if statistic == "equal" else "infinite")

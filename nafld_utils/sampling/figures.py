@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nafld_utils.ldm import image_row as image_row
+from nafld_utils.ldm import mosaic as mosaic
 from nafld_utils.views import COLORS
 
 if TYPE_CHECKING:

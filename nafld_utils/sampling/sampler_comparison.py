@@ -104,7 +104,7 @@ class Judge:
         return {"frechet": networks.frechet_distance(features, self.held_out), "condition": effect}
 
 
-def build(run: Run) -> pd.DataFrame:
+def compare_samplers(run: Run) -> pd.DataFrame:
     """Every model's comparison: the columns of `compare` and ``model``; empty where nothing is compared."""
     engine.map_units(compare, tasks(run), run.settings.engine, "comparison of samplers", unit_of=unit_of)
     tables = [unit_of(**task).load_table("table.csv").assign(model=task["conditioning"]) for task in tasks(run)]
@@ -112,7 +112,7 @@ def build(run: Run) -> pd.DataFrame:
 
 
 def at_own_sampler(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `build` at the run's own sampler and steps, which only guidance and seeds tell apart."""
+    """Rows of `compare_samplers` at the run's own sampler and steps, which only guidance and seeds tell apart."""
     same = ["scheduler", "eta", "steps"]
     return table[(table[same] == table[same].iloc[0]).all(axis=1)]
 
