@@ -107,7 +107,7 @@ from nafld_utils.views import color_of
 seen = {"metric": networks.FEATURES["lite0"].metrics["spread"]}
 made = metric_tables.FeatureSet("a", "model", np.eye(4), np.eye(4))
 rows = np.arange(4)
-seen["value"] = metric_tables._values(made, rows, made, rows, (2, 4), np.random.default_rng(0))["spread"]
+seen["value"] = metric_tables._values(made, made, (2, 4), np.random.default_rng(0))["spread"]
 network = networks.load("regnetx_002", "random", num_classes=2).eval()
 prefix, tail = backbones.split(network, "regnetx_002")
 images = torch.rand(1, 3, 64, 64)

@@ -64,8 +64,8 @@ def nearest_features(
     """
     if queries.shape[1:] != reference.shape[1:] or len(reference) != len(patients):
         raise ValueError(
-            f"nearest frames: expected queries and reference of one shape and a patient a row, found {queries.shape},"
-            f" {reference.shape} and {len(patients)} patients; take both through the same network."
+            "nearest frames: expected queries and reference of one shape and one patient per row, found"
+            f" {queries.shape}, {reference.shape} and {len(patients)} patients; take both through the same network."
         )
     names, code = np.unique(patients, return_inverse=True)
     known = torch.from_numpy(np.array(reference, dtype=np.float32)).reshape(len(reference), -1).to(device)

@@ -44,20 +44,12 @@ def reference_tasks(run: Run) -> list[dict[str, Any]]:
 @remembered
 def reference_unit(run: Run, owner: str, fold: int) -> Unit:
     """Unit of a fold's thresholds, with held-out images and planted copies judged by them."""
-    kind = run.settings.quality.features
-    return run.unit(
-        FOLDER,
-        "reference",
-        owner,
-        f"fold{fold}",
-        settings={"n_planted": run.settings.quality.n_planted, "kind": kind, "seed": run.settings.seed, "fold": fold},
-        inputs=[
-            preprocessing.preprocess_unit(run),
-            ldm.latents_unit(run, owner, fold),
-            sampling.features_unit(run, kind, sampling.REAL),
-        ],
-        modules=["memorization", "autoencoder", "feature_networks", "stages.copies"],
-    )
+    kind, n = run.settings.quality.features, run.settings.quality.n_planted
+    settings = {"n_planted": n, "kind": kind, "seed": run.settings.seed, "fold": fold}
+    inputs = [preprocessing.preprocess_unit(run), ldm.latents_unit(run, owner, fold)]
+    inputs.append(sampling.features_unit(run, kind, sampling.REAL))
+    modules = ["memorization", "autoencoder", "feature_networks", "stages.copies"]
+    return run.unit(FOLDER, "reference", owner, f"fold{fold}", settings=settings, inputs=inputs, modules=modules)
 
 
 def make_reference(run: Run, owner: str, fold: int) -> None:
@@ -71,12 +63,9 @@ def make_reference(run: Run, owner: str, fold: int) -> None:
         return
     frames = Frames(run, owner, fold)
     own, crop_patients, crops = frames.patients[frames.training], frames.crop_patients, frames.known["features"]
-    real = {
-        name: copies.statistics(found.without_own(own)) for name, found in frames.near_real(frames.training).items()
-    }
+    real, held = frames.near_real(frames.training, own), frames.near_real(frames.held_out)
     limits = {name: copies.thresholds(found, own) for name, found in real.items()}
-    near = copies.nearest_features(crops, crops, crop_patients).without_own(crop_patients)
-    held = {name: copies.statistics(found) for name, found in frames.near_real(frames.held_out).items()}
+    apart = copies.statistics(copies.nearest_features(crops, crops, crop_patients).without_own(crop_patients))
     parts = []
     for name, augment in PLANTED.items():
         rng = np.random.default_rng(unit_seed(run.settings.seed, "planted", fold, augment))
@@ -89,7 +78,7 @@ def make_reference(run: Run, owner: str, fold: int) -> None:
         save_table(folder / "real.csv", frames.table(real, limits, frames.training))
         save_table(folder / "held_out.csv", frames.table(held, limits, frames.held_out))
         save_table(folder / "planted.csv", pd.concat(parts, ignore_index=True))
-        save_array(folder / "apart.npy", copies.statistics(near)["distance"].to_numpy())
+        save_array(folder / "apart.npy", apart["distance"].to_numpy())
 
 
 class Frames:
@@ -114,10 +103,9 @@ class Frames:
     def _latents(self, moments: np.ndarray) -> np.ndarray:
         return self.stage.draw(torch.from_numpy(np.array(moments)).to(self.device)).cpu().numpy()
 
-    def near_real(self, rows: np.ndarray) -> dict[str, copies.Nearest]:
-        """Nearest frames, by measure, of the first stored crop of real images."""
-        queries = {"latents": self._latents(self.moments[rows, 0]), "features": self.features[rows, 0]}
-        return self._nearest(self.data.pool[rows, 0], queries)
+    def near_real(self, rows: np.ndarray, own: np.ndarray | None = None) -> dict[str, pd.DataFrame]:
+        """`near` of the first stored crop of real images, without their `own` patients where these are given."""
+        return self._near(self.data.pool[rows, 0], self._latents(self.moments[rows, 0]), self.features[rows, 0], own)
 
     def near(self, images: np.ndarray, features: np.ndarray | None = None) -> dict[str, pd.DataFrame]:
         """`copies.statistics`, by measure, of images (n, S, S) uint8, whose features may be known already."""
@@ -125,16 +113,17 @@ class Frames:
             features, _ = extract(images, self.chosen.features, self.chosen.weights, self.device, 16)
         parts = [np.asarray(images[start : start + 256]) for start in range(0, len(images), 256)]
         latents = np.concatenate([self._latents(ldm.encode_images(self.stage, x, self.device)) for x in parts])
-        found = self._nearest(images, {"latents": latents, "features": features})
-        return {name: copies.statistics(one) for name, one in found.items()}
+        return self._near(images, latents, features)
 
-    def _nearest(self, images: np.ndarray, queries: dict[str, np.ndarray]) -> dict[str, copies.Nearest]:
-        frames, own = np.asarray(self.data.resized[self.training]), self.patients[self.training]
-        out = {"pixels": copies.nearest_pixels(images, frames, own, self.device)}
-        for name, found in queries.items():
-            flat = found.reshape(len(found), -1)
-            out[name] = copies.nearest_features(flat, self.known[name], self.crop_patients, self.device)
-        return out
+    def _near(
+        self, images: np.ndarray, latents: np.ndarray, features: np.ndarray, own: np.ndarray | None = None
+    ) -> dict[str, pd.DataFrame]:
+        frames, patients = np.asarray(self.data.resized[self.training]), self.patients[self.training]
+        found = {"pixels": copies.nearest_pixels(images, frames, patients, self.device)}
+        for name, queries in (("latents", latents), ("features", features)):
+            flat = queries.reshape(len(queries), -1)
+            found[name] = copies.nearest_features(flat, self.known[name], self.crop_patients, self.device)
+        return {name: copies.statistics(one if own is None else one.without_own(own)) for name, one in found.items()}
 
     def table(
         self, found: dict[str, pd.DataFrame], limits: dict[str, dict[str, float]], rows: np.ndarray | None = None
@@ -160,18 +149,10 @@ def audit_tasks(run: Run) -> list[dict[str, Any]]:
 @remembered
 def audit_unit(run: Run, generator: str, fold: int) -> Unit:
     """Unit of a set's audit."""
-    return run.unit(
-        FOLDER,
-        "audit",
-        generator,
-        f"fold{fold}",
-        settings={},
-        inputs=[
-            reference_unit(run, conditioning_of(run, generator), fold),
-            sampling.features_unit(run, run.settings.quality.features, generator, fold),
-        ],
-        modules=["memorization", "stages.copies"],
-    )
+    reference = reference_unit(run, conditioning_of(run, generator), fold)
+    inputs = [reference, sampling.features_unit(run, run.settings.quality.features, generator, fold)]
+    modules = ["memorization", "stages.copies"]
+    return run.unit(FOLDER, "audit", generator, f"fold{fold}", settings={}, inputs=inputs, modules=modules)
 
 
 def audit(run: Run, generator: str, fold: int) -> None:
@@ -225,13 +206,8 @@ def audits(run: Run) -> pd.DataFrame:
 
 def _tables(unit_of: Any, tasks: list[dict[str, Any]], name: str) -> pd.DataFrame:
     """A table of several units, with what tells their tasks apart."""
-    return pd.concat(
-        [
-            unit_of(**task).load_table(name).assign(**{key: value for key, value in task.items() if key != "run"})
-            for task in tasks
-        ],
-        ignore_index=True,
-    )
+    parts = [unit_of(**task).load_table(name).assign(**{**task, "run": ""}) for task in tasks]
+    return pd.concat(parts, ignore_index=True).drop(columns="run")
 
 
 def units(run: Run) -> list[Unit]:

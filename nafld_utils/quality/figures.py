@@ -93,7 +93,7 @@ def bar_grid(
         for group, ax in zip(classes, row, strict=True):
             part = table[(table["metric"] == metric) & (table["class"] == group)]
             equal = part[part["role"] == "model"].iloc[0]
-            size = f"a fold: at least {equal['n_images']} against {equal['n_reference']}"
+            size = f"per fold: at least {equal['n_images']} against {equal['n_reference']}"
             bars(part, ax, f"{group}\n{size}" if ax in axes[0] else "", name)
         low, high = np.transpose([ax.get_xlim() for ax in row])
         for ax in row:

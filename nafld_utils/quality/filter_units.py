@@ -26,19 +26,11 @@ def unit_of(run: Run, fold: int) -> Unit:
     """Unit of a fold's choice."""
     chosen = run.settings.quality
     kind, generator = chosen.features, run.settings.filtered_generator
-    return run.unit(
-        NAME,
-        generator,
-        f"fold{fold}",
-        settings={"keep": chosen.filter_keep, "kind": kind, "neighbours": chosen.neighbours},
-        inputs=[
-            set_unit(run, generator, fold),
-            copy_units.audit_unit(run, generator, fold),
-            sampling.features_unit(run, kind, generator, fold),
-            sampling.features_unit(run, kind, sampling.REAL),
-        ],
-        modules=["quality_filter", "manifolds", "condition_checks", "stages.filtering"],
-    )
+    settings = {"keep": chosen.filter_keep, "kind": kind, "neighbours": chosen.neighbours}
+    inputs = [set_unit(run, generator, fold), copy_units.audit_unit(run, generator, fold)]
+    inputs += [sampling.features_unit(run, kind, generator, fold), sampling.features_unit(run, kind, sampling.REAL)]
+    modules = ["quality_filter", "manifolds", "condition_checks", "stages.filtering"]
+    return run.unit(NAME, generator, f"fold{fold}", settings=settings, inputs=inputs, modules=modules)
 
 
 def make(run: Run, fold: int) -> None:

@@ -7,7 +7,7 @@ NaN with a note that says why.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,11 @@ class FeatureSet:
         if self.labels is None or label is None:
             return np.arange(len(self.features))
         return np.flatnonzero(self.labels == label)
+
+    def at(self, rows: np.ndarray) -> FeatureSet:
+        """Some images of the set."""
+        labels, patients = (None if x is None else x[rows] for x in (self.labels, self.patients))
+        return replace(self, features=self.features[rows], logits=self.logits[rows], labels=labels, patients=patients)
 
 
 def common_counts(reference: FeatureSet, sets: Sequence[FeatureSet], label: int | None) -> tuple[int, int]:
@@ -104,7 +109,8 @@ def measure(
     """
     rows = []
     for label, group in [*enumerate(class_names), (None, BOTH)]:
-        real, present = reference.rows(label), [item for item in sets if label in item.groups]
+        real, present = reference.at(reference.rows(label)), [item for item in sets if label in item.groups]
+        n_real = len(real.features)
         counts = common_counts(reference, present, label)
         measured = []
         for item in present:
@@ -114,45 +120,37 @@ def measure(
             if item.role in LEARNT:
                 draws["all"] = item.rows(label)
             for sample, picked in draws.items():
-                values = _values(item, picked, reference, real, (n_subsets, subset_size), rng)
+                values = _values(item.at(picked), real, (n_subsets, subset_size), rng)
                 if sample == "equal":
-                    values |= _manifold(item, picked, reference, real, neighbours)
+                    values |= _manifold(item.at(picked), real, neighbours)
                 measured.append((item, sample, len(picked), values))
-        score = inception_score(reference.logits[real]) if len(real) >= 2 else float("nan")
-        for item, sample, n, values in [*measured, (reference, "all", len(real), {"score": score})]:
+        score = inception_score(real.logits) if n_real >= 2 else float("nan")
+        for item, sample, n, values in [*measured, (real, "all", n_real, {"score": score})]:
             facts = {"model": item.name, "role": item.role, "class": group, "features": FEATURES[kind].network}
-            facts |= {"sample": sample, "n_images": n, "n_reference": len(real)}
+            facts |= {"sample": sample, "n_images": n, "n_reference": n_real}
             rows += [{**facts, "metric": metric, "value": value} for metric, value in values.items()]
     return pd.DataFrame(rows)[COLUMNS]
 
 
-def _values(
-    item: FeatureSet,
-    picked: np.ndarray,
-    reference: FeatureSet,
-    real: np.ndarray,
-    subsets: tuple[int, int],
-    rng: np.random.Generator,
-) -> dict[str, float]:
-    if min(len(picked), len(real)) < 2:
+def _values(item: FeatureSet, real: FeatureSet, subsets: tuple[int, int], rng: np.random.Generator) -> dict[str, float]:
+    """Distances and score of a set; NaN from fewer than two images."""
+    a, b, names = item.features, real.features, (item.name, real.name)
+    if min(len(a), len(b)) < 2:
         return dict.fromkeys(METRICS, float("nan"))
-    a, b, names = item.features[picked], reference.features[real], (item.name, reference.name)
     return {
         "frechet": frechet_distance(a, b, names),
         "kernel": kernel_distance(a, b, *subsets, seed=int(rng.integers(2**32)), names=names),
-        "score": inception_score(item.logits[picked], name=item.name),
+        "score": inception_score(item.logits, name=item.name),
     }
 
 
-def _manifold(
-    item: FeatureSet, picked: np.ndarray, reference: FeatureSet, real: np.ndarray, k: int
-) -> dict[str, float]:
-    if min(len(picked), len(real)) < 2:
+def _manifold(item: FeatureSet, real: FeatureSet, k: int) -> dict[str, float]:
+    """Precision, recall, density and coverage, and the plain forms; NaN from fewer than two images."""
+    a, b, names = real.features, item.features, (real.name, item.name)
+    if min(len(a), len(b)) < 2:
         return dict.fromkeys((*MANIFOLD, *PLAIN), float("nan"))
-    a, b, names = reference.features[real], item.features[picked], (reference.name, item.name)
-    patients = [None if x.patients is None else x.patients[rows] for x, rows in ((reference, real), (item, picked))]
-    found = manifold_metrics(a, b, *patients, k, names)
     plain = manifold_metrics(a, b, None, None, k, names)
+    found = manifold_metrics(a, b, real.patients, item.patients, k, names)
     return found | {name: plain[name.removesuffix("_plain")] for name in PLAIN}
 
 

@@ -61,15 +61,12 @@ def table_tasks(run: Run) -> list[dict[str, Any]]:
 @remembered
 def table_unit(run: Run) -> Unit:
     """Unit of the quality tables."""
-    settings = run.settings.section("quality")
-    settings = {key: settings[key] for key in ("features", "kid_subsets", "kid_subset_size", "neighbours")}
-    return run.unit(
-        "quality",
-        "table",
-        settings=settings | {"seed": run.settings.seed, "class_names": run.settings.cohort.class_names},
-        inputs=[sampling.features_unit(**task) for task in table_tasks(run)],
-        modules=["quality", "quality_tables", "manifolds", "stages.quality"],
-    )
+    chosen = run.settings.section("quality")
+    settings = {key: chosen[key] for key in ("features", "kid_subsets", "kid_subset_size", "neighbours")}
+    settings |= {"seed": run.settings.seed, "class_names": run.settings.cohort.class_names}
+    inputs = [sampling.features_unit(**task) for task in table_tasks(run)]
+    modules = ["quality", "quality_tables", "manifolds", "stages.quality"]
+    return run.unit("quality", "table", settings=settings, inputs=inputs, modules=modules)
 
 
 def fold_sets(run: Run, fold: int, kind: str | None = None, judged: bool = True) -> tuple[FeatureSet, list[FeatureSet]]:

@@ -191,15 +191,17 @@ def halves_of_real(
     n_all = len(np.unique(patients))
     n, n_equal = n_all // 2, min(n_equal, n_all - 2)
     found: dict[str, list[float]] = {"equal": [], "value": [], "infinite": []}
+    if n_all < 4:
+        return dict.fromkeys(found, float("nan")) | {"n_patients": n, "n_equal": n}
 
     def against_the_rest(count: int) -> tuple[np.ndarray, np.ndarray]:
         some = draw_patients(patients, strata, count, rng)
         return some, np.setdiff1d(np.arange(len(real)), some)
 
-    for _ in range(n_splits * repeats if n_all >= 4 else 0):
+    for _ in range(n_splits * repeats):
         some, rest = against_the_rest(n_equal)
         found["equal"].append(DistanceToSubsets(real[rest], real[some])(np.arange(len(some))))
-    for _ in range(n_splits if n_all >= 4 else 0):
+    for _ in range(n_splits):
         first, rest = against_the_rest(n)
         slopes = []
         for a, b in ((first, rest), (rest, first)):
@@ -207,5 +209,5 @@ def halves_of_real(
             slopes.append(extrapolate(part["n_patients"], part["value"])[1])
         found["value"].append(DistanceToSubsets(real[first], real[rest])(np.arange(len(rest))))
         found["infinite"].append(found["value"][-1] - slopes[0] / n - slopes[1] / n)
-    means = {name: float(np.mean(values)) if values else float("nan") for name, values in found.items()}
+    means = {name: float(np.mean(values)) for name, values in found.items()}
     return {**means, "n_patients": n, "n_equal": n_equal}

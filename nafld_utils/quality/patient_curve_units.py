@@ -10,7 +10,7 @@ import pandas as pd
 from nafld_utils import engine, ldm, networks, sampling
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_table, unit_seed
 from nafld_utils.quality import patient_curve
-from nafld_utils.quality.metric_tables import BOTH
+from nafld_utils.quality.metric_tables import BOTH, FeatureSet
 from nafld_utils.quality.metric_units import CEILINGS, REPEATED, class_part, labels_of, role_of
 
 REVISION = ("stages.patients", 2)
@@ -54,29 +54,29 @@ def make(run: Run, name: str) -> None:
     unit = unit_of(run, name)
     if unit.done():
         return
-    kind, chosen = run.settings.quality.features, run.settings.quality
-    real, patients, label = _reference(run, kind)
-    made, drawn = _pooled(run, kind, name) if name not in (HALVES, REPEATED) else (real[:0], None)
+    chosen, role = run.settings.quality, names(run)[name]
+    reference, made = _reference(run), None if name in (HALVES, REPEATED) else _pooled(run, name)
     # Choice: half of the smaller class, so that as many other real patients are left for the floor.
-    n_equal = max(patient_curve.LEAST, min(len(np.unique(patients[label == value])) for value in (0, 1)) // 2)
+    n_patients = [len(np.unique(reference.patients[reference.rows(label)])) for label in (0, 1)]
+    n_equal = max(patient_curve.LEAST, min(n_patients) // 2)
     rows, curves = [], []
-    for value, group in [*enumerate(run.settings.cohort.class_names), (None, BOTH)]:
+    for label, group in [*enumerate(run.settings.cohort.class_names), (None, BOTH)]:
         rng = np.random.default_rng(unit_seed(run.settings.seed, "patients", name, group))
-        mine = np.ones(len(label), bool) if value is None else label == value
-        args = real[mine], patients[mine], label[mine]
-        facts = {"model": name, "role": names(run)[name], "class": group}
+        real = reference.at(reference.rows(label))
+        args = real.features, real.patients, real.labels, n_equal, rng
+        facts = {"model": name, "role": role, "class": group}
         if name == HALVES:
-            found = patient_curve.halves_of_real(*args, n_equal, rng, repeats=chosen.subset_repeats)
-            rows.append({**facts, **found})
+            rows.append({**facts, **patient_curve.halves_of_real(*args, repeats=chosen.subset_repeats)})
             continue
-        some = made if value is None or drawn is None else made[drawn == value]
-        if name == REPEATED:
-            some = args[0][[networks.typical(args[0])] * len(args[0])]
-        halves = 0 if facts["role"] == "ceiling" else chosen.half_samples
+        if made is None:
+            some = real.features[[networks.typical(real.features)] * len(real.features)]
+        else:
+            some = made.features[made.rows(label)]
         if len(some) < 2 * patient_curve.LEAST:
             rows.append({**facts, "n_images": len(some), "note": "too few images of this class"})
             continue
-        row, curve = patient_curve.measure(some, *args, n_equal, rng, chosen.subset_repeats, halves)
+        halves = 0 if role == "ceiling" else chosen.half_samples
+        row, curve = patient_curve.measure(some, *args, chosen.subset_repeats, halves)
         rows.append({**facts, **row})
         curves.append(curve.assign(model=name, **{"class": group}))
     with unit.writing() as folder:
@@ -85,20 +85,21 @@ def make(run: Run, name: str) -> None:
         save_table(folder / "curve.csv", pd.concat(curves, ignore_index=True) if curves else empty)
 
 
-def _reference(run: Run, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features of the first stored crop of every image of the folds in use, their patients and labels."""
-    found, _ = sampling.load_features(run, kind, sampling.REAL)
-    table = sampling.real_table(run)
-    first = ~table["image_id"].duplicated().to_numpy() & table["fold"].isin(ldm.folds_of(run)).to_numpy()
-    return found[first], table["patient_id"].to_numpy()[first], table["label"].to_numpy()[first]
+def _reference(run: Run) -> FeatureSet:
+    """The first stored crop of every real image of the folds in use."""
+    found, table = sampling.load_features(run, run.settings.quality.features, sampling.REAL), sampling.real_table(run)
+    rows = np.flatnonzero(~table["image_id"].duplicated() & table["fold"].isin(ldm.folds_of(run)))
+    labels, patients = table["label"].to_numpy(), table["patient_id"].to_numpy()
+    return FeatureSet(sampling.REAL, "reference", *found, labels, patients=patients).at(rows)
 
 
-def _pooled(run: Run, kind: str, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features of a set of all folds, and its labels where it has any."""
-    folds = ldm.folds_of(run)
-    found = np.concatenate([sampling.load_features(run, kind, name, fold)[0] for fold in folds])
+def _pooled(run: Run, name: str) -> FeatureSet:
+    """A set of all folds together."""
+    kind, folds = run.settings.quality.features, ldm.folds_of(run)
+    found = zip(*(sampling.load_features(run, kind, name, fold) for fold in folds), strict=True)
     labels = [labels_of(run, name, fold) for fold in folds]
-    return found, None if labels[0] is None else np.concatenate(labels)
+    labels = None if labels[0] is None else np.concatenate(labels)
+    return FeatureSet(name, "", *map(np.concatenate, found), labels)
 
 
 def build_patient_curves(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:

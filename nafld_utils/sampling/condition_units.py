@@ -27,13 +27,10 @@ def unit_of(run: Run) -> Unit:
     """Unit of the check that the condition matters."""
     maps = run.settings.section("preprocess")
     settings = {key: maps[key] for key in ("map_classes", "map_size", "map_order", "map_blur", "map_bins")}
-    return run.unit(
-        "quality",
-        "conditions",
-        settings=settings | {"seed": run.settings.seed},
-        inputs=[feature_units.features_unit(**task) for task in feature_tasks(run)],
-        modules=["condition_checks", "preprocess", "stages.conditions"],
-    )
+    settings |= {"seed": run.settings.seed}
+    inputs = [feature_units.features_unit(**task) for task in feature_tasks(run)]
+    modules = ["condition_checks", "preprocess", "stages.conditions"]
+    return run.unit("quality", "conditions", settings=settings, inputs=inputs, modules=modules)
 
 
 def build(run: Run) -> Unit:

@@ -129,15 +129,9 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
             made_by = ldm.ldm_unit(run, conditioning, fold, balance)
         if kind == "synthetic_untrained":
             settings["network"] = run.settings.section(f"ldm.{conditioning}")
-    return run.unit(
-        kind,
-        ldm.model_name(conditioning, balance),
-        f"fold{fold}",
-        f"n{n:05d}",
-        settings=settings,
-        inputs=[made_by, preprocessing.preprocess_unit(run)],
-        modules=modules,
-    )
+    keys = ldm.model_name(conditioning, balance), f"fold{fold}", f"n{n:05d}"
+    inputs = [made_by, preprocessing.preprocess_unit(run)]
+    return run.unit(kind, *keys, settings=settings, inputs=inputs, modules=modules)
 
 
 # ---------------------------------------------------------------- drawing

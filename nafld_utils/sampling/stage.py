@@ -22,8 +22,7 @@ def draw_sets(run: Run) -> None:
 
 def open_sets(run: Run) -> dict[tuple[str, int], set_units.Synthetic]:
     """The synthetic set of every generator and fold, by (generator, fold)."""
-    names, folds = set_units.generators(run), folds_of(run)
-    return {(m, k): set_units.open_synthetic(**set_units.task_of(run, m, k)) for m in names for k in folds}
+    return {(m, k): set_units.open_set(run, m, k) for m in set_units.generators(run) for k in folds_of(run)}
 
 
 def check_conditions(run: Run) -> pd.DataFrame:

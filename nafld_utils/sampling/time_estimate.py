@@ -96,25 +96,24 @@ def networks(run: Run) -> pd.DataFrame:
     """
     rows = []
     for name in run.settings.ldm.conditionings:
-        denoiser, shape = _denoiser(run, name)
-        section, count = run.settings.section(f"ldm.{name}"), ldm.count_parameters(denoiser)
-        flops = ldm.forward_flops(denoiser, shape, run.settings.preprocess.map_size)
-        row = {"model": name, "latent": "x".join(map(str, shape)), "first level": section["model_channels"]}
+        model, section = _model(run, name), run.settings.section(f"ldm.{name}")
+        count = ldm.count_parameters(model.denoiser)
+        row = {"model": name, "latent": "x".join(map(str, model.shape)), "first level": section["model_channels"]}
         row |= {"multipliers": str(tuple(section["channel_mult"])), "parameters": count["denoiser"]}
-        rows.append({**row, "conditioner": count["conditioner"], "GFLOP an image and pass": flops / 1e9})
+        rows.append({**row, "conditioner": count["conditioner"], "GFLOP an image and pass": model.flops / 1e9})
     return pd.DataFrame(rows)
 
 
-def _denoiser(run: Run, conditioning: str) -> tuple[Any, tuple[int, int, int]]:
-    """An untrained denoiser and its latents' shape, which an autoencoder that is not trained yet tells as well."""
-    settings = run.settings.section(f"autoencoder.{conditioning}")
+def _model(run: Run, conditioning: str) -> Model:
+    """An untrained denoiser, on the CPU; an autoencoder that is not trained yet tells its latents' shape as well."""
+    settings, device = run.settings.section(f"autoencoder.{conditioning}"), engine.device(run.settings.engine)
     if settings["source"] == "train":
-        network = {key: settings[key] for key in ("kind", "factor", "base_channels")}
-        stage = ldm.untrained(**network, scale=1.0)
+        stage = ldm.untrained(**{key: settings[key] for key in ("kind", "factor", "base_channels")}, scale=1.0)
     else:
         stage = ldm.first_stage(run, conditioning, ldm.folds_of(run)[0])
     shape = ldm.latent_shape(stage, run.settings.preprocess.image_size)
-    return ldm.new_denoiser(run, conditioning, 0, shape), shape
+    denoiser, options = ldm.new_denoiser(run, conditioning, 0, shape), ldm.schedule_options(run, conditioning)
+    return Model(denoiser, shape, run.settings.section("ldm"), options, run.settings.preprocess.map_size, device)
 
 
 def estimate(run: Run) -> pd.DataFrame:
@@ -268,17 +267,15 @@ def passes(run: Run) -> dict[str, int]:
 
 def _measured(run: Run, conditioning: str) -> dict[str, float]:
     """Seconds of a unit of each of `KINDS`."""
-    device, s = engine.device(run.settings.engine), run.settings
-    denoiser, shape = _denoiser(run, conditioning)
-    options, section = ldm.schedule_options(run, conditioning), s.section("ldm")
-    model = Model(ldm.placed(denoiser, device), shape, section, options, s.preprocess.map_size, device)
-    n, drawn = model.affordable(), s.sampling
-    with engine.worker_threads(s.engine):
+    model, drawn = _model(run, conditioning), run.settings.sampling
+    model.denoiser, on_gpu = ldm.placed(model.denoiser, model.device), model.device.type == "cuda"
+    n = model.affordable()
+    with engine.worker_threads(run.settings.engine):
         how = {"scheduler": drawn.scheduler, "eta": drawn.eta, "guidance": drawn.guidance, "precision": drawn.precision}
-        at_once = drawn.batch_size if device.type == "cuda" else 1
-        image = model.seconds_an_image(at_once, drawn.steps, TIMED_STEPS[device.type], **how)
-        repeats, warm = (1, 0) if device.type == "cpu" and n == 1 else (2, 1)  # one image is a long step
-        step = engine.timed(model.training_step(n), device, repeats, warm)
+        at_once = drawn.batch_size if on_gpu else 1
+        image = model.seconds_an_image(at_once, drawn.steps, TIMED_STEPS[model.device.type], **how)
+        repeats, warm = (1, 0) if not on_gpu and n == 1 else (2, 1)  # one image is a long step
+        step = engine.timed(model.training_step(n), model.device, repeats, warm)
     count, a_pass = passes(run), image / (drawn.steps * ldm.passes(drawn.guidance))
     seconds = {kind: a_pass * count[kind] for kind in KINDS}
     seconds["training"] = step / (TRAINING_PASSES * n) * count["training"] + a_pass * count["looks"]
