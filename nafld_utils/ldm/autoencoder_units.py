@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from nafld_utils.artifacts import (
     save_table,
     unit_seed,
 )
-from nafld_utils.images import random_box, resize_box, semantic_maps
-from nafld_utils.ldm import autoencoder, autoencoder_training, compvis_checkpoint, denoiser_training
+from nafld_utils.ldm import autoencoder, autoencoder_training, compvis_checkpoint
+from nafld_utils.ldm.latent_pools import FreshCrops, LatentPool
 
 REVISION = ("stages.first_stages", 1)
 # The settings that an autoencoder of each source depends on.
@@ -255,24 +254,8 @@ def train_phases(
 ) -> tuple[autoencoder.FirstStage, pd.DataFrame]:
     """Train a network of a kind in place, through phases of so many steps; the first stage and its loss curve.
 
-    Parameters
-    ----------
-    run : Run
-        Its seed and name.
-    model : torch.nn.Module
-        From `before_training`.
-    kind : {"vq", "kl", "tiny"}
-        Of `model`.
-    images : numpy.ndarray, shape (N, S, S), uint8
-        Training patients' crops.
-    planned : dict
-        From `phases`.
-    fold : int
-        Whose training patients.
-    device : torch.device
-        Where to train.
-    report : callable, optional
-        Takes every step and its loss; None shows them with an estimate of the time left.
+    `run` gives seed and name, `images` are training patients' crops, (N, S, S) uint8, `planned` is from `phases`.
+    `report` takes every step and its loss; None shows them with an estimate of the time left.
     """
     features = autoencoder_training.feature_maps(networks.load("tf_efficientnet_lite2", "bundled").to(device))
     curves = []
@@ -281,18 +264,9 @@ def train_phases(
             continue
         seeds = (unit_seed(run.settings.seed, "autoencoder", fold, phase, step) for step in range(steps))
         meter = report or engine.StepMeter(f"autoencoder fold {fold}, {phase}", steps)
-        stage, curve = autoencoder_training.train(
-            images,
-            model,
-            kind,
-            features,
-            seeds,
-            steps,
-            device,
-            phase,
-            report=meter,
-            learning_rate=min(5e-4, autoencoder_training.LEARNING_RATE[phase]),
-        )
+        rate = min(5e-4, autoencoder_training.LEARNING_RATE[phase])
+        chosen = autoencoder_training.Phase(phase, steps, learning_rate=rate)
+        stage, curve = autoencoder_training.train(images, model, kind, features, seeds, chosen, device, meter)
         curves.append(pd.DataFrame(curve).assign(phase=phase))
     return stage, pd.concat(curves, ignore_index=True)
 
@@ -393,7 +367,7 @@ def reconstructions(run: Run, conditioning: str, fold: int) -> tuple[np.ndarray,
 
 def stored_pools(
     run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
-) -> tuple[denoiser_training.LatentPool, denoiser_training.LatentPool]:
+) -> tuple[LatentPool, LatentPool]:
     """Training and held-out latents of a fold's stored crops with their conditions, whatever ``ldm.latents`` is.
 
     Parameters
@@ -422,15 +396,15 @@ def stored_pools(
     labels = torch.from_numpy(np.array(data.images["label"], dtype=np.int64))
     conditions = torch.from_numpy(np.array(data.pool_maps)) if conditioning == "semantic" else labels
     train = torch.from_numpy(data.images["fold"].to_numpy() != fold)
-    draw = _on_cpu(stage).draw
+    draw = stage.drawing_on_cpu().draw
     oversampled = labels[train] if balance == "oversample" else None
-    training = denoiser_training.LatentPool(moments[train], conditions[train], draw, oversampled)
-    return training, denoiser_training.LatentPool(moments[~train], conditions[~train], draw)
+    training = LatentPool(moments[train], conditions[train], draw, oversampled)
+    return training, LatentPool(moments[~train], conditions[~train], draw)
 
 
 def latent_pools(
     run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
-) -> tuple[denoiser_training.LatentPool | FreshCrops, denoiser_training.LatentPool]:
+) -> tuple[LatentPool | FreshCrops, LatentPool]:
     """What a model is trained on, as ``ldm.latents`` says, and the held-out latents of its fold.
 
     Parameters
@@ -446,48 +420,4 @@ def latent_pools(
     data = preprocessing.open_preprocessed(run)
     rows = np.flatnonzero(data.images["fold"].to_numpy() != fold)
     labels = torch.from_numpy(np.array(data.images["label"], dtype=np.int64))
-    return FreshCrops(data.crops, rows, labels, conditioning, run, stage, training.labels), held_out
-
-
-def _on_cpu(stage: autoencoder.FirstStage) -> autoencoder.FirstStage:
-    """The scaling of a first stage for latents on the CPU; the network stays where it is."""
-    return autoencoder.FirstStage(stage.model, stage.kind, stage.shift.cpu(), stage.scale.cpu())
-
-
-@dataclass
-class FreshCrops:
-    """Latents of random crops that are drawn and encoded step by step (``ldm.latents: on_the_fly``).
-
-    No crop is seen twice, at the price of an encoder pass and of a map an image and step; the stored pool is the
-    paper's crops as far as `crops_per_image` goes. Takes the place of a `LatentPool` in training.
-    """
-
-    crops: np.ndarray
-    rows: np.ndarray
-    labels: torch.Tensor
-    conditioning: str
-    run: Run
-    stage: autoencoder.FirstStage
-    oversampled: torch.Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (size, C, h, w) on the CPU and conditions, a function of the generator alone."""
-        s = self.run.settings.preprocess
-        drawn = denoiser_training.draw_rows(len(self.rows), size, generator, self.oversampled).numpy()
-        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        images = np.empty((size, s.image_size, s.image_size), np.uint8)
-        for i, row in enumerate(self.rows[drawn]):
-            crop = self.crops[row]
-            box = random_box(crop.shape, s.crop_scale, s.crop_ratio, rng)
-            images[i] = resize_box(crop, box, s.image_size)
-        device = self.stage.shift.device
-        moments = self.stage.encode(autoencoder.to_unit(images).to(device)).cpu()
-        cpu = _on_cpu(self.stage)
-        noise = torch.randn(moments.shape, generator=generator)[:, : len(cpu.shift)]
-        latents = cpu.draw(moments, noise)
-        if self.conditioning == "class":
-            return latents, self.labels[self.rows[drawn]]
-        return latents, torch.from_numpy(semantic_maps.semantic_maps(images, s))
+    return FreshCrops(data.crops, rows, labels, conditioning, run.settings.preprocess, stage, training.labels), held_out

@@ -67,8 +67,9 @@ def train_phase(
             print(f"{phase}: step {step}/{steps}, loss {loss:.4f}, {time.monotonic() - started:.0f} s", flush=True)
 
     seeds = (unit_seed(seed, "shipped", phase, step) for step in range(steps))
+    chosen = autoencoder_training.Phase(phase, steps)
     return autoencoder_training.train(
-        images, model, "tiny", features, seeds, steps, torch.device("cpu"), phase, report=report
+        images, model, "tiny", features, seeds, chosen, torch.device("cpu"), report=report
     )[0]
 
 

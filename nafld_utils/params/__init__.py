@@ -8,7 +8,7 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="arms declared fields generators merging sections settings".split(),
+    submodules="arms declared fields generators merging sections set_names settings".split(),
     submod_attrs={
         "arms": "BASELINES FILTERED REAL TRADITIONAL parse".split(),
         "declared": "as_yaml differences protocol".split(),
@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "generators": "ddim_strides".split(),
         "merging": "BASE_PROFILE flat parse_overrides".split(),
         "sections": "CohortSettings EngineSettings ExperimentSettings PLAIN PreprocessSettings TuringSettings".split(),
+        "set_names": "SetName".split(),
         "settings": "DEFAULT_PROFILE STAGE_SECTIONS Settings load".split(),
     },
 )

@@ -10,6 +10,7 @@ import pandas as pd
 
 from nafld_utils import engine, ldm, networks, sampling
 from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, remembered, save_table, unit_seed
+from nafld_utils.params import SetName
 from nafld_utils.quality import metric_tables
 from nafld_utils.sampling import NOISE, REAL, TRADITIONAL
 
@@ -108,8 +109,8 @@ def fold_sets(
     sets.append(real(TRADITIONAL, "baseline", TRADITIONAL, ~held))
     if judged:
         for name in sampling.prefixed(run, CEILINGS):
-            # Gaussian latents have the moments of all training images: no class
-            drawn = None if name.startswith("gaussian_") else sampling.drawn_table(run, name, fold)["label"].to_numpy()
+            has_labels = SetName.of(name).has_labels
+            drawn = sampling.drawn_table(run, name, fold)["label"].to_numpy() if has_labels else None
             found = sampling.load_features(run, kind, name, fold)
             sets.append(metric_tables.FeatureSet(name, "ceiling", *found, drawn))
         repeats = max(len(item.features) for item in sets if item.role == "model")
@@ -254,14 +255,13 @@ def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
         best = part.loc[getattr(part["mean"], pick)()]
         text = f"{names[metric]}, {word} of all models and classes (here {best['model']}, {best['class']})"
         paper = _PAPER_EXTREMES[metric] if comparable(run) else None
-        same = protocol_difference(run, ldm.split_name(best["model"])[0])
+        same = protocol_difference(run, SetName.of(best["model"]).conditioning)
         rows.append(of_row(f"quality.{metric}.{word}", text, best, same, paper=paper))
         for row in part.to_dict("records"):
-            conditioning, balance = ldm.split_name(row["model"])
-            same, paper = UNSTATED, None
-            if balance != "none":
-                same = protocol_difference(run, conditioning)
-                value = _PAPER_BALANCED[metric][conditioning][class_names.index(row["class"])]
+            name, same, paper = SetName.of(row["model"]), UNSTATED, None
+            if name.is_balanced:
+                same = protocol_difference(run, name.conditioning)
+                value = _PAPER_BALANCED[metric][name.conditioning][class_names.index(row["class"])]
                 paper = value if comparable(run) else None
             key = key_of(f"quality.{metric}", row["model"], class_part(run, row["class"]))
             rows.append(of_row(key, f"{names[metric]}, {row['model']} model, {row['class']}", row, same, paper=paper))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from nafld_utils import engine, ldm, networks, sampling
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_table, unit_seed
+from nafld_utils.params import SetName
 from nafld_utils.quality import patient_curve
 from nafld_utils.quality.metric_tables import BOTH
 from nafld_utils.quality.metric_units import CEILINGS, REPEATED, class_part
@@ -102,7 +103,7 @@ def _pooled(run: Run, kind: str, name: str) -> tuple[np.ndarray, np.ndarray | No
     """Features of a set of all folds, and its labels where it has any."""
     folds = ldm.folds_of(run)
     found = np.concatenate([sampling.load_features(run, kind, name, fold)[0] for fold in folds])
-    if name == sampling.NOISE or name.startswith("gaussian_"):
+    if name == sampling.NOISE or not SetName.of(name).has_labels:
         return found, None
     labels = [sampling.drawn_table(run, name, fold)["label"].to_numpy() for fold in folds]
     return found, np.concatenate(labels)

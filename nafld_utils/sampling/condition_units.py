@@ -65,10 +65,8 @@ def build(run: Run) -> Unit:
 
 
 def _agreement(run: Run, conditioning: str, fold: int, prefix: str) -> pd.DataFrame:
-    drawn, chosen = (
-        set_units.open_synthetic(run, conditioning, fold, feature_units.KINDS[prefix]),
-        run.settings.preprocess,
-    )
+    drawn = set_units.open_synthetic(**feature_units.set_task(run, f"{prefix}{conditioning}", fold))
+    chosen = run.settings.preprocess
     maps = images.semantic_maps.semantic_maps(np.asarray(drawn.images), chosen)
     rng = np.random.default_rng(unit_seed(run.settings.seed, "agreement", prefix, fold))
     patients = drawn.table["source_patient"].to_numpy()
@@ -81,7 +79,7 @@ def _separation(run: Run, conditioning: str, fold: int, prefix: str) -> pd.DataF
     real, _ = feature_units.load_features(run, "lite0", feature_units.REAL)
     made, _ = feature_units.load_features(run, "lite0", f"{prefix}{conditioning}", fold)
     score = condition_effect.condition_separation(real[training], table["label"].to_numpy()[training], made)
-    drawn = set_units.open_synthetic(run, conditioning, fold, feature_units.KINDS[prefix]).table
+    drawn = feature_units.drawn_table(run, f"{prefix}{conditioning}", fold)
     return drawn[["synthetic_id", "label"]].assign(score=score)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,25 +13,18 @@ import pandas as pd
 from nafld_utils import engine, images, ldm, networks, preprocessing
 from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, remembered, unit_seed
 from nafld_utils.images import release
+from nafld_utils.params import SetName
 from nafld_utils.sampling import set_units
 
 REAL, NOISE, TRADITIONAL = "real", "noise", "traditional"
 SERIAL_BELOW = 8000  # images; choice: starting workers costs more than a network of this size takes for fewer
 CHUNK = 512  # images whose features are held at once; a multiple of every batch
 SHARED = -1  # fold of a set that every fold shares
-# Prefix of a set's name to the kind of stage 04's unit; the generators themselves carry their own name alone.
-KINDS = {
-    "": "synthetic",
-    "null_": "synthetic_null",
-    "untrained_": "synthetic_untrained",
-    "gaussian_": "synthetic_gaussian",
-}
 
 
 def set_task(run: Run, name: str, fold: int) -> dict[str, Any]:
-    """Arguments that name a synthetic set to stage 04's functions, from ``[prefix_]generator``."""
-    prefix = next((p for p in KINDS if p and name.startswith(p)), "")
-    return set_units.task_of(run, name.removeprefix(prefix), fold, KINDS[prefix])
+    """Arguments that name a synthetic set to stage 04's functions, from a `SetName`."""
+    return {"run": run, "fold": fold, **dataclasses.asdict(SetName.of(name))}
 
 
 @remembered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 
 from nafld_utils import artifacts, engine, images, ldm, preprocessing
 from nafld_utils.artifacts import Run, Unit, create_array, read_manifest, remembered, unit_seed
+from nafld_utils.params import SetName, set_names
 
-KINDS = ("synthetic", "synthetic_null", "synthetic_untrained", "synthetic_gaussian")
+KINDS = tuple(set_names.KINDS.values())
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
         settings["network"] = run.settings.section(f"ldm.{conditioning}")
     return run.unit(
         kind,
-        ldm.model_name(conditioning, balance),
+        str(SetName(conditioning, balance)),
         f"fold{fold}",
         f"n{_count(run, kind):05d}",
         settings=settings,
@@ -131,7 +132,7 @@ def draw_conditions(
     """
     seeds = [unit_seed(run.settings.seed, "synthetic", conditioning, fold, i) for i in range(n)]
     table = pd.DataFrame({"index": range(n), "seed": seeds}).assign(conditioning=conditioning, fold=fold)
-    table["synthetic_id"] = [f"{ldm.model_name(conditioning, balance)}_f{fold}_{i:05d}" for i in range(n)]
+    table["synthetic_id"] = [f"{SetName(conditioning, balance)}_f{fold}_{i:05d}" for i in range(n)]
     if conditioning != "semantic":  # the class model and the baselines
         table = table.assign(label=table["index"] % 2, source_patient=-1, source_image="")
         return table, np.array(table["label"], dtype=np.int64)
@@ -332,15 +333,14 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
 
 def generators(run: Run) -> list[str]:
     """Names of what draws synthetic sets: models, their balanced twins, the baselines."""
-    balanced = [ldm.model_name(task["conditioning"], task["balance"]) for task in ldm.balanced_tasks(run)]
+    balanced = [str(SetName(task["conditioning"], task["balance"])) for task in ldm.balanced_tasks(run)]
     models = run.settings.ldm.conditionings
     return [*models, *dict.fromkeys(balanced), *(name for name in run.settings.generators if name in BASELINES)]
 
 
 def task_of(run: Run, generator: str, fold: int, kind: str = "synthetic") -> dict[str, Any]:
     """Keyword arguments that name one set of a generator, e.g. ``class_balanced``, for the functions of this module."""
-    conditioning, balance = ldm.split_name(generator)
-    return {"run": run, "conditioning": conditioning, "fold": fold, "kind": kind, "balance": balance}
+    return {"run": run, "fold": fold, **asdict(SetName.of(generator)), "kind": kind}
 
 
 def synthetic_tasks(run: Run) -> list[dict[str, Any]]:

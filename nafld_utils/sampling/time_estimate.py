@@ -69,8 +69,8 @@ class Model:
         """Function that draws images at once in so many steps; `how` is ``scheduler, eta, guidance, precision``."""
         conditions = self.latents(n_images).conditions
         conditions = conditions[:, 0] if conditions.ndim > 1 else conditions
-        given = conditions, list(range(n_images)), self.shape, steps
-        return lambda: ldm.sampler.sample(self.denoiser, self.options, *given, device=self.device, **how)
+        given = conditions, list(range(n_images)), self.shape, self.device
+        return lambda: ldm.sampler.sample(self.denoiser, self.options, *given, steps=steps, **how)
 
     def seconds_an_image(self, n_images: int, steps: int, timed_steps: int, **how: Any) -> float:
         """Seconds of one image of those drawn at once; `timed_steps` are walked, and scaled to `steps`."""

@@ -299,7 +299,8 @@ def _makers(run: Run, name: str, fold: int) -> list[Unit]:
     drawn = sampling.synthetic_unit(**sampling.task_of(run, name, fold))
     if name in sampling.BASELINES:
         return [sampling.BASELINES[name].unit(run, fold), drawn]
-    conditioning, balance = ldm.split_name(name)
+    of = params.SetName.of(name)
+    conditioning, balance = of.conditioning, of.balance
     trained = run.settings.section(f"autoencoder.{conditioning}")["source"] == "train"
     first = [ldm.autoencoder_unit(run, conditioning, fold)] * trained
     latents = ldm.latents_unit(run, conditioning, fold)

@@ -22,6 +22,8 @@ from contextlib import ExitStack
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from nafld_utils.params import SetName
+
 COLORS: dict[str, str] = {
     "real": "#555555",
     "semantic": "#D55E00",
@@ -39,7 +41,7 @@ SIMULATED = "simulated cohort"
 
 def color_of(name: str) -> str:
     """Colour of a generator or arm; a balanced twin has its model's."""
-    return COLORS[name.removesuffix("_balanced")]
+    return COLORS[SetName.of(name).conditioning]
 
 
 def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
