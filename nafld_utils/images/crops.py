@@ -28,19 +28,10 @@ Box = tuple[float, float, float, float]
 
 
 def find_region(image: np.ndarray, settings: PreprocessSettings) -> np.ndarray:
-    """Region of an image.
+    """Region of an (H, W) uint8 image, (H, W) bool, as ``region`` of the settings says.
 
-    Parameters
-    ----------
-    image : (H, W) uint8 ndarray
-        Grey levels.
-    settings : PreprocessSettings
-        ``region`` largest: `region_mask`, the paper's; box: the rectangle ``region_box`` of top, left, height and width
-        in pixels, cut at the image's border; none: the whole image.
-
-    Returns
-    -------
-    (H, W) bool ndarray
+    largest: `region_mask`, the paper's; box: the rectangle ``region_box`` of top, left, height and width in pixels, cut
+    at the image's border; none: the whole image.
 
     Raises
     ------
@@ -172,7 +163,7 @@ def crop_window(region: np.ndarray, settings: PreprocessSettings, fit: bool) -> 
 
     `fit` False: ``crop_size`` pixels at original spacing about the region's centre, as in the paper. True: the smallest
     square that holds the region, to be resized to ``crop_size``. Choice: images of a folder have no common spacing that
-    could be known, so by default they are fitted; shape is kept, what the square adds is black.
+    could be known, so by default they are fitted.
     """
     side = settings.crop_size
     if fit:
@@ -206,21 +197,7 @@ def cut(image: np.ndarray, corner: tuple[int, int], crop_size: int) -> np.ndarra
 
 
 def extract_crop(frame: np.ndarray, threshold: int = 4, closing_radius: int = 5, crop_size: int = 320) -> np.ndarray:
-    """Region of a frame, black outside it, centre cropped at original spacing.
-
-    Parameters
-    ----------
-    frame : (H, W) uint8 ndarray
-        Grey levels.
-    threshold, closing_radius : int
-        See `region_mask`.
-    crop_size : int
-        Side of the crop in pixels; 320 in the paper.
-
-    Returns
-    -------
-    (crop_size, crop_size) uint8 ndarray
-    """
+    """Region of an (H, W) uint8 frame (`region_mask`), black outside it, centre cropped at original spacing."""
     region = region_mask(frame, threshold, closing_radius)
     return cut(np.where(region, frame, 0).astype(np.uint8), crop_corner(region, crop_size), crop_size)
 
@@ -250,8 +227,7 @@ def random_box(
 
     Area share uniform in `scale`, width over height log-uniform in `ratio`, position uniform over whole pixels; ten
     tries, then the largest centred box of an allowed ratio: the same distribution as torchvision's
-    ``RandomResizedCrop.get_params``. One generator per (seed, image, number of the crop), so that a crop can be drawn
-    again alone.
+    ``RandomResizedCrop.get_params``.
     """
     height, width = shape
     for _ in range(10):
@@ -267,22 +243,9 @@ def random_box(
 
 
 def resize_box(crop: np.ndarray, box: Box, size: int, labels: bool = False) -> np.ndarray:
-    """Cut a box out of a crop and resize it.
+    """Cut a box of whole pixels out of an (H, W) uint8 crop and resize it to (size, size) uint8.
 
-    Parameters
-    ----------
-    crop : (H, W) uint8 ndarray
-        Grey levels, or labels.
-    box : (float, float, float, float)
-        Top, left, height, width in whole pixels.
-    size : int
-        Side of the result in pixels.
-    labels : bool
-        Take the nearest pixel, so that labels stay labels; else bilinear with antialiasing.
-
-    Returns
-    -------
-    (size, size) uint8 ndarray
+    `labels`: take the nearest pixel, so that labels stay labels; else bilinear with antialiasing.
     """
     from PIL import Image
 

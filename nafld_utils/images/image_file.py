@@ -63,7 +63,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image: grey ``pixels``, (H, W) uint8, and whether they were converted.
+    """A decoded image: grey ``pixels`` (H, W) uint8, and whether they were converted.
 
     ``colour``: from colour; ``deep``: scaled from more than 8 bits; ``turned``: as its EXIF entry says.
     """
@@ -75,13 +75,7 @@ class Picture:
 
 
 def read_header(path: Path) -> Header:
-    """Size and kind of an image file; a file that is refused is not decoded.
-
-    Raises
-    ------
-    ImageFault
-        Not a file, too large, of another format or kind, damaged, or more than one image.
-    """
+    """Size and kind of an image file; one that is refused (`ImageFault`) is not decoded."""
     if not path.is_file():
         raise ImageFault("expected an image file, found none of that name")
     size = path.stat().st_size
@@ -101,13 +95,7 @@ def read_header(path: Path) -> Header:
 
 
 def read(path: Path) -> Picture:
-    """Decode an image file to grey levels.
-
-    Raises
-    ------
-    ImageFault
-        As `read_header`, or the pixels cannot be decoded.
-    """
+    """Decode an image file to grey levels; `ImageFault` as `read_header`, or where the pixels cannot be decoded."""
     header = read_header(path)
     try:
         found = _read_dicom(path) if header.kind == "DICOM" else _read_picture(path)

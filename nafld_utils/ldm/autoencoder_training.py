@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nafld_utils import networks
 from nafld_utils.ldm.autoencoder import FirstStage, standardise, to_unit
 
 REVISION = ("autoencoder_training", 2)
@@ -191,6 +192,25 @@ def train(
             curve.append({"step": step, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}})
         report(step, loss.item())
     return standardise(model, sample.to(device), kind), curve
+
+
+def train_phases(
+    images: np.ndarray,
+    model: nn.Module,
+    kind: str,
+    phases: Iterable[Phase],
+    seed_of: Callable[[str, int], int],
+    device: torch.device,
+    report_of: Callable[[Phase], Callable[[int, float], None]],
+) -> tuple[FirstStage, list[dict[str, Any]]]:
+    """Train through phases of some steps, as `train`; `seed_of` takes the phase's name and the step."""
+    features = feature_maps(networks.load("tf_efficientnet_lite2", "bundled").to(device))
+    curve: list[dict[str, Any]] = []
+    for phase in phases:
+        seeds = (seed_of(phase.name, step) for step in range(phase.steps))
+        stage, rows = train(images, model, kind, features, seeds, phase, device, report_of(phase))
+        curve += [{**row, "phase": phase.name} for row in rows]
+    return stage, curve
 
 
 def _optimizer(model: nn.Module, phase: Phase) -> tuple[torch.optim.Optimizer, Any]:

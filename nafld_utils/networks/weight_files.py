@@ -13,7 +13,7 @@ from nafld_utils.artifacts import file_sha256
 
 
 def read(path: str | Path, sha256: str | None, stated: str, advice: str) -> Any:
-    """Tensors of a file in torch's format, on the CPU.
+    """Tensors of a file in torch's format, by name, on the CPU.
 
     Parameters
     ----------
@@ -21,15 +21,8 @@ def read(path: str | Path, sha256: str | None, stated: str, advice: str) -> Any:
         The file; it is there.
     sha256 : str or None
         Its SHA-256 in hex as its source states it; None where none is known, which is refused.
-    stated : str
-        Where that SHA-256 is from, for the message.
-    advice : str
-        What to do about another content.
-
-    Returns
-    -------
-    dict
-        What the file holds, by name.
+    stated, advice : str
+        Where that SHA-256 is from, and what to do about another content, for the message.
 
     Raises
     ------
