@@ -7,16 +7,14 @@ Source: paper, "Dataset" and "Synthetic image generation"; what they leave open 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nafld_utils.params import PreprocessSettings
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
+
+if TYPE_CHECKING:
+    from nafld_utils.params import PreprocessSettings
 
 REVISION = ("preprocess", 1), ("regions", 1)  # raise the first; units of this stage name the second beside it
 OPENING_RADIUS = 5  # pixels; strokes of overlays are 1 to 4 pixels wide, so they do not survive it (choice)
@@ -167,8 +165,7 @@ def crop_window(region: np.ndarray, settings: PreprocessSettings, fit: bool) -> 
     """
     side = settings.crop_size
     if fit:
-        rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-        side = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
+        side = max(last - first + 1 for first, last in _extent(region))
     return Window(*crop_corner(region, side), side)
 
 
@@ -178,10 +175,14 @@ def crop_corner(region: np.ndarray, crop_size: int) -> tuple[int, int]:
     Choice: the paper crops to the component first and centre crops the result, so the centre is the component's, not
     the frame's (30 rows lower in the real frames, where the near field would be lost).
     """
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    top = (int(rows[0]) + int(rows[-1]) + 1 - crop_size) // 2
-    left = (int(columns[0]) + int(columns[-1]) + 1 - crop_size) // 2
+    top, left = ((first + last + 1 - crop_size) // 2 for first, last in _extent(region))
     return top, left
+
+
+def _extent(region: np.ndarray) -> list[tuple[int, int]]:
+    """First and last row, and first and last column of a region, (H, W) bool."""
+    filled = [np.flatnonzero(region.any(axis=axis)) for axis in (1, 0)]
+    return [(int(places[0]), int(places[-1])) for places in filled]
 
 
 def cut(image: np.ndarray, corner: tuple[int, int], crop_size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ).split(),
         "autoencoder_units": (
             "autoencoder_tasks autoencoder_unit before_training first_stage folds_of latent_tasks "
-            "latents_unit make_latents origins owner phases reading reconstruction_distance "
+            "latents_unit make_latents origins owner phases reconstruction_distance "
             "reconstruction_table reconstructions shared stored_pools train_autoencoder train_phases"
         ).split(),
         "denoiser": "build_unet compile_network count_parameters forward_flops".split(),
@@ -30,7 +30,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "gan": "Generator".split(),
         "gan_units": "NAME gan_unit painter reference seconds_a_step table train_gan".split(),
         "latent_pools": "LatentPool".split(),
-        "protocol": "changes cohort in_words models".split(),
+        "protocol": "changes cohort in_words models reading".split(),
         "sampler": "gaussian_latents passes".split(),
     },
 )

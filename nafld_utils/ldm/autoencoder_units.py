@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from nafld_utils.artifacts import (
     unit_seed,
 )
 from nafld_utils.ldm import autoencoder, autoencoder_training, compvis_checkpoint
+from nafld_utils.ldm.autoencoder_training import Phase
 from nafld_utils.ldm.latent_pools import FreshCrops, LatentPool
 
 REVISION = ("stages.first_stages", 1)
@@ -107,30 +108,6 @@ def origins(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_READINGS = {
-    "tiny": "keeps structure and draws speckle anew: its speckle looks right and is never the same, so the error is"
-    " high wherever there is texture, and PSNR speaks of texture more than of organs",
-    "train": "was trained on the fold's training patients, at last to give texture its statistics rather than its"
-    " place, so PSNR speaks of texture more than of organs",
-    "random": "is untrained, for tests of the machinery: its images mean nothing",
-    "ready": "was trained elsewhere to repeat its input place by place; where the error is bright, it loses what these"
-    " images hold",
-}
-
-
-def reading(run: Run) -> list[str]:
-    """One sentence per distinct autoencoder on what its reconstructions show, by where it comes from."""
-    lines = []
-    for name, users in shared(run).items():
-        settings = run.settings.section(f"autoencoder.{name}")
-        kind, source = settings["kind"], settings["source"]
-        what = "random" if source == "random" else "tiny" if kind == "tiny" else source
-        which = "The small autoencoder" if kind == "tiny" else f"The {kind.upper()} autoencoder"
-        model = f"{' and '.join(users)} model{'s' * (len(users) > 1)}"
-        lines.append(f"{which} of the {model} ({source}) {_READINGS.get(what, _READINGS['ready'])}.")
-    return lines
-
-
 def _place(run: Run, conditioning: str, fold: int) -> str:
     """Folder of what depends on the autoencoder: one per fold where it is trained on the fold, else shared."""
     return f"fold{fold}" if _trained(run, conditioning) else "shared"
@@ -172,17 +149,21 @@ def _identity(run: Run, conditioning: str, fold: int) -> Unit | str:
     return "/".join(map(str, [*(settings[key] for key in ("source", *READ[settings["source"]])), *seed]))
 
 
+def _network(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in ("kind", "factor", "base_channels")}
+
+
 def first_stage(run: Run, conditioning: str, fold: int) -> autoencoder.FirstStage:
     """The autoencoder of a model, from where ``autoencoder.<model>.source`` says."""
     settings = run.settings.section(f"autoencoder.{conditioning}")
-    source, network = settings["source"], {key: settings[key] for key in ("kind", "factor", "base_channels")}
+    source = settings["source"]
     if source == "shipped":
         return autoencoder.load_shipped()
     if source == "train":
         weights, _ = load_weights(autoencoder_unit(run, conditioning, fold).require().file("autoencoder.safetensors"))
-        return autoencoder.from_tensors(weights, **network)
+        return autoencoder.from_tensors(weights, **_network(settings))
     if source == "random":
-        return autoencoder.untrained(**network, scale=settings["scale"], seed=run.settings.seed)
+        return autoencoder.untrained(**_network(settings), scale=settings["scale"], seed=run.settings.seed)
     read = {key: settings[key] for key in READ[source]}
     return compvis_checkpoint.load(**read) if source == "ldm_checkpoint" else autoencoder.load_pretrained(**read)
 
@@ -237,8 +218,8 @@ def before_training(run: Run, conditioning: str, fold: int) -> torch.nn.Module:
     settings = run.settings.section(f"autoencoder.{conditioning}")
     if settings["kind"] == "tiny":
         return autoencoder.load_shipped().model
-    seed, network = unit_seed(run.settings.seed, "autoencoder", fold), ("kind", "factor", "base_channels")
-    return autoencoder.untrained(*(settings[key] for key in network), scale=1.0, seed=seed).model
+    seed = unit_seed(run.settings.seed, "autoencoder", fold)
+    return autoencoder.untrained(**_network(settings), scale=1.0, seed=seed).model
 
 
 def train_phases(
@@ -257,14 +238,12 @@ def train_phases(
     `report` takes every step and its loss; None shows them with an estimate of the time left.
     """
     rates = {name: min(5e-4, rate) for name, rate in autoencoder_training.LEARNING_RATE.items()}
-    chosen = [
-        autoencoder_training.Phase(name, steps, learning_rate=rates[name]) for name, steps in planned.items() if steps
-    ]
+    chosen = [Phase(name, steps, learning_rate=rates[name]) for name, steps in planned.items() if steps]
 
     def seed_of(phase: str, step: int) -> int:
         return unit_seed(run.settings.seed, "autoencoder", fold, phase, step)
 
-    def meter(phase: autoencoder_training.Phase) -> Callable[[int, float], None]:
+    def meter(phase: Phase) -> Callable[[int, float], None]:
         return report or engine.StepMeter(f"autoencoder fold {fold}, {phase.name}", phase.steps)
 
     stage, curve = autoencoder_training.train_phases(images, model, kind, chosen, seed_of, device, meter)
