@@ -11,17 +11,8 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import engine, networks, preprocessing
-from nafld_utils.artifacts import (
-    Run,
-    Unit,
-    file_sha256,
-    load_weights,
-    read_manifest,
-    remembered,
-    save_table,
-    unit_seed,
-)
+from nafld_utils import artifacts, engine, networks, preprocessing
+from nafld_utils.artifacts import Run, Unit, file_sha256, read_manifest, remembered, save_table, unit_seed
 from nafld_utils.ldm import autoencoder, autoencoder_training, compvis_checkpoint
 from nafld_utils.ldm.autoencoder_training import Phase
 from nafld_utils.ldm.latent_pools import FreshCrops, LatentPool
@@ -160,7 +151,9 @@ def first_stage(run: Run, conditioning: str, fold: int) -> autoencoder.FirstStag
     if source == "shipped":
         return autoencoder.load_shipped()
     if source == "train":
-        weights, _ = load_weights(autoencoder_unit(run, conditioning, fold).require().file("autoencoder.safetensors"))
+        weights, _ = artifacts.load_weights(
+            autoencoder_unit(run, conditioning, fold).require().file("autoencoder.safetensors")
+        )
         return autoencoder.from_tensors(weights, **_network(settings))
     if source == "random":
         return autoencoder.untrained(**_network(settings), scale=settings["scale"], seed=run.settings.seed)

@@ -11,23 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from nafld_utils import artifacts, engine, preprocessing
-from nafld_utils.artifacts import (
-    Run,
-    Unit,
-    claim,
-    file_sha256,
-    key_of,
-    load_table,
-    load_weight_facts,
-    load_weights,
-    over_folds,
-    read_manifest,
-    remembered,
-    save_table,
-    unit_seed,
-    work_root,
-)
-from nafld_utils.artifacts.files import save_array
+from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, remembered, save_table, unit_seed
 from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser, denoiser_training, protocol, sampler
 from nafld_utils.ldm.autoencoder_units import tasks
 from nafld_utils.ldm.resumable import checkpoint, followed, on_cpu, resume
@@ -86,7 +70,7 @@ def ldm_unit(run: Run, conditioning: str, fold: int, balance: str = "none") -> U
         inputs=[
             autoencoder_units.latents_unit(run, conditioning, fold),
             preprocessing.preprocess_unit(run),
-            *([file_sha256(origin)] if origin else []),
+            *([artifacts.file_sha256(origin)] if origin else []),
         ],
         modules=["diffusion", "diffusion_training"],
     )
@@ -157,7 +141,7 @@ def _keep_previews(unit: Unit, folder: Path) -> None:
         if look is None:
             engine.notice(f"{path}: a damaged preview; it is left out.")
         else:
-            save_array(folder / f"{name}.npy", look)
+            artifacts.files.save_array(folder / f"{name}.npy", look)
 
 
 def load_denoiser(run: Run, conditioning: str, fold: int, balance: str = "none") -> torch.nn.Module:
@@ -204,7 +188,7 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
     other = run.settings.ldm.init_from
     if other is None:
         return None
-    root = work_root() / "artifacts" / other
+    root = artifacts.work_root() / "artifacts" / other
     path = root / "ldm" / str(SetName(conditioning, balance)) / f"fold{fold}" / "averaged.safetensors"
     trained_on = root / "preprocess" / "images.csv"
     manifest, split = read_manifest(path.parent), read_manifest(trained_on.parent)
@@ -227,7 +211,7 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
         )
     _check_network(run, conditioning, path, root)
     _check_latents(run, conditioning, fold, path, root)
-    theirs, mine = load_table(trained_on), preprocessing.open_preprocessed(run).images
+    theirs, mine = artifacts.load_table(trained_on), preprocessing.open_preprocessed(run).images
     leaked = set(theirs.loc[theirs["fold"] != fold, "sha256"]) & set(mine.loc[mine["fold"] == fold, "sha256"])
     if leaked:
         raise ValueError(
@@ -256,7 +240,7 @@ def _check_network(run: Run, conditioning: str, path: Path, root: Path) -> None:
 
 def _check_latents(run: Run, conditioning: str, fold: int, path: Path, root: Path) -> None:
     """Refuse weights that were trained on latents of another autoencoder, before this run trains one if possible."""
-    theirs = str(load_weight_facts(path).get("autoencoder"))
+    theirs = str(artifacts.load_weight_facts(path).get("autoencoder"))
     mine = autoencoder_units.fingerprint(run, conditioning, fold)
     same = mine == theirs
     if mine is None:  # the same recipe on the same images may make the same again, which is asked once it is made
@@ -347,9 +331,9 @@ def claims(run: Run) -> list[dict[str, Any]]:
     for name in run.settings.ldm.conditionings:
         n = len(networks[networks["model"] == name])
         same = protocol.in_words(protocol.cohort(run) + protocol.models(run, [name], sampled=False))
-        steps, key = run.settings.ldm.steps, key_of("ldm.steps", name)
+        steps, key = run.settings.ldm.steps, artifacts.key_of("ldm.steps", name)
         text = f"training steps, {name} model"
-        rows.append(claim(key, text, steps, same, n=n, unit="steps", paper=20000))
+        rows.append(artifacts.claim(key, text, steps, same, n=n, unit="steps", paper=20000))
         last = table[table["model"] == name].groupby("fold")[["loss"]].agg(["first", "last"])["loss"]
         psnr = autoencoder_units.reconstruction_table(run, name).groupby("fold")["psnr"].mean()
         lost = autoencoder_units.reconstruction_distance(run, name)["frechet"]
@@ -358,6 +342,6 @@ def claims(run: Run) -> list[dict[str, Any]]:
             ("psnr", "reconstruction of held-out images", psnr, "dB PSNR"),
             ("frechet", "reconstructions against their held-out images", lost, "Frechet distance (EfficientNet-Lite0)"),
         ):
-            key = key_of(f"ldm.{part}", name)
-            rows.append(over_folds(key, f"{text}, {name} model", values, unit))
+            key = artifacts.key_of(f"ldm.{part}", name)
+            rows.append(artifacts.over_folds(key, f"{text}, {name} model", values, unit))
     return rows

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,26 +85,20 @@ def load(name: str, weights: str = "bundled", num_classes: int = 1000, seed: int
     import timm
 
     architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture) or (tag and tag not in _tags(architecture)):
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if not timm.is_model(architecture) or (tag and tag not in tags):
         raise ValueError(unknown_name(name, timm.list_models() + timm.list_pretrained(), "backbone", "a timm network"))
-    options: dict[str, Any] = {"num_classes": num_classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if weights == "random":
-            return timm.create_model(name, pretrained=False, **options).eval()
+            return timm.create_model(name, num_classes=num_classes).eval()
         if weights == "bundled":
             state = _bundled_state(architecture)
         elif weights == "hub":
-            return _from_hub(name, options)
+            return _from_hub(name, num_classes)
         else:
             state = _state_of(local_file(name, weights))
-        return _with_state(timm.create_model(name, pretrained=False, **options), state, weights).eval()
-
-
-def _tags(architecture: str) -> list[str]:
-    import timm
-
-    return [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        return _with_state(timm.create_model(name, num_classes=num_classes), state, weights).eval()
 
 
 def unknown_name(name: str, names: list[str], what: str, expected: str) -> str:
@@ -114,11 +108,11 @@ def unknown_name(name: str, names: list[str], what: str, expected: str) -> str:
     return f"{what} {name!r}: expected {expected}, found no such name{nearest}."
 
 
-def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
+def _from_hub(name: str, num_classes: int) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(name, pretrained=True, **options).eval()
+        return timm.create_model(name, pretrained=True, num_classes=num_classes).eval()
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(

@@ -6,7 +6,7 @@ deviation. No file is opened here; `load` is `nafld_utils.networks.backbone_weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -188,10 +188,8 @@ def _infer(
     model.eval().to(device=device, memory_format=torch.channels_last)
     batch_size = batch_size or inference_batch(device)
     with torch.inference_mode(), arithmetic("fp32", device):
-        parts = [function(batch.to(device)).float().cpu() for batch in _batches(images, name, batch_size)]
+        parts = []
+        for start in range(0, len(images), batch_size):
+            batch = channels_last(to_input(images[start : start + batch_size], name))
+            parts.append(function(batch.to(device)).float().cpu())
     return torch.cat(parts).numpy()
-
-
-def _batches(images: np.ndarray | Tensor, name: str, batch_size: int) -> Iterator[Tensor]:
-    for start in range(0, len(images), batch_size):
-        yield channels_last(to_input(images[start : start + batch_size], name))
