@@ -61,14 +61,8 @@ class Ragged(Sequence):
 class Store:
     """Arrays that are filled row by row in a folder; what an earlier writer of the same folder committed is kept.
 
-    Parameters
-    ----------
-    folder : Path
-        Where the arrays lie; made where it is missing.
-    arrays : mapping
-        Name to ``(shape, dtype)``; the first axis is the row.
-    refuse_other : bool
-        Whether a folder that holds a store of other arrays is an error (ValueError); else it is written over.
+    `arrays` is name to ``(shape, dtype)``, the first axis being the row. A folder that holds a store of other arrays is
+    written over, or an error (ValueError) where `refuse_other`.
     """
 
     def __init__(

@@ -20,15 +20,12 @@ if TYPE_CHECKING:
 def semantic_map(
     image: np.ndarray, classes: int = 5, size: int = 128, order: str = "downsample_first", blur: int = 9, bins: int = 64
 ) -> np.ndarray:
-    """Brightness classes of an (H, W) uint8 image by multi-level Otsu thresholds, (size, size) uint8.
+    """Brightness classes of an (H, W) uint8 image by multi-level Otsu thresholds, (size, size) uint8, 0 the darkest.
+
+    5 classes of 128 pixels a side in the paper; an image of fewer grey levels than classes uses the first labels only.
 
     Parameters
     ----------
-    image : (H, W) uint8 ndarray
-        The image whose map it is, so that both share one crop.
-    classes, size : int
-        Number of classes, and side of the map in pixels; 5 and 128 in the paper. Label 0 is the darkest; an image of
-        fewer grey levels than classes uses the first labels only.
     order : str
         ``"downsample_first"``: resize, blur, threshold. ``"threshold_first"``: blur, threshold, take the nearest pixel.
     blur : int

@@ -42,17 +42,10 @@ TINY_OPTIONS = {
 
 @dataclass
 class FirstStage:
-    """An autoencoder of one of three kinds with its latent scaling.
+    """An autoencoder with its latent scaling: frozen, in eval mode, of the class of `kind`.
 
-    Attributes
-    ----------
-    model : torch.nn.Module
-        Frozen, in eval mode.
-    kind : {"tiny", "kl", "vq"}
-        A diffusers ``AutoencoderTiny``, ``AutoencoderKL`` or ``VQModel``.
-    shift, scale : torch.Tensor, shape (C,)
-        Latents are ``(z - shift) * scale``; VQ-f4 and VQ-f8 as published are used unscaled, KL-f8 at 0.18215 [LDM
-        configurations], one that was trained here is standardised over its training images.
+    Latents are ``(z - shift) * scale``, both (C,): VQ-f4 and VQ-f8 as published are used unscaled, KL-f8 at 0.18215
+    [LDM configurations], one that was trained here is standardised over its training images.
     """
 
     model: nn.Module
@@ -77,9 +70,7 @@ class FirstStage:
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Moments of images (N, 1, H, W) in [-1, 1]: (N, C, h, w) before quantisation (VQ, tiny), or (N, 2C, h, w)
-        mean and log-variance (KL); unscaled, float32.
-        """
+        """Moments of images (N, 1, H, W) in [-1, 1], unscaled: (N, C, h, w), KL (N, 2C, h, w) mean, log-variance."""
         x = images.expand(-1, self.in_channels, -1, -1)
         if self.kind == "kl":
             return self.model.encode(x).latent_dist.parameters

@@ -1,10 +1,10 @@
 """Training of autoencoders: a loss that asks for the right structure and for believable speckle.
 
 Speckle has no meaning pixel by pixel, yet a decoder that leaves it out makes smooth images, and an encoder that
-writes it down fills the latents with what no denoiser can predict. So structure is compared place by place, coarse
-grey levels and deep feature maps first, texture only by statistics of a patch, and the latents carry noise while
-training: what is below it has to be drawn by the decoder, which takes the noise as its seed. Structure comes first, so
-that texture is asked of a network that already reconstructs.
+writes it down fills the latents with what no denoiser can predict. So structure is compared place by place, texture
+only by statistics of a patch, and the latents carry noise while training: what is below it has to be drawn by the
+decoder, which takes the noise as its seed. Structure comes first, so that texture is asked of a network that already
+reconstructs.
 """
 
 from __future__ import annotations
@@ -144,31 +144,10 @@ def train(
 ) -> tuple[FirstStage, list[dict[str, float]]]:
     """Train an autoencoder of a kind in place through one phase; its polish trains the decoder alone.
 
-    Parameters
-    ----------
-    images : numpy.ndarray, shape (N, H, W), uint8
-        Training images; never held-out patients.
-    model, kind
-        From `autoencoder.build`.
-    features : callable
-        From `feature_maps`.
-    seeds : iterable of int
-        One per step, so that a step's batch depends on nothing else.
-    phase, device
-    report : callable
-        Called with step and loss.
-
-    Returns
-    -------
-    FirstStage
-        Standardised over `images`.
-    list of dict
-        ``step, loss`` and the unweighted terms.
-
-    Raises
-    ------
-    FloatingPointError
-        The loss is not finite.
+    `images`, (N, H, W) uint8, are never of held-out patients; `features` is from `feature_maps`; one seed per step, so
+    that a step's batch depends on nothing else; `report` takes step and loss. Returns the first stage, standardised
+    over `images`, and rows of ``step, loss`` and the unweighted terms. A loss that is not finite is a
+    FloatingPointError.
     """
     optimizer, schedule = _optimizer(model.to(device, memory_format=torch.channels_last), phase)
     patch = phase.side(kind, images)

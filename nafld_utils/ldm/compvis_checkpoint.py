@@ -30,10 +30,7 @@ class _StandIn:
 
 
 def load(path: str | Path, sha256: str | None, kind: str, factor: int, scale: float) -> autoencoder.FirstStage:
-    """An original first stage as a `FirstStage`.
-
-    `path` is the unpacked ``model.ckpt``, of the first stage or of a latent diffusion model that holds it; `sha256` is
-    what whoever publishes the file states; `kind` and `factor` are `autoencoder.build`'s, `scale` is the latent scale.
+    """An original first stage, alone or in a latent diffusion model (unpacked ``model.ckpt``), as a `FirstStage`.
 
     Raises
     ------

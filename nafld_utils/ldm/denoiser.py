@@ -41,14 +41,10 @@ class UNetOptions:
         Residual blocks per level.
     latent_channels, sample_size : int, optional
         Of the latent: 3 and 64 for semantic, 4 and 32 for class [paper].
-    attention : bool
-        Semantic: attention in the middle block; class: always on.
-    heads : int
-        Attention heads of the semantic model's middle block.
-    head_channels : int
-        Channels per attention head of the class model.
-    cross_attention_dim : int
-        Width of the class embedding [paper: 512].
+    attention, heads : bool, int
+        Of the semantic model's middle block; the class model always attends.
+    head_channels, cross_attention_dim : int
+        Of the class model: channels per attention head, and width of the class embedding [paper: 512].
     cross_attention_from : int
         First level of the class model with cross-attention, counted from the largest [LDM configurations: 0, every
         level]. Choice: a small network on a CPU spends half its time on the largest level's attention.

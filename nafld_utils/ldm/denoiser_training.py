@@ -159,9 +159,7 @@ def train(
     settings : mapping
         The ``ldm`` section.
     loss : {"l1", "l2"}
-        Norm of this model's loss.
     noiser : diffusers.DDPMScheduler
-        Forward process.
     seed, device
 
     Raises

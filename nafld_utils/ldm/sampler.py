@@ -77,7 +77,6 @@ class Walk:
     Attributes
     ----------
     steps : int
-        Sampler steps.
     eta : float
         DDIM only: 0 is deterministic, 1 adds the noise of the ancestral sampler.
     guidance : float
@@ -85,7 +84,6 @@ class Walk:
     null : bool
         Drop every condition, to show what the condition does.
     scheduler : {"ddim", "dpmsolver++", "unipc"}
-        See `build_sampler`.
     precision : {"fp32", "tf32", "bf16"}
         Of the network on a GPU; the sampler always computes in fp32.
     """
@@ -116,7 +114,7 @@ def sample(
     device: torch.device,
     **walk: Any,
 ) -> torch.Tensor:
-    """Draw one latent for every seed.
+    """Draw one scaled latent for every seed, (N, C, h, w) float32 on `device`.
 
     Parameters
     ----------
@@ -127,18 +125,11 @@ def sample(
     conditions : torch.Tensor
         (N, M, M) maps or (N,) labels.
     seeds : sequence of int, length N
-        One seed per image.
     latent_shape : tuple of int
         C, h, w.
     device : torch.device
-        Where to compute.
     **walk
         Fields of `Walk`.
-
-    Returns
-    -------
-    torch.Tensor, shape (N, C, h, w)
-        Scaled latents, float32, on `device`.
 
     Raises
     ------
