@@ -7,16 +7,14 @@ Source: paper, "Dataset" and "Synthetic image generation"; what they leave open 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nafld_utils.params import PreprocessSettings
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
+
+if TYPE_CHECKING:
+    from nafld_utils.params import PreprocessSettings
 
 REVISION = ("preprocess", 1), ("regions", 1)  # raise the first; units of this stage name the second beside it
 OPENING_RADIUS = 5  # pixels; strokes of overlays are 1 to 4 pixels wide, so they do not survive it (choice)
@@ -28,19 +26,10 @@ Box = tuple[float, float, float, float]
 
 
 def find_region(image: np.ndarray, settings: PreprocessSettings) -> np.ndarray:
-    """Region of an image.
+    """Region of an (H, W) uint8 image, (H, W) bool, as ``region`` of the settings says.
 
-    Parameters
-    ----------
-    image : (H, W) uint8 ndarray
-        Grey levels.
-    settings : PreprocessSettings
-        ``region`` largest: `region_mask`, the paper's; box: the rectangle ``region_box`` of top, left, height and width
-        in pixels, cut at the image's border; none: the whole image.
-
-    Returns
-    -------
-    (H, W) bool ndarray
+    largest: `region_mask`, the paper's; box: the rectangle ``region_box`` of top, left, height and width in pixels, cut
+    at the image's border; none: the whole image.
 
     Raises
     ------
@@ -172,12 +161,11 @@ def crop_window(region: np.ndarray, settings: PreprocessSettings, fit: bool) -> 
 
     `fit` False: ``crop_size`` pixels at original spacing about the region's centre, as in the paper. True: the smallest
     square that holds the region, to be resized to ``crop_size``. Choice: images of a folder have no common spacing that
-    could be known, so by default they are fitted; shape is kept, what the square adds is black.
+    could be known, so by default they are fitted.
     """
     side = settings.crop_size
     if fit:
-        rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-        side = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
+        side = max(last - first + 1 for first, last in _extent(region))
     return Window(*crop_corner(region, side), side)
 
 
@@ -187,10 +175,14 @@ def crop_corner(region: np.ndarray, crop_size: int) -> tuple[int, int]:
     Choice: the paper crops to the component first and centre crops the result, so the centre is the component's, not
     the frame's (30 rows lower in the real frames, where the near field would be lost).
     """
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    top = (int(rows[0]) + int(rows[-1]) + 1 - crop_size) // 2
-    left = (int(columns[0]) + int(columns[-1]) + 1 - crop_size) // 2
+    top, left = ((first + last + 1 - crop_size) // 2 for first, last in _extent(region))
     return top, left
+
+
+def _extent(region: np.ndarray) -> list[tuple[int, int]]:
+    """First and last row, and first and last column of a region, (H, W) bool."""
+    filled = [np.flatnonzero(region.any(axis=axis)) for axis in (1, 0)]
+    return [(int(places[0]), int(places[-1])) for places in filled]
 
 
 def cut(image: np.ndarray, corner: tuple[int, int], crop_size: int) -> np.ndarray:
@@ -206,21 +198,7 @@ def cut(image: np.ndarray, corner: tuple[int, int], crop_size: int) -> np.ndarra
 
 
 def extract_crop(frame: np.ndarray, threshold: int = 4, closing_radius: int = 5, crop_size: int = 320) -> np.ndarray:
-    """Region of a frame, black outside it, centre cropped at original spacing.
-
-    Parameters
-    ----------
-    frame : (H, W) uint8 ndarray
-        Grey levels.
-    threshold, closing_radius : int
-        See `region_mask`.
-    crop_size : int
-        Side of the crop in pixels; 320 in the paper.
-
-    Returns
-    -------
-    (crop_size, crop_size) uint8 ndarray
-    """
+    """Region of an (H, W) uint8 frame (`region_mask`), black outside it, centre cropped at original spacing."""
     region = region_mask(frame, threshold, closing_radius)
     return cut(np.where(region, frame, 0).astype(np.uint8), crop_corner(region, crop_size), crop_size)
 
@@ -250,8 +228,7 @@ def random_box(
 
     Area share uniform in `scale`, width over height log-uniform in `ratio`, position uniform over whole pixels; ten
     tries, then the largest centred box of an allowed ratio: the same distribution as torchvision's
-    ``RandomResizedCrop.get_params``. One generator per (seed, image, number of the crop), so that a crop can be drawn
-    again alone.
+    ``RandomResizedCrop.get_params``.
     """
     height, width = shape
     for _ in range(10):
@@ -267,22 +244,9 @@ def random_box(
 
 
 def resize_box(crop: np.ndarray, box: Box, size: int, labels: bool = False) -> np.ndarray:
-    """Cut a box out of a crop and resize it.
+    """Cut a box of whole pixels out of an (H, W) uint8 crop and resize it to (size, size) uint8.
 
-    Parameters
-    ----------
-    crop : (H, W) uint8 ndarray
-        Grey levels, or labels.
-    box : (float, float, float, float)
-        Top, left, height, width in whole pixels.
-    size : int
-        Side of the result in pixels.
-    labels : bool
-        Take the nearest pixel, so that labels stay labels; else bilinear with antialiasing.
-
-    Returns
-    -------
-    (size, size) uint8 ndarray
+    `labels`: take the nearest pixel, so that labels stay labels; else bilinear with antialiasing.
     """
     from PIL import Image
 

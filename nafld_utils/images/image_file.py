@@ -63,7 +63,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image: grey ``pixels``, (H, W) uint8, and whether they were converted.
+    """A decoded image: grey ``pixels`` (H, W) uint8, and whether they were converted.
 
     ``colour``: from colour; ``deep``: scaled from more than 8 bits; ``turned``: as its EXIF entry says.
     """
@@ -75,13 +75,7 @@ class Picture:
 
 
 def read_header(path: Path) -> Header:
-    """Size and kind of an image file; a file that is refused is not decoded.
-
-    Raises
-    ------
-    ImageFault
-        Not a file, too large, of another format or kind, damaged, or more than one image.
-    """
+    """Size and kind of an image file; one that is refused (`ImageFault`) is not decoded."""
     if not path.is_file():
         raise ImageFault("expected an image file, found none of that name")
     size = path.stat().st_size
@@ -101,13 +95,7 @@ def read_header(path: Path) -> Header:
 
 
 def read(path: Path) -> Picture:
-    """Decode an image file to grey levels.
-
-    Raises
-    ------
-    ImageFault
-        As `read_header`, or the pixels cannot be decoded.
-    """
+    """Decode an image file to grey levels; `ImageFault` as `read_header`, or where the pixels cannot be decoded."""
     header = read_header(path)
     try:
         found = _read_dicom(path) if header.kind == "DICOM" else _read_picture(path)
@@ -153,8 +141,8 @@ def _opened(path: Path) -> Any:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_checked` has a lower limit
+        # `_checked` has a lower limit
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             return Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError:
         raise ImageFault(f"expected at most {MAX_PIXELS:,} pixels, found far more in its header") from None
@@ -211,26 +199,25 @@ def _refuse_misread(picture: Any) -> None:
 def _read_picture(path: Path) -> Picture:
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # oddities of metadata; what cannot be decoded raises
-        with _opened(path) as opened:
-            turned = _orientation(opened) not in (0, 1)
-            picture = ImageOps.exif_transpose(opened) if turned else opened
-            picture.load()
-            if picture.mode.startswith(("I", "F")):
-                pixels = _scaled(np.asarray(picture))
-                # low values are bright; Pillow inverts those of 8 bits itself
-                if opened.format == "TIFF" and opened.tag_v2.get(262) == 0:
-                    pixels = 255 - pixels
-                return Picture(pixels, deep=True, turned=turned)
-            if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-                transparent = picture.mode == "PA" or "transparency" in picture.info
-                picture = picture.convert("RGBA" if transparent else "RGB")
-            if picture.mode in ("RGBA", "LA", "La", "RGBa"):
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
-            colour = picture.mode == "RGB" and _has_colour(np.asarray(picture))
-            return Picture(np.array(picture.convert("L"), dtype=np.uint8), colour=colour, turned=turned)
+    # oddities of metadata are ignored; what cannot be decoded raises
+    with warnings.catch_warnings(action="ignore"), _opened(path) as opened:
+        turned = _orientation(opened) not in (0, 1)
+        picture = ImageOps.exif_transpose(opened) if turned else opened
+        picture.load()
+        if picture.mode.startswith(("I", "F")):
+            pixels = _scaled(np.asarray(picture))
+            # low values are bright; Pillow inverts those of 8 bits itself
+            if opened.format == "TIFF" and opened.tag_v2.get(262) == 0:
+                pixels = 255 - pixels
+            return Picture(pixels, deep=True, turned=turned)
+        if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+            transparent = picture.mode == "PA" or "transparency" in picture.info
+            picture = picture.convert("RGBA" if transparent else "RGB")
+        if picture.mode in ("RGBA", "LA", "La", "RGBa"):
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+        colour = picture.mode == "RGB" and _has_colour(np.asarray(picture))
+        return Picture(np.array(picture.convert("L"), dtype=np.uint8), colour=colour, turned=turned)
 
 
 def _has_colour(rgb: np.ndarray) -> bool:
@@ -264,8 +251,7 @@ def _dicom() -> Any:
 def _dataset(path: Path, **options: Any) -> Any:
     pydicom = _dicom()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # values of other tags that break the standard
+        with warnings.catch_warnings(action="ignore"):  # values of other tags that break the standard
             return pydicom.dcmread(path, **options)
     except Exception as error:
         raise ImageFault(f"expected a DICOM file, found damaged content ({_reason(error)})") from None
@@ -284,16 +270,15 @@ def _dicom_header(path: Path) -> Header:
 
 
 def _read_dicom(path: Path) -> Picture:
-    pydicom = _dicom()
-    data = _dataset(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    pydicom, data = _dicom(), _dataset(path)
+    meaning = str(data.get("PhotometricInterpretation", "")).strip()
+    with warnings.catch_warnings(action="ignore"):
         try:
             values = pydicom.pixels.pixel_array(data)
         except Exception as error:
             found = f"expected pixels that pydicom can decode, found {_reason(error)}"
             raise ImageFault(f"{found}; save it uncompressed or as PNG") from None
-        if str(data.get("PhotometricInterpretation", "")).strip() == "PALETTE COLOR" and values.ndim == 2:
+        if meaning == "PALETTE COLOR" and values.ndim == 2:
             values = _palette_colours(values, data)
         if values.ndim == 3:
             return Picture(*_luminance(values))
@@ -304,7 +289,7 @@ def _read_dicom(path: Path) -> Picture:
         windowed = pydicom.pixels.apply_voi_lut(values, data)
     plain = stored <= 8 and windowed.dtype == np.uint8 and windowed is values
     pixels = np.array(windowed, dtype=np.uint8) if plain else _scaled(windowed)
-    if str(data.get("PhotometricInterpretation", "")).strip() == "MONOCHROME1":  # low values are bright
+    if meaning == "MONOCHROME1":  # low values are bright
         pixels = 255 - pixels
     return Picture(pixels, deep=not plain)
 

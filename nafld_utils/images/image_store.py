@@ -27,14 +27,8 @@ COMMIT_EVERY = 64  # rows; a killed writer loses at most so many
 class Ragged(Sequence):
     """Images of several sizes in one flat array; indexed like an ``(N, H, W)`` array by its first axis.
 
-    Parameters
-    ----------
-    flat : (P,) uint8 ndarray
-        Grey levels of all images one after the other, rows first; may be memory-mapped.
-    shapes : (N, 2) int ndarray
-        Height and width of each image in `flat`.
-    rows : (M,) int ndarray, optional
-        The images of this view, in order; all by default.
+    `flat`, (P,) uint8, holds the grey levels of all images one after the other, rows first, and may be memory-mapped;
+    `shapes` is (N, 2), height and width of each; `rows` the images of this view, in order, all by default.
     """
 
     def __init__(self, flat: np.ndarray, shapes: np.ndarray, rows: np.ndarray | None = None) -> None:
@@ -65,21 +59,10 @@ class Ragged(Sequence):
 
 
 class Store:
-    """Arrays that are filled row by row in a folder.
+    """Arrays that are filled row by row in a folder; what an earlier writer of the same folder committed is kept.
 
-    Parameters
-    ----------
-    folder : Path
-        Where the arrays lie; made where it is missing. What an earlier writer of the same folder committed is kept.
-    arrays : mapping
-        Name to ``(shape, dtype)``; the first axis is the row.
-    refuse_other : bool
-        Whether a folder that holds a store of other arrays is an error; else it is written over.
-
-    Raises
-    ------
-    ValueError
-        `refuse_other`, and the folder holds other arrays.
+    `arrays` is name to ``(shape, dtype)``, the first axis being the row. A folder that holds a store of other arrays is
+    written over, or an error (ValueError) where `refuse_other`.
     """
 
     def __init__(
@@ -119,10 +102,7 @@ class Store:
         return handle, start, row
 
     def put(self, name: str, row: int, values: np.ndarray) -> None:
-        """Write one row of an array, or for a flat array the values from `row` on, cast to the array's type.
-
-        On a full disk OSError names the file; what was committed stays, and the next writer goes on there.
-        """
+        """Write one row of an array, or for a flat array the values from `row` on, cast to the array's type."""
         handle, start, length = self._files[name]
         content = np.ascontiguousarray(values, dtype=np.dtype(self._wanted[name][1]))
         with self._named(name):
@@ -137,10 +117,7 @@ class Store:
             raise artifacts.no_space(error, self.folder / f"{name}.npy") from error
 
     def commit(self, done: int) -> None:
-        """Put everything written so far safely on disk, and note that the next writer may skip the first `done` rows.
-
-        On a full disk OSError names the file.
-        """
+        """Put everything written so far safely on disk, and note that the next writer may skip `done` rows."""
         for name, (handle, _, _) in self._files.items():
             with self._named(name):
                 handle.flush()

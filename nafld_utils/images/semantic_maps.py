@@ -20,16 +20,12 @@ if TYPE_CHECKING:
 def semantic_map(
     image: np.ndarray, classes: int = 5, size: int = 128, order: str = "downsample_first", blur: int = 9, bins: int = 64
 ) -> np.ndarray:
-    """Brightness classes of an image by multi-level Otsu thresholds.
+    """Brightness classes of an (H, W) uint8 image by multi-level Otsu thresholds, (size, size) uint8, 0 the darkest.
+
+    5 classes of 128 pixels a side in the paper; an image of fewer grey levels than classes uses the first labels only.
 
     Parameters
     ----------
-    image : (H, W) uint8 ndarray
-        The image whose map it is, so that both share one crop.
-    classes : int
-        Number of classes; 5 in the paper.
-    size : int
-        Side of the map in pixels; 128 in the paper.
     order : str
         ``"downsample_first"``: resize, blur, threshold. ``"threshold_first"``: blur, threshold, take the nearest pixel.
     blur : int
@@ -37,11 +33,6 @@ def semantic_map(
         kernel of that width. 1 is no blur.
     bins : int
         Bins of the histogram. Thresholds from 64 bins differ little from those of 256 and cost a hundredth.
-
-    Returns
-    -------
-    (size, size) uint8 ndarray
-        Labels 0 (darkest) .. classes - 1; an image of fewer grey levels than classes uses the first labels only.
     """
     whole = whole_box(image)
     if order == "downsample_first":
@@ -100,26 +91,11 @@ def warp_field(size: int, displacement: np.ndarray) -> np.ndarray:
 
 
 def warp_map(labels: np.ndarray, rng: np.random.Generator, points: int = 4, strength: float = 0.02) -> np.ndarray:
-    """Weak random piecewise-affine warp of a semantic map.
+    """Weak random piecewise-affine warp of a semantic map, (M, M) uint8, to labels of the nearest source pixel.
 
-    Parameters
-    ----------
-    labels : (M, M) uint8 ndarray
-        Semantic map.
-    rng : numpy.random.Generator
-        Draws the control points' displacements.
-    points : int
-        Control points per side, at least 2.
-    strength : float
-        SD of a displacement as a share of the side; 0 gives the map back.
+    `strength` is the SD of the displacement of `points` x `points` control points as a share of the side; 0 gives the
+    map back. Beyond the border the border's label.
 
-    Returns
-    -------
-    (M, M) uint8 ndarray
-        Labels of the nearest source pixel, so no new label appears; beyond the border the border's label.
-
-    Notes
-    -----
     Paper: weak piecewise-affine transformations of the maps; strong ones gave uneven edges. The mesh is regular on the
     side of the result, so the map is evaluated directly instead of by triangulating scattered points.
     """

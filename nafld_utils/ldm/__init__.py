@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "autoencoder autoencoder_training autoencoder_units compvis_checkpoint denoiser denoiser_training "
-        "denoiser_units figures gan gan_units protocol sampler shipped_autoencoder stage"
+        "denoiser_units figures gan gan_units latent_pools protocol resumable sampler shipped_autoencoder stage"
     ).split(),
     submod_attrs={
         "autoencoder": (
@@ -18,19 +18,20 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ).split(),
         "autoencoder_units": (
             "autoencoder_tasks autoencoder_unit before_training first_stage folds_of latent_tasks "
-            "latents_unit make_latents origins owner phases reading reconstruction_distance "
+            "latents_unit make_latents origins owner phases reconstruction_distance "
             "reconstruction_table reconstructions shared stored_pools train_autoencoder train_phases"
         ).split(),
         "denoiser": "build_unet compile_network count_parameters forward_flops".split(),
-        "denoiser_training": "LatentPool VALIDATED start_training train".split(),
+        "denoiser_training": "VALIDATED start_training train".split(),
         "denoiser_units": (
-            "N_PREVIEW PREVIEW balanced_tasks ldm_unit load_denoiser model_name network_table new_denoiser "
-            "placed previews schedule_options split_name train_ldm"
+            "N_PREVIEW PREVIEW balanced_tasks ldm_unit load_denoiser network_table new_denoiser placed previews "
+            "schedule_options train_ldm"
         ).split(),
         "figures": "image_row mosaic".split(),
         "gan": "Generator".split(),
         "gan_units": "NAME gan_unit painter reference seconds_a_step table train_gan".split(),
-        "protocol": "changes cohort in_words models".split(),
+        "latent_pools": "LatentPool".split(),
+        "protocol": "changes cohort in_words models reading".split(),
         "sampler": "gaussian_latents passes".split(),
         "stage": (
             "assert_comparable claims open_preprocessed train_autoencoders train_denoisers train_gans units"

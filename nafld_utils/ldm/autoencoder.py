@@ -7,8 +7,8 @@ latents are drawn from moments just in time, with zero mean and unit variance a 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,17 +42,10 @@ TINY_OPTIONS = {
 
 @dataclass
 class FirstStage:
-    """An autoencoder of one of three kinds with its latent scaling.
+    """An autoencoder with its latent scaling: frozen, in eval mode, of the class of `kind`.
 
-    Attributes
-    ----------
-    model : torch.nn.Module
-        A diffusers ``AutoencoderTiny``, ``AutoencoderKL`` or ``VQModel``, frozen, in eval mode.
-    kind : {"tiny", "kl", "vq"}
-        Which of them.
-    shift, scale : torch.Tensor, shape (C,)
-        Latents are ``(z - shift) * scale``; VQ-f4 and VQ-f8 as published are used unscaled, KL-f8 at 0.18215 [LDM
-        configurations], one that was trained here is standardised over its training images.
+    Latents are ``(z - shift) * scale``, both (C,): VQ-f4 and VQ-f8 as published are used unscaled, KL-f8 at 0.18215
+    [LDM configurations], one that was trained here is standardised over its training images.
     """
 
     model: nn.Module
@@ -71,19 +64,13 @@ class FirstStage:
         self.shift, self.scale = self.shift.to(device), self.scale.to(device)
         return self
 
+    def drawing_on_cpu(self) -> FirstStage:
+        """The same with its scaling on the CPU, where latents are drawn; the network stays where it is."""
+        return dataclasses.replace(self, shift=self.shift.cpu(), scale=self.scale.cpu())
+
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Moments of images.
-
-        Parameters
-        ----------
-        images : torch.Tensor, shape (N, 1, H, W), float32 in [-1, 1]
-
-        Returns
-        -------
-        torch.Tensor, shape (N, C, h, w), or (N, 2C, h, w) for KL
-            Latents before quantisation (VQ, tiny), or mean and log-variance (KL); unscaled, float32.
-        """
+        """Moments of images (N, 1, H, W) in [-1, 1], unscaled: (N, C, h, w), KL (N, 2C, h, w) mean, log-variance."""
         x = images.expand(-1, self.in_channels, -1, -1)
         if self.kind == "kl":
             return self.model.encode(x).latent_dist.parameters
@@ -111,27 +98,10 @@ def latent_shape(stage: FirstStage, image_size: int) -> tuple[int, int, int]:
 
 
 def build(kind: str, factor: int = 8, base_channels: int = 128) -> nn.Module:
-    """An untrained autoencoder; its initial weights follow torch's global generator.
+    """An untrained autoencoder: VQ-f4, VQ-f8, KL-f8 [LDM configurations], or the small one of this project (tiny-f8).
 
-    Parameters
-    ----------
-    kind : {"vq", "kl", "tiny"}
-        Vector-quantised, Kullback-Leibler, or the small one of this project (grey, factor 8, 4 latent channels).
-    factor : {4, 8}
-        Pixels a latent pixel. VQ-f4: 3 latent channels, 8192 codes; VQ-f8: 4 channels, 16384 codes; KL-f8: 4 channels
-        [LDM configurations].
-    base_channels : int
-        Channels of the first level, 128 in the published networks; not read by the small one.
-
-    Returns
-    -------
-    torch.nn.Module
-        55,322,782 parameters for VQ-f4, 67,717,295 for VQ-f8, 83,653,863 for KL-f8 at 128 base channels.
-
-    Raises
-    ------
-    ValueError
-        There is no such network.
+    `base_channels`, 128 in the published networks, is not read by the small one. Initial weights follow torch's global
+    generator.
 
     Examples
     --------
@@ -175,14 +145,7 @@ def fingerprint(stage: FirstStage) -> str:
 
 
 def load_shipped(path: Path = SHIPPED) -> FirstStage:
-    """The autoencoder shipped with the package, trained on simulated frames only (``python -m
-    nafld_utils.ldm.shipped_autoencoder``).
-
-    Raises
-    ------
-    ValueError
-        The file is missing or holds other tensors.
-    """
+    """The autoencoder shipped with the package, trained on simulated frames only (`shipped_autoencoder`)."""
     if not path.is_file():
         raise ValueError(f"{path}: expected the shipped autoencoder, found no file; reinstall the package.")
     return from_tensors({name: tensor.float() for name, tensor in load_weights(path)[0].items()})
@@ -227,18 +190,7 @@ def load_pretrained(
     revision: str | None = None,
     path: str | None = None,
 ) -> FirstStage:
-    """A diffusers autoencoder from a local folder or from the hub.
-
-    Parameters
-    ----------
-    kind : {"vq", "kl", "tiny"}
-        Class of the network.
-    scale : float
-        Its published latent scale (VQ: 1.0; KL-f8: 0.18215).
-    hub_id, subfolder, revision : str, optional
-        Hub repository, its folder and pinned commit; used when `path` is None.
-    path : str, optional
-        Local folder with ``config.json`` and safetensors weights.
+    """A diffusers autoencoder with its published latent scale, from a local folder or from a commit of the hub.
 
     Raises
     ------
@@ -271,18 +223,9 @@ def hub_commit(hub_id: str, subfolder: str | None = None, revision: str | None =
 
 
 def standardise(model: nn.Module, images: torch.Tensor, kind: str = "tiny", batch_size: int = 32) -> FirstStage:
-    """Wrap an autoencoder with the shift and scale that standardise its latents over `images`.
+    """Wrap an autoencoder with the shift and scale that standardise its latents over training `images`.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        From `build`.
-    images : torch.Tensor, shape (N, 1, H, W), float32 in [-1, 1]
-        Training images only.
-    kind : {"vq", "kl", "tiny"}
-        Of `model`.
-    batch_size : int
-        Images at once.
+    `images` are (N, 1, H, W) float32 in [-1, 1], encoded `batch_size` at once.
     """
     stage = published(model, kind, 1.0).to(images.device)
     latents = torch.cat([stage.draw(stage.encode(part)) for part in images.split(batch_size)])
@@ -314,20 +257,9 @@ def encode_images(stage: FirstStage, images: np.ndarray, device: torch.device, b
 def groups(n: int, size: int, device: torch.device) -> Iterator[list[int]]:
     """Rows of n images, group by group, so that an image does not depend on those beside it.
 
-    Parameters
-    ----------
-    n : int
-        Images.
-    size : int
-        Images at once on a GPU, where a neighbour moves a result by rounding only.
-    device : torch.device
-        On a CPU a group has `CPU_GROUP` rows, since kernels are chosen by shape and one shape makes one result; the
-        last is filled up with its own last row.
-
-    Yields
-    ------
-    list of int
-        Rows; those that fill up are left out by the caller.
+    On a GPU a group has `size` rows, where a neighbour moves a result by rounding only. On a CPU it has `CPU_GROUP`
+    rows, since kernels are chosen by shape and one shape makes one result; the last is filled up with its own last
+    row, which the caller leaves out.
     """
     on_cpu = device.type == "cpu"
     size = CPU_GROUP if on_cpu else max(size, 1)
@@ -362,4 +294,4 @@ def reconstruction_error(images: np.ndarray, copies: np.ndarray) -> dict[str, np
 def describe(stage: FirstStage) -> dict[str, Any]:
     """Kind, number of parameters and latent scaling, JSON-able."""
     count = sum(p.numel() for p in stage.model.parameters())
-    return json.loads(json.dumps({"kind": stage.kind, "parameters": count, "scale": stage.scale.tolist()}))
+    return {"kind": stage.kind, "parameters": count, "scale": stage.scale.tolist()}

@@ -1,21 +1,24 @@
 """Training of autoencoders: a loss that asks for the right structure and for believable speckle.
 
 Speckle has no meaning pixel by pixel, yet a decoder that leaves it out makes smooth images, and an encoder that
-writes it down fills the latents with what no denoiser can predict. So structure is compared place by place, coarse
-grey levels and deep feature maps first, texture only by statistics of a patch, and the latents carry noise while
-training: what is below it has to be drawn by the decoder, which takes the noise as its seed. Two phases follow each
-other, structure then texture, so that texture is asked of a network that already reconstructs.
+writes it down fills the latents with what no denoiser can predict. So structure is compared place by place, texture
+only by statistics of a patch, and the latents carry noise while training: what is below it has to be drawn by the
+decoder, which takes the noise as its seed. Structure comes first, so that texture is asked of a network that already
+reconstructs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nafld_utils import networks
 from nafld_utils.ldm.autoencoder import FirstStage, standardise, to_unit
 
 REVISION = ("autoencoder_training", 2)
@@ -36,11 +39,8 @@ LEARNING_RATE = {"structure": 1e-3, "texture": 1e-3, "polish": 3e-4}  # choice: 
 KL_WEIGHT = 1e-6  # [LDM configurations]
 COARSE = 4  # pixels a side that a coarse grey level averages
 TEXTURE = slice(0, 5)  # feature maps compared by Gram matrices
-PERCEPTUAL = {
-    "structure": slice(0, 6),
-    "texture": slice(2, 6),
-    "polish": slice(2, 6),
-}  # feature maps compared place by place
+# Feature maps compared place by place.
+PERCEPTUAL = {"structure": slice(0, 6), "texture": slice(2, 6), "polish": slice(2, 6)}
 
 
 def feature_maps(backbone: nn.Module) -> Callable[[Tensor], list[Tensor]]:
@@ -58,19 +58,8 @@ def feature_maps(backbone: nn.Module) -> Callable[[Tensor], list[Tensor]]:
 
 
 class ReconstructionLoss:
-    """Terms between a reconstruction and its image.
+    """Terms of a phase between a reconstruction and its image; `images`, (N, 1, H, W) in [-1, 1], set their scale.
 
-    Parameters
-    ----------
-    phase : {"structure", "texture", "polish"}
-        Key of `PHASES`.
-    features : callable
-        From `feature_maps`.
-    images : torch.Tensor, shape (N, 1, H, W), float32 in [-1, 1]
-        Training images that set the scale of every feature channel.
-
-    Notes
-    -----
     Texture is compared by Gram matrices (Gatys et al. 2015, arXiv 1505.07376) and by each channel's mean and spread
     over the patch; the perceptual term is LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its learned weights.
     """
@@ -125,82 +114,52 @@ def _deviation(flat: Tensor) -> Tensor:
     return (flat.var(2, correction=0) + 1e-4).sqrt()  # the root has no slope at zero, where a map is one pixel
 
 
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a training: ``name`` of `PHASES`, optimiser ``steps``, and what may differ from the phase's own.
+
+    Choice: 8 images per step, as far as two CPU cores go in half an hour.
+    """
+
+    name: str
+    steps: int
+    batch_size: int = 8
+    learning_rate: float | None = None  # None is `LEARNING_RATE`'s
+
+    def side(self, kind: str, images: np.ndarray) -> int:
+        """Side in pixels of the patches that a step sees, see `PATCH`."""
+        whole = self.name == "polish" and kind != "tiny"
+        return min(max(images.shape[1:]) if whole else PATCH[self.name], *images.shape[1:])
+
+
 def train(
     images: np.ndarray,
     model: nn.Module,
     kind: str,
     features: Callable[[Tensor], list[Tensor]],
     seeds: Iterable[int],
-    steps: int,
+    phase: Phase,
     device: torch.device,
-    phase: str = "texture",
-    batch_size: int = 8,
-    learning_rate: float | None = None,
-    patch: int | None = None,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> tuple[FirstStage, list[dict[str, float]]]:
-    """Train an autoencoder through one phase.
+    """Train an autoencoder of a kind in place through one phase; its polish trains the decoder alone.
 
-    Parameters
-    ----------
-    images : numpy.ndarray, shape (N, H, W), uint8
-        Training images; never held-out patients.
-    model : torch.nn.Module
-        From `autoencoder.build`, trained in place.
-    kind : {"vq", "kl", "tiny"}
-        Of `model`.
-    features : callable
-        From `feature_maps`.
-    seeds : iterable of int
-        One seed a step, so that a step's batch depends on nothing else.
-    steps : int
-        Optimiser steps.
-    device : torch.device
-        Where to train.
-    phase : {"structure", "texture", "polish"}
-        Which loss and how much noise on the latents; the last trains the decoder alone.
-    batch_size : int
-        Choice: as far as two CPU cores go in half an hour.
-    learning_rate : float, optional
-        None is the phase's, `LEARNING_RATE`.
-    patch : int, optional
-        Side in pixels of the random patches a step sees; None is the phase's, `PATCH`, and the whole image in the
-        polish of a published network.
-    report : callable
-        Called with step and loss.
-
-    Returns
-    -------
-    FirstStage
-        Standardised over `images`.
-    list of dict
-        ``step, loss`` and the unweighted terms.
-
-    Raises
-    ------
-    FloatingPointError
-        The loss is not finite.
+    `images`, (N, H, W) uint8, are never of held-out patients; `features` is from `feature_maps`; one seed per step, so
+    that a step's batch depends on nothing else; `report` takes step and loss. Returns the first stage, standardised
+    over `images`, and rows of ``step, loss`` and the unweighted terms. A loss that is not finite is a
+    FloatingPointError.
     """
-    model.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
-    side = PATCH[phase]
-    if phase == "polish":
-        for name, part in model.named_children():
-            part.requires_grad_(name in ("decoder", "post_quant_conv"))
-        side = side if kind == "tiny" else max(images.shape[1:])
-    patch = min(patch or side, *images.shape[1:])
-    learning_rate = learning_rate or LEARNING_RATE[phase]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.05)
-    spread = np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)
-    sample = to_unit(images[spread])
-    loss_of = ReconstructionLoss(phase, features, _middle(sample[:96], patch).to(device))
+    optimizer, schedule = _optimizer(model.to(device, memory_format=torch.channels_last), phase)
+    patch = phase.side(kind, images)
+    sample = to_unit(images[np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)])
+    loss_of = ReconstructionLoss(phase.name, features, _middle(sample[:96], patch).to(device))
     curve = []
-    for step, seed in zip(range(steps), seeds, strict=False):
+    for step, seed in zip(range(phase.steps), seeds, strict=False):
         generator = torch.Generator().manual_seed(seed)
-        x = _patches(images, batch_size, patch, generator).to(device)
-        copies, penalty = _reconstruct(model, kind, x, LATENT_NOISE[phase], generator)
+        x = _patches(images, phase.batch_size, patch, generator).to(device)
+        copies, penalty = _reconstruct(model, kind, x, LATENT_NOISE[phase.name], generator)
         terms = loss_of.terms(copies, x)
-        loss = penalty + sum(PHASES[phase][name] * term for name, term in terms.items())
+        loss = penalty + sum(PHASES[phase.name][name] * term for name, term in terms.items())
         if not torch.isfinite(loss):
             raise FloatingPointError(f"autoencoder: the loss is {loss.item()} at step {step}; lower the learning rate.")
         optimizer.zero_grad(set_to_none=True)
@@ -208,10 +167,41 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 20 == 0 or step == steps - 1:
+        if step % 20 == 0 or step == phase.steps - 1:
             curve.append({"step": step, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}})
         report(step, loss.item())
     return standardise(model, sample.to(device), kind), curve
+
+
+def train_phases(
+    images: np.ndarray,
+    model: nn.Module,
+    kind: str,
+    phases: Iterable[Phase],
+    seed_of: Callable[[str, int], int],
+    device: torch.device,
+    report_of: Callable[[Phase], Callable[[int, float], None]],
+) -> tuple[FirstStage, list[dict[str, Any]]]:
+    """Train through phases of some steps, as `train`; `seed_of` takes the phase's name and the step."""
+    features = feature_maps(networks.load("tf_efficientnet_lite2", "bundled").to(device))
+    curve: list[dict[str, Any]] = []
+    for phase in phases:
+        seeds = (seed_of(phase.name, step) for step in range(phase.steps))
+        stage, rows = train(images, model, kind, features, seeds, phase, device, report_of(phase))
+        curve += [{**row, "phase": phase.name} for row in rows]
+    return stage, curve
+
+
+def _optimizer(model: nn.Module, phase: Phase) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW and its one-cycle rate for what a phase trains of a network."""
+    model.train().requires_grad_(True)
+    if phase.name == "polish":
+        for name, part in model.named_children():
+            part.requires_grad_(name in ("decoder", "post_quant_conv"))
+    rate = phase.learning_rate or LEARNING_RATE[phase.name]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=phase.steps + 1, pct_start=0.05)
+    return optimizer, schedule
 
 
 def _reconstruct(

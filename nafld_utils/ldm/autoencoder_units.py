@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,11 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import engine, networks, preprocessing
-from nafld_utils.artifacts import (
-    Run,
-    Unit,
-    file_sha256,
-    load_table,
-    load_weights,
-    read_manifest,
-    remembered,
-    save_table,
-    unit_seed,
-)
-from nafld_utils.images import random_box, resize_box, semantic_maps
-from nafld_utils.ldm import autoencoder, autoencoder_training, compvis_checkpoint, denoiser_training
+from nafld_utils import artifacts, engine, networks, preprocessing
+from nafld_utils.artifacts import Run, Unit, file_sha256, read_manifest, remembered, save_table, unit_seed
+from nafld_utils.ldm import autoencoder, autoencoder_training, compvis_checkpoint
+from nafld_utils.ldm.autoencoder_training import Phase
+from nafld_utils.ldm.latent_pools import FreshCrops, LatentPool
 
 REVISION = ("stages.first_stages", 1)
 # The settings that an autoencoder of each source depends on.
@@ -46,18 +36,18 @@ def folds_of(run: Run) -> list[int]:
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a (model, fold)."""
+    """One task per (model, fold)."""
     return [{"run": run, "conditioning": c, "fold": k} for c in run.settings.ldm.conditionings for k in folds_of(run)]
 
 
 def autoencoder_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task an autoencoder that is trained here; none where every model's is shipped or pretrained."""
+    """One task per autoencoder that is trained here; none where every model's is shipped or pretrained."""
     trained = [task for task in tasks(run) if _trained(run, task["conditioning"])]
     return list({autoencoder_unit(**task).path: task for task in reversed(trained)}.values())[::-1]
 
 
 def latent_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a distinct set of latents: models and folds that share an autoencoder share them."""
+    """One task per distinct set of latents: models and folds that share an autoencoder share them."""
     return list({latents_unit(**task).path: task for task in reversed(tasks(run))}.values())[::-1]
 
 
@@ -109,32 +99,8 @@ def origins(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_READINGS = {
-    "tiny": "keeps structure and draws speckle anew: its speckle looks right and is never the same, so the error is"
-    " high wherever there is texture, and PSNR speaks of texture more than of organs",
-    "train": "was trained on the fold's training patients, at last to give texture its statistics rather than its"
-    " place, so PSNR speaks of texture more than of organs",
-    "random": "is untrained, for tests of the machinery: its images mean nothing",
-    "ready": "was trained elsewhere to repeat its input place by place; where the error is bright, it loses what these"
-    " images hold",
-}
-
-
-def reading(run: Run) -> list[str]:
-    """One sentence a distinct autoencoder on what its reconstructions show, by where it comes from."""
-    lines = []
-    for name, users in shared(run).items():
-        settings = run.settings.section(f"autoencoder.{name}")
-        kind, source = settings["kind"], settings["source"]
-        what = "random" if source == "random" else "tiny" if kind == "tiny" else source
-        which = "The small autoencoder" if kind == "tiny" else f"The {kind.upper()} autoencoder"
-        model = f"{' and '.join(users)} model{'s' * (len(users) > 1)}"
-        lines.append(f"{which} of the {model} ({source}) {_READINGS.get(what, _READINGS['ready'])}.")
-    return lines
-
-
 def _place(run: Run, conditioning: str, fold: int) -> str:
-    """Folder of what depends on the autoencoder: one a fold where it is trained on the fold, else shared."""
+    """Folder of what depends on the autoencoder: one per fold where it is trained on the fold, else shared."""
     return f"fold{fold}" if _trained(run, conditioning) else "shared"
 
 
@@ -174,17 +140,23 @@ def _identity(run: Run, conditioning: str, fold: int) -> Unit | str:
     return "/".join(map(str, [*(settings[key] for key in ("source", *READ[settings["source"]])), *seed]))
 
 
+def _network(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in ("kind", "factor", "base_channels")}
+
+
 def first_stage(run: Run, conditioning: str, fold: int) -> autoencoder.FirstStage:
     """The autoencoder of a model, from where ``autoencoder.<model>.source`` says."""
     settings = run.settings.section(f"autoencoder.{conditioning}")
-    source, network = settings["source"], {key: settings[key] for key in ("kind", "factor", "base_channels")}
+    source = settings["source"]
     if source == "shipped":
         return autoencoder.load_shipped()
     if source == "train":
-        weights, _ = load_weights(autoencoder_unit(run, conditioning, fold).require().file("autoencoder.safetensors"))
-        return autoencoder.from_tensors(weights, **network)
+        weights, _ = artifacts.load_weights(
+            autoencoder_unit(run, conditioning, fold).require().file("autoencoder.safetensors")
+        )
+        return autoencoder.from_tensors(weights, **_network(settings))
     if source == "random":
-        return autoencoder.untrained(**network, scale=settings["scale"], seed=run.settings.seed)
+        return autoencoder.untrained(**_network(settings), scale=settings["scale"], seed=run.settings.seed)
     read = {key: settings[key] for key in READ[source]}
     return compvis_checkpoint.load(**read) if source == "ldm_checkpoint" else autoencoder.load_pretrained(**read)
 
@@ -239,8 +211,8 @@ def before_training(run: Run, conditioning: str, fold: int) -> torch.nn.Module:
     settings = run.settings.section(f"autoencoder.{conditioning}")
     if settings["kind"] == "tiny":
         return autoencoder.load_shipped().model
-    seed, network = unit_seed(run.settings.seed, "autoencoder", fold), ("kind", "factor", "base_channels")
-    return autoencoder.untrained(*(settings[key] for key in network), scale=1.0, seed=seed).model
+    seed = unit_seed(run.settings.seed, "autoencoder", fold)
+    return autoencoder.untrained(**_network(settings), scale=1.0, seed=seed).model
 
 
 def train_phases(
@@ -255,46 +227,20 @@ def train_phases(
 ) -> tuple[autoencoder.FirstStage, pd.DataFrame]:
     """Train a network of a kind in place, through phases of so many steps; the first stage and its loss curve.
 
-    Parameters
-    ----------
-    run : Run
-        Its seed and name.
-    model : torch.nn.Module
-        From `before_training`.
-    kind : {"vq", "kl", "tiny"}
-        Of `model`.
-    images : numpy.ndarray, shape (N, S, S), uint8
-        Training patients' crops.
-    planned : dict
-        From `phases`.
-    fold : int
-        Whose training patients.
-    device : torch.device
-        Where to train.
-    report : callable, optional
-        Takes every step and its loss; None shows them with an estimate of the time left.
+    `run` gives seed and name, `images` are training patients' crops, (N, S, S) uint8, `planned` is from `phases`.
+    `report` takes every step and its loss; None shows them with an estimate of the time left.
     """
-    features = autoencoder_training.feature_maps(networks.load("tf_efficientnet_lite2", "bundled").to(device))
-    curves = []
-    for phase, steps in planned.items():
-        if not steps:
-            continue
-        seeds = (unit_seed(run.settings.seed, "autoencoder", fold, phase, step) for step in range(steps))
-        meter = report or engine.StepMeter(f"autoencoder fold {fold}, {phase}", steps)
-        stage, curve = autoencoder_training.train(
-            images,
-            model,
-            kind,
-            features,
-            seeds,
-            steps,
-            device,
-            phase,
-            report=meter,
-            learning_rate=min(5e-4, autoencoder_training.LEARNING_RATE[phase]),
-        )
-        curves.append(pd.DataFrame(curve).assign(phase=phase))
-    return stage, pd.concat(curves, ignore_index=True)
+    rates = {name: min(5e-4, rate) for name, rate in autoencoder_training.LEARNING_RATE.items()}
+    chosen = [Phase(name, steps, learning_rate=rates[name]) for name, steps in planned.items() if steps]
+
+    def seed_of(phase: str, step: int) -> int:
+        return unit_seed(run.settings.seed, "autoencoder", fold, phase, step)
+
+    def meter(phase: Phase) -> Callable[[int, float], None]:
+        return report or engine.StepMeter(f"autoencoder fold {fold}, {phase.name}", phase.steps)
+
+    stage, curve = autoencoder_training.train_phases(images, model, kind, chosen, seed_of, device, meter)
+    return stage, pd.DataFrame(curve)
 
 
 # ---------------------------------------------------------------- latents
@@ -358,29 +304,23 @@ def _distances(originals: np.ndarray, copies: np.ndarray, fold: np.ndarray, devi
 def reconstruction_distance(run: Run, conditioning: str) -> pd.DataFrame:
     """What the autoencoder alone costs: ``fold, frechet, n``, held-out images against their reconstructions.
 
-    EfficientNet-Lite0 features, the two sets of a fold as large as each other; no sample of a fold can be expected to
-    come nearer to real images than its reconstructions do.
+    EfficientNet-Lite0 features, equal numbers in a fold; no sample can be expected to come nearer to real images.
     """
-    parts = []
-    for fold in folds_of(run):
-        table = latents_unit(run, conditioning, fold).load_table("distance.csv")
-        parts.append(table[table["fold"] == fold])
-    return pd.concat(parts, ignore_index=True)
+    return _held_out(run, conditioning, "distance.csv")
 
 
 def reconstruction_table(run: Run, conditioning: str) -> pd.DataFrame:
-    """PSNR and SSIM of every image under an autoencoder that did not see its patient.
+    """PSNR and SSIM of every image under an autoencoder that did not see its patient, each image once.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``image_id, patient_id, label, fold, row, psnr, ssim``, each image once; `row` is its row of the images table.
+    ``image_id, patient_id, label, fold, row, psnr, ssim``; `row` is its row of the images table.
     """
-    parts = []
-    for fold in folds_of(run):
-        table = load_table(latents_unit(run, conditioning, fold).require().file("reconstruction.csv"))
-        parts.append(table[table["fold"] == fold])
-    return pd.concat(parts, ignore_index=True)
+    return _held_out(run, conditioning, "reconstruction.csv")
+
+
+def _held_out(run: Run, conditioning: str, name: str) -> pd.DataFrame:
+    """Rows of a table of the latents' units that belong to each unit's own held-out patients."""
+    tables = {fold: latents_unit(run, conditioning, fold).load_table(name) for fold in folds_of(run)}
+    return pd.concat([table[table["fold"] == fold] for fold, table in tables.items()], ignore_index=True)
 
 
 def reconstructions(run: Run, conditioning: str, fold: int) -> tuple[np.ndarray, np.ndarray]:
@@ -393,22 +333,13 @@ def reconstructions(run: Run, conditioning: str, fold: int) -> tuple[np.ndarray,
 
 def stored_pools(
     run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
-) -> tuple[denoiser_training.LatentPool, denoiser_training.LatentPool]:
+) -> tuple[LatentPool, LatentPool]:
     """Training and held-out latents of a fold's stored crops with their conditions, whatever ``ldm.latents`` is.
-
-    Parameters
-    ----------
-    run, conditioning, fold
-        The model.
-    stage : FirstStage
-        Its autoencoder.
-    balance : {"none", "oversample"}
-        Whether training batches hold both classes alike.
 
     Raises
     ------
     ValueError
-        The stored latents come from another autoencoder.
+        The stored latents come from another autoencoder than `stage`.
     """
     data = preprocessing.open_preprocessed(run)
     unit = latents_unit(run, conditioning, fold).require()
@@ -422,23 +353,18 @@ def stored_pools(
     labels = torch.from_numpy(np.array(data.images["label"], dtype=np.int64))
     conditions = torch.from_numpy(np.array(data.pool_maps)) if conditioning == "semantic" else labels
     train = torch.from_numpy(data.images["fold"].to_numpy() != fold)
-    draw = _on_cpu(stage).draw
+    draw = stage.drawing_on_cpu().draw
     oversampled = labels[train] if balance == "oversample" else None
-    training = denoiser_training.LatentPool(moments[train], conditions[train], draw, oversampled)
-    return training, denoiser_training.LatentPool(moments[~train], conditions[~train], draw)
+    training = LatentPool(moments[train], conditions[train], draw, oversampled)
+    return training, LatentPool(moments[~train], conditions[~train], draw)
 
 
 def latent_pools(
     run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
-) -> tuple[denoiser_training.LatentPool | FreshCrops, denoiser_training.LatentPool]:
-    """What a model is trained on, as ``ldm.latents`` says, and the held-out latents of its fold.
+) -> tuple[LatentPool | FreshCrops, LatentPool]:
+    """What a model is trained on, as ``ldm.latents`` says, and the held-out latents of its fold (`stored_pools`).
 
-    Parameters
-    ----------
-    run, conditioning, fold, balance
-        As in `stored_pools`, which raises the same errors.
-    stage : FirstStage
-        Its autoencoder, on the CPU; on the training device where ``ldm.latents`` is ``on_the_fly``.
+    `stage` is on the CPU; on the training device where ``ldm.latents`` is ``on_the_fly``.
     """
     training, held_out = stored_pools(run, conditioning, fold, stage, balance)
     if run.settings.ldm.latents == "pool":
@@ -446,48 +372,4 @@ def latent_pools(
     data = preprocessing.open_preprocessed(run)
     rows = np.flatnonzero(data.images["fold"].to_numpy() != fold)
     labels = torch.from_numpy(np.array(data.images["label"], dtype=np.int64))
-    return FreshCrops(data.crops, rows, labels, conditioning, run, stage, training.labels), held_out
-
-
-def _on_cpu(stage: autoencoder.FirstStage) -> autoencoder.FirstStage:
-    """The scaling of a first stage for latents on the CPU; the network stays where it is."""
-    return autoencoder.FirstStage(stage.model, stage.kind, stage.shift.cpu(), stage.scale.cpu())
-
-
-@dataclass
-class FreshCrops:
-    """Latents of random crops that are drawn and encoded step by step (``ldm.latents: on_the_fly``).
-
-    No crop is seen twice, at the price of an encoder pass and of a map an image and step; the stored pool is the
-    paper's crops as far as `crops_per_image` goes. Takes the place of a `LatentPool` in training.
-    """
-
-    crops: np.ndarray
-    rows: np.ndarray
-    labels: torch.Tensor
-    conditioning: str
-    run: Run
-    stage: autoencoder.FirstStage
-    oversampled: torch.Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (size, C, h, w) on the CPU and conditions, a function of the generator alone."""
-        s = self.run.settings.preprocess
-        drawn = denoiser_training.draw_rows(len(self.rows), size, generator, self.oversampled).numpy()
-        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        images = np.empty((size, s.image_size, s.image_size), np.uint8)
-        for i, row in enumerate(self.rows[drawn]):
-            crop = self.crops[row]
-            box = random_box(crop.shape, s.crop_scale, s.crop_ratio, rng)
-            images[i] = resize_box(crop, box, s.image_size)
-        device = self.stage.shift.device
-        moments = self.stage.encode(autoencoder.to_unit(images).to(device)).cpu()
-        cpu = _on_cpu(self.stage)
-        noise = torch.randn(moments.shape, generator=generator)[:, : len(cpu.shift)]
-        latents = cpu.draw(moments, noise)
-        if self.conditioning == "class":
-            return latents, self.labels[self.rows[drawn]]
-        return latents, torch.from_numpy(semantic_maps.semantic_maps(images, s))
+    return FreshCrops(data.crops, rows, labels, conditioning, run.settings.preprocess, stage, training.labels), held_out

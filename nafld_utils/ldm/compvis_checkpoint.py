@@ -30,18 +30,7 @@ class _StandIn:
 
 
 def load(path: str | Path, sha256: str | None, kind: str, factor: int, scale: float) -> autoencoder.FirstStage:
-    """An original first stage as a `FirstStage`.
-
-    Parameters
-    ----------
-    path : str or Path
-        The unpacked ``model.ckpt``, of the first stage or of a latent diffusion model that holds it.
-    sha256 : str or None
-        Its SHA-256 in hex, as whoever publishes the file states it.
-    kind, factor : str, int
-        Architecture, as `autoencoder.build` takes it.
-    scale : float
-        Latent scale (VQ: 1.0).
+    """An original first stage, alone or in a latent diffusion model (unpacked ``model.ckpt``), as a `FirstStage`.
 
     Raises
     ------

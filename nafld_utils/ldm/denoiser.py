@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -26,44 +27,50 @@ GRAPHS = 64  # compiled at most in a process: both models, in training and at ev
 # ---------------------------------------------------------------- networks
 
 
-def build_unet(
-    conditioning: str,
-    model_channels: int | None = None,
-    channel_mult: tuple[int, ...] = (1, 2, 4),
-    layers_per_block: int = 2,
-    latent_channels: int | None = None,
-    sample_size: int | None = None,
-    attention: bool = True,
-    heads: int = 8,
-    head_channels: int = 32,
-    cross_attention_dim: int = 512,
-    cross_attention_from: int = 0,
-) -> nn.Module:
+@dataclass(frozen=True)
+class UNetOptions:
+    """What `build_unet` may be told about a denoiser's network.
+
+    Attributes
+    ----------
+    model_channels : int, optional
+        Base channels: 128 for semantic, 256 for class [LDM configurations].
+    channel_mult : tuple of int
+        Multipliers per level; (1, 2, 4), or (1, 4, 8) for the larger semantic network.
+    layers_per_block : int
+        Residual blocks per level.
+    latent_channels, sample_size : int, optional
+        Of the latent: 3 and 64 for semantic, 4 and 32 for class [paper].
+    attention, heads : bool, int
+        Of the semantic model's middle block; the class model always attends.
+    head_channels, cross_attention_dim : int
+        Of the class model: channels per attention head, and width of the class embedding [paper: 512].
+    cross_attention_from : int
+        First level of the class model with cross-attention, counted from the largest [LDM configurations: 0, every
+        level]. Choice: a small network on a CPU spends half its time on the largest level's attention.
+    """
+
+    model_channels: int | None = None
+    channel_mult: tuple[int, ...] = (1, 2, 4)
+    layers_per_block: int = 2
+    latent_channels: int | None = None
+    sample_size: int | None = None
+    attention: bool = True
+    heads: int = 8
+    head_channels: int = 32
+    cross_attention_dim: int = 512
+    cross_attention_from: int = 0
+
+
+def build_unet(conditioning: str, **options: Any) -> nn.Module:
     """The denoiser of one model, without its conditioner.
 
     Parameters
     ----------
     conditioning : {"semantic", "class"}
         Semantic synthesis (map concatenated to the latent) or class-to-image (label by cross-attention).
-    model_channels : int, optional
-        Base channels: 128 for semantic, 256 for class [LDM configurations].
-    channel_mult : tuple of int
-        Multipliers a level; (1, 2, 4), or (1, 4, 8) for the larger semantic network.
-    layers_per_block : int
-        Residual blocks a level.
-    latent_channels, sample_size : int, optional
-        Of the latent: 3 and 64 for semantic, 4 and 32 for class [paper].
-    attention : bool
-        Semantic: attention in the middle block; class: always on.
-    heads : int
-        Attention heads of the semantic model's middle block.
-    head_channels : int
-        Channels an attention head of the class model.
-    cross_attention_dim : int
-        Width of the class embedding [paper: 512].
-    cross_attention_from : int
-        First level of the class model with cross-attention, counted from the largest [LDM configurations: 0, every
-        level]. Choice: a small network on a CPU spends half its time on the largest level's attention.
+    **options
+        Fields of `UNetOptions`.
 
     Returns
     -------
@@ -83,52 +90,61 @@ def build_unet(
     >>> sum(p.numel() for p in net.parameters())
     57570435
     """
-    from diffusers import UNet2DConditionModel, UNet2DModel
-
-    levels = len(channel_mult)
+    chosen = UNetOptions(**options)
     if conditioning == "semantic":
-        width = tuple((model_channels or 128) * m for m in channel_mult)
-        channels = latent_channels or 3
-        return UNet2DModel(
-            sample_size=sample_size or 64,
-            in_channels=2 * channels,
-            out_channels=channels,
-            layers_per_block=layers_per_block,
-            block_out_channels=width,
-            down_block_types=("DownBlock2D",) * levels,
-            up_block_types=("UpBlock2D",) * levels,
-            add_attention=attention,
-            attention_head_dim=width[-1] // heads,
-            norm_eps=1e-5,
-            downsample_padding=1,
-            flip_sin_to_cos=True,
-            freq_shift=0,
-        )
+        return _semantic_unet(chosen)
     if conditioning == "class":
-        width = tuple((model_channels or 256) * m for m in channel_mult)
-        attends = [level >= cross_attention_from for level in range(levels)]
-        channels = latent_channels or 4
-        return UNet2DConditionModel(
-            sample_size=sample_size or 32,
-            in_channels=channels,
-            out_channels=channels,
-            layers_per_block=layers_per_block,
-            block_out_channels=width,
-            down_block_types=tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends),
-            up_block_types=tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in attends[::-1]),
-            cross_attention_dim=cross_attention_dim,
-            # diffusers means the NUMBER of heads a level by this name
-            attention_head_dim=tuple(w // head_channels for w in width),
-            use_linear_projection=False,
-        )
+        return _class_unet(chosen)
     raise ValueError(f"conditioning must be 'semantic' or 'class', got {conditioning!r}.")
 
 
-class SemanticDenoiser(nn.Module):
-    """Noise prediction from a latent and a label map.
+def _semantic_unet(chosen: UNetOptions) -> nn.Module:
+    from diffusers import UNet2DModel
 
-    The one-hot map is averaged down to the latent's size, projected by a trained 1x1 convolution without bias and
-    concatenated to the latent. (At the paper's 128 to 64 pixels averaging equals the bilinear x0.5 of the original.)
+    levels, width = len(chosen.channel_mult), tuple((chosen.model_channels or 128) * m for m in chosen.channel_mult)
+    channels = chosen.latent_channels or 3
+    return UNet2DModel(
+        sample_size=chosen.sample_size or 64,
+        in_channels=2 * channels,
+        out_channels=channels,
+        layers_per_block=chosen.layers_per_block,
+        block_out_channels=width,
+        down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels,
+        add_attention=chosen.attention,
+        attention_head_dim=width[-1] // chosen.heads,
+        norm_eps=1e-5,
+        downsample_padding=1,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+    )
+
+
+def _class_unet(chosen: UNetOptions) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    width = tuple((chosen.model_channels or 256) * m for m in chosen.channel_mult)
+    attends = [level >= chosen.cross_attention_from for level in range(len(width))]
+    channels = chosen.latent_channels or 4
+    return UNet2DConditionModel(
+        sample_size=chosen.sample_size or 32,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=chosen.layers_per_block,
+        block_out_channels=width,
+        down_block_types=tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in attends[::-1]),
+        cross_attention_dim=chosen.cross_attention_dim,
+        # diffusers means the NUMBER of heads per level by this name
+        attention_head_dim=tuple(w // chosen.head_channels for w in width),
+        use_linear_projection=False,
+    )
+
+
+class SemanticDenoiser(nn.Module):
+    """Noise prediction from a latent, with a one-hot label map averaged down and projected beside it.
+
+    At the paper's 128 to 64 pixels averaging equals the bilinear x0.5 of the original.
     """
 
     conditioning = "semantic"
@@ -177,12 +193,12 @@ def build_denoiser(
 
     The initial weights are a function of `seed`; the global generator is left as it was.
     """
-    names = ("model_channels", "channel_mult", "layers_per_block", "attention", "heads", "head_channels")
-    options = {name: network[name] for name in (*names, "cross_attention_dim", "cross_attention_from")}
-    options["channel_mult"] = tuple(options["channel_mult"])
+    options = {item.name: network[item.name] for item in fields(UNetOptions) if item.name in network}
+    options |= {"channel_mult": tuple(network["channel_mult"])}
+    options |= {"latent_channels": latent_shape[0], "sample_size": latent_shape[1]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = build_unet(conditioning, latent_channels=latent_shape[0], sample_size=latent_shape[1], **options)
+        unet = build_unet(conditioning, **options)
         return SemanticDenoiser(unet, map_classes) if conditioning == "semantic" else ClassDenoiser(unet)
 
 
@@ -227,25 +243,10 @@ def diffusion_loss(
     loss: str,
     min_snr_gamma: float | None = None,
 ) -> torch.Tensor:
-    """Mean L1 or L2 error of the prediction of noise or velocity, a scalar tensor.
+    """Mean L1 or L2 error of the prediction of noise or velocity (the noiser's ``prediction_type``), a scalar tensor.
 
-    Parameters
-    ----------
-    denoiser : torch.nn.Module
-        Semantic or class denoiser.
-    noiser : diffusers.DDPMScheduler
-        Forward process; its ``prediction_type`` says what is predicted.
-    latents, noise : torch.Tensor, shape (N, C, h, w)
-        Clean latents and standard normal noise.
-    condition : torch.Tensor
-        From ``denoiser.condition``.
-    timesteps : torch.Tensor, shape (N,), int64
-        In [0, train timesteps).
-    loss : {"l1", "l2"}
-        Norm.
-    min_snr_gamma : float, optional
-        Weighs each timestep by min(SNR, gamma) / SNR (noise) or min(SNR, gamma) / (SNR + 1) (velocity) [Hang et al.];
-        None weighs all alike.
+    `condition` is from ``denoiser.condition``, `noise` standard normal of the shape (N, C, h, w) of the clean
+    `latents`, `timesteps` (N,) int64. `min_snr_gamma` weighs each timestep as `min_snr_weight`; None weighs all alike.
     """
     noisy = noiser.add_noise(latents, noise, timesteps)
     target = noise
@@ -260,7 +261,7 @@ def diffusion_loss(
 
 
 def min_snr_weight(noiser: Any, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Weight of each timestep in the loss, shape (N,), Hang et al. 2023."""
+    """Weight of each timestep in the loss, (N,): min(SNR, gamma) over SNR (noise) or SNR + 1 (velocity) [Hang]."""
     kept = noiser.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = kept / (1 - kept)
     return snr.clamp(max=gamma) / (snr + 1 if noiser.config.prediction_type == "v_prediction" else snr)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,63 +21,15 @@ from torch import nn
 from nafld_utils.artifacts import unit_seed
 from nafld_utils.engine import arithmetic, autocast
 from nafld_utils.ldm.denoiser import diffusion_loss, eager
+from nafld_utils.ldm.latent_pools import LatentPool
+from nafld_utils.ldm.resumable import State, on_cpu
 
 REVISION = ("diffusion_training", 1)
+CPU = torch.device("cpu")
 VALIDATED = 32  # held-out latents of the validation loss (choice)
 
 
-# ---------------------------------------------------------------- data
-
-
-@dataclass
-class LatentPool:
-    """Training or held-out latents of one fold.
-
-    Attributes
-    ----------
-    moments : torch.Tensor, shape (N, K, C or 2C, h, w), float32
-        Encoder moments of K random crops of N images.
-    conditions : torch.Tensor
-        Semantic: (N, K, M, M) uint8 maps of the same crops; class: (N,) int64 labels.
-    draw : callable
-        ``FirstStage.draw``: scaled latents from moments and noise.
-    labels : torch.Tensor, shape (N,), int64, optional
-        Where given, a batch's images are drawn from both classes alike, whatever their numbers: the smaller class is
-        oversampled [paper, the balanced cohort]. Else every image is as likely as every other.
-    """
-
-    moments: torch.Tensor
-    conditions: torch.Tensor
-    draw: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    labels: torch.Tensor | None = None
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (size, C, h, w) and conditions of images and crops drawn at random."""
-        rows = draw_rows(len(self.moments), size, generator, self.labels)
-        crops = torch.randint(self.moments.shape[1], (size,), generator=generator)
-        moments = self.moments[rows, crops]
-        noise = torch.randn(moments.shape, generator=generator)[:, : self.channels]
-        conditions = self.conditions[rows, crops] if self.conditions.ndim > 1 else self.conditions[rows]
-        return self.draw(moments, noise), conditions
-
-    def __len__(self) -> int:
-        return len(self.moments)
-
-    @property
-    def channels(self) -> int:
-        """Channels of a drawn latent."""
-        return self.draw(self.moments[:1, 0], torch.zeros(())).shape[1]
-
-
-def draw_rows(n: int, size: int, generator: torch.Generator, labels: torch.Tensor | None = None) -> torch.Tensor:
-    """Rows (size,) of n images: uniform, or from both classes alike where `labels` (n,) are given."""
-    if labels is None:
-        return torch.randint(n, (size,), generator=generator)
-    classes = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
-    chosen = torch.randint(len(classes), (size,), generator=generator)
-    place = torch.rand(size, generator=generator, dtype=torch.float64)
-    drawn = torch.stack([rows[(place * len(rows)).long()] for rows in classes])
-    return drawn[chosen, torch.arange(size)]
+# ---------------------------------------------------------------- batches
 
 
 class Batch(NamedTuple):
@@ -110,53 +62,39 @@ def draw_batch(pool: LatentPool, settings: Mapping[str, Any], timesteps: int, se
 
 
 @dataclass
-class Training:
-    """State of a training: what a checkpoint holds."""
+class Training(State):
+    """State of a training, with the losses since the last row of its curve."""
 
     denoiser: nn.Module
     optimizer: torch.optim.Optimizer
     rate: Any
     ema: Any
-    step: int = 0
-    seconds: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The denoiser."""
+        return {"model": self.denoiser}
+
+    def optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
+        """The denoiser's."""
+        return {"optimizer": (self.optimizer, self.denoiser)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights, running average and optimiser moments under flat names, on the CPU."""
-        out = {f"model.{name}": value for name, value in self.denoiser.state_dict().items()}
-        out |= {f"ema.{i}": value for i, value in enumerate(self.ema.shadow_params)}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            out |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        return {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
+        return super().tensors() | on_cpu({f"ema.{i}": value for i, value in enumerate(self.ema.shadow_params)})
 
     def facts(self) -> dict[str, Any]:
-        """What is not a tensor: step, seconds so far, loss curve and the losses since its last row."""
-        return {"step": self.step, "seconds": self.seconds, "curve": self.curve, "recent": self.recent}
+        """What is not a tensor."""
+        return {**super().facts(), "recent": self.recent}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Continue from `tensors` and `facts`.
-
-        Averages and moments take the memory layout of their parameter, which the fused optimiser reads them by; a
-        checkpoint's own is contiguous.
-        """
-        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        self.denoiser.load_state_dict(model)
-        parameters = list(self.denoiser.parameters())
-        self.ema.shadow_params = [torch.empty_like(p).copy_(tensors[f"ema.{i}"]) for i, p in enumerate(parameters)]
-        self.ema.optimization_step = int(facts["step"])
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                laid = value if key == "step" else torch.empty_like(parameters[int(index)]).copy_(value)
-                state.setdefault(int(index), {})[key] = laid
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.step, self.recent = int(facts["step"]), list(facts["recent"])
-        self.seconds = float(facts["seconds"])
-        self.curve = [dict(row) for row in facts["curve"]]
-        self.rate.last_epoch = self.step
+        """Continue from `tensors` and `facts`; the average takes the memory layout of the parameters, as moments do."""
+        super().restore(tensors, facts)
+        self.recent = list(facts["recent"])
+        self.ema.shadow_params = [
+            torch.empty_like(p).copy_(tensors[f"ema.{i}"]) for i, p in enumerate(self.denoiser.parameters())
+        ]
+        self.ema.optimization_step = self.rate.last_epoch = self.step
         rates = [base * at(self.step) for base, at in zip(self.rate.base_lrs, self.rate.lr_lambdas, strict=True)]
         self.rate._last_lr = rates
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -166,8 +104,7 @@ class Training:
         """State of the denoiser with its parameters replaced by their running average, on the CPU."""
         names = [name for name, _ in self.denoiser.named_parameters()]
         average = dict(zip(names, self.ema.shadow_params, strict=True))
-        state = self.denoiser.state_dict() | average
-        return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+        return on_cpu(self.denoiser.state_dict() | average)
 
     @contextlib.contextmanager
     def with_average(self) -> Iterator[nn.Module]:
@@ -222,37 +159,25 @@ def train(
     settings : mapping
         The ``ldm`` section.
     loss : {"l1", "l2"}
-        Norm of this model's loss.
     noiser : diffusers.DDPMScheduler
-        Forward process.
-    seed : int
-        Root of all randomness.
-    device : torch.device
-        Where to train.
+    seed, device
 
     Raises
     ------
     FloatingPointError
         The loss or its gradient is not finite; the step's update is not applied.
-
-    Notes
-    -----
-    A row of ``training.curve`` holds the mean loss of the steps since the row before it. The next batch is drawn on
-    the CPU while a GPU works on this one; it is a function of its step, so that changes nothing.
     """
     denoiser, total = training.denoiser, int(noiser.config.num_train_timesteps)
     if training.step >= settings["steps"]:
         return
-    fixed = validation_batch(held_out, total, seed)
-    if fixed is not None:
-        fixed = fixed.to(device)
+    fixed = validation_batch(held_out, total, seed, device)
     batch = draw_batch(pool, settings, total, seed, training.step)
     while training.step < settings["steps"]:
         denoiser.train()
         training.optimizer.zero_grad(set_to_none=True)
         value = _gradient(denoiser, noiser, batch.to(device), settings, loss)
         norm = nn.utils.clip_grad_norm_(denoiser.parameters(), settings["gradient_clip"])
-        if training.step + 1 < settings["steps"]:
+        if training.step + 1 < settings["steps"]:  # drawn on the CPU while a GPU still works on this one
             batch = draw_batch(pool, settings, total, seed, training.step + 1)
         value, norm = torch.stack([value, norm]).tolist()
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -278,25 +203,30 @@ def _gradient(denoiser: nn.Module, noiser: Any, batch: Batch, settings: Mapping[
     value = torch.zeros((), device=device)
     with arithmetic(settings["precision"], device):
         for part in zip(*(item.chunk(settings["accumulate"]) for item in batch), strict=True):
-            latents, conditions, noise, timesteps, keep = part
             with autocast(settings["precision"], device):
-                condition = denoiser.condition(conditions, keep)
-                part_loss = diffusion_loss(
-                    denoiser, noiser, latents, condition, noise, timesteps, loss, settings["min_snr_gamma"]
-                )
-            part_loss = part_loss * (len(latents) / n)
+                part_loss = _loss(denoiser, noiser, Batch(*part), settings, loss)
+            part_loss = part_loss * (len(part[0]) / n)
             part_loss.backward()
             value += part_loss.detach()
     return value
 
 
+def _loss(denoiser: nn.Module, noiser: Any, batch: Batch, settings: Mapping[str, Any], loss: str) -> torch.Tensor:
+    condition = denoiser.condition(batch.conditions, batch.keep)
+    weigh = settings["min_snr_gamma"]
+    return diffusion_loss(denoiser, noiser, batch.latents, condition, batch.noise, batch.timesteps, loss, weigh)
+
+
 def _log(training: Training, norm: float, validation: float) -> None:
+    """Append a row to the curve, with the mean loss of the steps since the row before it."""
     row = {"step": training.step, "loss": sum(training.recent) / len(training.recent), "gradient_norm": norm}
     training.recent.clear()
     training.curve.append({**row, "learning_rate": float(training.rate.get_last_lr()[0]), "validation": validation})
 
 
-def validation_batch(held_out: LatentPool | None, timesteps: int, seed: int) -> Batch | None:
+def validation_batch(
+    held_out: LatentPool | None, timesteps: int, seed: int, device: torch.device = CPU
+) -> Batch | None:
     """`VALIDATED` held-out latents with their noise and timesteps, the same in every call; None without such images."""
     if held_out is None or not len(held_out):
         return None
@@ -304,7 +234,7 @@ def validation_batch(held_out: LatentPool | None, timesteps: int, seed: int) -> 
     latents, conditions = held_out.batch(VALIDATED, generator)
     noise = torch.randn(latents.shape, generator=generator)
     t = torch.linspace(0, timesteps - 1, len(latents)).long()
-    return Batch(latents, conditions, noise, t, torch.ones(len(latents), dtype=torch.bool))
+    return Batch(latents, conditions, noise, t, torch.ones(len(latents), dtype=torch.bool)).to(device)
 
 
 @torch.no_grad()
@@ -317,6 +247,4 @@ def validation_loss(
     device = batch.latents.device
     denoiser.eval()
     with arithmetic(settings["precision"], device), autocast(settings["precision"], device):
-        condition = denoiser.condition(batch.conditions, batch.keep)
-        latents, noise, timesteps, weigh = batch.latents, batch.noise, batch.timesteps, settings["min_snr_gamma"]
-        return diffusion_loss(denoiser, noiser, latents, condition, noise, timesteps, loss, weigh).item()
+        return _loss(denoiser, noiser, batch, settings, loss).item()

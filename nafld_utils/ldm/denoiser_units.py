@@ -1,9 +1,7 @@
-"""Stage 03, second half: the denoisers, one unit a (model, fold). Opens and writes files."""
+"""Stage 03, second half: the denoisers, one unit per (model, fold). Opens and writes files."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from nafld_utils import artifacts, engine, preprocessing
-from nafld_utils.artifacts import (
-    Run,
-    Unit,
-    claim,
-    file_sha256,
-    key_of,
-    load_table,
-    load_weight_facts,
-    load_weights,
-    over_folds,
-    read_manifest,
-    remembered,
-    save_array,
-    save_table,
-    unit_seed,
-    work_root,
-)
+from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, remembered, save_table, unit_seed
 from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser, denoiser_training, protocol, sampler
 from nafld_utils.ldm.autoencoder_units import tasks
-from nafld_utils.ldm.denoiser import compile_network, count_parameters, eager
+from nafld_utils.ldm.resumable import checkpoint, followed, on_cpu, resume
+from nafld_utils.params import SetName
 
 PREVIEW = {"scheduler": "dpmsolver++", "steps": 10, "eta": 0.0, "guidance": 2.0}  # choice: a look, not a result
 N_PREVIEW = 4
@@ -58,21 +41,16 @@ NETWORK_OF = {
 
 
 def balanced_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a (model, fold) that is trained again on batches of both classes alike [paper, balanced cohort]."""
+    """One task per (model, fold) that is trained again on batches of both classes alike [paper, balanced cohort]."""
     if "oversample" not in run.settings.ldm.balance:
         return []
     return [{**task, "balance": "oversample"} for task in tasks(run)]
 
 
-def model_name(conditioning: str, balance: str = "none") -> str:
-    """Name of a model in paths and tables, e.g. ``semantic`` or ``semantic_balanced``."""
-    return conditioning if balance == "none" else f"{conditioning}_balanced"
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Conditioning and balance of a model's name, the inverse of `model_name`."""
-    conditioning = name.removesuffix("_balanced")
-    return conditioning, "none" if conditioning == name else "oversample"
+def _trained(run: Run) -> list[tuple[SetName, int, Unit]]:
+    """Name, fold and unit of every model that a run trains."""
+    tasks_ = [*tasks(run), *balanced_tasks(run)]
+    return [(SetName(t["conditioning"], t.get("balance", "none")), t["fold"], ldm_unit(**t)) for t in tasks_]
 
 
 @remembered
@@ -86,13 +64,13 @@ def ldm_unit(run: Run, conditioning: str, fold: int, balance: str = "none") -> U
     origin = _origin(run, conditioning, fold, balance)
     return run.unit(
         "ldm",
-        model_name(conditioning, balance),
+        str(SetName(conditioning, balance)),
         f"fold{fold}",
         settings=settings,
         inputs=[
             autoencoder_units.latents_unit(run, conditioning, fold),
             preprocessing.preprocess_unit(run),
-            *([file_sha256(origin)] if origin else []),
+            *([artifacts.file_sha256(origin)] if origin else []),
         ],
         modules=["diffusion", "diffusion_training"],
     )
@@ -114,57 +92,78 @@ def schedule_options(run: Run, conditioning: str) -> dict[str, Any]:
 def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> None:
     """Train one denoiser, with checkpoints to resume from; does nothing when the unit is done."""
     from diffusers import DDPMScheduler
+    from torch.utils.tensorboard import SummaryWriter
 
     unit = ldm_unit(run, conditioning, fold, balance)
     if unit.done():
         return
     device = engine.device(run.settings.engine)
-    settings, name = run.settings.section("ldm"), model_name(conditioning, balance)
+    settings, name = run.settings.section("ldm"), str(SetName(conditioning, balance))
     stage = autoencoder_units.first_stage(run, conditioning, fold).to(device)
     shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
     pool, held_out = autoencoder_units.latent_pools(run, conditioning, fold, stage, balance)
-    denoiser = new_denoiser(run, conditioning, fold, shape)
+    network = new_denoiser(run, conditioning, fold, shape)
     origin = _origin(run, conditioning, fold, balance)
     if origin:
-        denoiser.load_state_dict(load_weights(origin)[0])
-    training = denoiser_training.start_training(placed(denoiser, device), settings)
+        network.load_state_dict(load_weights(origin)[0])
+    training = denoiser_training.start_training(placed(network, device), settings)
     resume(training, unit)
     if run.settings.engine.compile:
-        compile_network(denoiser)
+        denoiser.compile_network(network)
     seed = unit_seed(run.settings.seed, "ldm training", conditioning, fold)
-    noiser = DDPMScheduler(**schedule_options(run, conditioning))
-    meter, before = engine.StepMeter(f"{name} fold {fold}", settings["steps"], training.step), training.seconds
-    with _scalars(run, name, fold, training.step) as write:
-        steps = denoiser_training.train(
-            training, pool, held_out, settings, settings[conditioning]["loss"], noiser, seed, device
-        )
-        try:
-            for state in steps:
-                state.seconds = before + meter.seconds()
-                meter(state.step, state.curve[-1]["loss"] if state.curve else float("nan"))
-                write(state)
+    noiser, loss = DDPMScheduler(**schedule_options(run, conditioning)), settings[conditioning]["loss"]
+    steps = denoiser_training.train(training, pool, held_out, settings, loss, noiser, seed, device)
+    try:
+        board = run.root / "tensorboard" / name / f"fold{fold}"
+        with SummaryWriter(str(board), purge_step=training.step + 1) as writer:
+            for state in followed(steps, training, unit, f"{name} fold {fold}", settings["steps"], settings):
+                _write(writer, state)
                 if _due(state.step, settings["preview_every"], settings["steps"]):
                     look = _preview(run, conditioning, fold, state, stage)
                     artifacts.checkpoints.save_array(unit.work / f"preview-{state.step:08d}.safetensors", look)
-                if state.step % settings["checkpoint_every"] == 0 and state.step < settings["steps"]:
-                    checkpoint(state, unit, settings["keep_checkpoints"])
-        except FloatingPointError:  # that step's update was not applied
-            checkpoint(training, unit, settings["keep_checkpoints"])
-            raise
-    counts = count_parameters(denoiser)
-    facts = {"fold": str(fold), "model": name, "autoencoder": autoencoder.fingerprint(stage)}
-    with unit.writing(device=str(device), parameters=counts, latent_shape=shape, seconds=training.seconds) as folder:
-        save_file(training.averaged(), folder / "averaged.safetensors", metadata=facts)
-        raw = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
-        save_file(raw, folder / "last.safetensors", metadata=facts)
+    except FloatingPointError:  # that step's update was not applied
+        checkpoint(training, unit, settings["keep_checkpoints"])
+        raise
+    metadata = {"fold": str(fold), "model": name, "autoencoder": autoencoder.fingerprint(stage)}
+    facts = {"parameters": denoiser.count_parameters(network), "latent_shape": shape, "seconds": training.seconds}
+    with unit.writing(device=str(device), **facts) as folder:
+        save_file(training.averaged(), folder / "averaged.safetensors", metadata=metadata)
+        save_file(on_cpu(network.state_dict()), folder / "last.safetensors", metadata=metadata)
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
-        for name in sorted({path.stem for path in unit.work.glob("preview-*")}):
-            path = unit.work / f"{name}.safetensors"
-            look = artifacts.checkpoints.load_array(path)
-            if look is None:
-                engine.notice(f"{path}: a damaged preview; it is left out.")
-            else:
-                save_array(folder / f"{name}.npy", look)
+        _keep_previews(unit, folder)
+
+
+def _keep_previews(unit: Unit, folder: Path) -> None:
+    """Copy the previews of a training into its unit."""
+    for name in sorted({path.stem for path in unit.work.glob("preview-*")}):
+        path = unit.work / f"{name}.safetensors"
+        look = artifacts.checkpoints.load_array(path)
+        if look is None:
+            engine.notice(f"{path}: a damaged preview; it is left out.")
+        else:
+            artifacts.files.save_array(folder / f"{name}.npy", look)
+
+
+def load_denoiser(run: Run, conditioning: str, fold: int, balance: str = "none") -> torch.nn.Module:
+    """The trained denoiser with averaged weights, on the CPU, in eval mode.
+
+    Raises
+    ------
+    ValueError
+        It is not trained, its weights are no safetensors, or it was trained on latents of another autoencoder.
+    """
+    path = ldm_unit(run, conditioning, fold, balance).require().file("averaged.safetensors")
+    weights, facts = load_weights(path)
+    stage = autoencoder_units.first_stage(run, conditioning, fold)
+    if facts.get("autoencoder") != autoencoder.fingerprint(stage):
+        raise ValueError(
+            f"{path}: expected a denoiser of the autoencoder in force, found one of another"
+            f" ({str(facts.get('autoencoder'))[:12]}); run stage 03 again."
+        )
+    shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
+    network = new_denoiser(run, conditioning, fold, shape)
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
 
 
 def placed(denoiser: torch.nn.Module, device: torch.device) -> torch.nn.Module:
@@ -183,15 +182,14 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
     Raises
     ------
     ValueError
-        The other run has no such model, its model is another network or one of other latents, it was trained on
-        images that are held out here, or which images trained it cannot be told: the other run's notebook 02 has run
-        again since, or that model itself began with the weights of a third run.
+        The other run has no such model, it is another network or one of other latents, it was trained on images that
+        are held out here, or which images trained it cannot be told.
     """
     other = run.settings.ldm.init_from
     if other is None:
         return None
-    root = work_root() / "artifacts" / other
-    path = root / "ldm" / model_name(conditioning, balance) / f"fold{fold}" / "averaged.safetensors"
+    root = artifacts.work_root() / "artifacts" / other
+    path = root / "ldm" / str(SetName(conditioning, balance)) / f"fold{fold}" / "averaged.safetensors"
     trained_on = root / "preprocess" / "images.csv"
     manifest, split = read_manifest(path.parent), read_manifest(trained_on.parent)
     if not (path.is_file() and trained_on.is_file() and manifest):
@@ -213,7 +211,7 @@ def _origin(run: Run, conditioning: str, fold: int, balance: str) -> Path | None
         )
     _check_network(run, conditioning, path, root)
     _check_latents(run, conditioning, fold, path, root)
-    theirs, mine = load_table(trained_on), preprocessing.open_preprocessed(run).images
+    theirs, mine = artifacts.load_table(trained_on), preprocessing.open_preprocessed(run).images
     leaked = set(theirs.loc[theirs["fold"] != fold, "sha256"]) & set(mine.loc[mine["fold"] == fold, "sha256"])
     if leaked:
         raise ValueError(
@@ -242,7 +240,7 @@ def _check_network(run: Run, conditioning: str, path: Path, root: Path) -> None:
 
 def _check_latents(run: Run, conditioning: str, fold: int, path: Path, root: Path) -> None:
     """Refuse weights that were trained on latents of another autoencoder, before this run trains one if possible."""
-    theirs = str(load_weight_facts(path).get("autoencoder"))
+    theirs = str(artifacts.load_weight_facts(path).get("autoencoder"))
     mine = autoencoder_units.fingerprint(run, conditioning, fold)
     same = mine == theirs
     if mine is None:  # the same recipe on the same images may make the same again, which is asked once it is made
@@ -276,111 +274,41 @@ def _preview(
     seeds = [unit_seed(run.settings.seed, "preview", conditioning, fold, i) for i in range(N_PREVIEW)]
     shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
     options = {**PREVIEW, "precision": run.settings.ldm.precision}
-    with training.with_average() as denoiser, eager(denoiser):
+    with training.with_average() as network, denoiser.eager(network):
         schedule = schedule_options(run, conditioning)
-        latents = sampler.sample(denoiser, schedule, conditions, seeds, shape, device=device, **options)
+        latents = sampler.sample(network, schedule, conditions, seeds, shape, device=device, **options)
     return autoencoder.decode_latents(stage, latents, device)
 
 
-@contextlib.contextmanager
-def _scalars(run: Run, name: str, fold: int, first: int) -> Iterator[Any]:
-    """Function that writes new rows of the curve where TensorBoard reads them, ``artifacts/<run>/tensorboard``."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    written = first
-    with SummaryWriter(str(run.root / "tensorboard" / name / f"fold{fold}"), purge_step=first + 1) as writer:
-
-        def write(training: denoiser_training.Training) -> None:
-            nonlocal written
-            for row in training.curve[-1:]:
-                if row["step"] > written:
-                    written = row["step"]
-                    for key in set(row) - {"step"}:
-                        writer.add_scalar(key, row[key], row["step"])
-
-        yield write
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def checkpoint(training: denoiser_training.Training, unit: Unit, keep: int = 2) -> None:
-    """Write a resumable state of a unit atomically and keep the newest `keep`."""
-    path = unit.work / f"step-{training.step:08d}.safetensors"
-    artifacts.save_state(path, training.tensors(), training.facts(), unit.hash)
-    for old in sorted(unit.work.glob("step-*.safetensors"))[:-keep]:
-        old.unlink()
-
-
-def resume(training: denoiser_training.Training, unit: Unit) -> bool:
-    """Restore the newest whole checkpoint; a damaged one is removed and the one before it is used.
-
-    Raises
-    ------
-    ValueError
-        A checkpoint was written under other settings.
-    """
-    for path in sorted(unit.work.glob("step-*.safetensors"), reverse=True):
-        try:
-            tensors, facts, owner = artifacts.load_state(path)
-        except (KeyError, ValueError) as error:
-            engine.notice(f"{path}: not a whole checkpoint ({error}); the one before it is used.")
-            path.unlink(missing_ok=True)
-            continue
-        if owner != unit.hash:
-            raise ValueError(
-                f"{path}: expected a checkpoint of these settings ({unit.hash[:12]}), found one of others"
-                f" ({owner[:12]}); remove {unit.work} and run stage 03 again."
-            )
-        training.restore(tensors, facts)
-        return True
-    return False
-
-
-def load_denoiser(run: Run, conditioning: str, fold: int, balance: str = "none") -> torch.nn.Module:
-    """The trained denoiser with averaged weights, on the CPU, in eval mode.
-
-    Raises
-    ------
-    ValueError
-        It is not trained, its weights are no safetensors, or it was trained on latents of another autoencoder.
-    """
-    path = ldm_unit(run, conditioning, fold, balance).require().file("averaged.safetensors")
-    weights, facts = load_weights(path)
-    stage = autoencoder_units.first_stage(run, conditioning, fold)
-    if facts.get("autoencoder") != autoencoder.fingerprint(stage):
-        raise ValueError(
-            f"{path}: expected a denoiser of the autoencoder in force, found one of another"
-            f" ({str(facts.get('autoencoder'))[:12]}); run stage 03 again."
-        )
-    denoiser = new_denoiser(
-        run, conditioning, fold, autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
-    )
-    denoiser.load_state_dict(weights)
-    return denoiser.eval().requires_grad_(False)
+def _write(writer: Any, training: denoiser_training.Training) -> None:
+    """Write a step's row of the curve, if it has one, where TensorBoard reads it."""
+    row = training.curve[-1] if training.curve else {}
+    if row.get("step") == training.step:
+        for key in set(row) - {"step"}:
+            writer.add_scalar(key, row[key], row["step"])
 
 
 # ---------------------------------------------------------------- tables
 
 
 def network_table(run: Run) -> pd.DataFrame:
-    """Parameters, latent shape and training time of every model trained so far, one row a (model, fold)."""
+    """Parameters, latent shape and training time of every model trained so far, one row per (model, fold)."""
     rows = []
-    for task in [*tasks(run), *balanced_tasks(run)]:
-        manifest = read_manifest(ldm_unit(**task).require().path)
-        count, shape = manifest["parameters"], "x".join(map(str, manifest["latent_shape"]))
-        name = model_name(task["conditioning"], task.get("balance", "none"))
-        row = {"model": name, "fold": task["fold"], "latent": shape, **count}
-        rows.append({**row, "minutes": manifest["seconds"] / 60, "device": manifest["device"]})
+    for name, fold, unit in _trained(run):
+        made = read_manifest(unit.require().path)
+        row = {
+            "model": str(name),
+            "fold": fold,
+            "latent": "x".join(map(str, made["latent_shape"])),
+            **made["parameters"],
+        }
+        rows.append({**row, "minutes": made["seconds"] / 60, "device": made["device"]})
     return pd.DataFrame(rows)
 
 
 def curves(run: Run) -> pd.DataFrame:
     """Loss curves: ``model, fold, step, loss, validation, learning_rate, gradient_norm``."""
-    parts = []
-    for task in [*tasks(run), *balanced_tasks(run)]:
-        name = model_name(task["conditioning"], task.get("balance", "none"))
-        parts.append(ldm_unit(**task).load_table("curve.csv").assign(model=name, fold=task["fold"]))
+    parts = [unit.load_table("curve.csv").assign(model=str(name), fold=fold) for name, fold, unit in _trained(run)]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -393,7 +321,7 @@ def previews(run: Run, conditioning: str, fold: int) -> dict[int, np.ndarray]:
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 03 stands on."""
-    return autoencoder_units.units(run) + [ldm_unit(**task) for task in [*tasks(run), *balanced_tasks(run)]]
+    return autoencoder_units.units(run) + [unit for _, _, unit in _trained(run)]
 
 
 def claims(run: Run) -> list[dict[str, Any]]:
@@ -403,9 +331,9 @@ def claims(run: Run) -> list[dict[str, Any]]:
     for name in run.settings.ldm.conditionings:
         n = len(networks[networks["model"] == name])
         same = protocol.in_words(protocol.cohort(run) + protocol.models(run, [name], sampled=False))
-        steps, key = run.settings.ldm.steps, key_of("ldm.steps", name)
+        steps, key = run.settings.ldm.steps, artifacts.key_of("ldm.steps", name)
         text = f"training steps, {name} model"
-        rows.append(claim(key, text, steps, same, n=n, unit="steps", paper=20000))
+        rows.append(artifacts.claim(key, text, steps, same, n=n, unit="steps", paper=20000))
         last = table[table["model"] == name].groupby("fold")[["loss"]].agg(["first", "last"])["loss"]
         psnr = autoencoder_units.reconstruction_table(run, name).groupby("fold")["psnr"].mean()
         lost = autoencoder_units.reconstruction_distance(run, name)["frechet"]
@@ -414,6 +342,6 @@ def claims(run: Run) -> list[dict[str, Any]]:
             ("psnr", "reconstruction of held-out images", psnr, "dB PSNR"),
             ("frechet", "reconstructions against their held-out images", lost, "Frechet distance (EfficientNet-Lite0)"),
         ):
-            key = key_of(f"ldm.{part}", name)
-            rows.append(over_folds(key, f"{text}, {name} model", values, unit))
+            key = artifacts.key_of(f"ldm.{part}", name)
+            rows.append(artifacts.over_folds(key, f"{text}, {name} model", values, unit))
     return rows

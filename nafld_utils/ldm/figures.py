@@ -15,15 +15,7 @@ if TYPE_CHECKING:
 
 
 def loss_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
-    """Training and validation loss over steps, a thin line a fold and a bold mean a model.
-
-    Parameters
-    ----------
-    curves : pandas.DataFrame
-        ``model, fold, step, loss, validation`` of one model or several.
-    ax : Axes
-        Where to draw.
-    """
+    """Training and validation loss (`denoiser_units.curves`): a thin line per fold, a bold mean per model."""
     from matplotlib.lines import Line2D
 
     for name, part in curves.groupby("model", sort=False):
@@ -42,15 +34,7 @@ def loss_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def gan_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
-    """Losses of both networks of the GAN over steps, a thin line a fold.
-
-    Parameters
-    ----------
-    curves : pandas.DataFrame
-        ``fold, step, discriminator, generator``.
-    ax : Axes
-        Where to draw.
-    """
+    """Losses of both networks of the GAN over steps (`gan_units.curves`), a line per fold."""
     looks = {"discriminator": (COLORS["real"], ":"), "generator": (COLORS["gan"], "-")}
     for name, (color, dashes) in looks.items():
         for i, (_, part) in enumerate(curves.groupby("fold")):
@@ -65,19 +49,7 @@ _WORDS = {"loss": "training batch", "validation": "held-out patients"}
 
 
 def image_row(images: Sequence[np.ndarray], titles: Sequence[str], axes: Sequence[Axes], cmap: str = "gray") -> None:
-    """Show grey images (H, W) uint8 side by side, without axes; an empty title is left out.
-
-    Parameters
-    ----------
-    images : sequence of numpy.ndarray
-        As many as `axes`.
-    titles : sequence of str
-        One each.
-    axes : sequence of Axes
-        Where to draw.
-    cmap : str
-        Colour map; label maps use ``"viridis"``.
-    """
+    """Show grey images (H, W) uint8 side by side, without axes; an empty title is left out. Maps use ``"viridis"``."""
     for image, title, ax in zip(images, titles, axes, strict=True):
         top = 255 if cmap == "gray" else None
         ax.imshow(image, cmap=cmap, vmin=0, vmax=top)
@@ -85,19 +57,7 @@ def image_row(images: Sequence[np.ndarray], titles: Sequence[str], axes: Sequenc
 
 
 def mosaic(images: np.ndarray, n_columns: int, ax: Axes, title: str = "") -> Axes:
-    """Tile (n, H, W) uint8 images into one picture with thin gaps.
-
-    Parameters
-    ----------
-    images : numpy.ndarray, shape (n, H, W), uint8
-        Tiles in reading order.
-    n_columns : int
-        Tiles a row.
-    ax : Axes
-        Where to draw.
-    title : str
-        Title of the picture.
-    """
+    """Tile (n, H, W) uint8 images in reading order into one picture with thin gaps."""
     n, height, width = images.shape
     n_rows = -(-n // n_columns)
     canvas = np.full((n_rows * (height + 3), n_columns * (width + 3)), 255, np.uint8)
@@ -113,19 +73,7 @@ def mosaic(images: np.ndarray, n_columns: int, ax: Axes, title: str = "") -> Axe
 
 
 def reconstruction_error(table: pd.DataFrame, value: str, unit: str, ax: Axes) -> Axes:
-    """Distribution of PSNR or SSIM over held-out images, a box a fold.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        ``fold`` and `value`.
-    value : str
-        Column to draw.
-    unit : str
-        Label of the axis.
-    ax : Axes
-        Where to draw.
-    """
+    """Distribution of a column, PSNR or SSIM, over held-out images, a box per fold; `unit` labels the axis."""
     import seaborn as sns
 
     sns.boxplot(table, x="fold", y=value, color="#BBBBBB", width=0.5, fliersize=2, ax=ax)

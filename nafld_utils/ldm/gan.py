@@ -15,7 +15,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nafld_utils.artifacts import unit_seed
+from nafld_utils.ldm.autoencoder import to_uint8, to_unit
+from nafld_utils.ldm.resumable import State
 
 REVISION = ("gan", 1)
 LATENT = 64  # numbers an image is drawn from (choice)
@@ -64,14 +66,9 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latents, labels and noise to images.
+    """Latents, labels and noise to images of `image_size` pixels a side.
 
-    Parameters
-    ----------
-    image_size : int
-        Side in pixels.
-    base_channels, max_channels : int
-        Channels of the largest level, and of any.
+    `base_channels` are those of the largest level, `max_channels` the most of any.
     """
 
     def __init__(self, image_size: int, base_channels: int = 32, max_channels: int = 256):
@@ -155,47 +152,23 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @dataclass
-class Training:
-    """State of a training: what a checkpoint holds."""
+class Training(State):
+    """State of a training."""
 
     generator: Generator
     discriminator: Discriminator
-    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
+    both: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
     average: Generator
-    step: int = 0
-    seconds: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
 
-    def _parts(self) -> dict[str, nn.Module]:
+    separator, shown = "/", "generator"
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Both networks and the generator's running average."""
         return {"generator": self.generator, "discriminator": self.discriminator, "average": self.average}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights, running average and optimiser moments under flat names, on the CPU."""
-        out = {f"{key}/{name}": v for key, part in self._parts().items() for name, v in part.state_dict().items()}
-        for k, optimizer in enumerate(self.optimizers):
-            for i, state in optimizer.state_dict()["state"].items():
-                out |= {f"optimizer{k}/{i}/{name}": torch.as_tensor(value) for name, value in state.items()}
-        return {name: value.detach().cpu().contiguous().clone() for name, value in out.items()}
-
-    def facts(self) -> dict[str, Any]:
-        """What is not a tensor: step, seconds so far, loss curve."""
-        return {"step": self.step, "seconds": self.seconds, "curve": self.curve}
-
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Continue from `tensors` and `facts`."""
-        for key, part in self._parts().items():
-            own = {n.removeprefix(f"{key}/"): v for n, v in tensors.items() if n.startswith(f"{key}/")}
-            part.load_state_dict(own)
-        for k, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in tensors.items():
-                if name.startswith(f"optimizer{k}/"):
-                    _, index, entry = name.split("/")
-                    state.setdefault(int(index), {})[entry] = value
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
-        self.curve = [dict(row) for row in facts["curve"]]
+    def optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
+        """The generator's and the discriminator's."""
+        return {"optimizer0": (self.both[0], self.generator), "optimizer1": (self.both[1], self.discriminator)}
 
 
 def start_training(image_size: int, settings: Mapping[str, Any], seed: int, device: torch.device) -> Training:
@@ -223,22 +196,8 @@ def train(
 ) -> Iterator[Training]:
     """Train to `steps`, yielding the state after every step; resumes from ``training.step``.
 
-    Parameters
-    ----------
-    training : Training
-        From `start_training`, possibly restored.
-    images : numpy.ndarray, shape (n, S, S), uint8
-        Training patients' images, never held-out ones.
-    labels : numpy.ndarray, shape (n,)
-        0 or 1.
-    settings : mapping
-        The ``gan`` section.
-    steps : int
-        Where to stop; nothing is chosen by a held-out image.
-    seed : int
-        Root of all randomness.
-    device : torch.device
-        Where to train.
+    `images` are training patients' (n, S, S) uint8, never held-out ones, `labels` (n,) 0 or 1, `settings` is the
+    ``gan`` section. Nothing is chosen by a held-out image.
 
     Raises
     ------
@@ -251,9 +210,8 @@ def train(
         y = torch.arange(settings["batch_size"]) % N_CLASSES
         place = torch.rand(len(y), generator=generator, dtype=torch.float64).numpy()
         rows = [by_class[label][int(u * len(by_class[label]))] for label, u in zip(y.tolist(), place, strict=True)]
-        real = (torch.from_numpy(np.asarray(images[rows])).float()[:, None] / 127.5 - 1.0).to(device)
-        y = y.to(device)
-        row = {"step": training.step + 1, **_step(training, real, y, settings, generator)}
+        row = {"step": training.step + 1}
+        row |= _step(training, to_unit(images[rows]).to(device), y.to(device), settings, generator)
         if not all(map(math.isfinite, row.values())):
             raise FloatingPointError(
                 f"GAN training: the losses are {row} at step {training.step}; lower gan.learning_rate or raise"
@@ -270,7 +228,7 @@ def _step(
 ) -> dict[str, float]:
     """One update of the discriminator, one of the generator."""
     net, critic = training.generator, training.discriminator
-    optimize_net, optimize_critic = training.optimizers
+    optimize_net, optimize_critic = training.both
 
     def draw() -> Tensor:
         z = torch.randn(len(y), LATENT, generator=generator).to(real.device)
@@ -315,28 +273,12 @@ def _step(
 
 @torch.no_grad()
 def sample(network: Generator, labels: np.ndarray, seeds: list[int], device: torch.device) -> np.ndarray:
-    """Images from their own seeds.
-
-    Parameters
-    ----------
-    network : Generator
-        In eval mode.
-    labels : numpy.ndarray, shape (n,)
-        0 or 1.
-    seeds : list of int
-        One an image: image i depends on seed i and label i alone.
-    device : torch.device
-        Where to compute.
-
-    Returns
-    -------
-    numpy.ndarray, shape (n, S, S), uint8
-    """
+    """Images (n, S, S) uint8 of a network in eval mode: image i depends on seed i and label i alone."""
     out = []
     for label, seed in zip(labels, seeds, strict=True):
         generator = torch.Generator().manual_seed(int(seed))
         z = torch.randn(1, LATENT, generator=generator).to(device)
         noise = [torch.randn(1, *shape, generator=generator).to(device) for shape in network.noise_shapes()]
         image = network(z, torch.tensor([int(label)], device=device), noise)
-        out.append(((image[0, 0] + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
-    return np.stack(out)
+        out.append(to_uint8(image))
+    return np.concatenate(out)

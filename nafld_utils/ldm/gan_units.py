@@ -1,4 +1,4 @@
-"""Stage 03, the baseline: one GAN a fold, trained as long as the fold's diffusion model was. Opens and writes files."""
+"""Stage 03, the baseline: one GAN per fold, trained as long as the fold's diffusion model. Opens and writes files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from nafld_utils import artifacts, engine, preprocessing
 from nafld_utils.artifacts import Run, Unit, load_weights, over_folds, read_manifest, remembered, save_table, unit_seed
 from nafld_utils.ldm import autoencoder_units, denoiser_units, gan
+from nafld_utils.ldm.resumable import followed, on_cpu, resume
 
 NAME = "gan"
 TIMED_STEPS = 4  # choice: one with gradient penalties in four, as in training
@@ -23,7 +24,7 @@ NOT_READ = ("enabled", "checkpoint_every", "keep_checkpoints")
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a fold; none where ``gan.enabled`` is false."""
+    """One task per fold; none where ``gan.enabled`` is false."""
     return [{"run": run, "fold": fold} for fold in autoencoder_units.folds_of(run)] if run.settings.gan.enabled else []
 
 
@@ -71,17 +72,10 @@ def train_gan(run: Run, fold: int) -> None:
     size, seed = images.shape[1], unit_seed(run.settings.seed, "gan", fold)
     steps = settings["steps"] or _planned(run, unit, fold, images, labels, device)
     training = gan.start_training(size, settings, seed, device)
-    denoiser_units.resume(training, unit)
-    meter, started, before = (
-        engine.StepMeter(f"GAN fold {fold}", steps, training.step),
-        time.monotonic(),
-        training.seconds,
-    )
-    for state in gan.train(training, images, labels, settings, steps, seed, device):
-        state.seconds = before + time.monotonic() - started
-        meter(state.step, state.curve[-1]["generator"] if state.curve else float("nan"))
-        if state.step % settings["checkpoint_every"] == 0 and state.step < steps:
-            denoiser_units.checkpoint(state, unit, settings["keep_checkpoints"])
+    resume(training, unit)
+    train = gan.train(training, images, labels, settings, steps, seed, device)
+    for _ in followed(train, training, unit, f"GAN fold {fold}", steps, settings):
+        pass
     counts = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in (("generator", training.generator), ("discriminator", training.discriminator))
@@ -89,7 +83,7 @@ def train_gan(run: Run, fold: int) -> None:
     given = budget(run, fold) if settings["steps"] is None else None
     facts = {"steps": steps, "parameters": counts, "seconds_given": given, "seconds": training.seconds}
     with unit.writing(device=str(device), **facts) as folder:
-        tensors = {n: v.detach().cpu().contiguous() for n, v in training.average.state_dict().items()}
+        tensors = on_cpu(training.average.state_dict())
         save_file(tensors, folder / "averaged.safetensors", metadata={"fold": str(fold)})
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
 
@@ -140,13 +134,11 @@ def table(run: Run) -> pd.DataFrame:
     """
     rows = []
     for task in tasks(run):
-        manifest = read_manifest(gan_unit(**task).require().path)
-        given = manifest["seconds_given"]
-        row = {"fold": task["fold"], "steps": manifest["steps"], **manifest["parameters"]}
-        row |= {"seconds": manifest["seconds"], "seconds_given": given}
-        rows.append(
-            {**row, "ratio": manifest["seconds"] / given if given else float("nan"), "device": manifest["device"]}
-        )
+        made = read_manifest(gan_unit(**task).require().path)
+        row = {"fold": task["fold"], "steps": made["steps"], **made["parameters"]}
+        row |= {key: made[key] for key in ("seconds", "seconds_given")}
+        ratio = made["seconds"] / made["seconds_given"] if made["seconds_given"] else float("nan")
+        rows.append({**row, "ratio": ratio, "device": made["device"]})
     return pd.DataFrame(rows)
 
 

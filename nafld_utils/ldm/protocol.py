@@ -1,4 +1,4 @@
-"""How a run's diffusion models and their images differ from the paper's, in words for ``same_protocol``. Opens no file.
+"""How a run's diffusion models and their images differ from the paper's, in words. Opens no file.
 
 Contract: what is compared is what a model or an image depends on; parts of a batch, checkpoints, logs, previews and the
 precision of the arithmetic are not. A function returns what differs, an entry a matter; none is the paper's protocol.
@@ -40,16 +40,7 @@ def cohort(run: Run) -> list[str]:
 
 
 def models(run: Run, conditionings: Iterable[str], sampled: bool) -> list[str]:
-    """What differs in diffusion models: folds, networks, training, autoencoders, and sampling where `sampled`.
-
-    Parameters
-    ----------
-    run : Run
-    conditionings : iterable of {"semantic", "class"}
-        The models in question; settings of another one do not count.
-    sampled : bool
-        Whether the question is about images that they draw.
-    """
+    """What differs in models: folds, networks, training, autoencoders, and sampling where `sampled`."""
     paper, mine, found = params.load(params.BASE_PROFILE), run.settings, []
     folds, n_splits = autoencoder_units.folds_of(run), mine.folds.n_splits
     if (len(folds), n_splits) != (paper.folds.n_splits, paper.folds.n_splits):
@@ -83,3 +74,27 @@ def _first_stage(mine: Mapping[str, Any], paper: Mapping[str, Any], name: str) -
 def in_words(differences: list[str]) -> str:
     """``same_protocol`` of a claim: "yes", or "no: " and what differs."""
     return f"no: {'; '.join(differences)}" if differences else "yes"
+
+
+_READINGS = {
+    "tiny": "keeps structure and draws speckle anew: its speckle looks right and is never the same, so the error is"
+    " high wherever there is texture, and PSNR speaks of texture more than of organs",
+    "train": "was trained on the fold's training patients, at last to give texture its statistics rather than its"
+    " place, so PSNR speaks of texture more than of organs",
+    "random": "is untrained, for tests of the machinery: its images mean nothing",
+    "ready": "was trained elsewhere to repeat its input place by place; where the error is bright, it loses what these"
+    " images hold",
+}
+
+
+def reading(run: Run) -> list[str]:
+    """One sentence per distinct autoencoder on what its reconstructions show, by where it comes from."""
+    lines = []
+    for name, users in autoencoder_units.shared(run).items():
+        settings = run.settings.section(f"autoencoder.{name}")
+        kind, source = settings["kind"], settings["source"]
+        what = "random" if source == "random" else "tiny" if kind == "tiny" else source
+        which = "The small autoencoder" if kind == "tiny" else f"The {kind.upper()} autoencoder"
+        model = f"{' and '.join(users)} model{'s' * (len(users) > 1)}"
+        lines.append(f"{which} of the {model} ({source}) {_READINGS.get(what, _READINGS['ready'])}.")
+    return lines

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,16 +26,11 @@ REVISION = ("sampling", 3)
 
 
 def build_sampler(options: Mapping[str, Any], scheduler: str = "ddim") -> Any:
-    """A diffusers sampler.
+    """A diffusers sampler for a schedule (`denoiser.schedule_options`): ddim, dpmsolver++ or unipc.
 
-    Parameters
-    ----------
-    options : mapping
-        From `denoiser.schedule_options`.
-    scheduler : {"ddim", "dpmsolver++", "unipc"}
-        DDIM as the original latent diffusion code walks it: timesteps 999, 997, ... 1 at 500 steps [paper]; or a
-        multistep solver of second order, which needs 20 to 50 steps. Choice: those start from the last timestep
-        ("trailing"), where the noise is that of training.
+    DDIM walks as the original latent diffusion code: timesteps 999, 997, ... 1 at 500 steps [paper]. The others are
+    multistep solvers of second order, which need 20 to 50 steps. Choice: those start from the last timestep
+    ("trailing"), where the noise is that of training.
     """
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
@@ -74,77 +70,84 @@ def predict(
     return guided(conditional, unconditional, guidance)
 
 
+@dataclass(frozen=True)
+class Walk:
+    """How a latent is drawn.
+
+    Attributes
+    ----------
+    steps : int
+    eta : float
+        DDIM only: 0 is deterministic, 1 adds the noise of the ancestral sampler.
+    guidance : float
+        At least 1; 1.2 in the paper.
+    null : bool
+        Drop every condition, to show what the condition does.
+    scheduler : {"ddim", "dpmsolver++", "unipc"}
+    precision : {"fp32", "tf32", "bf16"}
+        Of the network on a GPU; the sampler always computes in fp32.
+    """
+
+    steps: int
+    eta: float
+    guidance: float
+    null: bool = False
+    scheduler: str = "ddim"
+    precision: str = "fp32"
+
+    def check(self, timesteps: int) -> None:
+        """Refuse steps that a schedule of so many timesteps does not have, or that DDIM cannot walk."""
+        is_even = self.scheduler != "ddim" or ddim_strides(self.steps, timesteps)
+        if not (1 <= self.steps <= timesteps and is_even):
+            raise ValueError(
+                f"sampling.steps must be 1 to {timesteps}, and with ddim equal strides through {timesteps} timesteps,"
+                f" as 20, 50, 250 and 500 of 1000 are; got {self.steps} with {self.scheduler}."
+            )
+
+
 def sample(
     denoiser: nn.Module,
-    options: Mapping[str, Any],
+    schedule: Mapping[str, Any],
     conditions: torch.Tensor,
     seeds: Sequence[int],
     latent_shape: tuple[int, int, int],
-    steps: int,
-    eta: float,
-    guidance: float,
     device: torch.device,
-    null: bool = False,
-    scheduler: str = "ddim",
-    precision: str = "fp32",
+    **walk: Any,
 ) -> torch.Tensor:
-    """Draw one latent for every seed.
+    """Draw one scaled latent for every seed, (N, C, h, w) float32 on `device`.
 
     Parameters
     ----------
     denoiser : torch.nn.Module
         Semantic or class denoiser.
-    options : mapping
+    schedule : mapping
         From `denoiser.schedule_options`; the same as in training.
     conditions : torch.Tensor
         (N, M, M) maps or (N,) labels.
     seeds : sequence of int, length N
-        One seed an image.
     latent_shape : tuple of int
         C, h, w.
-    steps : int
-        Sampler steps.
-    eta : float
-        DDIM only: 0 is deterministic, 1 adds the noise of the ancestral sampler.
-    guidance : float
-        At least 1; 1.2 in the paper.
     device : torch.device
-        Where to compute.
-    null : bool
-        Drop every condition, to show what the condition does.
-    scheduler : {"ddim", "dpmsolver++", "unipc"}
-        See `build_sampler`.
-    precision : {"fp32", "tf32", "bf16"}
-        Of the network on a GPU; the sampler always computes in fp32.
-
-    Returns
-    -------
-    torch.Tensor, shape (N, C, h, w)
-        Scaled latents, float32, on `device`.
+    **walk
+        Fields of `Walk`.
 
     Raises
     ------
     ValueError
-        Numbers of seeds and conditions differ, more steps than the schedule has, or steps that DDIM cannot walk
-        (`params.ddim_strides`).
+        Numbers of seeds and conditions differ, or what `Walk.check` refuses.
     """
+    way = Walk(**walk)
     if len(seeds) != len(conditions):
         raise ValueError(f"sample: expected one condition a seed, found {len(conditions)} and {len(seeds)}.")
-    timesteps = options["num_train_timesteps"]
-    if not 1 <= steps <= timesteps or (scheduler == "ddim" and not ddim_strides(steps, timesteps)):
-        raise ValueError(
-            f"sampling.steps must be 1 to {timesteps}, and with ddim equal strides through {timesteps} timesteps, as"
-            f" 20, 50, 250 and 500 of 1000 are; got {steps} with {scheduler}."
-        )
+    way.check(schedule["num_train_timesteps"])
     denoiser.eval()
     drawn = []
     for rows in groups(len(seeds), len(seeds), device):
         generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
-        sampler = build_sampler(options, scheduler)
-        sampler.set_timesteps(steps, device=device)
-        with arithmetic(precision, device), autocast(precision, device):
-            z = _walk(denoiser, sampler, conditions[rows].to(device), generators, latent_shape, eta, guidance, null)
-        drawn.append(z)
+        sampler = build_sampler(schedule, way.scheduler)
+        sampler.set_timesteps(way.steps, device=device)
+        with arithmetic(way.precision, device), autocast(way.precision, device):
+            drawn.append(_walk(denoiser, sampler, conditions[rows].to(device), generators, latent_shape, way))
     return torch.cat(drawn)[: len(seeds)]
 
 
@@ -154,20 +157,19 @@ def _walk(
     conditions: torch.Tensor,
     generators: Sequence[torch.Generator],
     latent_shape: tuple[int, int, int],
-    eta: float,
-    guidance: float,
-    null: bool,
+    way: Walk,
 ) -> torch.Tensor:
     """All steps of one group, (n, C, h, w) float32."""
     device = conditions.device
     z = _noise(generators, latent_shape, device) * sampler.init_noise_sigma
     is_ddim = "eta" in inspect.signature(sampler.step).parameters
     for t in sampler.timesteps:
-        predicted = predict(denoiser, z, t, conditions, guidance, null)
-        noise = {}
+        predicted = predict(denoiser, z, t, conditions, way.guidance, way.null)
+        extra = {}
         if is_ddim:
-            noise = {"eta": eta, "variance_noise": _noise(generators, latent_shape, device) if eta > 0 else None}
-        z = sampler.step(predicted, t, z, **noise).prev_sample
+            noise = _noise(generators, latent_shape, device) if way.eta > 0 else None
+            extra = {"eta": way.eta, "variance_noise": noise}
+        z = sampler.step(predicted, t, z, **extra).prev_sample
     return z
 
 
@@ -176,15 +178,7 @@ def _noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int], d
 
 
 def gaussian_latents(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-    """Independent Gaussian latents with the mean and standard deviation of each latent element; a ceiling, not a model.
-
-    Parameters
-    ----------
-    latents : torch.Tensor, shape (N, C, h, w)
-        Scaled latents of training images.
-    seeds : sequence of int
-        One seed an image.
-    """
+    """Gaussian latents (one per seed) with mean and SD of each element of latents (N, C, h, w); a ceiling, no model."""
     mean, std = latents.mean(dim=0), latents.std(dim=0)
     return torch.stack(
         [mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(s)) for s in seeds]

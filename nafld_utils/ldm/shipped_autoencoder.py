@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from nafld_utils import cohort, images, networks, params
 from nafld_utils.artifacts import replacing, save_json, unit_seed
@@ -27,12 +26,7 @@ FIRST_SEED = 9000
 
 
 def training_images(n_patients: int, image_size: int, crops: int, seed: int = FIRST_SEED) -> np.ndarray:
-    """Random resized crops of simulated frames as the demo's stage 02 makes them.
-
-    Returns
-    -------
-    numpy.ndarray, shape (n_patients * 2 * crops, image_size, image_size), uint8
-    """
+    """Random resized crops, (n_patients * 2 * crops, S, S) uint8, of simulated frames as in the demo's stage 02."""
     settings = params.load("demo", {"preprocess.image_size": image_size}).preprocess
     cohort = simulate(n_patients, seed, n_frames=2)
     pictures = []
@@ -46,45 +40,32 @@ def training_images(n_patients: int, image_size: int, crops: int, seed: int = FI
 
 
 def train(images: np.ndarray, steps: dict[str, int], seed: int = FIRST_SEED) -> autoencoder.FirstStage:
-    """Train the small autoencoder through the phases in `steps`; prints its progress."""
+    """Train the small autoencoder through the phases in `steps`; prints its progress every hundred steps."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = autoencoder.build("tiny")
-    features = autoencoder_training.feature_maps(networks.load("tf_efficientnet_lite2", "bundled"))
-    for phase, n in steps.items():
-        stage = train_phase(images, model, features, phase, n, seed)
-    return stage
 
+    def seed_of(phase: str, step: int) -> int:
+        return unit_seed(seed, "shipped", phase, step)
 
-def train_phase(
-    images: np.ndarray, model: nn.Module, features: Any, phase: str, steps: int, seed: int = FIRST_SEED
-) -> autoencoder.FirstStage:
-    """One phase of `autoencoder_training.PHASES`; a progress line every hundred steps."""
-    started = time.monotonic()
+    def printing(phase: autoencoder_training.Phase) -> Callable[[int, float], None]:
+        started = time.monotonic()
 
-    def report(step: int, loss: float) -> None:
-        if step % 100 == 0:
-            print(f"{phase}: step {step}/{steps}, loss {loss:.4f}, {time.monotonic() - started:.0f} s", flush=True)
+        def report(step: int, loss: float) -> None:
+            if step % 100 == 0:
+                seconds = time.monotonic() - started
+                print(f"{phase.name}: step {step}/{phase.steps}, loss {loss:.4f}, {seconds:.0f} s", flush=True)
 
-    seeds = (unit_seed(seed, "shipped", phase, step) for step in range(steps))
-    return autoencoder_training.train(
-        images, model, "tiny", features, seeds, steps, torch.device("cpu"), phase, report=report
-    )[0]
+        return report
+
+    phases = [autoencoder_training.Phase(name, n) for name, n in steps.items()]
+    return autoencoder_training.train_phases(images, model, "tiny", phases, seed_of, torch.device("cpu"), printing)[0]
 
 
 def patch_pca(training: np.ndarray, images: np.ndarray, side: int = 8, components: int = 4) -> np.ndarray:
-    """Images rebuilt from the first principal components of their patches: as many numbers as the latents have.
+    """Images (M, S, S) uint8 rebuilt from the first principal components of the patches of `training` images.
 
-    Parameters
-    ----------
-    training, images : numpy.ndarray, shapes (N, S, S) and (M, S, S), uint8
-        Images the components come from, and images to rebuild.
-    side, components : int
-        Pixels a side of a patch, and components kept.
-
-    Returns
-    -------
-    numpy.ndarray, shape (M, S, S), uint8
+    Four components of 8 x 8 pixels are as many numbers as the latents have.
     """
 
     def patches(some: np.ndarray) -> np.ndarray:
@@ -104,10 +85,7 @@ def patch_pca(training: np.ndarray, images: np.ndarray, side: int = 8, component
 def measure(stage: autoencoder.FirstStage, image_size: int = 128, n_patients: int = 60) -> pd.DataFrame:
     """What the autoencoder keeps of other simulated patients, beside patch PCA and beside still other patients.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``images, psnr`` (dB), ``ssim, frechet`` (EfficientNet-Lite0, to the images they were made from).
+    ``images, psnr`` (dB), ``ssim, frechet`` (EfficientNet-Lite0, to the images they were made from).
     """
     training, held_out, others = (
         training_images(n_patients, image_size, 1, FIRST_SEED + offset) for offset in (0, 3000, 4000)

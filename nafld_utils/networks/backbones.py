@@ -6,7 +6,7 @@ deviation. No file is opened here; `load` is `nafld_utils.networks.backbone_weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,19 +34,7 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def to_input(images: np.ndarray | Tensor, name: str) -> Tensor:
-    """Grey images as input of a network.
-
-    Parameters
-    ----------
-    images : (N, H, W) uint8, or float in [-1, 1]
-        Grey levels.
-    name : str
-        timm name.
-
-    Returns
-    -------
-    (N, 3, H, W) float32 Tensor
-        Normalised by the network's own mean and standard deviation, on the device of `images`.
+    """Grey images (N, H, W), uint8 or float in [-1, 1], as (N, 3, H, W) float32 normalised for a timm network.
 
     Raises
     ------
@@ -71,14 +59,8 @@ def to_input(images: np.ndarray | Tensor, name: str) -> Tensor:
 class Decoder(nn.Module):
     """Input of a trained part from a batch as it is stored: features as float32, grey pixels as `to_input` has them.
 
-    Parameters
-    ----------
-    name : str
-        timm name, which fixes the normalisation.
-
-    Notes
-    -----
-    Its constants are moved to the device once: a batch causes no copy from the host.
+    `name` is timm's and fixes the normalisation; its constants are moved to the device once, so a batch causes no copy
+    from the host.
     """
 
     def __init__(self, name: str):
@@ -103,13 +85,7 @@ def channels_last(batch: Tensor) -> Tensor:
 
 
 def stages(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """The modules of a ResNet or EfficientNet in order of computation, by the stage's name; the last one is ``head``.
-
-    Raises
-    ------
-    ValueError
-        The network is of another family.
-    """
+    """The modules of a ResNet or EfficientNet in order of computation, by stage; the last one is ``head``."""
     if hasattr(model, "layer4"):
         parts = {"stem": [model.conv1, model.bn1, model.act1, model.maxpool]}
         parts |= {f"layer{i}": [getattr(model, f"layer{i}")] for i in range(1, 5)}
@@ -134,7 +110,7 @@ def split(model: nn.Module, name: str, freeze: str = "paper") -> tuple[nn.Sequen
     freeze : str
         ``"paper"`` (ResNet: stem and layer1-3; EfficientNet: stem and the first five stages of blocks), ``"all"``
         (only the last linear layer is trained, on pooled features), ``"none"``, or the last frozen stage, e.g.
-        ``"layer2"``.
+        ``"layer2"``; ValueError names the nearest of an unknown one.
 
     Returns
     -------
@@ -142,11 +118,6 @@ def split(model: nn.Module, name: str, freeze: str = "paper") -> tuple[nn.Sequen
         Without gradients and in eval mode, BatchNorm included (choice: the paper is silent).
     tail : torch.nn.Sequential
         Trainable, in eval mode; ends with the linear layer.
-
-    Raises
-    ------
-    ValueError
-        `freeze` names no stage of this network that can be frozen (the nearest is named).
     """
     parts = stages(model)
     names = list(parts)[:-1]
@@ -167,7 +138,7 @@ def split(model: nn.Module, name: str, freeze: str = "paper") -> tuple[nn.Sequen
 
 
 def inference_batch(device: torch.device | str) -> int:
-    """Images at once: few on a CPU, whose caches hold the activations of 16 but not of 64 (half the time an image)."""
+    """Images at once: few on a CPU, whose caches hold the activations of 16 but not of 64 (half the time per image)."""
     return 256 if torch.device(device).type == "cuda" else 16
 
 
@@ -178,25 +149,18 @@ def features(
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
 ) -> np.ndarray:
-    """Pooled features of the layer before the head.
+    """Features (N, d) float32 of the layer before the head: d is 1280 for EfficientNet-Lite and 2048 for ResNet-50.
 
     Parameters
     ----------
     model : torch.nn.Module
         From `load`; moved to `device` and to channels-last layout (faster, the same numbers).
     images : (N, H, W) uint8, or float in [-1, 1]
-        Grey images.
     name : str
         timm name, which fixes the normalisation.
     device : torch.device or str
-        Where to compute.
     batch_size : int, optional
         Images at once; does not change the features beyond rounding. None is `inference_batch`.
-
-    Returns
-    -------
-    (N, d) float32
-        d is 1280 for EfficientNet-Lite and 2048 for ResNet-50.
     """
 
     def pooled(batch: Tensor) -> Tensor:
@@ -224,10 +188,8 @@ def _infer(
     model.eval().to(device=device, memory_format=torch.channels_last)
     batch_size = batch_size or inference_batch(device)
     with torch.inference_mode(), arithmetic("fp32", device):
-        parts = [function(batch.to(device)).float().cpu() for batch in _batches(images, name, batch_size)]
+        parts = []
+        for start in range(0, len(images), batch_size):
+            batch = channels_last(to_input(images[start : start + batch_size], name))
+            parts.append(function(batch.to(device)).float().cpu())
     return torch.cat(parts).numpy()
-
-
-def _batches(images: np.ndarray | Tensor, name: str, batch_size: int) -> Iterator[Tensor]:
-    for start in range(0, len(images), batch_size):
-        yield channels_last(to_input(images[start : start + batch_size], name))

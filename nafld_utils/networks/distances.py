@@ -17,7 +17,7 @@ REVISION = ("quality", 1)
 
 
 def frechet_distance(a: Any, b: Any, names: tuple[str, str] = ("the first set", "the second set")) -> float:
-    """Squared Frechet distance between Gaussians fitted to two sets of features.
+    """Squared Frechet distance between Gaussians fitted to two sets of features (Eq. 6 of Heusel et al.).
 
     Parameters
     ----------
@@ -36,11 +36,6 @@ def frechet_distance(a: Any, b: Any, names: tuple[str, str] = ("the first set", 
     ------
     ValueError
         A set is not a matrix, has fewer than two rows or a value that is not finite; or widths differ.
-
-    Notes
-    -----
-    Eq. 6 of Heusel et al. With centred matrices A and B, the trace of the root of the product of covariances is the
-    sum of the singular values of A Bᵀ / sqrt((n - 1)(m - 1)), in float64: no root of a singular d x d matrix.
 
     Examples
     --------
@@ -70,29 +65,9 @@ def kernel_distance(
 ) -> float:
     """Kernel distance: unbiased squared MMD with the kernel (x·y/d + 1)³, mean over random subsets (torch-fidelity).
 
-    Parameters
-    ----------
-    a, b : array, shapes (n, d) and (m, d)
-        Features.
-    n_subsets : int
-        Subsets averaged over.
-    subset_size : int
-        Images a subset, drawn without replacement; the smaller set's size where that is less, which changes the
-        spread of the estimate and not its expectation.
-    seed : int
-        Draws the subsets.
-    names : tuple of str
-        What the sets are called in an error.
-
-    Returns
-    -------
-    float
-        May be slightly negative for like sets.
-
-    Raises
-    ------
-    ValueError
-        As `frechet_distance`.
+    `subset_size` images per subset, drawn without replacement; the smaller set's size where that is less, which changes
+    the spread of the estimate and not its expectation. May be slightly negative for like sets. Refuses what
+    `frechet_distance` refuses.
     """
     import torch
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
@@ -106,28 +81,10 @@ def kernel_distance(
 
 
 def inception_score(logits: Any, splits: int = 1, seed: int = 0, name: str = "the set") -> float:
-    """Score exp(E KL(p(y|x) || p(y))) of class logits, mean over equal splits (torch-fidelity).
+    """Score exp(E KL(p(y|x) || p(y))) of class logits (n, C) from `extract`, 1 to C, mean over equal splits.
 
-    Parameters
-    ----------
-    logits : array, shape (n, C)
-        From `extract`; only Inception-v3's give the Inception Score.
-    splits : int
-        Choice: 1, since the folds already repeat the measurement and every split sees fewer images.
-    seed : int
-        Shuffles the images before splitting.
-    name : str
-        What the set is called in an error.
-
-    Returns
-    -------
-    float
-        From 1 (every image alike, or every image ambiguous) to C.
-
-    Raises
-    ------
-    ValueError
-        Not a matrix, not finite, or fewer than two images a split.
+    Only Inception-v3's logits give the Inception Score. Choice: one split, since the folds already repeat the
+    measurement and every split sees fewer images; `seed` shuffles the images before.
     """
     import torch
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric

@@ -36,15 +36,7 @@ METRICS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """A frozen ImageNet network and the names its metrics may carry.
-
-    Attributes
-    ----------
-    network : str
-        Name of the network in text.
-    width : int
-        Number of features an image.
-    """
+    """A frozen ImageNet network, its number of features per image, and the names its metrics may carry."""
 
     network: str
     width: int
@@ -69,14 +61,7 @@ FEATURES: dict[str, FeatureKind] = {
 
 
 def checked_images(images: Any, name: str = "the set") -> np.ndarray:
-    """A set of grey 8-bit images as an array (N, S, S), without copying it.
-
-    Parameters
-    ----------
-    images : array or sequence of arrays
-        Meant to be (N, S, S) uint8, N > 0; a memory map stays one.
-    name : str
-        What the set is called in an error.
+    """A set of grey 8-bit images as an array (N, S, S), without copying it: a memory map stays one.
 
     Raises
     ------
@@ -111,7 +96,7 @@ def extract(
     batch_size: int = 64,
     name: str = "the set",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features and class logits of images from a frozen ImageNet network.
+    """Pooled features (N, d) and class logits (N, C), float32, of images from a frozen ImageNet network.
 
     Parameters
     ----------
@@ -119,22 +104,15 @@ def extract(
         Grey images; the channel is repeated.
     kind : {"inception", "lite0", "lite1", "random"}
         Key of `FEATURES`. Inception-v3 is the TensorFlow network of the published FID with its own bilinear resize to
-        299 pixels and without its bias (torchmetrics' ``antialias=False``); Lite0 and Lite1 see the images at their
-        own size.
+        299 pixels and without its bias (torchmetrics' ``antialias=False``), C is 1008; Lite0 and Lite1 see the images
+        at their own size, C is 1000.
     weights : str, optional
         Path of Inception-v3's weight file; None downloads it once. Lite's weights are installed with packages.
     device : torch.device or str
-        Where to compute.
     batch_size : int
         Images at once, read as they are needed from a memory map; does not change the result beyond rounding.
     name : str
         What the set is called in an error.
-
-    Returns
-    -------
-    features : numpy.ndarray, shape (N, d), float32
-    logits : numpy.ndarray, shape (N, C), float32
-        C is 1008 (Inception-v3) or 1000 (Lite).
 
     Raises
     ------
@@ -195,18 +173,7 @@ def _network(kind: str, weights: str | None, device: str) -> Any:
 
 
 def inception_file(path: str | None = None) -> Path:
-    """Weight file of the published FID's Inception-v3: the given one, or torch-fidelity's download.
-
-    Parameters
-    ----------
-    path : str, optional
-        A local copy; its content is compared where it is opened.
-
-    Raises
-    ------
-    ValueError
-        No file there and no network, or a download of other content.
-    """
+    """Weight file of the published FID's Inception-v3: the given one, or torch-fidelity's download."""
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 

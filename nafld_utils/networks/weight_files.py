@@ -13,23 +13,10 @@ from nafld_utils.artifacts import file_sha256
 
 
 def read(path: str | Path, sha256: str | None, stated: str, advice: str) -> Any:
-    """Tensors of a file in torch's format, on the CPU.
+    """Tensors of a file in torch's format, by name, on the CPU.
 
-    Parameters
-    ----------
-    path : str or Path
-        The file; it is there.
-    sha256 : str or None
-        Its SHA-256 in hex as its source states it; None where none is known, which is refused.
-    stated : str
-        Where that SHA-256 is from, for the message.
-    advice : str
-        What to do about another content.
-
-    Returns
-    -------
-    dict
-        What the file holds, by name.
+    `sha256` is what its source states, in hex, None where none is known, which is refused. `stated` says where it is
+    from, and `advice` what to do about another content.
 
     Raises
     ------

@@ -8,7 +8,7 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="arms declared fields generators loading merging sections settings".split(),
+    submodules="arms declared fields generators loading merging sections set_names settings".split(),
     submod_attrs={
         "arms": "BASELINES FILTERED REAL TRADITIONAL parse".split(),
         "declared": "agreement as_yaml differences protocol".split(),
@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "loading": "DEFAULT_PROFILE load".split(),
         "merging": "BASE_PROFILE flat listed parse_overrides".split(),
         "sections": "CohortSettings EngineSettings ExperimentSettings PLAIN PreprocessSettings TuringSettings".split(),
+        "set_names": "SET_KINDS SetName".split(),
         "settings": "STAGE_SECTIONS Settings".split(),
     },
 )

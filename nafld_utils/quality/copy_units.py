@@ -16,6 +16,7 @@ from nafld_utils import engine, ldm, preprocessing, sampling, statistics
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_array, save_json, save_table, unit_seed
 from nafld_utils.images import resize_box
 from nafld_utils.networks import extract
+from nafld_utils.params import SetName
 from nafld_utils.quality import copies
 from nafld_utils.quality.copies import MEASURES, STATISTICS
 
@@ -28,7 +29,7 @@ NO_COPY = "no measure that counts finds a training patient this near"
 
 def conditioning_of(run: Run, generator: str) -> str:
     """Model whose autoencoder measures a generator's images: its own; a baseline's is that of the model beside it."""
-    name = ldm.reference(run) if generator in sampling.BASELINES else ldm.split_name(generator)[0]
+    name = ldm.reference(run) if generator in sampling.BASELINES else SetName.of(generator).conditioning
     return ldm.owner(run, name)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from nafld_utils.params import SetName
 from nafld_utils.views import COLORS, bare, color_of, picture
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def patient_curves(rows: pd.DataFrame, curves: pd.DataFrame, ax: Axes) -> Axes:
         if not len(part) or not np.isfinite(row["infinite"]):
             continue
         sizes |= set(part["n_patients"].astype(int))
-        color, dashes = color_of(row["model"]), "--" if row["model"].endswith("_balanced") else "-"
+        color, dashes = color_of(row["model"]), "--" if SetName.of(row["model"]).is_balanced else "-"
         x = 1.0 / part["n_patients"]
         ax.plot(x, part["value"], "o", color=color, ms=4, label=WORDS[row["model"]])
         fit = np.polyfit(x, part["value"], 1) if len(part) > 1 else [0.0, row["infinite"]]
@@ -170,7 +171,7 @@ def copy_shares(summary: pd.DataFrame, ax: Axes) -> Axes:
     """
     place = _named_rows(ax, [WORDS.get(name, name) for name in summary["set"]])
     for y, row in zip(place, summary.to_dict("records"), strict=True):
-        color = color_of(row["set"]) if row["set"].removesuffix("_balanced") in COLORS else COLORS["real"]
+        color = color_of(row["set"]) if SetName.of(row["set"]).conditioning in COLORS else COLORS["real"]
         ax.barh(y, row["copy"], height=0.6, color=color)
         ax.plot([row["low"], row["high"]], [y, y], color="black", lw=1.3)
     look = {"color": "black", "mfc": "white", "ms": 5, "ls": "none"}

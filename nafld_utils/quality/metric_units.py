@@ -10,6 +10,7 @@ import pandas as pd
 
 from nafld_utils import engine, ldm, networks, sampling
 from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, remembered, save_table, unit_seed
+from nafld_utils.params import SetName
 from nafld_utils.quality import metric_tables
 from nafld_utils.quality.metric_tables import FeatureSet
 from nafld_utils.sampling import NOISE, REAL, TRADITIONAL
@@ -106,7 +107,7 @@ def role_of(generator: str) -> str:
 
 def labels_of(run: Run, name: str, fold: int) -> np.ndarray | None:
     """Labels of a set; none of noise, nor of Gaussian latents, which have the moments of all training images."""
-    if name == NOISE or name.startswith("gaussian_"):
+    if name == NOISE or not SetName.of(name).has_labels:
         return None
     return sampling.drawn_table(run, name, fold)["label"].to_numpy()
 
@@ -235,15 +236,14 @@ def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
         best = part.loc[getattr(part["mean"], pick)()]
         text = f"{names[metric]}, {word} of all models and classes (here {best['model']}, {best['class']})"
         paper = _PAPER_EXTREMES[metric] if comparable(run) else None
-        same = protocol_difference(run, ldm.split_name(best["model"])[0])
+        same = protocol_difference(run, SetName.of(best["model"]).conditioning)
         rows.append(of_row(f"quality.{metric}.{word}", text, best, same, paper=paper))
         for row in part.to_dict("records"):
-            conditioning, balance = ldm.split_name(row["model"])
-            same, paper = UNSTATED, None
-            if balance != "none":
-                same = protocol_difference(run, conditioning)
+            name, same, paper = SetName.of(row["model"]), UNSTATED, None
+            if name.is_balanced:
+                same = protocol_difference(run, name.conditioning)
                 if comparable(run):
-                    paper = _PAPER_BALANCED[metric][conditioning][class_names.index(row["class"])]
+                    paper = _PAPER_BALANCED[metric][name.conditioning][class_names.index(row["class"])]
             key = key_of(f"quality.{metric}", row["model"], class_part(run, row["class"]))
             rows.append(of_row(key, f"{names[metric]}, {row['model']} model, {row['class']}", row, same, paper=paper))
     others = intervals[(intervals["metric"] == "frechet") & (intervals["class"] == metric_tables.BOTH)]

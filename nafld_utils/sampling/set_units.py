@@ -1,13 +1,14 @@
 """Stage 04: synthetic sets, one unit per model and fold, and the sets they are judged against. Opens and writes files.
 
-Contract: a set has a name, ``[prefix_]generator``: its generator's, after the prefix of `KINDS` where it is one of the
-sets that the others are judged against, e.g. ``class_balanced``, ``null_class``. `open_set` opens it by that name.
+Contract: a set has a name, ``[prefix_]generator``: its generator's, after the prefix of `SET_KINDS` where it is one
+of the sets that the others are judged against, e.g. ``class_balanced``, ``null_class``. `open_set` opens it by that
+name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,8 @@ import torch
 
 from nafld_utils import engine, images, ldm, preprocessing
 from nafld_utils.artifacts import Run, Unit, checkpoints, create_array, read_manifest, remembered, unit_seed
+from nafld_utils.params import SET_KINDS, SetName
 
-# Prefix of a set's name to the kind of its unit; the generators themselves carry their own name alone.
-KINDS = {
-    "": "synthetic",
-    "null_": "synthetic_null",
-    "untrained_": "synthetic_untrained",
-    "gaussian_": "synthetic_gaussian",
-}
 Painter = Callable[[pd.DataFrame, np.ndarray], np.ndarray]
 Drawer = Callable[[pd.DataFrame, np.ndarray], torch.Tensor]
 
@@ -76,16 +71,14 @@ class Synthetic:
 
 def generators(run: Run) -> list[str]:
     """Names of what draws synthetic sets: models, their balanced twins, the baselines."""
-    balanced = [ldm.model_name(task["conditioning"], task["balance"]) for task in ldm.balanced_tasks(run)]
+    balanced = [str(SetName(task["conditioning"], task["balance"])) for task in ldm.balanced_tasks(run)]
     models = run.settings.ldm.conditionings
     return [*models, *dict.fromkeys(balanced), *(name for name in run.settings.generators if name in BASELINES)]
 
 
 def task_of(run: Run, name: str, fold: int) -> dict[str, Any]:
     """Keyword arguments that stand for the set of a name in the functions of this module."""
-    prefix = next((p for p in KINDS if p and name.startswith(p)), "")
-    conditioning, balance = ldm.split_name(name.removeprefix(prefix))
-    return {"run": run, "conditioning": conditioning, "fold": fold, "kind": KINDS[prefix], "balance": balance}
+    return {"run": run, "fold": fold, **asdict(SetName.of(name))}
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
@@ -93,7 +86,7 @@ def tasks(run: Run) -> list[dict[str, Any]]:
     folds = ldm.folds_of(run)
     found = [task_of(run, name, fold) for name in generators(run) for fold in folds]
     return found + [
-        {**task, "kind": kind} for kind in list(KINDS.values())[1:] for task in ldm.autoencoder_units.tasks(run)
+        {**task, "kind": kind} for kind in list(SET_KINDS.values())[1:] for task in ldm.autoencoder_units.tasks(run)
     ]
 
 
@@ -110,9 +103,9 @@ def _count(run: Run, kind: str) -> int:
 
 @remembered
 def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "synthetic", balance: str = "none") -> Unit:
-    """Unit of a set; `kind` is a value of `KINDS`. Sets of several sizes lie side by side."""
-    if kind not in KINDS.values():
-        raise ValueError(f"synthetic set {kind!r}: expected one of {', '.join(KINDS.values())}.")
+    """Unit of a set; `kind` is a value of `SET_KINDS`. Sets of several sizes lie side by side."""
+    if kind not in SET_KINDS.values():
+        raise ValueError(f"synthetic set {kind!r}: expected one of {', '.join(SET_KINDS.values())}.")
     kind = "synthetic" if conditioning in BASELINES else kind
     n, warp = _count(run, kind), run.settings.preprocess
     settings = {"n": n, "seed": run.settings.seed, "fold": fold}
@@ -129,7 +122,7 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
             made_by = ldm.ldm_unit(run, conditioning, fold, balance)
         if kind == "synthetic_untrained":
             settings["network"] = run.settings.section(f"ldm.{conditioning}")
-    keys = ldm.model_name(conditioning, balance), f"fold{fold}", f"n{n:05d}"
+    keys = str(SetName(conditioning, balance)), f"fold{fold}", f"n{n:05d}"
     inputs = [made_by, preprocessing.preprocess_unit(run)]
     return run.unit(kind, *keys, settings=settings, inputs=inputs, modules=modules)
 
@@ -148,7 +141,7 @@ def draw_conditions(
     """
     seeds = [unit_seed(run.settings.seed, "synthetic", conditioning, fold, i) for i in range(n)]
     table = pd.DataFrame({"index": range(n), "seed": seeds}).assign(conditioning=conditioning, fold=fold)
-    table["synthetic_id"] = [f"{ldm.model_name(conditioning, balance)}_f{fold}_{i:05d}" for i in range(n)]
+    table["synthetic_id"] = [f"{SetName(conditioning, balance)}_f{fold}_{i:05d}" for i in range(n)]
     if conditioning != "semantic":  # the class model and the baselines
         table = table.assign(label=table["index"] % 2, source_patient=-1, source_image="")
         return table, np.array(table["label"], dtype=np.int64)

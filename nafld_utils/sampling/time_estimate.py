@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nafld_utils import engine, ldm, preprocessing
+from nafld_utils import engine, ldm, params, preprocessing
 from nafld_utils.artifacts import Run, Unit
 from nafld_utils.ldm import LatentPool
 from nafld_utils.sampling import sampler_comparison, set_units
 
 TIMED_STEPS = {"cuda": 20, "cpu": 1}  # choice: of the sampler, scaled to all; a GPU's first steps wait for launches
-KINDS = ("training", *set_units.KINDS.values(), "comparison")  # of units
+KINDS = ("training", *params.SET_KINDS.values(), "comparison")  # of units
 TRAINING_PASSES = 3  # a backward pass costs about two forward passes
 LONG = 1e11  # operations that keep a CPU busy for a second
 # What a unit is work for, whose, the unit, and a function that measures the seconds it will take.
@@ -72,8 +72,8 @@ class Model:
         """Function that draws images at once in so many steps; `how` is ``scheduler, eta, guidance, precision``."""
         conditions = self.latents(n_images).conditions
         conditions = conditions[:, 0] if conditions.ndim > 1 else conditions
-        given = conditions, list(range(n_images)), self.shape, steps
-        return lambda: ldm.sampler.sample(self.denoiser, self.options, *given, device=self.device, **how)
+        given = conditions, list(range(n_images)), self.shape, self.device
+        return lambda: ldm.sampler.sample(self.denoiser, self.options, *given, steps=steps, **how)
 
     def seconds_an_image(self, n_images: int, steps: int, timed_steps: int, **how: Any) -> float:
         """Seconds of one image of those drawn at once; `timed_steps` are walked, and scaled to `steps`."""
@@ -177,7 +177,7 @@ def _units(run: Run, conditioning: str) -> Iterator[tuple[str, str, Unit]]:
         [task for task in tasks if task["conditioning"] == conditioning]
         for tasks in (ldm.autoencoder_units.tasks(run), ldm.balanced_tasks(run), sampler_comparison.tasks(run))
     )
-    both, (own, *judged) = [*first, *balanced], set_units.KINDS.values()
+    both, (own, *judged) = [*first, *balanced], params.SET_KINDS.values()
     yield from (("training", "training", ldm.ldm_unit(**task)) for task in both)
     yield from (("sampling", own, set_units.synthetic_unit(**task)) for task in both)
     yield from (("reference sets", k, set_units.synthetic_unit(**task, kind=k)) for k in judged for task in first)

@@ -173,8 +173,8 @@ def _makers(run: Run, name: str, fold: int) -> list[Unit]:
     drawn = sampling.synthetic_unit(**sampling.task_of(run, name, fold))
     if name in sampling.BASELINES:
         return [sampling.BASELINES[name].unit(run, fold), drawn]
-    conditioning, balance = ldm.split_name(name)
-    trained = run.settings.section(f"autoencoder.{conditioning}")["source"] == "train"
-    first = [ldm.autoencoder_unit(run, conditioning, fold)] * trained
-    latents = ldm.latents_unit(run, conditioning, fold)
-    return [*first, latents, ldm.ldm_unit(run, conditioning, fold, balance), drawn]
+    made = params.SetName.of(name)
+    trained = run.settings.section(f"autoencoder.{made.conditioning}")["source"] == "train"
+    first = [ldm.autoencoder_unit(run, made.conditioning, fold)] * trained
+    latents = ldm.latents_unit(run, made.conditioning, fold)
+    return [*first, latents, ldm.ldm_unit(run, made.conditioning, fold, made.balance), drawn]

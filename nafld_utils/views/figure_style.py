@@ -13,6 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from nafld_utils.artifacts import Run
+from nafld_utils.params import SetName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,7 @@ SIMULATED = "simulated cohort"
 
 def color_of(name: str) -> str:
     """Colour of a generator or arm; a balanced twin has its model's."""
-    return COLORS[name.removesuffix("_balanced")]
+    return COLORS[SetName.of(name).conditioning]
 
 
 def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:

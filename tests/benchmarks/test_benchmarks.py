@@ -41,7 +41,7 @@ def test_a_plain_ddim_loop_draws_what_the_project_draws():
     seeds, labels = [3, 4], torch.tensor([0, 1])
     z = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     plain = ldm.plain_sampling(denoiser, options, labels, z, 6, 1.7)
-    ours = sampler.sample(denoiser, options, labels, seeds, (4, 8, 8), 6, 0.0, 1.7, CPU)
+    ours = sampler.sample(denoiser, options, labels, seeds, (4, 8, 8), CPU, steps=6, eta=0.0, guidance=1.7)
     torch.testing.assert_close(plain, ours, atol=1e-4, rtol=1e-4)
 
 

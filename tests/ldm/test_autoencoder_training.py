@@ -8,6 +8,7 @@ import torch
 
 from nafld_utils import artifacts, ldm, networks, preprocessing
 from nafld_utils.ldm import autoencoder, autoencoder_training
+from nafld_utils.ldm.autoencoder_training import Phase
 
 CPU = torch.device("cpu")
 
@@ -95,7 +96,7 @@ def test_training_lowers_the_loss_and_depends_on_seeds_alone(features, kind, fac
     def train(steps):
         model = ldm.untrained(kind, factor, 32, 1.0, seed=0).model
         return autoencoder_training.train(
-            speckle(8, 2), model, kind, features, range(steps), steps, CPU, phase, batch_size=2
+            speckle(8, 2), model, kind, features, range(steps), Phase(phase, steps, batch_size=2), CPU
         )
 
     stage, curve = train(41)
@@ -111,4 +112,4 @@ def test_a_loss_that_is_not_finite_stops(features):
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="autoencoder: the loss is nan at step 0; lower the learning rate"):
-        autoencoder_training.train(speckle(2, 0), model, "tiny", features, range(1), 1, CPU, batch_size=2)
+        autoencoder_training.train(speckle(2, 0), model, "tiny", features, range(1), Phase("texture", 1, 2), CPU)

@@ -19,7 +19,15 @@ from safetensors.torch import load_file, save_file
 
 from nafld_utils import artifacts, cohort, engine, ldm, params, preprocessing
 from nafld_utils.images import extract_crop, resize_box, whole_box
-from nafld_utils.ldm import autoencoder, denoiser, denoiser_training, denoiser_units, sampler
+from nafld_utils.ldm import (
+    autoencoder,
+    denoiser,
+    denoiser_training,
+    denoiser_units,
+    latent_pools,
+    resumable,
+    sampler,
+)
 from nafld_utils.params import merging
 
 CPU = torch.device("cpu")
@@ -72,9 +80,9 @@ def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, lay
 
     whole = fit(conditioning, training=start())
     interrupted = fit(conditioning, training=start(), stop=7)
-    denoiser_units.checkpoint(interrupted, unit(tmp_path))
+    resumable.checkpoint(interrupted, unit(tmp_path))
     resumed = start(seed=99)
-    assert denoiser_units.resume(resumed, unit(tmp_path))
+    assert resumable.resume(resumed, unit(tmp_path))
     assert resumed.step == 7
     parameters = list(resumed.denoiser.parameters())
     for parameter, shadow in zip(parameters, resumed.ema.shadow_params, strict=True):
@@ -88,22 +96,22 @@ def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, lay
 
 
 def test_a_damaged_checkpoint_is_removed_and_the_one_before_is_used(tmp_path):
-    denoiser_units.checkpoint(fit("class", stop=3), unit(tmp_path))
-    denoiser_units.checkpoint(fit("class", stop=6), unit(tmp_path))
+    resumable.checkpoint(fit("class", stop=3), unit(tmp_path))
+    resumable.checkpoint(fit("class", stop=6), unit(tmp_path))
     newest = sorted(unit(tmp_path).work.glob("step-*"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     training = ldm.start_training(tiny("class"), settings())
-    assert denoiser_units.resume(training, unit(tmp_path))
+    assert resumable.resume(training, unit(tmp_path))
     assert training.step == 3
     assert not newest.exists()
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    denoiser_units.checkpoint(fit("class", stop=3), unit(tmp_path))
+    resumable.checkpoint(fit("class", stop=3), unit(tmp_path))
     other = unit(tmp_path, "b" * 64)
     unit(tmp_path).work.rename(other.work)
     with pytest.raises(ValueError, match=r"checkpoint of these settings \(b{12}\), found one of others \(a{12}\)"):
-        denoiser_units.resume(ldm.start_training(tiny("class"), settings()), other)
+        resumable.resume(ldm.start_training(tiny("class"), settings()), other)
 
 
 def test_a_pickle_is_never_opened_as_a_weight_file(tmp_path):
@@ -119,7 +127,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path, keep):
     training = fit("class", stop=1)
     for step in (1, 2, 3, 4):
         training.step = step
-        denoiser_units.checkpoint(training, unit(tmp_path), keep)
+        resumable.checkpoint(training, unit(tmp_path), keep)
     names = [f"step-{step:08d}.safetensors" for step in (1, 2, 3, 4)]
     assert [p.name for p in sorted(unit(tmp_path).work.iterdir())] == names[-keep:]
 
@@ -309,19 +317,19 @@ def test_gradients_are_computed_in_the_arithmetic_of_the_loss_and_autocast_ends_
     validation(denoiser, data, precision)
     options = ldm.denoiser.schedule_options(params.load("smoke").section("ldm.class"), "v_prediction", 1000)
     labels = torch.tensor([0, 1])
-    sampler.sample(denoiser, options, labels, [1, 2], SHAPE, 1, 0.0, 1.0, CPU, precision=precision)
+    sampler.sample(denoiser, options, labels, [1, 2], SHAPE, CPU, steps=1, eta=0.0, guidance=1.0, precision=precision)
     assert seen["forward"][2:] == [(*expected, precision == "bf16")] * 2, "validation and sampling"
 
 
 def test_oversampling_draws_both_classes_alike_whatever_their_numbers():
     labels = torch.tensor([0] * 3 + [1] * 27)
     generator = torch.Generator().manual_seed(0)
-    rows = denoiser_training.draw_rows(30, 6000, generator, labels)
+    rows = latent_pools.draw_rows(30, 6000, generator, labels)
     counts = torch.bincount(rows, minlength=30).double()
     assert counts[:3].sum() / 6000 == pytest.approx(0.5, abs=0.03)
     assert counts[:3].min() > 800, "each of three healthy images in a sixth of the draws"
     assert counts[3:].min() > 60, "each of 27 fatty images in a fifty-fourth"
-    plain = denoiser_training.draw_rows(30, 6000, generator)
+    plain = latent_pools.draw_rows(30, 6000, generator)
     assert (plain < 3).double().mean() == pytest.approx(0.1, abs=0.02)
 
 
@@ -402,7 +410,9 @@ def test_the_training_code_learns_images_by_heart(conditioning, n, steps, batch)
     assert losses[-1] < 0.07 < 0.4 < losses[0]
     options = denoiser.schedule_options(params.load("smoke").section(f"ldm.{conditioning}"), "v_prediction", 1000)
     asked = conditions[:, 0] if conditioning == "semantic" else conditions
-    drawn = sampler.sample(training.denoiser, options, asked, range(5, 5 + n), SHAPE, 20, 0.0, 1.0, CPU)
+    drawn = sampler.sample(
+        training.denoiser, options, asked, range(5, 5 + n), SHAPE, CPU, steps=20, eta=0.0, guidance=1.0
+    )
     error = (drawn[:, None] - latents[None]).square().mean((2, 3, 4))
     assert error.argmin(1).tolist() == list(range(n))
     assert error.diagonal().max() < 0.05 * latents.var()
@@ -421,14 +431,14 @@ def train_until_killed(folder, die_after, die_in_write):
     here = unit(folder)
     chosen = settings(steps=STEPS, log_every=5)
     training = ldm.start_training(tiny("class"), chosen)
-    denoiser_units.resume(training, here)
+    resumable.resume(training, here)
     data = pool("class")
     for written, state in enumerate(ldm.train(training, data, data, chosen, "l2", noiser("class"), 3, CPU)):
         if state.step == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if written == 1 and die_in_write:
             safetensors.torch.save_file = write_half_and_die  # as parts.save_state finds it
-        denoiser_units.checkpoint(state, here)
+        resumable.checkpoint(state, here)
     save_file(training.tensors(), folder / "end.safetensors")
 
 

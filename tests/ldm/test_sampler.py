@@ -24,7 +24,19 @@ def options():
 
 def draw(denoiser, options, seeds, labels=None, steps=5, eta=0.0, guidance=1.5, null=False, scheduler="ddim"):
     labels = torch.zeros(len(seeds), dtype=torch.long) if labels is None else torch.tensor(labels)
-    return sampler.sample(denoiser, options, labels, seeds, SHAPE, steps, eta, guidance, CPU, null, scheduler)
+    return sampler.sample(
+        denoiser,
+        options,
+        labels,
+        seeds,
+        SHAPE,
+        CPU,
+        steps=steps,
+        eta=eta,
+        guidance=guidance,
+        null=null,
+        scheduler=scheduler,
+    )
 
 
 def test_timesteps_are_those_of_the_original_sampler(options):
@@ -103,7 +115,7 @@ def test_null_samples_do_not_see_the_condition(denoiser, options):
 
 def test_bad_requests_are_named(denoiser, options):
     with pytest.raises(ValueError, match="one condition a seed, found 1 and 2"):
-        sampler.sample(denoiser, options, torch.zeros(1), [1, 2], SHAPE, 5, 0.0, 1.0, CPU)
+        sampler.sample(denoiser, options, torch.zeros(1), [1, 2], SHAPE, CPU, steps=5, eta=0.0, guidance=1.0)
     for steps, scheduler in ((2000, "dpmsolver++"), (0, "unipc"), (2000, "ddim"), (1000, "ddim"), (600, "ddim")):
         with pytest.raises(
             ValueError, match=rf"sampling\.steps must be 1 to 1000, .*; got {steps} with {re.escape(scheduler)}"

@@ -278,7 +278,7 @@ def test_every_kind_of_set_is_drawn_where_latents_are_drawn_on_the_fly(run, cond
     monkeypatch.setattr(unit, "open_preprocessed", lambda _: stored)
     ldm.make_latents(fresh, conditioning, 0)
     ldm.train_ldm(fresh, conditioning, 0)
-    for kind in set_units.KINDS.values():
+    for kind in params.SET_KINDS.values():
         sampling.make_set(fresh, conditioning, 0, kind)
         made = sampling.open_synthetic(fresh, conditioning, 0, kind).images
         assert len(made) == (2 if kind in ("synthetic", "synthetic_null") else 12)
