@@ -100,13 +100,13 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reord
 test: $(VENV)/.ready     ## run the tests
 	$(VENV)/bin/python -m pytest -m "not faults" $(SIDE_BY_SIDE) $(TESTS)
 
-test-faults: $(VENV)/.ready ## kill processes in the midst of their work and compare what they end with
+test-faults: $(VENV)/.ready ## kill processes in the middle of their work and compare what they end with
 	$(VENV)/bin/python -m pytest -m faults $(SIDE_BY_SIDE) $(FAULTS)
 
 bench: $(VENV)/.ready    ## measure what the stages cost here, into one page, e.g. BENCH="quality sweep"
 	@$(VENV)/bin/python tests/benchmarks/bench.py $(BENCH)
 
-lint: $(VENV)/.ready     ## check style of code and notebooks
+lint: $(VENV)/.ready     ## check style, the direction of imports, and that notebooks hold no outputs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo --no-cache

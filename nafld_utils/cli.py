@@ -1,21 +1,18 @@
 """The command behind the Makefile, ``nafld``: settle the settings, run a notebook, write the reports.
 
 Contract: a mistake of the user ends in one sentence on stderr and exit status 2, before any kernel starts; a notebook
-that fails ends in one sentence, the place of its half-run copy, and exit status 1. Nothing heavy is imported here.
+that fails ends in one sentence, the place of its half-run copy, and exit status 1. A command loads only
+the modules that it uses, since rooms are lazy.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nafld_utils.artifacts import Run
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from nafld_utils import artifacts, doctor, engine, params, pipeline, report, sweep
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -37,8 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _resolve(options: argparse.Namespace) -> int:
     """Validate, look ahead, and move the stamps that make compares with."""
-    from nafld_utils import artifacts, pipeline
-
     run = _open(options)
     found = pipeline.status(run, options.notebooks)
     todo = {name: stage.due for name, stage in found.items() if stage.due}
@@ -47,8 +42,6 @@ def _resolve(options: argparse.Namespace) -> int:
         for stage, reason in todo.items():
             print(f"{stage}  {reason}")
         if pipeline.has_changed(run, found):
-            from nafld_utils import pipeline
-
             again = pipeline.trained_again_text(run)
             print(again, end="\n" if again else "")
         print(f"{run.name}: {len(todo)} of {len(found)} stages would run.")
@@ -67,8 +60,6 @@ def _dry_run(options: argparse.Namespace) -> int:
 
     Where the stages before the sweep have not run, what is done cannot be known: all are counted, from the settings.
     """
-    from nafld_utils import engine, sweep
-
     run, reason = _open(options), ""
     try:
         experiments, plan = sweep.training_units.experiments(run), sweep.dry_run(run)
@@ -85,8 +76,6 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _execute(options: argparse.Namespace) -> int:
-    from nafld_utils import pipeline, report
-
     run = _open(options)
     pipeline.preflight(run)
     try:
@@ -100,22 +89,16 @@ def _execute(options: argparse.Namespace) -> int:
 
 
 def _render(options: argparse.Namespace) -> int:
-    from nafld_utils import report
-
     report.write_notebook(_open(options), options.stage)
     return 0
 
 
 def _index(options: argparse.Namespace) -> int:
-    from nafld_utils import report
-
     print(f"report: {report.write_index(_open(options))}")
     return 0
 
 
 def _archive(options: argparse.Namespace) -> int:
-    from nafld_utils import artifacts, report
-
     run = artifacts.open_run(run=options.run)
     path = report.write_archive(run)
     print(f"report: {path}, {path.stat().st_size / 2**20:.1f} MiB")
@@ -126,28 +109,20 @@ def _archive(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from nafld_utils import report
-
     print(f"comparison: {report.write_comparison(options.a, options.b)}")
     return 0
 
 
 def _lab(options: argparse.Namespace) -> int:
-    from nafld_utils import pipeline
-
     return pipeline.start(_open(options), options.notebooks, options.jupyter)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from nafld_utils import doctor
-
     return doctor.main(["--data", options.data] if options.data else [])
 
 
-def _open(options: argparse.Namespace) -> Run:
+def _open(options: argparse.Namespace) -> artifacts.Run:
     """The run that make was asked for, never the one that JupyterLab has open."""
-    from nafld_utils import artifacts, params, pipeline
-
     if "run" in params.parse_overrides(options.set):
         raise params.SettingsError("SET: expected settings, found run; name the run with RUN=<name>.")
     run = artifacts.open_run(options.profile, options.set, run=options.run, data=options.data, in_lab=False)

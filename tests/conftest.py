@@ -9,20 +9,36 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
+import lazy_loader
 import pytest
+from project import GUARD, PROJECT, WHOLE, make_command, run_make
 
+pytest.register_assert_rewrite("faulty", "page_checks", "toy_sweep")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
 
-PROJECT = Path(__file__).resolve().parent.parent
-GUARD = Path(__file__).resolve().parent / "guard"
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
-# What an outer make hands to its children, and what belongs to the machine rather than to a test.
-_NOT_INHERITED = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PROFILE", "RUN", "SET", "DATA", "TESTS")
+
+
+def _looking_anew(room, *given, **named):
+    """A room's face keeps what it has looked up; that of a test looks again, since a test may patch a room's module."""
+    look_up, *others = _ATTACH(room, *given, **named)
+
+    def look_anew(name):
+        found = look_up(name)
+        if not isinstance(found, types.ModuleType):
+            vars(sys.modules[room]).pop(name, None)
+        return found
+
+    return look_anew, *others
+
+
+_ATTACH, lazy_loader.attach = lazy_loader.attach, _looking_anew
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -63,25 +79,6 @@ def real_cohort():
     if not path:
         pytest.skip("NAFLD_COHORT is not set to the real cohort's .mat file")
     return Path(path)
-
-
-def make_command(*arguments, root, **environment):
-    """Command and environment of the project's Makefile for artifacts and reports under `root`."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    command = ["make", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}", *arguments]
-    return command, {**inherited, "NAFLD_ROOT": str(root), **environment}
-
-
-def run_make(*arguments, root, timeout=120, check=None, **environment):
-    """Run the project's Makefile for artifacts and reports under `root`, with the environment of these tests.
-
-    `check` is the exit status that is asked for; None takes any.
-    """
-    command, env = make_command(*arguments, root=root, **environment)
-    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
-    if check is not None:
-        assert done.returncode == check, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 # ---------------------------------------------------------------- promises under fault
@@ -183,9 +180,15 @@ class Smoke:
 
 
 _SMOKE, _SMOKE_ROOT, _CALM_ROOT = pytest.StashKey(), "NAFLD_TESTS_SMOKE", "NAFLD_TESTS_CALM"
-_FAULT_SEED, WHOLE = "NAFLD_FAULT_SEED", "NAFLD_TESTS_WHOLE"
+_FAULT_SEED = "NAFLD_FAULT_SEED"
 # Files that take a minute and more, longest first: begun last, one of them would keep a single process at work.
-_LONG = ("test_own_cohort", "test_notebooks", "test_baselines", "test_benchmarks", "test_diffusion_training")
+_LONG = (
+    "test_own_cohort",
+    "test_notebooks",
+    "test_frozen_classifiers",
+    "test_benchmarks",
+    "test_denoiser_training",
+)
 
 
 def pytest_configure(config):

@@ -6,7 +6,7 @@ tables below; one that is not there fails, so that no command is written without
 
 import argparse
 import datetime
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -17,53 +17,10 @@ import types
 
 import pytest
 import yaml
-from conftest import PROJECT, run_make
+from commands import CHECK, COMMANDS, PAGES, PYTHON, SMALL, TEXT, UV, blocks, words
+from project import PROJECT, run_make
 
 from nafld_utils import artifacts, params, pipeline
-
-PAGES = ("README.md", "CONTRIBUTING.md")
-TEXT = {name: (PROJECT / name).read_text(encoding="utf-8") for name in PAGES}
-PYTHON, UV, CHECK = ".venv/bin/python", ".venv/bin/uv", ".ci/run"
-PROGRAMS = ("make", PYTHON, UV, CHECK, "python", "pip", "uv", "nafld")
-PLACES = {"<name>": "smoke", "<run>": "smoke"}
-
-
-def blocks(page):
-    return re.findall(r"^```sh\n(.*?)^```$", TEXT[page], re.MULTILINE | re.DOTALL)
-
-
-def commands():
-    """Page, command and the assignments before it, of every block and of inline code."""
-    found = []
-    for page in PAGES:
-        for block in blocks(page):
-            setting = ""
-            for line in block.splitlines():
-                if re.match(r"\w+=", line):
-                    setting += f"{line}\n"
-                elif line.strip() and not line.startswith("#"):
-                    found.append((page, line, setting))
-        prose = re.sub(r"^```.*?^```$", "", TEXT[page], flags=re.MULTILINE | re.DOTALL)
-        inline = [code for code in re.findall(r"`([^`\n]+)`", prose) if code.split()[0] in PROGRAMS and " " in code]
-        found += [(page, code, "") for code in dict.fromkeys(inline)]
-    return found
-
-
-COMMANDS = commands()
-# what names no setting is run by tests/test_notebooks.py, for the session's small run
-SMALL = [line for _, line, _ in COMMANDS if re.fullmatch(r"make (all|\d\d_\w+)( PROFILE=<name>)?\s*(#.*)?", line)]
-
-
-def words(line, setting=""):
-    """The words of a command as a shell makes them, comments and quotes gone, variables filled in."""
-    for place, name in PLACES.items():
-        line = line.replace(place, name)
-    program = line.split()[0]
-    script = f'{setting}say() {{ printf "%s\\0" "$@"; }}\nsay {line}'
-    told = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
-    found = told.split("\0")[:-1]
-    assert found[0] == program
-    return found
 
 
 def variables(arguments):
@@ -141,7 +98,7 @@ MAKE = {
     "lab": asked(" lab"),
     "report-zip": asked("nafld report-zip"),
     "compare": asked("nafld compare"),
-    "dry-run": asked("nafld dry-run"),  # run by tests/test_timer.py
+    "dry-run": asked("nafld dry-run"),  # run by tests/engine/test_timer.py
     "test": asked("-m pytest"),
     "test-faults": asked("-m pytest -m faults"),
     "lint": asked("ruff check ."),
@@ -170,16 +127,16 @@ def parsed(module, arguments):
 
 
 def store_study(module, arguments, tmp_path):
-    """`stages.explain_truth` takes no argument: its command runs but for the hour of training."""
+    """`explain.check_units` takes no argument: its command runs but for the hour of training."""
     import pandas as pd
 
-    explain_truth = importlib.import_module(f"nafld_utils.{module}")
+    check_units = importlib.import_module(f"nafld_utils.{module}")
     columns = ["feature", "explainer", "auc", "low", "high", "finding", "verdict"]
     made = types.SimpleNamespace(table=pd.DataFrame([dict.fromkeys(columns, "made")]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explain_truth, "STORED", tmp_path / "study.json")
-        patch.setattr(explain_truth, "build_study", lambda run: made)
-        explain_truth.main()
+        patch.setattr(check_units, "STORED", tmp_path / "study.json")
+        patch.setattr(check_units, "build_study", lambda run: made)
+        check_units.main()
     assert '"made"' in (tmp_path / "study.json").read_text(encoding="utf-8")
     assert not arguments
 
@@ -214,9 +171,9 @@ def example(module, arguments, tmp_path):
 
 
 MODULES = {
-    "shipped": shipped,
+    "ldm.shipped_autoencoder": shipped,
     "cohort.example": example,
-    "stages.explain_truth": store_study,
+    "explain.check_units": store_study,
 }
 
 
@@ -230,6 +187,9 @@ def test_a_command_of_the_pages_works(page, line, setting, tmp_path, monkeypatch
         MAKE[target](arguments, tmp_path)
     elif program == PYTHON and arguments[0].startswith("tests/benchmarks/"):
         parsed(script(pathlib.Path(arguments[0]).stem), arguments[1:])  # run small by the tests beside it
+    elif program == PYTHON and arguments == ["tests/house.py"]:
+        told = subprocess.run([sys.executable, PROJECT / arguments[0]], capture_output=True, text=True, check=True)
+        assert "lines of code" in told.stdout
     elif program == PYTHON:
         assert arguments[0] == "-m"
         module = arguments[1].removeprefix("nafld_utils.")
@@ -296,6 +256,23 @@ def test_the_recipes_name_what_is_there():
     assert len(found) >= 8
     for name, file in found:
         assert re.search(rf"\b{name}\b", (PROJECT / file).read_text(encoding="utf-8")), f"{name} in {file}"
+
+
+def test_every_successor_that_the_changelog_names_is_there():
+    text = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = [line.strip(" |").split(" | ") for line in text.splitlines() if line.startswith("  | `")]
+    assert len(rows) > 20
+    parts = {*script("records").PARTS, script("bench").PAGE}
+    for before, now in rows:
+        for name in re.findall(r"`([^`]+)`", before if now == "the same" else now):
+            if found := re.match(r"python -m ([\w.]+)|python (tests/\S+)", name):
+                module, path = found.groups()
+                assert importlib.util.find_spec(module) if module else (PROJECT / path).exists(), name
+            elif re.fullmatch(r"\w+\.[a-z]\w+", name) and not name.endswith(".py"):
+                room, function = name.split(".")
+                assert callable(getattr(importlib.import_module(f"nafld_utils.{room}"), function)), name
+            elif re.fullmatch(r"[a-z]\w+", name):
+                assert (PROJECT / "nafld_utils" / name).is_dir() or name in {*parts, "figures", "explorer"}, name
 
 
 def test_the_citation_file_is_valid():

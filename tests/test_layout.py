@@ -1,152 +1,79 @@
-"""The package's shape: import order, nothing heavy at import, notebooks as the house wants them."""
+"""The package's shape: rooms and faces, nothing heavy at import, limits of size, notebooks as the house wants them."""
 
 import ast
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import house
+import notebook_names
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nafld_utils"
 
-# A module imports only from those above it; modules on one line do not know each other.
-ORDER = [
-    ["arms"],
-    ["params", "locks"],
-    ["artifacts"],
-    ["words"],
-    ["parts"],
-    ["workers"],
-    ["engine"],
-    ["download"],
-    ["pixel_store", "image_files", "cohort_problems"],
-    ["cohort_table"],
-    ["cohort_data"],
-    ["cohort_folder"],
-    ["cohort"],
-    ["phantom_anatomy"],
-    ["phantom_scanner"],
-    ["phantom", "example_cohort"],
-    ["folds"],
-    ["preprocess"],
-    ["semantic_maps"],
-    ["describe"],
-    ["precision", "weight_files"],
-    ["backbone_weights"],
-    ["backbones"],
-    ["autoencoder"],
-    ["autoencoder_training", "ldm_checkpoint"],
-    ["diffusion"],
-    ["diffusion_training"],
-    ["sampling", "gan"],
-    ["timer"],
-    ["resampling"],
-    ["stats"],
-    ["claims"],
-    ["feature_networks", "quality"],
-    ["manifolds", "small_samples", "condition_checks", "memorization"],
-    ["quality_filter"],
-    ["trial_draws"],
-    ["trial"],
-    ["trial_resident", "trial_store"],
-    ["sweep", "sweep_speed"],
-    ["baselines", "delong", "measures", "quality_tables"],
-    ["sweep_tables"],
-    ["turing_sitting"],
-    ["turing_import", "turing_page"],
-    ["explain", "turing"],
-    ["turing_statistics"],
-    ["turing_model"],
-    ["explain_truth"],
-    ["feature_study"],
-    ["shipped"],
-    ["figures"],
-    ["explorers"],
-    ["stages.cohort"],
-    ["stages.prepare"],
-    ["stages.first_stages"],
-    ["stages.differences"],
-    ["stages.ldm"],
-    ["stages.gan"],
-    ["stages.samples"],
-    ["stages.comparison", "stages.features"],
-    ["stages.cost"],
-    ["stages.quality", "stages.copies", "stages.turing"],
-    ["stages.patients", "stages.filtering", "stages.galleries"],
-    ["stages.sweep_features"],
-    ["stages.sweep"],
-    ["stages.baselines", "stages.sweep_answer"],
-    ["stages.conditions", "stages.explain"],
-    ["stages.explain_truth"],
-    ["stages.explain_answer"],
-    ["graph", "doctor"],
-    ["overview"],
-    ["interval_study"],
-    ["report.pages"],
-    ["report.notebooks"],
-    ["report.facts", "report.stored"],
-    ["report.texts"],
-    ["report.answers", "report.declared", "report.reforms"],
-    ["report.index"],
-    ["report.archive", "report.compare"],
-    ["execute"],
-    ["lab"],
-    ["cli"],
-]
-RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     for path in PACKAGE.rglob("*.py")
     if path.name != "__init__.py"
 )
+# What makes units and is not called so.
+MAKERS = {"sampling.sampler_comparison", "sweep.prefix_features", "sweep.verdict"}
+# Modules that another room still names, not its face. Names only leave.
+DEEP = {"artifacts.files", "cohort.explorer", "cohort.unit"}
 
 
-FOLDERS = ("figures", "explorers")  # whose modules stand side by side
+def source(module):
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
 
 
-def rank(module):
-    return RANK.get(module.split(".")[0], RANK.get(module))
+def test_rooms_import_downwards():
+    """The contract is in pyproject.toml; a room that it does not name breaks it too."""
+    command = [f"{sys.prefix}/bin/lint-imports", "--no-logo", "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
+    assert "1 kept, 0 broken" in told.stdout
 
 
-def imported(module):
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("nafld_utils"):
-            base = node.module.removeprefix("nafld_utils").lstrip(".")
-            for alias in node.names:
-                name = f"{base}.{alias.name}" if base else alias.name
-                yield name if name in MODULES else base
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith("nafld_utils."):
-                    yield alias.name.removeprefix("nafld_utils.")
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_those_above_it(module):
-    for name in imported(module):
-        if name in ("", *FOLDERS, "stages"):
-            continue
-        beside = module.split(".")[0] in FOLDERS and name.split(".")[0] == module.split(".")[0]
-        assert rank(name) < rank(module) or beside, f"{module} imports {name}, which stands below it"
-
-
-def test_computing_modules_open_no_artifact():
+def test_a_room_names_modules_of_another_only_through_its_face():
+    """``from nafld_utils.ldm import gan`` is the face's own word; ``from nafld_utils.ldm.gan import sample`` is not."""
+    rooms, deep = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}, []
     for module in MODULES:
-        if not module.startswith("stages.") and rank(module) <= RANK["turing_model"]:
-            assert not [name for name in imported(module) if name.startswith("stages.")], module
+        room = module.split(".")[0]
+        for node in ast.walk(ast.parse(source(module))):
+            parts = (getattr(node, "module", None) or "").split(".") if isinstance(node, ast.ImportFrom) else []
+            if len(parts) > 2 and parts[1] in rooms - {room}:
+                deep.append(f"{module}: {node.module}")
+    assert {line.partition(": nafld_utils.")[2] for line in deep} <= DEEP, deep
+
+
+def test_faces_name_what_is_there():
+    """They load nothing until they are asked, so that a wrong word would be found by its first user."""
+    for face in sorted(PACKAGE.glob("*/__init__.py")):
+        room = importlib.import_module(f"nafld_utils.{face.parent.name}")
+        assert [name for name in room.__all__ if not hasattr(room, name)] == []
+        assert room.__doc__
+        hidden = {name for name in room.__all__ if f"{face.parent.name}.{name}" in MODULES}
+        assert all(isinstance(getattr(room, name), ModuleType) for name in hidden), "a module hides a function"
+
+
+def test_units_are_made_where_the_name_says_so():
+    made = {module for module in MODULES if re.search(r"\b(run|self)\.unit\(|\.writing\(\)", source(module))}
+    others = {module for module in made if not module.rpartition(".")[2].endswith(("unit", "units"))}
+    assert others - {"artifacts.run"} == MAKERS
 
 
 def test_torch_files_are_opened_in_one_place_and_for_their_tensors_alone():
     """Also under another name, and pickles by any other loader: nothing else may even speak of one."""
     opened = {}
     for module in MODULES:
-        tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+        tree = ast.parse(source(module))
         for node in ast.walk(tree):
             words = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
             assert "joblib" not in words, module
@@ -155,25 +82,69 @@ def test_torch_files_are_opened_in_one_place_and_for_their_tensors_alone():
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
                 how = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 opened.setdefault(module, []).append((ast.unparse(node.func), how.get("weights_only")))
-    assert opened == {"weight_files": [("torch.load", "True")]}
+    assert opened == {"networks.weight_files": [("torch.load", "True")]}
 
 
 def test_importing_the_light_modules_loads_nothing_heavy():
     heavy = ("torch", "diffusers", "timm", "shap", "sklearn", "matplotlib", "distributed")
     code = (
-        "import sys\nfrom nafld_utils import params, artifacts, engine, graph, cli\n"
+        "import sys\nfrom nafld_utils import params, artifacts, engine, pipeline, cli, open_run\n"
+        "params.load, artifacts.open_run, engine.map_units, pipeline.status\n"
         f"print([m for m in {heavy!r} if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
 
 
+@pytest.mark.parametrize("room", ["", *sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))])
+def test_importing_a_face_loads_nothing_and_takes_no_time(room):
+    """``doctor.py`` is run by a Python that has nothing installed, so the package itself needs its library alone."""
+    name = f"nafld_utils.{room}".rstrip(".")
+    code = (
+        f"import sys, time\nbefore, start = {{*sys.modules}}, time.process_time()\nimport {name}\n"
+        "print(time.process_time() - start)\n"
+        "known = {*sys.stdlib_module_names, 'nafld_utils', 'lazy_loader', 'packaging'}\n"
+        "print(sorted({name.split('.')[0] for name in {*sys.modules} - before} - known))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    seconds, loaded = told.splitlines()
+    assert loaded == "[]"
+    assert float(seconds) < 1
+
+
+def test_the_package_is_imported_by_a_python_that_has_nothing_installed():
+    code = "import sys, nafld_utils\nprint(sorted({*sys.modules} & {'lazy_loader', 'numpy'}))\nnafld_utils.nothing"
+    told = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert told.stdout.strip() == "[]"
+    assert "AttributeError: module 'nafld_utils' has no attribute 'nothing'" in told.stderr
+    import nafld_utils
+
+    assert nafld_utils.open_run is importlib.import_module("nafld_utils.artifacts").open_run
+
+
+# What people outside of the notebooks call.
+CALLED = [
+    *("params.load", "cohort.load", "cohort.simulate", "cohort.write_mat", "preprocessing.make_folds"),
+    *("ldm.build_unet", "quality.frechet_distance", "statistics.auc_interval", "turing.summarize"),
+]
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_what_outsiders_call_is_callable_and_described(name):
+    room, _, function = name.partition(".")
+    found = getattr(importlib.import_module(f"nafld_utils.{room}"), function)
+    assert callable(found)
+    assert "Parameters\n" in found.__doc__, "whoever calls it from outside reads what it takes"
+
+
 # What is beyond a limit of `house.py`, by its own name, so that moving a module changes nothing here. Names only leave.
 BEYOND = {
-    "file": {"artifacts.py", "params.py"},
-    "function": set(),
-    "parameters": {"_crossed", "_warm_steps", "build_unet", "kernels", "measure", "sample", "time_training", "train"},
-    "folder": {"nafld_utils", "stages"},
+    "file": {
+        *("autoencoder_units.py", "comparisons.py", "denoiser_units.py", "training_units.py", "units.py", "verdict.py"),
+    },
+    "function": {"build_unet", "measure", "sample", "train"},
+    "parameters": {"build_unet", "measure", "sample", "train"},
+    "folder": set(),
 }
 
 
@@ -216,13 +187,13 @@ class Thing:
     (tmp_path / "empty.py").write_text("")
     found = house.measure(tmp_path)
     assert (found.modules, found.code, found.docstrings) == (2, 7, 4)
-    assert found.sizes["file"] == {"room/thing.py": 7, "empty.py": 0}
-    assert found.sizes["function"] == {"room/thing.py:Thing.act": 5, "room/thing.py:Thing.act.inner": 3}
+    assert found.sizes["file"] == {"room/thing.py": 19, "empty.py": 0}
+    assert found.sizes["function"] == {"room/thing.py:Thing.act": 9, "room/thing.py:Thing.act.inner": 4}
     assert found.sizes["parameters"] == {"room/thing.py:Thing.act": 2, "room/thing.py:Thing.act.inner": 0}
     assert found.sizes["folder"] == {tmp_path.name: 1, f"{tmp_path.name}/room": 1}
     large = house.House(1, 401, 0, {**found.sizes, "file": house.Counter({"a.py": 401, "b.py": 400})})
     assert large.beyond("file") == {"a.py": 401}
-    assert "largest file: 401 lines of code, a.py (limit 400, 1 beyond it)\n    401 a.py" in house.report(large)
+    assert "largest file: 401 lines, a.py (limit 400, 1 beyond it)\n    401 a.py" in house.report(large)
 
 
 def test_to_plan_an_unchanged_run_loads_no_array_or_table_library(tmp_path):
@@ -256,13 +227,13 @@ def test_notebooks_follow_the_skeleton(path):
     assert title.startswith(f"# {path.stem[:2]}")
     assert "?" in title.splitlines()[0]
     assert "Paper" in title
-    assert "artifacts.finish(" in "".join(code[-1]["source"])
+    assert "run.finish(STAGE, " in "".join(code[-1]["source"])
     lines = [line for cell in code for line in "".join(cell["source"]).splitlines()]
     assert len(lines) <= 170, "logic belongs in the package"
     text = "\n".join(lines)
-    assert "artifacts.open_run(profile, overrides)" in text
+    assert "run = open_run(profile, overrides)\ndisplay(pipeline.begin(run, STAGE))" in text
     assert "run.show(" in text
-    assert "record_claims(" in text
+    assert "run.record_claims(STAGE, " in text
     for banned in ("!pip", "%pip", "filterwarnings", "simplefilter", "/tmp", "artifacts/"):
         assert banned not in text, banned
     tree = ast.parse("\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))))
@@ -270,3 +241,53 @@ def test_notebooks_follow_the_skeleton(path):
         assert not isinstance(node, ast.ClassDef)
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 5, f"{node.name} is over five lines"
+
+
+OWN_ROOMS = {
+    "01_data_analysis": "cohort",
+    "02_preprocessing": "preprocessing",
+    "03_ldm_training": "ldm",
+    "04_sampling": "sampling",
+    "05_quality_metrics": "quality",
+    "06_classification_sweep": "sweep",
+    "07_shap": "explain",
+    "08_turing_test": "turing",
+}
+
+
+def faults_of_imports(source, own):
+    """What a notebook's code imports against the rule: its own room, `open_run` and two rooms more, by their names."""
+    faults, rooms = [], set()
+    for node in ast.walk(ast.parse(source)):
+        deep = isinstance(node, ast.Import) and any(alias.name.startswith("nafld_utils") for alias in node.names)
+        if deep or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nafld_utils.")):
+            faults.append(f"from inside of a room: {ast.unparse(node)}")
+        elif isinstance(node, ast.ImportFrom) and node.module == "nafld_utils":
+            faults += [f"under another name: {alias.name}" for alias in node.names if alias.asname]
+            rooms |= {alias.name for alias in node.names}
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    hidden = {node.id for node in nodes if isinstance(node.ctx, ast.Store)} & rooms
+    faults += [f"hidden by a variable: {name}" for name in sorted(hidden)]
+    faults += [f"not imported: {name}" for name in ("open_run", own) if name not in rooms]
+    others = rooms - {"open_run", own}
+    return faults + ([f"more than two other rooms: {sorted(others)}"] if len(others) > 2 else [])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_imports_its_own_room_and_two_more(path):
+    source = "\n".join(notebook_names.code_cells(path).values())
+    assert faults_of_imports(source, OWN_ROOMS[path.stem]) == []
+
+
+def test_the_rule_of_imports_finds_what_breaks_it():
+    good = "import numpy as np\nfrom nafld_utils import ldm, open_run, pipeline, views\ndata = ldm.a(run)\n"
+    assert faults_of_imports(good, "ldm") == []
+    assert faults_of_imports(good, "sweep") == [
+        "not imported: sweep",
+        "more than two other rooms: ['ldm', 'pipeline', 'views']",
+    ]
+    assert faults_of_imports(good + "from nafld_utils import engine", "ldm")
+    assert faults_of_imports(good + "from nafld_utils.ldm import figures", "ldm")
+    assert faults_of_imports(good + "import nafld_utils.ldm", "ldm")
+    assert faults_of_imports(good + "from nafld_utils import ldm as rooms", "ldm") == ["under another name: ldm"]
+    assert faults_of_imports(good + "for ldm in rows: pass", "ldm") == ["hidden by a variable: ldm"]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT, make_command
+from project import PROJECT, make_command
 
 # File, the text that a step of a recipe finds there, and what stands in its place afterwards.
 METRIC = [
@@ -16,13 +16,10 @@ METRIC = [
         "def kernel_distance(",
         "def spread(features):\n    return float(features.std())\n\n\n{}",
     ),
+    ("nafld_utils/networks/__init__.py", '"distances": "', "{}spread "),
     ("nafld_utils/networks/feature_networks.py", '    "score": (', '    "spread": ("Spread", "Spread"),\n{}'),
-    ("nafld_utils/quality/metric_tables.py", '        "score": incep', '        "spread": quality.spread(a),\n{}'),
-    (
-        "nafld_utils/quality/metric_tables.py",
-        "from nafld_utils.networks.distances import",
-        "from nafld_utils import quality\n{}",
-    ),
+    ("nafld_utils/quality/metric_tables.py", '        "score": incep', '        "spread": spread(a),\n{}'),
+    ("nafld_utils/quality/metric_tables.py", "score, kernel_distance", "{}, spread"),
 ]
 BACKBONE = [
     (
@@ -35,42 +32,46 @@ BACKBONE = [
         '        return {{**parts, "neck": [model.final_conv], "head": [head.global_pool, head.drop, head.fc]}}\n{}',
     ),
     ("nafld_utils/networks/backbones.py", '"blocks.4")', '"blocks.4", "s3")'),
-    ("tests/test_backbones.py", '"tf_efficientnetv2_b0"]', '"tf_efficientnetv2_b0", "regnetx_002"]'),
+    ("tests/networks/test_backbones.py", '"tf_efficientnetv2_b0"]', '"tf_efficientnetv2_b0", "regnetx_002"]'),
 ]
-PAINTER = '''"""A generator that paints one grey a label."""
+PAINTER = '''"""A generator that paints one grey per label."""
 import numpy as np
+
+REVISION = ("flat", 1)
 
 
 def unit(run, fold):
-    return run.unit("flat", f"fold{fold}", settings={})
+    return run.unit("flat", f"fold{fold}", settings={}, modules=["flat"])
 
 
 def painter(run, fold, device):
     size = run.settings.preprocess.image_size
     return lambda labels, seeds: np.stack([np.full((size, size), 50 + 100 * label, np.uint8) for label in labels])
 '''
+FLAT = '"flat": Baseline(ldm.flat_units.unit, ldm.flat_units.painter, ("flat",)), '
 GENERATOR = [
-    ("nafld_utils/sampling/set_units.py", "BASELINES = {", '{}"flat": Baseline(flat.unit, flat.painter, ("arms",)), '),
-    ("nafld_utils/sampling/set_units.py", "from nafld_utils.stages import ", "from nafld_utils.stages import flat\n{}"),
+    ("nafld_utils/ldm/__init__.py", " gan_units ", "{}flat_units "),
+    ("nafld_utils/sampling/set_units.py", "BASELINES = {", f"{{}}{FLAT}"),
     ("nafld_utils/params/arms.py", 'BASELINES = ("gan",', '{} "flat"'),
     (
-        "nafld_utils/params/settings.py",
+        "nafld_utils/params/generators.py",
         "class GanSettings(",
-        'class FlatSettings(_Section):\n    """Images of one grey."""\n\n    enabled: bool\n\n\n{}',
+        'class FlatSettings(Section):\n    """Images of one grey."""\n\n    enabled: bool\n\n\n{}',
     ),
+    ("nafld_utils/params/settings.py", "    GanSettings,\n", "    FlatSettings,\n{}"),
     ("nafld_utils/params/settings.py", "    gan: GanSettings\n", "{}    flat: FlatSettings\n"),
     ("params/paper.yaml", "\ngan: ", "\nflat:\n  enabled: true  # choice: a reason\n{}"),
     ("nafld_utils/views/figure_style.py", '    "gan": ', '    "flat": "#000000",\n{}'),
     ("nafld_utils/quality/figures.py", '    "gan": ', '    "flat": "one grey",\n{}'),
-    ("tests/test_layout.py", '    ["stages.gan"],', '    ["stages.gan", "stages.flat"],'),
 ]
 STAGE = [
+    ("pyproject.toml", '    "quality | turing",\n', '    "echo",\n{}'),
     ("nafld_utils/pipeline/staleness.py", '    "08_turing_test": (', '{}"04_sampling",),\n    "09_echo": ('),
     ("nafld_utils/params/settings.py", '    "08_turing_test": (', '    "09_echo": ("seed", "turing"),\n{}'),
     (
         "nafld_utils/pipeline/overview.py",
         '    "08_turing_test": (',
-        '    "09_echo": ("nafld_utils.stages.echo.units",),\n{}',
+        '    "09_echo": ("nafld_utils.echo.units.units",),\n{}',
     ),
     ("Makefile", "07_shap 08_turing_test", "{} 09_echo"),
     (
@@ -78,45 +79,58 @@ STAGE = [
         "$(REPORTS)/08_turing_test.ipynb: ",
         "$(REPORTS)/09_echo.ipynb:  $(REPORTS)/04_sampling.ipynb\n{}",
     ),
-    ("tests/test_layout.py", '    ["stages.explain_truth"],', '    ["stages.explain_truth", "stages.echo"],'),
-    ("README.md", "\n| `08_turing_test", "\n| `09_echo` | Does it come back? |{}"),
+    ("README.md", "\n08_turing_test ", "\n09_echo                  echo           Does it come back?{}"),
 ]
+FACE = '''"""Stage 09: an echo."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(__name__, submodules=["units"])
+'''
+UNITS = '''"""Units of stage 09."""
+
+from nafld_utils import {room}
+
+
+def units(run):
+    return [run.unit("echo", settings={{}})]
+'''
 RECIPES = {"metric": METRIC, "backbone": BACKBONE, "generator": GENERATOR, "stage": STAGE}
 
 # What is seen of each in a process of the copy.
 LOOK = """
 import json, numpy as np, torch
-from nafld_utils import artifacts, backbones, feature_networks, params, quality_tables
-from nafld_utils.views.figure_style import color_of, quality as draw
-from nafld_utils.stages import samples
-seen = {"metric": feature_networks.FEATURES["lite0"].metrics["spread"]}
-made = quality_tables.FeatureSet.__new__(quality_tables.FeatureSet)
-for name, value in {"name": "a", "features": np.eye(4), "logits": np.eye(4)}.items():
-    object.__setattr__(made, name, value)
+from nafld_utils import artifacts, networks, sampling
+from nafld_utils.networks import backbones
+from nafld_utils.quality import figures, metric_tables
+from nafld_utils.views import color_of
+seen = {"metric": networks.FEATURES["lite0"].metrics["spread"]}
+made = metric_tables.FeatureSet("a", "model", np.eye(4), np.eye(4))
 rows = np.arange(4)
-seen["value"] = quality_tables._values(made, rows, made, rows, (2, 4), np.random.default_rng(0))["spread"]
-network = backbones.load("regnetx_002", "random", num_classes=2).eval()
+seen["value"] = metric_tables._values(made, rows, made, rows, (2, 4), np.random.default_rng(0))["spread"]
+network = networks.load("regnetx_002", "random", num_classes=2).eval()
 prefix, tail = backbones.split(network, "regnetx_002")
 images = torch.rand(1, 3, 64, 64)
 with torch.no_grad():
     seen["backbone"] = bool(torch.allclose(tail(prefix(images)), network(images), atol=1e-5))
 run = artifacts.open_run("smoke")
-seen["generators"] = samples.generators(run)
-paint = samples.BASELINES["flat"].painter(run, 0, torch.device("cpu"))
+seen["generators"] = sampling.generators(run)
+paint = sampling.BASELINES["flat"].painter(run, 0, torch.device("cpu"))
 seen["painted"] = paint(np.array([0, 1]), [1, 2]).mean(axis=(1, 2)).tolist()
-seen["unit"] = samples.synthetic_unit(**samples.task_of(run, "flat", 0)).recipe["unit"]
-seen["look"] = [color_of("flat"), draw.WORDS["flat"]]
+unit = sampling.synthetic_unit(**sampling.task_of(run, "flat", 0))
+seen["unit"] = unit.recipe["unit"]
+seen["look"] = [color_of("flat"), figures.WORDS["flat"]]
 print(json.dumps(seen))
 """
 LOOK_AT_STAGE = """
 import json
-from nafld_utils import artifacts, graph, overview
+from nafld_utils import artifacts, pipeline
+from nafld_utils.pipeline import overview
 from nafld_utils.report import compare
 run = artifacts.open_run("smoke")
-seen = {"stages": len(graph.STAGES), "units": [unit.recipe["unit"] for unit in overview.units_of(run, "09_echo")]}
-rows = [{"claim": "a", "this_run": "1", "n": "3"}] * 2
-seen["why"] = [compare._why_not("09_echo", *rows, True, changed, ("a", "b"))
-               for changed in ([], ["turing.seed"], ["folds.seed"], ["shap.seed"])]
+seen = {"stages": len(pipeline.STAGES), "units": [unit.recipe["unit"] for unit in overview.units_of(run, "09_echo")]}
+keys = ("turing.seed", "folds.seed", "shap.seed")
+seen["compared by"] = [key for key in keys if key.startswith(compare._measure("09_echo"))]
 print(json.dumps(seen))
 """
 
@@ -133,16 +147,18 @@ def scratch(tmp_path_factory):
     root = tmp_path_factory.mktemp("recipes")
     for name in ("nafld_utils", "params", "notebooks", "tests"):
         shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "start.ipynb"))
-    for name in ("Makefile", "README.md"):
+    for name in ("Makefile", "README.md", "pyproject.toml"):
         shutil.copy2(PROJECT / name, root)
     for steps in RECIPES.values():
         for file, find, put in steps:
             text = (root / file).read_text(encoding="utf-8")
             assert find in text, f"{file}: a recipe expects {find!r}"
             (root / file).write_text(text.replace(find, put.format(find), 1), encoding="utf-8")
-    stages = root / "nafld_utils" / "stages"
-    (stages / "flat.py").write_text(PAINTER, encoding="utf-8")
-    (stages / "echo.py").write_text('def units(run):\n    return [run.unit("echo", settings={})]\n', encoding="utf-8")
+    (root / "nafld_utils" / "ldm" / "flat_units.py").write_text(PAINTER, encoding="utf-8")
+    room = root / "nafld_utils" / "echo"
+    room.mkdir()
+    (room / "__init__.py").write_text(FACE, encoding="utf-8")
+    (room / "units.py").write_text(UNITS.format(room="sampling"), encoding="utf-8")
     shutil.copy2(root / "notebooks" / "08_turing_test.ipynb", root / "notebooks" / "09_echo.ipynb")
     return root
 
@@ -182,7 +198,7 @@ def test_a_ninth_stage_takes_effect(scratch):
     assert seen(scratch, LOOK_AT_STAGE) == {
         "stages": 9,
         "units": ["echo"],
-        "why": ["", "measured otherwise: turing.seed", "measured otherwise: folds.seed", ""],
+        "compared by": ["turing.seed", "folds.seed"],
     }
     command, env = make_command("-n", "09_echo", "PROFILE=smoke", root=scratch / "work")
     env["PYTHONPATH"] = str(scratch)
@@ -192,10 +208,28 @@ def test_a_ninth_stage_takes_effect(scratch):
     assert "nafld execute 08_turing_test" not in told.stdout
 
 
+def lint_imports(scratch):
+    command = [f"{sys.prefix}/bin/lint-imports", "--no-logo", "--no-cache"]
+    env = {**os.environ, "PYTHONPATH": str(scratch)}
+    return subprocess.run(command, cwd=scratch, env=env, capture_output=True, text=True)
+
+
+def test_the_new_code_keeps_the_direction_of_imports_and_a_room_that_looks_up_does_not(scratch):
+    told = lint_imports(scratch)
+    assert told.returncode == 0, told.stdout
+    units = scratch / "nafld_utils" / "echo" / "units.py"
+    kept = units.read_text(encoding="utf-8")
+    units.write_text(UNITS.format(room="sweep"), encoding="utf-8")
+    told = lint_imports(scratch)
+    units.write_text(kept, encoding="utf-8")
+    assert told.returncode == 1
+    assert "nafld_utils.echo is not allowed to import nafld_utils.sweep" in told.stdout
+
+
 def test_a_stage_without_units_is_named(monkeypatch):
     from nafld_utils import artifacts, pipeline
     from nafld_utils.pipeline import overview
 
     assert tuple(overview.UNITS) == pipeline.STAGES
-    with pytest.raises(ValueError, match=r"stage 09_echo: expected an entry in UNITS of nafld_utils/overview\.py"):
+    with pytest.raises(ValueError, match=r"stage 09_echo: expected an entry in UNITS of \S+overview\.py"):
         overview.units_of(artifacts.open_run("smoke"), "09_echo")

@@ -10,7 +10,7 @@ import tomllib
 
 import pytest
 import yaml
-from conftest import PROJECT
+from project import PROJECT
 
 from nafld_utils import doctor
 
@@ -214,8 +214,9 @@ def test_doctor_fails_only_for_what_is_needed():
 
 
 def test_required_tests_fail_where_they_would_be_skipped(tmp_path):
-    shutil.copy2(PROJECT / "tests" / "conftest.py", tmp_path / "conftest.py")
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a GPU\n")
+    for name in ("conftest.py", "project.py"):
+        shutil.copy2(PROJECT / "tests" / name, tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a GPU\npythonpath = .\n")
     (tmp_path / "test_some.py").write_text(
         "import pytest\n"
         "def test_skips(): pytest.skip('no file')\n"

@@ -1,8 +1,8 @@
 """Claims: the headline numbers of a stage, each with a key that reports ask for and a sentence that people read.
 
-Contract: pure. A key is made of parts joined by dots, the room first and then what tells the claim from the room's
+Contract: a key is made of parts joined by dots, the room first and then what tells the claim from the room's
 others, e.g. ``sweep.gain.patients`` or ``copies.share.class``; a part holds small letters, digits and underscores.
-A key stays when its sentence is reworded, and stands once in a run (`artifacts.record_claims` checks it).
+A key stays when its sentence is reworded, and stands once in a run (`Run.record_claims` checks it).
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from nafld_utils import statistics
-from nafld_utils.artifacts.files import save_table
-from nafld_utils.artifacts.run import Run
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from nafld_utils.artifacts.run import Run
 
+CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol", "key")
+OTHER_COHORT = "no: another cohort"
 UNSTATED = "not stated in the paper"
 
 
@@ -91,35 +93,8 @@ def over_folds(key: str, text: str, values: Any, unit: str) -> dict[str, Any]:
     return claim(key, text, mean, UNSTATED, interval=(low, high, "folds"), n=len(values), unit=unit)
 
 
-CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol", "key")
-OTHER_COHORT = "no: another cohort"
-
-
-def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Write the stage's headline numbers to its ``claims.csv``.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    stage : str
-        Stage name, e.g. ``"05_quality_metrics"``.
-    rows : iterable of mapping
-        As `nafld_utils.artifacts.claims.claim` makes them: `key` names the claim for reports, `over` says what the
-        interval is over, `same_protocol` is "yes" or says what differs from the paper.
-
-    Raises
-    ------
-    ValueError
-        A row has an unknown column or lacks ``key``, ``claim``, ``this_run`` or ``same_protocol``, or a key stands
-        twice in the run.
-
-    Notes
-    -----
-    Beside the numbers of a foreign cohort (`Run.is_foreign`) no number of the paper's is written.
-    """
-    import pandas as pd
-
+def claims_table(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table that `Run.record_claims` writes: every row checked, and no key that another claim of the run has."""
     rows = list(rows)
     for row in rows:
         unknown = set(row) - set(CLAIM_COLUMNS)
@@ -141,7 +116,6 @@ def record_claims(run: Run, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd
         stated = table["paper"].notna() | (table["same_protocol"] == "yes")
         claim = table["claim"].str.replace(r" \(paper: [^)]*\)", "", regex=True)
         table = table.assign(claim=claim, paper=None, same_protocol=table["same_protocol"].where(~stated, OTHER_COHORT))
-    save_table(run.root / stage / "claims.csv", table)
     return table
 
 

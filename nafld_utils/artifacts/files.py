@@ -1,5 +1,6 @@
-"""Files that are whole or absent: text, JSON, tables, arrays and weights, written under another name, synced and
-renamed.
+"""Files that are whole or absent: text, JSON, tables, arrays and weights.
+
+Contract: a file is written under another name, synced and renamed. No pickle is written or read.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# ---------------------------------------------------------------- atomic files
-
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NotEnoughMemoryError(MemoryError):
+    """Memory lacks, and the text says what to do."""
 
 
 def no_space(error: BaseException, path: Path) -> BaseException:
@@ -123,6 +125,13 @@ def save_table(path: str | Path, table: pd.DataFrame) -> Path:
     return Path(path)
 
 
+def load_table(path: str | Path) -> pd.DataFrame:
+    """Read a table written by `save_table`."""
+    import pandas as pd
+
+    return pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
+
+
 def save_array(path: str | Path, array: np.ndarray) -> Path:
     """Write an array atomically as .npy, without pickle."""
     import numpy as np
@@ -174,17 +183,6 @@ def array_in_parts(path: str | Path, leading: Sequence[int]) -> Iterator[Callabl
             yield append
         if kind is None or rows != math.prod(leading):
             raise ValueError(f"{path}: expected {math.prod(leading)} rows, found {rows}; append every part once.")
-
-
-def load_table(path: str | Path) -> pd.DataFrame:
-    """Read a table written by `save_table`."""
-    import pandas as pd
-
-    return pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
-
-
-class NotEnoughMemoryError(MemoryError):
-    """Memory lacks, and the text says what to do."""
 
 
 def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
@@ -272,9 +270,6 @@ def _kind(path: Path) -> str | None:
         start = handle.read(4)
     # torch.save writes a zip archive of a pickle, older versions the pickle itself
     return "a pickle, which is never opened" if start.startswith((b"PK", b"\x80")) else None
-
-
-# ---------------------------------------------------------------- integrity
 
 
 def file_sha256(path: str | Path) -> str:

@@ -1,9 +1,7 @@
-"""Every path of a run, units of work that are either whole or absent, and their provenance.
+"""Runs: opening one, its paths, naming its units, and the record of a stage that has finished.
 
-Contract: a *unit* is a folder ``artifacts/<run>/<stage>/<keys>`` sealed by its manifest ``run.json``. It is written
-under a temporary name, synced to disk and renamed, so a reader sees all of it or nothing. Its hash covers the
-settings it reads, the hashes of its inputs and the ``REVISION`` of the modules that made it; a unit whose manifest
-is missing, carries another hash, or lists a file of other content is not done and is made again.
+Contract: to open a run or to name a unit writes nothing. A stage is finished while every unit of its record is whole,
+has the hash it had then, and was made by today's revisions.
 """
 
 from __future__ import annotations
@@ -20,16 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nafld_utils import params
-from nafld_utils.artifacts.files import existing, file_sha256, load_record, save_json
+from nafld_utils.artifacts.files import existing, file_sha256, load_record, save_json, save_table
 from nafld_utils.artifacts.seals import damage_of, digest, sealed
 from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
 
 if TYPE_CHECKING:
     import pandas as pd
+
 LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
-
-
-# ---------------------------------------------------------------- runs
 
 
 @dataclass(frozen=True)
@@ -117,17 +113,71 @@ class Run:
         return Unit(self.root.joinpath(stage, *map(str, keys)), digest(recipe), recipe)
 
     def show(self, *sections: str) -> pd.DataFrame:
-        """Settings in force as a table: ``setting, value, unchanged`` (whether it is the paper profile's value)."""
+        """Settings in force beside the paper profile's: ``setting, this run, paper profile, where it differs``."""
         import pandas as pd
 
-        paper = params.flat(params.load(params.BASE_PROFILE).model_dump(mode="json", by_alias=True))
-        mine = params.flat(self.settings.model_dump(mode="json", by_alias=True))
+        paper = params.load(params.BASE_PROFILE).flat()
         rows = [
-            (key, str(value), str(paper[key]) if value != paper[key] else "")
-            for key, value in mine.items()
+            (key, str(value), str(paper.get(key, "not set")) if value != paper.get(key) else "")
+            for key, value in self.settings.flat().items()
             if key in sections or key.split(".")[0] in sections
         ]
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
+
+    def record_claims(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+        """Write the stage's headline numbers to its ``claims.csv``.
+
+        Parameters
+        ----------
+        stage : str
+            Stage name, e.g. ``"05_quality_metrics"``.
+        rows : iterable of mapping
+            As `artifacts.claim` makes them: `key` names the claim for reports, `over` says what the interval is over,
+            `same_protocol` is "yes" or says what differs from the paper.
+
+        Raises
+        ------
+        ValueError
+            A row has an unknown column or lacks ``key``, ``claim``, ``this_run`` or ``same_protocol``, or a key stands
+            twice in the run.
+
+        Notes
+        -----
+        Beside the numbers of a foreign cohort (`is_foreign`) no number of the paper's is written.
+        """
+        from nafld_utils.artifacts.claims import claims_table
+
+        table = claims_table(self, stage, rows)
+        save_table(self.root / stage / "claims.csv", table)
+        return table
+
+    def finish(self, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
+        """Record the units a stage stands on, so that make can tell when it is stale; return the files as a table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``file`` (relative to the work folder), ``size_kib``, ``made_in_s`` (of its unit, in seconds).
+        """
+        import pandas as pd
+
+        units = [unit.require() for unit in units]
+        for unit in units:  # of processes that were killed between sealing and clearing up
+            shutil.rmtree(unit.work, ignore_errors=True)
+        entries = [{"unit": str(unit.path.relative_to(self.root)), "hash": unit.hash} for unit in units]
+        claims = self.root / stage / "claims.csv"
+        files = {claims.name: [claims.stat().st_size, file_sha256(claims)]} if claims.is_file() else {}
+        record = {"stage": stage, "units": entries, "files": files}
+        save_json(self.root / stage / "stage.json", sealed(record))
+        rows = []
+        for unit in units:
+            seconds = unit.seconds()
+            for path in sorted(unit.path.iterdir()):
+                size = round(path.stat().st_size / 1024, 1)
+                rows.append((str(path.relative_to(work_root())), size, seconds))
+        for path in sorted((self.root / stage).iterdir()):
+            rows.append((str(path.relative_to(work_root())), round(path.stat().st_size / 1024, 1), float("nan")))
+        return pd.DataFrame(rows, columns=["file", "size_kib", "made_in_s"])
 
 
 def remembered(function: Callable[..., Unit]) -> Callable[..., Unit]:
@@ -255,35 +305,6 @@ def check_disk(run: Run) -> None:
             " free disk space or point NAFLD_ROOT to another disk"
         )
         raise OSError(errno.ENOSPC, message)
-
-
-def finish(run: Run, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
-    """Record the units a stage stands on, so that make can tell when it is stale; return the files as a table.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``file`` (relative to the work folder), ``size_kib``, ``made_in_s`` (of its unit, in seconds).
-    """
-    import pandas as pd
-
-    units = [unit.require() for unit in units]
-    for unit in units:  # of processes that were killed between sealing and clearing up
-        shutil.rmtree(unit.work, ignore_errors=True)
-    entries = [{"unit": str(unit.path.relative_to(run.root)), "hash": unit.hash} for unit in units]
-    claims = run.root / stage / "claims.csv"
-    files = {claims.name: [claims.stat().st_size, file_sha256(claims)]} if claims.is_file() else {}
-    record = {"stage": stage, "units": entries, "files": files}
-    save_json(run.root / stage / "stage.json", sealed(record))
-    rows = []
-    for unit in units:
-        seconds = unit.seconds()
-        for path in sorted(unit.path.iterdir()):
-            size = round(path.stat().st_size / 1024, 1)
-            rows.append((str(path.relative_to(work_root())), size, seconds))
-    for path in sorted((run.root / stage).iterdir()):
-        rows.append((str(path.relative_to(work_root())), round(path.stat().st_size / 1024, 1), float("nan")))
-    return pd.DataFrame(rows, columns=["file", "size_kib", "made_in_s"])
 
 
 def stage_fault(run: Run, stage: str) -> str | None:

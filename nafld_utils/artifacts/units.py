@@ -35,17 +35,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 _LIBRARIES = (
-    "torch",
-    "diffusers",
-    "timm",
-    "numpy",
-    "scikit-image",
-    "scikit-learn",
-    "shap",
-    "torchmetrics",
+    *("torch", "diffusers", "timm", "numpy", "scikit-image", "scikit-learn", "shap", "torchmetrics"),
     "nafld-ldm",
 )
 
@@ -92,9 +84,6 @@ def _revisions() -> dict[str, tuple[int, ...]]:
             for key, number in re.findall(r'\("([\w.]+)", (\d+)\)', line):
                 found[key] = (*found.get(key, ()), int(number))
     return found
-
-
-# ---------------------------------------------------------------- units
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "data": "Cohort".split(),
         "description": "class_curves summary_table".split(),
+        "figures": "caption".split(),
         "image_folder": "check".split(),
         "loading": "load write_mat".split(),
         "problems": "CohortError WHOLE_LIST".split(),

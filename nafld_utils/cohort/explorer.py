@@ -40,7 +40,7 @@ def frames(run: Run, cohort: Cohort) -> Any:
     import ipywidgets as widgets
 
     names, place = run.settings.cohort.class_names, Place(cohort.images["patient_id"].to_numpy())
-    grade = views.of(run).grade_text
+    grade = views.words_for(run).grade_text
     words, picture = widgets.HTML(), widgets.HTML()
 
     def show(_: Any) -> None:

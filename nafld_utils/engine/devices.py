@@ -11,12 +11,9 @@ from typing import Any
 
 from nafld_utils.params import EngineSettings
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
 KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
-
-
-# ---------------------------------------------------------------- devices and threads
 
 
 def device(settings: EngineSettings) -> Any:
@@ -70,9 +67,9 @@ def thread_environment(threads: int) -> Iterator[None]:
 
     The allocator's settings are put back too: Dask writes them into this environment while it starts workers.
     """
-    names = (*_THREAD_VARIABLES, *KEEP_PAGES)
+    names = (*THREAD_VARIABLES, *KEEP_PAGES)
     before = {name: os.environ[name] for name in names if name in os.environ}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:
         yield
     finally:

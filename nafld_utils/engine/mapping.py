@@ -1,4 +1,4 @@
-"""Where work runs: one seam that maps a function over independent units, and one way to show progress.
+"""One call that maps a function over independent units, and the locks that keep two processes from the same one.
 
 Contract: a task is a mapping of picklable keyword arguments; the function is importable, skips a unit that is done
 and seals its unit itself. The store of finished units is the queue, so a killed worker or driver costs at most the
@@ -32,13 +32,11 @@ from nafld_utils.engine.workers import open_pool
 from nafld_utils.params import EngineSettings
 
 LOOK_EVERY = 5.0  # s between two looks after the workers
+_one_unit = threading.RLock()  # a unit may have every thread of its worker, however many Dask gave it
 
 
 class UnitError(RuntimeError):
     """Some units failed; the others are done and kept."""
-
-
-# ---------------------------------------------------------------- units
 
 
 class _Ended(NamedTuple):
@@ -81,9 +79,6 @@ class _Call:
         with alone(*paths, wait=self.wait):
             if unit is None or not unit.done():
                 self.function(**task)
-
-
-_one_unit = threading.RLock()  # a unit may have every thread of its worker, however many Dask gave it
 
 
 def _work_in(root: Path) -> None:
@@ -264,8 +259,6 @@ def once(unit: Unit, make: Callable[[], Any]) -> Unit:
                 make()
     return unit
 
-
-# ---------------------------------------------------------------- memory
 
 # How libraries say that an allocator gave nothing: C, C++, torch, oneDNN, which torch calls, and CUDA. Most raise a
 # plain RuntimeError, so that there is no kind of error to ask for.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-# ---------------------------------------------------------------- progress
+PROGRESS_FILE = "NAFLD_PROGRESS"  # set by the headless runner: lines written there are shown in its terminal
 
 
 def announce(text: str) -> None:
@@ -117,6 +117,3 @@ class StepMeter:
     def seconds(self) -> float:
         """Seconds since the meter was made."""
         return time.monotonic() - self.started
-
-
-PROGRESS_FILE = "NAFLD_PROGRESS"  # set by the headless runner: lines written there are shown in its terminal

@@ -19,15 +19,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nafld_utils.artifacts import work_root
-from nafld_utils.engine.devices import _THREAD_VARIABLES, KEEP_PAGES, default_workers, thread_environment
+from nafld_utils.engine.devices import KEEP_PAGES, THREAD_VARIABLES, default_workers, thread_environment
 from nafld_utils.engine.progress_lines import PROGRESS_FILE
 from nafld_utils.params import EngineSettings
 
 CLOSE_SECONDS = 15.0
 CONNECT_SECONDS = 20.0  # for a scheduler that should be running already
-
-
-# ---------------------------------------------------------------- pools
 
 
 @contextlib.contextmanager
@@ -115,9 +112,6 @@ def _running_scheduler(address: str) -> Iterator[tuple[Any, Callable[[], str]]]:
         yield client, lambda: "" if client.nthreads() else f"no worker is connected to {address}"
 
 
-# ---------------------------------------------------------------- Slurm
-
-
 @contextlib.contextmanager
 def _slurm(settings: EngineSettings, n_tasks: int) -> Iterator[tuple[Any, Callable[[], str]]]:
     """A Dask client on ``engine.n_workers`` Slurm jobs, which end with the call so that no node stands idle."""
@@ -180,7 +174,7 @@ def job_options(settings: EngineSettings) -> dict[str, Any]:
                 + (f"; did you mean {near[0]!r}?" if near else "; remove it.")
             )
     given = dict(settings.slurm)
-    exports = {**dict.fromkeys(_THREAD_VARIABLES, settings.threads), **KEEP_PAGES}
+    exports = {**dict.fromkeys(THREAD_VARIABLES, settings.threads), **KEEP_PAGES}
     prologue = [f"export {name}={value}" for name, value in exports.items()]
     # One unit at a time per process. Slurm watches the memory; Dask would count pages of shared, memory-mapped files.
     worker = ["--nthreads", "1", "--memory-limit", "0"]

@@ -19,7 +19,6 @@ from nafld_utils.artifacts.files import save_array
 from nafld_utils.explain import explainers, map_measures
 
 REVISION = ("stages.explain", 2)
-STAGE = "07_shap"
 _TAIL = "tail.safetensors"
 
 

@@ -150,15 +150,11 @@ def chosen_rows(images: pd.DataFrame, n: int) -> np.ndarray:
 def study(feature: str, options: Options, device: Any = "cpu") -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Simulate, train, explain and judge one feature.
 
-    Returns
-    -------
-    list of dict
-        One row per explainer of `explainers.EXPLAINERS`: ``feature, explainer, auc, low, high, n_patients`` (held out),
-        ``n_explained, moved`` (mean log-odds by which the classifier follows the feature within a patient, towards
-        fatty where it is put in), ``additivity_error`` and what `judge` gives.
-    dict of str to ndarray
-        ``images`` uint8, ``difference`` (image minus its twin, grey levels, float32) and ``maps_<explainer>`` (smoothed
-        attributions, float32) of the explained images, (n, 128, 128) each.
+    Gives one row per explainer of `explainers.EXPLAINERS`: ``feature, explainer, auc, low, high, n_patients`` (held
+    out), ``n_explained, moved`` (mean log-odds by which the classifier follows the feature within a patient, towards
+    fatty where it is put in), ``additivity_error`` and what `judge` gives; and, of the explained images (n, 128, 128),
+    ``images`` uint8, ``difference`` (image minus its twin, grey levels, float32) and ``maps_<explainer>`` (smoothed
+    attributions, float32).
     """
     cohort = make_cohort(feature, options.n_patients, options.seed, options.n_jobs)
     classifier, scores = train(cohort, options, device)

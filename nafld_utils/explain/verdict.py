@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import params, sweep, views
+from nafld_utils import ldm, params, sweep, views
 from nafld_utils.artifacts import Run, claim, key_of, of_row
 from nafld_utils.explain import check_units, explainers, map_measures
 from nafld_utils.explain.attribution_units import Explanation
@@ -22,9 +22,15 @@ def interval(middle: float, low: float, high: float) -> str:
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{middle:.2f} [no interval]"
 
 
-def named(row: Any) -> str:
+def named(feature: str) -> str:
     """A feature's name as a reader writes it."""
-    return row.feature.replace("_", " ")
+    return feature.replace("_", " ")
+
+
+def _judged(checks: check_units.Checks) -> pd.DataFrame:
+    """Attribution on what readers look at, a row per region; none where no tissue is known."""
+    tissue = checks.tissue
+    return pd.DataFrame() if tissue is None else tissue[tissue["region"].isin(map_measures.JUDGED)]
 
 
 def is_readable(auc: pd.DataFrame) -> bool:
@@ -39,9 +45,9 @@ def what_shap_shows(
     rows = [_quality(auc), _adds_up(found), *_agreement(checks), _matters(checks)]
     rows += _tissue(auc, checks)
     for row in study.table.itertuples():
-        question = f"Does SHAP ({row.explainer}) find {named(row)} where the label shows in nothing else?"
+        question = f"Does SHAP ({row.explainer}) find {named(row.feature)} where the label shows in nothing else?"
         rows.append((question, f"held-out AUC {interval(row.auc, row.low, row.high)}", row.verdict))
-    said = views.of(run)
+    said = views.words_for(run)
     where = f"Where is {'what makes it ' + said.positive if said.foreign else 'the fat'}?"
     rows.append((where, "nothing", "no map can show it: maps show what this classifier uses"))
     question = f"Would another patient with such pixels be {said.classes[1]}?"
@@ -110,7 +116,7 @@ def _tissue(auc: pd.DataFrame, checks: check_units.Checks) -> list[tuple[str, st
     if checks.tissue is None:
         return [(question, "nothing", "cannot be measured: this cohort has no tissue masks")]
     readable, rows = is_readable(auc), []
-    for row in checks.tissue[checks.tissue["region"].isin(map_measures.JUDGED)].itertuples():
+    for row in _judged(checks).itertuples():
         measured = f"{interval(row.ratio, row.low, row.high)} times its share of the area, {row.n} images"
         if not readable:
             verdict = "not interpreted: see the first row"
@@ -134,8 +140,7 @@ def answer(run: Run, auc: pd.DataFrame, checks: check_units.Checks, study: check
     elif checks.tissue is None:
         text += ", so its maps may be read; where tissue lies is not known for these images, so no share is measured."
     else:
-        named = checks.tissue[checks.tissue["region"].isin(map_measures.JUDGED)]
-        more = named.loc[named["low"] > 1, "region"].tolist()
+        more = _judged(checks).query("low > 1")["region"].tolist()
         text += f"; its maps lie more than by area on {', '.join(more)}." if more else "; its maps favour no tissue."
     agreed = checks.agreement.set_index("with_")["agreement"]
     text += f" Two halves of the same draws agree by {agreed[Against.HALF]:.2f} in rank"
@@ -147,7 +152,7 @@ def answer(run: Run, auc: pd.DataFrame, checks: check_units.Checks, study: check
 def _of_features(table: pd.DataFrame) -> str:
     """What the single-feature study found, in a sentence."""
     parts = [
-        f"{feature.replace('_', ' ')} ({', '.join(f'{row.explainer}: {row.finding}' for row in part.itertuples())})"
+        f"{named(feature)} ({', '.join(f'{row.explainer}: {row.finding}' for row in part.itertuples())})"
         for feature, part in table.groupby("feature", sort=False)
     ]
     return f"Where the label shows in one simulated feature alone: {'; '.join(parts)}."
@@ -157,40 +162,38 @@ def protocol(run: Run) -> str:
     """What differs from the paper's analysis."""
     chosen, paper = run.settings, params.load(params.BASE_PROFILE)
     backbone = chosen.shap.backbone or chosen.sweep.backbones[0]
-    swept = sweep.protocol(run, backbone)
-    differs = [] if swept == "yes" else [swept.removeprefix("no: ")]
-    if backbone not in paper.sweep.backbones and "instead of ResNet-50" not in swept:
-        differs.append(f"{backbone} instead of ResNet-50")
-    return f"no: {'; '.join([*differs, 'the paper shows maps and no number'])}"
+    differs, other = sweep.differences(run, backbone), f"{backbone} instead of ResNet-50"
+    if backbone not in paper.sweep.backbones and other not in differs:
+        differs.append(other)
+    return ldm.in_words([*differs, "the paper shows maps and no number"])
 
 
 def claims(
     run: Run, found: Explanation, auc: pd.DataFrame, checks: check_units.Checks, study: check_units.Study
 ) -> list[dict[str, Any]]:
     """Headline numbers of the stage."""
-    table, one, same = found.table, auc.iloc[0], protocol(run)
+    table, one, same, n = found.table, auc.iloc[0], protocol(run), len(found.table)
     right = int(((table["called"] > 0.5) == (table["label"] == 1)).sum())
-    few = (None, None, "no interval: a handful of images")
-    held_out, missing = (one.low, one.high, "its held-out patients"), 100 * explainers.missing_share(table)
-    auc_of, side = "SHAP: held-out AUC of the explained classifier", "SHAP: images on the side of their own class"
-    n, shares = len(table), "% of the explained log-odds"
+    error, few = 100 * explainers.missing_share(table), (None, None, "no interval: a handful of images")
+    auc_of, bounds = "held-out AUC of the explained classifier", (one.low, one.high, "its held-out patients")
+    single = (
+        ("auc", auc_of, one.auc, bounds, one.n_patients, "image-level AUC"),
+        ("own_side", "images on the side of their own class", right, few, n, f"of {n} images"),
+        ("additivity", "additivity error", error, few, n, "% of the explained log-odds"),
+    )
     rows = [
-        claim("shap.auc", auc_of, one.auc, same, interval=held_out, n=one.n_patients, unit="image-level AUC"),
-        claim("shap.own_side", side, right, same, interval=few, n=n, unit=f"of {n} images"),
-        claim("shap.additivity", "SHAP: additivity error", missing, same, interval=few, n=n, unit=shares),
+        claim(f"shap.{key}", f"SHAP: {text}", value, same, interval=interval, n=over, unit=unit)
+        for key, text, value, interval, over, unit in single
     ]
     for row in checks.agreement[checks.agreement["n_maps"] > 0].assign(over="images").to_dict("records"):
         key, text = key_of("shap.agreement", row["with_"]), f"SHAP: agreement of maps, {row['with_']}"
         rows.append(of_row(key, text, row, same, "rank correlation", columns=("agreement", "n_images")))
-    if checks.tissue is not None:
-        judged = checks.tissue[checks.tissue["region"].isin(map_measures.JUDGED)]
-        for row in judged.assign(over="images, one a patient").to_dict("records"):
-            key, text = key_of("shap.region", row["region"]), f"SHAP: attribution on {row['region']} over its area"
-            rows.append(of_row(key, text, row, same, "times", columns=("ratio", "n")))
+    for row in _judged(checks).assign(over="images, one a patient").to_dict("records"):
+        key, text = key_of("shap.region", row["region"]), f"SHAP: attribution on {row['region']} over its area"
+        rows.append(of_row(key, text, row, same, "times", columns=("ratio", "n")))
     for row in study.table.itertuples():
-        text = f"SHAP ({row.explainer}): {named(row)} alone, attribution on it over its area"
+        text = f"SHAP ({row.explainer}): {named(row.feature)} alone, attribution on it over its area"
         facts = {"interval": (row.ratio_low, row.ratio_high, "simulated patients"), "n": row.n_explained}
-        facts["unit"] = f"times; {row.verdict.partition(':')[0]}"
         key, own = key_of("shap.feature", row.explainer, row.feature), "not in the paper; simulated patients"
-        rows.append(claim(key, text, row.ratio, own, **facts))
+        rows.append(claim(key, text, row.ratio, own, unit=f"times; {row.finding}", **facts))
     return rows

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "autoencoder autoencoder_training autoencoder_units compvis_checkpoint denoiser denoiser_training "
-        "denoiser_units figures gan gan_units protocol sampler shipped_autoencoder"
+        "denoiser_units figures gan gan_units protocol sampler shipped_autoencoder stage"
     ).split(),
     submod_attrs={
         "autoencoder": (
@@ -27,9 +27,13 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "N_PREVIEW PREVIEW balanced_tasks ldm_unit load_denoiser model_name network_table new_denoiser "
             "placed previews schedule_options split_name train_ldm"
         ).split(),
+        "figures": "image_row mosaic".split(),
         "gan": "Generator".split(),
         "gan_units": "NAME gan_unit painter reference seconds_a_step table train_gan".split(),
         "protocol": "changes cohort in_words models".split(),
         "sampler": "gaussian_latents passes".split(),
+        "stage": (
+            "assert_comparable claims open_preprocessed train_autoencoders train_denoisers train_gans units"
+        ).split(),
     },
 )

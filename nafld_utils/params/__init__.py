@@ -8,14 +8,15 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="arms declared fields generators merging sections settings".split(),
+    submodules="arms declared fields generators loading merging sections settings".split(),
     submod_attrs={
         "arms": "BASELINES FILTERED REAL TRADITIONAL parse".split(),
-        "declared": "as_yaml differences protocol".split(),
+        "declared": "agreement as_yaml differences protocol".split(),
         "fields": "PLAIN_NAME PLAIN_NAME_RULE SettingsError".split(),
         "generators": "ddim_strides".split(),
-        "merging": "BASE_PROFILE flat parse_overrides".split(),
+        "loading": "DEFAULT_PROFILE load".split(),
+        "merging": "BASE_PROFILE flat listed parse_overrides".split(),
         "sections": "CohortSettings EngineSettings ExperimentSettings PLAIN PreprocessSettings TuringSettings".split(),
-        "settings": "DEFAULT_PROFILE STAGE_SECTIONS Settings load".split(),
+        "settings": "STAGE_SECTIONS Settings".split(),
     },
 )

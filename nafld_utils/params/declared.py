@@ -11,13 +11,10 @@ from pydantic import Field, ValidationError
 
 from nafld_utils.params import merging
 from nafld_utils.params.fields import Name, Section, SettingsError
-from nafld_utils.params.merging import BASE_PROFILE, flat, merge, nearest, nest, read_yaml, sentence
+from nafld_utils.params.merging import BASE_PROFILE, flat, listed, merge, nearest, nest, read_yaml, sentence
 from nafld_utils.params.settings import Settings, validated
 
 PROTOCOL = "protocol"  # params/protocol.yaml, the declared analysis: no profile
-
-
-# ---------------------------------------------------------------- the declared analysis
 
 
 class Decision(Section):
@@ -83,14 +80,14 @@ def _protocol(folder: Path) -> Protocol:
         if key not in known:
             raise SettingsError(f"{key} in {place} is not a setting{nearest(key, known)}.")
         merged = merge(merged, nest(key, entry.value), place)
-    valid = _flat_settings(validated(merged, BASE_PROFILE, "the declared analysis", place))
+    valid = validated(merged, BASE_PROFILE, "the declared analysis", place).flat()
     settings = {key: DeclaredSetting(value=valid[key], why=entry.why) for key, entry in read.settings.items()}
     return Protocol(decisions=read.decisions, settings=settings)
 
 
 def differences(settings: Settings) -> list[Difference]:
     """Settings whose values are not those of the declared analysis, in its order; none where a run is as declared."""
-    mine = _flat_settings(settings)
+    mine = settings.flat()
     return [
         Difference(key, as_yaml(entry.value), as_yaml(mine[key]), entry.why)
         for key, entry in protocol().settings.items()
@@ -98,7 +95,7 @@ def differences(settings: Settings) -> list[Difference]:
     ]
 
 
-def declared(settings: Settings, most: int = 5) -> str:
+def agreement(settings: Settings, most: int = 5) -> str:
     """Whether settings are those of the declared analysis, in a sentence that names the first `most` differences."""
     found = differences(settings)
     if not found:
@@ -107,12 +104,7 @@ def declared(settings: Settings, most: int = 5) -> str:
     more = len(found) - len(named)
     if more:
         named.append(f"{more} more setting{'s' if more > 1 else ''}")
-    listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
-    return f"This run differs from the declared analysis in {listed} (params/{PROTOCOL}.yaml)."
-
-
-def _flat_settings(settings: Settings) -> dict[str, Any]:
-    return flat(settings.model_dump(mode="json", by_alias=True))
+    return f"This run differs from the declared analysis in {listed(named)} (params/{PROTOCOL}.yaml)."
 
 
 def as_yaml(value: Any) -> str:

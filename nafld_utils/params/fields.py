@@ -12,6 +12,8 @@ NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Rate = Annotated[float, Field(gt=0.0, le=10.0)]
+Precision = Literal["fp32", "tf32", "bf16"]
+Features = Literal["inception", "lite0", "lite1", "random"]
 # Names that stand in tables and figures: no character that HTML, a spreadsheet or matplotlib gives a meaning.
 PLAIN_NAME = re.compile(r"[^\W_][\w .,:;%°/()+-]{0,59}")
 PLAIN_NAME_RULE = (
@@ -38,9 +40,3 @@ class Section(BaseModel):
     """A section of the settings: unknown keys are refused, values stay as they are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-Precision = Literal["fp32", "tf32", "bf16"]
-
-
-Features = Literal["inception", "lite0", "lite1", "random"]

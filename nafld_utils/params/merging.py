@@ -120,6 +120,18 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; the nearest is {close[0]}" if close else ""
 
 
+def listed(words: Iterable[str]) -> str:
+    """Words as a sentence has them.
+
+    Examples
+    --------
+    >>> listed(["a", "b", "c"]), listed(["a"])
+    ('a, b and c', 'a')
+    """
+    *most, last = [*words] or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def sentence(error: ValidationError, source: str, place: str) -> str:
     """The first fault of a validation in one sentence: key, what was expected, what was found, where to correct it."""
     first = error.errors()[0]

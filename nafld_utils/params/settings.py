@@ -1,17 +1,13 @@
-"""Typed settings of a run: ``params/paper.yaml`` merged with a profile and with overrides, then validated.
-
-Contract: every function here is pure but for reading ``params/*.yaml``; a bad key or value raises `SettingsError`
-with one sentence that names the key, what was expected and what was found, before any work starts.
-"""
+"""All sections of the settings together, what holds across them, and which sections each stage reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from nafld_utils.params import arms, merging
+from nafld_utils.params import arms
 from nafld_utils.params.fields import OTHER_REPORTS, Name, NonNegative, Section, SettingsError
 from nafld_utils.params.generators import (
     AutoencodersSettings,
@@ -21,15 +17,7 @@ from nafld_utils.params.generators import (
     ddim_steps_near,
     ddim_strides,
 )
-from nafld_utils.params.merging import (
-    BASE_PROFILE,
-    merge,
-    nearest,
-    nest,
-    parse_overrides,
-    read_yaml,
-    sentence,
-)
+from nafld_utils.params.merging import flat, nearest, sentence
 from nafld_utils.params.sections import (
     PLAIN,
     REGION_KEYS,
@@ -44,7 +32,6 @@ from nafld_utils.params.sections import (
     TuringSettings,
 )
 
-DEFAULT_PROFILE = "demo"  # of make and of the notebooks as committed
 # The sections a stage reads itself; what it inherits arrives through the stage before it.
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "01_data_analysis": ("seed", "cohort", *REGION_KEYS),
@@ -136,45 +123,9 @@ class Settings(Section):
             value = value[part]
         return value
 
-
-def load(profile: str, overrides: str | Iterable[str] | Mapping[str, Any] = ()) -> Settings:
-    """Merge ``paper.yaml``, the profile and the overrides, and validate the result.
-
-    Parameters
-    ----------
-    profile : str
-        Name of a file in ``params/`` without its ending: smoke, demo, cpu or paper.
-    overrides : str, iterable of str, or mapping
-        As `parse_overrides` reads them.
-
-    Returns
-    -------
-    Settings
-        Frozen, complete.
-
-    Raises
-    ------
-    SettingsError
-        Unknown profile; unknown, misspelled, mistyped or out-of-range key, in the declared analysis too. One sentence
-        names the key.
-
-    Examples
-    --------
-    >>> load("smoke", ["sweep.n_seeds=3"]).sweep.n_seeds
-    3
-    """
-    from nafld_utils.params import declared
-
-    names = sorted(path.stem for path in merging.PARAMS_DIR.glob("*.yaml") if path.stem != declared.PROTOCOL)
-    if profile not in names:
-        raise SettingsError(f"profile {profile!r} is not one of {', '.join(names)}{nearest(profile, names)}.")
-    merged = read_yaml(merging.PARAMS_DIR / f"{BASE_PROFILE}.yaml")
-    if profile != BASE_PROFILE:
-        merged = merge(merged, read_yaml(merging.PARAMS_DIR / f"{profile}.yaml"), f"params/{profile}.yaml")
-    for key, value in parse_overrides(overrides).items():
-        merged = merge(merged, nest(key, value), "the overrides")
-    declared.protocol()  # a fault in it stops a run before it starts, not when the first unit is sealed
-    return validated(merged, profile, f"profile {profile}", f"params/{profile}.yaml or in SET")
+    def flat(self) -> dict[str, Any]:
+        """Every setting by dotted key, as plain JSON-able values."""
+        return flat(self.model_dump(mode="json", by_alias=True))
 
 
 def validated(values: Mapping[str, Any], profile: str, source: str, place: str) -> Settings:

@@ -4,14 +4,15 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="execute lab overview staleness".split(),
+    submodules="cost execute lab overview staleness start_checks".split(),
     submod_attrs={
+        "cost": "estimate networks".split(),
         "execute": "StageError run_notebook".split(),
         "lab": "start".split(),
-        "overview": "command here trained_again_text".split(),
+        "overview": "begin command here trained_again_text".split(),
         "staleness": (
-            "Age STAGES UPSTREAM USER_FILES age check_folder check_same_cohort has_changed preflight "
-            "report_path settle_times stamp_path status write_stamps"
+            "Age STAGES UPSTREAM USER_FILES age has_changed report_path settle_times stamp_path status write_stamps"
         ).split(),
+        "start_checks": "check_folder check_same_cohort preflight".split(),
     },
 )

@@ -122,7 +122,7 @@ def _execute(run: Run, stage: str, notebook: Path, half: Path) -> None:
             _papermill(notebook, half, {"profile": run.settings.profile, "overrides": run.overrides}, console)
             fault = artifacts.stage_fault(run, stage)
             if fault:
-                raise StageError(f"{stage} ran, but {fault}: its last cell must call artifacts.finish", None)
+                raise StageError(f"{stage} ran, but {fault}: its last cell must call run.finish", None)
     except BaseException as error:
         copy = failed if half.exists() else None
         if copy:
@@ -233,9 +233,16 @@ def kernel_environment(run: Run, jobs: int = 1) -> dict[str, str]:
     # glibc hands large buffers back to the system after every layer of a network, and asks for them again at the next.
     shared |= {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
     values |= {key: value for key, value in shared.items() if key not in os.environ}
-    if not staleness.needs_hub(run):
+    if not needs_hub(run):
         values["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: without it timm and diffusers retry for a minute offline
     return values
+
+
+def needs_hub(run: Run) -> bool:
+    """Whether any stage of the run loads weights from the Hugging Face hub."""
+    first_stages = run.settings.autoencoder.semantic, run.settings.autoencoder.class_
+    sweep = run.settings.sweep
+    return "hub" in (*(item.source for item in first_stages), sweep.weights, sweep.baseline_weights)
 
 
 def _check_parameters(notebook: Path) -> None:

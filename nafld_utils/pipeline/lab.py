@@ -78,11 +78,11 @@ def start_page(run: Run, notebooks: Path) -> Any:
     from nbformat import v4
 
     text = (_TEMPLATES / "start.md").read_text(encoding="utf-8")
-    tables = [overview.stages_text(run, notebooks), overview.runs_text(run)]
+    tables = [overview.stages(run, notebooks), overview.runs(run)]
     *before, last = re.split(r"^```python\n(.*?)\n^```$", text, flags=re.MULTILINE | re.DOTALL)
     cells = []
     for count, (prose, source, table) in enumerate(zip(before[::2], before[1::2], tables, strict=True), 1):
-        shown = v4.new_output("execute_result", data={"text/markdown": table}, execution_count=count)
+        shown = v4.new_output("execute_result", data={"text/markdown": table.data}, execution_count=count)
         cells.append(v4.new_markdown_cell(prose.strip()))
         cells.append(v4.new_code_cell(source, outputs=[shown], execution_count=count))
     cells.append(v4.new_markdown_cell(last.strip()))

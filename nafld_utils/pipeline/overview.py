@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils import artifacts, engine, params
+from nafld_utils import artifacts, engine, params, sweep
 from nafld_utils.artifacts import Run, Unit
 from nafld_utils.pipeline import staleness
 
@@ -27,19 +27,10 @@ START = "start.ipynb"
 UNITS: dict[str, tuple[str, ...]] = {
     "01_data_analysis": ("nafld_utils.cohort.unit.cohort_unit",),
     "02_preprocessing": ("nafld_utils.preprocessing.unit.preprocess_unit",),
-    "03_ldm_training": ("nafld_utils.ldm.denoiser_units.units", "nafld_utils.ldm.gan_units.units"),
-    "04_sampling": (
-        "nafld_utils.sampling.set_units.units",
-        "nafld_utils.sampling.condition_units.units",
-        "nafld_utils.sampling.sampler_comparison.units",
-    ),
-    "05_quality_metrics": (
-        "nafld_utils.quality.metric_units.units",
-        "nafld_utils.quality.patient_curve_units.units",
-        "nafld_utils.quality.copy_units.units",
-        "nafld_utils.quality.filter_units.units",
-    ),
-    "06_classification_sweep": ("nafld_utils.sweep.verdict.units", "nafld_utils.sweep.frozen_classifier_units.units"),
+    "03_ldm_training": ("nafld_utils.ldm.units",),
+    "04_sampling": ("nafld_utils.sampling.units",),
+    "05_quality_metrics": ("nafld_utils.quality.units",),
+    "06_classification_sweep": ("nafld_utils.sweep.units",),
     "07_shap": ("nafld_utils.explain.check_units.units",),
     "08_turing_test": ("nafld_utils.turing.units.units",),
 }
@@ -58,7 +49,7 @@ def units_of(run: Run, stage: str) -> list[Unit]:
     if stage not in UNITS:
         raise ValueError(
             f"stage {stage}: expected an entry in UNITS of nafld_utils/pipeline/overview.py, found none; name there the"
-            " functions of its modules in nafld_utils/stages that give its units."
+            " functions of its room that give its units."
         )
     units: list[Unit] = []
     for name in UNITS[stage]:
@@ -81,8 +72,6 @@ def unit_states(run: Run, stage: str) -> pd.DataFrame:
         faults = [(unit, fault) for unit in units if (fault := unit.fault())]
         rows.append((kind, len(units) - len(faults), len(units), _next(*faults[0]) if faults else ""))
     if stage == "06_classification_sweep":
-        from nafld_utils import sweep
-
         counts = sweep.status(run)["state"].value_counts()
         failed = f"{counts['failed']} failed" if "failed" in counts else ""
         rows.insert(0, ("trainings", int(counts.get("done", 0)), int(counts.sum()), failed))
@@ -106,8 +95,6 @@ def trained_again(run: Run) -> dict[str, list[float]]:
     ValueError
         They cannot be named yet, as in `units_of`.
     """
-    from nafld_utils import sweep
-
     seconds: dict[str, list[float]] = {}
     for unit in {unit.path: unit for unit in units_of(run, "03_ldm_training")}.values():
         # one that was never made, or whose record is gone, has no time
@@ -140,6 +127,37 @@ def _duration(seconds: float) -> str:
 
 
 # ---------------------------------------------------------------- at the top of a notebook
+
+
+def begin(run: Run, stage: str) -> Any:
+    """Check what a notebook needs before it computes anything, and tell where it stands.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    stage : str
+        Name of the stage.
+
+    Returns
+    -------
+    IPython.display.Markdown
+        As `here`.
+
+    Raises
+    ------
+    OSError
+        The disk is nearly full (``engine.min_free_gib``).
+    ValueError
+        Before any model is trained, in stages 02 and 03: the classifiers of the sweep will take more images than the
+        models will draw; or the cohort is not stored.
+    """
+    artifacts.check_disk(run)
+    if stage in ("02_preprocessing", "03_ldm_training"):
+        from nafld_utils import sweep
+
+        sweep.require_capacity(run)
+    return here(run, stage)
 
 
 def here(run: Run, stage: str) -> Any:
@@ -191,9 +209,6 @@ def escape(value: Any) -> str:
     return "".join(f"\\{letter}" if letter in "\\`*_[]|~$" else letter for letter in text)
 
 
-# ---------------------------------------------------------------- the start page
-
-
 def lab_run() -> tuple[Run, Path]:
     """The run that ``make lab`` was started for, by default the default profile's, and the folder of its notebooks."""
     notebooks = (artifacts.given_to_lab() or {}).get("notebooks", artifacts.PROJECT_ROOT / "notebooks")
@@ -204,11 +219,6 @@ def stages(run: Run, notebooks: Path) -> Any:
     """The start page's table: every stage with its state, and links to its notebook and its report."""
     from IPython.display import Markdown
 
-    return Markdown(stages_text(run, notebooks))
-
-
-def stages_text(run: Run, notebooks: Path) -> str:
-    """Markdown of `stages`; links are relative to the folder of the notebooks."""
     found = staleness.status(run, notebooks)
     counts = collections.Counter(stage.state for stage in found.values())
     told = ", ".join(f"{counts[state]} {state}" for state in staleness.State if counts[state])
@@ -223,7 +233,8 @@ def stages_text(run: Run, notebooks: Path) -> str:
         rows.append((f"[{name}]({name}.ipynb)", asked, why, ": ".join(filter(None, (page, since))) or "none"))
     columns = ["notebook_md", "question", "state_md", "report_md"]
     front = _link("front page of the reports", run.reports / "index.html", notebooks)
-    return f"{head}\n\n{markdown_table(pd.DataFrame(rows, columns=columns))}\n\n{front or 'No front page yet.'}"
+    table = markdown_table(pd.DataFrame(rows, columns=columns))
+    return Markdown(f"{head}\n\n{table}\n\n{front or 'No front page yet.'}")
 
 
 def question(notebook: Path) -> str:
@@ -247,14 +258,9 @@ def _link(words: str, path: Path, notebooks: Path) -> str:
 
 
 def runs(of: Run) -> Any:
-    """The start page's table of the runs that lie here, each with the command that opens it."""
+    """The start page's table of `of` and the runs beside it: name, stages that have finished, command that opens it."""
     from IPython.display import Markdown
 
-    return Markdown(runs_text(of))
-
-
-def runs_text(of: Run) -> str:
-    """Markdown of `runs`: name, stages that have finished, and the command, for every run beside `of` and itself."""
     rows = []
     for folder in sorted(of.root.parent.glob("[!.]*/")):
         given = artifacts.load_record(folder / "settings" / "run.json")
@@ -264,8 +270,8 @@ def runs_text(of: Run) -> str:
             opening = f"`{command('lab', folder.name, given)}`" if given else "not made by make"
             rows.append((f"{escape(folder.name)}{this}", f"{finished} of {len(staleness.STAGES)}", opening))
     if not rows:
-        return "No run has been made by `make` yet."
-    return markdown_table(pd.DataFrame(rows, columns=["run_md", "stages finished", "open it with_md"]))
+        return Markdown("No run has been made by `make` yet.")
+    return Markdown(markdown_table(pd.DataFrame(rows, columns=["run_md", "stages finished", "open it with_md"])))
 
 
 def command(target: str, name: str, given: dict[str, Any]) -> str:

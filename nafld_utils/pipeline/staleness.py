@@ -10,7 +10,6 @@ module. Nothing here imports more than the settings need.
 from __future__ import annotations
 
 import enum
-import errno
 import json
 import os
 import time
@@ -21,9 +20,8 @@ from typing import Any
 
 from nafld_utils import artifacts, params
 from nafld_utils.artifacts import Run, load_record
-from nafld_utils.params import SettingsError
 
-# Direct upstream stages; the Makefile states the same, tests/test_graph.py compares them.
+# Direct upstream stages; the Makefile states the same, tests/pipeline/test_staleness.py compares them.
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "01_data_analysis": (),
     "02_preprocessing": ("01_data_analysis",),
@@ -161,84 +159,6 @@ def has_changed(run: Run, found: Mapping[str, Stage]) -> bool:
     return moved or any(stage.state is State.STALE for stage in found.values())
 
 
-def check_same_cohort(run: Run) -> None:
-    """Refuse to make a run of another cohort under the name of one that is there.
-
-    Raises
-    ------
-    SettingsError
-        Names both cohorts. A cohort that is no longer where it was may have been moved: that is let through.
-    """
-    before = (load_record(stamp_path(run, STAGES[0])) or {}).get("settings", {}).get("cohort", {})
-    now = run.settings.section("cohort")
-    was, asked = (_cohort(cohort.get("source"), cohort.get("path")) for cohort in (before, now))
-    moved = before.get("path") and not Path(before["path"]).expanduser().exists()
-    if before and was != asked and not moved and report_path(run, STAGES[0]).exists():
-        raise SettingsError(
-            f"run {run.name} was made of {was}, found {asked} asked for; give the same cohort again, name another run"
-            f" with RUN=<name>, or remove this one with make clean RUN={run.name}."
-        )
-
-
-def _cohort(source: str | None, path: str | None) -> str:
-    if source == "simulated":
-        return "simulated patients"
-    return f"the cohort at {Path(path).expanduser()}" if path else "the published cohort"
-
-
-def preflight(run: Run) -> None:
-    """Refuse what would fail an hour later: a full or read-only disk, a GPU that is not there, a missing file.
-
-    Raises
-    ------
-    ValueError, OSError
-        One sentence that says what is missing and what to do; of a folder of images one line per problem.
-    """
-    artifacts.check_disk(run)
-    for folder in (run.root, run.reports):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                error.errno, f"{folder} cannot be made ({os.strerror(error.errno or errno.EIO)}); set NAFLD_ROOT"
-            ) from error
-        if not os.access(folder, os.W_OK):
-            raise OSError(errno.EACCES, f"{folder} is not writable; change its permissions or set NAFLD_ROOT")
-    for key in (key for keys in USER_FILES.values() for key in keys):
-        path = run.settings.section(key)
-        used = key != "cohort.path" or run.settings.cohort.source == "file"
-        if used and path and not _named(key, path).exists():
-            raise SettingsError(f"setting {key}: expected an existing path, found none at {path}; correct it.")
-    check_folder(run)
-    if run.settings.engine.device.startswith("cuda"):
-        from nafld_utils import engine
-
-        engine.device(run.settings.engine)
-
-
-def check_folder(run: Run) -> None:
-    """Check the table of a folder cohort, before any kernel starts; its images too where the table is wrong.
-
-    The images of a folder whose table is right are read by notebook 01.
-
-    Raises
-    ------
-    ValueError
-        Everything that is wrong, one line per row (`cohort.CohortError`).
-    """
-    s = run.settings
-    path = Path(s.cohort.path).expanduser() if s.cohort.source == "file" and s.cohort.path else None
-    if path is not None and path.is_dir():
-        from nafld_utils import cohort
-        from nafld_utils.cohort import WHOLE_LIST, CohortError
-
-        scratch = artifacts.existing(run.root)
-        try:
-            cohort.check(path, s.cohort.class_names, s.folds.n_splits, s.cohort.frames_per_patient, scratch)
-        except CohortError as error:
-            raise error.written(run.root / WHOLE_LIST) from None
-
-
 def stamp_path(run: Run, stage: str) -> Path:
     """The file whose time tells make when the settings of a stage last changed."""
     return run.root / "settings" / f"{stage}.json"
@@ -253,7 +173,7 @@ def stamp_content(run: Run, stage: str) -> dict[str, Any]:
     """Settings that a stage reads itself, and size and time of the files they name."""
     sections = params.STAGE_SECTIONS[stage]
     keys = [key for name in sections for key in USER_FILES.get(name, ())]
-    files = [_named(key, run.settings.section(key)) for key in keys if run.settings.section(key)]
+    files = [user_file(key, run.settings.section(key)) for key in keys if run.settings.section(key)]
     if "cohort" in sections and run.settings.cohort.source == "file" and not run.settings.cohort.path:
         files += sorted(run.data.glob("*.mat"))
     # a folder's own time does not tell that a file in it was edited
@@ -263,7 +183,7 @@ def stamp_content(run: Run, stage: str) -> dict[str, Any]:
     return {"settings": {name: run.settings.section(name) for name in sections}, "files": marks}
 
 
-def _named(key: str, path: str) -> Path:
+def user_file(key: str, path: str) -> Path:
     """The file of the user that a setting names; the stage of the Turing test reads relative to the work folder."""
     named = Path(path).expanduser()
     return artifacts.work_root() / named if key == "turing.ratings" else named
@@ -301,13 +221,6 @@ def settle_times(run: Run, stale: Collection[str], notebooks: Path) -> None:
                 os.utime(path)
     if stale and front.exists():
         os.utime(front, (LONG_AGO, LONG_AGO))
-
-
-def needs_hub(run: Run) -> bool:
-    """Whether any stage of the run loads weights from the Hugging Face hub."""
-    first_stages = run.settings.autoencoder.semantic, run.settings.autoencoder.class_
-    sweep = run.settings.sweep
-    return "hub" in (*(item.source for item in first_stages), sweep.weights, sweep.baseline_weights)
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

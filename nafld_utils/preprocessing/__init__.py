@@ -7,9 +7,10 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="explorer figures folds unit".split(),
+    submodules="explorer figures folds stage unit".split(),
     submod_attrs={
         "folds": "assert_comparable assert_same_split assert_trained_without digest_of make_folds split".split(),
+        "stage": "find_region open_cohort to_float warp_map".split(),
         "unit": (
             "Preprocessed build_preprocessed build_traditional folded_images open_preprocessed "
             "preprocess_claims preprocess_unit traditional_unit"

@@ -22,7 +22,7 @@ def crops(run: Run, found: cohort.Cohort, data: Any) -> Any:
     """
     import ipywidgets as widgets
 
-    names, settings, said = run.settings.cohort.class_names, run.settings.preprocess, views.of(run)
+    names, settings, said = run.settings.cohort.class_names, run.settings.preprocess, views.words_for(run)
     place = cohort.explorer.Place(data.images["patient_id"].to_numpy())
     crop = views.labelled(widgets.IntSlider, "random crop", min=0, max=data.pool.shape[1] - 1)
     warp = views.labelled(widgets.IntSlider, "draw of the warp", min=0, max=20)
@@ -44,7 +44,7 @@ def crops(run: Run, found: cohort.Cohort, data: Any) -> Any:
             figures.label_map(map_, settings.map_classes, axes[3], "its map")
             figures.label_map(warped, settings.map_classes, axes[4], f"warped, draw {warp.value}")
 
-        caption = cohort.figures.caption(facts, names, said.grade_text)
+        caption = figures.caption(facts, names, said.grade_text)
         words.value = views.text(f"{caption}; the crop keeps {facts['kept_share']:.0%} of the region", run)
         alt = f"{caption}: region and crop, centre crop, random crop {k}, its map, the map warped"
         picture.value = views.image(views.draw_png(run, 10.5, 2.6, panels), alt)

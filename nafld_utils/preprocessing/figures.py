@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from nafld_utils.cohort import caption as caption
 from nafld_utils.views import CLASS_COLORS, COLORS, bare, picture
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Stage 05, the search for copies: references a fold, an audit a set, the release list. Opens and writes files.
+"""Stage 05, the copy audit: real patients per fold, an audit per set, the release list. Opens and writes files.
 
 Contract: a fold's audit sees its own training patients, whom its generators saw, and its held-out patients only as
 what is known to be no copy. Thresholds come from the training patients alone.
@@ -24,6 +24,7 @@ REVISION = ("stages.copies", 1)
 FOLDER = "memorization"
 PLANTED = {"exact copies": False, "augmented copies": True}
 HELD_OUT = "real, held out"
+NO_COPY = "no measure that counts finds a training patient this near"
 
 
 def conditioning_of(run: Run, generator: str) -> str:
@@ -36,7 +37,7 @@ def conditioning_of(run: Run, generator: str) -> str:
 
 
 def reference_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a (fold, autoencoder)."""
+    """One task per fold and autoencoder."""
     owners = dict.fromkeys(conditioning_of(run, name) for name in sampling.generators(run))
     return [{"run": run, "owner": owner, "fold": k} for owner in owners for k in ldm.folds_of(run)]
 
@@ -69,85 +70,70 @@ def make_reference(run: Run, owner: str, fold: int) -> None:
     unit = reference_unit(run, owner, fold)
     if unit.done():
         return
-    search = Search(run, owner, fold)
-    everyone = search.real(search.training)
-    n_crops = search.data.pool.shape[1]
-    own = search.data.images["patient_id"].to_numpy()[search.training]
-    real = {name: copies.statistics(found.without_own(own)) for name, found in everyone.items()}
+    frames = Frames(run, owner, fold)
+    own, crop_patients, crops = frames.patients[frames.training], frames.crop_patients, frames.known["features"]
+    real = {
+        name: copies.statistics(found.without_own(own)) for name, found in frames.near_real(frames.training).items()
+    }
     limits = {name: copies.thresholds(found, own) for name, found in real.items()}
-    crops = copies.nearest_features(search.known["features"], search.known["features"], search.crop_patients)
-    apart = copies.statistics(crops.without_own(search.crop_patients))["distance"].to_numpy()
-    assert len(apart) == len(own) * n_crops
-    held = {name: copies.statistics(found) for name, found in search.real(search.held_out).items()}
+    near = copies.nearest_features(crops, crops, crop_patients).without_own(crop_patients)
+    held = {name: copies.statistics(found) for name, found in frames.near_real(frames.held_out).items()}
     parts = []
     for name, augment in PLANTED.items():
         rng = np.random.default_rng(unit_seed(run.settings.seed, "planted", fold, augment))
-        rows = rng.choice(search.training, min(run.settings.quality.n_planted, len(own)), replace=False)
-        originals = np.stack(
-            [search.data.pool[i, j] for i, j in zip(rows, rng.integers(0, n_crops, len(rows)), strict=True)]
-        )
-        images = copies.plant(originals, augment, resize_box, rng)
-        found = {key: copies.statistics(one) for key, one in search(images).items()}
-        parts.append(search.table(found, limits, rows).assign(planted=name))
-    with unit.writing(device=str(search.device)) as folder:
+        rows = rng.choice(frames.training, min(run.settings.quality.n_planted, len(own)), replace=False)
+        drawn = zip(rows, rng.integers(0, frames.n_crops, len(rows)), strict=True)
+        images = copies.plant(np.stack([frames.data.pool[i, j] for i, j in drawn]), augment, resize_box, rng)
+        parts.append(frames.table(frames.near(images), limits, rows).assign(planted=name))
+    with unit.writing(device=str(frames.device)) as folder:
         save_json(folder / "thresholds.json", limits)
-        save_table(folder / "real.csv", search.table(real, limits, search.training))
-        save_table(folder / "held_out.csv", search.table(held, limits, search.held_out))
+        save_table(folder / "real.csv", frames.table(real, limits, frames.training))
+        save_table(folder / "held_out.csv", frames.table(held, limits, frames.held_out))
         save_table(folder / "planted.csv", pd.concat(parts, ignore_index=True))
-        save_array(folder / "apart.npy", apart)
+        save_array(folder / "apart.npy", copies.statistics(near)["distance"].to_numpy())
 
 
-class Search:
-    """Nearest training frames of images under every measure, for one fold and autoencoder.
-
-    Parameters
-    ----------
-    run, owner, fold
-        As `reference_unit`.
-    """
+class Frames:
+    """Training frames of a fold under every measure of an autoencoder `owner`, and what comes near them."""
 
     def __init__(self, run: Run, owner: str, fold: int):
-        self.run, self.fold = run, fold
-        self.device = engine.device(run.settings.engine)
+        self.chosen, self.device = run.settings.quality, engine.device(run.settings.engine)
         self.data = preprocessing.open_preprocessed(run)
         held = self.data.images["fold"].to_numpy() == fold
         self.training, self.held_out = np.flatnonzero(~held), np.flatnonzero(held)
-        self.patients = self.data.images["patient_id"].to_numpy()
-        self.stage = ldm.first_stage(run, owner, fold).to(self.device)
+        self.ids, self.patients = (self.data.images[name].to_numpy() for name in ("image_id", "patient_id"))
         self.n_crops = self.data.pool.shape[1]
         self.crop_patients = np.repeat(self.patients[self.training], self.n_crops)
-        moments = ldm.latents_unit(run, owner, fold).load_array("moments.npy", mmap=True)
-        found, _ = sampling.load_features(run, run.settings.quality.features, sampling.REAL)
-        self.moments = moments
+        self.stage = ldm.first_stage(run, owner, fold).to(self.device)
+        self.moments = ldm.latents_unit(run, owner, fold).load_array("moments.npy", mmap=True)
+        found, _ = sampling.load_features(run, self.chosen.features, sampling.REAL)
         self.features = found.reshape(len(self.patients), self.n_crops, -1)
+        latents = self._latents(self.moments[self.training].reshape(-1, *self.moments.shape[2:]))
         shape = (len(self.crop_patients), -1)
-        self.known = {
-            "latents": self._latents(moments[self.training].reshape(-1, *moments.shape[2:])).reshape(shape),
-            "features": self.features[self.training].reshape(shape),
-        }
+        self.known = {"latents": latents.reshape(shape), "features": self.features[self.training].reshape(shape)}
 
     def _latents(self, moments: np.ndarray) -> np.ndarray:
         return self.stage.draw(torch.from_numpy(np.array(moments)).to(self.device)).cpu().numpy()
 
-    def real(self, rows: np.ndarray) -> dict[str, copies.Nearest]:
-        """Nearest frames of the first stored crop of real images."""
-        latents = self._latents(self.moments[rows, 0])
-        return self._nearest(self.data.pool[rows, 0], latents, self.features[rows, 0])
+    def near_real(self, rows: np.ndarray) -> dict[str, copies.Nearest]:
+        """Nearest frames, by measure, of the first stored crop of real images."""
+        queries = {"latents": self._latents(self.moments[rows, 0]), "features": self.features[rows, 0]}
+        return self._nearest(self.data.pool[rows, 0], queries)
 
-    def __call__(self, images: np.ndarray, found: np.ndarray | None = None) -> dict[str, copies.Nearest]:
-        """Nearest frames of images (n, S, S) uint8, whose features may be known already."""
-        if found is None:
-            chosen = self.run.settings.quality
-            found, _ = extract(images, chosen.features, chosen.weights, self.device, 16)
-        parts = [self._latents(ldm.encode_images(self.stage, part, self.device)) for part in _chunks(images)]
-        return self._nearest(images, np.concatenate(parts), found)
+    def near(self, images: np.ndarray, features: np.ndarray | None = None) -> dict[str, pd.DataFrame]:
+        """`copies.statistics`, by measure, of images (n, S, S) uint8, whose features may be known already."""
+        if features is None:
+            features, _ = extract(images, self.chosen.features, self.chosen.weights, self.device, 16)
+        parts = [np.asarray(images[start : start + 256]) for start in range(0, len(images), 256)]
+        latents = np.concatenate([self._latents(ldm.encode_images(self.stage, x, self.device)) for x in parts])
+        found = self._nearest(images, {"latents": latents, "features": features})
+        return {name: copies.statistics(one) for name, one in found.items()}
 
-    def _nearest(self, images: np.ndarray, latents: np.ndarray, found: np.ndarray) -> dict[str, copies.Nearest]:
-        frames = np.asarray(self.data.resized[self.training])
-        own = self.patients[self.training]
+    def _nearest(self, images: np.ndarray, queries: dict[str, np.ndarray]) -> dict[str, copies.Nearest]:
+        frames, own = np.asarray(self.data.resized[self.training]), self.patients[self.training]
         out = {"pixels": copies.nearest_pixels(images, frames, own, self.device)}
-        for name, queries in (("latents", latents), ("features", found)):
-            flat = queries.reshape(len(queries), -1)
+        for name, found in queries.items():
+            flat = found.reshape(len(found), -1)
             out[name] = copies.nearest_features(flat, self.known[name], self.crop_patients, self.device)
         return out
 
@@ -155,29 +141,20 @@ class Search:
         self, found: dict[str, pd.DataFrame], limits: dict[str, dict[str, float]], rows: np.ndarray | None = None
     ) -> pd.DataFrame:
         """Statistics and flags side by side, with the image and patient of `rows` where these are real images."""
-        table = pd.DataFrame(index=range(len(found["pixels"])))
-        if rows is not None:
-            table["image_id"] = self.data.images["image_id"].to_numpy()[rows]
-            table["patient_id"] = self.patients[rows]
-        ids = self.data.images["image_id"].to_numpy()[self.training]
+        columns = {} if rows is None else {"image_id": self.ids[rows], "patient_id": self.patients[rows]}
         for name, one in found.items():
             place = one["row"].to_numpy() // (1 if name == "pixels" else self.n_crops)
-            table[f"{name}_patient"], table[f"{name}_image"] = one["patient"].to_numpy(), ids[place]
-            for statistic in STATISTICS:
-                table[f"{name}_{statistic}"] = one[statistic].to_numpy()
-        flags = copies.flags(found, limits)
-        return pd.concat([table, flags.rename(columns={name: f"{name}_near" for name in MEASURES})], axis=1)
-
-
-def _chunks(images: np.ndarray, size: int = 256) -> list[np.ndarray]:
-    return [np.asarray(images[start : start + size]) for start in range(0, len(images), size)]
+            columns |= {f"{name}_patient": one["patient"], f"{name}_image": self.ids[self.training][place]}
+            columns |= {f"{name}_{statistic}": one[statistic] for statistic in STATISTICS}
+        flags = copies.flags(found, limits).rename(columns={name: f"{name}_near" for name in MEASURES})
+        return pd.concat([pd.DataFrame(columns), flags], axis=1)
 
 
 # ---------------------------------------------------------------- the audit
 
 
 def audit_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a (generator, fold)."""
+    """One task per generator and fold."""
     return [{"run": run, "generator": g, "fold": k} for g in sampling.generators(run) for k in ldm.folds_of(run)]
 
 
@@ -210,33 +187,14 @@ def audit(run: Run, generator: str, fold: int) -> None:
     owner = conditioning_of(run, generator)
     reference = reference_unit(run, owner, fold).require()
     limits = pd.read_json(reference.file("thresholds.json")).to_dict()
-    drawn = sampling.open_synthetic(**sampling.task_of(run, generator, fold))
-    search = Search(run, owner, fold)
-    found, _ = sampling.load_features(run, run.settings.quality.features, generator, fold)
-    near = {name: copies.statistics(one) for name, one in search(drawn.images, found).items()}
-    own = pd.DataFrame({"distance": reference.load_array("apart.npy")})
-    table = search.table(near, limits).assign(authentic=copies.authentic(near["features"], own))
+    drawn, frames = sampling.open_set(run, generator, fold), Frames(run, owner, fold)
+    features, _ = sampling.load_features(run, run.settings.quality.features, generator, fold)
+    near = frames.near(drawn.images, features)
+    apart = pd.DataFrame({"distance": reference.load_array("apart.npy")})
+    table = frames.table(near, limits).assign(authentic=copies.authentic(near["features"], apart))
     facts = drawn.table[["synthetic_id", "label", "source_patient"]].reset_index(drop=True)
-    with unit.writing(device=str(search.device)) as folder:
+    with unit.writing(device=str(frames.device)) as folder:
         save_table(folder / "table.csv", pd.concat([facts, table], axis=1))
-
-
-def build(run: Run) -> None:
-    """Everything of the search that is not there yet, and the release list."""
-    engine.map_units(make_reference, reference_tasks(run), run.settings.engine, "real patients", unit_of=reference_unit)
-    engine.map_units(audit, audit_tasks(run), run.settings.engine, "search for copies", unit_of=audit_unit)
-    unit = release_unit(run)
-    if not unit.done():
-        table = audits(run)
-        why = (
-            table["why"]
-            .astype(object)
-            .where(table["copy"], "no measure that counts finds a training patient this near")
-        )
-        out = table.assign(release=np.where(table["copy"], "withheld", "kept"), why=why)
-        first = ["synthetic_id", "generator", "fold", "label", "release", "why"]
-        with unit.writing() as folder:
-            save_table(folder / "synthetic_release.csv", out[[*first, *[c for c in out if c not in first]]])
 
 
 @remembered
@@ -246,19 +204,41 @@ def release_unit(run: Run) -> Unit:
     return run.unit(FOLDER, "release", settings={}, inputs=inputs, modules=["stages.copies"])
 
 
+def audit_copies(run: Run) -> None:
+    """Everything of the copy audit that is not there yet, and the release list."""
+    engine.map_units(make_reference, reference_tasks(run), run.settings.engine, "real patients", unit_of=reference_unit)
+    engine.map_units(audit, audit_tasks(run), run.settings.engine, "copy audit", unit_of=audit_unit)
+    unit = release_unit(run)
+    if not unit.done():
+        table = audits(run)
+        release = np.where(table["copy"], "withheld", "kept")
+        why = table["why"].astype(object).where(table["copy"], NO_COPY)
+        first = table[["synthetic_id", "generator", "fold", "label"]].assign(release=release, why=why)
+        with unit.writing() as folder:
+            rest = table.drop(columns=first.columns, errors="ignore")
+            save_table(folder / "synthetic_release.csv", pd.concat([first, rest], axis=1))
+
+
 def audits(run: Run) -> pd.DataFrame:
-    """All audits, one row an image, with ``generator, fold``."""
-    parts = [
-        audit_unit(**task).load_table("table.csv").assign(generator=task["generator"], fold=task["fold"])
-        for task in audit_tasks(run)
-    ]
-    return pd.concat(parts, ignore_index=True)
+    """All audits, one row per image, with ``generator, fold``."""
+    return _tables(audit_unit, audit_tasks(run), "table.csv")
+
+
+def _tables(unit_of: Any, tasks: list[dict[str, Any]], name: str) -> pd.DataFrame:
+    """A table of several units, with what tells their tasks apart."""
+    return pd.concat(
+        [
+            unit_of(**task).load_table(name).assign(**{key: value for key, value in task.items() if key != "run"})
+            for task in tasks
+        ],
+        ignore_index=True,
+    )
 
 
 def units(run: Run) -> list[Unit]:
-    """Every unit of the search."""
-    tasks = [reference_unit(**task) for task in reference_tasks(run)]
-    return [*tasks, *(audit_unit(**task) for task in audit_tasks(run)), release_unit(run)]
+    """Every unit of the copy audit."""
+    references = [reference_unit(**task) for task in reference_tasks(run)]
+    return [*references, *(audit_unit(**task) for task in audit_tasks(run)), release_unit(run)]
 
 
 # ---------------------------------------------------------------- what is read from it
@@ -266,34 +246,30 @@ def units(run: Run) -> list[Unit]:
 
 def _references(run: Run, name: str) -> pd.DataFrame:
     """One of the references' tables, of all folds, under the first autoencoder."""
-    owner = reference_tasks(run)[0]["owner"]
-    mine = [task for task in reference_tasks(run) if task["owner"] == owner]
-    return pd.concat([reference_unit(**t).load_table(name).assign(fold=t["fold"]) for t in mine], ignore_index=True)
+    tasks = reference_tasks(run)
+    return _tables(reference_unit, [task for task in tasks if task["owner"] == tasks[0]["owner"]], name)
 
 
 def calibration(run: Run) -> pd.DataFrame:
-    """Whether the search finds what it should and nothing else, over all folds.
+    """Whether the audit finds what it should and nothing else, over all folds.
 
     Returns
     -------
     pandas.DataFrame
         ``set, unit, n``, and the share found by each measure and by the verdict (``copy``), with an exact binomial
-        interval of the latter (``low, high``): planted copies a row an image, held-out patients a row a PATIENT, found
-        where any of their images is; their nominal rate is `copies.LEVEL` a measure.
+        interval of the latter (``low, high``): planted copies a row per image, held-out patients a row per PATIENT,
+        found where any of their images is; their nominal rate is `copies.LEVEL` per measure.
     """
-    planted, held = _references(run, "planted.csv"), _references(run, "held_out.csv")
     columns = [*(f"{name}_near" for name in MEASURES), "copy"]
-    rows = [
-        _share(part[columns], {"set": f"planted: {name}", "unit": "images"})
-        for name, part in planted.groupby("planted", sort=False)
-    ]
-    by_patient = held.groupby("patient_id")[columns].any()
-    return pd.DataFrame([*rows, _share(by_patient, {"set": HELD_OUT, "unit": "patients"})])
-
-
-def _share(found: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
-    low, high = statistics.exact_interval(int(found["copy"].sum()), len(found))
-    return {**facts, "n": len(found), **found.mean().to_dict(), "low": low, "high": high}
+    planted = _references(run, "planted.csv").groupby("planted", sort=False)
+    sets = [(f"planted: {name}", "images", part[columns]) for name, part in planted]
+    by_patient = _references(run, "held_out.csv").groupby("patient_id")[columns].any()
+    rows = []
+    for name, unit, found in [*sets, (HELD_OUT, "patients", by_patient)]:
+        low, high = statistics.exact_interval(int(found["copy"].sum()), len(found))
+        row = {"set": name, "unit": unit, "n": len(found), **found.mean().to_dict()}
+        rows.append({**row, "low": low, "high": high})
+    return pd.DataFrame(rows)
 
 
 def summary(run: Run) -> pd.DataFrame:
@@ -306,12 +282,11 @@ def summary(run: Run) -> pd.DataFrame:
         folds), ``authentic`` (synthetic only), ``patients_copied``: training patients whom a copy shows.
     """
     rows = []
-    table, held = audits(run), _references(run, "held_out.csv")
-    for name, part in [*table.groupby("generator", sort=False), (HELD_OUT, held)]:
+    held = _references(run, "held_out.csv").assign(authentic=float("nan"))
+    for name, part in [*audits(run).groupby("generator", sort=False), (HELD_OUT, held)]:
         mean, low, high = statistics.over_folds(part.groupby("fold")["copy"].mean())
         row = {"set": name, "n_images": len(part), **{m: part[f"{m}_near"].mean() for m in MEASURES}}
-        row |= {"copy": mean, "low": max(low, 0.0), "high": min(high, 1.0)}
-        row["authentic"] = part["authentic"].mean() if "authentic" in part else float("nan")
+        row |= {"copy": mean, "low": max(low, 0.0), "high": min(high, 1.0), "authentic": part["authentic"].mean()}
         rows.append({**row, "patients_copied": part.loc[part["copy"], "pixels_patient"].nunique()})
     return pd.DataFrame(rows)
 
@@ -321,13 +296,11 @@ def copied_patients(run: Run) -> pd.DataFrame:
 
     ``own_map`` counts the copies that were drawn from a map of the very patient they show.
     """
-    table = audits(run)
-    found = table[table["copy"]]
-    images = preprocessing.open_preprocessed(run).images.drop_duplicates("patient_id").set_index("patient_id")
-    found = found.assign(own_map=found["pixels_patient"] == found["source_patient"])
-    grouped = found.groupby(["pixels_patient", "generator"])["own_map"].agg(copies="size", own_map="sum").reset_index()
-    grouped = grouped.rename(columns={"pixels_patient": "patient_id"})
-    grouped.insert(1, "label", images["label"].reindex(grouped["patient_id"]).to_numpy())
+    table = audits(run).query("copy").rename(columns={"pixels_patient": "patient_id"})
+    table["own_map"] = table["patient_id"] == table["source_patient"]
+    grouped = table.groupby(["patient_id", "generator"])["own_map"].agg(copies="size", own_map="sum").reset_index()
+    label = preprocessing.open_preprocessed(run).images.groupby("patient_id")["label"].first()
+    grouped.insert(1, "label", label.reindex(grouped["patient_id"]).to_numpy())
     return grouped.sort_values("copies", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -339,11 +312,9 @@ def closest(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
     pandas.DataFrame
         ``synthetic_id, fold, patient, correlation, copy``, ``image`` and ``nearest`` ((S, S) uint8).
     """
-    table = audits(run)
-    table = table[table["generator"] == generator].nsmallest(n, "pixels_distance")
     rows = []
-    for item in table.to_dict("records"):
-        drawn = sampling.open_synthetic(**sampling.task_of(run, generator, item["fold"]))
+    for item in audits(run).query("generator == @generator").nsmallest(n, "pixels_distance").to_dict("records"):
+        drawn = sampling.open_set(run, generator, item["fold"])
         place = int(np.flatnonzero(drawn.table["synthetic_id"] == item["synthetic_id"])[0])
         row = {"synthetic_id": item["synthetic_id"], "fold": item["fold"], "patient": item["pixels_patient"]}
         row |= {"correlation": 1.0 - item["pixels_distance"], "copy": item["copy"]}
@@ -358,17 +329,16 @@ def frame(run: Run, image_id: str) -> np.ndarray:
 
 
 def reading(run: Run) -> list[str]:
-    """What the search found, in sentences."""
-    found, checked = summary(run), calibration(run).set_index("set")
-    held = checked.loc[HELD_OUT]
+    """What the copy audit found, in sentences."""
     lines = [
         f"{row.set}: {row.copy:.1%} of {row.n_images} images are copies [{row.low:.1%}, {row.high:.1%} over folds];"
         f" they show {row.patients_copied} training patients."
-        for row in found[found["set"] != HELD_OUT].itertuples()
+        for row in summary(run).itertuples()
+        if row.set != HELD_OUT
     ]
-    planted = ", ".join(f"{row['copy']:.0%} of {row['n']} {name.removeprefix('planted: ')}" for name, row in
-                        checked.drop(index=HELD_OUT).iterrows())  # fmt: skip
-    return [*lines, f"The search finds {planted}; it flags {held['copy']:.0%} of {held['n']} held-out patients."]
+    *planted, held = calibration(run).to_dict("records")
+    found = ", ".join(f"{row['copy']:.0%} of {row['n']} {row['set'].removeprefix('planted: ')}" for row in planted)
+    return [*lines, f"The copy audit finds {found}; it flags {held['copy']:.0%} of {held['n']} held-out patients."]
 
 
 def claims(run: Run) -> list[dict[str, Any]]:

@@ -25,30 +25,19 @@ ORDERS = {
 
 @views.interactive
 def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.ndarray, np.ndarray]]) -> Any:
-    """Every synthetic image: choose generator, fold, class and an order, and walk through them.
+    """Every synthetic image: choose generator, fold, class and an order, and walk through them, in an ipywidgets VBox.
 
-    Parameters
-    ----------
-    run : Run
-        The run whose data it shows.
-    table : pandas.DataFrame
-        From `quality.judged_images`.
-    pictures : callable
-        Takes a row of `table`; gives the image and the training frame nearest to it, (S, S) uint8 each.
-
-    Returns
-    -------
-    ipywidgets.VBox
-        `figures.beside_nearest` draws its static twin.
+    `pictures` gives, of a row of `table` (`quality.judged_images`), the image and the training frame nearest to it,
+    (S, S) uint8 each. `figures.beside_nearest` draws the static twin.
     """
     import ipywidgets as widgets
 
     names = run.settings.cohort.class_names
     folds = [(ALL, ALL), *((str(fold), fold) for fold in sorted(table["fold"].unique()))]
-    generator = views.labelled(widgets.Dropdown, "generator", options=list(dict.fromkeys(table["generator"])))
-    fold = views.labelled(widgets.Dropdown, "fold", options=folds)
-    label = views.labelled(widgets.Dropdown, "class", options=[(ALL, ALL), (names[0], 0), (names[1], 1)])
-    order = views.labelled(widgets.Dropdown, "order", options=list(ORDERS))
+    choices = {"generator": list(dict.fromkeys(table["generator"])), "fold": folds}
+    choices |= {"class": [(ALL, ALL), (names[0], 0), (names[1], 1)], "order": list(ORDERS)}
+    boxes = [views.labelled(widgets.Dropdown, name, options=options) for name, options in choices.items()]
+    generator, fold, label, order = boxes
     rank = views.labelled(widgets.IntSlider, "place in this order", min=1, max=1, continuous_update=False)
     words, picture = widgets.HTML(), widgets.HTML()
 
@@ -68,20 +57,13 @@ def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.nda
             words.value, picture.value = views.text("no image of this fold and class", run), ""
             return
         item = found.iloc[rank.value - 1]
-        made, nearest = pictures(item)
-
-        def panels(figure: Any) -> None:
-            figures.beside_nearest(
-                [{**item.to_dict(), "image": made, "nearest": nearest}], figure.subplots(1, 2), names
-            )
-
+        pair = item.to_dict() | dict(zip(("image", "nearest"), pictures(item), strict=True))
+        png = views.draw_png(run, 7.4, 3.9, lambda figure: figures.beside_nearest([pair], figure.subplots(1, 2), names))
         words.value = views.text(f"{rank.value} of {len(found)}: {describe(item, names)}", run)
-        picture.value = views.image(
-            views.draw_png(run, 7.4, 3.9, panels), f"{item.synthetic_id} and the training frame nearest to it"
-        )
+        picture.value = views.image(png, f"{item.synthetic_id} and the training frame nearest to it")
 
-    views.watch([generator, fold, label, order, rank], show)
-    return widgets.VBox([views.row([generator, fold, label, order, rank]), words, picture])
+    views.watch([*boxes, rank], show)
+    return widgets.VBox([views.row([*boxes, rank]), words, picture])
 
 
 def describe(item: Any, names: tuple[str, str]) -> str:

@@ -13,18 +13,7 @@ REVISION = ("quality_filter", 1)
 
 
 def quota(size: np.ndarray, keep: float) -> np.ndarray:
-    """Images of a class that the filter keeps at most, before copies are left out.
-
-    Parameters
-    ----------
-    size : (...) int ndarray
-        Images of the class.
-    keep : float
-        Share to keep, in (0, 1].
-
-    Returns
-    -------
-    (...) int64 ndarray
+    """Images that the filter keeps at most, int64, of classes of so many, before copies are left out.
 
     Examples
     --------
@@ -35,23 +24,12 @@ def quota(size: np.ndarray, keep: float) -> np.ndarray:
 
 
 def choose(table: pd.DataFrame, keep: float) -> pd.DataFrame:
-    """Rank images and keep the best.
+    """The rows, one per image, with ``score``, in (0, 1], and ``kept``: a share `keep` in (0, 1] of all, never copies.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        A row an image: ``label``, ``realism`` (`precision_recall.realism`), ``agreement`` (probability that a
-        classifier of training patients gives the image's own label, in [0, 1]), ``copy`` (bool, the search for copies).
-    keep : float
-        Share of all images to keep, in (0, 1].
-
-    Returns
-    -------
-    pandas.DataFrame
-        The rows with ``score``, the mean of the ranks of realism and of agreement within the class, from 0 to 1, and
-        ``kept``. Copies are never kept. Choice: ranks within a class, and the same share of each class, so that the
-        filter does not change the class mix; both scores weigh alike, as nothing but held-out patients could tell
-        which should weigh more.
+    `table` holds ``label, realism`` (`precision_recall.realism`), ``agreement`` (probability that a classifier of
+    training patients gives the image's own label), ``copy`` (bool, of the copy audit). Choice: the score is the mean of
+    the ranks of realism and agreement within a class, and the same share of each class is kept, so that the filter does
+    not change the class mix; both weigh alike, as nothing but held-out patients could tell which should weigh more.
     """
     out = table.copy()
     by_class = out.groupby("label")

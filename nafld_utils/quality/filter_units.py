@@ -17,7 +17,7 @@ NAME = "filtered"
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a fold."""
+    """One task per fold."""
     return [{"run": run, "fold": fold} for fold in ldm.folds_of(run)]
 
 
@@ -32,7 +32,7 @@ def unit_of(run: Run, fold: int) -> Unit:
         f"fold{fold}",
         settings={"keep": chosen.filter_keep, "kind": kind, "neighbours": chosen.neighbours},
         inputs=[
-            sampling.synthetic_unit(**sampling.task_of(run, generator, fold)),
+            set_unit(run, generator, fold),
             copy_units.audit_unit(run, generator, fold),
             sampling.features_unit(run, kind, generator, fold),
             sampling.features_unit(run, kind, sampling.REAL),
@@ -44,30 +44,28 @@ def unit_of(run: Run, fold: int) -> Unit:
 def make(run: Run, fold: int) -> None:
     """Score a fold's images and choose; does nothing when the unit is done.
 
-    Realism and class agreement are measured against the fold's training patients alone, as the search for copies is:
-    no held-out patient has a say in what a classifier will be trained on.
+    Realism and class agreement are measured against the fold's training patients alone, as the copy audit is: no
+    held-out patient has a say in what a classifier will be trained on.
     """
     unit = unit_of(run, fold)
     if unit.done():
         return
     kind, generator = run.settings.quality.features, run.settings.filtered_generator
-    drawn = sampling.open_synthetic(**sampling.task_of(run, generator, fold))
-    table = sampling.real_table(run)
-    training = table["fold"].to_numpy() != fold
+    drawn, table = sampling.drawn_table(run, generator, fold), sampling.real_table(run)
+    training = (table["fold"] != fold).to_numpy()
     real, patients = sampling.load_features(run, kind, sampling.REAL)[0][training], table["patient_id"][training]
     made, _ = sampling.load_features(run, kind, generator, fold)
-    fatty = sampling.condition_separation(real, table["label"].to_numpy()[training], made)
-    audited = copy_units.audit_unit(run, generator, fold).load_table("table.csv")
-    scores = drawn.table.assign(
+    fatty = sampling.condition_separation(real, table["label"][training], made)
+    scores = drawn.assign(
         realism=precision_recall.realism(made, real, patients, run.settings.quality.neighbours),
-        agreement=np.where(drawn.table["label"] == 1, fatty, 1.0 - fatty),
-        copy=audited["copy"].to_numpy(),
+        agreement=np.where(drawn["label"] == 1, fatty, 1.0 - fatty),
+        copy=copy_units.audit_unit(run, generator, fold).load_table("table.csv")["copy"],
     )
     with unit.writing() as folder:
         save_table(folder / "table.csv", filter.choose(scores, run.settings.quality.filter_keep))
 
 
-def build(run: Run) -> pd.DataFrame:
+def choose_images(run: Run) -> pd.DataFrame:
     """The choice of every fold, made where it is missing: `filter.choose`'s rows."""
     engine.map_units(make, tasks(run), run.settings.engine, "quality filter", unit_of=unit_of)
     return pd.concat([unit_of(**task).load_table("table.csv") for task in tasks(run)], ignore_index=True)
@@ -92,11 +90,11 @@ def open_set(run: Run, name: str, fold: int) -> Synthetic:
     Raises
     ------
     ValueError
-        As `samples.open_synthetic`; or the filter has not been run, or has kept no image.
+        As `sampling.open_synthetic`; or the filter has not been run, or has kept no image.
     """
     if name != NAME:
-        return sampling.open_synthetic(**sampling.task_of(run, name, fold))
-    drawn = sampling.open_synthetic(**sampling.task_of(run, run.settings.filtered_generator, fold))
+        return sampling.open_set(run, name, fold)
+    drawn = sampling.open_set(run, run.settings.filtered_generator, fold)
     unit = unit_of(run, fold).require()
     kept = np.flatnonzero(unit.load_table("table.csv")["kept"])
     if not len(kept):
@@ -104,7 +102,7 @@ def open_set(run: Run, name: str, fold: int) -> Synthetic:
     return Synthetic(drawn.images[kept], drawn.table.iloc[kept].reset_index(drop=True), None, unit, drawn.split)
 
 
-def answer(scores: pd.DataFrame) -> pd.DataFrame:
+def kept_against_rest(scores: pd.DataFrame) -> pd.DataFrame:
     """How the kept images differ from the rest: means of realism and agreement, and numbers, by class and ``kept``."""
     grouped = scores.groupby(["label", "kept"])
     table = grouped[["realism", "agreement", "copy"]].mean()

@@ -18,7 +18,7 @@ COLUMNS = [
 
 
 def judged_images(run: Run) -> pd.DataFrame:
-    """Every synthetic image with its score and its nearest training frame, an image a row.
+    """Every synthetic image with its score and its nearest training frame, one row per image.
 
     Returns
     -------
@@ -30,41 +30,27 @@ def judged_images(run: Run) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        The search for copies has not been run.
+        The copy audit has not been run.
     """
     audited = copy_units.audits(run)
     audited["row"] = audited.groupby(["generator", "fold"]).cumcount()  # an audit lists a set in its order
     scores = [metric_units.scored(run, name).assign(generator=name) for name in sampling.generators(run)]
     table = audited.merge(pd.concat(scores), on=["generator", "fold", "row"], validate="one_to_one")
     table = table.rename(columns={"pixels_image": "nearest_image", "pixels_patient": "nearest_patient"})
-    table = table.assign(is_copy=table["copy"].astype(bool), why=table["why"].astype(object).fillna(""))
-    return table.assign(correlation=1.0 - table["pixels_distance"])[COLUMNS]
+    why, is_copy = table["why"].astype(object).fillna(""), table["copy"].astype(bool)
+    return table.assign(is_copy=is_copy, why=why, correlation=1.0 - table["pixels_distance"])[COLUMNS]
 
 
 def pictures(run: Run, item: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A synthetic image and the training frame nearest to it, (S, S) uint8 each.
-
-    Parameters
-    ----------
-    run : Run
-    item : mapping
-        A row of `judged_images`.
-    """
-    drawn = sampling.open_synthetic(**sampling.task_of(run, item["generator"], int(item["fold"])))
+    """The synthetic image of a row of `judged_images` and the training frame nearest to it, (S, S) uint8 each."""
+    drawn = sampling.open_set(run, item["generator"], int(item["fold"]))
     return np.asarray(drawn.images[int(item["row"])]), copy_units.frame(run, item["nearest_image"])
 
 
 def spread(run: Run, table: pd.DataFrame, generator: str, n: int = 6) -> list[dict[str, Any]]:
-    """Images of a generator evenly spread over its order by score, each with its ``image`` and ``nearest``.
+    """Rows of `judged_images`, each with its ``image`` and ``nearest``, evenly spread over a generator's scores.
 
-    Parameters
-    ----------
-    run : Run
-    table : pandas.DataFrame
-        From `judged_images`.
-    generator : str
-    n : int
-        How many, the nearest and the farthest among them.
+    There are `n`, the image nearest to real ones and the farthest among them.
     """
     part = table[table["generator"] == generator].sort_values("distance", kind="stable")
     places = np.unique(np.rint(np.linspace(0, len(part) - 1, n)).astype(int))

@@ -23,25 +23,19 @@ FLOOR = "real_training"
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 LEARNT = ("model", "baseline")  # roles of sets that something made to look real
 PLAIN = tuple(f"{name}_plain" for name in ("precision", "recall"))
+KEYS = ["model", "role", "class", "metric", "features", "sample"]
+COLUMNS = [*KEYS, "value", "n_images", "n_reference"]
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of one set of images.
+    """Features (n, d) and logits (n, C) of one set of images.
 
-    Attributes
-    ----------
-    name, role : str
-        Role is ``model``, ``baseline`` (GAN, traditional augmentation), ``floor``, ``ceiling`` or ``reference``.
-    features : numpy.ndarray, shape (n, d)
-    logits : numpy.ndarray, shape (n, C)
-    labels : numpy.ndarray of int, shape (n,), or None
-        0 or 1; None where images have no class (noise): such a set stands beside every class.
-    groups : tuple of int or None
-        Where the set is compared: with a class, and with both together (None).
-    patients : numpy.ndarray, shape (n,), or None
-        Patient of each image, of a synthetic one that of its map or a number of its own: images of one patient are no
-        neighbours of each other in precision and recall. None where images have no patients (noise).
+    ``role`` is ``model``, ``baseline`` (GAN, traditional augmentation), ``floor``, ``ceiling`` or ``reference``;
+    ``labels`` are 0 or 1, None where images have no class (noise): such a set stands beside every class; ``groups`` say
+    where the set is compared: with a class, and with both together (None). ``patients`` are those of the images, of a
+    synthetic one that of its map or a number of its own: images of one patient are no neighbours of each other in
+    precision and recall; None where images have no patients (noise).
     """
 
     name: str
@@ -65,9 +59,7 @@ def common_counts(reference: FeatureSet, sets: Sequence[FeatureSet], label: int 
     Choice: Frechet distance grows as sets shrink and as class mixes differ, so all sets of a group are compared at one
     size and, for both classes together, at the class shares of the held-out patients.
     """
-    wanted = np.array([np.sum(reference.labels == value) for value in (0, 1)])
-    if label is not None:
-        wanted[1 - label] = 0
+    wanted = np.array([np.sum(reference.labels == value) * (label in (value, None)) for value in (0, 1)])
     if not wanted.any():
         return 0, 0
     factors = []
@@ -98,39 +90,23 @@ def measure(
     class_names: Sequence[str] = ("healthy", "fatty"),
     neighbours: int = K,
 ) -> pd.DataFrame:
-    """Every metric of every set against one fold's held-out real images, for each class and both.
+    """Every metric of every set against one fold's held-out real images, which are scored too, by class and for both.
 
-    Parameters
-    ----------
-    reference : FeatureSet
-        Held-out real images with labels; also scored itself.
-    sets : sequence of FeatureSet
-        Models, floor and ceilings.
-    kind : str
-        Key of `FEATURES`.
-    rng : numpy.random.Generator
-        Draws the rows.
-    n_subsets, subset_size : int
-        Of the kernel distance.
-    class_names : sequence of str
-        Names of labels 0 and 1.
-    neighbours : int
-        Of precision, recall, density and coverage.
+    `kind` is a key of `FEATURES`; `n_subsets` and `subset_size` are those of the kernel distance.
 
     Returns
     -------
     pandas.DataFrame
-        ``model, role, class, metric, features, sample, value, n_images, n_reference``; `sample` is ``equal`` (every
-        set of a class has the same number of images) or ``all`` (models and baselines: all their images, as in the
-        paper). Metrics: ``frechet, kernel, score``, those of `precision_recall.NAMES`, and ``precision_plain,
-        recall_plain``, in which frames of one patient count as neighbours. A value is NaN where a set has fewer than
-        two images of a class, and where images of too few patients are there to be neighbours.
+        `COLUMNS`; ``sample`` is ``equal`` (every set of a class has the same number of images) or ``all`` (models and
+        baselines: all their images, as in the paper). Metrics: ``frechet, kernel, score``, those of
+        `precision_recall.NAMES`, and `PLAIN`, in which frames of one patient count as neighbours. A value is NaN where
+        a set has fewer than two images of a class, and where images of too few patients are there to be neighbours.
     """
     rows = []
     for label, group in [*enumerate(class_names), (None, BOTH)]:
-        real = reference.rows(label)
-        present = [item for item in sets if label in item.groups]
+        real, present = reference.rows(label), [item for item in sets if label in item.groups]
         counts = common_counts(reference, present, label)
+        measured = []
         for item in present:
             draws = {"equal": item.rows(label)[:0]}
             if sum(counts) >= 2:
@@ -141,14 +117,13 @@ def measure(
                 values = _values(item, picked, reference, real, (n_subsets, subset_size), rng)
                 if sample == "equal":
                     values |= _manifold(item, picked, reference, real, neighbours)
-                facts = {"model": item.name, "role": item.role, "class": group, "sample": sample}
-                sizes = {"n_images": len(picked), "n_reference": len(real)}
-                rows += [{**facts, "metric": metric, "value": value, **sizes} for metric, value in values.items()]
+                measured.append((item, sample, len(picked), values))
         score = inception_score(reference.logits[real]) if len(real) >= 2 else float("nan")
-        facts = {"model": reference.name, "role": reference.role, "class": group, "sample": "all", "metric": "score"}
-        rows.append({**facts, "value": score, "n_images": len(real), "n_reference": len(real)})
-    columns = ["model", "role", "class", "metric", "features", "sample", "value", "n_images", "n_reference"]
-    return pd.DataFrame(rows).assign(features=FEATURES[kind].network)[columns]
+        for item, sample, n, values in [*measured, (reference, "all", len(real), {"score": score})]:
+            facts = {"model": item.name, "role": item.role, "class": group, "features": FEATURES[kind].network}
+            facts |= {"sample": sample, "n_images": n, "n_reference": len(real)}
+            rows += [{**facts, "metric": metric, "value": value} for metric, value in values.items()]
+    return pd.DataFrame(rows)[COLUMNS]
 
 
 def _values(
@@ -178,59 +153,39 @@ def _manifold(
     patients = [None if x.patients is None else x.patients[rows] for x, rows in ((reference, real), (item, picked))]
     found = manifold_metrics(a, b, *patients, k, names)
     plain = manifold_metrics(a, b, None, None, k, names)
-    return found | {f"{name}_plain": plain[name] for name in ("precision", "recall")}
+    return found | {name: plain[name.removesuffix("_plain")] for name in PLAIN}
 
 
 def fold_intervals(values: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % Student t interval over folds of every metric.
+    """Mean and 95 % Student t interval over folds of every metric, from `measure`'s rows with a column ``fold``.
 
-    Parameters
-    ----------
-    values : pandas.DataFrame
-        `measure`'s rows of all folds with a column ``fold``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``model, role, class, metric, features, sample, mean, low, high, over, n, n_images, n_reference, note``; n is
-        the number of folds, n_images and n_reference the least images in one, note says which folds are missing.
+    Columns `KEYS` and ``mean, low, high, over, n, n_images, n_reference, note``; n is the number of folds, n_images and
+    n_reference the least images in one, note says which folds are missing.
     """
-    keys = ["model", "role", "class", "metric", "features", "sample"]
     rows = []
-    for key, part in values.groupby(keys, sort=False):
+    for key, part in values.groupby(KEYS, sort=False):
         known = part.dropna(subset="value")
         n, (mean, low, high) = len(known), statistics.over_folds(known["value"])
         missing = sorted(set(part["fold"]) - set(known["fold"]))
-        notes = [f"fold {', '.join(map(str, missing))}: fewer than two images" if missing else ""]
+        notes = [f"fold {', '.join(map(str, missing))}: fewer than two images"] if missing else []
         notes += ["one fold, no interval"] if n == 1 else []
         row = {"mean": mean, "low": low, "high": high, "over": "folds", "n": n}
-        sizes = {"n_images": int(part["n_images"].min()), "n_reference": int(part["n_reference"].min())}
-        rows.append({**dict(zip(keys, key, strict=True)), **row, **sizes, "note": "; ".join(filter(None, notes))})
+        row |= {name: int(part[name].min()) for name in ("n_images", "n_reference")}
+        rows.append({**dict(zip(KEYS, key, strict=True)), **row, "note": "; ".join(notes)})
     return pd.DataFrame(rows)
 
 
 def against_references(values: pd.DataFrame, metric: str = "frechet") -> pd.DataFrame:
     """Where each model stands between the floor and its ceilings, images in equal numbers.
 
-    Parameters
-    ----------
-    values : pandas.DataFrame
-        `measure`'s rows of all folds with a column ``fold``.
-    metric : {"frechet", "kernel"}
-        A distance.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``model, class, mean, low, high, floor, lowest_ceiling, ceiling, place, beyond, difference, difference_low,
-        difference_high, below_every_ceiling``. `place` is 0 at the floor and 1 at the lowest ceiling. `difference` is
-        model minus ceiling with a Student t interval over folds, of the ceiling named by `beyond`: the one whose
-        interval reaches highest. The last column says whether every ceiling's interval ends below 0; it is False
-        where one fold was trained, which has no interval. Ceilings named ``..._<conditioning>`` count for that
-        conditioning only.
-
-        Choice: differences are taken fold by fold, since a model and its ceilings are measured against the same
-        held-out images, and folds differ more in those than in anything else.
+    Columns ``model, class, mean, low, high, floor, lowest_ceiling, ceiling, place, beyond, difference, difference_low,
+    difference_high, below_every_ceiling``, from `measure`'s rows with a column ``fold`` of a distance. ``place`` is 0
+    at the floor and 1 at the lowest ceiling. ``difference`` is model minus ceiling with a Student t interval over
+    folds, of the ceiling named by ``beyond``: the one whose interval reaches highest. The last column says whether
+    every ceiling's interval ends below 0; it is False where one fold was trained, which has no interval. Ceilings named
+    ``..._<conditioning>`` count for that conditioning only. Choice: differences are taken fold by fold, since a model
+    and its ceilings are measured against the same held-out images, and folds differ more in those than in anything
+    else.
     """
     table = values[(values["metric"] == metric) & (values["sample"] == "equal")]
     role = table.drop_duplicates("model").set_index("model")["role"]
@@ -240,18 +195,17 @@ def against_references(values: pd.DataFrame, metric: str = "frechet") -> pd.Data
         known = folds.columns[folds.notna().any()]
         for model in models:
             others = tuple(f"_{name}" for name in models if name != model)
-            ceilings = [c for c in known if role[c] == "ceiling" and not c.endswith(others or ("\0",))]
+            ceilings = [name for name in known if role[name] == "ceiling" and not name.endswith(others)]
             lowest = folds[ceilings].mean().idxmin() if ceilings else ""
             least, floor = folds[ceilings].mean().min(), folds[FLOOR].mean()
             mean, low, high = statistics.over_folds(folds[model].dropna())
             row = {"model": model, "class": group, "mean": mean, "low": low, "high": high}
-            row |= {"floor": floor, "lowest_ceiling": least, "ceiling": lowest}
-            row |= {"place": (mean - floor) / (least - floor) if least != floor else float("nan")}
+            place = (mean - floor) / (least - floor) if least != floor else float("nan")
+            row |= {"floor": floor, "lowest_ceiling": least, "ceiling": lowest, "place": place}
             found = {c: statistics.over_folds((folds[model] - folds[c]).dropna()) for c in ceilings}
             # the farthest-reaching interval; without intervals the largest mean
             ends = {c: np.nan_to_num([high, mean], nan=-np.inf).tolist() for c, (mean, _, high) in found.items()}
             beyond = max(ends, key=ends.get, default="")
             row |= {"beyond": beyond, **dict(zip(DIFFERENCE, found.get(beyond, [float("nan")] * 3), strict=True))}
-            below = bool(found) and all(high < 0 for _, _, high in found.values())
-            rows.append({**row, "below_every_ceiling": below})
+            rows.append({**row, "below_every_ceiling": bool(found) and all(high < 0 for *_, high in found.values())})
     return pd.DataFrame(rows)

@@ -11,6 +11,7 @@ import pandas as pd
 from nafld_utils import engine, ldm, networks, sampling
 from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, remembered, save_table, unit_seed
 from nafld_utils.quality import metric_tables
+from nafld_utils.quality.metric_tables import FeatureSet
 from nafld_utils.sampling import NOISE, REAL, TRADITIONAL
 
 REVISION = ("stages.quality", 4)
@@ -28,18 +29,15 @@ _QUOTED_GAN = {"frechet": 100.05, "score": 1.67}
 
 
 def quoted(class_names: Iterable[str]) -> pd.DataFrame:
-    """Numbers that the paper states or quotes: ``metric, source, class, value``, a number a row, never this run's."""
-    names = list(class_names)
-    rows = [("LDM, best (paper)", "best of both classes", _PAPER_EXTREMES)]
-    rows += [("GAN, best (Che et al., quoted by the paper)", "best of both classes", _QUOTED_GAN)]
-    table = [{"source": s, "class": c, "metric": m, "value": v} for s, c, found in rows for m, v in found.items()]
+    """Numbers that the paper states or quotes, ``source, class, metric, value``, one per row, never this run's."""
+    names, best = list(class_names), "best of both classes"
+    rows = [("LDM, best (paper)", best, *item) for item in _PAPER_EXTREMES.items()]
+    rows += [("GAN, best (Che et al., quoted by the paper)", best, *item) for item in _QUOTED_GAN.items()]
     for metric, models in _PAPER_BALANCED.items():
         for model, values in models.items():
             source = f"{model} LDM, balanced cohort (paper)"
-            table += [
-                {"source": source, "class": c, "metric": metric, "value": v} for c, v in zip(names, values, strict=True)
-            ]
-    return pd.DataFrame(table)
+            rows += [(source, name, metric, value) for name, value in zip(names, values, strict=True)]
+    return pd.DataFrame(rows, columns=["source", "class", "metric", "value"])
 
 
 def spaces(run: Run) -> list[str]:
@@ -49,13 +47,12 @@ def spaces(run: Run) -> list[str]:
 
 
 def table_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a set that the quality tables need."""
-    judged = [*sampling.prefixed(run, CEILINGS), NOISE]
-    tasks = []
-    for i, kind in enumerate(spaces(run)):
-        names = sampling.generators(run) + (judged if i == 0 else [])
-        tasks += sampling.feature_units.feature_tasks(run, kind, names, (REAL, TRADITIONAL))
-    return tasks
+    """One task per set that the quality tables need; the ceilings in the first feature space only."""
+    first, *others = spaces(run)
+    made, shared = sampling.generators(run), (REAL, TRADITIONAL)
+    judged = [*made, *sampling.prefixed(run, CEILINGS), NOISE]
+    tasks = sampling.feature_units.feature_tasks(run, first, judged, shared)
+    return tasks + [task for kind in others for task in sampling.feature_units.feature_tasks(run, kind, made, shared)]
 
 
 # ---------------------------------------------------------------- the quality table
@@ -75,81 +72,75 @@ def table_unit(run: Run) -> Unit:
     )
 
 
-def fold_sets(
-    run: Run, fold: int, kind: str | None = None, judged: bool = True
-) -> tuple[metric_tables.FeatureSet, list[metric_tables.FeatureSet]]:
+def fold_sets(run: Run, fold: int, kind: str | None = None, judged: bool = True) -> tuple[FeatureSet, list[FeatureSet]]:
     """A fold's held-out real images, and the generators, floor and ceilings compared with them.
 
-    Parameters
-    ----------
-    run, fold
-    kind : str, optional
-        Feature space; None is ``quality.features``.
-    judged : bool
-        With the ceilings, which are measured in the first feature space only.
+    Without `judged` the ceilings are left out, which are measured in the first feature space only.
     """
     kind, table = kind or run.settings.quality.features, sampling.real_table(run)
-    held, labels = table["fold"].to_numpy() == fold, table["label"].to_numpy()
-    patients = table["patient_id"].to_numpy()
+    held = table["fold"].to_numpy() == fold
 
-    def real(name: str, role: str, kind_of: str, rows: np.ndarray) -> metric_tables.FeatureSet:
-        found, logits = sampling.load_features(run, kind, kind_of)
-        own = {"labels": labels[rows], "patients": patients[rows]}
-        return metric_tables.FeatureSet(name, role, found[rows], logits[rows], **own)
+    def real(name: str, role: str, stored: str, rows: np.ndarray) -> FeatureSet:
+        found, logits = sampling.load_features(run, kind, stored)
+        labels, patients = (table[column].to_numpy()[rows] for column in ("label", "patient_id"))
+        return FeatureSet(name, role, found[rows], logits[rows], labels, patients=patients)
 
-    reference = real(VALIDATION, "reference", REAL, held)
+    def made(name: str, role: str, labels: np.ndarray | None = None, patients: np.ndarray | None = None) -> FeatureSet:
+        return FeatureSet(name, role, *sampling.load_features(run, kind, name, fold), labels, patients=patients)
+
     floor = real(metric_tables.FLOOR, "floor", REAL, ~held)
     sets = [floor]
     for name in sampling.generators(run):
         drawn = sampling.drawn_table(run, name, fold)
-        own = {"labels": drawn["label"].to_numpy(), "patients": sampling.patients_of(drawn)}
-        role = "baseline" if name in sampling.BASELINES else "model"
-        sets.append(metric_tables.FeatureSet(name, role, *sampling.load_features(run, kind, name, fold), **own))
+        sets.append(made(name, role_of(name), drawn["label"].to_numpy(), sampling.patients_of(drawn)))
     sets.append(real(TRADITIONAL, "baseline", TRADITIONAL, ~held))
     if judged:
-        for name in sampling.prefixed(run, CEILINGS):
-            # Gaussian latents have the moments of all training images: no class
-            drawn = None if name.startswith("gaussian_") else sampling.drawn_table(run, name, fold)["label"].to_numpy()
-            found = sampling.load_features(run, kind, name, fold)
-            sets.append(metric_tables.FeatureSet(name, "ceiling", *found, drawn))
         repeats = max(len(item.features) for item in sets if item.role == "model")
-        sets += _repeated(floor.features, floor.logits, floor.labels, n=repeats)
-        noise = sampling.load_features(run, kind, NOISE, fold)
-        sets.append(metric_tables.FeatureSet(NOISE, "ceiling", *noise))
-    return reference, sets
+        sets += [made(name, "ceiling", labels_of(run, name, fold)) for name in sampling.prefixed(run, CEILINGS)]
+        sets += [_repeated(floor, group, repeats) for group in (0, 1, None)]
+        sets.append(made(NOISE, "ceiling"))
+    return real(VALIDATION, "reference", REAL, held), sets
 
 
-def _repeated(features: np.ndarray, logits: np.ndarray, labels: np.ndarray, n: int) -> list[metric_tables.FeatureSet]:
-    """One training crop `n` times, one for each class and one for both together.
+def role_of(generator: str) -> str:
+    """Role of a generator's images in the tables."""
+    return "baseline" if generator in sampling.BASELINES else "model"
+
+
+def labels_of(run: Run, name: str, fold: int) -> np.ndarray | None:
+    """Labels of a set; none of noise, nor of Gaussian latents, which have the moments of all training images."""
+    if name == NOISE or name.startswith("gaussian_"):
+        return None
+    return sampling.drawn_table(run, name, fold)["label"].to_numpy()
+
+
+def _repeated(floor: FeatureSet, group: int | None, n: int) -> FeatureSet:
+    """One training crop `n` times, for a class or for both together.
 
     Choice: the crop at the median distance from the mean of its group.
     """
-    sets: list[metric_tables.FeatureSet] = []
-    for group in (0, 1, None):
-        members = np.arange(len(labels)) if group is None else np.flatnonzero(labels == group)
-        rows = [members[networks.typical(features[members])]] * n
-        sets.append(metric_tables.FeatureSet(REPEATED, "ceiling", features[rows], logits[rows], None, (group,)))
-    return sets
+    members = floor.rows(group)
+    rows = [members[networks.typical(floor.features[members])]] * n
+    return FeatureSet(REPEATED, "ceiling", floor.features[rows], floor.logits[rows], None, (group,))
 
 
 def build_table(run: Run) -> Unit:
     """Measure every set of every fold; does nothing when the unit is done.
 
-    Writes ``values.csv`` (a row a fold), ``intervals.csv``, ``places.csv``, and ``second.csv``: intervals of the
+    Writes ``values.csv`` (a row per fold), ``intervals.csv``, ``places.csv``, and ``second.csv``: intervals of the
     Frechet distance in the second feature space, empty where there is none.
     """
     unit = table_unit(run)
     if unit.done():
         return unit
     parts: dict[str, list[pd.DataFrame]] = {kind: [] for kind in spaces(run)}
-    chosen, names = run.settings.quality, run.settings.cohort.class_names
-    subsets = (chosen.kid_subsets, chosen.kid_subset_size)
+    chosen = run.settings.quality
+    how = chosen.kid_subsets, chosen.kid_subset_size, run.settings.cohort.class_names, chosen.neighbours
     for fold in engine.progress(ldm.folds_of(run), "quality of each fold"):
         for i, (kind, found) in enumerate(parts.items()):
             rng = np.random.default_rng(unit_seed(run.settings.seed, "quality", *[kind] * i, fold))
             sets = fold_sets(run, fold, kind, judged=i == 0)
-            table = metric_tables.measure(*sets, kind, rng, *subsets, names, chosen.neighbours)
-            found.append(table.assign(fold=fold))
+            found.append(metric_tables.measure(*sets, kind, rng, *how).assign(fold=fold))
     values, *others = (pd.concat(found, ignore_index=True) for found in parts.values())
     intervals = metric_tables.fold_intervals(values)
     second = [metric_tables.fold_intervals(other[other["metric"] == "frechet"]) for other in others]
@@ -167,15 +158,15 @@ def load_intervals(run: Run, name: str = "intervals.csv") -> pd.DataFrame:
 
 
 def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
-    """One sentence a model, from `metric_tables.against_references`, on where it stands between floor and ceilings."""
-    lines = []
+    """Where each model stands between floor and ceilings, a sentence each, from `metric_tables.against_references`."""
+    lines, groups = [], [*class_names, metric_tables.BOTH]
     for model, part in places.groupby("model", sort=False):
-        below = dict(zip(part["class"], part["below_every_ceiling"], strict=True))
-        yes = [name for name in [*class_names, metric_tables.BOTH] if below[name]]
-        no = [name for name in [*class_names, metric_tables.BOTH] if not below[name]]
+        found = part.set_index("class")
+        yes = [name for name in groups if found.loc[name, "below_every_ceiling"]]
+        no = [name for name in groups if name not in yes]
         text = f"below every ceiling, fold by fold, for {', '.join(yes) or 'no class'}"
         text += f"; not for {', '.join(no)}" if no and yes else ""
-        row = part.set_index("class").loc[metric_tables.BOTH]
+        row = found.loc[metric_tables.BOTH]
         share = f"{row['place']:.0%} of the way from the floor to the lowest ceiling"
         if not row["lowest_ceiling"] > row["floor"]:
             share = "the lowest ceiling is no farther than the floor, so this cohort is too small to tell"
@@ -188,12 +179,9 @@ def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
 
 
 def scored(run: Run, generator: str) -> pd.DataFrame:
-    """Distance of a generator's images to the held-out real images of their fold.
+    """Distance of a generator's images to the held-out real images of their fold: ``distance, fold, row``.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``distance`` (feature units, `networks.nearest_distance`), ``fold``, ``row`` (the image's place in its set).
+    ``distance`` is `networks.nearest_distance` in feature units, ``row`` the image's place in its set.
     """
     kind, rows = run.settings.quality.features, []
     real, _ = sampling.load_features(run, kind, REAL)
@@ -208,19 +196,15 @@ def scored(run: Run, generator: str) -> pd.DataFrame:
 def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
     """The `n` images of a model nearest to and farthest from held-out real images of their fold.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``kind`` ("near" or "far"), ``distance`` (feature units), ``fold, label``, ``image`` ((S, S) uint8).
+    Columns ``distance`` (feature units), ``fold``, ``kind`` ("near" or "far"), ``label``, ``image`` ((S, S) uint8).
     """
     table = scored(run, generator).sort_values("distance", kind="stable", ignore_index=True)
     table = pd.concat([table.head(n).assign(kind="near"), table.tail(n)[::-1].assign(kind="far")], ignore_index=True)
-    drawn = {
-        k: sampling.open_synthetic(**sampling.task_of(run, generator, k)) for k in map(int, table["fold"].unique())
-    }
-    table["label"] = [int(drawn[f].table["label"].iloc[i]) for f, i in zip(table["fold"], table["row"], strict=True)]
-    table["image"] = [np.asarray(drawn[f].images[i]) for f, i in zip(table["fold"], table["row"], strict=True)]
-    return table.drop(columns="row")
+    drawn = {int(fold): sampling.open_set(run, generator, int(fold)) for fold in table["fold"].unique()}
+    places = list(zip(table["fold"], table.pop("row"), strict=True))
+    table["label"] = [int(drawn[fold].table["label"].iloc[i]) for fold, i in places]
+    table["image"] = [np.asarray(drawn[fold].images[i]) for fold, i in places]
+    return table
 
 
 # ---------------------------------------------------------------- what the report's front page shows
@@ -243,7 +227,7 @@ def protocol_difference(run: Run, conditioning: str) -> str:
 def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
     """Headline numbers of the quality table, of all images of a model as in the paper.
 
-    The paper's numbers stand beside them only where both are in the same units; its values a class are those of its
+    The paper's numbers stand beside them only where both are in the same units; its values per class are those of its
     balanced cohort, so they stand beside the balanced models alone.
     """
     names, rows = networks.FEATURES[run.settings.quality.features].metrics, []
@@ -261,8 +245,8 @@ def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
             same, paper = UNSTATED, None
             if balance != "none":
                 same = protocol_difference(run, conditioning)
-                value = _PAPER_BALANCED[metric][conditioning][class_names.index(row["class"])]
-                paper = value if comparable(run) else None
+                if comparable(run):
+                    paper = _PAPER_BALANCED[metric][conditioning][class_names.index(row["class"])]
             key = key_of(f"quality.{metric}", row["model"], class_part(run, row["class"]))
             rows.append(of_row(key, f"{names[metric]}, {row['model']} model, {row['class']}", row, same, paper=paper))
     others = intervals[(intervals["metric"] == "frechet") & (intervals["class"] == metric_tables.BOTH)]

@@ -9,7 +9,7 @@ the real set too small and the distance too large.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,12 @@ from nafld_utils.networks import checked_pair
 
 REVISION = ("small_samples", 2)
 LEAST = 3  # patients (or images, times ten) in the smallest subset
+MOST_IMAGES = 1000  # of a set, from which its own slope is measured (choice: an n x n eigenproblem per subset)
 
 
 class DistanceToSubsets:
-    """Frechet distances of one fixed set to many subsets of another, from Gram matrices computed once.
+    """Frechet distances of one fixed set (m, d) to many subsets of another (n, d), from Gram matrices computed once.
 
-    Parameters
-    ----------
-    fixed, other : array, shapes (m, d) and (n, d)
-        Features; subsets are taken of `other`.
-
-    Notes
-    -----
     The trace of the root of the product of covariances is the sum of the roots of the eigenvalues of C K C / (n - 1),
     K the Gram matrix of `other` under the fixed covariance and C the centring: an n x n problem for every subset,
     whatever the number of features and of fixed images.
@@ -61,25 +55,15 @@ class DistanceToSubsets:
 
 
 def draw_patients(patients: np.ndarray, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw `n` of the patients without replacement, in the strata's own shares; rows of all their images.
-
-    Parameters
-    ----------
-    patients, strata : numpy.ndarray, shape (N,)
-        Patient and stratum (class) of each image.
-    n : int
-        Patients to draw, at most as many as there are.
-    rng : numpy.random.Generator
-    """
+    """Rows of all images of `n` patients, drawn without replacement in the shares of the strata (classes) of (N,)."""
     table = pd.DataFrame({"patient": patients, "stratum": strata}).drop_duplicates("patient")
-    groups = [part["patient"].to_numpy() for _, part in table.groupby("stratum")]
+    groups = [part.to_numpy() for _, part in table.groupby("stratum")["patient"]]
     shares = np.array([len(group) for group in groups]) * n / len(table)
     counts = np.floor(shares + 1e-9).astype(int)
     for i in np.argsort(counts - shares)[: n - counts.sum()]:  # the largest remainders
         counts[i] += 1
-    chosen = [
-        rng.choice(group, min(count, len(group)), replace=False) for group, count in zip(groups, counts, strict=True)
-    ]
+    sizes = zip(groups, counts, strict=True)
+    chosen = [rng.choice(group, min(count, len(group)), replace=False) for group, count in sizes]
     return np.flatnonzero(np.isin(patients, np.concatenate(chosen)))
 
 
@@ -91,7 +75,7 @@ def subset_sizes(n: int, n_sizes: int = 5) -> list[int]:
 
 
 def curve(
-    distance: DistanceToSubsets,
+    distance: Callable[[np.ndarray], float],
     patients: np.ndarray,
     strata: np.ndarray,
     sizes: Sequence[int],
@@ -99,13 +83,12 @@ def curve(
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """Distance against the number of patients: ``n_patients, value`` (mean over subsets), ``sd, subsets``."""
-    rows = []
-    n_all = len(np.unique(patients))
+    rows, n_all = [], len(np.unique(patients))
     for n in sizes:
         draws = 1 if n >= n_all else repeats
         values = [distance(draw_patients(patients, strata, n, rng)) for _ in range(draws)]
-        row = {"n_patients": n, "value": float(np.mean(values)), "subsets": draws}
-        rows.append({**row, "sd": float(np.std(values, ddof=1)) if draws > 1 else float("nan")})
+        sd = float(np.std(values, ddof=1)) if draws > 1 else float("nan")
+        rows.append({"n_patients": n, "value": float(np.mean(values)), "subsets": draws, "sd": sd})
     return pd.DataFrame(rows)
 
 
@@ -117,10 +100,9 @@ def extrapolate(sizes: Any, values: Any) -> tuple[float, float]:
     >>> extrapolate([10, 20, 40], [15.0, 10.0, 7.5])
     (5.0, 100.0)
     """
-    sizes, values = np.asarray(sizes, dtype=float), np.asarray(values, dtype=float)
     if len(sizes) < 2:
         return float("nan"), float("nan")
-    slope, intercept = np.polyfit(1.0 / sizes, values, 1)
+    slope, intercept = np.polyfit(1.0 / np.asarray(sizes, dtype=float), np.asarray(values, dtype=float), 1)
     return round(float(intercept), 10), round(float(slope), 10)
 
 
@@ -140,35 +122,18 @@ def measure(
     rng: np.random.Generator,
     repeats: int = 5,
     n_halves: int = 20,
-    most_images: int = 1000,
 ) -> tuple[dict[str, float], pd.DataFrame]:
-    """Distance of a set to real images: as it is, at `n_equal` patients, and at infinitely many.
-
-    Parameters
-    ----------
-    made, real : numpy.ndarray, shapes (m, d) and (n, d)
-        Features of the set and of real images of one class, or of both.
-    patients, strata : numpy.ndarray, shape (n,)
-        Patient and class of each real image.
-    n_equal : int
-        Number of patients at which classes of unequal size are compared.
-    rng : numpy.random.Generator
-        Draws subsets.
-    repeats : int
-        Subsets a size.
-    n_halves : int
-        Half-samples of patients for the intervals.
-    most_images : int
-        Images of the set from which its own slope is measured (choice: an n x n eigenproblem a subset).
+    """Distance of a set (m, d) to real images (n, d): as it is, at `n_equal` patients, and at infinitely many.
 
     Returns
     -------
     dict
         ``value`` (all images), ``equal`` and ``infinite`` with their ``_low, _high``, ``slope`` in one over patients,
         ``image_slope`` in one over images, ``n_patients, n_equal, n_images``. Intervals: estimate plus or minus
-        Student's t times the delete-half jackknife's standard error, over patients; the synthetic set is held fixed.
+        Student's t times the standard error of the delete-half jackknife, from `n_halves` half-samples of the patients;
+        the synthetic set is held fixed.
     pandas.DataFrame
-        `curve`.
+        `curve`, from `repeats` subsets per size.
 
     Notes
     -----
@@ -176,39 +141,26 @@ def measure(
     beside the number of features it is still too high; two halves of the real patients show by how much.
     """
     distance = DistanceToSubsets(made, real)
-    kept = rng.choice(len(made), min(len(made), most_images), replace=False)
+    kept = rng.choice(len(made), min(len(made), MOST_IMAGES), replace=False)
     per_image = image_slope(DistanceToSubsets(real, made[kept]), len(kept), repeats, rng)
-    n = len(np.unique(patients))
-    n_equal = min(n_equal, n)
 
-    def estimates(some: np.ndarray, count: int, equal: int) -> tuple[float, float, float, pd.DataFrame]:
-        found = curve(_Rows(distance, some), patients[some], strata[some], subset_sizes(count), repeats, rng)
+    def estimates(some: np.ndarray, count: int) -> tuple[float, float, float, pd.DataFrame]:
+        """At equal numbers, at infinitely many, the slope and the curve, of the rows `some` of `count` patients."""
+        sizes = [*subset_sizes(count), min(n_equal, count)]
+        found = curve(lambda rows: distance(some[rows]), patients[some], strata[some], sizes, repeats, rng)
+        equal, found = found["value"].iloc[-1], found.iloc[:-1]
         infinite, slope = extrapolate(found["n_patients"], found["value"])
-        at = curve(_Rows(distance, some), patients[some], strata[some], [equal], repeats, rng)["value"].iloc[0]
-        return at, infinite - per_image / len(made), slope, found
+        return equal, infinite - per_image / len(made), slope, found
 
-    everyone = np.arange(len(real))
-    equal, infinite, slope, found = estimates(everyone, n, n_equal)
-    half = n // 2
-    shares = []
-    for _ in range(n_halves if half >= LEAST + 1 else 0):
-        some = draw_patients(patients, strata, half, rng)
-        shares.append(estimates(some, half, min(n_equal, half))[:2])
+    n, everyone = len(np.unique(patients)), np.arange(len(real))
+    equal, infinite, slope, found = estimates(everyone, n)
+    halves = []
+    for _ in range(n_halves if n // 2 >= LEAST + 1 else 0):
+        halves.append(estimates(draw_patients(patients, strata, n // 2, rng), n // 2)[:2])
     row = {"value": distance(everyone), "equal": equal, "infinite": infinite, "slope": slope, "image_slope": per_image}
     for i, name in enumerate(("equal", "infinite")):
-        low, high = _interval(row[name], [share[i] for share in shares], n)
-        row |= {f"{name}_low": low, f"{name}_high": high}
-    return {**row, "n_patients": n, "n_equal": n_equal, "n_images": len(made)}, found
-
-
-class _Rows:
-    """A distance to subsets of some of the rows, which are numbered anew."""
-
-    def __init__(self, distance: DistanceToSubsets, rows: np.ndarray):
-        self.distance, self.rows = distance, rows
-
-    def __call__(self, rows: np.ndarray) -> float:
-        return self.distance(self.rows[rows])
+        row[f"{name}_low"], row[f"{name}_high"] = _interval(row[name], [half[i] for half in halves], n)
+    return {**row, "n_patients": n, "n_equal": min(n_equal, n), "n_images": len(made)}, found
 
 
 def _interval(value: float, halves: Sequence[float], n: int, level: float = 0.95) -> tuple[float, float]:
@@ -232,30 +184,28 @@ def halves_of_real(
 ) -> dict[str, float]:
     """Disjoint groups of the real patients against each other: the floor, and what extrapolation leaves of zero.
 
-    Returns
-    -------
-    dict
-        ``equal`` (`n_equal` patients against all others, mean over draws), ``value`` (two halves, mean over splits)
-        and ``infinite`` (the halves, both sides extrapolated); ``n_patients`` of a half, ``n_equal``. NaN from fewer
-        than four patients.
+    ``equal`` (`n_equal` patients against all others, mean over draws), ``value`` (two halves, mean over splits) and
+    ``infinite`` (the halves, both sides extrapolated); ``n_patients`` of a half, ``n_equal``. NaN from fewer than four
+    patients.
     """
     n_all = len(np.unique(patients))
     n, n_equal = n_all // 2, min(n_equal, n_all - 2)
-    if n_all < 4:
-        return dict.fromkeys(("equal", "value", "infinite"), float("nan")) | {"n_patients": n, "n_equal": n}
-    values, limits, floor = [], [], []
-    for _ in range(n_splits * repeats):
-        some = draw_patients(patients, strata, n_equal, rng)
-        rest = np.setdiff1d(np.arange(len(real)), some)
-        floor.append(DistanceToSubsets(real[rest], real[some])(np.arange(len(some))))
-    for _ in range(n_splits):
-        first = draw_patients(patients, strata, n, rng)
-        rest = np.setdiff1d(np.arange(len(real)), first)
+    found: dict[str, list[float]] = {"equal": [], "value": [], "infinite": []}
+
+    def against_the_rest(count: int) -> tuple[np.ndarray, np.ndarray]:
+        some = draw_patients(patients, strata, count, rng)
+        return some, np.setdiff1d(np.arange(len(real)), some)
+
+    for _ in range(n_splits * repeats if n_all >= 4 else 0):
+        some, rest = against_the_rest(n_equal)
+        found["equal"].append(DistanceToSubsets(real[rest], real[some])(np.arange(len(some))))
+    for _ in range(n_splits if n_all >= 4 else 0):
+        first, rest = against_the_rest(n)
         slopes = []
         for a, b in ((first, rest), (rest, first)):
-            found = curve(DistanceToSubsets(real[a], real[b]), patients[b], strata[b], subset_sizes(n), repeats, rng)
-            slopes.append(extrapolate(found["n_patients"], found["value"])[1])
-        values.append(DistanceToSubsets(real[first], real[rest])(np.arange(len(rest))))
-        limits.append(values[-1] - slopes[0] / n - slopes[1] / n)
-    means = {"equal": float(np.mean(floor)), "value": float(np.mean(values)), "infinite": float(np.mean(limits))}
+            part = curve(DistanceToSubsets(real[a], real[b]), patients[b], strata[b], subset_sizes(n), repeats, rng)
+            slopes.append(extrapolate(part["n_patients"], part["value"])[1])
+        found["value"].append(DistanceToSubsets(real[first], real[rest])(np.arange(len(rest))))
+        found["infinite"].append(found["value"][-1] - slopes[0] / n - slopes[1] / n)
+    means = {name: float(np.mean(values)) if values else float("nan") for name, values in found.items()}
     return {**means, "n_patients": n, "n_equal": n_equal}

@@ -1,4 +1,4 @@
-"""Stage 05: the Frechet distance against the number of real patients, one unit a set. Opens and writes files."""
+"""Stage 05: the Frechet distance against the number of real patients, one unit per set. Opens and writes files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nafld_utils import engine, ldm, networks, sampling
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_table, unit_seed
 from nafld_utils.quality import patient_curve
 from nafld_utils.quality.metric_tables import BOTH
-from nafld_utils.quality.metric_units import CEILINGS, REPEATED, class_part
+from nafld_utils.quality.metric_units import CEILINGS, REPEATED, class_part, labels_of, role_of
 
 REVISION = ("stages.patients", 2)
 HALVES = "halves_of_real"
@@ -20,13 +20,13 @@ OVER = "patients (delete-half jackknife); these synthetic sets"
 
 def names(run: Run) -> dict[str, str]:
     """Sets that are measured, with their role: generators, ceilings, and real patients against other real patients."""
-    judged = [*sampling.prefixed(run, CEILINGS), sampling.NOISE]
-    roles = {name: "baseline" if name in sampling.BASELINES else "model" for name in sampling.generators(run)}
-    return {HALVES: "floor", **roles, **dict.fromkeys([*judged, REPEATED], "ceiling")}
+    judged = [*sampling.prefixed(run, CEILINGS), sampling.NOISE, REPEATED]
+    roles = {name: role_of(name) for name in sampling.generators(run)}
+    return {HALVES: "floor", **roles, **dict.fromkeys(judged, "ceiling")}
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a set."""
+    """One task per set."""
     return [{"run": run, "name": name} for name in names(run)]
 
 
@@ -38,22 +38,17 @@ def unit_of(run: Run, name: str) -> Unit:
     if name not in (HALVES, REPEATED):
         inputs += [sampling.features_unit(run, kind, name, fold) for fold in ldm.folds_of(run)]
     settings = {"repeats": chosen.subset_repeats, "halves": chosen.half_samples, "seed": run.settings.seed}
-    return run.unit(
-        "quality",
-        "patients",
-        name,
-        settings=settings | {"class_names": run.settings.cohort.class_names},
-        inputs=inputs,
-        modules=["small_samples", "quality", "stages.patients"],
-    )
+    settings |= {"class_names": run.settings.cohort.class_names}
+    modules = ["small_samples", "quality", "stages.patients"]
+    return run.unit("quality", "patients", name, settings=settings, inputs=inputs, modules=modules)
 
 
 def make(run: Run, name: str) -> None:
     """Measure one set against all real patients; does nothing when the unit is done.
 
-    Writes ``table.csv`` (a row a class, see `patient_curve.measure`) and ``curve.csv``. The reference is pooled: every
-    patient, from the fold that holds them out, one crop an image; the set is that of all folds together. A patient
-    held out of one fold's model has trained the others', so copies bring this distance down; the search for copies
+    Writes ``table.csv`` (one row per class, see `patient_curve.measure`) and ``curve.csv``. The reference is pooled:
+    every patient, from the fold that holds them out, one crop per image; the set is that of all folds together. A
+    patient held out of one fold's model has trained the others', so copies bring this distance down; the copy audit
     tells whether there are any.
     """
     unit = unit_of(run, name)
@@ -102,13 +97,11 @@ def _pooled(run: Run, kind: str, name: str) -> tuple[np.ndarray, np.ndarray | No
     """Features of a set of all folds, and its labels where it has any."""
     folds = ldm.folds_of(run)
     found = np.concatenate([sampling.load_features(run, kind, name, fold)[0] for fold in folds])
-    if name == sampling.NOISE or name.startswith("gaussian_"):
-        return found, None
-    labels = [sampling.drawn_table(run, name, fold)["label"].to_numpy() for fold in folds]
-    return found, np.concatenate(labels)
+    labels = [labels_of(run, name, fold) for fold in folds]
+    return found, None if labels[0] is None else np.concatenate(labels)
 
 
-def build(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+def build_patient_curves(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All rows and all curves, made where they are missing."""
     engine.map_units(make, tasks(run), run.settings.engine, "distance against patients", unit_of=unit_of)
     return load(run)
@@ -127,7 +120,7 @@ def units(run: Run) -> list[Unit]:
     return [unit_of(**task) for task in tasks(run)]
 
 
-def answer(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame:
+def with_intervals(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame:
     """Rows as `figures.bars` and claims read them: ``model, role, class, mean, low, high, over, n``."""
     columns = {statistic: "mean", f"{statistic}_low": "low", f"{statistic}_high": "high", "n_patients": "n"}
     table = rows.reindex(columns=["model", "role", "class", *columns, "n_equal"]).rename(columns=columns)
@@ -139,14 +132,10 @@ def claims(run: Run, rows: pd.DataFrame) -> list[dict[str, Any]]:
     metric = networks.FEATURES[run.settings.quality.features].metrics["frechet"]
     out = []
     for statistic, words in (("equal", "at {n} patients"), ("infinite", "extrapolated to infinitely many patients")):
-        for row in answer(rows, statistic).to_dict("records"):
+        for row in with_intervals(rows, statistic).to_dict("records"):
             if row["role"] != "ceiling" and np.isfinite(row["mean"]):
-                n = _count(row["n_equal"])
+                n = int(row["n_equal"]) if np.isfinite(row["n_equal"]) else 0
                 parts = (row["model"], class_part(run, row["class"]), f"at_{n}" if statistic == "equal" else "infinite")
                 text = f"{metric}, {row['model']}, {row['class']}, {words.format(n=n)}"
                 out.append(of_row(key_of("patients.frechet", *parts), text, row))
     return out
-
-
-def _count(value: float) -> int:
-    return int(value) if np.isfinite(value) else 0

@@ -24,20 +24,9 @@ NAMES = ("precision", "recall", "density", "coverage")
 
 
 def radii(features: Any, patients: Any, k: int = K) -> np.ndarray:
-    """Distance of each image to its k-th nearest image of another patient.
+    """Distance (n,) of each image to its k-th nearest image of another patient; NaN with fewer than `k` to count.
 
-    Parameters
-    ----------
-    features : array, shape (n, d)
-    patients : array, shape (n,), or None
-        Images of one patient never count as neighbours; None lets every other image count (the plain form).
-    k : int
-        Neighbours.
-
-    Returns
-    -------
-    numpy.ndarray, shape (n,)
-        NaN for an image with fewer than `k` others to count.
+    `features` are (n, d); `patients` (n,), or None, which lets every other image count (the plain form).
     """
     x, _ = checked_pair(features, features, ("the set", "the set"))
     own = np.arange(len(x)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
@@ -51,7 +40,7 @@ def radii(features: Any, patients: Any, k: int = K) -> np.ndarray:
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of `a` and their Euclidean distances to all of `b`, some at a time."""
+    """Rows of `a` and their Euclidean distances to all of `b`, `CHUNK` at a time."""
     middle = b.mean(axis=0)  # distances stay, their rounding shrinks
     a, b = a - middle, b - middle
     squares = (b * b).sum(axis=1)
@@ -70,27 +59,12 @@ def manifold_metrics(
     k: int = K,
     names: tuple[str, str] = ("the real set", "the synthetic set"),
 ) -> dict[str, float]:
-    """Precision, recall, density and coverage of a set against real images.
+    """Precision, recall, density and coverage of a set, features (m, d), against real images (n, d).
 
-    Parameters
-    ----------
-    real, made : array, shapes (n, d) and (m, d)
-        Features of real and of synthetic images (or of other real images, which is what the numbers stand beside).
-    real_patients, made_patients : array or None
-        Patients of both; None counts every other image as a neighbour. A synthetic image has the patient of its map,
-        or none: give it a number of its own.
-    k : int
-        Neighbours.
-    names : tuple of str
-        What the sets are called in an error.
-
-    Returns
-    -------
-    dict
-        ``precision``: share of synthetic images in the ball of a real one; ``recall``: share of real images in the
-        ball of a synthetic one; ``density``: how many balls of real images a synthetic one lies in, over `k`;
-        ``coverage``: share of real images whose ball holds a synthetic one. NaN where too few images of other
-        patients are there to make a ball.
+    ``precision``: share of synthetic images in the ball of a real one; ``recall``: share of real images in the ball of
+    a synthetic one; ``density``: how many balls of real images a synthetic one lies in, over `k`; ``coverage``: share
+    of real images whose ball holds a synthetic one. NaN where too few images of other patients are there to make a
+    ball. Patients as in `radii`: a synthetic image has that of its map, or none: give it a number of its own.
     """
     real, made = checked_pair(real, made, names)
     reach = radii(real, real_patients, k)
@@ -101,33 +75,16 @@ def manifold_metrics(
         inside[rows] = in_ball.sum(axis=1)
         covered |= in_ball.any(axis=0)
         found |= (apart <= grown[rows][:, None]).any(axis=0)
-    balls, own = np.isfinite(reach).any(), np.isfinite(grown).any()
-    nan = float("nan")
-    return {
-        "precision": float((inside > 0).mean()) if balls else nan,
-        "recall": float(found.mean()) if own else nan,
-        "density": float(inside.mean() / k) if balls else nan,
-        "coverage": float(covered.mean()) if balls else nan,
-    }
+    values = dict(zip(NAMES, ((inside > 0).mean(), found.mean(), inside.mean() / k, covered.mean()), strict=True))
+    known = {name: np.isfinite(grown if name == "recall" else reach).any() for name in NAMES}
+    return {name: float(value) if known[name] else float("nan") for name, value in values.items()}
 
 
 def realism(made: Any, training: Any, patients: Any, k: int = K) -> np.ndarray:
-    """Realism score of each image against the TRAINING images: the largest ratio of a ball's radius to its distance.
+    """Realism score (m,) of images (m, d) against the TRAINING images (n, d): the largest ratio of radius to distance.
 
-    Parameters
-    ----------
-    made, training : array, shapes (m, d) and (n, d)
-        Features.
-    patients : array, shape (n,)
-        Patients of the training images.
-    k : int
-        Neighbours.
-
-    Returns
-    -------
-    numpy.ndarray, shape (m,)
-        Above 1 inside some ball. Kynkäänniemi et al. leave out the half of the balls with the largest radius, as odd
-        images have large ones, and so does this.
+    Above 1 inside some ball. Kynkäänniemi et al. leave out the half of the balls with the largest radius, as odd images
+    have large ones, and so does this.
     """
     training, made = checked_pair(training, made, ("the training set", "the synthetic set"))
     reach = radii(training, patients, k)

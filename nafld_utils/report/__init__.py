@@ -10,13 +10,12 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="answers archive compare declared facts index notebooks pages reforms stored texts".split(),
+    submodules="answers archive compare facts index notebooks pages reforms stored texts".split(),
     submod_attrs={
         "archive": "left_out write_archive".split(),
         "compare": "comparison_html write_comparison".split(),
         "facts": "claims_table".split(),
         "index": "index_html write_index".split(),
-        "notebooks": "ANSWER_FIGURE KEY_FIGURE key_figures notebook_html write_notebook".split(),
-        "pages": "number".split(),
+        "notebooks": "KEY_FIGURE write_notebook".split(),
     },
 )

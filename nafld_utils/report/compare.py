@@ -27,6 +27,7 @@ _MEASURE: dict[str, tuple[str, ...]] = {
     "08_turing_test": ("cohort", "preprocess", "turing"),
 }
 _RATED = "08_turing_test"  # whose numbers come from raters, people or simulated ones
+_Row = dict[str, str]  # a claim as a run recorded it
 _NO_MEASURE = ("cohort.path", "cohort.doi", "quality.filter_of", "quality.filter_keep", "turing.ratings")
 
 
@@ -84,7 +85,7 @@ def _short(a: Run, b: Run, settings: list[dict[str, str]], rows: list[dict[str, 
     both = sum(not row["why"].startswith("only in") for row in rows)
     commits = [dict(facts.environment(run))["commit"] for run in (a, b)]
     shared = [stage for stage in pipeline.STAGES if _units(a, stage) and _units(a, stage) == _units(b, stage)]
-    standing = pages.listed(shared) if shared else "No stage"
+    standing = params.listed(shared) if shared else "No stage"
     return [
         f"The cohort is {'the same, pixel by pixel' if same else 'not the same, so no difference is computed'}.",
         f"Settings of the stages that differ: {len(settings) or 'none'}.",
@@ -130,11 +131,6 @@ def _side_by_side(a: Run, b: Run, read: list[dict[str, Any]]) -> list[dict[str, 
         {"name": key, "a": one.get(key, ""), "b": two.get(key, ""), "same": one.get(key) == two.get(key)}
         for key in {**one, **two}
     ]
-
-
-# ---------------------------------------------------------------- claims
-
-_Row = dict[str, str]  # a claim as a run recorded it
 
 
 def _claims(a: Run, b: Run, changed: set[str], read: dict[str, Any]) -> list[dict[str, Any]]:
@@ -208,9 +204,6 @@ def _measure(stage: str) -> tuple[str, ...]:
 def _read_by(stage: str) -> list[str]:
     """Sections that a stage and all before it read."""
     return [*params.STAGE_SECTIONS[stage], *(key for name in pipeline.UPSTREAM[stage] for key in _read_by(name))]
-
-
-# ---------------------------------------------------------------- figures
 
 
 def _figures(read: list[dict[str, Any]]) -> list[dict[str, Any]]:

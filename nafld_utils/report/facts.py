@@ -194,22 +194,44 @@ def finished(notebooks: Iterable[Any]) -> str:
     return max(ends, default="")[:16].replace("T", " ") + " UTC" if any(ends) else "not yet"
 
 
-# ---------------------------------------------------------------- settings
-
-
 def settings(run: Run) -> list[dict[str, str]]:
     """Settings in force, each with the paper profile's value where it differs; no folder of this machine."""
-    paper = params.flat(params.load(params.BASE_PROFILE).model_dump(mode="json", by_alias=True))
-    mine = params.flat(run.settings.model_dump(mode="json", by_alias=True))
+    shown = run.show(*(name for name in type(run.settings).model_fields if name != "profile"))
     return [
-        {
-            "name": key,
-            "value": pages.without_folders(run, str(value)),
-            "paper": str(paper.get(key, "not set")) if value != paper.get(key) else "",
-        }
-        for key, value in mine.items()
-        if key != "profile"
+        {"name": key, "value": pages.without_folders(run, value), "paper": paper}
+        for key, value, paper in shown.itertuples(index=False)
     ]
+
+
+def declared(run: Run) -> dict[str, Any]:
+    """``sentence, units, decisions, settings``: texts for the head of the page, rows for its section on settings."""
+    protocol = params.protocol()
+    differs = {item.key: item.here for item in params.differences(run.settings)}
+    settings = [
+        {"name": key, "declared": params.as_yaml(entry.value), "here": differs.get(key, ""), "why": entry.why}
+        for key, entry in protocol.settings.items()
+    ]
+    decisions = [(name, f"{item.decision} Why: {item.why}") for name, item in protocol.decisions.items()]
+    return {
+        "sentence": params.agreement(run.settings),
+        "units": _declared_of_units(run),
+        "decisions": decisions,
+        "settings": settings,
+    }
+
+
+def _declared_of_units(run: Run) -> str:
+    """Hash of today's declared analysis, and how many units were made under another one or before any was recorded."""
+    today = artifacts.declared_hash()
+    made = Counter(str(item.get("declared", "")) for item in manifests(run))
+    text = [f"The declared analysis has the hash {today}."]
+    for found, count in sorted(made.items()):
+        units = f"{count} of {made.total()} units {'was' if count == 1 else 'were'} made"
+        if not found:
+            text.append(f"{units} before the hash was recorded.")
+        elif found != today:
+            text.append(f"{units} under another declared analysis ({found}): it was changed after that.")
+    return " ".join(text)
 
 
 def command(run: Run) -> str:
@@ -220,12 +242,14 @@ def command(run: Run) -> str:
     return pages.without_folders(run, pipeline.command("all", run.name, given))
 
 
-# ---------------------------------------------------------------- code and machine
+def manifests(run: Run) -> list[dict[str, Any]]:
+    """Manifests of all units of a run."""
+    return [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
 
 
 def environment(run: Run) -> list[tuple[str, str]]:
     """Code, devices, machines and versions that the run's units were made with, and the hash of its settings."""
-    made = [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
+    made = manifests(run)
     commits = Counter(str(item.get("commit", "")) for item in made)
     versions = [f"{name} {version}" for item in made for name, version in item.get("versions", {}).items()]
     facts = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from nafld_utils import artifacts, views
 from nafld_utils.artifacts import Run
-from nafld_utils.report import answers, declared, facts, pages, reforms, texts
+from nafld_utils.report import answers, facts, pages, reforms, texts
 from nafld_utils.report.notebooks import key_figures, read_notebooks
 
 
@@ -41,8 +41,8 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
     left_out, table = set(left_out), facts.claims_table(run)
     page = pages.render(
         "index.html.j2",
-        title=f"{run.name} · synthetic {views.of(run).subject}",
-        subject=views.of(run).subject,
+        title=f"{run.name} · synthetic {views.words_for(run).subject}",
+        subject=views.words_for(run).subject,
         foreign=run.is_foreign,
         classes=run.settings.cohort.class_names,
         run=run.name,
@@ -57,7 +57,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         stages=facts.stages(run, notebooks, left_out),
         executed=executed,
         pages=set(notebooks) - left_out,
-        declared=declared.declared(run),
+        declared=facts.declared(run),
         settings=facts.settings(run),
         command=facts.command(run),
         environment=facts.environment(run),

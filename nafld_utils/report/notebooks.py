@@ -134,9 +134,6 @@ def _prepare(notebook: Any) -> None:
             cell.outputs = [output for output in cell.outputs if output.get("data", True)]
 
 
-# ---------------------------------------------------------------- figures
-
-
 def key_figures(stage: str, notebook: Any) -> list[dict[str, str]]:
     """Figures for the front page: those of cells tagged ``answer-figure``, else two of ``key-figure``, else the first.
 
@@ -198,9 +195,6 @@ def _alternative(heading: str, after: str, count: int) -> str:
     which = f" ({count})" if count > 1 else ""
     sentence = re.split(r"(?<=[.?!]) ", after)[0] if after else ""
     return f"Figure: {heading or 'untitled'}{which}" + (f". {sentence}" if sentence else "")
-
-
-# ---------------------------------------------------------------- texts of a notebook
 
 
 def _markdown(notebook: Any) -> list[str]:

@@ -9,11 +9,10 @@ import functools
 import html
 import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import pipeline, views
+from nafld_utils import params, pipeline, views
 from nafld_utils.artifacts import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -38,15 +37,16 @@ class Safe(str):
         return self
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from one of the templates; everything that is not `Safe` is escaped, a missing value is an error."""
+def render(template: str | Path, **values: Any) -> str:
+    """A page from a template, ours by its name; what is not `Safe` is escaped, a missing value is an error."""
     import jinja2
 
-    loader = jinja2.FileSystemLoader(TEMPLATES)
+    path = TEMPLATES / template
+    loader = jinja2.FileSystemLoader([path.parent, TEMPLATES])
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(css=Safe(css()), policy=POLICY, foot=citation(), **values)
+    return environment.get_template(path.name).render(css=Safe(css()), policy=POLICY, foot=citation(), **values)
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def simulated(*runs: Run) -> str:
         f"SIMULATED COHORT: every image and number{whose} below comes from simulated patients and says nothing about"
         " real ones."
     )
-    notes = dict.fromkeys(note for run in runs for note in (untrained(run), views.of(run).note))
+    notes = dict.fromkeys(note for run in runs for note in (untrained(run), views.words_for(run).note))
     return " ".join([text] * bool(marked) + [note for note in notes if note])
 
 
@@ -84,7 +84,7 @@ def untrained(run: Run) -> str:
         return ""
     return (
         f"RANDOM WEIGHTS in run {run.name}: untrained, for tests of the machinery, {'is' if len(parts) == 1 else 'are'}"
-        f" {listed(parts)}; no number that stands on them means anything."
+        f" {params.listed(parts)}; no number that stands on them means anything."
     )
 
 
@@ -136,18 +136,6 @@ def clock(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def listed(words: Iterable[str], last: str = "and") -> str:
-    """Words as a sentence has them.
-
-    Examples
-    --------
-    >>> listed(["a", "b", "c"]), listed(["a"])
-    ('a, b and c', 'a')
-    """
-    words = list(views.words)
-    return f" {last} ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
-
-
 def plain(text: str) -> str:
     """Markdown of a sentence as plain text."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
@@ -163,9 +151,6 @@ def without_folders(run: Run, text: str) -> str:
             for written in (folder, html.escape(folder)):
                 text = text.replace(written, "…/")
     return text
-
-
-# ---------------------------------------------------------------- HTML that is not ours
 
 
 def clean(source: str, label: str) -> str:

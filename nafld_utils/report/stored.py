@@ -7,7 +7,6 @@ from typing import Any
 from nafld_utils import params, pipeline
 from nafld_utils.artifacts import Run, load_record
 from nafld_utils.pipeline import Age
-from nafld_utils.report import pages
 
 
 def require_finished(run: Run) -> None:
@@ -25,7 +24,7 @@ def require_finished(run: Run) -> None:
     if missing:
         raise ValueError(
             f"run {run.name!r} is not finished: expected {len(found)} executed notebooks, found none of"
-            f" {pages.listed(missing)}; {again}."
+            f" {params.listed(missing)}; {again}."
         )
     for name, stage in found.items():
         if stage.page is not Age.CURRENT:

@@ -31,7 +31,7 @@ def _environment() -> Any:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)  # escapes nothing: pages do
     environment.filters |= {
         "g": lambda value: f"{value:g}",
-        "listed": lambda values: pages.listed(map(str, values)),
+        "listed": lambda values: params.listed(map(str, values)),
         "number": pages.number,
         "upper_first": lambda text: text[:1].upper() + text[1:],
     }
@@ -50,7 +50,7 @@ def fill_all(templates: Iterable[str], known: Mapping[str, Any]) -> list[str]:
 
 def values(run: Run) -> dict[str, Any]:
     """What every text may name: settings, what was planned from them, and what is stored of cohort and code."""
-    s, said = run.settings, views.of(run)
+    s, said = run.settings, views.words_for(run)
     word = {
         part: {name: fill(text, {"s": s}) for name, text in entries.items()}
         for part, entries in load()["words"].items()

@@ -8,7 +8,7 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
-        "condition_effect condition_units feature_units figures sampler_comparison set_units time_estimate"
+        "condition_effect condition_units feature_units figures sampler_comparison set_units stage time_estimate"
     ).split(),
     submod_attrs={
         "condition_effect": "condition_separation".split(),
@@ -17,10 +17,11 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "NOISE REAL TRADITIONAL build_features drawn_table features_unit load_features patients_of "
             "prefixed real_table"
         ).split(),
-        "sampler_comparison": "at_own_sampler".split(),
+        "sampler_comparison": "at_own_sampler compare_samplers".split(),
         "set_units": (
-            "BASELINES Synthetic class_mix generators make_set open_synthetic synthetic_unit task_of tasks"
+            "BASELINES Synthetic class_mix generators make_set open_set open_synthetic synthetic_unit task_of tasks"
         ).split(),
+        "stage": "check_conditions draw_sets folds_of open_preprocessed open_sets units".split(),
         "time_estimate": "estimate networks".split(),
     },
 )

@@ -14,20 +14,12 @@ import pandas as pd
 from nafld_utils.networks import checked_pair
 
 REVISION = ("condition_checks", 1)
+LEVEL = 0.95
+TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 
 
 def map_agreement(a: np.ndarray, b: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel accuracy and mean Dice of pairs of label maps, over the classes present in either of a pair.
-
-    Parameters
-    ----------
-    a, b : numpy.ndarray, shape (N, M, M), integer labels in [0, n_classes)
-    n_classes : int
-
-    Returns
-    -------
-    accuracy, dice : numpy.ndarray, shape (N,), in [0, 1]
-    """
+    """Accuracy and mean Dice, (N,) in [0, 1], of pairs of (N, M, M) label maps, over the classes present in a pair."""
     a, b = (np.asarray(x).reshape(len(x), -1) for x in (a, b))
     if a.shape != b.shape:
         raise ValueError(f"maps: expected conditions of shape {a.shape}, found {b.shape}; use one map size for both.")
@@ -48,79 +40,40 @@ def condition_agreement(
     rng: np.random.Generator,
     n_shuffles: int = 8,
 ) -> pd.DataFrame:
-    """Agreement of generated images with their own condition and with conditions of other source patients.
+    """Agreement of images' own maps (N, M, M) with their conditions, and with those of other source patients (N,).
 
-    Parameters
-    ----------
-    maps : numpy.ndarray, shape (N, M, M), integer
-        Otsu maps of the generated images, made as conditions are made from real images.
-    conditions : numpy.ndarray, shape (N, M, M), integer
-        The maps the images were drawn with.
-    patients : numpy.ndarray, shape (N,)
-        Source patient of each condition.
-    n_classes : int
-        Classes of a map.
-    rng : numpy.random.Generator
-        Draws the other conditions.
-    n_shuffles : int
-        Other conditions an image, averaged (choice: steadier than one).
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row an image: ``patient, accuracy, accuracy_shuffled, dice, dice_shuffled``.
-
-    Raises
-    ------
-    ValueError
-        Conditions of one source patient only: nothing to shuffle with.
+    One row per image: ``patient, accuracy, accuracy_shuffled, dice, dice_shuffled``. Choice: the shuffled agreement is
+    the mean over several other conditions, which is steadier than one.
     """
     patients = np.asarray(patients)
     if len(np.unique(patients)) < 2:
         raise ValueError("conditions: expected maps of two or more source patients to shuffle, found one; draw more.")
-    accuracy, dice = map_agreement(maps, conditions, n_classes)
+    own = map_agreement(maps, conditions, n_classes)
     others = np.array([rng.choice(np.flatnonzero(patients != p), n_shuffles) for p in patients])
-    shuffled = [map_agreement(maps, conditions[column], n_classes) for column in others.T]
-    accuracy_shuffled, dice_shuffled = (np.mean([pair[i] for pair in shuffled], axis=0) for i in (0, 1))
-    return pd.DataFrame(
-        {
-            "patient": patients,
-            "accuracy": accuracy,
-            "accuracy_shuffled": accuracy_shuffled,
-            "dice": dice,
-            "dice_shuffled": dice_shuffled,
-        }
-    )
+    shuffled = np.mean([map_agreement(maps, conditions[column], n_classes) for column in others.T], axis=0)
+    columns = {"patient": patients}
+    for i, name in enumerate(("accuracy", "dice")):
+        columns |= {name: own[i], f"{name}_shuffled": shuffled[i]}
+    return pd.DataFrame(columns)
 
 
 def cluster_interval(
-    values: Any, clusters: Any, rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
+    values: Any, clusters: Any, rng: np.random.Generator, n_resamples: int = 2000
 ) -> tuple[float, float, float]:
-    """Mean of `values` with a percentile bootstrap interval that resamples whole clusters (source patients).
-
-    Parameters
-    ----------
-    values : array, shape (N,)
-    clusters : array, shape (N,)
-        At least two different ones.
-    rng : numpy.random.Generator
-    n_resamples : int
-    level : float
-
-    Returns
-    -------
-    mean, low, high : float
-        The trained models are held fixed.
-    """
+    """Mean, low, high of `values` (N,): percentile bootstrap that resamples whole clusters (source patients)."""
     values = np.asarray(values, dtype=float)
     names, code = np.unique(np.asarray(clusters), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"clusters: expected two or more to resample, found {len(names)}; add source patients.")
     sums, sizes = np.bincount(code, values), np.bincount(code)
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_resamples)
-    draws = (counts @ sums) / (counts @ sizes)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    counts = _resample(len(names), n_resamples, rng)
+    low, high = np.quantile((counts @ sums) / (counts @ sizes), TAILS)
     return float(values.mean()), float(low), float(high)
+
+
+def _resample(n: int, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of `n` is drawn in every bootstrap resample, (n_resamples, n)."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
 
 
 def condition_separation(train_features: Any, train_labels: Any, features: Any) -> np.ndarray:
@@ -156,22 +109,11 @@ def condition_separation(train_features: Any, train_labels: Any, features: Any) 
 
 
 def separation_interval(
-    scores: pd.DataFrame, rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
+    scores: pd.DataFrame, rng: np.random.Generator, n_resamples: int = 2000
 ) -> tuple[float, float, float]:
-    """Mean over folds of the ROC AUC with a percentile bootstrap interval over images.
+    """Mean over folds of the AUC of ``fold, label, score``, low, high: percentile bootstrap over images.
 
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        ``fold, label, score``, one row an image; both labels in every fold.
-    rng : numpy.random.Generator
-    n_resamples : int
-    level : float
-
-    Returns
-    -------
-    mean, low, high : float
-        Images are resampled within fold and label: images drawn from a class alone have no source patient.
+    Images are resampled within fold and label: images drawn from a class alone have no source patient.
     """
     draws, means = np.zeros(n_resamples), []
     for fold, part in scores.groupby("fold"):
@@ -180,8 +122,7 @@ def separation_interval(
             raise ValueError(f"fold {fold}: expected generated images of both labels, found one; draw more images.")
         wins = (fatty[:, None] > healthy) + 0.5 * (fatty[:, None] == healthy)
         means.append(wins.mean())
-        up = rng.multinomial(len(fatty), np.full(len(fatty), 1 / len(fatty)), size=n_resamples)
-        down = rng.multinomial(len(healthy), np.full(len(healthy), 1 / len(healthy)), size=n_resamples)
+        up, down = (_resample(len(images), n_resamples, rng) for images in (fatty, healthy))
         draws += ((up @ wins) * down).sum(axis=1) / wins.size
-    low, high = np.quantile(draws / len(means), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws / len(means), TAILS)
     return float(np.mean(means)), float(low), float(high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from nafld_utils.sampling import condition_effect, feature_units, set_units
 
 REVISION = ("stages.conditions", 2)
 SEPARATION = "AUC of a classifier that saw real images only"
+DRAWN_WITH = {"condition": "", "no condition": "null_"}  # to the prefix of the sets
 
 
 def feature_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a set that the check of the condition needs; always EfficientNet-Lite0, which is installed."""
-    return feature_units.feature_tasks(run, "lite0", feature_units.prefixed(run, ("", "null_")))
+    """One task per set that the check of the condition needs; always EfficientNet-Lite0, which is installed."""
+    return feature_units.feature_tasks(run, "lite0", feature_units.prefixed(run, DRAWN_WITH.values()))
 
 
 @remembered
@@ -46,11 +48,13 @@ def build(run: Run) -> Unit:
         return unit
     agreement, separation = [], []
     for task in engine.progress(ldm.autoencoder_units.tasks(run), "does the condition matter"):
-        for drawn_with, prefix in (("condition", ""), ("no condition", "null_")):
-            facts = {"conditioning": task["conditioning"], "drawn_with": drawn_with, "fold": task["fold"]}
-            separation.append(_separation(**task, prefix=prefix).assign(**facts))
-            if task["conditioning"] == "semantic":
-                agreement.append(_agreement(**task, prefix=prefix).assign(**facts))
+        conditioning, fold = task["conditioning"], task["fold"]
+        for drawn_with, prefix in DRAWN_WITH.items():
+            drawn = set_units.open_set(run, f"{prefix}{conditioning}", fold)
+            facts = {"conditioning": conditioning, "drawn_with": drawn_with, "fold": fold}
+            separation.append(_separation(run, prefix, conditioning, fold, drawn).assign(**facts))
+            if conditioning == "semantic":
+                agreement.append(_agreement(run, prefix, fold, drawn).assign(**facts))
     rng = np.random.default_rng(unit_seed(run.settings.seed, "conditions"))
     separated = pd.concat(separation, ignore_index=True)
     rows = _separation_rows(separated, rng)
@@ -64,56 +68,60 @@ def build(run: Run) -> Unit:
     return unit
 
 
-def _agreement(run: Run, conditioning: str, fold: int, prefix: str) -> pd.DataFrame:
-    drawn, chosen = (
-        set_units.open_synthetic(run, conditioning, fold, feature_units.KINDS[prefix]),
-        run.settings.preprocess,
-    )
+def _agreement(run: Run, prefix: str, fold: int, drawn: set_units.Synthetic) -> pd.DataFrame:
+    chosen = run.settings.preprocess
     maps = images.semantic_maps.semantic_maps(np.asarray(drawn.images), chosen)
     rng = np.random.default_rng(unit_seed(run.settings.seed, "agreement", prefix, fold))
     patients = drawn.table["source_patient"].to_numpy()
     return condition_effect.condition_agreement(maps, np.asarray(drawn.conditions), patients, chosen.map_classes, rng)
 
 
-def _separation(run: Run, conditioning: str, fold: int, prefix: str) -> pd.DataFrame:
+def _separation(run: Run, prefix: str, conditioning: str, fold: int, drawn: set_units.Synthetic) -> pd.DataFrame:
     table = feature_units.real_table(run)
     training = table["fold"].to_numpy() != fold
     real, _ = feature_units.load_features(run, "lite0", feature_units.REAL)
     made, _ = feature_units.load_features(run, "lite0", f"{prefix}{conditioning}", fold)
     score = condition_effect.condition_separation(real[training], table["label"].to_numpy()[training], made)
-    drawn = set_units.open_synthetic(run, conditioning, fold, feature_units.KINDS[prefix]).table
-    return drawn[["synthetic_id", "label"]].assign(score=score)
+    return drawn.table[["synthetic_id", "label"]].assign(score=score)
+
+
+def _by_model(table: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    for (conditioning, drawn_with), part in table.groupby(["conditioning", "drawn_with"], sort=False):
+        yield {"conditioning": conditioning, "drawn_with": drawn_with}, part
+
+
+def _interval(found: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), found, strict=True))
 
 
 def _agreement_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict[str, Any]]:
     rows = []
-    for (conditioning, drawn_with), part in table.groupby(["conditioning", "drawn_with"], sort=False):
+    for facts, part in _by_model(table):
         for name in ("accuracy", "dice"):
             gain = part[name] - part[f"{name}_shuffled"]
-            mean, low, high = condition_effect.cluster_interval(gain, part["patient"], rng)
-            row = {"effect": f"{name} of the map, own minus shuffled condition", "conditioning": conditioning}
-            row |= {"drawn_with": drawn_with, "mean": mean, "low": low, "high": high, "expected_without": 0.0}
-            rows.append({**row, "over": "source patients", "n": part["patient"].nunique(), "n_images": len(part)})
+            found = condition_effect.cluster_interval(gain, part["patient"], rng)
+            row = {"effect": f"{name} of the map, own minus shuffled condition", **facts, **_interval(found)}
+            row |= {"expected_without": 0.0, "over": "source patients", "n": part["patient"].nunique()}
+            rows.append({**row, "n_images": len(part)})
     return rows
 
 
 def _separation_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict[str, Any]]:
     rows = []
-    for (conditioning, drawn_with), part in table.groupby(["conditioning", "drawn_with"], sort=False):
-        row = {"effect": SEPARATION, "conditioning": conditioning}
-        row |= {"drawn_with": drawn_with, "expected_without": 0.5, "n_images": len(part)}
+    for facts, part in _by_model(table):
         folds = {fold: rows_of for fold, rows_of in part.groupby("fold") if set(rows_of["label"]) == {0, 1}}
         missing = sorted(set(part["fold"]) - set(folds))
-        row["note"] = f"fold {', '.join(map(str, missing))}: images of one class only" if missing else ""
+        note = f"fold {', '.join(map(str, missing))}: images of one class only" if missing else ""
+        row = {"effect": SEPARATION, **facts, "expected_without": 0.5, "n_images": len(part), "note": note}
         aucs = [statistics.auc(one["label"], one["score"]) for one in folds.values()]
         if len(aucs) > 1:
-            mean, low, high = statistics.student_t_interval(aucs)
-            low, high = np.clip((low, high), 0.0, 1.0)  # two folds give bounds that no AUC can have
-            rows.append({**row, "mean": mean, "low": low, "high": high, "over": "folds", "n": len(aucs)})
+            mean, *ends = statistics.student_t_interval(aucs)
+            low, high = np.clip(ends, 0.0, 1.0)  # two folds give bounds that no AUC can have
+            rows.append({**row, **_interval((mean, low, high)), "over": "folds", "n": len(aucs)})
         # Semantic images share source patients, so images are no units there.
-        if conditioning == "class":
-            mean, low, high = condition_effect.separation_interval(part, rng)
-            rows.append({**row, "mean": mean, "low": low, "high": high, "over": "images", "n": len(part)})
+        if facts["conditioning"] == "class":
+            found = condition_effect.separation_interval(part, rng)
+            rows.append({**row, **_interval(found), "over": "images", "n": len(part)})
     return rows
 
 
@@ -121,11 +129,11 @@ def claims(run: Run) -> list[dict[str, Any]]:
     """Headline numbers of the check that the condition matters; the paper has none."""
     table, rows = build(run).load_table("summary.csv"), []
     for row in table[~table["effect"].str.startswith("dice")].to_dict("records"):
-        with_it, separates = row["drawn_with"] == "condition", row["effect"] == SEPARATION
+        with_it = row["drawn_with"] == "condition"
         text = f"{row['conditioning']} model drawn {'with its condition' if with_it else 'without condition'}"
-        measure, unit = ("auc", "AUC") if separates else ("accuracy", "share of pixels")
-        parts = (row["conditioning"], "with" if with_it else "without", row["over"])
-        rows.append(of_row(key_of(f"condition.{measure}", *parts), f"{text}: {row['effect']}", row, unit=unit))
+        measure, unit = ("auc", "AUC") if row["effect"] == SEPARATION else ("accuracy", "share of pixels")
+        key = key_of(f"condition.{measure}", row["conditioning"], "with" if with_it else "without", row["over"])
+        rows.append(of_row(key, f"{text}: {row['effect']}", row, unit=unit))
     return rows
 
 

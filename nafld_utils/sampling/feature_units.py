@@ -1,4 +1,4 @@
-"""Features of every set of images, one unit a set: real, traditional, synthetic, and noise. Opens and writes files."""
+"""Features of every set of images, one unit per set: real, traditional, synthetic, noise. Opens and writes files."""
 
 from __future__ import annotations
 
@@ -11,26 +11,12 @@ import pandas as pd
 
 from nafld_utils import engine, images, ldm, networks, preprocessing
 from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, remembered, unit_seed
-from nafld_utils.images import release
 from nafld_utils.sampling import set_units
 
 REAL, NOISE, TRADITIONAL = "real", "noise", "traditional"
 SERIAL_BELOW = 8000  # images; choice: starting workers costs more than a network of this size takes for fewer
 CHUNK = 512  # images whose features are held at once; a multiple of every batch
 SHARED = -1  # fold of a set that every fold shares
-# Prefix of a set's name to the kind of stage 04's unit; the generators themselves carry their own name alone.
-KINDS = {
-    "": "synthetic",
-    "null_": "synthetic_null",
-    "untrained_": "synthetic_untrained",
-    "gaussian_": "synthetic_gaussian",
-}
-
-
-def set_task(run: Run, name: str, fold: int) -> dict[str, Any]:
-    """Arguments that name a synthetic set to stage 04's functions, from ``[prefix_]generator``."""
-    prefix = next((p for p in KINDS if p and name.startswith(p)), "")
-    return set_units.task_of(run, name.removeprefix(prefix), fold, KINDS[prefix])
 
 
 @remembered
@@ -44,7 +30,7 @@ def features_unit(run: Run, kind: str, name: str, fold: int = SHARED) -> Unit:
         Key of `networks.FEATURES`.
     name : str
         ``real`` (every stored crop of all real images), ``traditional`` (every rotated crop of them), both with `fold`
-        `SHARED`; ``noise``; or a generator, alone or after ``null_``, ``untrained_`` or ``gaussian_``.
+        `SHARED`; ``noise``; or a synthetic set as `set_units.task_of` names it.
     fold : int
     """
     settings: dict[str, Any] = {"kind": kind, "set": name}
@@ -54,12 +40,12 @@ def features_unit(run: Run, kind: str, name: str, fold: int = SHARED) -> Unit:
         inputs.append(file_sha256(path) if path else networks.INCEPTION_SHA256)
     if name in (REAL, NOISE):
         inputs.append(preprocessing.preprocess_unit(run))
-        if name == NOISE:
-            settings |= {"n": run.settings.quality.n_reference, "seed": run.settings.seed, "fold": fold}
     elif name == TRADITIONAL:
         inputs.append(preprocessing.traditional_unit(run))
     else:
-        inputs.append(set_units.synthetic_unit(**set_task(run, name, fold)))
+        inputs.append(set_units.synthetic_unit(**set_units.task_of(run, name, fold)))
+    if name == NOISE:
+        settings |= {"n": run.settings.quality.n_reference, "seed": run.settings.seed, "fold": fold}
     keys = (kind, name) if fold == SHARED else (kind, name, f"fold{fold}")
     modules = ["feature_networks", "backbones"]
     return run.unit("features", *keys, settings=settings, inputs=inputs, modules=modules)
@@ -72,24 +58,23 @@ def make_features(run: Run, kind: str, name: str, fold: int = SHARED) -> None:
         return
     device = engine.device(run.settings.engine)
     batch = 16 if device.type == "cpu" else 64  # small batches stay in a CPU's cache
-    images = _images(run, name, fold)
+    shown = _images(run, name, fold)
     called, weights = name if fold == SHARED else f"{name} of fold {fold}", run.settings.quality.weights
     with unit.writing(device=str(device)) as folder, contextlib.ExitStack() as files:
-        appends = [
-            files.enter_context(array_in_parts(folder / f"{kept}.npy", (len(images),)))
-            for kept in ("features", "logits")
-        ]
+        paths = [folder / "features.npy", folder / "logits.npy"]
+        appends = [files.enter_context(array_in_parts(path, (len(shown),))) for path in paths]
         # the set and its features may be larger than memory
-        for start in range(0, len(images), CHUNK):
-            found = networks.extract(images[start : start + CHUNK], kind, weights, device, batch, called)
+        for start in range(0, len(shown), CHUNK):
+            found = networks.extract(shown[start : start + CHUNK], kind, weights, device, batch, called)
             for append, part in zip(appends, found, strict=True):
                 append(part)
-            release(images)
+            images.release(shown)
 
 
 def _images(run: Run, name: str, fold: int) -> np.ndarray:
+    """Images of a set, (n, S, S) uint8."""
     if name not in (REAL, NOISE, TRADITIONAL):
-        return set_units.open_synthetic(**set_task(run, name, fold)).images
+        return set_units.open_set(run, name, fold).images
     data = preprocessing.open_preprocessed(run)
     if name != NOISE:
         pool = data.pool if name == REAL else data.traditional_pool
@@ -106,12 +91,10 @@ def _images(run: Run, name: str, fold: int) -> np.ndarray:
 
 
 def feature_tasks(run: Run, kind: str, names: Iterable[str], shared: Iterable[str] = (REAL,)) -> list[dict[str, Any]]:
-    """One task a set: those that every fold shares, and for every fold those of `names`."""
-    tasks = [{"run": run, "kind": kind, "name": name, "fold": SHARED} for name in shared]
+    """One task per set: those that every fold shares, and for every fold those of `names`."""
     names = list(names)
-    return tasks + [
-        {"run": run, "kind": kind, "name": name, "fold": fold} for fold in ldm.folds_of(run) for name in names
-    ]
+    sets = [*((name, SHARED) for name in shared), *((name, fold) for fold in ldm.folds_of(run) for name in names)]
+    return [{"run": run, "kind": kind, "name": name, "fold": fold} for name, fold in sets]
 
 
 def prefixed(run: Run, prefixes: Iterable[str]) -> list[str]:
@@ -120,13 +103,13 @@ def prefixed(run: Run, prefixes: Iterable[str]) -> list[str]:
 
 
 def build_features(run: Run, tasks: list[dict[str, Any]], label: str = "features") -> pd.DataFrame:
-    """Make the features that are not there yet: ``kind, name, fold, seconds, error``, one row a set."""
+    """Make the features that are not there yet: ``kind, name, fold, seconds, error``, one row per set."""
     settings = run.settings.engine
     waiting = [task for task in tasks if not features_unit(**task).done()]
     if any(task["name"] == TRADITIONAL for task in waiting):
         preprocessing.build_traditional(run)  # before workers could make it twice
-    images = len(waiting) * max(run.settings.sampling.n_images, run.settings.quality.n_reference)
-    if settings.mode == "local" and images < SERIAL_BELOW:
+    n_images = len(waiting) * max(run.settings.sampling.n_images, run.settings.quality.n_reference)
+    if settings.mode == "local" and n_images < SERIAL_BELOW:
         settings = settings.model_copy(update={"mode": "serial"})
     return engine.map_units(make_features, tasks, settings, label, unit_of=features_unit)
 
@@ -155,4 +138,4 @@ def patients_of(table: pd.DataFrame) -> np.ndarray:
 
 def drawn_table(run: Run, name: str, fold: int) -> pd.DataFrame:
     """Table of the synthetic set that a name stands for."""
-    return set_units.open_synthetic(**set_task(run, name, fold)).table
+    return set_units.open_set(run, name, fold).table

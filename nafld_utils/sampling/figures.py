@@ -7,32 +7,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nafld_utils.ldm import image_row as image_row
+from nafld_utils.ldm import mosaic as mosaic
 from nafld_utils.views import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SAMPLERS = {"ddim": ("s", "DDIM"), "dpmsolver++": ("o", "DPM-Solver++"), "unipc": ("^", "UniPC")}  # marker, words
+
 
 def condition_effect(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Effect of the condition with its interval: drawn with the condition, and with the null condition.
+    """Effect of the condition with its interval, drawn with the condition and with the null condition.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        ``drawn_with, mean, low, high, expected_without, over`` of one effect.
-    ax : Axes
-        Where to draw.
+    `table` holds one effect: ``drawn_with, mean, low, high, expected_without, over``.
     """
-    table = table.reset_index(drop=True)
     y = np.arange(len(table))[::-1]
     spread = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
     ax.errorbar(table["mean"], y, xerr=spread, fmt="o", color="#222222", capsize=3)
     ax.axvline(table["expected_without"].iloc[0], color=COLORS["semantic"], lw=1.2, ls="--", label="no effect")
-    words = {"condition": "with its condition", "no condition": "null condition"}
-    ax.set_yticks(
-        y, [f"{words[a]}\n(interval over {b})" for a, b in zip(table["drawn_with"], table["over"], strict=True)]
-    )
+    words = table["drawn_with"].map({"condition": "with its condition", "no condition": "null condition"})
+    ax.set_yticks(y, words + "\n(interval over " + table["over"] + ")")
     ax.grid(axis="x")
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.legend(loc="best")
@@ -42,21 +38,11 @@ def condition_effect(table: pd.DataFrame, ax: Axes) -> Axes:
 def sampler_comparison(table: pd.DataFrame, varied: str, value: str, label: str, ax: Axes) -> Axes:
     """A value of small sets over one setting of the sampler; the run's own setting drawn twice.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        ``model, scheduler, seeds`` and the two columns named by `varied` and `value`.
-    varied : str
-        ``guidance`` or ``steps``.
-    value : str
-        ``frechet`` or ``condition``.
-    label : str
-        Label of the axis.
-    ax : Axes
-        Where to draw.
+    `table` holds ``model, scheduler, seeds`` and the columns that `varied` (``guidance`` or ``steps``) and `value`
+    (``frechet`` or ``condition``) name; `label` is that of the y axis.
     """
     for (name, scheduler), part in table.groupby(["model", "scheduler"], sort=False):
-        look = {"color": COLORS[str(name)], "marker": _SAMPLERS[str(scheduler)][0]}
+        look = {"color": COLORS[str(name)], "marker": SAMPLERS[str(scheduler)][0]}
         own, other = part[part["seeds"] == "own"].sort_values(varied), part[part["seeds"] == "other"]
         ax.plot(own[varied], own[value], **look)
         ax.plot(other[varied], other[value], ls="", mfc="none", ms=9, **look)
@@ -69,16 +55,13 @@ def sampler_comparison(table: pd.DataFrame, varied: str, value: str, label: str,
     return ax
 
 
-_SAMPLERS = {"ddim": ("s", "DDIM"), "dpmsolver++": ("o", "DPM-Solver++"), "unipc": ("^", "UniPC")}
-
-
 def sampler_legend(table: pd.DataFrame, figure: Figure) -> None:
     """What colours and markers of `sampler_comparison` mean, below all panels of a figure."""
     from matplotlib.lines import Line2D
 
+    grey = {"ls": "", "color": "#444444"}
     handles = [Line2D([], [], color=COLORS[str(name)], label=f"{name} model") for name in table["model"].unique()]
-    for name in table["scheduler"].unique():
-        marker, words = _SAMPLERS[str(name)]
-        handles.append(Line2D([], [], ls="", color="#444444", marker=marker, label=words))
-    handles.append(Line2D([], [], ls="", color="#444444", marker="s", mfc="none", ms=9, label="hollow: other seeds"))
+    found = [SAMPLERS[str(name)] for name in table["scheduler"].unique()]
+    handles += [Line2D([], [], marker=marker, label=words, **grey) for marker, words in found]
+    handles.append(Line2D([], [], marker="s", mfc="none", ms=9, label="hollow: other seeds", **grey))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))

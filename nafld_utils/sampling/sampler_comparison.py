@@ -17,27 +17,24 @@ REVISION = ("stages.comparison", 1)
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a model, on the first fold; none where ``sampling.n_compared`` is 0."""
-    if not run.settings.sampling.n_compared:
-        return []
-    return [{"run": run, "conditioning": name} for name in run.settings.ldm.conditionings]
+    """One task per model, on the first fold; none where ``sampling.n_compared`` is 0."""
+    names = run.settings.ldm.conditionings if run.settings.sampling.n_compared else []
+    return [{"run": run, "conditioning": name} for name in names]
 
 
 def variants(run: Run) -> list[dict[str, Any]]:
     """Settings that are compared, each once: guidance at the run's sampler, then steps of DPM-Solver++."""
     s = run.settings.sampling
     base = {"scheduler": s.scheduler, "steps": s.steps, "eta": s.eta, "guidance": s.guidance}
-    fast = {**base, "scheduler": "dpmsolver++", "eta": 0.0}
     found = [base, *({**base, "guidance": g} for g in s.compared_guidance)]
-    found += [{**fast, "steps": k} for k in s.compared_steps]
+    found += [{**base, "scheduler": "dpmsolver++", "eta": 0.0, "steps": k} for k in s.compared_steps]
     return [item for i, item in enumerate(found) if item not in found[:i]]
 
 
 @remembered
 def unit_of(run: Run, conditioning: str) -> Unit:
     """Unit of one model's comparison."""
-    fold = ldm.folds_of(run)[0]
-    s = run.settings
+    fold, s = ldm.folds_of(run)[0], run.settings
     settings = {"n": s.sampling.n_compared, "variants": variants(run), "precision": s.sampling.precision}
     return run.unit(
         "comparison",
@@ -52,7 +49,7 @@ def unit_of(run: Run, conditioning: str) -> Unit:
 def compare(run: Run, conditioning: str) -> None:
     """Draw the same few images under every variant and judge each set; does nothing when the unit is done.
 
-    Writes ``table.csv``: ``scheduler, steps, eta, guidance, seeds, seconds`` (an image), ``frechet`` (Lite0 features,
+    Writes ``table.csv``: ``scheduler, steps, eta, guidance, seeds, seconds`` (per image), ``frechet`` (Lite0 features,
     against crops of held-out patients), ``condition`` (semantic: accuracy of the map, own minus shuffled condition;
     class: AUC of a classifier that saw real images only). The run's own setting is drawn a second time with other
     seeds, which shows how far two sets of one model lie apart.
@@ -99,19 +96,19 @@ class Judge:
 
     def __call__(self, images: np.ndarray, table: pd.DataFrame, conditions: np.ndarray) -> dict[str, float]:
         """``frechet`` and ``condition`` of (n, S, S) uint8 images with their rows and conditions, see `compare`."""
-        features = self._features(images)
-        frechet = networks.frechet_distance(features, self.held_out)
+        features, s = self._features(images), self.run.settings
         if self.conditioning == "class":
             score = condition_effect.condition_separation(self.training, self.labels, features)
-            return {"frechet": frechet, "condition": statistics.auc(table["label"], score)}
-        s = self.run.settings
-        rng = np.random.default_rng(unit_seed(s.seed, "comparison", self.fold))
-        maps, patients = semantic_maps.semantic_maps(images, s.preprocess), table["source_patient"].to_numpy()
-        agreed = condition_effect.condition_agreement(maps, conditions, patients, s.preprocess.map_classes, rng)
-        return {"frechet": frechet, "condition": float((agreed["accuracy"] - agreed["accuracy_shuffled"]).mean())}
+            effect = statistics.auc(table["label"], score)
+        else:
+            rng = np.random.default_rng(unit_seed(s.seed, "comparison", self.fold))
+            maps, patients = semantic_maps.semantic_maps(images, s.preprocess), table["source_patient"].to_numpy()
+            agreed = condition_effect.condition_agreement(maps, conditions, patients, s.preprocess.map_classes, rng)
+            effect = float((agreed["accuracy"] - agreed["accuracy_shuffled"]).mean())
+        return {"frechet": networks.frechet_distance(features, self.held_out), "condition": effect}
 
 
-def build(run: Run) -> pd.DataFrame:
+def compare_samplers(run: Run) -> pd.DataFrame:
     """Every model's comparison: the columns of `compare` and ``model``; empty where nothing is compared."""
     engine.map_units(compare, tasks(run), run.settings.engine, "comparison of samplers", unit_of=unit_of)
     tables = [unit_of(**task).load_table("table.csv").assign(model=task["conditioning"]) for task in tasks(run)]
@@ -119,7 +116,7 @@ def build(run: Run) -> pd.DataFrame:
 
 
 def at_own_sampler(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `build` at the run's own sampler and steps, which only guidance and seeds tell apart."""
+    """Rows of `compare_samplers` at the run's own sampler and steps, which only guidance and seeds tell apart."""
     same = ["scheduler", "eta", "steps"]
     return table[(table[same] == table[same].iloc[0]).all(axis=1)]
 

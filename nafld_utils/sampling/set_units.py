@@ -1,4 +1,8 @@
-"""Stage 04: synthetic sets, one unit a (model, fold), and the sets they are judged against. Opens and writes files."""
+"""Stage 04: synthetic sets, one unit per model and fold, and the sets they are judged against. Opens and writes files.
+
+Contract: a set has a name, ``[prefix_]generator``: its generator's, after the prefix of `KINDS` where it is one of the
+sets that the others are judged against, e.g. ``class_balanced``, ``null_class``. `open_set` opens it by that name.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +15,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import artifacts, engine, images, ldm, preprocessing
-from nafld_utils.artifacts import Run, Unit, create_array, read_manifest, remembered, unit_seed
+from nafld_utils import engine, images, ldm, preprocessing
+from nafld_utils.artifacts import Run, Unit, checkpoints, create_array, read_manifest, remembered, unit_seed
 
-KINDS = ("synthetic", "synthetic_null", "synthetic_untrained", "synthetic_gaussian")
+# Prefix of a set's name to the kind of its unit; the generators themselves carry their own name alone.
+KINDS = {
+    "": "synthetic",
+    "null_": "synthetic_null",
+    "untrained_": "synthetic_untrained",
+    "gaussian_": "synthetic_gaussian",
+}
+Painter = Callable[[pd.DataFrame, np.ndarray], np.ndarray]
+Drawer = Callable[[pd.DataFrame, np.ndarray], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Baseline:
     """A generator beside the diffusion models, conditioned on the class.
 
-    Attributes
-    ----------
-    unit : callable
-        ``(run, fold)`` to the unit that its images of a fold depend on.
-    painter : callable
-        ``(run, fold, device)`` to a function from labels (n,) and n seeds to images (n, S, S) uint8, each a function
-        of its own seed alone. It must not see patients whom the fold holds out.
-    modules : tuple of str
-        Modules whose ``REVISION`` its images depend on.
+    ``unit`` gives, from ``(run, fold)``, the unit that its images of a fold depend on; ``painter``, from ``(run, fold,
+    device)``, a function from labels (n,) and n seeds to images (n, S, S) uint8, each a function of its own seed alone.
+    It must not see patients whom the fold holds out. ``modules`` are those whose ``REVISION`` its images depend on.
     """
 
     unit: Callable[[Run, int], Unit]
@@ -65,6 +71,37 @@ class Synthetic:
     split: str | None
 
 
+# ---------------------------------------------------------------- names and units
+
+
+def generators(run: Run) -> list[str]:
+    """Names of what draws synthetic sets: models, their balanced twins, the baselines."""
+    balanced = [ldm.model_name(task["conditioning"], task["balance"]) for task in ldm.balanced_tasks(run)]
+    models = run.settings.ldm.conditionings
+    return [*models, *dict.fromkeys(balanced), *(name for name in run.settings.generators if name in BASELINES)]
+
+
+def task_of(run: Run, name: str, fold: int) -> dict[str, Any]:
+    """Keyword arguments that stand for the set of a name in the functions of this module."""
+    prefix = next((p for p in KINDS if p and name.startswith(p)), "")
+    conditioning, balance = ldm.split_name(name.removeprefix(prefix))
+    return {"run": run, "conditioning": conditioning, "fold": fold, "kind": KINDS[prefix], "balance": balance}
+
+
+def tasks(run: Run) -> list[dict[str, Any]]:
+    """One task per set and fold; a Gaussian set is independent of the network and made once per model as well."""
+    folds = ldm.folds_of(run)
+    found = [task_of(run, name, fold) for name in generators(run) for fold in folds]
+    return found + [
+        {**task, "kind": kind} for kind in list(KINDS.values())[1:] for task in ldm.autoencoder_units.tasks(run)
+    ]
+
+
+def units(run: Run) -> list[Unit]:
+    """Every unit stage 04 stands on."""
+    return [synthetic_unit(**task) for task in tasks(run)]
+
+
 def _count(run: Run, kind: str) -> int:
     sampled = run.settings.sampling
     counts = {"synthetic": sampled.n_images, "synthetic_null": sampled.n_null}
@@ -73,61 +110,47 @@ def _count(run: Run, kind: str) -> int:
 
 @remembered
 def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "synthetic", balance: str = "none") -> Unit:
-    """Unit of a set; `kind` is one of `KINDS`. Sets of several sizes lie side by side."""
-    if kind not in KINDS:
-        raise ValueError(f"synthetic set {kind!r}: expected one of {', '.join(KINDS)}.")
+    """Unit of a set; `kind` is a value of `KINDS`. Sets of several sizes lie side by side."""
+    if kind not in KINDS.values():
+        raise ValueError(f"synthetic set {kind!r}: expected one of {', '.join(KINDS.values())}.")
+    kind = "synthetic" if conditioning in BASELINES else kind
+    n, warp = _count(run, kind), run.settings.preprocess
+    settings = {"n": n, "seed": run.settings.seed, "fold": fold}
+    modules = ["sampling", "diffusion", "autoencoder"]
     if conditioning in BASELINES:
-        return _baseline_set_unit(run, conditioning, fold)
-    read = ("scheduler", "steps", "eta", "guidance", "precision")
-    settings = {key: run.settings.section("sampling")[key] for key in read} | {"n": _count(run, kind)}
-    warp = run.settings.preprocess
-    settings |= {"warp": [warp.warp_points, warp.warp_strength], "seed": run.settings.seed, "kind": kind, "fold": fold}
-    if kind in ("synthetic_untrained", "synthetic_gaussian"):
-        made_by = ldm.latents_unit(run, conditioning, fold)
+        made_by, modules = BASELINES[conditioning].unit(run, fold), BASELINES[conditioning].modules
     else:
-        made_by = ldm.ldm_unit(run, conditioning, fold, balance)
-    if kind == "synthetic_untrained":
-        settings["network"] = run.settings.section(f"ldm.{conditioning}")
+        read = ("scheduler", "steps", "eta", "guidance", "precision")
+        settings |= {key: run.settings.section("sampling")[key] for key in read}
+        settings |= {"warp": [warp.warp_points, warp.warp_strength], "kind": kind}
+        if kind in ("synthetic_untrained", "synthetic_gaussian"):
+            made_by = ldm.latents_unit(run, conditioning, fold)
+        else:
+            made_by = ldm.ldm_unit(run, conditioning, fold, balance)
+        if kind == "synthetic_untrained":
+            settings["network"] = run.settings.section(f"ldm.{conditioning}")
     return run.unit(
         kind,
         ldm.model_name(conditioning, balance),
         f"fold{fold}",
-        f"n{_count(run, kind):05d}",
+        f"n{n:05d}",
         settings=settings,
         inputs=[made_by, preprocessing.preprocess_unit(run)],
-        modules=["sampling", "diffusion", "autoencoder"],
+        modules=modules,
     )
 
 
-@remembered
-def _baseline_set_unit(run: Run, name: str, fold: int) -> Unit:
-    n = run.settings.sampling.n_images
-    return run.unit(
-        "synthetic",
-        name,
-        f"fold{fold}",
-        f"n{n:05d}",
-        settings={"n": n, "seed": run.settings.seed, "fold": fold},
-        inputs=[BASELINES[name].unit(run, fold), preprocessing.preprocess_unit(run)],
-        modules=BASELINES[name].modules,
-    )
+# ---------------------------------------------------------------- drawing
 
 
 def draw_conditions(
     run: Run, conditioning: str, fold: int, n: int, balance: str = "none"
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Conditions of n images, each a function of its own seed.
+    """Rows of `Synthetic.table` for n images and their conditions, each a function of its own seed.
 
-    Semantic: maps of training patients' crops, uniformly over training frames, under a weak piecewise-affine warp;
-    class: labels half and half [paper, Synthetic image generation], and so the baselines. A model of the balanced
-    cohort draws maps as its cohort holds them: from both classes alike.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As `Synthetic.table`.
-    numpy.ndarray
-        (n, M, M) uint8 maps, or (n,) int64 labels.
+    Semantic: (n, M, M) uint8 maps of training patients' crops, uniformly over training frames, under a weak
+    piecewise-affine warp; class: (n,) int64 labels half and half [paper, Synthetic image generation], and so the
+    baselines. A model of the balanced cohort draws maps as its cohort holds them: from both classes alike.
     """
     seeds = [unit_seed(run.settings.seed, "synthetic", conditioning, fold, i) for i in range(n)]
     table = pd.DataFrame({"index": range(n), "seed": seeds}).assign(conditioning=conditioning, fold=fold)
@@ -165,20 +188,19 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
     meter = engine.StepMeter(f"{unit.recipe['unit']}", len(table))
     for start in range(0, len(table), size):
         path, part = _shard(unit, start), table.iloc[start : start + size]
-        if _whole_shard(path, len(part)) is None:
-            artifacts.checkpoints.save_array(path, paint(part, conditions[start : start + size]))
+        shard = checkpoints.load_array(path)
+        if shard is None or len(shard) != len(part):
+            checkpoints.save_array(path, paint(part, conditions[start : start + size]))
         meter(start + len(part))
-    facts = {
-        "split": preprocessing.digest_of(preprocessing.open_preprocessed(run).images),
-        "class_mix": _mix(run, table),
-    }
-    with unit.writing(device=str(device), seconds=meter.seconds(), **facts) as folder:
+    split = preprocessing.digest_of(preprocessing.open_preprocessed(run).images)
+    facts = {"split": split, "class_mix": _mix(run, table), "seconds": meter.seconds()}
+    with unit.writing(device=str(device), **facts) as folder:
         # the set may be larger than memory: it goes from shard to file
-        images = create_array(folder / "images.npy", (len(table), image_size, image_size))
+        drawn = create_array(folder / "images.npy", (len(table), image_size, image_size))
         for start in range(0, len(table), size):
-            images[start : start + size] = artifacts.checkpoints.load_array(_shard(unit, start))
-        images.flush()
-        del images
+            drawn[start : start + size] = checkpoints.load_array(_shard(unit, start))
+        drawn.flush()
+        del drawn
         table.to_csv(folder / "table.csv", index=False)
         if conditioning == "semantic":
             np.save(folder / "conditions.npy", conditions)
@@ -188,19 +210,8 @@ def _shard(unit: Unit, start: int) -> Path:
     return unit.work / f"shard-{start:06d}.safetensors"
 
 
-def _whole_shard(path: Path, n: int) -> np.ndarray | None:
-    shard = artifacts.checkpoints.load_array(path)
-    return shard if shard is not None and len(shard) == n else None
-
-
 def check_sources(run: Run, fold: int, table: pd.DataFrame, origin: str) -> None:
-    """Refuse conditions from patients whom a fold holds out: its model must never meet them.
-
-    Raises
-    ------
-    ValueError
-        Names `origin` and the patients.
-    """
+    """Refuse conditions from patients whom a fold holds out, whom its model must never meet; names `origin`."""
     images = preprocessing.open_preprocessed(run).images
     leaked = set(images.loc[images["fold"] == fold, "patient_id"]) & set(table["source_patient"])
     if leaked:
@@ -210,53 +221,28 @@ def check_sources(run: Run, fold: int, table: pd.DataFrame, origin: str) -> None
         )
 
 
-def _check_fold(conditioning: str, fold: int, rows: pd.DataFrame) -> None:
-    """Refuse conditions that were drawn for another fold, whoever their patients are."""
-    others = sorted(set(rows["fold"]) - {fold})
-    if others:
-        raise ValueError(
-            f"conditions of the {conditioning} model: expected those of its own fold {fold}, found some drawn for fold"
-            f" {', '.join(map(str, others))}; draw them from that fold's training patients."
-        )
-
-
-Drawer = Callable[[pd.DataFrame, np.ndarray], torch.Tensor]
-
-
-def _painter(
-    run: Run, conditioning: str, fold: int, kind: str, device: torch.device, balance: str
-) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:
+def _painter(run: Run, conditioning: str, fold: int, kind: str, device: torch.device, balance: str) -> Painter:
     """Function from rows of the table and their conditions to images (n, S, S) uint8."""
     if conditioning in BASELINES:
         paint = BASELINES[conditioning].painter(run, fold, device)
         return lambda rows, labels: paint(labels, rows["seed"].tolist())
-    stage = ldm.first_stage(run, conditioning, fold).to(device)
-    draw = _drawer(run, conditioning, fold, kind, stage, device, balance)
-    return lambda rows, conditions: ldm.decode_latents(stage, draw(rows, conditions), device)
-
-
-def _drawer(
-    run: Run,
-    conditioning: str,
-    fold: int,
-    kind: str,
-    stage: ldm.FirstStage,
-    device: torch.device,
-    balance: str = "none",
-) -> Drawer:
-    """Function from rows of the table and their conditions to scaled latents."""
+    stage, s = ldm.first_stage(run, conditioning, fold).to(device), run.settings.sampling
+    options = {"scheduler": s.scheduler, "steps": s.steps, "eta": s.eta, "guidance": s.guidance}
     if kind == "synthetic_gaussian":
         pool, _ = ldm.stored_pools(run, conditioning, fold, stage)
         latents = pool.draw(pool.moments.flatten(0, 1), None)
-        return lambda rows, conditions: ldm.gaussian_latents(latents, rows["seed"].tolist()).to(device)
-    if kind == "synthetic_untrained":
-        shape = ldm.latent_shape(stage, run.settings.preprocess.image_size)
-        denoiser = ldm.new_denoiser(run, conditioning, fold, shape)
+
+        def draw(rows: pd.DataFrame, conditions: np.ndarray) -> torch.Tensor:
+            return ldm.gaussian_latents(latents, rows["seed"].tolist()).to(device)
+
     else:
-        denoiser = ldm.load_denoiser(run, conditioning, fold, balance)
-    s = run.settings.sampling
-    options = {"scheduler": s.scheduler, "steps": s.steps, "eta": s.eta, "guidance": s.guidance}
-    return sampler(run, conditioning, fold, denoiser, stage, device, options, null=kind == "synthetic_null")
+        if kind == "synthetic_untrained":
+            shape = ldm.latent_shape(stage, run.settings.preprocess.image_size)
+            denoiser = ldm.new_denoiser(run, conditioning, fold, shape)
+        else:
+            denoiser = ldm.load_denoiser(run, conditioning, fold, balance)
+        draw = sampler(run, conditioning, fold, denoiser, stage, device, options, null=kind == "synthetic_null")
+    return lambda rows, conditions: ldm.decode_latents(stage, draw(rows, conditions), device)
 
 
 def sampler(
@@ -269,45 +255,32 @@ def sampler(
     options: Mapping[str, Any],
     null: bool = False,
 ) -> Drawer:
-    """Function from rows of a table and their conditions to scaled latents of one fold's denoiser.
+    """Function from rows of a table and their conditions to scaled latents of one fold's denoiser, given on the CPU.
 
-    Parameters
-    ----------
-    run, conditioning, fold
-        The model.
-    denoiser : torch.nn.Module
-        Its denoiser, on the CPU.
-    stage : FirstStage
-        Its autoencoder.
-    device : torch.device
-        Where to compute.
-    options : mapping
-        ``scheduler, steps, eta, guidance``.
-    null : bool
-        Drop every condition.
+    `options` are ``scheduler, steps, eta, guidance``; `null` drops every condition.
     """
     shape = ldm.latent_shape(stage, run.settings.preprocess.image_size)
     denoiser = ldm.placed(denoiser, device)
     if run.settings.engine.compile:
         ldm.compile_network(denoiser)
-    schedule, precision = ldm.schedule_options(run, conditioning), run.settings.sampling.precision
+    how = {**options, "device": device, "null": null, "precision": run.settings.sampling.precision}
+    schedule, origin = ldm.schedule_options(run, conditioning), f"conditions of the {conditioning} model"
 
     def draw(rows: pd.DataFrame, conditions: np.ndarray) -> torch.Tensor:
-        _check_fold(conditioning, fold, rows)
-        check_sources(run, fold, rows, f"conditions of the {conditioning} model")
-        return ldm.sampler.sample(
-            denoiser,
-            schedule,
-            torch.from_numpy(conditions),
-            rows["seed"].tolist(),
-            shape,
-            device=device,
-            null=null,
-            precision=precision,
-            **options,
-        )
+        others = sorted(set(rows["fold"]) - {fold})
+        if others:  # whoever their patients are
+            raise ValueError(
+                f"{origin}: expected those of its own fold {fold}, found some drawn for fold"
+                f" {', '.join(map(str, others))}; draw them from that fold's training patients."
+            )
+        check_sources(run, fold, rows, origin)
+        given = torch.from_numpy(conditions), rows["seed"].tolist(), shape
+        return ldm.sampler.sample(denoiser, schedule, *given, **how)
 
     return draw
+
+
+# ---------------------------------------------------------------- what is there
 
 
 def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "synthetic", balance: str = "none") -> Synthetic:
@@ -330,45 +303,17 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     return Synthetic(unit.load_array("images.npy", mmap=True), table, maps, unit, split)
 
 
-def generators(run: Run) -> list[str]:
-    """Names of what draws synthetic sets: models, their balanced twins, the baselines."""
-    balanced = [ldm.model_name(task["conditioning"], task["balance"]) for task in ldm.balanced_tasks(run)]
-    models = run.settings.ldm.conditionings
-    return [*models, *dict.fromkeys(balanced), *(name for name in run.settings.generators if name in BASELINES)]
-
-
-def task_of(run: Run, generator: str, fold: int, kind: str = "synthetic") -> dict[str, Any]:
-    """Keyword arguments that name one set of a generator, e.g. ``class_balanced``, for the functions of this module."""
-    conditioning, balance = ldm.split_name(generator)
-    return {"run": run, "conditioning": conditioning, "fold": fold, "kind": kind, "balance": balance}
-
-
-def synthetic_tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a (generator, fold): the synthetic sets, without those they are judged against."""
-    return [task_of(run, name, fold) for name in generators(run) for fold in ldm.folds_of(run)]
-
-
-def tasks(run: Run) -> list[dict[str, Any]]:
-    """One task a (set, generator, fold); a Gaussian set is independent of the network and made once a model as well."""
-    judged = [{**task, "kind": kind} for kind in KINDS[1:] for task in ldm.autoencoder_units.tasks(run)]
-    return synthetic_tasks(run) + judged
-
-
-def units(run: Run) -> list[Unit]:
-    """Every unit stage 04 stands on."""
-    return [synthetic_unit(**task) for task in tasks(run)]
+def open_set(run: Run, name: str, fold: int) -> Synthetic:
+    """Open a fold's set by its name, ``[prefix_]generator``; as `open_synthetic`."""
+    return open_synthetic(**task_of(run, name, fold))
 
 
 def _mix(run: Run, table: pd.DataFrame) -> dict[str, int]:
-    """Images a class of a set, by the cohort's class names."""
+    """Images per class of a set, by the cohort's class names."""
     return {name: int((table["label"] == label).sum()) for label, name in enumerate(run.settings.cohort.class_names)}
 
 
 def class_mix(run: Run) -> pd.DataFrame:
-    """Images a class in every synthetic set: ``model, fold, healthy, fatty`` under the cohort's class names."""
-    rows = []
-    for name in generators(run):
-        for fold in ldm.folds_of(run):
-            made = open_synthetic(**task_of(run, name, fold))
-            rows.append({"model": name, "fold": fold, **_mix(run, made.table)})
-    return pd.DataFrame(rows)
+    """Images per class in every synthetic set: ``model, fold, healthy, fatty`` under the cohort's class names."""
+    sets = [(name, fold) for name in generators(run) for fold in ldm.folds_of(run)]
+    return pd.DataFrame([{"model": m, "fold": k, **_mix(run, open_set(run, m, k).table)} for m, k in sets])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,11 @@ from nafld_utils.ldm import LatentPool
 from nafld_utils.sampling import sampler_comparison, set_units
 
 TIMED_STEPS = {"cuda": 20, "cpu": 1}  # choice: of the sampler, scaled to all; a GPU's first steps wait for launches
-KINDS = ("training", *set_units.KINDS, "comparison")  # of units
+KINDS = ("training", *set_units.KINDS.values(), "comparison")  # of units
 TRAINING_PASSES = 3  # a backward pass costs about two forward passes
 LONG = 1e11  # operations that keep a CPU busy for a second
+# What a unit is work for, whose, the unit, and a function that measures the seconds it will take.
+Work = tuple[str, str, Unit, Callable[[], float]]
 
 
 @dataclass
@@ -130,49 +133,74 @@ def estimate(run: Run) -> pd.DataFrame:
     and figures come on top. With ``engine.compile`` the plain network is timed: the compiled one is faster, and minutes
     of compiling come on top. A GAN without ``gan.steps`` takes as long as the diffusion model it stands beside.
     """
-    works, given = _first_stages(run), {}
-    for name in run.settings.ldm.conditionings:
-        units = _units(run, name)
-        pending = not all(unit.done() for found in units.values() for _, unit in found)
-        each = _measured(run, name) if pending else dict.fromkeys(KINDS, 0.0)
-        given[name] = each["training"]
-        works += [(work, name, [(unit, each[kind]) for kind, unit in found]) for work, found in units.items()]
-    if run.settings.gan.enabled:
-        works += _gan(run, given[ldm.reference(run)])
-    rows, side_by_side = [], engine.side_by_side(run.settings.engine)
-    for work, name, found in works:
-        if not found:
-            continue
-        done = [unit.done() for unit, _ in found]
-        each = [unit.seconds() if is_done else s for (unit, s), is_done in zip(found, done, strict=True)]
-        left = sum(s for s, is_done in zip(each, done, strict=True) if not is_done)
-        row = {"work": work, "model": name, "units": len(found), "done": sum(done)}
-        row |= {"minutes_a_unit": sum(each) / len(found) / 60, "minutes_left": left / 60 / side_by_side}
-        rows.append({**row, "minutes_in_all": sum(each) / 60 / side_by_side})
-    table = pd.DataFrame(rows)
-    total = table[["units", "done", "minutes_left", "minutes_in_all"]].sum()
-    table = pd.concat([table, pd.DataFrame([{"work": "all", "model": "all", **total}])], ignore_index=True)
-    return table.astype({"units": int, "done": int})
+    rows = []
+    for work, model, unit, seconds in _works(run):
+        done = unit.done()
+        took = unit.seconds() if done else seconds()
+        rows.append({"work": work, "model": model, "done": done, "all": took, "left": 0.0 if done else took})
+    each = pd.DataFrame(rows).groupby(["work", "model"], sort=False)
+    table = each.agg(units=("done", "size"), done=("done", "sum"), minutes_a_unit=("all", "mean"))
+    table["minutes_a_unit"] /= 60
+    for column, summed in (("minutes_left", "left"), ("minutes_in_all", "all")):
+        table[column] = each[summed].sum() / 60 / engine.side_by_side(run.settings.engine)
+    total = table.drop(columns="minutes_a_unit").sum()
+    table = pd.concat([table.reset_index(), pd.DataFrame([{"work": "all", "model": "all", **total}])])
+    return table.reset_index(drop=True).astype({"units": int, "done": int})
 
 
-def _first_stages(run: Run) -> list[tuple[str, str, list[tuple[Unit, float]]]]:
-    """Every autoencoder that is trained here and every set of latents, with their seconds."""
-    works = []
-    for name, users in ldm.shared(run).items():
-        model = " and ".join(users)
-        trained, encoded = (
-            [unit_of(**task) for task in tasks if ldm.owner(run, task["conditioning"]) == name]
-            for unit_of, tasks in (
-                (ldm.autoencoder_unit, ldm.autoencoder_tasks(run)),
-                (ldm.latents_unit, ldm.latent_tasks(run)),
-            )
+def _works(run: Run) -> Iterator[Work]:
+    """Every unit of stages 03 and 04 that a network makes; each thing is measured once, and only if it is asked for."""
+    trained, encoded = (
+        [(ldm.owner(run, task["conditioning"]), unit_of(**task)) for task in tasks]
+        for unit_of, tasks in (
+            (ldm.autoencoder_unit, ldm.autoencoder_tasks(run)),
+            (ldm.latents_unit, ldm.latent_tasks(run)),
         )
-        with engine.worker_threads(run.settings.engine):
-            one = 0.0 if all(unit.done() for unit in trained) else _seconds_to_train(run, name)
-            other = 0.0 if all(unit.done() for unit in encoded) else _seconds_to_encode(run, name)
-        works.append(("autoencoder", model, [(unit, one) for unit in trained]))
-        works.append(("latents", model, [(unit, other) for unit in encoded]))
-    return works
+    )
+    for name, users in ldm.shared(run).items():
+        for work, units, measure in (
+            ("autoencoder", trained, _seconds_to_train),
+            ("latents", encoded, _seconds_to_encode),
+        ):
+            seconds = functools.cache(functools.partial(measure, run, name))
+            yield from ((work, " and ".join(users), unit, seconds) for owner, unit in units if owner == name)
+    measured = functools.cache(functools.partial(_measured, run))
+    for name in run.settings.ldm.conditionings:
+        for work, kind, unit in _units(run, name):
+            yield work, name, unit, lambda name=name, kind=kind: measured(name)[kind]
+    if run.settings.gan.enabled:
+        yield from _gan(run, lambda: measured(ldm.reference(run))["training"])
+
+
+def _units(run: Run, conditioning: str) -> Iterator[tuple[str, str, Unit]]:
+    """Units of one model: what each is work for, and its kind, one of `KINDS`."""
+    first, balanced, compared = (
+        [task for task in tasks if task["conditioning"] == conditioning]
+        for tasks in (ldm.autoencoder_units.tasks(run), ldm.balanced_tasks(run), sampler_comparison.tasks(run))
+    )
+    both, (own, *judged) = [*first, *balanced], set_units.KINDS.values()
+    yield from (("training", "training", ldm.ldm_unit(**task)) for task in both)
+    yield from (("sampling", own, set_units.synthetic_unit(**task)) for task in both)
+    yield from (("reference sets", k, set_units.synthetic_unit(**task, kind=k)) for k in judged for task in first)
+    yield from (("comparison of samplers", "comparison", sampler_comparison.unit_of(**task)) for task in compared)
+
+
+def _gan(run: Run, beside: Callable[[], float]) -> Iterator[Work]:
+    """Training and set of every fold's GAN; `beside` measures the training of the diffusion model beside it."""
+    measured = functools.cache(functools.partial(_gan_measured, run))
+    folds = [task["fold"] for task in ldm.gan_units.tasks(run)]
+    for fold in folds:
+        seconds = lambda: measured()[0]  # noqa: E731
+        if run.settings.gan.steps is None:
+            model = ldm.ldm_unit(run, ldm.reference(run), fold)
+            seconds = model.seconds if model.done() else beside
+        yield "training", ldm.NAME, ldm.gan_unit(run, fold), seconds
+    n = run.settings.sampling.n_images
+    for fold in folds:
+        yield "sampling", ldm.NAME, set_units.synthetic_unit(run, ldm.NAME, fold), lambda: measured()[1] * n
+
+
+# ---------------------------------------------------------------- what is measured
 
 
 def _seconds_to_train(run: Run, conditioning: str) -> float:
@@ -181,56 +209,39 @@ def _seconds_to_train(run: Run, conditioning: str) -> float:
     device, images, seconds = engine.device(run.settings.engine), _empty(run), 0.0
     for phase, steps in ldm.phases(settings["kind"], settings["train_steps"]).items():
         ends: list[float] = []
-
-        def end(step: int, loss: float, ends: list[float] = ends) -> None:
-            ends.append(time.monotonic())
-
-        model = ldm.before_training(run, conditioning, 0)
-        ldm.train_phases(run, model, settings["kind"], images, {phase: min(steps, 3)}, 0, device, end)
+        with engine.worker_threads(run.settings.engine):
+            model = ldm.before_training(run, conditioning, 0)
+            end = functools.partial(_note_time, ends)
+            ldm.train_phases(run, model, settings["kind"], images, {phase: min(steps, 3)}, 0, device, end)
         seconds += steps * (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
     return seconds
+
+
+def _note_time(ends: list[float], step: int, loss: float) -> None:
+    ends.append(time.monotonic())
 
 
 def _seconds_to_encode(run: Run, conditioning: str) -> float:
     """Seconds that a set of latents takes here, from eight images there and back; untrained weights do as well."""
     settings, fold = run.settings.section(f"autoencoder.{conditioning}"), ldm.folds_of(run)[0]
-    is_trained = settings["source"] == "train"
-    if is_trained:
-        model = ldm.before_training(run, conditioning, fold)
-        stage = ldm.published(model, settings["kind"], 1.0)
-    else:
-        stage = ldm.first_stage(run, conditioning, fold)
     data, images, device = preprocessing.open_preprocessed(run), _empty(run), engine.device(run.settings.engine)
-    warm, encoded = int(device.type == "cuda"), []  # the first work there loads libraries and weights
-    there = engine.timed(lambda: encoded.append(ldm.encode_images(stage, images, device)), device, warm=warm)
-    latents = stage.draw(torch.from_numpy(encoded[-1]).to(device))
-    back = engine.timed(lambda: ldm.decode_latents(stage, latents, device), device, warm=warm)
     n, k = data.pool.shape[:2]
-    copies = int((data.images["fold"] == fold).sum()) if is_trained else n
+    if settings["source"] == "train":
+        stage = ldm.published(ldm.before_training(run, conditioning, fold), settings["kind"], 1.0)
+        copies = int((data.images["fold"] == fold).sum())
+    else:
+        stage, copies = ldm.first_stage(run, conditioning, fold), n
+    warm, encoded = int(device.type == "cuda"), []  # the first work there loads libraries and weights
+    with engine.worker_threads(run.settings.engine):
+        there = engine.timed(lambda: encoded.append(ldm.encode_images(stage, images, device)), device, warm=warm)
+        latents = stage.draw(torch.from_numpy(encoded[-1]).to(device))
+        back = engine.timed(lambda: ldm.decode_latents(stage, latents, device), device, warm=warm)
     return (there * (n * k + copies) + back * copies) / len(images)
 
 
 def _empty(run: Run) -> np.ndarray:
     size = run.settings.preprocess.image_size
     return np.zeros((ldm.CPU_GROUP, size, size), np.uint8)
-
-
-def _units(run: Run, conditioning: str) -> dict[str, list[tuple[str, Unit]]]:
-    """Units of one model and the kind of each, by what they are work for."""
-    first = [task for task in ldm.autoencoder_units.tasks(run) if task["conditioning"] == conditioning]
-    both = [*first, *(task for task in ldm.balanced_tasks(run) if task["conditioning"] == conditioning)]
-    return {
-        "training": [("training", ldm.ldm_unit(**task)) for task in both],
-        "sampling": [("synthetic", set_units.synthetic_unit(**task)) for task in both],
-        "reference sets": [
-            (k, set_units.synthetic_unit(**task, kind=k)) for k in set_units.KINDS[1:] for task in first
-        ],
-        "comparison of samplers": [
-            ("comparison", sampler_comparison.unit_of(**task))
-            for task in sampler_comparison.tasks(run)
-            if task["conditioning"] == conditioning
-        ],
-    }
 
 
 def passes(run: Run) -> dict[str, int]:
@@ -272,20 +283,6 @@ def _measured(run: Run, conditioning: str) -> dict[str, float]:
     seconds = {kind: a_pass * count[kind] for kind in KINDS}
     seconds["training"] = step / (TRAINING_PASSES * n) * count["training"] + a_pass * count["looks"]
     return seconds
-
-
-def _gan(run: Run, given: float) -> list[tuple[str, str, list[tuple[Unit, float]]]]:
-    """Training and set of every fold's GAN with their seconds; `given`: of the diffusion model beside it."""
-    tasks, s = ldm.gan_units.tasks(run), run.settings
-    training = [ldm.gan_unit(**task) for task in tasks]
-    drawn = [set_units.synthetic_unit(run, ldm.NAME, task["fold"]) for task in tasks]
-    each, image = (0.0, 0.0) if all(unit.done() for unit in training + drawn) else _gan_measured(run)
-    lasting = [each] * len(tasks)
-    if s.gan.steps is None:
-        beside = [ldm.ldm_unit(run, ldm.reference(run), task["fold"]) for task in tasks]
-        lasting = [unit.seconds() if unit.done() else given for unit in beside]
-    sets = [(unit, image * s.sampling.n_images) for unit in drawn]
-    return [("training", ldm.NAME, list(zip(training, lasting, strict=True))), ("sampling", ldm.NAME, sets)]
 
 
 def _gan_measured(run: Run) -> tuple[float, float]:

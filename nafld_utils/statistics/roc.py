@@ -280,14 +280,6 @@ def difference_bootstrap(
     return _crossed(*arms, n_resamples, seed, level, method)
 
 
-def difference_interval(
-    label: Any, new: Any, base: Any, patient: Any, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[Interval, float]:
-    """`difference_bootstrap` as an `Interval` (the difference in its field ``auc``) and its standard error."""
-    found = difference_bootstrap(label, new, base, patient, n_resamples, seed, level)
-    return Interval(found.estimate, found.low, found.high), found.error
-
-
 Blocks = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 

@@ -10,20 +10,19 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "clinical_measures comparisons draws explorer figures frozen_classifier_units frozen_classifiers "
-        "gpu_training interval_study prefix_features timing training training_units trial_grid "
-        "trial_store verdict"
+        "gpu_training prefix_features stage timing_units training training_units trial_grid trial_store "
+        "trial_units verdict"
     ).split(),
     submod_attrs={
         "comparisons": "present where".split(),
-        "frozen_classifier_units": "build leaks".split(),
-        "interval_study": "report stored".split(),
+        "frozen_classifier_units": "build_baselines leaks".split(),
+        "stage": "claims units".split(),
+        "timing_units": "costs dry_run time_training".split(),
         "training": "Options Views fresh_tail predict train_tail".split(),
-        "training_units": (
-            "build_scores dry_run failures held_out_images options_of require_capacity run_sweep status store "
-            "summary time_training train training_set trials"
-        ).split(),
+        "training_units": "build_scores experiments failures run_sweep summary train".split(),
         "trial_grid": "folds_of grid plan planned".split(),
         "trial_store": "TRIAL_COLUMNS finished_before read_trial to_train".split(),
-        "verdict": "answer at build_tables costs declared grade_note networks protocol shown".split(),
+        "trial_units": "held_out_images options_of require_capacity status store training_set trials".split(),
+        "verdict": ("answer at build_tables declared differences grade_note networks report shown stored").split(),
     },
 )

@@ -8,7 +8,7 @@ seeds, given the trained models and the split. ``n_resamples, seed`` and what is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from nafld_utils import statistics
+from nafld_utils.sweep import comparisons
 
-REVISION = ("measures", 1)
+REVISION = ("measures", 1), ("sweep_summaries", 3)
 
 # Spearman's correlation with the biopsied fat of three methods on the same 55 patients (Byra et al. 2018, abstract).
 BYRA_SPEARMAN = {"frozen Inception-ResNet-v2": 0.78, "hepatorenal index": 0.80, "GLCM": 0.39}
@@ -46,8 +47,6 @@ def sensitivity_at(
     >>> sensitivity_at([0, 0, 0, 0, 1, 1, 1, 1], [1, 2, 3, 4, 2.5, 5, 6, 7], 0.75).estimate
     0.75
     """
-    if not 0 < specificity <= 1:
-        raise ValueError(f"specificity: expected more than 0 and at most 1, found {specificity:g}; e.g. 0.9.")
     label, scores = statistics.checked(label, scores)
     n_pos, n_neg = int(label.sum()), int((~label).sum())
     place = int(np.ceil(specificity * n_neg - 1e-9)) - 1
@@ -69,8 +68,6 @@ def fat_correlation(
     """
     label, scores = statistics.checked(label, scores)
     grade = np.asarray(grade, dtype=float)
-    if grade.shape != label.shape:
-        raise ValueError(f"grade: expected one value per patient ({len(label)}), found {grade.shape}; align it.")
     if not np.isfinite(grade).all() or np.ptp(grade) == 0:
         return None
 
@@ -80,7 +77,7 @@ def fat_correlation(
     return _resample(label, scores, statistic, n_resamples, seed)
 
 
-def reliability(label: Any, scores: Any, n_bins: int = 5) -> pd.DataFrame:
+def calibration_bins(label: Any, scores: Any, n_bins: int = 5) -> pd.DataFrame:
     """Share of fatty patients by predicted probability (averaged over seeds), in bins of equally many patients.
 
     ``predicted`` (mean probability), ``observed`` (share of class 1), ``low, high`` (Wilson 95 % over the bin's
@@ -89,8 +86,6 @@ def reliability(label: Any, scores: Any, n_bins: int = 5) -> pd.DataFrame:
     """
     from statsmodels.stats.proportion import proportion_confint
 
-    if n_bins < 1:
-        raise ValueError(f"n_bins: expected at least 1, found {n_bins}; e.g. 5.")
     label, scores = _probabilities(label, scores)
     table = pd.DataFrame({"predicted": scores.mean(axis=0), "observed": label.astype(float)})
     flat = np.ptp(table["predicted"]) == 0
@@ -138,3 +133,86 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a - a.mean(axis=-1, keepdims=True), b - b.mean(axis=-1, keepdims=True)
     scale = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
     return (a * b).sum(axis=-1) / np.where(scale > 0, scale, 1.0)
+
+
+# ---------------------------------------------------------------- tables of every cell
+
+
+def patient_measures(
+    scores: pd.DataFrame,
+    grade: Mapping[Any, float],
+    specificity: float,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    grade_name: str = "fat",
+) -> pd.DataFrame:
+    """Calibration, sensitivity at a fixed specificity and correlation with the grade of every cell, by patient.
+
+    ``measure`` (Brier score, sensitivity, Spearman with the grade), ``value, low, high, reference`` (Brier score of the
+    share of fatty patients; NaN otherwise), ``n_seeds, n_patients, over``. Scores are probabilities; `grade` is fat
+    percent or another grade by patient: where one is not known there is no row about it.
+    """
+    rows, how = [], {"n_resamples": n_resamples, "seed": seed}
+    for cell, found in comparisons.cells(comparisons.patient_level(scores)):
+        label, row, share = found.label, found.scores, found.label.mean()
+        graded = [grade.get(who, np.nan) for who in found.patient]
+        values = {
+            "Brier score": brier(label, row, **how),
+            f"sensitivity at specificity {specificity:g}": sensitivity_at(label, row, specificity, **how),
+            f"Spearman correlation with {grade_name}": fat_correlation(label, graded, row, **how),
+        }
+        for name, value in values.items():
+            if value is not None:
+                one = {**cell, "measure": name, "value": value.estimate, "low": value.low, "high": value.high}
+                one["reference"] = share * (1 - share) if name == "Brier score" else float("nan")
+                rows.append({**one, **found.counts, "over": comparisons.over_patients(len(found.seeds))})
+    return pd.DataFrame(rows)
+
+
+def reliability(scores: pd.DataFrame, n_bins: int = 5) -> pd.DataFrame:
+    """Share of fatty patients by predicted probability: each cell's columns, `calibration_bins`' and
+    ``over``.
+    """
+    over = f"patients of a bin (Wilson); {statistics.GIVEN}"
+    parts = [
+        calibration_bins(found.label, found.scores, n_bins).assign(**cell, over=over)
+        for cell, found in comparisons.cells(comparisons.patient_level(scores))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def roc_bands(scores: pd.DataFrame, n_resamples: int = 500, seed: int = 0, n_points: int = 101) -> pd.DataFrame:
+    """Mean ROC curve over seeds of every cell with a pointwise 95 % band over patients and seeds.
+
+    ``fpr, tpr, low, high`` in [0, 1], ``n_seeds, over``, at `n_points` false positive rates; `tpr` is the mean over
+    seeds at equal false positive rate, a line between neighbouring thresholds; folds are put together as in the paper.
+    """
+    at, parts = np.linspace(0.0, 1.0, n_points), []
+    for cell, found in comparisons.cells(scores):
+        rng, n_seeds = np.random.default_rng(seed), len(found.scores)
+        names, code = np.unique(found.patient, return_inverse=True)
+        is_pos = np.bincount(code, weights=found.label) > 0
+        weight = np.zeros((n_resamples, len(names)))
+        for stratum in (np.flatnonzero(is_pos), np.flatnonzero(~is_pos)):
+            weight[:, stratum] = rng.multinomial(len(stratum), np.full(len(stratum), 1 / len(stratum)), n_resamples)
+        seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_resamples)
+        label = found.label.astype(bool)
+        once = np.mean([_curve(label, row, np.ones(len(label)), at) for row in found.scores], axis=0)
+        drawn = np.zeros((n_resamples, n_points))
+        for s, row in enumerate(found.scores):
+            for i in np.flatnonzero(seeds[:, s]):
+                drawn[i] += seeds[i, s] * _curve(label, row, weight[i][code], at)
+        low, high = np.quantile(drawn / n_seeds, [0.025, 0.975], axis=0)
+        facts = {"n_seeds": n_seeds, "over": comparisons.over_patients(n_seeds)}
+        parts.append(pd.DataFrame({**cell, "fpr": at, "tpr": once, "low": low, "high": high, **facts}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _curve(label: np.ndarray, score: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """True positive rates ``(n_points,)`` at the false positive rates `at`, rows counted `weight` times."""
+    order = np.argsort(-score, kind="stable")
+    ends = np.append(np.diff(score[order]) != 0, True)  # ties share a threshold
+    hits, alarms = np.cumsum((weight * label)[order])[ends], np.cumsum((weight * ~label)[order])[ends]
+    rate = np.interp(at, np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1]))
+    rate[0] = 0.0  # a curve starts at (0, 0) even where it rises at once
+    return rate

@@ -18,9 +18,8 @@ import pandas as pd
 
 from nafld_utils import statistics
 from nafld_utils.params import REAL
-from nafld_utils.sweep import clinical_measures
 
-REVISION = ("sweep_tables", 5), ("sweep_summaries", 3)
+REVISION = ("sweep_tables", 5)
 
 GROUP = ("backbone", "freeze", "balance")
 CELL = (*GROUP, "arm", "rate")
@@ -134,15 +133,7 @@ def patient_level(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_level(scores: pd.DataFrame, level: str) -> pd.DataFrame:
-    """Scores of images, or the patients' means; ValueError for another level, a missing column or no row."""
-    columns = ("arm", "rate", "seed", "image_id", "patient_id", "label", "score")
-    missing = [name for name in columns if name not in scores]
-    if missing:
-        raise ValueError(f"scores: expected columns {', '.join(columns)}, found no {', '.join(missing)}; add them.")
-    if not len(scores):
-        raise ValueError("scores: expected one row per held-out image, found none; train first.")
-    if level not in LEVELS:
-        raise ValueError(f"level: expected one of {', '.join(LEVELS)}, found {level!r}.")
+    """Scores of images, or the patients' means."""
     return patient_level(scores) if level == "patient" else scores
 
 
@@ -211,26 +202,11 @@ def compare_arms(
 ) -> pd.DataFrame:
     """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
 
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        Every arm with the seeds and images of its group's `base`.
-    level : {"image", "patient"}
-    base : str
-        Arm that the others are compared with.
-    primary : mapping, optional
-        Columns of `CELL` and values that name the one comparison declared beforehand; without it all rows explore.
-    n_resamples, seed, method
-        As in `statistics.auc_interval`.
-    fewer_seeds : bool
-        Whether an arm may have been planned with fewer seeds than `base`, which is then taken with those seeds alone
-        and the note says so; for a grid that is known to be complete.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus base), ``n_seeds, n_patients,
-        primary, role, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare` gives.
+    One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus `base`), ``n_seeds, n_patients,
+    primary, role, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare` gives.
+    `primary` has columns of `CELL` and values that name the one comparison declared beforehand; without it all rows
+    explore. With `fewer_seeds`, for a grid that is known to be complete, an arm may have been planned with fewer seeds
+    than the base, which is then taken with those alone, and the note says so.
 
     Notes
     -----
@@ -357,7 +333,7 @@ def holm(p: np.ndarray, declared: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-# ---------------------------------------------------------------- what the scores say besides each arm's gain
+# ---------------------------------------------------------------- summaries of the AUCs
 
 
 def optimistic(arms: pd.DataFrame) -> pd.DataFrame:
@@ -376,51 +352,6 @@ def optimistic(arms: pd.DataFrame) -> pd.DataFrame:
         row |= {"best_seed_auc": seed["best_seed_auc"], "trainings": int(part["n_seeds"].sum())}
         rows.append({**row, "is": "optimistic: chosen by the held-out patients"})
     return pd.DataFrame(rows)
-
-
-def patient_measures(
-    scores: pd.DataFrame,
-    grade: Mapping[Any, float],
-    specificity: float,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    grade_name: str = "fat",
-) -> pd.DataFrame:
-    """Calibration, sensitivity at a fixed specificity and correlation with the grade of every cell, by patient.
-
-    ``measure`` (Brier score, sensitivity, Spearman with the grade), ``value, low, high, reference`` (Brier score of the
-    share of fatty patients; NaN otherwise), ``n_seeds, n_patients, over``. Scores are probabilities; `grade` is fat
-    percent or another grade by patient: where one is not known there is no row about it.
-    """
-    rows, how = [], {"n_resamples": n_resamples, "seed": seed}
-    for cell, found in cells(patient_level(scores)):
-        label, row, share = found.label, found.scores, found.label.mean()
-        graded = [grade.get(who, np.nan) for who in found.patient]
-        values = {
-            "Brier score": clinical_measures.brier(label, row, **how),
-            f"sensitivity at specificity {specificity:g}": clinical_measures.sensitivity_at(
-                label, row, specificity, **how
-            ),
-            f"Spearman correlation with {grade_name}": clinical_measures.fat_correlation(label, graded, row, **how),
-        }
-        for name, value in values.items():
-            if value is not None:
-                one = {**cell, "measure": name, "value": value.estimate, "low": value.low, "high": value.high}
-                one["reference"] = share * (1 - share) if name == "Brier score" else float("nan")
-                rows.append({**one, **found.counts, "over": over_patients(len(found.seeds))})
-    return pd.DataFrame(rows)
-
-
-def reliability(scores: pd.DataFrame, n_bins: int = 5) -> pd.DataFrame:
-    """Share of fatty patients by predicted probability: each cell's columns, `clinical_measures.reliability`'s and
-    ``over``.
-    """
-    over = f"patients of a bin (Wilson); {statistics.GIVEN}"
-    parts = [
-        clinical_measures.reliability(found.label, found.scores, n_bins).assign(**cell, over=over)
-        for cell, found in cells(patient_level(scores))
-    ]
-    return pd.concat(parts, ignore_index=True)
 
 
 def variants(arms: pd.DataFrame) -> pd.DataFrame:
@@ -443,40 +374,3 @@ def variants(arms: pd.DataFrame) -> pd.DataFrame:
         names = dict(zip(columns, ("auc", "low", "high", "over"), strict=True))
         parts.append(part.rename(columns=names).assign(variant=name))
     return pd.concat(parts, ignore_index=True).dropna(subset=["auc"]).reset_index(drop=True)
-
-
-def roc_bands(scores: pd.DataFrame, n_resamples: int = 500, seed: int = 0, n_points: int = 101) -> pd.DataFrame:
-    """Mean ROC curve over seeds of every cell with a pointwise 95 % band over patients and seeds.
-
-    ``fpr, tpr, low, high`` in [0, 1], ``n_seeds, over``, at `n_points` false positive rates; `tpr` is the mean over
-    seeds at equal false positive rate, a line between neighbouring thresholds; folds are put together as in the paper.
-    """
-    at, parts = np.linspace(0.0, 1.0, n_points), []
-    for cell, found in cells(scores):
-        rng, n_seeds = np.random.default_rng(seed), len(found.scores)
-        names, code = np.unique(found.patient, return_inverse=True)
-        is_pos = np.bincount(code, weights=found.label) > 0
-        weight = np.zeros((n_resamples, len(names)))
-        for stratum in (np.flatnonzero(is_pos), np.flatnonzero(~is_pos)):
-            weight[:, stratum] = rng.multinomial(len(stratum), np.full(len(stratum), 1 / len(stratum)), n_resamples)
-        seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_resamples)
-        label = found.label.astype(bool)
-        once = np.mean([_curve(label, row, np.ones(len(label)), at) for row in found.scores], axis=0)
-        drawn = np.zeros((n_resamples, n_points))
-        for s, row in enumerate(found.scores):
-            for i in np.flatnonzero(seeds[:, s]):
-                drawn[i] += seeds[i, s] * _curve(label, row, weight[i][code], at)
-        low, high = np.quantile(drawn / n_seeds, [0.025, 0.975], axis=0)
-        facts = {"n_seeds": n_seeds, "over": over_patients(n_seeds)}
-        parts.append(pd.DataFrame({**cell, "fpr": at, "tpr": once, "low": low, "high": high, **facts}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _curve(label: np.ndarray, score: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """True positive rates ``(n_points,)`` at the false positive rates `at`, rows counted `weight` times."""
-    order = np.argsort(-score, kind="stable")
-    ends = np.append(np.diff(score[order]) != 0, True)  # ties share a threshold
-    hits, alarms = np.cumsum((weight * label)[order])[ends], np.cumsum((weight * ~label)[order])[ends]
-    rate = np.interp(at, np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1]))
-    rate[0] = 0.0  # a curve starts at (0, 0) even where it rises at once
-    return rate

@@ -57,8 +57,6 @@ def count_synthetic(n_real: int, rate: float, part: tuple[int, int] = (0, 1)) ->
     >>> [count_synthetic(10, 1.5, (i, 2)) for i in (0, 1)]
     [8, 7]
     """
-    if rate < 0:
-        raise ValueError(f"mixing rate {rate:g}: expected 0 or more; correct sweep.rates.")
     place, n_sets = part
     whole = round(rate * n_real)
     return whole // n_sets + (place < whole % n_sets)

@@ -132,7 +132,7 @@ def canary_tasks(run: Run) -> list[dict[str, Any]]:
     return [{"run": run, "part": part} for part in range(-(-run.settings.sweep.canary_shuffles // CHUNK))]
 
 
-def build(run: Run) -> dict[str, pd.DataFrame]:
+def build_baselines(run: Run) -> dict[str, pd.DataFrame]:
     """Every baseline, the spread of splits and the canary; only what is missing is computed.
 
     Returns
@@ -214,9 +214,7 @@ def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def leaks(tables: dict[str, pd.DataFrame], images: pd.DataFrame) -> bool | None:
-    """Whether the canary of `build`'s tables shows a leak, as `frozen_classifiers.leaks`; `images` has one row per
-    image.
-    """
+    """Whether the canary in the tables of `build_baselines` shows a leak; `images` has one row per image."""
     return frozen_classifiers.leaks(tables["canary_summary"], images["patient_id"].nunique())
 
 

@@ -182,17 +182,8 @@ def image_folds(label: np.ndarray, n_splits: int, seed: int) -> np.ndarray:
 def split_scores(learners: dict[str, tuple[np.ndarray, Learner]], images: pd.DataFrame) -> pd.DataFrame:
     """Held-out scores of learnt baselines on the table's own folds and with each patient left out once.
 
-    Parameters
-    ----------
-    learners : dict
-        By name: features ``(N, d)`` and the function that scores them out of fold.
-    images : pandas.DataFrame
-        ``image_id, patient_id, label, fold``, in the features' order.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``baseline, split, image_id, patient_id, label, fold, score``.
+    `learners` are by name features ``(N, d)`` and what scores them out of fold; `images` (``image_id, patient_id,
+    label, fold``) are in the features' order. Gives ``baseline, split, image_id, patient_id, label, fold, score``.
     """
     label, one_out = images["label"].to_numpy(), np.unique(images["patient_id"].to_numpy(), return_inverse=True)[1]
     parts = []
@@ -267,25 +258,10 @@ def canary(
 ) -> pd.DataFrame:
     """What the study's protocol scores when labels mean nothing: diagnoses shuffled among patients, one seed each.
 
-    Parameters
-    ----------
-    features : (N, d) float
-        Frozen features, one row per image.
-    images : pandas.DataFrame
-        ``patient_id, label``, in the same order.
-    n_splits : int
-        Folds, stratified anew by the shuffled labels.
-    seeds : iterable of int
-    n_resamples : int
-        Of each interval over patients.
-    splits : sequence of str
-        `IN_FOLDS`, `ONE_OUT`, which takes most of the time, or both.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``seed, split, auc, low, high, over, covers`` (whether the 95 % interval holds 0.5); `split` is `IN_FOLDS` with
-        images ranked, or `ONE_OUT` with patients' mean features.
+    ``seed, split, auc, low, high, over, covers`` (whether the 95 % interval over patients holds 0.5), of frozen
+    `features` (N, d) of `images` (``patient_id, label``) in `n_splits` folds, stratified anew by the shuffled labels.
+    `splits` are `IN_FOLDS`, where images are ranked, and `ONE_OUT`, where patients' mean features are, which takes most
+    of the time.
 
     Notes
     -----

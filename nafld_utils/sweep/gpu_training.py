@@ -14,6 +14,7 @@ GPU. Without a GPU, or with ``record`` false, the same code runs kernel by kerne
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -164,13 +165,51 @@ class Resident:
             yield
 
 
+_TRAINERS: dict[tuple[Any, ...], list[Resident]] = {}
+
+
+def train_jobs(
+    jobs: Sequence[Job],
+    decoder: nn.Module,
+    options: Options,
+    device: torch.device,
+    network: tuple[str, ...],
+    record: bool = True,
+) -> list[tuple[nn.Sequential, np.ndarray] | Exception]:
+    """Train jobs of one network, side by side on a GPU and one after another elsewhere; one that fails stops no other.
+
+    By job its tail in eval mode with its losses ``(steps,)`` float32, or why it failed. `network` names the network and
+    what is frozen of it: trainers stay for the next trainings of the same, since recording a step costs seconds.
+    """
+    if device.type != "cuda":
+        return [_attempt(job, decoder, options) for job in jobs]
+    like = jobs[0].parts[0].features
+    # what a step is recorded for
+    key = (*network, options, str(device), record, tuple(like.shape[2:]), str(like.dtype))
+    if key not in _TRAINERS:
+        _TRAINERS.clear()  # of another network: their memory is wanted
+    ready = _TRAINERS.setdefault(key, [])
+    try:
+        while len(ready) < len(jobs):
+            how = {"view": like.shape[2:], "dtype": like.dtype, "record": record}
+            ready.append(Resident(copy.deepcopy(jobs[0].tail), decoder, options, device, **how))
+    except Exception as error:
+        _TRAINERS.clear()
+        return [error] * len(jobs)
+    return train_side_by_side(ready, jobs)
+
+
+def _attempt(job: Job, decoder: nn.Module, options: Options) -> tuple[nn.Sequential, np.ndarray] | Exception:
+    try:
+        return training.train_tail(job.tail, job.parts, options, job.seed, decoder)
+    except Exception as error:
+        return error
+
+
 def train_side_by_side(
     trainers: Sequence[Resident], jobs: Sequence[Job]
 ) -> list[tuple[nn.Sequential, np.ndarray] | Exception]:
-    """Train one job on each trainer, a step of each in turn; one that fails stops no other.
-
-    By job its tail in eval mode with its losses ``(steps,)`` float32, or why it failed.
-    """
+    """Train one job on each trainer, a step of each in turn; what it gives is as of `train_jobs`."""
     running = {i: trainers[i].training(job) for i, job in enumerate(jobs)}
     results: list[Any] = [None] * len(jobs)
     while running:

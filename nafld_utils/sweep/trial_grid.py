@@ -199,29 +199,12 @@ def plan(
 def check_fold(
     images: pd.DataFrame, fold: int, synthetic: pd.DataFrame | None = None, made_with: str | None = None
 ) -> np.ndarray:
-    """Rows held out in a fold, after making sure that nothing of them can be in the training set.
+    """Rows (N,) bool held out in a fold, after making sure that nothing of them can be in the training set.
 
-    Parameters
-    ----------
-    images : pandas.DataFrame
-        ``patient_id, label, fold, sha256``, one row per image.
-    fold : int
-        The fold that is held out.
-    synthetic : pandas.DataFrame, optional
-        The synthetic set's table: ``fold, source_patient`` (-1 where an image has no source).
-    made_with : str, optional
-        `preprocessing.digest_of` the split that the synthetic set was made with.
-
-    Returns
-    -------
-    (N,) bool
-        True where an image is held out.
-
-    Raises
-    ------
-    ValueError
-        A patient or a frame is on both sides, the training side has one class, no image is held out, or a synthetic
-        image was made for another fold, with another split, from a held-out patient or from an unknown one.
+    `images` has ``patient_id, label, fold, sha256``; `synthetic` is a set's table with ``fold, source_patient`` (-1
+    where an image has none), made with the split whose `preprocessing.digest_of` is `made_with`. ValueError where a
+    patient or a frame is on both sides, the training side has one class, no image is held out, or a synthetic image was
+    made for another fold, with another split, from a held-out patient or from an unknown one.
     """
     training, _ = preprocessing.split(images, fold)
     classes = sorted(set(training["label"]))

@@ -120,22 +120,11 @@ def _failure(store: Path, key: str) -> str | None:
 
 
 def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of the finished trials of a grid, and the state of every trial.
+    """Scores of the finished trials of a grid (`TRIAL_COLUMNS`, `SCORE_COLUMNS`), and the state of every trial.
 
-    Parameters
-    ----------
-    store : Path
-        Folder of the store; trials of other grids in it are left alone.
-    trials : pandas.DataFrame
-        `TRIAL_COLUMNS` and ``hash``.
-
-    Returns
-    -------
-    scores : pandas.DataFrame
-        `TRIAL_COLUMNS` and `SCORE_COLUMNS`.
-    status : pandas.DataFrame
-        The rows of `trials` with ``state`` (see `STATES`), ``reason`` (empty where done) and, from the trial's facts,
-        ``seconds, n_real, n_synthetic, fatty_share, first_loss, last_loss`` (NaN where it is not done).
+    The latter are the rows of `trials` (`TRIAL_COLUMNS`, ``hash``) with ``state`` (of `STATES`), ``reason`` (empty
+    where done) and, NaN where it is not done, ``seconds, n_real, n_synthetic, fatty_share, first_loss, last_loss``.
+    Trials of other grids in the store are left alone.
     """
     numbers = ("seconds", "n_real", "n_synthetic", "fatty_share", "first_loss", "last_loss")
     parts, rows = [], []
@@ -164,27 +153,11 @@ def to_train(status: pd.DataFrame, retry_failed: bool = False) -> pd.DataFrame:
 def require_complete(
     scores: pd.DataFrame, status: pd.DataFrame, allow_missing: bool = False
 ) -> tuple[pd.DataFrame, str]:
-    """Scores that may be compared, and a sentence on what is missing from them.
+    """Scores of `read_store` that may be compared, and a sentence on what is missing from them (empty: nothing).
 
-    Parameters
-    ----------
-    scores, status : pandas.DataFrame
-        From `read_store`.
-    allow_missing : bool
-        Go on with the seeds that every arm and fold has finished, each backbone, freeze and balance apart; nothing
-        is averaged over less.
-
-    Returns
-    -------
-    scores : pandas.DataFrame
-        Complete seeds only.
-    note : str
-        Empty when nothing is missing.
-
-    Raises
-    ------
-    ValueError
-        A trial is missing and that was not allowed, or no seed is complete.
+    ValueError where a trial is missing, unless `allow_missing`: then the seeds that every arm and fold has finished,
+    each backbone, freeze and balance apart, so that nothing is averaged over less; ValueError where no seed is
+    complete.
     """
     missing = status[status["state"] != "done"]
     if not len(missing):

@@ -6,18 +6,21 @@ incomplete grid. ``tables`` are always those of `build_tables`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import ldm, params, preprocessing, quality, sampling, views
-from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, save_table
-from nafld_utils.sweep import comparisons, trial_grid
-from nafld_utils.sweep.prefix_features import feature_tasks, features_unit, kinds_of
+from nafld_utils import ldm, params, preprocessing, views
+from nafld_utils.artifacts import Run, Unit, claim, key_of, load_table, of_row, save_table
+from nafld_utils.sweep import clinical_measures, comparisons, trial_grid
+from nafld_utils.sweep.prefix_features import feature_tasks, features_unit
 from nafld_utils.sweep.training_units import scores_unit
 
 REVISION = ("stages.sweep_answer", 2)
+
+STUDY = Path(__file__).parent / "stored" / "interval_study.csv"  # made by tests/benchmarks/interval_study.py
 
 # Settings that what a classifier learns depends on; those of statistics, of arithmetic and of speed are left out.
 TRAINING = (
@@ -72,7 +75,7 @@ def tables_unit(run: Run) -> Unit:
     chosen = run.settings.sweep
     settings = {"n_resamples": chosen.n_resamples, "primary": [chosen.primary_arm, chosen.primary_rate]}
     settings |= {"interval": chosen.interval_method, "specificity": chosen.specificity, "seed": run.settings.seed}
-    settings["grade"] = views.of(run).grade
+    settings["grade"] = views.words_for(run).grade
     modules = ["sweep_tables", "sweep_summaries", "stats", "resampling", "delong", "measures"]
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
 
@@ -125,14 +128,14 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
         levels["arms"].append(comparisons.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(comparisons.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
-    tables["measures"] = comparisons.patient_measures(
-        scores, grades(run), chosen.specificity, **options, grade_name=views.of(run).grade
+    tables["measures"] = clinical_measures.patient_measures(
+        scores, grades(run), chosen.specificity, **options, grade_name=views.words_for(run).grade
     )
     tables["optimistic"] = comparisons.optimistic(tables["arms"])
     tables["variants"] = comparisons.variants(tables["arms"])
     both = scores[(scores["arm"] == params.REAL) | _at_primary(run, scores)]
-    tables["roc"] = comparisons.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
-    tables["reliability"] = comparisons.reliability(both)
+    tables["roc"] = clinical_measures.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
+    tables["reliability"] = clinical_measures.reliability(both)
     if not note:
         with unit.writing() as folder:
             for name, table in tables.items():
@@ -157,8 +160,8 @@ def grade_note(run: Run) -> str:
     if len(known) and known.notna().all() and known.min() < known.max():
         return ""
     return (
-        f"No correlation of scores with {views.of(run).grade}: it is known for {known.notna().sum()} of {len(known)}"
-        " patients, or the same for all."
+        f"No correlation of scores with {views.words_for(run).grade}: it is known for {known.notna().sum()} of"
+        f" {len(known)} patients, or the same for all."
     )
 
 
@@ -223,7 +226,7 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
         f" {whole.difference:+.3f}"
         f" [{whole.low_patients:+.3f}, {whole.high_patients:+.3f}], DeLong p = {whole.delong_p:.2g}."
     )
-    text.append(params.declared.declared(run.settings))
+    text.append(params.agreement(run.settings))
     return " ".join(text)
 
 
@@ -243,81 +246,23 @@ def _verdict(row: pd.Series) -> str:
     return f"{seeds}this run does not tell whether the images help"
 
 
-# ---------------------------------------------------------------- what an arm costs
+# ---------------------------------------------------------------- beside the paper
 
 
-def costs(run: Run, status: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """What each arm cost on this device: its classifiers, and the diffusion models and sets that it mixes in.
+def differences(run: Run, backbone: str | None = None) -> list[str]:
+    """What differs from the paper's protocol in the classifiers and images that are compared, an entry per matter.
 
     Parameters
     ----------
     run : Run
-    status : pandas.DataFrame
-        From `sweep.run_sweep`.
-    tables : dict
-        From `build_tables`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``arm, trainings, seconds_each`` (median), ``classifier_minutes, feature_minutes`` (frozen prefixes of the arm's
-        sets, real images among them), ``generator_minutes`` (`_makers`; 0 for real and traditional images),
-        ``difference`` (image level, main way of training, at the declared rate; NaN where the arm was not trained at
-        it). What several arms share is counted with each of them. Left out is what stages 01 and 02 took.
-    """
-    done, compared = status[status["state"] == "done"], at(run, tables["comparisons"])
-    rows = []
-    for arm, part in done.groupby("arm", sort=False):
-        gain = compared[comparisons.where(compared, {"arm": arm, "rate": run.settings.sweep.primary_rate})]
-        row = {"arm": arm, "trainings": len(part), "seconds_each": part["seconds"].median()}
-        row |= {"classifier_minutes": part["seconds"].sum() / 60, "feature_minutes": _features(run, arm) / 60}
-        row |= {"generator_minutes": _generators(run, arm) / 60}
-        rows.append({**row, "difference": gain["difference"].iloc[0] if len(gain) else float("nan")})
-    return pd.DataFrame(rows)
-
-
-def _features(run: Run, arm: str) -> float:
-    """Seconds of the frozen prefixes' features that trainings of an arm read, of all networks and folds."""
-    tasks = [task for task in feature_tasks(run) if task["kind"] in kinds_of([arm])]
-    return float(sum(features_unit(**task).seconds() for task in tasks))
-
-
-def _generators(run: Run, arm: str) -> float:
-    """Seconds of everything that made the synthetic images of an arm, in all folds; what folds share counts once."""
-    names = params.parse(arm).models
-    units = [unit for name in names for fold in trial_grid.folds_of(run.settings) for unit in _makers(run, name, fold)]
-    return float(sum(unit.seconds() for unit in {unit.path: unit for unit in units}.values()))
-
-
-def _makers(run: Run, name: str, fold: int) -> list[Unit]:
-    """First stage, latents, the generator's training, the drawing of its set, and what the filter chose by."""
-    if name == quality.NAME:
-        made_by, kind = run.settings.filtered_generator, run.settings.quality.features
-        read = [sampling.features_unit(run, kind, made_by, fold), sampling.features_unit(run, kind, sampling.REAL)]
-        chosen = [*read, quality.audit_unit(run, made_by, fold), quality.unit_of(run, fold)]
-        return [*_makers(run, made_by, fold), *chosen]
-    drawn = sampling.synthetic_unit(**sampling.task_of(run, name, fold))
-    if name in sampling.BASELINES:
-        return [sampling.BASELINES[name].unit(run, fold), drawn]
-    conditioning, balance = ldm.split_name(name)
-    trained = run.settings.section(f"autoencoder.{conditioning}")["source"] == "train"
-    first = [ldm.autoencoder_unit(run, conditioning, fold)] * trained
-    latents = ldm.latents_unit(run, conditioning, fold)
-    return [*first, latents, ldm.ldm_unit(run, conditioning, fold, balance), drawn]
-
-
-# ---------------------------------------------------------------- beside the paper
-
-
-def protocol(run: Run, backbone: str | None = None) -> str:
-    """``"yes"``, or what differs from the paper's protocol in the classifiers and images that are compared.
-
-    `backbone` is that whose declared comparison is meant; None is the run's first. The paper has three (Fig. 5B).
+    backbone : str, optional
+        The network whose declared comparison is meant (the paper has three, Fig. 5B); the run's first without.
     """
     paper, chosen, grid = params.load(params.BASE_PROFILE), run.settings, trial_grid.grid(run.settings)
-    differs, cell = ldm.cohort(run), declared(run, grid, **({"backbone": backbone} if backbone else {}))
-    if cell["backbone"] not in paper.experiments["fig5b"].backbones:
-        differs.append(f"{cell['backbone']} instead of ResNet-50")
+    backbone = backbone or chosen.sweep.backbones[0]
+    differs, cell = ldm.cohort(run), declared(run, grid, backbone=backbone)
+    if backbone not in paper.experiments["fig5b"].backbones:
+        differs.append(f"{backbone} instead of ResNet-50")
     differs += [f"{name} {cell[name]}" for name, value in comparisons.MAIN.items() if cell[name] != value]
     n_seeds = grid.loc[comparisons.where(grid, cell), "seed"].nunique()
     if n_seeds != paper.sweep.n_seeds:
@@ -328,7 +273,7 @@ def protocol(run: Run, backbone: str | None = None) -> str:
     for section, keys in (("sweep", TRAINING), ("folds", ("n_splits", "seed")), ("preprocess", PIXELS)):
         differs += ldm.changes(f"another {section} section", chosen.section(section), paper.section(section), keys)
     drawn = [name for name in params.parse(chosen.sweep.primary_arm).generators if name in chosen.ldm.conditionings]
-    return ldm.in_words(differs + ldm.models(run, drawn, sampled=True))
+    return differs + ldm.models(run, drawn, sampled=True)
 
 
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
@@ -349,59 +294,56 @@ def _way(run: Run, table: pd.DataFrame) -> str:
 
 def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list[dict[str, Any]]:
     """Claims of one network; the paper's numbers are of its main way of training and stand beside no other."""
-    network, before, after = PAPER_AUC.get(backbone.partition(".")[0], PAPER_AUC["resnet50"])
-    same, way = protocol(run, backbone), _way(run, tables["arms"])
-    known = (before, after, round(after - before, 3)) if not way else (None, None, None)
-    beside = way or f" (paper: {network})"
-    compared, rows = {}, []
+
+    def declared_rows(name: str, level: str | None) -> pd.DataFrame:
+        table = at(run, tables[name], level, backbone=backbone)
+        return table[_at_primary(run, table)]
+
+    named, before, after = PAPER_AUC.get(backbone.partition(".")[0], PAPER_AUC["resnet50"])
+    same, way = ldm.in_words(differences(run, backbone)), _way(run, tables["arms"])
+    network, known = (named, (before, after, round(after - before, 3))) if not way else ("", (None, None, None))
+    rows, row = [], declared_rows("comparisons", "image").iloc[0]
+    mixed, unit = f"{row.arm}, r = {row.rate:g}", "image-level AUC"
     for level in comparisons.LEVELS:
-        found = at(run, tables["comparisons"], level, backbone=backbone)
-        row = compared[level] = found[_at_primary(run, found)].iloc[0]
         arms = at(run, tables["arms"], level, backbone=backbone)
-        paper = known[:2] if level == "image" else (None, None)
-        cells = (
-            ("real", params.REAL, 0.0, "real images alone"),
-            ("declared", row.arm, row.rate, f"{row.arm}, r = {row.rate:g}"),
-        )
-        for (part, arm, rate, text), value in zip(cells, paper, strict=True):
-            one = arms[(arms["arm"] == arm) & (arms["rate"] == rate)].iloc[0]
-            key, unit = f"sweep.auc.{level}.{part}", f"{level}-level AUC"
-            rows.append(of_row(key, f"{text}{beside}", one, same, unit, value, columns=("mean_auc", "n_patients")))
-    row = compared["image"]
-    over = {"seeds": comparisons.OVER_SEEDS, "patients": comparisons.over_patients(row.n_seeds)}
-    for name, n in (("seeds", row.n_seeds), ("patients", row.n_patients)):
-        facts = {"interval": (row[f"low_{name}"], row[f"high_{name}"], over[name]), "n": n, "unit": "image-level AUC"}
-        text = f"gain by {row.arm} images, r = {row.rate:g}{way}"
-        rows.append(claim(f"sweep.gain.{name}", text, row.difference, same, paper=known[2], **facts))
-    return rows + _tests_of(run, tables, backbone, "" if way else network, row, same)
-
-
-def _tests_of(
-    run: Run, tables: dict[str, pd.DataFrame], backbone: str, network: str, row: pd.Series, same: str
-) -> list[dict[str, Any]]:
-    """What else is said of the declared arm: what could be seen, the paper's t, its best seed, measures by patient."""
-    unit, rows = "image-level AUC", []
-    if np.isfinite(row.smallest_effect):
-        over = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
-        text = "smallest gain that these patients could show (80 % power)"
-        facts = {"interval": (None, None, over), "n": row.n_patients, "unit": unit}
-        rows.append(claim("sweep.smallest_gain", text, row.smallest_effect, "not in the paper", **facts))
-    if network == "ResNet-50" and np.isfinite(row.t):
-        text = "paired t of the gain over seeds (sensitivity analysis)"
-        facts = {"interval": (None, None, comparisons.OVER_SEEDS), "n": row.n_seeds, "unit": "t", "paper": PAPER_T}
-        rows.append(claim("sweep.paired_t", text, row.t, same, **facts))
-    arms = at(run, tables["arms"], backbone=backbone)
-    best = arms[_at_primary(run, arms)].iloc[0]
-    quoted = network == PAPER_BEST_SEED[0]
-    text = f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"
-    facts = {"interval": (None, None, "no interval: a maximum"), "n": best.n_seeds, "unit": unit}
-    own = same if quoted else "the paper has it for EfficientNet v1"
-    paper = PAPER_BEST_SEED[1] if quoted else None
-    rows.append(claim("sweep.best_seed", text, best.best_seed_auc, own, paper=paper, **facts))
-    found = at(run, tables["measures"], None, backbone=backbone)
-    for one in found[_at_primary(run, found)].to_dict("records"):
+        real, mixing = arms[arms["arm"] == params.REAL].iloc[0], declared_rows("arms", level).iloc[0]
+        cells = (("real", "real images alone", real, known[0]), ("declared", mixed, mixing, known[1]))
+        for part, text, one, number in cells:
+            text, paper = f"{text}{way or f' (paper: {network})'}", number if level == "image" else None
+            key, of = f"sweep.auc.{level}.{part}", f"{level}-level AUC"
+            rows.append(of_row(key, text, one, same, of, paper, columns=("mean_auc", "n_patients")))
+    best, quoted = declared_rows("arms", "image").iloc[0], network == PAPER_BEST_SEED[0]
+    t = row.t if network == "ResNet-50" else np.nan
+    over_seeds = (row.low_seeds, row.high_seeds, comparisons.OVER_SEEDS)
+    over_both = (row.low_patients, row.high_patients, comparisons.over_patients(row.n_seeds))
+    errors = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
+    gain, alone = f"gain by {row.arm} images, r = {row.rate:g}{way}", "not in the paper"
+    least, test = "smallest gain that these patients could show (80 % power)", "paired t of the gain over seeds"
+    highest = f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"
+    own, maximum = same if quoted else "the paper has it for EfficientNet v1", PAPER_BEST_SEED[1] if quoted else None
+    single = (
+        ("gain.seeds", gain, row.difference, same, over_seeds, row.n_seeds, unit, known[2]),
+        ("gain.patients", gain, row.difference, same, over_both, row.n_patients, unit, known[2]),
+        ("smallest_gain", least, row.smallest_effect, alone, (None, None, errors), row.n_patients, unit, None),
+        ("paired_t", f"{test} (sensitivity analysis)", t, same, (None, None, over_seeds[2]), row.n_seeds, "t", PAPER_T),
+        (
+            "best_seed",
+            highest,
+            best.best_seed_auc,
+            own,
+            (None, None, "no interval: a maximum"),
+            best.n_seeds,
+            unit,
+            maximum,
+        ),
+    )
+    for key, text, value, protocol, interval, n, of, paper in single:
+        if np.isfinite(value):
+            facts = {"interval": interval, "n": n, "unit": of, "paper": paper}
+            rows.append(claim(f"sweep.{key}", text, value, protocol, **facts))
+    for one in declared_rows("measures", None).to_dict("records"):
         key, text = key_of("sweep.measure", one["measure"]), f"{one['measure']}: {one['arm']}, r = {one['rate']:g}"
-        rows.append(of_row(key, text, one, "not in the paper", "by patient", columns=("value", "n_patients")))
+        rows.append(of_row(key, text, one, alone, "by patient", columns=("value", "n_patients")))
     return rows
 
 
@@ -416,3 +358,31 @@ def units(run: Run) -> list[Unit]:
     if run.settings.sweep.allow_missing:
         sealed = [unit for unit in sealed if unit.done()]
     return [*(features_unit(**task) for task in feature_tasks(run)), *sealed]
+
+
+# ---------------------------------------------------------------- the stored study of the intervals
+
+
+def stored(path: Path = STUDY) -> pd.DataFrame | None:
+    """The stored study of how often intervals hold the truth, or None where it has not been run.
+
+    ``method, level, cohorts, holds, holds_low, holds_high`` (share of intervals that hold the truth, Wilson 95 %
+    over cohorts), ``below, above`` (intervals that lie below the truth, or above it), ``mean_width, mean_auc,
+    mean_truth, patients, frames, new_patients, pixels``.
+    """
+    return load_table(path) if path.is_file() else None
+
+
+def report(path: Path = STUDY) -> str:
+    """The stored study in words, or how to make it."""
+    table = stored(path)
+    if table is None:
+        return "The study of the intervals has not been run: python tests/benchmarks/interval_study.py."
+    first = table.iloc[0]
+    text = [
+        f"{first.cohorts} simulated cohorts of {first.patients} patients, {first.frames} frames each at"
+        f" {first.pixels} px, frozen features; 95 % intervals that held the AUC on {first.new_patients} new patients:"
+    ]
+    for row in table.itertuples():
+        text.append(f"  {row.method}: {row.holds:.0%} [{row.holds_low:.0%}, {row.holds_high:.0%}]")
+    return "\n".join(text)

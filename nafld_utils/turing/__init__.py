@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "sitting": "CONFIDENCE_LEVELS".split(),
         "table_1": "as_table_1 paper_ratings paper_summary per_rater summarize".split(),
         "units": (
-            "PAGE analyse answer claims make_page make_set numbers page_separation protocol shortfall titled"
+            "PAGE analyse answer claims make_page make_set numbers page_separation protocol shortfall titled work_root"
         ).split(),
     },
 )

@@ -134,22 +134,11 @@ def build(
     contact: str | None = None,
     subject: str = "liver ultrasounds",
 ) -> str:
-    """The whole test as one HTML page.
+    """The whole test as one HTML page, of images (n, S, S) uint8 in the order of the sitting.
 
-    Parameters
-    ----------
-    images : (n, S, S) uint8 ndarray
-        In the order of the sitting.
-    items : pandas.DataFrame
-        ``image_id``, row i for image i. Nothing else of it enters the page.
-    texts : dict
-        From `load_texts`.
-    simulated : bool
-        Say on every screen that the patients are simulated.
-    contact : str, optional
-        To whom results are returned, shown at the end; default: to the sender of the page.
-    subject : str
-        What the images are, in the plural.
+    Of `items` only ``image_id`` enters the page; `texts` are from `load_texts`. `simulated` says on every screen that
+    the patients are; `contact` is to whom results are returned (default: the sender of the page); `subject` what the
+    images are, in the plural.
     """
     import jinja2
 

@@ -82,30 +82,13 @@ class Sitting:
 
 
 def collect(files: Mapping[str, bytes], items: pd.DataFrame, set_id: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read any number of files of answers to one set.
+    """Read any number of files of answers to one set, name to content.
 
-    Parameters
-    ----------
-    files : mapping of str to bytes
-        Name to content: ``.json`` or ``.txt`` as the page writes them (a pasted copy is a ``.txt``), ``.csv`` with
-        ``rater, image_id, said_real`` and optionally ``confidence``.
-    items : pandas.DataFrame
-        The set: ``image_id``.
-    set_id : str
-        From `nafld_utils.turing.page.set_id`.
-
-    Returns
-    -------
-    ratings : pandas.DataFrame
-        ``rater, image_id, said_real`` (0 or 1), ``confidence`` (per cent or missing), ``seconds`` (on the screen, or
-        missing): every counted rater with every image once.
-    report : pandas.DataFrame
-        One row per sitting, `FILE_COLUMNS`: what counted, what was refused and why. The text is not escaped.
-
-    Raises
-    ------
-    ValueError
-        There are files, and none of them counts; the sentence names the first and its reason.
+    They are ``.json`` or ``.txt`` as the page writes them (a pasted copy is a ``.txt``), or ``.csv`` (`read_table`);
+    `set_id` is from `nafld_utils.turing.page.set_id`. Gives the ratings, every counted rater with every image once:
+    ``rater, image_id, said_real`` (0 or 1), ``confidence`` (per cent or missing), ``seconds`` (on the screen, or
+    missing); and a report with one row per sitting, `FILE_COLUMNS`: what counted, what was refused and why, not
+    escaped. ValueError where there are files and none of them counts; it names the first and its reason.
     """
     sittings = _count_once([one for name in sorted(files) for one in _read(name, files[name], items, set_id)])
     columns = [*RATING_COLUMNS, "confidence", "seconds"]

@@ -49,34 +49,16 @@ def draw_set(
 ) -> pd.DataFrame:
     """Draw the images that raters see, real ones first; `put_in_order` mixes them.
 
-    Parameters
-    ----------
-    real : pandas.DataFrame
-        ``image_id, patient_id, label, fold``, one row per image; its row number is kept as `row`.
-    synthetic : mapping of str to pandas.DataFrame
-        By model (``"semantic"``, ``"class"``): ``synthetic_id, fold, label, source_patient`` (-1 or missing where
-        there is none), ``row``; the label of a semantic image is the one it inherits from its source map.
-    settings : TuringSettings
-        Numbers of images, fewer where there are fewer (`numbers`); the synthetic ones are divided evenly over the
-        models (paper: 9 unhealthy and 6 healthy each). ``settings.seed`` fixes the draw.
-    class_names : (str, str)
-        Names of label 0 and label 1, for messages.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``kind`` (real or the model), ``is_real, label, patient_id`` (of a real image, or of a semantic image's source;
-        missing for the class model), ``fold, source_id, row`` (where the pixels are).
-
-    Raises
-    ------
-    ValueError
-        As `numbers`.
+    `real` has ``image_id, patient_id, label, fold``, one row per image; `synthetic`, by model, ``synthetic_id, fold,
+    label, source_patient`` (-1 or missing where there is none), ``row``. Numbers of images are those of `numbers`,
+    which also says what is refused; the synthetic ones are divided evenly over the models (paper: 9 unhealthy and 6
+    healthy each). Gives ``kind`` (real or the model), ``is_real, label, patient_id`` (of a real image, or of a semantic
+    image's source; missing for the class model), ``fold, source_id, row`` (where the pixels are).
 
     Notes
     -----
-    Source: paper, Synthetic image evaluation. Choice: one image per patient where the numbers allow it, since
-    frames of one patient are near-duplicates; and semantic images from maps of patients who are not shown as real.
+    Source: paper, Synthetic image evaluation. Choice: one image per patient where the numbers allow it, since frames of
+    one patient are near-duplicates; and semantic images from maps of patients who are not shown as real.
     """
     rng = np.random.default_rng(settings.seed)
     n = numbers(real, synthetic, settings, class_names)

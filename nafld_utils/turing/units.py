@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 REVISION = ("stages.turing", 2)
 
-STAGE = "08_turing_test"
 _NULLABLE = {"patient_id": "Int64", "fold": "Int64"}
 _TEXT = ("note", "over", "rater", "file", "status")  # columns that stay text where they are empty
 _NOT_ANSWERS = ("thumbs.db", "desktop.ini")  # what file managers leave in a folder
@@ -171,7 +170,7 @@ def page_unit(run: Run, shown: Unit) -> Unit:
     """Unit of the page that shows the set `shown` to raters; a template that was edited makes it anew."""
     s = run.settings.turing
     settings = {"language": s.language, "contact": s.contact, "simulated": run.is_simulated}
-    settings["subject"] = views.of(run).subject
+    settings["subject"] = views.words_for(run).subject
     templates = [file_sha256(path) for path in page.template_files(s.language)]
     modules = ["turing_page", "turing_sitting"]
     return run.unit("turing", "page", settings=settings, inputs=[shown, *templates], modules=modules)
@@ -191,18 +190,12 @@ def analysis_unit(run: Run, shown: Unit, files: Mapping[str, bytes]) -> Unit:
 
 
 def make_page(run: Run, shown: TuringSet) -> Unit:
-    """Write the page that raters open, `PAGE`, unless it is there; it never holds the key.
-
-    Raises
-    ------
-    ValueError
-        There are no texts in the language of the settings.
-    """
+    """Write the page that raters open, `PAGE`, unless it is there; it never holds the key."""
     s = run.settings.turing
     texts = load_texts(s.language)
     unit = page_unit(run, shown.unit)
     if not unit.done():
-        page = build(shown.images, shown.items, texts, run.is_simulated, s.contact, views.of(run).subject)
+        page = build(shown.images, shown.items, texts, run.is_simulated, s.contact, views.words_for(run).subject)
         with unit.writing() as folder:
             save_text(folder / PAGE, page)
     return unit

@@ -1,26 +1,24 @@
 """One look for every figure: colours by name, text sizes, and the word that marks simulated data.
 
-Contract of the modules beside this one: a function takes a table or an array and an Axes, draws, and returns the
+Contract of every room's ``figures``: a function takes a table or an array and an Axes, draws, and returns the
 Axes; it computes no statistic, opens no file and shows nothing. Colours are Okabe and Ito's, told apart by readers
 with any of the common colour vision deficiencies (https://jfly.uni-koeln.de/color/); no text is below 9 points.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from nafld_utils.artifacts import Run
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
-
-    from nafld_utils.artifacts import Run
-
-from collections.abc import Mapping
-from contextlib import ExitStack
-from importlib import resources
-from typing import TYPE_CHECKING, Any
 
 COLORS: dict[str, str] = {
     "real": "#555555",

@@ -1,6 +1,6 @@
 """What notebooks show beside their figures in JupyterLab: controls, and a picture that follows them.
 
-Contract of the modules beside this one: an explorer takes what a stage has stored and returns a widget; it computes no
+Contract of every room's ``explorer``: an explorer takes what a stage has stored and returns a widget; it computes no
 statistic, writes nothing, and draws with the functions of `nafld_utils.views.figure_style` that draw its static
 twin. A headless run gets one line of text instead, so that no executed report holds a widget without its kernel.
 """
@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nafld_utils import engine
+from nafld_utils.artifacts import Run
 from nafld_utils.views import figure_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from nafld_utils.artifacts import Run
 
 HEADLESS = "*In JupyterLab this cell is an explorer; below it stands its static twin.*"
 DPI = 110

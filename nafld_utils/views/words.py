@@ -6,13 +6,9 @@ images is what its settings ``cohort.subject``, ``cohort.class_names`` and ``coh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nafld_utils.artifacts import Run
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from nafld_utils.artifacts import Run
 
 _OF_THE_PAPER = ("healthy", "fatty")  # the classes where the settings say nothing
 
@@ -54,18 +50,8 @@ class Words:
     note: str
 
 
-def of(run: Run) -> Words:
-    """The words of a run.
-
-    Parameters
-    ----------
-    run : Run
-        Whether its cohort is foreign is known once notebook 01 has loaded it.
-
-    Returns
-    -------
-    Words
-    """
+def words_for(run: Run) -> Words:
+    """The words of a run; whether its cohort is foreign is known once notebook 01 has loaded it."""
     s = run.settings.cohort
     if not run.is_foreign:
         subject = s.subject or "liver ultrasounds"

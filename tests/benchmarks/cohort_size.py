@@ -27,7 +27,7 @@ import records
 import torch
 
 from nafld_utils import artifacts, engine
-from nafld_utils.artifacts import Run, run
+from nafld_utils.artifacts import Run
 
 BACKBONE = "tf_efficientnet_lite0"  # bundled: nothing is downloaded
 SEED = 31_000  # far from the seeds of other simulated cohorts
@@ -97,7 +97,7 @@ def measure_size(profile: str, n_patients: int, n_frames: int) -> Iterator[dict[
 def _scratch() -> Iterator[str]:
     """A work folder of this process, gone afterwards; what killed ones left goes first, since it may be gigabytes."""
     path = artifacts.work_root() / "artifacts" / "bench-size"
-    run.remove_orphans(path)
+    artifacts.remove_orphans(path.parent, f".{path.name}.*.tmp")
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     folder.mkdir(parents=True)
     try:

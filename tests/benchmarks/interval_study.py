@@ -29,7 +29,7 @@ from nafld_utils.cohort import simulate
 from nafld_utils.engine import workers
 from nafld_utils.images import extract_crop, resize_box, whole_box
 from nafld_utils.statistics import delong
-from nafld_utils.sweep import frozen_classifiers, interval_study
+from nafld_utils.sweep import frozen_classifiers, verdict
 
 N_SPLITS = 5
 FIRST_SEED = 20_000  # far from the seeds of cohorts that the shipped autoencoder and the profiles use
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--mode", choices=("serial", "local"), default="local")
     parser.add_argument(
-        "--result", type=Path, default=interval_study.RESULT, help="where it is stored; notebook 06 shows the default"
+        "--result", type=Path, default=verdict.STUDY, help="where it is stored; notebook 06 shows the default"
     )
     return records.run("interval_study", parser, measure, arguments)
 

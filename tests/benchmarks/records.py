@@ -161,7 +161,9 @@ def write_page(folder: Path, failed: Mapping[str, int] | None = None) -> Path:
     groups = [_group(part, record) for part, record in found.items()]
     title = "What the study costs"
     texts = {"title": title, "simulated": "", "summary": summary, "failures": failures}
-    return artifacts.save_text(folder / "index.html", pages.render("bench.html.j2", groups=groups, **texts))
+    return artifacts.save_text(
+        folder / "index.html", pages.render(Path(__file__).parent / "bench.html.j2", groups=groups, **texts)
+    )
 
 
 def _group(part: str, record: Mapping[str, Any] | None) -> dict[str, Any]:

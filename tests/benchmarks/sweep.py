@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from nafld_utils import engine, params, sweep
 from nafld_utils.engine import autocast, devices
 from nafld_utils.sweep import Options, trial_grid
-from nafld_utils.sweep.timing import Network
+from nafld_utils.sweep.timing_units import Network
 
 PLAIN, OURS = "plain loop", "this project"
 TUNED = f"{PLAIN}, channels last, allocator as ours"  # shown; no ratio is taken to it

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import records
 import torch
-from test_report import assert_self_contained
+from page_checks import assert_self_contained
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from nafld_utils import sweep as training
 from nafld_utils.engine import mapping
 from nafld_utils.ldm import autoencoder_units, denoiser
 from nafld_utils.ldm.denoiser import build_denoiser, schedule_options
-from nafld_utils.sweep import timing
+from nafld_utils.sweep import timing_units
 
 CPU = torch.device("cpu")
 
@@ -180,7 +180,7 @@ def test_kernels_are_named_and_counted_for_each_step():
 
 
 def test_the_plain_loop_learns_what_it_is_shown():
-    network = timing.Network("resnet18", "paper", 32, CPU)
+    network = timing_units.Network("resnet18", "paper", 32, CPU)
     step = sweep.plain_loop(network, training.Options(100, 8, 1e-3, 0.01), torch.channels_last)
     frozen = {key: value.clone() for key, value in network.prefix.state_dict().items()}
     losses = [float(step()) for _ in range(3)]

@@ -100,7 +100,7 @@ def test_command_stores_and_reports(tmp_path, monkeypatch, capsys, quick_patient
 
 
 def test_the_result_in_the_package_is_whole():
-    assert sweep.interval_study.RESULT.is_file()
+    assert sweep.verdict.STUDY.is_file()
     assert sweep.stored()["method"].tolist() == list(interval_study.METHODS)
     assert "50 simulated cohorts of 55 patients" in sweep.report()
 

@@ -1,0 +1,328 @@
+"""Units are whole or absent, and done only while settings, inputs, code revision and content agree."""
+
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nafld_utils import artifacts, pipeline
+from nafld_utils.artifacts import files, locks, units
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    return artifacts.open_run("smoke")
+
+
+def make(unit, value=1.0):
+    with unit.writing() as folder:
+        np.save(folder / "a.npy", np.full(3, value))
+
+
+def fail_inside(unit, error):
+    with unit.writing() as folder:
+        (folder / "half").write_text("x")
+        raise error
+
+
+def test_a_unit_is_done_after_writing_and_says_why_it_is_not(run):
+    unit = run.unit("toy", "fold0", settings={"a": 1})
+    assert unit.fault() == "not made yet"
+    make(unit)
+    assert unit.done()
+    assert unit.path == run.root / "toy" / "fold0"
+    manifest = json.loads(unit.file("run.json").read_text())
+    assert manifest["settings"] == {"a": 1}
+    assert manifest["versions"]["torch"]
+    assert set(manifest["files"]) == {"a.npy"}
+
+
+@pytest.mark.parametrize("change", [{"settings": {"a": 2}}, {"inputs": ["other"]}, {"modules": ["diffusion"]}])
+def test_another_recipe_is_another_unit(run, change):
+    base = {"settings": {"a": 1}}
+    make(run.unit("toy", **base))
+    assert run.unit("toy", **base).done()
+    assert not run.unit("toy", **(base | change)).done()
+
+
+def test_a_new_revision_undoes_a_unit(run, monkeypatch):
+    make(run.unit("toy", settings={}, modules=["diffusion"]))
+    assert run.unit("toy", settings={}, modules=["diffusion"]).done()
+    monkeypatch.setattr("nafld_utils.artifacts.run.revision", lambda name: 10**6)
+    assert not run.unit("toy", settings={}, modules=["diffusion"]).done()
+
+
+def test_changes_travel_down_the_chain(run):
+    first = run.unit("one", settings={"a": 1})
+    assert run.unit("two", settings={}, inputs=[first]).hash == run.unit("two", settings={}, inputs=[first.hash]).hash
+    other = run.unit("one", settings={"a": 2})
+    assert run.unit("two", settings={}, inputs=[first]).hash != run.unit("two", settings={}, inputs=[other]).hash
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
+def test_damage_is_named_and_undoes_the_unit(run, damage):
+    unit = run.unit("toy", settings={})
+    make(unit)
+    path = unit.file("run.json" if damage == "manifest" else "a.npy")
+    content = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    elif damage == "flip":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        path.write_bytes(content[: len(content) // 2])
+    assert not unit.done()
+    with pytest.raises(ValueError, match=r"toy: .*run the stage"):
+        unit.load_array("a.npy")
+
+
+def test_an_error_inside_leaves_nothing(run):
+    unit = run.unit("toy", settings={})
+    with pytest.raises(KeyError):
+        fail_inside(unit, KeyError("boom"))
+    assert list(unit.path.parent.iterdir()) == []
+
+
+def test_an_error_keeps_the_unit_that_was_there(run):
+    unit = run.unit("toy", settings={})
+    make(unit, 1.0)
+    with pytest.raises(KeyError):
+        fail_inside(unit, KeyError("boom"))
+    assert unit.load_array("a.npy")[0] == 1.0
+
+
+def test_a_full_disk_gives_one_sentence_and_leaves_nothing(run):
+    unit = run.unit("toy", settings={})
+    with pytest.raises(OSError, match=r"no space left while writing .*toy; free disk space"):
+        fail_inside(unit, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert list(unit.path.parent.iterdir()) == []
+
+
+def test_a_disk_that_is_nearly_full_is_refused_before_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts.run.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
+    with pytest.raises(OSError, match=r"0\.1 GiB free, expected at least 0\.5 GiB \(engine\.min_free_gib\)"):
+        artifacts.check_disk(run)
+    for stage in pipeline.STAGES:
+        with pytest.raises(OSError, match="GiB free"):
+            pipeline.begin(run, stage)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_no_unit_and_its_remains_are_swept(run, tmp_path):
+    code = (
+        "import os\nfrom nafld_utils import artifacts\n"
+        "unit = artifacts.open_run('smoke').unit('toy', settings={})\n"
+        "with unit.writing() as folder:\n    (folder / 'half').write_text('x')\n    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "NAFLD_ROOT": str(tmp_path)}, check=False)
+    assert done.returncode == -9
+    unit = run.unit("toy", settings={})
+    assert not unit.done()
+    assert {p.suffix for p in unit.path.parent.iterdir()} == {".tmp", ".lock"}
+    make(unit)
+    assert [p.name for p in unit.path.parent.iterdir()] == ["toy"]
+
+
+def test_what_another_process_writes_now_is_not_swept(run, tmp_path):
+    """Its process id says nothing: it may run on another host."""
+    code = (
+        "import sys\nfrom nafld_utils import artifacts\n"
+        "unit = artifacts.open_run('smoke').unit('toy', settings={})\n"
+        "with unit.writing() as folder:\n    (folder / 'a').write_text('x')\n    print('in', flush=True)\n"
+        "    sys.stdin.read()\n    (folder / 'b').write_text('y')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NAFLD_ROOT": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    unit = run.unit("toy", settings={})
+    assert process.stdout.readline() == b"in\n"
+    artifacts.remove_orphans(unit.path.parent, ".toy.*.tmp")
+    process.communicate(b"", timeout=60)
+    assert process.returncode == 0
+    assert unit.done()
+    assert [p.name for p in unit.path.parent.iterdir()] == ["toy"]
+
+
+def test_without_locks_units_are_written_and_nothing_of_others_is_removed(run, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    unit = run.unit("toy", settings={})
+    other = unit.path.with_name(".toy.0123.tmp")
+    other.mkdir(parents=True)
+    make(unit)
+    assert unit.done()
+    assert sorted(p.name for p in unit.path.parent.iterdir()) == [other.name, "toy"]
+
+
+@pytest.mark.parametrize("change", [{"a": 2}, {"b": 1}, {"seal": "0" * 16}])
+def test_a_sealed_record_that_was_changed_is_not_whole_and_an_old_one_without_seal_is(change):
+    record = artifacts.sealed({"a": 1, "path": Path("x")})
+    assert artifacts.is_whole(json.loads(json.dumps(record)))
+    assert not artifacts.is_whole({**record, **change})
+    assert artifacts.is_whole({"a": 1})
+
+
+def test_finished_work_removes_the_resumable_part(run):
+    unit = run.unit("toy", settings={})
+    unit.work.mkdir(parents=True)
+    make(unit)
+    assert not unit.work.exists()
+
+
+def test_work_that_a_process_killed_after_sealing_left_goes_when_its_stage_ends(run):
+    unit = run.unit("scores", settings={"n": 1})
+    make(unit)
+    unit.work.mkdir(parents=True)
+    (unit.work / "half.npy").write_bytes(b"0")
+    other = run.unit("scores", settings={"n": 2})  # not done: its work stays
+    other.work.mkdir(parents=True)
+    assert unit.done(), "a question changes nothing"
+    assert unit.work.exists()
+    run.finish("toy", [unit])
+    assert (unit.work.exists(), other.work.exists()) == (False, True)
+
+
+def test_a_key_stays_when_its_module_moves_and_stands_in_one_module_alone(monkeypatch):
+    assert artifacts.revision("diffusion") >= 1
+    with pytest.raises(ValueError, match="expected it in one module, found it in 0"):
+        artifacts.revision("nothing_of_that_name")
+    monkeypatch.setattr(units, "_revisions", lambda: {"twice": (1, 1)})
+    with pytest.raises(ValueError, match="found it in 2"):
+        artifacts.revision("twice")
+
+
+def test_a_run_names_a_unit_once_and_sends_none_to_a_worker(run):
+    named = []
+
+    @artifacts.remembered
+    def unit(run, fold):
+        named.append(fold)
+        return run.unit("toy", fold, settings={})
+
+    assert unit(run, 1) is unit(run, 1)
+    assert unit(run, 2).path != unit(run, 1).path
+    assert named == [1, 2]
+    assert not pickle.loads(pickle.dumps(run)).remembered
+    assert len(run.remembered) == 2
+
+
+def test_tables_and_arrays_round_trip_without_pickle(tmp_path):
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    for name in ("t.csv", "t.parquet"):
+        pd.testing.assert_frame_equal(artifacts.load_table(artifacts.save_table(tmp_path / name, table)), table)
+    files.save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
+    assert files.load_array(tmp_path / "a.npy", mmap=True)[1, 2] == 5
+    with pytest.raises(ValueError, match="allow_pickle"):
+        files.save_array(tmp_path / "bad.npy", np.array([{}], dtype=object))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "t.csv", "t.parquet"]
+
+
+def test_a_stage_is_valid_until_one_of_its_units_changes(run):
+    unit = run.unit("toy", settings={})
+    make(unit)
+    assert artifacts.stage_fault(run, "01_data_analysis") == "it has not finished"
+    files = run.finish("01_data_analysis", [unit])
+    assert any(name.endswith("toy/a.npy") for name in files["file"])
+    assert artifacts.stage_fault(run, "01_data_analysis") is None
+    unit.file("a.npy").unlink()
+    assert "toy" in artifacts.stage_fault(run, "01_data_analysis")
+
+
+def test_a_stage_does_not_finish_on_a_unit_that_is_not_done(run):
+    with pytest.raises(ValueError, match="not made yet"):
+        run.finish("01_data_analysis", [run.unit("toy", settings={})])
+
+
+def test_claims_have_fixed_columns(run):
+    row = {"key": "cohort.patients", "claim": "patients", "this_run": 8, "same_protocol": "no: simulated"}
+    table = run.record_claims("01_data_analysis", [row])
+    assert tuple(table.columns) == artifacts.CLAIM_COLUMNS
+    with pytest.raises(ValueError, match="protocl"):
+        run.record_claims("01_data_analysis", [{**row, "protocl": 1}])
+    with pytest.raises(ValueError, match=r"missing \['key'\]"):
+        run.record_claims("01_data_analysis", [{**row, "key": ""}])
+
+
+def test_a_key_stands_once_in_a_run(run):
+    row = {"key": "cohort.patients", "claim": "patients", "this_run": 8, "same_protocol": "yes"}
+    with pytest.raises(ValueError, match=r"found 'cohort\.patients', which claim 'patients' of 01_data_analysis has"):
+        run.record_claims("01_data_analysis", [row, {**row, "claim": "people"}])
+    run.record_claims("01_data_analysis", [row])
+    run.record_claims("01_data_analysis", [row])
+    with pytest.raises(ValueError, match=r"which a claim of 01_data_analysis has; give one of them another key"):
+        run.record_claims("02_preprocessing", [row])
+    path = run.root / "01_data_analysis" / "claims.csv"
+    pd.read_csv(path).drop(columns="key").to_csv(path, index=False)
+    assert len(run.record_claims("02_preprocessing", [row])) == 1, "claims of old runs have no key"
+
+
+def test_seeds_are_stable_and_differ_by_every_part():
+    assert artifacts.unit_seed(0, "ldm", 1) == 2963892326978513372
+    seeds = {artifacts.unit_seed(*parts) for parts in [(0, "a", 1), (1, "a", 1), (0, "b", 1), (0, "a", 2), (0, "a1")]}
+    assert len(seeds) == 5
+
+
+def test_show_names_what_differs_from_the_paper(run):
+    table = run.show("folds", "ldm.prediction").set_index("setting")
+    assert table.loc["folds.n_splits", "this run"] == "2"
+    assert table.loc["folds.n_splits", "paper profile, where it differs"] == "5"
+    assert "ldm.prediction" in table.index
+    assert "ldm.steps" not in table.index
+
+
+def test_a_cohort_file_that_carries_the_mark_counts_as_simulated(run):
+    real = artifacts.open_run("smoke", {"cohort.source": "file", "cohort.path": "somewhere.mat"})
+    assert run.is_simulated
+    assert not real.is_simulated
+    artifacts.save_json(real.root / "cohort" / "provenance.json", {"kind": "simulated"})
+    assert real.is_simulated
+    artifacts.save_json(real.root / "cohort" / "provenance.json", {"kind": "other content"})
+    assert not real.is_simulated
+
+
+# ---------------------------------------------------------------- arrays larger than memory
+
+
+def test_an_array_in_parts_is_the_array_at_once(tmp_path):
+    whole = np.random.default_rng(0).normal(size=(3, 4, 2, 5)).astype(np.float16)
+    flat = whole.reshape(12, 2, 5)
+    with artifacts.array_in_parts(tmp_path / "parts.npy", (3, 4)) as append:
+        for start in range(0, 12, 5):
+            append(flat[start : start + 5])
+    files.save_array(tmp_path / "whole.npy", whole)
+    assert (tmp_path / "parts.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert files.load_array(tmp_path / "parts.npy", mmap=True).shape == whole.shape
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ([], "expected 4 rows, found 0"),
+        ([(3, 2)], "expected 4 rows, found 3"),
+        ([(3, 2), (2, 2)], "expected 4 rows, found 5"),
+        ([(3, 2), (1, 3)], "make all parts alike"),
+    ],
+)
+def test_parts_that_do_not_make_the_array_leave_nothing(tmp_path, parts, text):
+    def write():
+        with artifacts.array_in_parts(tmp_path / "a.npy", (2, 2)) as append:
+            for shape in parts:
+                append(np.zeros(shape))
+
+    with pytest.raises(ValueError, match=text):
+        write()
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,249 @@
+"""Units run wherever the settings say, failures are recorded and the others go on."""
+
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from toy_units import Marker, fail_in_words, kill_own_process, touch, wait_for_turn
+
+from nafld_utils import artifacts, engine, params
+from nafld_utils.artifacts import locks
+from nafld_utils.engine import devices, mapping, workers
+
+
+def settings(**changes):
+    return params.load("smoke", {f"engine.{key}": value for key, value in changes.items()}).engine
+
+
+def toy_tasks(folder, failing=()):
+    return [{"folder": str(folder), "name": str(i), "fail": i in failing} for i in range(4)]
+
+
+@pytest.mark.parametrize("mode", ["serial", "local"])
+def test_every_unit_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, mode):
+    chosen = settings(mode=mode, n_workers=2)
+    table = engine.map_units(touch, toy_tasks(tmp_path, failing={1}), chosen, "toy", raise_failed=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "2", "3"]
+    assert table["name"].tolist() == ["0", "1", "2", "3"]
+    assert table["error"].tolist()[1] == "KeyError: 'no 1'"
+    assert (table["error"] == "").sum() == 3
+    workers = {(tmp_path / name).read_text() for name in ("0", "2", "3")}
+    assert (str(os.getpid()) in workers) == (mode == "serial")
+
+
+def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypatch):
+    for name in devices.KEEP_PAGES:
+        monkeypatch.delenv(name, raising=False)
+    chosen, before = settings(mode="local", n_workers=2), dict(os.environ)
+    engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
+    first = {(tmp_path / str(i)).read_text() for i in range(4)}
+    given = [psutil.Process(int(pid)).environ() for pid in first]
+    assert all(found.items() >= {name: str(n) for name, n in devices.KEEP_PAGES.items()}.items() for found in given)
+    assert dict(os.environ) == before, "what workers need is theirs alone"
+    (tmp_path / "1").unlink()
+    (tmp_path / "3").unlink()
+    table = engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)
+    assert (table["error"] == "").all()
+    assert {(tmp_path / "1").read_text(), (tmp_path / "3").read_text()} <= first
+    workers.release_workers()
+    monkeypatch.setattr(mapping, "open_pool", None)
+    assert (engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)["seconds"] == 0).all()
+
+
+def test_failed_units_are_named_after_the_others_ran(tmp_path):
+    with pytest.raises(engine.UnitError, match=r"toy: 1 of 4 units failed, the first .*name=2.*KeyError: 'no 2'"):
+        engine.map_units(touch, toy_tasks(tmp_path, failing={2}), settings(), "toy")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_missing_gpu_is_one_sentence(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(
+        ValueError, match=r"engine\.device is cuda, expected that GPU, found 0 GPUs; set engine\.device"
+    ):
+        engine.device(settings(device="cuda"))
+    assert engine.device(settings(device="cpu")).type == "cpu"
+
+
+def test_cluster_without_address_or_library_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "dask_jobqueue", None)
+    with pytest.raises(ValueError, match="install the slurm extra"):
+        engine.map_units(touch, toy_tasks(tmp_path), settings(mode="cluster"), "toy")
+
+
+def test_a_running_scheduler_is_used_by_address(tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1") as cluster:
+        chosen = settings(mode="cluster", address=cluster.scheduler_address)
+        table = engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
+    assert (table["error"] == "").all()
+
+
+def test_progress_writes_lines_for_the_terminal_of_a_headless_run(tmp_path, monkeypatch):
+    path = tmp_path / "progress"
+    monkeypatch.setenv(engine.PROGRESS_FILE, str(path))
+    assert list(engine.progress(range(3), "counting")) == [0, 1, 2]
+    assert path.read_text().splitlines()[-1].startswith("counting: 3/3 in 0 s")
+    meter = engine.StepMeter("training", 10, every=0.0)
+    meter(4, 0.5)
+    assert "training: step 4/10, loss 0.5000, about" in path.read_text()
+    meter(5)
+    assert "training: step 5/10, about" in path.read_text()
+
+
+def test_progress_is_silent_without_a_terminal(monkeypatch, capsys):
+    import ipykernel  # noqa: F401  explorers import it too; only a kernel that runs shows a bar
+
+    monkeypatch.delenv(engine.PROGRESS_FILE, raising=False)
+    assert list(engine.progress(iter("ab"), "letters", total=2)) == ["a", "b"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_a_bar_in_a_kernel(monkeypatch, capsys):
+    import IPython
+
+    monkeypatch.delenv(engine.PROGRESS_FILE, raising=False)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel="running"))
+    assert list(engine.progress(range(3), "counting")) == [0, 1, 2]
+    assert "counting:" in capsys.readouterr().err
+
+
+def test_thread_counts_are_set_for_children_and_put_back(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with devices.thread_environment(1):
+        assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ
+
+
+def test_work_beside_the_workers_rounds_as_theirs_does():
+    import torch
+
+    before = torch.get_num_threads()
+    with engine.worker_threads(settings(mode="local", threads=before + 1)):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with engine.worker_threads(settings(mode="serial", threads=before + 1)):
+        assert torch.get_num_threads() == before
+
+
+WORKER_NAMES = [(0, 0), (1, 1), (3, 1), ("SLURMCluster-2", 0), ("SLURMCluster-2-1", 1), ("gpu-1", 1), (None, 0)]
+
+
+@pytest.mark.parametrize(("name", "gpu"), [*WORKER_NAMES, ("tcp://10.0.0.1:8787", 0)])
+def test_every_local_worker_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch):
+    import distributed
+    import torch
+
+    def worker():
+        if name is None:
+            raise ValueError("No worker found")
+        return SimpleNamespace(name=name)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed, "get_worker", worker)
+    assert engine.device(settings()) == engine.device(settings(device="cuda")) == torch.device("cuda", gpu)
+    assert engine.device(settings(device="cuda:1")) == torch.device("cuda", 1)
+    monkeypatch.delitem(sys.modules, "distributed")
+    assert engine.device(settings()) == torch.device("cuda", 0), "no worker without Dask"
+    assert "distributed" not in sys.modules, "which is not loaded for that"
+
+
+def test_one_thing_is_made_by_one_process_at_a_time(tmp_path):
+    tasks = [{"folder": str(tmp_path), "name": str(i)} for i in range(4)]
+    engine.map_units(wait_for_turn, tasks, settings(mode="local", n_workers=2), "toy")
+    lines = [line.split() for line in (tmp_path / "lines").read_text().splitlines()]
+    assert [what for what, _ in lines] == ["in", "out"] * 4
+    assert all(first[1] == second[1] for first, second in zip(lines[::2], lines[1::2], strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["lines"], "a lock is left"
+
+
+def test_a_lock_survives_an_error_inside_and_a_file_system_without_locks(tmp_path, monkeypatch):
+    with pytest.raises(KeyError), mapping.alone(tmp_path / "a", tmp_path / "b"):
+        raise KeyError("inside")
+
+    def no_locks(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    with mapping.alone(tmp_path / "a"):
+        assert (tmp_path / ".a.lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_unit_that_another_process_made_meanwhile_is_not_made_again(tmp_path):
+    (tmp_path / "0").touch()
+    make = mapping._Call(touch, Marker).make
+    make({"folder": str(tmp_path), "name": "0"})
+    assert (tmp_path / "0").read_text() == ""
+    make({"folder": str(tmp_path), "name": "1"})
+    assert (tmp_path / "1").read_text() == str(os.getpid())
+
+
+@pytest.mark.faults
+@pytest.mark.promise("sweep")
+def test_a_unit_that_takes_every_worker_with_it_is_reported_as_that(tmp_path, caplog):
+    tasks = [{"folder": str(tmp_path)}, {"folder": str(tmp_path)}]
+    import dask
+    import distributed  # noqa: F401  its settings must be there before one of them is changed
+
+    workers.release_workers()
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # four deaths a unit take their time
+        chosen = settings(mode="local", n_workers=1)
+        table = engine.map_units(kill_own_process, tasks, chosen, "deadly", raise_failed=False)
+    assert table["error"].str.startswith("KilledWorker: every worker that began it died").all()
+    assert "deadly: 2 of 2 units failed, the first" in caplog.text
+    workers.release_workers()
+
+
+def test_failures_that_stop_nothing_are_said_in_notebook_and_terminal(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(engine.PROGRESS_FILE, str(tmp_path / "progress"))
+    (tmp_path / "units").mkdir()
+    engine.map_units(touch, toy_tasks(tmp_path / "units", failing={1}), settings(), "toy", raise_failed=False)
+    sentence = "toy: 1 of 4 units failed, the first"
+    assert sentence in caplog.text
+    assert sentence in (tmp_path / "progress").read_text()
+
+
+def test_a_terminal_shows_a_bar_with_an_estimate(monkeypatch, capsys):
+    monkeypatch.delenv(engine.PROGRESS_FILE, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for i in engine.progress(range(3), "counting"):
+        time.sleep(0.15 * i)
+    shown = capsys.readouterr().err
+    assert "counting:  67%" in shown
+    assert "00:00<00:00" in shown
+
+
+def test_a_worker_without_the_work_folder_says_what_it_needs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected the work folder .*none.* all machines share"):
+        mapping._Call(touch, root=tmp_path / "none").make({"folder": str(tmp_path), "name": "0"})
+
+
+def test_what_another_process_makes_is_known_by_its_kind_and_waited_for(tmp_path, monkeypatch):
+    """However a unit's own error reads: the words of a message steer nothing."""
+    said = []
+    monkeypatch.setattr(mapping, "announce", said.append)
+    with artifacts.locked(tmp_path / "0"):
+        first = mapping._Call(touch, Marker, wait=False)({"folder": str(tmp_path), "name": "0"})
+    assert (first.is_elsewhere, first.error) == (True, "")
+    assert said == ["0: another process makes it, going on with the others"]
+    table = engine.map_units(fail_in_words, [{"text": "another process makes it"}], settings(), "toy", False)
+    assert table["error"].tolist() == ["KeyError: 'another process makes it'"]
+    engine.map_units(touch, [{"folder": str(tmp_path), "name": "0"}], settings(), "toy", unit_of=Marker)
+    assert (tmp_path / "0").exists()
+
+
+def test_an_error_of_ours_that_says_what_to_do_about_memory_is_left_as_it_is():
+    told = artifacts.NotEnoughMemoryError("a batch of 8 does not fit; halve it")
+    assert engine.lacked_memory(told)
+    assert engine.in_words(told) == "NotEnoughMemoryError: a batch of 8 does not fit; halve it"
+    assert engine.in_words(MemoryError("lower it")).startswith("MemoryError: not enough memory (lower it); free memory")

@@ -1,0 +1,253 @@
+"""All eight notebooks, run by make with the smoke profile and the network shut: what they leave, what is stale then.
+
+One run serves all tests of this file, in a temporary folder; the project's own artifacts and reports are untouched.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+
+import nbformat
+import notebook_names
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+import torch
+from commands import SMALL, words
+from nbconvert.preprocessors import ExecutePreprocessor
+from page_checks import assert_self_contained, open_and_look
+from project import PROJECT
+
+from nafld_utils import artifacts, pipeline, report
+from nafld_utils.pipeline import lab
+
+NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in pipeline.STAGES]
+BUDGET = 300.0  # seconds for the smoke profile on two free cores
+
+pytestmark = pytest.mark.slow
+
+
+def test_all_notebooks_run_within_the_budget(smoke):
+    assert all((smoke.reports / f"{stage}.ipynb").exists() for stage in pipeline.STAGES)
+    assert smoke.seconds < BUDGET * 2, f"{smoke.seconds:.0f} s, {BUDGET:.0f} s on two free cores are the aim"
+
+
+def test_no_network_was_touched(smoke):
+    assert not smoke.log.exists(), smoke.log.read_text(encoding="utf-8")
+
+
+def test_progress_reached_the_terminal(smoke):
+    for stage in pipeline.STAGES:
+        assert re.search(rf"^{stage}\s+\d+:\d\d  \[", smoke.done.stdout, re.MULTILINE), stage
+    assert "Traceback" not in smoke.done.stderr
+
+
+def test_every_stage_recorded_units_and_claims(run):
+    for stage in pipeline.STAGES:
+        assert artifacts.stage_fault(run, stage) is None, stage
+        table = pd.read_csv(run.root / stage / "claims.csv")
+        assert list(table.columns) == list(artifacts.CLAIM_COLUMNS)
+        assert len(table), stage
+        assert table["same_protocol"].notna().all(), stage
+        bounded = table.dropna(subset=["low", "high"])
+        assert (bounded["low"] <= bounded["high"]).all(), stage
+        assert bounded["over"].notna().all(), f"{stage}: an interval says what it is over"
+
+
+def test_executed_notebooks_hold_no_error_and_no_warning(smoke):
+    for stage in pipeline.STAGES:
+        notebook = nbformat.read(smoke.reports / f"{stage}.ipynb", as_version=4)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert outputs, stage
+        assert not [output for output in outputs if output.output_type == "error"], stage
+        noise = [output.text for output in outputs if output.get("name") == "stderr"]
+        assert not noise, f"{stage}: {noise[0][:500]}"
+
+
+def test_every_page_is_self_contained_and_says_simulated(smoke):
+    for name in (*pipeline.STAGES, "index"):
+        page = (smoke.reports / f"{name}.html").read_text(encoding="utf-8")
+        assert_self_contained(page)
+        assert "SIMULATED COHORT" in page, name
+        assert str(smoke.root) not in page, f"{name} shows a path of this machine"
+
+
+def test_front_page_sums_up_all_stages(smoke, run):
+    page = (smoke.reports / "index.html").read_text(encoding="utf-8")
+    table = report.claims_table(run)
+    assert set(table["stage"]) == set(pipeline.STAGES)
+    stages = set(re.findall(r'scope="rowgroup" colspan="\d"><a href="(\w+)\.html"', page))
+    assert stages == set(pipeline.STAGES)
+    assert "Not answered" not in page, "an answer does not find its claims"
+    assert all(f'href="{stage}.html"' in page and f'href="{stage}.ipynb"' in page for stage in pipeline.STAGES)
+    assert page.count("<figure>") >= 6
+    assert "not run" not in page
+
+
+def test_front_page_says_which_code_device_cohort_and_settings_it_stands_on(smoke, run):
+    page = (smoke.reports / "index.html").read_text(encoding="utf-8")
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>(.*?)</dd>", page, re.DOTALL))
+    patients = scipy.io.loadmat(run.root / "cohort" / "cohort.mat")["data"]["images"].ravel()
+    assert facts["content"].split()[:2] == ["sha256", hashlib.sha256(np.stack([*patients]).tobytes()).hexdigest()]
+    began = int((smoke.root / "started").stat().st_mtime)  # a commit may have been made since
+    asked = ["git", "rev-list", "-1", f"--before={began}", "HEAD"]
+    head = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True, check=False).stdout
+    assert head[:12] in facts["commit"] if head else "not known" in facts["commit"]
+    assert (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu") in facts["device"].split(", ")
+    assert facts["machine"] == f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    assert facts["Python"] == platform.python_version()
+    assert {f"torch {torch.__version__.partition('+')[0]}", f"numpy {np.__version__}"} <= {
+        *facts["libraries"].split(", ")
+    }
+    settings = json.dumps(run.settings.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+    assert facts["settings"] == f"digest {hashlib.sha256(settings.encode()).hexdigest()[:16]} of all settings"
+    assert int(facts["units"].partition(",")[0]) == len(list(run.root.rglob("run.json")))
+
+
+def test_a_browser_opens_and_prints_every_page_without_a_request(smoke, run, browser, tmp_path):
+    compared = artifacts.save_text(tmp_path / "compared.html", report.comparison_html(run, run))
+    for path in (*(smoke.reports / f"{name}.html" for name in ("index", *pipeline.STAGES)), compared):
+        open_and_look(browser, path, sheets=2)
+
+
+def test_a_second_make_runs_nothing(smoke):
+    before = {path: path.stat().st_mtime_ns for path in smoke.root.rglob("*") if path.is_file()}
+    said = smoke.make("all", check=0).stdout
+    assert not re.search(r"\d:\d\d  ", said), said
+    after = {path: path.stat().st_mtime_ns for path in smoke.root.rglob("*") if path.is_file()}
+    assert after == before
+
+
+@pytest.mark.parametrize("line", SMALL)
+def test_a_command_of_the_pages_without_settings_finds_all_done(smoke, line):
+    _, target, *_ = words(line)
+    assert "up to date, open" in smoke.make(target, check=0).stdout
+
+
+def test_pages_are_written_anew_when_the_code_of_their_looks_changes(smoke):
+    for changed in ("report/answers.py", "templates/report.css"):
+        said = smoke.make("-n", "-W", f"nafld_utils/{changed}", str(smoke.reports / "index.html"), check=0).stdout
+        assert said.count("nafld render") == len(pipeline.STAGES), changed
+        assert said.count("nafld index") == 1
+
+
+def planned(overrides=""):
+    """Stages that make would run now, with their reasons."""
+    found = pipeline.status(artifacts.open_run("smoke", overrides), PROJECT / "notebooks")
+    return {name: stage.due for name, stage in found.items() if stage.due}
+
+
+@pytest.mark.parametrize(
+    ("setting", "stale"),
+    [
+        ("shap.n_samples=11", ["07_shap"]),
+        ("turing.seed=5", ["08_turing_test"]),
+        ("quality.kid_subsets=6", ["05_quality_metrics", "06_classification_sweep", "07_shap"]),
+        ("sweep.steps=5", ["06_classification_sweep", "07_shap"]),
+        ("sampling.steps=5", list(pipeline.STAGES[3:])),
+        ("folds.seed=5", list(pipeline.STAGES[1:])),
+        ("cohort.simulation_seed=5", list(pipeline.STAGES)),
+        ("engine.threads=2", []),
+    ],
+)
+def test_a_setting_makes_stale_what_depends_on_it(run, setting, stale):
+    assert list(planned(setting)) == stale
+
+
+def finished(root):
+    """Every file of every finished unit, with the time of its last change."""
+    folders = [manifest.parent for manifest in root.rglob("run.json")]
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.iterdir() if path.is_file()}
+
+
+# cells whose texts tell of this moment or of this machine
+OF_NOW = ("pipeline.begin(", ".explorer.", "pipeline.estimate(", "sweep.dry_run(")
+
+
+def texts(notebook):
+    """Tables and texts that the cells show, by cell id; pandas names its styled tables anew each time."""
+    found = {}
+    for cell in (cell for cell in notebook.cells if not any(mark in cell.source for mark in OF_NOW)):
+        outputs = [{"text/html": output.get("text")} | output.get("data", {}) for output in cell.get("outputs", [])]
+        shown = [data.get("text/html") or data.get("text/markdown") or "" for data in outputs]
+        found[cell.id] = [re.sub(r"T_\w{5}", "T_", text) for text in shown if text]
+    return {key: some for key, some in found.items() if some}
+
+
+@pytest.mark.parametrize("stage", pipeline.STAGES)
+def test_a_notebook_on_a_finished_run_is_there_in_seconds_and_makes_nothing_again_in_any_order(run, stage, monkeypatch):
+    """As `make lab PROFILE=smoke` opens it: with its parameters as committed, in a kernel of its own; its cells in an
+    order drawn from all in which each comes after those whose names it takes, with the tables of the first run."""
+    folder = PROJECT / "notebooks"
+    given = lab.environment(run, folder) | {"JPY_SESSION_NAME": f"{stage}.ipynb"}
+    for name in (artifacts.LAB, "JPY_SESSION_NAME"):
+        monkeypatch.setenv(name, given[name])
+    notebook = nbformat.read(folder / f"{stage}.ipynb", as_version=4)
+    sources = notebook_names.code_cells(folder / f"{stage}.ipynb")
+    opens = next(key for key in sources if "pipeline.begin(" in sources[key])
+    order = notebook_names.shuffled(sources, opens, seed=stage)
+    assert order != list(sources)
+    cells = {cell.id: cell for cell in notebook.cells}
+    notebook.cells = [cells[key] for key in order]
+    before, started = finished(run.root), time.monotonic()
+    ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(folder)}})
+    seconds = time.monotonic() - started
+    assert seconds < 60, f"{seconds:.0f} s, with the start of the kernel"
+    assert before
+    assert finished(run.root) == before
+    again, first = texts(notebook), texts(nbformat.read(run.reports / f"{stage}.ipynb", as_version=4))
+    assert len(first) >= 5
+    assert again == first
+
+
+def test_a_deleted_unit_is_made_again_and_the_rest_is_kept(smoke, run):
+    (manifest, *_) = sorted((smoke.artifacts / "turing").rglob("run.json"))
+    kept = {path: path.stat().st_mtime_ns for path in smoke.artifacts.rglob("run.json") if path != manifest}
+    shutil.rmtree(manifest.parent)
+    assert list(planned()) == ["08_turing_test"]
+    smoke.make("all", check=0, timeout=300)
+    assert json.loads(manifest.read_text(encoding="utf-8"))["hash"]
+    others = {path: time for path, time in kept.items() if not {"turing", "settings"} & set(path.parts)}
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+    assert planned() == {}
+
+
+# ---------------------------------------------------------------- the notebooks as they are committed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_the_projects_shape(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    assert "parameters" in code[0].metadata.get("tags", [])
+    assert ast.literal_eval(re.search(r"^profile = (.*)$", code[0].source, re.MULTILINE)[1]) == "demo"
+    assert "run.finish(" in code[-1].source
+    assert any(report.KEY_FIGURE in cell.metadata.get("tags", []) for cell in code), "a figure for the front page"
+    assert not any(cell.outputs or cell.execution_count for cell in code), "committed without outputs"
+    assert any("assert " in cell.source for cell in code), "checks that tell a story"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_holds_no_machinery(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        widths = re.findall(r"figsize=\(([\d.]+),", cell.source)
+        assert all(float(width) <= 10 for width in widths), "inches: on A4 its letters would be below 6 points"
+        assert not re.search(r"^\s*[!%]|filterwarnings|simplefilter", cell.source, re.MULTILINE), cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.ClassDef | ast.While), cell.source
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 5, f"{node.name} belongs into the package"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.match(r"(/|\.\./|artifacts/|reports/|data/)", node.value), f"a path: {node.value}"

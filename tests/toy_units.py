@@ -1,0 +1,45 @@
+"""Toy units in a module that workers can import by its name, which no file of tests is."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from nafld_utils.engine import mapping
+
+
+def touch(folder, name, fail=False):
+    """One toy unit."""
+    if fail:
+        raise KeyError(f"no {name}")
+    with open(os.path.join(folder, name), "x") as handle:
+        handle.write(str(os.getpid()))
+
+
+class Marker:
+    """A unit that is done when its file is there."""
+
+    def __init__(self, folder, name, fail=False):
+        self.path = Path(folder, name)
+
+    def done(self):
+        return self.path.exists()
+
+
+def wait_for_turn(folder, name):
+    """A unit that shows whether another one is made at the same time."""
+    with mapping.alone(Path(folder) / "unit"):
+        lines = Path(folder) / "lines"
+        with open(lines, "a") as handle:
+            handle.write(f"in {name}\n")
+        time.sleep(0.2)
+        with open(lines, "a") as handle:
+            handle.write(f"out {name}\n")
+
+
+def kill_own_process(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_in_words(text):
+    raise KeyError(text)
