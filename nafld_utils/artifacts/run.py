@@ -117,10 +117,10 @@ class Run:
         """Settings in force beside the paper profile's: ``setting, this run, paper profile, where it differs``."""
         import pandas as pd
 
-        paper = params.load(params.BASE_PROFILE).flat()
+        paper = params.load(params.BASE_PROFILE).by_key()
         rows = [
             (key, str(value), str(paper.get(key, "not set")) if value != paper.get(key) else "")
-            for key, value in self.settings.flat().items()
+            for key, value in self.settings.by_key().items()
             if key in sections or key.split(".")[0] in sections
         ]
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
@@ -136,6 +136,11 @@ class Run:
             As `artifacts.claim` makes them: `key` names the claim for reports, `over` says what the interval is over,
             `same_protocol` is "yes" or says what differs from the paper.
 
+        Returns
+        -------
+        pandas.DataFrame
+            The rows as people read them, without ``key``.
+
         Raises
         ------
         ValueError
@@ -148,7 +153,7 @@ class Run:
         """
         table = claims_table(self.root, stage, rows, self.is_foreign)
         save_table(self.root / stage / "claims.csv", table)
-        return table
+        return table.drop(columns="key")
 
     def finish(self, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
         """Record the units a stage stands on, so that make can tell when it is stale; return the files as a table.

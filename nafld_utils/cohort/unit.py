@@ -248,7 +248,7 @@ def same_protocol(run: Run) -> str:
     if provenance["kind"] not in ("published file", "same content"):
         return f"another cohort ({provenance['kind']})"
     k = run.settings.cohort.frames_per_patient
-    return "yes" if k is None else f"{k} frames a patient"
+    return "yes" if k is None else f"{k} frames per patient"
 
 
 def cohort_claims(run: Run, pairs: pd.DataFrame) -> list[dict[str, object]]:

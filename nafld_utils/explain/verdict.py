@@ -188,7 +188,7 @@ def claims(
     for row in checks.agreement[checks.agreement["n_maps"] > 0].assign(over="images").to_dict("records"):
         key, text = key_of("shap.agreement", row["with_"]), f"SHAP: agreement of maps, {row['with_']}"
         rows.append(of_row(key, text, row, same, "rank correlation", columns=("agreement", "n_images")))
-    for row in _judged(checks).assign(over="images, one a patient").to_dict("records"):
+    for row in _judged(checks).assign(over="images, one per patient").to_dict("records"):
         key, text = key_of("shap.region", row["region"]), f"SHAP: attribution on {row['region']} over its area"
         rows.append(of_row(key, text, row, same, "times", columns=("ratio", "n")))
     for row in study.table.itertuples():

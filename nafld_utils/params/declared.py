@@ -80,14 +80,14 @@ def _protocol(folder: Path) -> Protocol:
         if key not in known:
             raise SettingsError(f"{key} in {place} is not a setting{nearest(key, known)}.")
         merged = merge(merged, nest(key, entry.value), place)
-    valid = validated(merged, BASE_PROFILE, "the declared analysis", place).flat()
+    valid = validated(merged, BASE_PROFILE, "the declared analysis", place).by_key()
     settings = {key: DeclaredSetting(value=valid[key], why=entry.why) for key, entry in read.settings.items()}
     return Protocol(decisions=read.decisions, settings=settings)
 
 
 def differences(settings: Settings) -> list[Difference]:
     """Settings whose values are not those of the declared analysis, in its order; none where a run is as declared."""
-    mine = settings.flat()
+    mine = settings.by_key()
     return [
         Difference(key, as_yaml(entry.value), as_yaml(mine[key]), entry.why)
         for key, entry in protocol().settings.items()

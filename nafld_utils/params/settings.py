@@ -123,7 +123,7 @@ class Settings(Section):
             value = value[part]
         return value
 
-    def flat(self) -> dict[str, Any]:
+    def by_key(self) -> dict[str, Any]:
         """Every setting by dotted key, as plain JSON-able values."""
         return flat(self.model_dump(mode="json", by_alias=True))
 

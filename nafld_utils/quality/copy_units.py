@@ -327,6 +327,6 @@ def claims(run: Run) -> list[dict[str, Any]]:
     for row in calibration(run).to_dict("records"):
         numbers = row | {"mean": row["copy"], "over": f"{row['unit']} (binomial)"}
         parts = ("held_out",) if row["set"] == HELD_OUT else ("planted", row["set"].removeprefix("planted: "))
-        text = f"search for copies, {row['set']}: share found"
+        text = f"copy audit, {row['set']}: share found"
         rows.append(of_row(key_of("copies.found", *parts), text, numbers, unit=f"share of {row['unit']}"))
     return rows

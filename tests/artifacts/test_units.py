@@ -250,7 +250,10 @@ def test_a_stage_does_not_finish_on_a_unit_that_is_not_done(run):
 def test_claims_have_fixed_columns(run):
     row = {"key": "cohort.patients", "claim": "patients", "this_run": 8, "same_protocol": "no: simulated"}
     table = run.record_claims("01_data_analysis", [row])
-    assert tuple(table.columns) == artifacts.CLAIM_COLUMNS
+    stored = pd.read_csv(run.root / "01_data_analysis" / "claims.csv")
+    assert tuple(stored.columns) == artifacts.CLAIM_COLUMNS
+    assert stored["key"].tolist() == ["cohort.patients"]
+    assert [*table.columns, "key"] == list(artifacts.CLAIM_COLUMNS), "people read the sentence, programs the key"
     with pytest.raises(ValueError, match="protocl"):
         run.record_claims("01_data_analysis", [{**row, "protocl": 1}])
     with pytest.raises(ValueError, match=r"missing \['key'\]"):

@@ -532,7 +532,7 @@ def test_numbers_are_not_offered_where_a_class_has_one_for_a_name(tmp_path):
 
 
 def labelled(path, *labels, **columns):
-    """The eight images under other labels, one a patient or one a row."""
+    """The eight images under other labels, one per patient or one per row."""
     labels = [label for label in labels for _ in range(8 // len(labels))]
     return folder(path, [{**row, "label": label} for row, label in zip(ROWS, labels, strict=True)], **columns)
 

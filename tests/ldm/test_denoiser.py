@@ -132,7 +132,7 @@ def test_more_sizes_are_compiled_than_torch_allows_by_itself(graphs, monkeypatch
 
 def test_networks_are_compiled_in_one_place():
     package = Path(denoiser.__file__).parent
-    assert [path.name for path in package.rglob("*.py") if "unet.compile(" in path.read_text()] == ["diffusion.py"]
+    assert [path.name for path in package.rglob("*.py") if "unet.compile(" in path.read_text()] == ["denoiser.py"]
 
 
 @pytest.mark.parametrize(("conditioning", "last"), [("semantic", 0.0205), ("class", 0.0195)])

@@ -211,7 +211,7 @@ def test_the_explorer_of_synthetic_images_follows_each_control_in_its_notebook_r
     page.goto(f"{lab.url}/lab/tree/notebooks/{name}?reset&token={TOKEN}")  # without the tabs of before
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     sources = notebook_names.code_cells(lab.notebooks / name)
-    (wanted,) = [key for key, source in sources.items() if "explore.images(" in source]
+    (wanted,) = [key for key, source in sources.items() if "explorer.images(" in source]
     for key in notebook_names.needed(sources, wanted):
         page.locator(".jp-CodeCell").nth(list(sources).index(key)).locator(".jp-InputArea-editor").click()
         page.keyboard.press("Control+Enter")
@@ -256,7 +256,7 @@ def test_executed_reports_show_the_static_twin_and_hold_no_widget(smoke):
         notebook = nbformat.read(smoke.reports / f"{stage}.ipynb", as_version=4)
         assert "widgets" not in notebook.metadata, stage
         cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-        (place,) = [i for i, cell in enumerate(cells) if "explore." in cell.source]
+        (place,) = [i for i, cell in enumerate(cells) if "explorer." in cell.source]
         (output,) = cells[place].outputs
         assert output.data["text/markdown"] == widgets.HEADLESS
         twin = [item for item in cells[place + 1].outputs if "image/png" in item.get("data", {})]

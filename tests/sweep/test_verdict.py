@@ -251,7 +251,7 @@ def test_cost_of_an_arm_counts_everything_that_made_its_images(run, monkeypatch)
     # a model and its set a fold; latents of the shipped first stage are those of both models and all folds
     made = {"real": 0, "traditional": 0, "semantic": 2 * 2 + 1, "class_matched_only": 2 * 2 + 1, "gan": 2 * 2}
     made["semantic+class"] = 2 * 4 + 1
-    made["filtered"] = 2 * 5 + 2  # and a fold's features, search for copies and choice; features of real images once
+    made["filtered"] = 2 * 5 + 2  # and a fold's features, copy audit and choice; features of real images once
     cells = [(arm, 0.0 if arm == "real" else 0.5) for arm in made]
     status = pd.DataFrame([{"arm": a, "rate": r, "state": "done", "seconds": 30.0} for a, r in cells for _ in range(4)])
 
