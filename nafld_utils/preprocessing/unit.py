@@ -1,4 +1,4 @@
-"""Stage 02: folds, crops and semantic maps as units on disk; the claims of stages 01 and 02. Opens and writes files."""
+"""Stage 02: folds, crops and semantic maps as units on disk; the claims of stage 02. Opens and writes files."""
 
 from __future__ import annotations
 

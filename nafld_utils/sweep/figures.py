@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ARM_NAMES = {
     "real": "real images alone",
-    "traditional": "real + geometric copies",
+    "traditional": "real + cropped and rotated",
     "semantic": "real + semantic LDM",
     "class": "real + class LDM",
     "semantic+class": "real + both LDMs",

@@ -47,7 +47,7 @@ class Views:
     features : (N, K, C, h, w) or (N, K, C) float16 or float32, or (N, K, S, S) uint8: array, memory map or Tensor
         A store of K views of N images, of which the set takes some; never copied as a whole. uint8 are grey images.
     labels : (n,) int64 array
-        0 healthy, 1 fatty.
+        0 and 1, of which 1 is the class to detect.
     rows : (n,) int64 array, optional
         Place of each image of the set in the store; None where the set is the store.
     views : (n,) int64 array, optional
