@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from nafld_utils import params
 from nafld_utils.artifacts.claims import claims_table
 from nafld_utils.artifacts.files import existing, file_sha256, load_record, save_json, save_table
-from nafld_utils.artifacts.seals import damage_of, digest, sealed
+from nafld_utils.artifacts.seals import MANIFEST, damage_of, digest, sealed
 from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Run:
 
     settings: params.Settings
     overrides: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    remembered: dict[Any, Unit] = field(default_factory=dict, init=False, repr=False, compare=False)
+    remembered: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What a worker gets: the settings; it names the units that it needs itself."""
@@ -81,6 +81,16 @@ class Run:
     def _provenance(self) -> dict[str, Any]:
         """Provenance of the stored cohort; empty where none is loaded yet."""
         return load_record(self.root / "cohort" / "provenance.json") or {}
+
+    @functools.cached_property
+    def _files(self) -> list[Path]:
+        """The stored cohort's manifest, and whatever a setting may name: most of these are no files."""
+        named = [value for value in self.settings.by_key().values() if isinstance(value, str) and value.strip("/.")]
+        return [self.root / "cohort" / MANIFEST, *(Path(value).expanduser() for value in named)]
+
+    def marks(self) -> tuple[tuple[int, int] | None, ...]:
+        """Size and time of the stored cohort and of the files that settings name, by which a change is noticed."""
+        return tuple(map(_mark, self._files))
 
     def unit(
         self,
@@ -184,16 +194,28 @@ class Run:
         return pd.DataFrame(rows, columns=["file", "size_kib", "made_in_s"])
 
 
+def _mark(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def remembered(function: Callable[..., Unit]) -> Callable[..., Unit]:
     """Let a function ``(run, *keys) -> Unit`` name each of its units once per open run.
 
-    A unit's hash stands on those of all units before it, so that naming one anew names its whole ancestry anew. The
-    run is a view of the settings and files that it was opened with; open it again to see others.
+    A unit's hash stands on those of all units before it, so that naming one anew names its whole ancestry anew. All are
+    forgotten when the stored cohort, or a file that the settings name, is no longer the one that they were named with.
     """
 
     @functools.wraps(function)
     def named(run: Run, *keys: Any, **options: Any) -> Unit:
         key = (function.__module__, function.__qualname__, keys, tuple(sorted(options.items())))
+        files = run.marks()
+        if run.remembered.get("files") != files:
+            run.remembered.clear()
+            run.remembered["files"] = files
         if key not in run.remembered:
             run.remembered[key] = function(run, *keys, **options)
         return run.remembered[key]

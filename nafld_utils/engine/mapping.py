@@ -45,6 +45,7 @@ class _Ended(NamedTuple):
     seconds: float = 0.0
     error: str = ""
     is_elsewhere: bool = False
+    is_killed: bool = False  # with every worker that began it, so that it could note nothing itself
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def map_units(
     Returns
     -------
     pandas.DataFrame
-        One row per task in the given order: its plain arguments, ``seconds``, ``error`` (empty when it succeeded).
+        One row per task in the given order: its plain arguments, ``seconds``, ``error`` (empty when it succeeded),
+        ``killed`` (its workers died).
 
     Raises
     ------
@@ -144,7 +146,7 @@ def map_units(
     rows = []
     for task, found in zip(tasks, ended, strict=True):
         plain = {key: value for key, value in task.items() if isinstance(value, str | int | float | bool)}
-        rows.append({**plain, "seconds": found.seconds, "error": found.error})
+        rows.append({**plain, "seconds": found.seconds, "error": found.error, "killed": found.is_killed})
     table = pd.DataFrame(rows)
     _tell_failed(table, label, raise_failed)
     return table
@@ -155,7 +157,7 @@ def _tell_failed(table: pd.DataFrame, label: str, raise_failed: bool) -> None:
     if not len(failed):
         return
     first = failed.iloc[0]
-    names = ", ".join(f"{k}={first[k]}" for k in table.columns if k not in ("seconds", "error"))
+    names = ", ".join(f"{k}={first[k]}" for k in table.columns if k not in ("seconds", "error", "killed"))
     text = f"{label}: {len(failed)} of {len(table)} units failed, the first ({names}) with {first['error']}"
     if raise_failed:
         raise UnitError(f"{text}; the others are kept, correct the cause and run again.")
@@ -216,7 +218,7 @@ def _fetch(future: Any, look_after: Callable[[], str]) -> _Ended:
             look_after()
         except KilledWorker:
             text = "every worker that began it died, out of memory or killed by hand; give a worker more memory"
-            return _Ended(math.nan, f"KilledWorker: {text}")
+            return _Ended(math.nan, f"KilledWorker: {text}", is_killed=True)
         except Exception as error:  # nothing that a unit raises comes here
             return _Ended(math.nan, f"{type(error).__name__}: {error}")
 

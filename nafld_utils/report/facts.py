@@ -243,8 +243,9 @@ def command(run: Run) -> str:
 
 
 def manifests(run: Run) -> list[dict[str, Any]]:
-    """Manifests of all units of a run."""
-    return [artifacts.read_manifest(path.parent) or {} for path in sorted(run.root.rglob(artifacts.MANIFEST))]
+    """Manifests of all units of a run; what make keeps in ``settings`` is none."""
+    found = (artifacts.read_manifest(path.parent) for path in sorted(run.root.rglob(artifacts.MANIFEST)))
+    return [manifest for manifest in found if manifest and "hash" in manifest]
 
 
 def environment(run: Run) -> list[tuple[str, str]]:

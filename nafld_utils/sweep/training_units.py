@@ -127,10 +127,10 @@ def run_sweep(run: Run) -> pd.DataFrame:
     if tasks:
         where = run.settings.engine
         made = engine.map_units(run_trials, tasks, where, "trainings", raise_failed=False, files_of=trial_files)
-        for task, error in zip(tasks, made["error"], strict=True):
-            if error.startswith("KilledWorker"):  # its trainings could not note anything themselves
-                for trial in _not_done(run, **task):
-                    trial_store.record_failure(store(run), trial, trial["hash"], engine.UnitError(error))
+        for task, ended in zip(tasks, made.itertuples(), strict=True):
+            if ended.killed:  # its trainings could not note anything themselves
+                for trial in _not_done(**task):
+                    trial_store.record_failure(store(run), trial, trial["hash"], engine.UnitError(ended.error))
     return status(run)
 
 

@@ -217,7 +217,27 @@ def test_a_run_names_a_unit_once_and_sends_none_to_a_worker(run):
     assert unit(run, 2).path != unit(run, 1).path
     assert named == [1, 2]
     assert not pickle.loads(pickle.dumps(run)).remembered
-    assert len(run.remembered) == 2
+    assert len(run.remembered) == 3, "two units and the marks of files"
+
+
+def test_units_are_named_anew_when_the_stored_cohort_or_a_file_of_the_settings_is_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"1")
+    run = artifacts.open_run("smoke", {"quality.weights": str(weights)})
+
+    @artifacts.remembered
+    def unit(run):
+        return run.unit("toy", settings={}, inputs=[artifacts.file_sha256(weights)])
+
+    first = unit(run)
+    assert unit(run) is first
+    weights.write_bytes(b"two")
+    second = unit(run)
+    assert second.hash != first.hash
+    artifacts.save_json(run.root / "cohort" / artifacts.MANIFEST, {"hash": "another"})
+    assert unit(run) is not second
+    assert unit(run).hash == second.hash
 
 
 def test_tables_and_arrays_round_trip_without_pickle(tmp_path):

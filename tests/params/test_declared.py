@@ -185,6 +185,7 @@ def test_the_front_page_says_whether_run_and_units_are_as_declared(tmp_path, mon
     sealed(run, "new")
     forget(old)
     assert old.done()
+    artifacts.save_json(run.root / "settings" / "run.json", {"profile": "paper", "overrides": {}})  # make's, no unit
     head = html.unescape(report.index_html(run)).partition("</header>")[0]
     hashed = artifacts.declared_hash()
     assert "This run differs from the declared analysis in sweep.n_seeds (25 declared, 5 here)" in head

@@ -579,6 +579,25 @@ def test_a_failed_trial_is_listed_the_others_go_on_and_a_retry_mends_it(run, mon
     assert (sweep.run_sweep(run)["state"] == "done").all()
 
 
+def test_a_training_whose_workers_were_all_killed_is_recorded_and_named(run, monkeypatch):
+    mapped = training_units.engine.map_units
+
+    def killed(function, tasks, settings, label, **how):
+        if label != "trainings":
+            return mapped(function, tasks, settings, label, **how)
+        return pd.DataFrame(
+            {"seconds": float("nan"), "error": ["KilledWorker: out of memory"] * len(tasks), "killed": True}
+        )
+
+    monkeypatch.setattr(training_units.engine, "map_units", killed)
+    status = sweep.run_sweep(run)
+    assert (status["state"] == "failed").all()
+    assert status["reason"].str.contains("KilledWorker: out of memory").all()
+    monkeypatch.setattr(training_units.engine, "map_units", mapped)
+    left = artifacts.open_run("smoke", {**OVERRIDES, "sweep.retry_failed": False})
+    assert (sweep.run_sweep(left)["state"] == "failed").all(), "not retried unless asked for"
+
+
 def test_a_long_reason_is_shown_in_one_short_line():
     status = pd.DataFrame([{**TRIAL, "state": "failed", "reason": "RuntimeError: a\n" + 400 * "word "}])
     (reason,) = sweep.failures(status)["reason"]
