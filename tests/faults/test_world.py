@@ -394,7 +394,7 @@ def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path):
     head = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
     path.write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
     assert path.stat().st_size < 2 * 10**6
-    code = "cohort.MOST_BYTES = 2**28; cohort.load(sys.argv[1])"
+    code = "cohort.loading.MOST_BYTES = 2**28; cohort.load(sys.argv[1])"
     done = limited(code, path, gibibytes=0.25)
     (*_, last) = done.stderr.strip().splitlines()
     assert last.startswith("ValueError: "), done.stderr[-2000:]
