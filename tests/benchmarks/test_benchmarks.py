@@ -20,7 +20,7 @@ from PIL import Image
 
 from nafld_utils import artifacts, params
 from nafld_utils import sweep as training
-from nafld_utils.engine import mapping
+from nafld_utils.engine import devices, mapping
 from nafld_utils.ldm import autoencoder_units, denoiser
 from nafld_utils.ldm.denoiser import build_denoiser, schedule_options
 from nafld_utils.sweep import timing_units
@@ -225,7 +225,8 @@ def rows_of(tmp_path, module, *arguments):
 
 def test_the_sweep_is_measured_beside_the_plain_loop(tmp_path, monkeypatch):
     """On one core, so that no worker is started; `make bench` has one per core."""
-    monkeypatch.setattr(mapping, "cores", lambda: 1)
+    for module in (devices, mapping):
+        monkeypatch.setattr(module, "cores", lambda: 1)
     small = ("--backbones", "resnet18", "--size", "32", "--batch-size", "4", "--rounds", "1")
     rows = rows_of(tmp_path, sweep, *small)
     assert [row["what"] for row in rows] == [f"resnet18, {how}" for how in (*sweep.LAYOUTS, sweep.OURS)]
