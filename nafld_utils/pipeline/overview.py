@@ -139,7 +139,7 @@ def begin(run: Run, stage: str) -> Any:
     Returns
     -------
     IPython.display.Markdown
-        As `here`.
+        Run, profile, stage, and, where somebody looks on, which of the stage's units are done.
 
     Raises
     ------
@@ -156,19 +156,9 @@ def begin(run: Run, stage: str) -> Any:
 
 
 def here(run: Run, stage: str) -> Any:
-    """Where a notebook stands, to be shown at its top: run, profile, stage, and which of its units are done.
+    """Where a notebook stands, as `IPython.display.Markdown`: run, profile, stage, and which of its units are done.
 
-    Parameters
-    ----------
-    run : Run
-        The run.
-    stage : str
-        Name of the stage.
-
-    Returns
-    -------
-    IPython.display.Markdown
-        In a headless run the first line alone: what is done before a report is made is no part of the report.
+    A headless run shows the first line alone: what is done before a report is made is no part of the report.
     """
     from IPython.display import Markdown
 
