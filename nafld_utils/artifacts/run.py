@@ -26,6 +26,7 @@ from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
 if TYPE_CHECKING:
     import pandas as pd
 
+NAME_FILES = ("path", "weights", "baseline_weights", "ratings")  # last parts of keys whose value may be a file
 LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
 
 
@@ -84,8 +85,9 @@ class Run:
 
     @functools.cached_property
     def _files(self) -> list[Path]:
-        """The stored cohort's manifest, and whatever a setting may name: most of these are no files."""
-        named = [value for value in self.settings.by_key().values() if isinstance(value, str) and value.strip("/.")]
+        """The stored cohort's manifest, and what the settings name that may be a file of the user."""
+        given = self.settings.by_key().items()
+        named = [value for key, value in given if value and key.rpartition(".")[2] in NAME_FILES]
         return [self.root / "cohort" / MANIFEST, *(Path(value).expanduser() for value in named)]
 
     def marks(self) -> tuple[tuple[int, int] | None, ...]:

@@ -220,6 +220,11 @@ def test_a_run_names_a_unit_once_and_sends_none_to_a_worker(run):
     assert len(run.remembered) == 3, "two units and the marks of files"
 
 
+def test_every_setting_that_names_a_file_of_the_user_is_looked_at():
+    keys = [key for named in pipeline.USER_FILES.values() for key in named]
+    assert {key.rpartition(".")[2] for key in keys} <= set(artifacts.run.NAME_FILES)
+
+
 def test_units_are_named_anew_when_the_stored_cohort_or_a_file_of_the_settings_is_another(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     weights = tmp_path / "weights.pth"
