@@ -1,8 +1,9 @@
 """JupyterLab for one run: a start page, and a server whose notebooks open the run that make was asked for.
 
 Contract: settings are validated before a server starts. The server listens on this machine alone and asks for its
-token; it fetches nothing: no news, no look for updates, no catalogue of extensions. The start page is made anew each
-time, carries its tables already, and is ignored by git.
+token, whatever a Jupyter configuration of the user or the machine says: none is read, but for the user's own settings
+of JupyterLab's windows. It fetches nothing: no news, no look for updates, no catalogue of extensions. The start page is
+made anew each time, carries its tables already, and is ignored by git.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nafld_utils import artifacts
 from nafld_utils.artifacts import Run
 from nafld_utils.pipeline import execute, overview
 
-_TEMPLATES = Path(__file__).parent / "templates"  # their labconfig/ switches off the question whether to fetch news
+_TEMPLATES = Path(__file__).parent / "templates"
 _OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # else they change every make in a terminal of Lab
 
 
@@ -37,9 +38,12 @@ def command(notebooks: Path, options: Sequence[str] = ()) -> list[str]:
     """Command line of the server."""
     folder = notebooks.absolute()
     settings = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.jpserver_extensions": dict.fromkeys(("jupyter_lsp", "jupyter_server_terminals"), True),
         "ServerApp.root_dir": folder.parent,
         "FileContentsManager.preferred_dir": folder.name,
         "LabApp.default_url": f"/lab/tree/{folder.name}/{overview.START}",
+        "LabApp.app_settings_dir": _TEMPLATES / "labsettings",  # no question whether to fetch news
         "LabApp.news_url": None,
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
         "LabApp.extension_manager": "readonly",
@@ -50,15 +54,21 @@ def command(notebooks: Path, options: Sequence[str] = ()) -> list[str]:
 
 def environment(run: Run, notebooks: Path) -> dict[str, str]:
     """Environment of the server, which its kernels inherit."""
+    from jupyter_core.paths import jupyter_config_dir
+
     given = {
         "profile": run.settings.profile,
         "overrides": run.overrides,
         "notebooks": str(notebooks.absolute()),
     }
     kept = {name: value for name, value in os.environ.items() if name not in _OF_MAKE}
-    config = os.pathsep.join([*filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")]), str(_TEMPLATES)])
-    own = {artifacts.LAB: json.dumps(given, default=str), "JUPYTER_CONFIG_PATH": config}
-    return {**kept, **execute.kernel_environment(run), **own}
+    of_user = Path(jupyter_config_dir(), "lab")
+    windows = {
+        "JUPYTERLAB_SETTINGS_DIR": str(of_user / "user-settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(of_user / "workspaces"),
+    }
+    own = {artifacts.LAB: json.dumps(given, default=str), "JUPYTER_NO_CONFIG": "1"}
+    return {**windows, **kept, **execute.kernel_environment(run), **own}
 
 
 def write_start_page(run: Run, notebooks: Path) -> Path:

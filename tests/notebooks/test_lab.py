@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -26,6 +28,13 @@ from nafld_utils.views import widgets
 pytestmark = pytest.mark.slow
 WAIT = 120_000  # ms; a kernel's imports on a loaded machine
 TOKEN = "of-this-test"
+# An old configuration of the user that would open the server to everybody.
+OPEN_TO_ALL = """
+c.ServerApp.ip = c.LabApp.ip = c.NotebookApp.ip = "0.0.0.0"
+c.ServerApp.token = c.NotebookApp.token = c.IdentityProvider.token = ""
+c.ServerApp.allow_origin, c.ServerApp.allow_remote_access, c.ServerApp.disable_check_xsrf = "*", True, True
+c.ServerApp.allow_unauthenticated_access = True
+"""
 # Every cell is in the page, whether it is in sight or not, so that a test can ask for it.
 SETTINGS = {"@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"}}
 OPENED = ("01_data_analysis", "05_quality_metrics")  # opened themselves
@@ -76,6 +85,9 @@ def lab(study):
         path.write_text(json.dumps(value))
     places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime"}
     places |= {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "spaces", "IPYTHONDIR": "ipython"}
+    (home / "config").mkdir()
+    for name in ("jupyter_config", "jupyter_server_config", "jupyter_lab_config", "jupyter_notebook_config"):
+        (home / "config" / f"{name}.py").write_text(OPEN_TO_ALL)
     environment = {name: str(home / folder) for name, folder in places.items()}
     environment |= {"JUPYTER_TOKEN": TOKEN, "PYTHONPATH": str(GUARD), "NAFLD_NETWORK_LOG": str(log)}
     options = f"LAB=--no-browser --allow-root --ServerApp.port={port} --ServerApp.port_retries=0"
@@ -87,7 +99,7 @@ def lab(study):
         )
     try:
         wait_for(process, f"http://127.0.0.1:{port}/api/status?token={TOKEN}", home / "out.txt")
-        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", notebooks=study / "notebooks")
+        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", notebooks=study / "notebooks", port=port)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
@@ -172,6 +184,18 @@ def saved_with_outputs(path, seconds=30):
         if time.monotonic() > until or (saved and any(cell.get("outputs") for cell in saved.cells)):
             return saved
         time.sleep(0.2)
+
+
+def test_the_server_is_this_machines_alone_and_asks_for_its_token_whatever_an_old_configuration_says(lab):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{lab.url}/api/contents", timeout=10)
+    heard = {
+        line.split()[1].partition(":")[0]
+        for table in ("tcp", "tcp6")
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]
+        if line.split()[1].endswith(f":{lab.port:04X}") and line.split()[3] == "0A"
+    }
+    assert heard == {"0100007F"}, "127.0.0.1 and no other address"
 
 
 def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):

@@ -247,8 +247,8 @@ def test_the_server_fetches_nothing_and_inherits_no_make(empty, tmp_path, monkey
     assert json.loads(environment[artifacts.LAB]) == given
     assert not {"MAKEFLAGS", "MAKELEVEL"} & set(environment)
     assert environment["HF_HUB_OFFLINE"] == "1"
-    folders = environment["JUPYTER_CONFIG_PATH"].split(os.pathsep)
-    overrides = json.loads((Path(folders[-1]) / "labconfig" / "default_setting_overrides.json").read_text())
+    (folder,) = (word.partition("=")[2] for word in command if word.startswith("--LabApp.app_settings_dir="))
+    overrides = json.loads((Path(folder) / "overrides.json").read_text())
     assert overrides["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
     assert environment["NAFLD_ROOT"] == str(artifacts.work_root().absolute())
 
