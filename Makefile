@@ -116,11 +116,16 @@ doctor:                  ## check this machine and say how to mend what is missi
 	@if [ -e $(VENV)/.ready ]; then $(VENV)/bin/python -m nafld_utils.doctor --data "$$NAFLD_DATA"; \
 	else $(PYTHON) -m nafld_utils.doctor --data "$$NAFLD_DATA"; fi
 
-# Only folders that a run of that name has made; raw cohorts are never touched.
+# Only folders that a run of that name has made, which hold a manifest or a notebook's page; raw cohorts are never touched.
 clean:                   ## remove everything that RUN has computed; data/ stays
-	@case "$$NAFLD_RUN" in [!A-Za-z0-9]*|*[!A-Za-z0-9._-]*) \
+	@case "$$NAFLD_RUN" in [!A-Za-z0-9]*|*[!A-Za-z0-9._-]*|bench|compare) \
 	  echo "clean: RUN is not the name of a run: $$NAFLD_RUN" >&2; exit 2;; esac; \
-	for folder in "$(ROOT)/artifacts/$$NAFLD_RUN" "$(ROOT)/reports/$$NAFLD_RUN"; do \
+	set -- "$(ROOT)/artifacts/$$NAFLD_RUN" "$(ROOT)/reports/$$NAFLD_RUN"; \
+	for folder do \
+	  if [ -d "$$folder" ] && [ -z "$$(find "$$folder" ! -type d \( -name run.json -o -name '0[1-9]_*' -o -name '.*' \) -print -quit)" ] \
+	    && [ -n "$$(find "$$folder" ! -type d -print -quit)" ]; then \
+	    echo "clean: $$folder holds nothing that a run has made; remove it by hand if it is not needed" >&2; exit 2; fi; done; \
+	for folder do \
 	  if [ -d "$$folder" ]; then echo "removing $$folder"; rm -rf -- "$$folder"; \
 	  else echo "nothing at $$folder"; fi; done
 

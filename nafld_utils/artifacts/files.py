@@ -115,6 +115,26 @@ def load_record(path: str | Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet may compute the text: it begins with ``= + - @``, also full width, or a control character.
+
+    Blanks before them are passed over, as some programs do. Source: OWASP, "CSV Injection",
+    https://owasp.org/www-community/attacks/CSV_Injection.
+    """
+    return text.startswith(("\t", "\r", "\n")) or text.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20"))
+
+
+def spreadsheet_safe(text: object) -> str:
+    """Text from outside as it may stand in a table that is opened in a spreadsheet: an apostrophe before a formula.
+
+    Examples
+    --------
+    >>> spreadsheet_safe("=1+1"), spreadsheet_safe("scan_1.png")
+    ("'=1+1", 'scan_1.png')
+    """
+    return f"'{text}" if is_formula(str(text)) else str(text)
+
+
 def save_table(path: str | Path, table: pd.DataFrame) -> Path:
     """Write a table atomically as CSV or Parquet, by the ending of `path`; the index is not kept."""
     with replacing(path) as temporary:

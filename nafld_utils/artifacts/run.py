@@ -10,7 +10,6 @@ import errno
 import functools
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -290,7 +289,7 @@ def stored_runs() -> list[str]:
 
 def _open_stored(name: str) -> Run:
     there = f"runs here: {', '.join(stored_runs()) or 'none'}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if not params.NAME.fullmatch(name):
         raise ValueError(f"expected the name of a run, found {name!r}; {there}.")
     given = load_record(work_root() / "artifacts" / name / "settings" / "run.json")
     if given is None or not isinstance(given.get("overrides", {}), dict):

@@ -34,21 +34,6 @@ MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
 # A first line that Excel obeys and does not show.
 _SEPARATOR = re.compile(r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n?|\n|$)', re.IGNORECASE)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def spreadsheet_safe(text: object) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe stands before a leading ``= + - @``, tab or return.
-
-    Source: OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection.
-
-    Examples
-    --------
-    >>> spreadsheet_safe("=1+1"), spreadsheet_safe("scan_1.png")
-    ("'=1+1", 'scan_1.png')
-    """
-    text = str(text)
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def find_table(folder: Path) -> Path:

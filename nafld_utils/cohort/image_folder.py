@@ -342,7 +342,7 @@ def _cohort(folder: Path, rows: pd.DataFrame, stored: dict[str, Any], text: str)
         provenance = {"kind": "simulated", "text": f"{mark[MARK]} {text}", "model": mark.get("model", "")}
     provenance |= {"sha256": content, "format": "folder"}
     provenance["labels"] = "numbers" if rows["is_number"].all() else "names"
-    patient, file = (rows[name].map(folder_table.spreadsheet_safe) for name in ("patient", "image"))
+    patient, file = (rows[name].map(artifacts.spreadsheet_safe) for name in ("patient", "image"))
     sources = pd.DataFrame({"image_id": images["image_id"], "patient": patient, "file": file, "row": rows["row"]})
     folds = None
     if rows["fold"].notna().any():

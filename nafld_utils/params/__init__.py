@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "arms": "BASELINES FILTERED REAL TRADITIONAL parse".split(),
         "declared": "agreement as_yaml differences protocol".split(),
-        "fields": "PLAIN_NAME PLAIN_NAME_RULE SettingsError".split(),
+        "fields": "NAME PLAIN_NAME PLAIN_NAME_RULE SettingsError".split(),
         "generators": "ddim_strides".split(),
         "loading": "DEFAULT_PROFILE load".split(),
         "merging": "BASE_PROFILE flat listed parse_overrides".split(),

@@ -28,7 +28,8 @@ def _plain(name: str) -> str:
 
 
 PlainName = Annotated[str, AfterValidator(_plain)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # a folder's: with another one and an ending below 255 bytes
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 OTHER_REPORTS = {"compare": "the comparisons of runs", "bench": "the records of `make bench`"}
 
 

@@ -252,7 +252,8 @@ def runs(of: Run) -> Any:
         finished = sum((folder / stage / "stage.json").exists() for stage in staleness.STAGES)
         if given or finished:
             this = " (open now)" if folder.name == of.name else ""
-            opening = f"`{command('lab', folder.name, given)}`" if given else "not made by make"
+            opening = command("lab", folder.name, given) if given else ""
+            opening = f"`{opening}`" if opening else "not made by make"
             rows.append((f"{escape(folder.name)}{this}", f"{finished} of {len(staleness.STAGES)}", opening))
     if not rows:
         return Markdown("No run has been made by `make` yet.")
@@ -260,7 +261,12 @@ def runs(of: Run) -> Any:
 
 
 def command(target: str, name: str, given: dict[str, Any]) -> str:
-    """The make command for a run, from the ``settings/run.json`` that make left of it."""
+    """The make command for a run, from the ``settings/run.json`` that make left of it: safe to paste into a shell.
+
+    Empty where that file, which may have come by mail, names no profile.
+    """
+    if not (params.NAME.fullmatch(str(given.get("profile") or "")) and params.NAME.fullmatch(name)):
+        return ""
     overrides = {key: value for key, value in given.get("overrides", {}).items() if key != "run"}
     words = ["make", target, f"PROFILE={given['profile']}"]
     if name != given["profile"]:
@@ -269,6 +275,6 @@ def command(target: str, name: str, given: dict[str, Any]) -> str:
         del overrides["cohort.source"]
         words.append(f"DATA={shlex.quote(str(overrides.pop('cohort.path')))}")
     if overrides:
-        pairs = (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
-        words.append("SET='" + " ".join(pairs).replace("'", "'\"'\"'") + "'")  # in quotes even where none are needed
+        pairs = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
+        words.append("SET='" + pairs.replace("'", "'\"'\"'") + "'")  # in quotes even where none are needed
     return " ".join(words)

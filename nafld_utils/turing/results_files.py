@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nafld_utils.artifacts import is_formula, spreadsheet_safe
 from nafld_utils.turing.sitting import CONFIDENCE_LEVELS, RATER_PATTERN, RESULTS_SCHEMA, RESULTS_VERSION
 
 REVISION = ("turing_import", 1), ("turing_answers", 1)
@@ -28,7 +29,6 @@ FILE_COLUMNS = ["file", "rater", "status", "answers", "with_confidence", "minute
 COUNTED, REFUSED = "counted", "refused"
 MAX_BYTES = 1_000_000  # choice: forty times a results file of 50 images
 HASTY_MS = 1000  # choice: a median below one second per image is flagged, not refused
-_FORMULA = ("=", "+", "-", "@")  # a spreadsheet computes a cell that begins so
 _RATER_LENGTH = 40  # choice: of a rater's name in a table made by hand
 
 Milliseconds = Annotated[int, Field(ge=0, le=10**9)]
@@ -150,7 +150,7 @@ def _repeats(one: Sitting, counted: list[Sitting]) -> str:
 
 def _row(one: Sitting) -> tuple[Any, ...]:
     if one.answers is None:
-        return _inert(one.file), _inert(one.rater), REFUSED, 0, 0, None, one.note
+        return spreadsheet_safe(one.file), spreadsheet_safe(one.rater), REFUSED, 0, 0, None, one.note
     said, seconds = one.answers["said_real"], one.answers["seconds"]
     minutes = None if seconds.isna().all() else round(float(seconds.sum()) / 60, 1)
     flags = []
@@ -159,12 +159,7 @@ def _row(one: Sitting) -> tuple[Any, ...]:
     if seconds.median() * 1000 < HASTY_MS:
         flags.append("half of the images were seen for less than a second")
     sure = int(one.answers["confidence"].notna().sum())
-    return _inert(one.file), one.rater, COUNTED, len(said), sure, minutes, "; ".join(flags)
-
-
-def _inert(text: str) -> str:
-    """Text from outside as a spreadsheet shows it and does not compute it."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return spreadsheet_safe(one.file), one.rater, COUNTED, len(said), sure, minutes, "; ".join(flags)
 
 
 # ---------------------------------------------------------------- one results file of the page
@@ -266,11 +261,11 @@ def read_table(content: bytes, items: pd.DataFrame) -> pd.DataFrame:
     levels = [str(level) for level in CONFIDENCE_LEVELS]
     for line, row in enumerate(table.to_dict("records"), start=2):
         rater = row["rater"]
-        named = 0 < len(rater) <= _RATER_LENGTH and rater.isprintable() and not rater.startswith(_FORMULA)
+        named = 0 < len(rater) <= _RATER_LENGTH and rater.isprintable() and not is_formula(rater)
         if not named or row["said_real"] not in ("0", "1") or row["confidence"] not in ("", *levels):
             raise ValueError(
                 f"line {line}: expected a rater of at most {_RATER_LENGTH} characters that begins with none of"
-                f" {''.join(_FORMULA)}, said_real 0 or 1 and a confidence empty or of {', '.join(levels)},"
+                f" =+-@, said_real 0 or 1 and a confidence empty or of {', '.join(levels)},"
                 f" found {row}; correct that line."
             )
     table = table.assign(said_real=table["said_real"].astype(int), confidence=pd.to_numeric(table["confidence"]))

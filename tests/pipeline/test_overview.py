@@ -209,6 +209,14 @@ def test_a_command_survives_the_shell_whatever_a_path_or_a_name_holds(empty, tmp
     assert again == run
 
 
+@pytest.mark.parametrize("profile", ["demo; rm -rf ~", "$(shell touch x)", "", None, "a" * 101])
+def test_a_run_that_came_by_mail_gives_no_command_that_does_more_than_open_it(empty, profile):
+    assert pipeline.command("lab", "a", {"profile": profile}) == ""
+    assert pipeline.command("lab", "$(shell touch x)", {"profile": "smoke"}) == ""
+    artifacts.save_json(empty.root.parent / "sent" / "settings" / "run.json", {"profile": profile})
+    assert "not made by make" in overview.runs(empty).data
+
+
 def test_the_commands_of_the_start_page_open_the_runs_that_they_name(empty, capsys):
     for given, words in (
         ({"profile": "smoke", "overrides": {"run": "a"}}, "make lab PROFILE=smoke RUN=a"),

@@ -136,11 +136,24 @@ def test_runs_live_side_by_side_and_clean_removes_one(study):
     assert (study.root / "data" / "raw").exists()
 
 
-@pytest.mark.parametrize("name", ["../smoke", "..", "a b", "-rf"])
+@pytest.mark.parametrize("name", ["../smoke", "..", "a b", "-rf", "bench", "compare", "photos", "notes"])
 def test_clean_refuses_what_is_not_a_run(study, name):
+    mine = study.root / "artifacts" / "photos" / "holiday.png", study.root / "reports" / "notes" / "text.html"
+    for path in (*mine, study.root / "reports" / "bench" / "index.html"):
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
     before = study.times()
     assert study.make("clean", f"RUN={name}").returncode != 0
     assert study.times() == before
+    assert all(path.exists() for path in mine)
+    assert (study.root / "reports" / "bench" / "index.html").exists()
+
+
+def test_a_run_whose_name_is_too_long_for_its_files_is_refused_before_anything_is_written(study):
+    done = study.make("all", f"RUN={'r' * 101}")
+    assert done.returncode != 0
+    assert "run" in done.stderr
+    assert not list((study.root / "artifacts").glob("rrr*"))
 
 
 @pytest.mark.parametrize(
