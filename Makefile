@@ -152,8 +152,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	  "$$python" -m venv --clear $(VENV) || { \
 	    echo "set-up: $$python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 2; }; fi; \
 	touch $(VENV)/.installing; \
-	$(VENV)/bin/python -m pip --disable-pip-version-check install --quiet uv; \
-	$(VENV)/bin/uv pip sync --compile-bytecode --python $(VENV)/bin/python requirements.lock; \
+	sed -n '/^uv==/,/# via/p' requirements.lock > $(VENV)/uv.txt; \
+	$(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $(VENV)/uv.txt; \
+	$(VENV)/bin/uv pip sync --require-hashes --compile-bytecode --python $(VENV)/bin/python requirements.lock; \
 	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --quiet --no-deps --no-build-isolation -e .; \
 	$(VENV)/bin/python -m ipykernel install --sys-prefix >/dev/null; \
 	rm $(VENV)/.installing; touch $(VENV)/.ready

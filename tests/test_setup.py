@@ -36,10 +36,25 @@ def test_lock_resolves_both_pythons_and_names_no_private_address():
     assert not re.search(r"https?://|--index|--find-links|^/|file:", LOCK, re.MULTILINE)
 
 
+def test_every_file_that_is_installed_has_its_hash_and_so_has_the_installer():
+    entries = re.split(r"\n(?=\S)", LOCK.strip())
+    assert {entry.partition("==")[0] for entry in entries} == set(locked())  # numpy, say, once per Python
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    taken = re.search(r"sed -n '(.*)' requirements.lock", makefile)[1]
+    chosen = subprocess.run(
+        ["sed", "-n", taken, "requirements.lock"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert re.findall(r"^([a-z-]+)==", chosen.stdout, re.MULTILINE) == ["uv"]
+    assert makefile.count("--require-hashes") == 2
+
+
 def test_conda_users_get_the_same_lock_and_no_second_list():
     environment = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))
     *named, pip = environment["dependencies"]
-    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert pip == {"pip": ["-r requirements.lock"]}
+    said = (PROJECT / "environment.yml").read_text(encoding="utf-8")
+    assert "`pip install --no-deps -e .`" in said, "a lock with hashes takes no folder"
     assert [re.split(r"[=<>]", entry)[0] for entry in named] == ["python", "pip"]
     version = tuple(map(int, re.search(r"python=(\d+)\.(\d+)$", named[0]).groups()))
     assert doctor.check_python(version).state == "ok"
