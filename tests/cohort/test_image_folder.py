@@ -103,6 +103,7 @@ def test_a_run_says_where_the_names_of_its_patients_lie(tmp_path, study):
     table = pd.read_csv(tmp_path / path)
     assert table.iloc[0].to_dict() == {"image_id": "p001_f00", "patient": "P-0", "file": "00.png", "row": 2}
     assert path in facts.cohort(run)[0][1], "as every report says"
+    assert cohort.open_cohort(run).file_tags["file_says"].str.startswith("format: PNG; mode: L;").sum() == 8
     assert path in dict(texts.methods(run))["Cohort"]
 
 
