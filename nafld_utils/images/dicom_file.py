@@ -145,7 +145,10 @@ def _padding(values: np.ndarray, data: Any) -> np.ndarray | None:
         return None
     limit = _number(data, "PixelPaddingRangeLimit")
     width = values.dtype.itemsize * 8
-    ends = [int(end) % 2**width for end in (value, value if limit is None else limit)]
+    ends = [int(end) for end in (value, value if limit is None else limit)]
+    if min(ends) < -(2 ** (width - 1)) or max(ends) >= 2**width:  # no pixel can have it
+        return None
+    ends = [end % 2**width for end in ends]
     if values.dtype.kind == "i":  # may be written as if it were unsigned, and the other way round
         ends = [end - 2**width * (end >= 2 ** (width - 1)) for end in ends]
     padding = (values >= min(ends)) & (values <= max(ends))

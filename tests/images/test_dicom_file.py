@@ -156,6 +156,8 @@ def test_padding_is_black_and_counts_for_nothing(tmp_path, photometric):
     found = levels(tmp_path, np.where(X > 20, 200 + X, BRIGHT).astype(np.uint8), **ends)
     assert (found[:, 21:] == 0).all()
     assert (found[:, :20] == BRIGHT[:, :20]).all()
+    white = np.where(X > 20, 255, BRIGHT).astype(np.uint8)
+    assert (levels(tmp_path, white, PixelPaddingValue=65535) == white).all(), "no pixel of 8 bits can have it"
     alone = fault(tmp_path, np.full((24, 32), 7, np.uint8), PixelPaddingValue=7)
     assert "nothing but PixelPaddingValue 7" in alone
 
