@@ -9,13 +9,14 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
-        "data description download example explorer figures folder_table image_folder loading problems "
+        "data description download example explorer figures file_tags folder_table image_folder loading problems "
         "simulated_anatomy simulated_scanner simulation unit"
     ).split(),
     submod_attrs={
         "data": "Cohort".split(),
         "description": "class_curves summary_table".split(),
         "figures": "caption".split(),
+        "file_tags": "tag_warnings tags_by_class".split(),
         "image_folder": "check".split(),
         "loading": "load write_mat".split(),
         "problems": "CohortError WHOLE_LIST".split(),

@@ -66,6 +66,8 @@ class Cohort:
     sources : pandas.DataFrame or None
         ``image_id, patient, file``: the user's own names in a folder's table, safe to open in a spreadsheet; ``row``
         of the table, counted from the header as 1.
+    file_tags : pandas.DataFrame or None
+        ``image_id, file_says``: what each image file says of its grey levels, e.g. ``format: PNG; mode: L``.
     """
 
     images: pd.DataFrame
@@ -75,6 +77,7 @@ class Cohort:
     masks: np.ndarray | None = None
     folds: pd.DataFrame | None = None
     sources: pd.DataFrame | None = None
+    file_tags: pd.DataFrame | None = None
 
     @property
     def frames(self) -> np.ndarray:

@@ -28,18 +28,21 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import artifacts, engine, images
-from nafld_utils.cohort import data, folder_table
+from nafld_utils.cohort import data, file_tags, folder_table
 from nafld_utils.cohort.data import Cohort, spread
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
-REVISION = ("cohort_folder", 2), ("cohort_checks", 1)  # raise the first; units name the second beside it
+REVISION = ("cohort_folder", 3), ("cohort_checks", 1)  # raise the first; units name the second beside it
 PIXELS = "pixels.npy"  # a folder that holds it has one array instead of image files
 MASKS, MARK_FILE, MARK = "masks.npy", "cohort.json", "simulated"
 SOURCES = "sources.csv"  # of a run, where the stage says its path
 CONVERSIONS = {
     "colour": "converted from colour to grey by luminance",
-    "deep": "of more than 8 bits scaled each from its own darkest to its brightest pixel",
-    "turned": "turned as their EXIF entry says",
+    "deep": "of more than 8 bits brought to 8",
+    "own": "scaled each from its own darkest to its brightest pixel, since the file does not say the range",
+    "windowed": "shown through the window or table of their DICOM tags",
+    "turned": "turned as their orientation entry says",
+    "hidden": "with transparent pixels or padding, which became black",
 }
 Decoder = Callable[[int], images.Picture | None]  # of the image at a place of a table; None: cannot be opened
 
@@ -276,6 +279,7 @@ def _decode(
     array = (n, *shapes[0]) if even and ends[-1] else (max(1, int(ends[-1])),)  # an empty file cannot be mapped
     kept = [] if hash_only else ["pixels"] if masks is None else ["pixels", "masks"]
     arrays = {"sha256": ((n, 32), np.uint8), **dict.fromkeys(kept, (array, np.uint8))}
+    arrays |= {} if hash_only else {"said": ((n, file_tags.WIDTH), np.uint8)}
     with contextlib.ExitStack() as stack:
         folder = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         _check_room(folder, int(ends[-1]) * len(kept))
@@ -297,6 +301,7 @@ def _decode(
             digest = hashlib.sha256(np.ascontiguousarray(image)).digest()
             store.put("sha256", place, np.frombuffer(digest, np.uint8))
             if "pixels" in kept:
+                store.put("said", place, file_tags.encoded(picture.said))
                 store.put("pixels", place if even else int(ends[place]), image)
             if "masks" in kept:
                 store.put("masks", place, masks[rows["place"][place]])
@@ -308,8 +313,10 @@ def _decode(
         if work is None:  # the store goes away
             stored = {name: np.array(values) for name, values in stored.items()}
         digests = np.array(store.read("sha256"))
+        said = [] if hash_only else file_tags.decoded(store.read("said"))
     if kept and not even:
         stored["pixels"] = images.Ragged(stored["pixels"], shapes)
+    stored["said"] = said
     stored["sha256"] = [digest.tobytes().hex() if digest.any() else "" for digest in digests]
     return stored, facts
 
@@ -335,6 +342,9 @@ def _cohort(folder: Path, rows: pd.DataFrame, stored: dict[str, Any], text: str)
     sha256 = stored["sha256"]
     images, patients = data.tables(rows["patient_id"], rows["number"], rows["label"], rows["grade"], sha256)
     content = hashlib.sha256("\n".join(sha256).encode()).hexdigest()
+    patient, file = (rows[name].map(artifacts.spreadsheet_safe) for name in ("patient", "image"))
+    sources = pd.DataFrame({"image_id": images["image_id"], "patient": patient, "file": file, "row": rows["row"]})
+    said = images[["image_id"]].assign(file_says=stored["said"]) if any(stored["said"]) else None
     text = f"{text} (content {content[:12]})."
     mark = _mark(folder)
     provenance = {"kind": "other content", "text": text}
@@ -342,12 +352,15 @@ def _cohort(folder: Path, rows: pd.DataFrame, stored: dict[str, Any], text: str)
         provenance = {"kind": "simulated", "text": f"{mark[MARK]} {text}", "model": mark.get("model", "")}
     provenance |= {"sha256": content, "format": "folder"}
     provenance["labels"] = "numbers" if rows["is_number"].all() else "names"
-    patient, file = (rows[name].map(artifacts.spreadsheet_safe) for name in ("patient", "image"))
-    sources = pd.DataFrame({"image_id": images["image_id"], "patient": patient, "file": file, "row": rows["row"]})
     folds = None
     if rows["fold"].notna().any():
         folds = rows[["patient_id", "fold"]].drop_duplicates().astype(np.int64).reset_index(drop=True)
-    return Cohort(images, patients, stored["pixels"], provenance, stored.get("masks"), folds, sources)
+    found = Cohort(images, patients, stored["pixels"], provenance, stored.get("masks"), folds, sources, said)
+    tags = file_tags.tags_by_class(found)
+    if differing := list(dict.fromkeys(tags.loc[tags["differs"].astype(bool), "tag"])):
+        warning = f"Warning: {' and '.join(differing)} of the files differ by class, which may give the class away"
+        provenance["text"] += f" {warning}; notebook 01 shows how."
+    return found
 
 
 def _mark(folder: Path) -> dict[str, str] | None:

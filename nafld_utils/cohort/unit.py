@@ -23,8 +23,10 @@ from nafld_utils.cohort.problems import WHOLE_LIST, CohortError, Problem, shown
 from nafld_utils.images import crop_window, stream
 
 COHORT = "cohort"
-FOLDER_MODULES = ("cohort_checks", "cohort_folder", "cohort_table", "image_files", "pixel_store")
-FOLDS, MAT = "given_folds.csv", "cohort.mat"
+FOLDER_MODULES = tuple(
+    ["cohort_checks", "cohort_folder", "cohort_table", "dicom_files", "file_tags", "image_files", "pixel_store"]
+)
+FOLDS, MAT, TAGS = "given_folds.csv", "cohort.mat", "file_tags.csv"
 SIDE = 64  # pixels of the square in which images of any shape are compared (choice): coarser than texture
 SECTOR = (("depth", "Over depth, central half of the sector"), ("lateral", "Over angle, middle third of the depths"))
 SQUARE = (("rows", "Over the region's height"), ("columns", "Over the region's width"))
@@ -144,7 +146,7 @@ def _traced(found: Cohort, unit: Unit) -> Cohort:
 def _save_tables(folder: Path, found: Cohort, whole: int) -> None:
     artifacts.save_table(folder / "images.csv", found.images)
     artifacts.save_table(folder / "patients.csv", found.patients)
-    for name, table in ((FOLDS, found.folds), (SOURCES, found.sources)):
+    for name, table in ((FOLDS, found.folds), (SOURCES, found.sources), (TAGS, found.file_tags)):
         if table is not None:
             artifacts.save_table(folder / name, table)
     artifacts.save_json(folder / "provenance.json", {**found.provenance, "images": whole, "used": len(found.images)})
@@ -166,6 +168,7 @@ def open_cohort(run: Run) -> Cohort:
         masks=unit.load_array("masks.npy", mmap=True) if "masks.npy" in stored else None,
         folds=unit.load_table(FOLDS) if FOLDS in stored else None,
         sources=unit.load_table(SOURCES) if SOURCES in stored else None,
+        file_tags=unit.load_table(TAGS) if TAGS in stored else None,
     )
 
 

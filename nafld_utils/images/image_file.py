@@ -5,28 +5,42 @@ decoded. A fault raises `ImageFault` with a phrase that says what was expected a
 file and the row.
 
 Choice: the study works on one grey channel. A picture in colour becomes its luminance (ITU-R 601: 0.299 red + 0.587
-green + 0.114 blue), and a picture of more than 8 bits is scaled from its own darkest and brightest pixel to 0..255,
-since files of 10, 12 and 16 bits do not say where their white is. Both are counted, and reports say so. What would come
-out otherwise than it was meant, colour of more than 8 bits a channel for one, is refused with what to save instead.
+green + 0.114 blue), and what is transparent becomes black. A DICOM file has the grey levels that its tags give
+(`dicom_file`). A PNG or TIFF of more than 8 bits is scaled from its own darkest and brightest pixel to 0..255, since it
+does not say where its white is, but a TIFF of 12 bits. All are counted, and reports say so. What would come out
+otherwise than it was meant, colour of more than 8 bits a channel for one, is refused with what to save instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-REVISION = ("image_files", 2)
+from nafld_utils.images import dicom_file
+from nafld_utils.images.grey_levels import (
+    MAX_PIXELS,
+    Header,
+    ImageFault,
+    Picture,
+    blackened,
+    checked,
+    luminance,
+    reason,
+    scaled,
+)
+
+REVISION = ("image_files", 3)
 FORMATS = ("PNG", "JPEG", "TIFF")  # for Pillow, whose JPEG reader gives MPO too: of phones, with a second picture
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_BYTES = 256 * 2**20  # of a file (choice)
-MAX_PIXELS = 50_000_000  # of an image (choice): 7000 x 7000, more than any radiograph
-MIN_SIDE = 8  # pixels (choice): below it there is nothing to crop
-EXTRA = "install the extra: pip install -e '.[dicom]'"
+FRAMES = "python -m nafld_utils.images.frames"
+VIDEO = "make one PNG file of each frame with ffmpeg -i"
 
 
 # How files begin that are often taken for images that are read; "." stands for any byte.
@@ -41,6 +55,25 @@ _OTHERS = {
     "a Photoshop image": (rb"8BPS\0",),
     "a PNM image": (rb"P[1-7]\s",),
     "a PDF document": (rb"%PDF-",),
+    "a NIfTI volume": (rb"\x5c\x01\0\0", rb"\0\0\x01\x5c"),
+    "an NRRD volume": (rb"NRRD0",),
+    "a MetaImage volume": (rb"ObjectType\s*=",),
+    "a NumPy array": (rb"\x93NUMPY",),
+    "an HDF5 file": (rb"\x89HDF\r\n",),
+}
+_VIDEOS = {
+    "an AVI video": (rb"RIFF.{4}AVI ",),
+    "an MP4 or QuickTime video": (rb".{4}(?:ftyp|moov|mdat|wide|free)",),
+    "a Matroska or WebM video": (rb"\x1aE\xdf\xa3",),
+    "an MPEG video": (rb"\0\0\x01[\xba\xb3]",),
+    "a Windows Media video": (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",),
+    "an Ogg video": (rb"OggS",),
+}
+_WRAPPED = {  # what is to be opened before it can be an image, and what to do
+    "a gzip archive; unpack it": (rb"\x1f\x8b",),
+    "a zip archive; unpack it": (rb"PK\x03\x04",),
+    "a web page; download the file itself": (rb"\s*<(?:!doctype|html|!DOCTYPE|HTML)",),
+    "a pointer of Git LFS; get the file with git lfs pull": (rb"version https://git-lfs",),
 }
 _OURS = {
     "PNG": (rb"\x89PNG\r\n\x1a\n",),
@@ -49,47 +82,25 @@ _OURS = {
 }
 
 
-class ImageFault(ValueError):
-    """A file that is no usable image; the message is a phrase without the file's name."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says about itself: ``shape`` (height, width) after turning, ``kind`` PNG, JPEG, TIFF or DICOM."""
-
-    shape: tuple[int, int]
-    kind: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A decoded image: grey ``pixels`` (H, W) uint8, and whether they were converted.
-
-    ``colour``: from colour; ``deep``: scaled from more than 8 bits; ``turned``: as its EXIF entry says.
-    """
-
-    pixels: np.ndarray
-    colour: bool = False
-    deep: bool = False
-    turned: bool = False
-
-
 def read_header(path: Path) -> Header:
     """Size and kind of an image file; one that is refused (`ImageFault`) is not decoded."""
     if not path.is_file():
         raise ImageFault("expected an image file, found none of that name")
-    size = path.stat().st_size
+    size, command = path.stat().st_size, f"{FRAMES} {shlex.quote(str(path))}"
     if size > MAX_BYTES:
-        raise ImageFault(f"expected at most {MAX_BYTES >> 20} MiB, found {size >> 20} MiB")
-    if is_dicom(path):
-        return _dicom_header(path)
+        several = f"scale it down or, where it holds several, make one file of each with {command}"
+        raise ImageFault(f"expected at most {MAX_BYTES >> 20} MiB, found {size >> 20} MiB; {several}")
+    if dicom_file.is_dicom(path):
+        return dicom_file.read_header(path, command)
     with _opened(path) as picture:
         kind = "JPEG" if picture.format == "MPO" else str(picture.format)
-        pages = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
-        height, width = _checked(picture.height, picture.width, pages)
+        pages = 1 if picture.format == "MPO" else _pages(picture)
+        height, width = checked(picture.height, picture.width, pages, command)
         _refuse_misread(picture)
-        # last, since it decodes a PNG, whose entry may lie behind its pixels
-        if _orientation(picture) in (5, 6, 7, 8):
+        # last, since it decodes a PNG, whose entry may lie behind its pixels; Pillow's size of a TIFF is turned already
+        # where its own entry says so, but not where its XMP does
+        lying = (5, 6, 7, 8)
+        if _orientation(picture) in lying and getattr(picture, "tag_v2", {}).get(0x0112) not in lying:
             height, width = width, height
     return Header((height, width), kind)
 
@@ -98,57 +109,39 @@ def read(path: Path) -> Picture:
     """Decode an image file to grey levels; `ImageFault` as `read_header`, or where the pixels cannot be decoded."""
     header = read_header(path)
     try:
-        found = _read_dicom(path) if header.kind == "DICOM" else _read_picture(path)
+        found = dicom_file.read(path) if header.kind == "DICOM" else _read_picture(path)
     except ImageFault:
         raise
     except Exception as error:  # decoders raise a dozen kinds, none of which names the file
-        raise ImageFault(f"expected an image, found damaged content ({_reason(error)})") from None
+        raise ImageFault(f"expected an image, found damaged content ({reason(error)})") from None
     if found.pixels.shape != header.shape:
         raise ImageFault(f"expected {_size(header.shape)} pixels as its header says, found {_size(found.pixels.shape)}")
     return found
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its ending or the mark behind its preamble."""
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        return True
-    with open(path, "rb") as handle:
-        return handle.read(132)[128:] == b"DICM"
-
-
-def _checked(height: int, width: int, pages: int) -> tuple[int, int]:
-    if pages != 1:
-        raise ImageFault(f"expected one image in a file, found {pages}; write each to a file of its own")
-    if height * width > MAX_PIXELS:
-        raise ImageFault(f"expected at most {MAX_PIXELS:,} pixels, found {width} x {height}; scale it down")
-    if min(height, width) < MIN_SIDE:
-        raise ImageFault(f"expected at least {MIN_SIDE} x {MIN_SIDE} pixels, found {width} x {height}")
-    return height, width
 
 
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(str(side) for side in shape[::-1])
 
 
-def _reason(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
-
-
 # ---------------------------------------------------------------- PNG, JPEG, TIFF
 
 
-def _opened(path: Path) -> Any:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The picture of a file; by a handle, since Pillow maps what it opens by name, and then turns it wrongly."""
     from PIL import Image
 
-    try:
-        # `_checked` has a lower limit
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            return Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ImageFault(f"expected at most {MAX_PIXELS:,} pixels, found far more in its header") from None
-    except Exception as error:
-        found = _found(path) + ("" if "cannot identify" in str(error) else f" ({_reason(error)})")
-        raise ImageFault(f"expected a PNG, JPEG, TIFF or DICOM image, found {found}") from None
+    with open(path, "rb") as handle:
+        try:
+            # `checked` has a lower limit
+            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+                picture = Image.open(handle, formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise ImageFault(f"expected at most {MAX_PIXELS:,} pixels, found far more in its header") from None
+        except Exception as error:
+            found = _found(path) + ("" if "cannot identify" in str(error) else f" ({reason(error)})")
+            raise ImageFault(f"expected a PNG, JPEG, TIFF or DICOM image, found {found}") from None
+        yield picture
 
 
 def _found(path: Path) -> str:
@@ -158,17 +151,43 @@ def _found(path: Path) -> str:
     if not head:
         return "an empty file"
 
-    def begins(patterns: tuple[bytes, ...]) -> bool:
-        return any(re.match(pattern, head, re.DOTALL) for pattern in patterns)
+    def named(kinds: dict[str, tuple[bytes, ...]]) -> str | None:
+        begins = (n for n, patterns in kinds.items() if any(re.match(p, head, re.DOTALL) for p in patterns))
+        return next(begins, None)
 
-    for name, patterns in _OTHERS.items():
-        if begins(patterns):
-            return f"{name}; save it as PNG"
-    for name, patterns in _OURS.items():
-        if begins(patterns):
-            kinds = "" if name == "PNG" else " or of a kind that is not read; save it as PNG"
-            return f"a {name} image that is damaged{kinds}"
+    place = shlex.quote(str(path))
+    if name := named(_OTHERS):
+        if name in ("a GIF image", "a WebP image") and (pages := _count(path)) > 1:
+            return f"{name} of {pages} frames; make one file of each with {FRAMES} {place}"
+        return f"{name}; save it as PNG"
+    if name := named(_VIDEOS):
+        return f"{name}; {VIDEO} {place} {shlex.quote(str(path.with_suffix('')))}_%04d.png"
+    if name := named(_WRAPPED):
+        return name
+    if name := named(_OURS):
+        kinds = "" if name == "PNG" else " or of a kind that is not read; save it as PNG"
+        return f"a {name} image that is damaged{kinds}"
     return "content of another kind, or damaged"
+
+
+def _count(path: Path) -> int:
+    """Frames of a file in any format of Pillow; 1 where it cannot tell."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return int(getattr(picture, "n_frames", 1))
+    except Exception:
+        return 1
+
+
+def _pages(picture: Any) -> int:
+    """Images in a file; ImageJ writes those of a large stack behind one page, and its description counts them."""
+    pages = int(getattr(picture, "n_frames", 1))
+    if picture.format == "TIFF":
+        told = re.match(r"ImageJ=[^\n]*\nimages=(\d+)", str(picture.tag_v2.get(270, "")))
+        pages = max(pages, int(told[1]) if told else 1, int(picture.tag_v2.get(32997, 1)))  # ImageDepth
+    return pages
 
 
 def _orientation(picture: Any) -> int:
@@ -180,139 +199,85 @@ def _orientation(picture: Any) -> int:
 
 def _refuse_misread(picture: Any) -> None:
     """Refuse what Pillow opens and then decodes otherwise than it was meant."""
-    bits, signed = 8, False
+    bits = 8
     if picture.format == "PNG" and not picture.mode.startswith("I"):  # 16-bit grey comes whole
         bits = 16 if any(";16" in str(tile.args) for tile in picture.tile) else 8
     elif picture.format == "TIFF":
         stored = picture.tag_v2.get(258, (1,))  # BitsPerSample, one per channel
         bits = max(stored) if len(stored) > 1 else 8
-        signed = max(stored) <= 8 and 2 in picture.tag_v2.get(339, (1,))  # SampleFormat
     if bits > 8:
         raise ImageFault(
             f"expected at most 8 bits a channel with colour or transparency, found {bits}; save it as 8-bit colour or"
             " as 16-bit grey"
         )
-    if signed:
+    if picture.format == "TIFF":
+        _refuse_misread_tiff(picture.tag_v2, max(stored))
+
+
+def _refuse_misread_tiff(tags: Any, bits: int) -> None:
+    meaning, extra = tags.get(262), tags.get(338, ())  # PhotometricInterpretation, ExtraSamples
+    if bits <= 8 and 2 in tags.get(339, (1,)):  # SampleFormat
         raise ImageFault("expected grey levels from 0, found signed 8-bit values; save it as unsigned 8-bit grey")
+    if meaning is None:
+        raise ImageFault("expected a tag PhotometricInterpretation (262) that says which value is black, found none;"
+                         " save it as PNG")  # fmt: skip
+    if meaning in (0, 1) and 0 in extra:
+        raise ImageFault(f"expected one grey channel, found {1 + len(extra)}; save the one that counts as PNG")
+    if meaning == 8:
+        raise ImageFault("expected grey, RGB, a palette, YCbCr or CMYK, found CIE L*a*b* colour; save it as RGB")
 
 
 def _read_picture(path: Path) -> Picture:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     # oddities of metadata are ignored; what cannot be decoded raises
     with warnings.catch_warnings(action="ignore"), _opened(path) as opened:
-        turned = _orientation(opened) not in (0, 1)
-        picture = ImageOps.exif_transpose(opened) if turned else opened
-        picture.load()
-        if picture.mode.startswith(("I", "F")):
-            pixels = _scaled(np.asarray(picture))
+        mode, tags = opened.mode, dict(getattr(opened, "tag_v2", {}))
+        depth = {"L;2": 2, "L;4": 4}.get(str(opened.tile[0].args), 8) if opened.format == "PNG" else 8
+        turn = _orientation(opened)
+        opened.load()  # turns a TIFF
+        picture, hidden = _flat(opened if opened.format == "TIFF" else ImageOps.exif_transpose(opened), depth)
+        how = {"turned": turn in range(2, 9), "hidden": hidden is not None and bool(hidden.any())}
+        said = {"format": "JPEG" if opened.format == "MPO" else str(opened.format), "mode": mode}
+        said |= {"orientation": str(turn), "transparent": _yes(how["hidden"])}
+        said |= {"gamma": f"{opened.info.get('gamma') or 0:g}", "profile": _yes("icc_profile" in opened.info)}
+        if mode.startswith(("I", "F")):
+            values, span = _deep(np.asarray(picture), tags)
+            pixels = scaled(values, span, hidden)
             # low values are bright; Pillow inverts those of 8 bits itself
-            if opened.format == "TIFF" and opened.tag_v2.get(262) == 0:
-                pixels = 255 - pixels
-            return Picture(pixels, deep=True, turned=turned)
-        if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-            transparent = picture.mode == "PA" or "transparency" in picture.info
-            picture = picture.convert("RGBA" if transparent else "RGB")
-        if picture.mode in ("RGBA", "LA", "La", "RGBa"):
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
-        colour = picture.mode == "RGB" and _has_colour(np.asarray(picture))
-        return Picture(np.array(picture.convert("L"), dtype=np.uint8), colour=colour, turned=turned)
+            if tags.get(262) == 0:
+                pixels = blackened(255 - pixels, hidden)
+            said["levels"] = "12 bits" if span else "own darkest to brightest"
+            return Picture(pixels, deep=True, own=span is None, said=said, **how)
+        if picture.mode in ("1", "L"):
+            return Picture(blackened(np.array(picture.convert("L")), hidden), said=said, **how)
+        pixels, colour = luminance(np.asarray(picture.convert("RGB")))
+        return Picture(blackened(pixels, hidden), colour=colour, said={**said, "colour": _yes(colour)}, **how)
 
 
-def _has_colour(rgb: np.ndarray) -> bool:
-    """Whether the channels differ anywhere; many grey images are stored as three equal channels."""
-    return bool((rgb[..., 0] != rgb[..., 1]).any() or (rgb[..., 1] != rgb[..., 2]).any())
-
-
-def _scaled(values: np.ndarray) -> np.ndarray:
-    """Grey levels 0..255 from the image's own darkest and brightest value; a constant image stays constant."""
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ImageFault("expected finite grey levels, found NaN or infinity")
-    low, high = values.min(), values.max()
-    if low == high:
-        return np.zeros(values.shape, np.uint8)
-    return np.round((values - low) * (255 / (high - low))).astype(np.uint8)
-
-
-# ---------------------------------------------------------------- DICOM
-
-
-def _dicom() -> Any:
-    try:
-        import pydicom
-        import pydicom.pixels
-    except ImportError:
-        raise ImageFault(f"expected pydicom to read a DICOM file, found it not installed; {EXTRA}") from None
-    return pydicom
-
-
-def _dataset(path: Path, **options: Any) -> Any:
-    pydicom = _dicom()
-    try:
-        with warnings.catch_warnings(action="ignore"):  # values of other tags that break the standard
-            return pydicom.dcmread(path, **options)
-    except Exception as error:
-        raise ImageFault(f"expected a DICOM file, found damaged content ({_reason(error)})") from None
-
-
-def _dicom_header(path: Path) -> Header:
-    data = _dataset(path, stop_before_pixels=True)
-    try:
-        height, width = int(data.Rows), int(data.Columns)
-        pages = int(data.get("NumberOfFrames") or 1)
-    except (AttributeError, TypeError, ValueError):
-        raise ImageFault(
-            "expected a DICOM image, found no Rows and Columns; it may be a report or a directory"
-        ) from None
-    return Header(_checked(height, width, pages), "DICOM")
-
-
-def _read_dicom(path: Path) -> Picture:
-    pydicom, data = _dicom(), _dataset(path)
-    meaning = str(data.get("PhotometricInterpretation", "")).strip()
-    with warnings.catch_warnings(action="ignore"):
-        try:
-            values = pydicom.pixels.pixel_array(data)
-        except Exception as error:
-            found = f"expected pixels that pydicom can decode, found {_reason(error)}"
-            raise ImageFault(f"{found}; save it uncompressed or as PNG") from None
-        if meaning == "PALETTE COLOR" and values.ndim == 2:
-            values = _palette_colours(values, data)
-        if values.ndim == 3:
-            return Picture(*_luminance(values))
-        if values.ndim != 2:
-            raise ImageFault(f"expected one image, found an array of shape {values.shape}")
-        stored = int(data.get("BitsStored") or 16)
-        values = pydicom.pixels.apply_modality_lut(values, data)
-        windowed = pydicom.pixels.apply_voi_lut(values, data)
-    plain = stored <= 8 and windowed.dtype == np.uint8 and windowed is values
-    pixels = np.array(windowed, dtype=np.uint8) if plain else _scaled(windowed)
-    if meaning == "MONOCHROME1":  # low values are bright
-        pixels = 255 - pixels
-    return Picture(pixels, deep=not plain)
-
-
-def _palette_colours(indices: np.ndarray, data: Any) -> np.ndarray:
-    """Colours (H, W, 3) uint8 of palette indices; entries of 16 bits are scaled from 0..65535."""
-    import pydicom.pixels
-
-    try:
-        entries, first, bits = (int(value) for value in data.RedPaletteColorLookupTableDescriptor)
-        last = first + (entries or 2**16) - 1
-        indices = np.clip(indices.astype(np.int32), first, last)  # outside they take the nearest entry
-        colours = pydicom.pixels.apply_color_lut(indices, data)[..., :3]  # without transparency
-    except Exception as error:
-        raise ImageFault(f"expected the colours of a palette, found {_reason(error)}; save it as RGB") from None
-    if indices.max() - first > np.iinfo(colours.dtype).max:  # pydicom's index would run over
-        raise ImageFault(f"expected a palette of at most 256 colours of 8 bits, found {entries}; save it as RGB")
-    return colours.astype(np.uint8) if bits <= 8 else np.round(colours / 257).astype(np.uint8)
-
-
-def _luminance(rgb: np.ndarray) -> tuple[np.ndarray, bool]:
+def _flat(picture: Any, depth: int) -> tuple[Any, np.ndarray | None]:
+    """A picture before black, and where it is transparent, (H, W) bool; `depth`: bits of its grey before Pillow."""
     from PIL import Image
 
-    if rgb.dtype != np.uint8 or rgb.shape[2] != 3:
-        raise ImageFault(f"expected 8-bit colour of three channels, found {rgb.dtype} of shape {rgb.shape}; save it so")
-    return np.array(Image.fromarray(rgb).convert("L"), dtype=np.uint8), _has_colour(rgb)
+    key = picture.info.get("transparency")
+    if picture.mode in ("RGBA", "LA", "La", "RGBa", "PA") or (picture.mode == "P" and key is not None):
+        picture = picture.convert("RGBA")
+        hidden = np.asarray(picture)[..., 3] == 0
+        return Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB"), hidden
+    if key is None:
+        return picture, None
+    if picture.mode == "L":  # the key is as stored, the pixels are brought to 8 bits
+        key = int(key) * 255 // (2**depth - 1)
+    values = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
+    return picture, np.reshape(values == np.asarray(key), (*values.shape[:2], -1)).all(axis=-1)
+
+
+def _deep(values: np.ndarray, tags: dict[int, Any]) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Grey levels of more than 8 bits as they are meant, and their range where a file says it."""
+    if tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):  # BitsPerSample, SampleFormat: Pillow reads them signed
+        values = values.view(np.uint32)
+    return values, (0.0, 4095.0) if tags.get(258) == (12,) else None
+
+
+def _yes(what: object) -> str:
+    return "yes" if what else "no"

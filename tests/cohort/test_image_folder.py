@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from dicom_files import write as dicom
 from PIL import Image, ImageFile
 
 from nafld_utils import artifacts, cli, cohort, images, params, pipeline, preprocessing, report, views
@@ -102,6 +103,7 @@ def test_a_run_says_where_the_names_of_its_patients_lie(tmp_path, study):
     table = pd.read_csv(tmp_path / path)
     assert table.iloc[0].to_dict() == {"image_id": "p001_f00", "patient": "P-0", "file": "00.png", "row": 2}
     assert path in facts.cohort(run)[0][1], "as every report says"
+    assert cohort.open_cohort(run).file_tags["file_says"].str.startswith("format: PNG; mode: L;").sum() == 8
     assert path in dict(texts.methods(run))["Cohort"]
 
 
@@ -206,39 +208,6 @@ def test_a_tiff_whose_low_values_are_bright_is_inverted(tmp_path, kind):
 def test_a_tiff_of_signed_bytes_is_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", picture(3).view(np.int8), photometric="minisblack")
     assert "found signed 8-bit values; save it as unsigned" in refused(tmp_path / "a.tif")
-
-
-def test_a_photograph_is_turned_as_its_exif_entry_says(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    path = tmp_path / "a.png"
-    found = saved(path, Image.fromarray(picture(0)), exif=exif)
-    assert found.turned
-    assert images.read_header(path).shape == found.pixels.shape == (30, 24)
-    assert (found.pixels == np.rot90(picture(0), -1)).all()
-
-
-def dicom(path, values, photometric="MONOCHROME2", **tags):
-    import pydicom
-    from pydicom.dataset import FileDataset, FileMetaDataset
-
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.Rows, data.Columns = values.shape[:2]
-    data.SamplesPerPixel = 1 if values.ndim == 2 else 3
-    data.PhotometricInterpretation = photometric
-    if values.ndim == 3:
-        data.PlanarConfiguration = 0
-    bits = values.dtype.itemsize * 8
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits, bits - 1, 0
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.PixelData = values.tobytes()
-    data.save_as(path, enforce_file_format=True)
-    return path
 
 
 def test_dicom_is_read_windowed_and_inverted_where_it_says_so(tmp_path):

@@ -1,0 +1,316 @@
+"""One DICOM file to one grey image, with the grey levels that its tags give.
+
+Contract: stored values become those of the modality (slope and intercept, or a table), then those shown (a window, or a
+table), then 0..255 over the range that the tags state: the window's, the table's, or that of the bits stored. Padding
+becomes black. A tag that is empty, or zero where zero has no meaning, counts as absent; one that contradicts another or
+cannot be read is named in an `ImageFault`. Source: DICOM PS3.3, C.7.6.3, C.7.5.1.1.2, C.11.1 and C.11.2.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nafld_utils.images.grey_levels import (
+    Header,
+    ImageFault,
+    Picture,
+    blackened,
+    checked,
+    luminance,
+    reason,
+    scaled,
+)
+
+REVISION = ("dicom_files", 1)
+SUFFIXES = (".dcm", ".dicom", ".ima")
+EXTRA = "install the extra: pip install -e '.[dicom]'"
+SAVE = "correct the tag or save it as PNG"
+# Choice: a file whose 16 bits are all declared as stored, as many programs declare them whatever they write, has the
+# fewest of these that hold its values; their ranges are so far apart that pictures of one scanner get the same.
+USUAL_BITS = (8, 12, 16)
+GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+PALETTE = "PALETTE COLOR"
+VIDEOS = ("MPEG", "HEVC", "H.26")
+Span = tuple[float, float] | None  # of values
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its ending or the mark behind its preamble."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    with open(path, "rb") as handle:
+        return handle.read(132)[128:] == b"DICM"
+
+
+def dataset(path: Path, **options: Any) -> Any:
+    """The tags of a file as pydicom reads them."""
+    try:
+        import pydicom
+        import pydicom.pixels
+    except ImportError:
+        raise ImageFault(f"expected pydicom to read a DICOM file, found it not installed; {EXTRA}") from None
+    try:
+        with warnings.catch_warnings(action="ignore"):  # values of other tags that break the standard
+            return pydicom.dcmread(path, **options)
+    except Exception as error:
+        raise ImageFault(f"expected a DICOM file, found damaged content ({reason(error)})") from None
+
+
+def read_header(path: Path, command: str) -> Header:
+    """Size of a DICOM image; `command` is what makes single images of a file that holds several."""
+    data = dataset(path, stop_before_pixels=True)
+    try:
+        height, width = int(data.Rows), int(data.Columns)
+        pages = int(data.get("NumberOfFrames") or 1)
+    except (AttributeError, TypeError, ValueError):
+        raise ImageFault(
+            "expected a DICOM image, found no Rows and Columns; it may be a report or a directory"
+        ) from None
+    if video := video_of(data):
+        raise ImageFault(f"expected one image, found a video ({video}); make one file of each frame with {command}")
+    return Header(checked(height, width, pages, command), "DICOM")
+
+
+def video_of(data: Any) -> str:
+    """Name of the transfer syntax where it is a video's, else nothing."""
+    name = getattr(getattr(data, "file_meta", {}).get("TransferSyntaxUID", ""), "name", "")
+    return name if any(word in name for word in VIDEOS) else ""
+
+
+def read(path: Path) -> Picture:
+    """The grey picture of a file that `read_header` has let through."""
+    data = dataset(path)
+    meaning = str(data.get("PhotometricInterpretation") or "").strip()
+    if meaning not in (*GREY, *COLOUR, PALETTE):
+        known = ", ".join((*GREY, *COLOUR, PALETTE))
+        raise ImageFault(f"expected PhotometricInterpretation to be one of {known}, found {meaning or 'none'}; {SAVE}")
+    said = {"format": f"DICOM {meaning}"}
+    with warnings.catch_warnings(action="ignore"):
+        values, bits = _stored(data, meaning)
+        if meaning == PALETTE:
+            values = _palette_colours(values, data)
+        if meaning not in GREY:
+            pixels, colour = luminance(values)
+            return Picture(pixels, colour=colour, said=said)
+        return _grey(values, bits, data, said)
+
+
+# ---------------------------------------------------------------- stored values
+
+
+def _stored(data: Any, meaning: str) -> tuple[np.ndarray, int]:
+    """Values as stored, (H, W) or (H, W, 3), and how many bits of each mean something; 0 where they are no integers."""
+    import pydicom.pixels
+
+    usual = {"SamplesPerPixel": 3 if meaning in COLOUR else 1, "PlanarConfiguration": 0, "PixelRepresentation": 0}
+    usual |= {"BitsStored": data.get("BitsAllocated"), "NumberOfFrames": 1}
+    for name, value in usual.items():  # what is empty, absent or zero has its usual value
+        if not data.get(name):
+            setattr(data, name, value)
+    try:
+        values = np.asarray(pydicom.pixels.pixel_array(data, correct_unused_bits=False))
+    except Exception as error:
+        found = f"expected pixels that pydicom can decode, found {reason(error)}"
+        raise ImageFault(f"{found}; save it uncompressed or as PNG") from None
+    if values.ndim != (3 if meaning in COLOUR else 2):
+        raise ImageFault(f"expected one image of {meaning}, found an array of shape {values.shape}; {SAVE}")
+    bits = int(data.BitsStored) if values.dtype.kind in "iu" else 0
+    return (_unused_bits_off(values, bits, data) if bits and meaning not in COLOUR else values), bits
+
+
+def _unused_bits_off(values: np.ndarray, bits: int, data: Any) -> np.ndarray:
+    """Values without what lies in the bits that are not stored: old overlays, or the sign; a fault where it is else."""
+    unused = values.dtype.itemsize * 8 - bits
+    kept = (values << unused) >> unused  # of signed ones, the sign goes with it
+    rest = (values >> bits) if values.dtype.kind == "u" else np.where(kept == values, 0, values >> bits)
+    if not rest.any():
+        return kept
+    shift = int(_number(data, "HighBit") or 0) + 1 - bits
+    if 0 < shift <= unused and not (values & (2**shift - 1)).any():
+        return _unused_bits_off(values >> shift, bits, data)
+    if any(tag.elem == 0x0102 and 0x6000 <= tag.group < 0x6020 and data[tag].value for tag in data.keys()):  # noqa: SIM118
+        return kept  # OverlayBitPosition
+    raise ImageFault(f"expected values of {bits} bits (BitsStored), found {values.min()} to {values.max()}; {SAVE}")
+
+
+def _padding(values: np.ndarray, data: Any) -> np.ndarray | None:
+    """Where a picture is padding, (H, W) bool; None where it has none."""
+    value = _number(data, "PixelPaddingValue")
+    if value is None or values.dtype.kind == "f":
+        return None
+    limit = _number(data, "PixelPaddingRangeLimit")
+    width = values.dtype.itemsize * 8
+    ends = [int(end) for end in (value, value if limit is None else limit)]
+    if min(ends) < -(2 ** (width - 1)) or max(ends) >= 2**width:  # no pixel can have it
+        return None
+    ends = [end % 2**width for end in ends]
+    if values.dtype.kind == "i":  # may be written as if it were unsigned, and the other way round
+        ends = [end - 2**width * (end >= 2 ** (width - 1)) for end in ends]
+    padding = (values >= min(ends)) & (values <= max(ends))
+    if padding.all():
+        raise ImageFault(f"expected a picture, found nothing but PixelPaddingValue {value:g}; remove it or {SAVE}")
+    return padding if padding.any() else None
+
+
+# ---------------------------------------------------------------- grey levels
+
+
+def _grey(values: np.ndarray, bits: int, data: Any, said: dict[str, str]) -> Picture:
+    """Grey levels of stored values of so many bits."""
+    hidden = _padding(values, data)
+    seen = np.ones(values.shape, dtype=bool) if hidden is None else ~hidden
+    known = _bits_of(values[seen], bits)
+    values, span, rescale = _modality(values, _span(values, known), data)
+    shown, shown_span, window = _shown(values, span, data)
+    pixels = scaled(shown, shown_span, hidden)
+    if window and pixels[seen].min() == pixels[seen].max() and np.ptp(values[seen]):
+        found = f"found a {window} that shows one level of {values[seen].min():g} to {values[seen].max():g}"
+        raise ImageFault(f"expected a window or a table that shows the picture, {found}; {SAVE}")
+    if data.PhotometricInterpretation == "MONOCHROME1":  # low values are bright
+        pixels = blackened(255 - pixels, hidden)
+    levels = window or (f"{known} bits" if shown_span else "own darkest to brightest")
+    padding = "none" if hidden is None else f"{_number(data, 'PixelPaddingValue'):g}"
+    said |= {"bits": str(bits), "rescale": rescale, "levels": levels, "padding": padding}
+    how = {"deep": bits > 8 or not bits, "own": shown_span is None, "hidden": hidden is not None}
+    return Picture(pixels, **how, windowed=bool(window), said=said)
+
+
+def _bits_of(values: np.ndarray, bits: int) -> int:
+    """How many bits decide the range; 0 where nothing says it."""
+    signed = values.dtype.kind == "i"
+    if bits > 16 or (bits == 16 and signed):
+        return 0
+    return bits if bits < 16 else next(usual for usual in USUAL_BITS if values.max() < 2**usual)
+
+
+def _span(values: np.ndarray, bits: int) -> Span:
+    """Darkest and brightest value that so many bits can hold; None where nothing says how many."""
+    if not bits:
+        return None
+    return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if values.dtype.kind == "i" else (0.0, 2.0**bits - 1)
+
+
+def _shown(values: np.ndarray, span: Span, data: Any) -> tuple[np.ndarray, Span, str]:
+    """Values as a table or a window shows them, their range, and which it was; as they are where there is none."""
+    item = _first(data, "VOILUTSequence")
+    if item is not None:
+        return *_looked_up(values, item, "VOILUTSequence"), "table"
+    window = _window(data)
+    if window is None:
+        return values, span, ""
+    center, width, function = window
+    return *_through(values, *window), f"window {center:g}/{width:g}" + f" {function}" * (function != "LINEAR")
+
+
+def _modality(values: np.ndarray, span: Span, data: Any) -> tuple[np.ndarray, Span, str]:
+    """Values in the unit of the modality, their range, and what was done."""
+    item = _first(data, "ModalityLUTSequence")
+    if item is not None:
+        return *_looked_up(values, item, "ModalityLUTSequence"), "table"
+    slope, intercept = _number(data, "RescaleSlope"), _number(data, "RescaleIntercept") or 0.0
+    slope, intercept = (1.0 if slope is None else slope), (0.0 if slope == 0 else intercept)
+    slope = slope or 1.0
+    if span is not None:
+        low, high = sorted(slope * end + intercept for end in span)
+        span = (low, high)
+    return values * slope + intercept, span, f"{slope:g}, {intercept:g}"
+
+
+def _window(data: Any) -> tuple[float, float, str] | None:
+    """Centre, width and function of the first window; None where there is none that shows more than two levels."""
+    center, width = _number(data, "WindowCenter"), _number(data, "WindowWidth")
+    function = str(_found(data, "VOILUTFunction") or "LINEAR").strip().upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ImageFault(f"expected VOILUTFunction to be LINEAR, LINEAR_EXACT or SIGMOID, found {function}; {SAVE}")
+    if center is None or width is None or width <= (1 if function == "LINEAR" else 0):
+        return None
+    return center, width, function
+
+
+def _through(values: np.ndarray, center: float, width: float, function: str) -> tuple[np.ndarray, tuple[float, float]]:
+    """Values as a window shows them, and the range of what it shows (PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))), (0.0, 1.0)
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    return values, (center - width / 2, center + width / 2)
+
+
+def _looked_up(values: np.ndarray, item: Any, name: str) -> tuple[np.ndarray, tuple[float, float]]:
+    """Entries of a table of the values, and the range of its entries; beyond its ends the nearest entry."""
+    try:
+        entries, first, bits = (int(value) for value in item.LUTDescriptor)
+        entries, first = entries or 2**16, first - 2**16 * (first >= 2**15 and values.min() < 0)
+        table = item.LUTData
+        if isinstance(table, bytes):
+            table = np.frombuffer(table, np.uint8 if len(table) < 2 * entries else np.uint16)
+        table = np.asarray(table).astype(np.uint16)[:entries]
+        assert len(table) == entries, f"{len(table)} entries of {entries}"
+        assert bits in range(8, 17), f"{bits} bits"
+    except Exception as error:
+        raise ImageFault(f"expected a table in {name}, found {reason(error)}; {SAVE}") from None
+    places = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
+    return table[places], (0.0, 2.0 ** _bits_of(table, bits) - 1)
+
+
+# ---------------------------------------------------------------- tags
+
+
+def _places(data: Any) -> list[Any]:
+    """Where a tag of the one frame may stand: the file's own tags, or groups of the newer, enhanced kinds of file."""
+    places = [data]
+    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group in (data.get(groups) or [])[:1]:
+            for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                places += (group.get(name) or [])[:1]
+    return places
+
+
+def _found(data: Any, name: str) -> Any:
+    """Value of a tag; of a list the first; None where it is absent or empty."""
+    for place in _places(data):
+        try:
+            value = place.get(name)
+        except Exception as error:
+            raise ImageFault(f"expected {name} that can be read, found {reason(error)}; {SAVE}") from None
+        value = value if isinstance(value, str | bytes) or not isinstance(value, Sequence) else next(iter(value), None)
+        if value is not None and str(value).strip():
+            return value
+    return None
+
+
+def _number(data: Any, name: str) -> float | None:
+    value = _found(data, name)
+    try:
+        number = None if value is None else float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if number is not None and not np.isfinite(number):
+        raise ImageFault(f"expected a number in {name}, found {str(value)[:40]}; {SAVE}")
+    return number
+
+
+def _first(data: Any, name: str) -> Any:
+    """First item of a sequence, None where there is none."""
+    return next((item for place in _places(data) for item in place.get(name) or []), None)
+
+
+def _palette_colours(indices: np.ndarray, data: Any) -> np.ndarray:
+    """Colours (H, W, 3) uint8 of palette indices; entries of 16 bits are scaled from 0..65535."""
+    import pydicom.pixels
+
+    try:
+        entries, first, bits = (int(value) for value in data.RedPaletteColorLookupTableDescriptor)
+        last = first + (entries or 2**16) - 1
+        indices = np.clip(indices.astype(np.int32), first, last)  # outside they take the nearest entry
+        colours = pydicom.pixels.apply_color_lut(indices, data)[..., :3]  # without transparency
+    except Exception as error:
+        raise ImageFault(f"expected the colours of a palette, found {reason(error)}; save it as RGB") from None
+    if indices.max() - first > np.iinfo(colours.dtype).max:  # pydicom's index would run over
+        raise ImageFault(f"expected a palette of at most 256 colours of 8 bits, found {entries}; save it as RGB")
+    return colours.astype(np.uint8) if bits <= 8 else np.round(colours / 257).astype(np.uint8)
