@@ -1,7 +1,8 @@
 """Stage 06: trainings of classifiers with and without synthetic images, what they score, and the answer.
 
 Contract: a synthetic image meets only the fold whose training patients made it. One comparison is primary, a few that
-are declared too are tested beside it, all others explore. Intervals are over patients, over seeds, or over both, and say which.
+are declared too are tested beside it, all others explore. Intervals are over patients, over seeds, or over both, and
+say which.
 """
 
 import lazy_loader as lazy

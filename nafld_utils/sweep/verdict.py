@@ -100,10 +100,9 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     -------
     dict of str to pandas.DataFrame
         From `comparisons` and `clinical_measures`: ``comparisons`` (`compare_arms`, `families.with_roles`), ``arms``
-        (`arm_intervals`),
-        ``seeds`` (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures`` (`patient_measures`),
-        ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate, every group, ``roc``
-        (`roc_bands`) and ``reliability``.
+        (`arm_intervals`), ``seeds`` (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures``
+        (`patient_measures`), ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate,
+        every group, ``roc`` (`roc_bands`) and ``reliability``.
     """
     unit = tables_unit(run)
     if not note and unit.done():
