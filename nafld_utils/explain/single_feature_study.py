@@ -226,7 +226,7 @@ def judge(
             row |= {"area": aimed["area"].mean(), "share": aimed["share"].mean(), "peaks": aimed["peak"].mean()}
         row |= _with_bounds(f"{prefix}ratio", ratios[name], statistics.POSITIVE)
         agreed = map_measures.agreement(np.abs(values), difference, inside)
-        row |= _with_bounds(f"{prefix}agreement", agreed, statistics.CORRELATION)
+        row |= _with_bounds(f"{prefix}agreement", agreed, statistics.SIGNED)
     return row | _with_bounds("gain", ratios["trained"] - ratios["untrained"], statistics.ANY)
 
 

@@ -30,8 +30,8 @@ REVISION = ("stats", 2)
 # What every interval of a bootstrap over patients is given, and what one of a single training is over.
 GIVEN = "these trained models, this split"
 OVER_PATIENTS = f"patients within class (bootstrap); {GIVEN}"
-# Ranges that a mean and its interval cannot leave.
-ANY, POSITIVE, SHARE, CORRELATION = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0), (-1.0, 1.0)
+# Ranges that a mean and its interval cannot leave; `SIGNED` is that of correlations and of differences of two shares.
+ANY, POSITIVE, SHARE, SIGNED = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0), (-1.0, 1.0)
 
 
 class Interval(NamedTuple):
@@ -142,7 +142,7 @@ def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, fl
     level : float
         Coverage.
     within : (low, high)
-        Range of the values: `ANY`, `POSITIVE`, `SHARE` or `CORRELATION`. The interval is built on the log scale above
+        Range of the values: `ANY`, `POSITIVE`, `SHARE` or `SIGNED`. The interval is built on the log scale above
         a lower end, on the logit scale between two ends, the standard error carried there by the delta method (Agresti
         2013, section 16.1), so that it ends inside the range; the mean is that of the values.
 
@@ -199,7 +199,7 @@ def exact_interval(n_right: int, n: int) -> tuple[float, float]:
     return tuple(map(float, scipy_stats.binomtest(n_right, n).proportion_ci(0.95, "exact")))
 
 
-def paired_t(new: Any, base: Any, level: float = 0.95) -> PairedT:
+def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, float] = ANY) -> PairedT:
     """Paired t test over seeds, as in the paper: does `new` differ from `base` on the same patients?
 
     Parameters
@@ -208,6 +208,8 @@ def paired_t(new: Any, base: Any, level: float = 0.95) -> PairedT:
         AUC of each seed, in the same order of seeds.
     level : float
         Coverage of the interval of the mean difference.
+    within : (low, high)
+        Range of that interval, as in `student_t_interval`; `SIGNED` for AUCs. t and p do not depend on it.
 
     Returns
     -------
@@ -220,7 +222,7 @@ def paired_t(new: Any, base: Any, level: float = 0.95) -> PairedT:
         raise ValueError(
             f"new and base: expected the same seeds in both, found {new.shape} and {base.shape}; pair them."
         )
-    difference, low, high = student_t_interval(new - base, level)
+    difference, low, high = student_t_interval(new - base, level, within)
     error = (new - base).std(ddof=1) / np.sqrt(len(new))
     if error <= 1e-12:  # rounding alone may leave a spread of 1e-17
         raise ValueError(

@@ -259,7 +259,7 @@ def _compare(arm: Scored, base: Scored, level: str, how: Mapping[str, Any]) -> d
     over = f"_seeds: {OVER_SEEDS} | _patients: {over_patients(len(each))}"
     t, p, low, high, note = nan, nan, nan, nan, ""
     try:
-        t, p, _, _, low, high = statistics.paired_t(each, before)
+        t, p, _, _, low, high = statistics.paired_t(each, before, within=statistics.SIGNED)
     except ValueError:
         note = "one seed: no test over seeds" if len(each) < 2 else "every seed differs alike: t is not defined"
     tested = statistics.DelongTest(nan, nan, nan, nan, nan, nan)

@@ -131,7 +131,7 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     whether it is primary, secondary or exploratory.
     """
     ax.axvline(0, color=_INK, lw=1, zorder=1)
-    # A t interval over two or three seeds can be wider than an AUC can differ: it is cut off, with an arrow.
+    # A t interval over two or three seeds can fill nearly all of [-1, 1]: it is cut off, with an arrow.
     reach = 1.6 * float(table[["low_patients", "high_patients", "difference"]].abs().to_numpy().max()) or 0.1
     colors = arm_colors(arms_of(table))
     for row, item in enumerate(table.itertuples()):

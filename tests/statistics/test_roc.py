@@ -180,7 +180,7 @@ def test_an_interval_ends_where_its_values_can_lie():
     known = {
         statistics.SHARE: (0.741165539679, 0.970097478588),
         statistics.POSITIVE: (0.808314033489, 1.015491462466),
-        statistics.CORRELATION: (0.729570209785, 0.969364867311),
+        statistics.SIGNED: (0.729570209785, 0.969364867311),
     }
     for within, ends in known.items():
         found = statistics.student_t_interval(values, within=within)
