@@ -86,9 +86,14 @@ def of_row(
     return claim(key, text, row[value], same, interval=bounds, n=row[n], unit=unit, paper=paper)
 
 
-def over_folds(key: str, text: str, values: Any, unit: str) -> dict[str, Any]:
-    """A claim that the paper does not make, from one value per fold: their mean, with Student's t over folds."""
-    mean, low, high = statistics.over_folds(values)
+def over_folds(
+    key: str, text: str, values: Any, unit: str, within: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """A claim that the paper does not make, from one value per fold: their mean, with Student's t over folds.
+
+    `within` is the range that the interval must not leave (`statistics.student_t_interval`).
+    """
+    mean, low, high = statistics.over_folds(values, within or statistics.ANY)
     return claim(key, text, mean, UNSTATED, interval=(low, high, "folds"), n=len(values), unit=unit)
 
 

@@ -203,7 +203,7 @@ def compare(run: Run, found: dict[str, Explanation]) -> pd.DataFrame:
 def _agreement_row(against: Against, n_maps: int, values: np.ndarray, ceiling: np.ndarray) -> dict[str, Any]:
     below = ceiling - values if len(values) else values
     row: dict[str, Any] = {"with_": against.value, "n_maps": n_maps, "n_images": len(values)}
-    row |= zip(("agreement", "low", "high"), statistics.over_folds(values), strict=True)
+    row |= zip(("agreement", "low", "high"), statistics.over_folds(values, statistics.SIGNED), strict=True)
     row |= zip(("below", "below_low", "below_high"), statistics.over_folds(below), strict=True)
     return row
 

@@ -91,7 +91,7 @@ def summarise_shares(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, part in table.groupby("region", sort=False):
         ratios, mean = part.loc[part["area"] > 0, "ratio"], part[["area", "share", "net", "peak"]].mean()
-        middle = statistics.over_folds(ratios)
+        middle = statistics.over_folds(ratios, statistics.POSITIVE)
         rows.append((name, len(ratios), mean["area"], mean["share"], *middle, mean["net"], mean["peak"], mean["area"]))
     columns = ["region", "n", "area", "share", "ratio", "low", "high", "net", "peaks", "peaks_by_area"]
     return pd.DataFrame(rows, columns=columns)

@@ -27,7 +27,7 @@ from nafld_utils.cohort import TISSUES
 from nafld_utils.explain import explainers, map_measures
 from nafld_utils.images import random_box, resize_box
 
-REVISION = ("feature_study", 1)
+REVISION = ("feature_study", 2)
 
 NETWORK = "tf_efficientnet_lite0"
 SIZE, CROP = 128, 320  # pixels, as shown to the network and as cut out of a frame
@@ -213,7 +213,7 @@ def judge(
     Gives ``target`` (its regions), ``area, share, peaks`` (see `map_measures.shares`), ``ratio`` (share over area),
     ``agreement`` (rank correlation of the absolute map with `difference`), both also as ``untrained_...``, and
     ``gain`` (ratio of the trained less that of the untrained network); the three with ``..._low, ..._high``
-    (Student t over images, one per patient).
+    (Student t over images, one per patient; of ratios on the log scale, of agreement by Fisher's z).
     """
     row: dict[str, Any] = {"target": " and ".join(targets)}
     ratios, inside = {}, parts > 0
@@ -224,14 +224,15 @@ def judge(
         ratios[name] = (aimed["share"] / aimed["area"].where(aimed["area"] > 0)).to_numpy()
         if name == "trained":
             row |= {"area": aimed["area"].mean(), "share": aimed["share"].mean(), "peaks": aimed["peak"].mean()}
-        row |= _with_bounds(f"{prefix}ratio", ratios[name])
-        row |= _with_bounds(f"{prefix}agreement", map_measures.agreement(np.abs(values), difference, inside))
-    return row | _with_bounds("gain", ratios["trained"] - ratios["untrained"])
+        row |= _with_bounds(f"{prefix}ratio", ratios[name], statistics.POSITIVE)
+        agreed = map_measures.agreement(np.abs(values), difference, inside)
+        row |= _with_bounds(f"{prefix}agreement", agreed, statistics.SIGNED)
+    return row | _with_bounds("gain", ratios["trained"] - ratios["untrained"], statistics.ANY)
 
 
-def _with_bounds(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean of the finite values under `name`, with its interval."""
-    middle, low, high = statistics.over_folds(values[np.isfinite(values)])
+def _with_bounds(name: str, values: np.ndarray, within: tuple[float, float]) -> dict[str, float]:
+    """Mean of the finite values under `name`, with its interval in their range."""
+    middle, low, high = statistics.over_folds(values[np.isfinite(values)], within)
     return {name: middle, f"{name}_low": low, f"{name}_high": high}
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import artifacts, engine, preprocessing
+from nafld_utils import artifacts, engine, preprocessing, statistics
 from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, remembered, save_table, unit_seed
 from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser, denoiser_training, protocol, sampler
 from nafld_utils.ldm.autoencoder_units import tasks
@@ -343,5 +343,5 @@ def claims(run: Run) -> list[dict[str, Any]]:
             ("frechet", "reconstructions against their held-out images", lost, "Frechet distance (EfficientNet-Lite0)"),
         ):
             key = artifacts.key_of(f"ldm.{part}", name)
-            rows.append(artifacts.over_folds(key, f"{text}, {name} model", values, unit))
+            rows.append(artifacts.over_folds(key, f"{text}, {name} model", values, unit, statistics.POSITIVE))
     return rows

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nafld_utils import artifacts, engine, preprocessing
+from nafld_utils import artifacts, engine, preprocessing, statistics
 from nafld_utils.artifacts import Run, Unit, load_weights, over_folds, read_manifest, remembered, save_table, unit_seed
 from nafld_utils.ldm import autoencoder_units, denoiser_units, gan
 from nafld_utils.ldm.resumable import followed, on_cpu, resume
@@ -159,4 +159,4 @@ def claims(run: Run) -> list[dict[str, Any]]:
     if not len(found) or found["ratio"].isna().all():
         return []
     text = f"training seconds of the GAN over those of the {reference(run)} model"
-    return [over_folds("gan.training_time", text, found["ratio"], "ratio")]
+    return [over_folds("gan.training_time", text, found["ratio"], "ratio", statistics.POSITIVE)]

@@ -165,6 +165,7 @@ class SweepSettings(Section):
     rotation_probability: Share
     primary_arm: Arm
     primary_rate: Rate
+    secondary_arms: tuple[Arm, ...]
     n_resamples: Annotated[int, Field(ge=100)]
     baseline_splits: Count
     baseline_weights: Literal["bundled", "hub"]

@@ -260,9 +260,9 @@ def summary(run: Run) -> pd.DataFrame:
     rows = []
     held = _references(run, "held_out.csv").assign(authentic=float("nan"))
     for name, part in [*audits(run).groupby("generator", sort=False), (HELD_OUT, held)]:
-        mean, low, high = statistics.over_folds(part.groupby("fold")["copy"].mean())
+        mean, low, high = statistics.over_folds(part.groupby("fold")["copy"].mean(), statistics.SHARE)
         row = {"set": name, "n_images": len(part), **{m: part[f"{m}_near"].mean() for m in MEASURES}}
-        row |= {"copy": mean, "low": max(low, 0.0), "high": min(high, 1.0), "authentic": part["authentic"].mean()}
+        row |= {"copy": mean, "low": low, "high": high, "authentic": part["authentic"].mean()}
         rows.append({**row, "patients_copied": part.loc[part["copy"], "pixels_patient"].nunique()})
     return pd.DataFrame(rows)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, ldm, sampling
+from nafld_utils import engine, ldm, sampling, statistics
 from nafld_utils.artifacts import Run, Unit, over_folds, remembered, save_table
 from nafld_utils.quality import copy_units, filter, precision_recall
 from nafld_utils.sampling import Synthetic
@@ -105,4 +105,4 @@ def claims(run: Run, scores: pd.DataFrame) -> list[dict[str, Any]]:
     """What the filter keeps; the paper only suggests one."""
     kept = scores.groupby("fold")["kept"].mean()
     text = f"share of {run.settings.filtered_generator} images that the filter keeps"
-    return [over_folds("filter.kept", text, kept, "share of images")]
+    return [over_folds("filter.kept", text, kept, "share of images", statistics.SHARE)]

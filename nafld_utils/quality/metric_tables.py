@@ -17,7 +17,7 @@ from nafld_utils.networks import FEATURES, METRICS, frechet_distance, inception_
 from nafld_utils.quality.precision_recall import NAMES as MANIFOLD
 from nafld_utils.quality.precision_recall import K, manifold_metrics
 
-REVISION = ("quality_tables", 3)
+REVISION = ("quality_tables", 4)
 BOTH = "both"
 FLOOR = "real_training"
 DIFFERENCE = ("difference", "difference_low", "difference_high")
@@ -25,6 +25,9 @@ LEARNT = ("model", "baseline")  # roles of sets that something made to look real
 PLAIN = tuple(f"{name}_plain" for name in ("precision", "recall"))
 KEYS = ["model", "role", "class", "metric", "features", "sample"]
 COLUMNS = [*KEYS, "value", "n_images", "n_reference"]
+# Ranges of the metrics; all others lie above 0. The kernel distance is unbiased, so that it may fall below 0.
+RANGES = {"kernel": statistics.ANY, "score": (1.0, np.inf)}
+RANGES |= dict.fromkeys(("precision", "recall", "coverage", *PLAIN), statistics.SHARE)
 
 
 @dataclass(frozen=True)
@@ -157,13 +160,13 @@ def _manifold(item: FeatureSet, real: FeatureSet, k: int) -> dict[str, float]:
 def fold_intervals(values: pd.DataFrame) -> pd.DataFrame:
     """Mean and 95 % Student t interval over folds of every metric, from `measure`'s rows with a column ``fold``.
 
-    Columns `KEYS` and ``mean, low, high, over, n, n_images, n_reference, note``; n is the number of folds, n_images and
-    n_reference the least images in one, note says which folds are missing.
+    The intervals stay in `RANGES`. Columns `KEYS` and ``mean, low, high, over, n, n_images, n_reference, note``; n is
+    the number of folds, n_images and n_reference the least images in one, note says which folds are missing.
     """
     rows = []
     for key, part in values.groupby(KEYS, sort=False):
         known = part.dropna(subset="value")
-        n, (mean, low, high) = len(known), statistics.over_folds(known["value"])
+        n, (mean, low, high) = len(known), _over_folds(known["value"], part["metric"].iloc[0])
         missing = sorted(set(part["fold"]) - set(known["fold"]))
         notes = [f"fold {', '.join(map(str, missing))}: fewer than two images"] if missing else []
         notes += ["one fold, no interval"] if n == 1 else []
@@ -171,6 +174,10 @@ def fold_intervals(values: pd.DataFrame) -> pd.DataFrame:
         row |= {name: int(part[name].min()) for name in ("n_images", "n_reference")}
         rows.append({**dict(zip(KEYS, key, strict=True)), **row, "note": "; ".join(notes)})
     return pd.DataFrame(rows)
+
+
+def _over_folds(values: pd.Series, metric: str) -> statistics.MeanInterval:
+    return statistics.over_folds(values, RANGES.get(metric, statistics.POSITIVE))
 
 
 def against_references(values: pd.DataFrame, metric: str = "frechet") -> pd.DataFrame:
@@ -196,7 +203,7 @@ def against_references(values: pd.DataFrame, metric: str = "frechet") -> pd.Data
             ceilings = [name for name in known if role[name] == "ceiling" and not name.endswith(others)]
             lowest = folds[ceilings].mean().idxmin() if ceilings else ""
             least, floor = folds[ceilings].mean().min(), folds[FLOOR].mean()
-            mean, low, high = statistics.over_folds(folds[model].dropna())
+            mean, low, high = _over_folds(folds[model].dropna(), metric)
             row = {"model": model, "class": group, "mean": mean, "low": low, "high": high}
             place = (mean - floor) / (least - floor) if least != floor else float("nan")
             row |= {"floor": floor, "lowest_ceiling": least, "ceiling": lowest, "place": place}

@@ -65,13 +65,17 @@ def _side(claim: Claim, middle: float) -> str:
 
 
 def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
-    """Gains over patients, each with where it lies; empty where there is none."""
+    """Gains over patients, each with where it lies, the primary one first; empty where there is none.
+
+    The verdict is that of the primary gain; those of other networks explore.
+    """
     gains = find(table, "sweep.gain.patients")
     if not gains:
         return {}
     states = [_side(gain, 0.0) for gain in gains]
     return {
-        "state": states[0] if len(set(states)) == 1 else "mixed",
+        "state": states[0],
+        "secondary_gains": find(table, "sweep.gain.secondary"),
         "gains": list(zip(gains, states, strict=True)),
         "unmoved": gains[0].low is not None and gains[0].low == gains[0].high,
         "alone": first(table, "sweep.auc.image.real"),

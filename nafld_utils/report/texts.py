@@ -74,7 +74,7 @@ def values(run: Run) -> dict[str, Any]:
         "rates": [f"{rate:g}" for rate in rates],
         "backbones": backbones,
         "experiments": () if s.sweep.experiments == (params.PLAIN,) else s.sweep.experiments,
-        "others_compared": len(set(arms) - {params.REAL}) * len(rates) * len(backbones) > 1,
+        "secondary": [arm for arm in s.sweep.secondary_arms if arm in arms and arm != s.sweep.primary_arm],
         "conditions": [f"one conditioned on {word['condition'][name]}" for name in s.ldm.conditionings],
         "losses": {name: s.section(f"ldm.{name}")["loss"].upper() for name in s.ldm.conditionings},
     }

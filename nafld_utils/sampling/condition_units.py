@@ -12,7 +12,7 @@ from nafld_utils import engine, images, ldm, statistics
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_table, unit_seed
 from nafld_utils.sampling import condition_effect, feature_units, set_units
 
-REVISION = ("stages.conditions", 2)
+REVISION = ("stages.conditions", 3)
 SEPARATION = "AUC of a classifier that saw real images only"
 DRAWN_WITH = {"condition": "", "no condition": "null_"}  # to the prefix of the sets
 
@@ -112,9 +112,8 @@ def _separation_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict
         row = {"effect": SEPARATION, **facts, "expected_without": 0.5, "n_images": len(part), "note": note}
         aucs = [statistics.auc(one["label"], one["score"]) for one in folds.values()]
         if len(aucs) > 1:
-            mean, *ends = statistics.student_t_interval(aucs)
-            low, high = np.clip(ends, 0.0, 1.0)  # two folds give bounds that no AUC can have
-            rows.append({**row, **_interval((mean, low, high)), "over": "folds", "n": len(aucs)})
+            found = statistics.student_t_interval(aucs, within=statistics.SHARE)
+            rows.append({**row, **_interval(found), "over": "folds", "n": len(aucs)})
         # Semantic images share source patients, so images are no units there.
         if facts["conditioning"] == "class":
             found = condition_effect.separation_interval(part, rng)

@@ -12,8 +12,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "bootstrap": "Resampled counts crossed_bootstrap two_sided_p".split(),
         "delong": "DelongTest compare".split(),
         "roc": (
-            "GIVEN OVER_PATIENTS auc auc_interval checked difference_bootstrap exact_interval "
-            "mean_auc_interval over_folds paired_t patient_codes student_t_interval"
+            "ANY GIVEN MeanInterval OVER_PATIENTS POSITIVE SHARE SIGNED auc auc_interval checked "
+            "difference_bootstrap exact_interval mean_auc_interval over_folds paired_t patient_codes student_t_interval"
         ).split(),
     },
 )

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 from scipy import stats as scipy_stats
 
 from nafld_utils.statistics import bootstrap
@@ -29,6 +30,8 @@ REVISION = ("stats", 2)
 # What every interval of a bootstrap over patients is given, and what one of a single training is over.
 GIVEN = "these trained models, this split"
 OVER_PATIENTS = f"patients within class (bootstrap); {GIVEN}"
+# Ranges that a mean and its interval cannot leave; `SIGNED` is that of correlations and of differences of two shares.
+ANY, POSITIVE, SHARE, SIGNED = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0), (-1.0, 1.0)
 
 
 class Interval(NamedTuple):
@@ -129,8 +132,8 @@ def auc_interval(
     return mean_auc_interval(label, np.atleast_2d(score), patient, n_resamples, seed, level, method=method)
 
 
-def student_t_interval(values: Any, level: float = 0.95) -> MeanInterval:
-    """Mean of independent values with its Student t interval, not clipped to any range.
+def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, float] = ANY) -> MeanInterval:
+    """Mean of independent values with its Student t interval, which stays in the range of the values.
 
     Parameters
     ----------
@@ -138,6 +141,10 @@ def student_t_interval(values: Any, level: float = 0.95) -> MeanInterval:
         One value per rater, seed or fold; at least two.
     level : float
         Coverage.
+    within : (low, high)
+        Range of the values: `ANY`, `POSITIVE`, `SHARE` or `SIGNED`. The interval is built on the log scale above
+        a lower end, on the logit scale between two ends, the standard error carried there by the delta method (Agresti
+        2013, section 16.1), so that it ends inside the range; the mean is that of the values.
 
     Returns
     -------
@@ -156,18 +163,34 @@ def student_t_interval(values: Any, level: float = 0.95) -> MeanInterval:
             f"values: expected two or more finite numbers for a Student t interval, found {_brief(values)};"
             " add raters, seeds or folds."
         )
+    low, high = within
+    slack = 1e-6 * max(1.0, float(np.abs(values).max()))  # rounding may leave the range
+    if values.min() < low - slack or values.max() > high + slack:
+        raise ValueError(f"values: expected numbers in [{low:g}, {high:g}], found {_brief(values)}; correct them.")
+    values = np.clip(values, low, high)
+    mean = float(values.mean())
     half = scipy_stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return MeanInterval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+    sides = np.array([-half, half])
+    if half <= 1e-12 or np.isinf(low):
+        ends = mean + sides
+    elif np.isinf(high):
+        ends = low + (mean - low) * np.exp(sides / (mean - low))
+    else:
+        share = (mean - low) / (high - low)
+        sides /= (high - low) * share * (1 - share)
+        ends = low + (high - low) * special.expit(special.logit(share) + sides)
+    return MeanInterval(mean, *map(float, ends))
 
 
-def over_folds(values: Any) -> MeanInterval:
+def over_folds(values: Any, within: tuple[float, float] = ANY) -> MeanInterval:
     """Mean of one value per fold and its Student t interval; NaN for what one fold, or none, cannot have.
 
-    Folds share training patients: the interval describes the folds, not new patients.
+    Folds share training patients: the interval describes the folds, not new patients. `within` is as in
+    `student_t_interval`.
     """
     values = np.asarray(values, dtype=float)
     if len(values) > 1:
-        return student_t_interval(values)
+        return student_t_interval(values, within=within)
     return MeanInterval(float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"))
 
 
@@ -176,7 +199,7 @@ def exact_interval(n_right: int, n: int) -> tuple[float, float]:
     return tuple(map(float, scipy_stats.binomtest(n_right, n).proportion_ci(0.95, "exact")))
 
 
-def paired_t(new: Any, base: Any, level: float = 0.95) -> PairedT:
+def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, float] = ANY) -> PairedT:
     """Paired t test over seeds, as in the paper: does `new` differ from `base` on the same patients?
 
     Parameters
@@ -185,6 +208,8 @@ def paired_t(new: Any, base: Any, level: float = 0.95) -> PairedT:
         AUC of each seed, in the same order of seeds.
     level : float
         Coverage of the interval of the mean difference.
+    within : (low, high)
+        Range of that interval, as in `student_t_interval`; `SIGNED` for AUCs. t and p do not depend on it.
 
     Returns
     -------
@@ -197,7 +222,7 @@ def paired_t(new: Any, base: Any, level: float = 0.95) -> PairedT:
         raise ValueError(
             f"new and base: expected the same seeds in both, found {new.shape} and {base.shape}; pair them."
         )
-    difference, low, high = student_t_interval(new - base, level)
+    difference, low, high = student_t_interval(new - base, level, within)
     error = (new - base).std(ddof=1) / np.sqrt(len(new))
     if error <= 1e-12:  # rounding alone may leave a spread of 1e-17
         raise ValueError(

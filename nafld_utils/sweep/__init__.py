@@ -1,7 +1,8 @@
 """Stage 06: trainings of classifiers with and without synthetic images, what they score, and the answer.
 
-Contract: a synthetic image meets only the fold whose training patients made it. One comparison is declared
-beforehand; all others are adjusted. Intervals are over patients, over seeds, or over both, and say which.
+Contract: a synthetic image meets only the fold whose training patients made it. One comparison is primary, a few that
+are declared too are tested beside it, all others explore. Intervals are over patients, over seeds, or over both, and
+say which.
 """
 
 import lazy_loader as lazy
@@ -9,7 +10,7 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
-        "clinical_measures comparisons draws explorer figures frozen_classifier_units frozen_classifiers "
+        "clinical_measures comparisons draws explorer families figures frozen_classifier_units frozen_classifiers "
         "gpu_training prefix_features stage timing_units training training_units trial_grid trial_store "
         "trial_units verdict"
     ).split(),

@@ -19,7 +19,7 @@ import pandas as pd
 from nafld_utils import statistics
 from nafld_utils.params import REAL
 
-REVISION = ("sweep_tables", 5)
+REVISION = ("sweep_tables", 6)
 
 GROUP = ("backbone", "freeze", "balance")
 CELL = (*GROUP, "arm", "rate")
@@ -27,10 +27,6 @@ LEVELS = ("image", "patient")
 OVER_SEEDS = "training seeds (Student t); these patients, this split"
 OVER_PATIENTS = statistics.OVER_PATIENTS
 OVER_BOTH = f"patients within class and training seeds (crossed bootstrap); {statistics.GIVEN}"
-# What a row of `compare_arms` is for.
-PRIMARY = "primary"
-SENSITIVITY = "sensitivity analysis of the primary, unadjusted"
-EXPLORATORY = "exploratory, Holm-adjusted"
 # Two-sided 5 % test with 80 % power: 1.96 + 0.84 standard errors.
 DETECTABLE = 2.8
 
@@ -193,7 +189,6 @@ def _fold_interval(found: Scored, how: Mapping[str, Any]) -> tuple[float, float,
 def compare_arms(
     scores: pd.DataFrame,
     level: str = "image",
-    primary: Mapping[str, Any] | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
     method: str = "percentile",
@@ -202,19 +197,10 @@ def compare_arms(
     """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
 
     One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus real images), ``n_seeds,
-    n_patients, primary, role, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare`
-    gives.
-    `primary` has columns of `CELL` and values that name the one comparison declared beforehand; without it all rows
-    explore. With `fewer_seeds`, for a grid that is known to be complete, an arm may have been planned with fewer seeds
-    than the base, which is then taken with those alone, and the note says so.
-
-    Notes
-    -----
-    One row and one test are primary: the declared comparison at image level, judged by ``low_patients, high_patients``
-    (the crossed bootstrap over patients and seeds). Its paired t over seeds, and its row at patient level with DeLong's
-    test, are sensitivity analyses of the same comparison; ``role`` says so, and no p of theirs is adjusted. All other
-    rows explore. A Holm family is one column of p (``p``, ``p_patients`` or ``delong_p``) of all exploratory rows of
-    the table, every group, arm and rate of one level.
+    n_patients, over`` (what each interval is over), ``note`` (why an entry is NaN), and what `_compare` gives. No p is
+    adjusted here: `families.with_roles` says which rows are tested. With `fewer_seeds`, for a grid that is known to be
+    complete, an arm may have been planned with fewer seeds than the base, which is then taken with those alone, and the
+    note says so.
     """
     how, rows = {"n_resamples": n_resamples, "seed": seed, "method": method}, []
     for cell, arm, whole in _beside(at_level(scores, level)):
@@ -224,14 +210,7 @@ def compare_arms(
             fewer = f"{len(paired.seeds)} of the {len(whole.seeds)} seeds of {REAL}"
             row["note"] = "; ".join(filter(None, [row["note"], fewer]))
         rows.append(row)
-    table = pd.DataFrame(rows)
-    named = _named(table, primary)
-    table["primary"] = named & (level == "image")
-    table["role"] = np.where(named, PRIMARY if level == "image" else SENSITIVITY, EXPLORATORY)
-    for name in ("p", "p_patients", "delong_p"):
-        adjusted = holm(table[name].to_numpy(), named)
-        table.insert(table.columns.get_loc(name) + 1, f"{name}_holm", adjusted)
-    return table
+    return pd.DataFrame(rows)
 
 
 def _beside(table: pd.DataFrame) -> list[tuple[dict[str, Any], Scored, Scored]]:
@@ -280,7 +259,7 @@ def _compare(arm: Scored, base: Scored, level: str, how: Mapping[str, Any]) -> d
     over = f"_seeds: {OVER_SEEDS} | _patients: {over_patients(len(each))}"
     t, p, low, high, note = nan, nan, nan, nan, ""
     try:
-        t, p, _, _, low, high = statistics.paired_t(each, before)
+        t, p, _, _, low, high = statistics.paired_t(each, before, within=statistics.SIGNED)
     except ValueError:
         note = "one seed: no test over seeds" if len(each) < 2 else "every seed differs alike: t is not defined"
     tested = statistics.DelongTest(nan, nan, nan, nan, nan, nan)
@@ -307,30 +286,6 @@ def _compare(arm: Scored, base: Scored, level: str, how: Mapping[str, Any]) -> d
         "over": over,
         "note": note,
     }
-
-
-def _named(table: pd.DataFrame, primary: Mapping[str, Any] | None) -> np.ndarray:
-    """The declared row (n,) bool; none where nothing is declared."""
-    if primary is None:
-        return np.zeros(len(table), dtype=bool)
-    chosen = where(table, primary)
-    if chosen.sum() != 1:
-        raise ValueError(
-            f"primary: expected one comparison named {dict(primary)}, found {chosen.sum()} among {len(table)};"
-            f" name {', '.join(present(table))}."
-        )
-    return chosen
-
-
-def holm(p: np.ndarray, declared: np.ndarray) -> np.ndarray:
-    """Holm-adjusted p ``(n,)`` of the exploratory rows; the declared row keeps its own, NaN stays NaN."""
-    from statsmodels.stats.multitest import multipletests
-
-    adjusted = p.copy()
-    explored = ~declared & np.isfinite(p)
-    if explored.sum() > 1:
-        adjusted[explored] = multipletests(p[explored], method="holm")[1]
-    return adjusted
 
 
 # ---------------------------------------------------------------- summaries of the AUCs

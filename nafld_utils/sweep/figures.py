@@ -127,10 +127,11 @@ def roc(curves: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
 def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     """Gain in AUC over real images alone, with its interval over seeds and its interval over patients.
 
-    ``arm, rate, difference, low_seeds, high_seeds, low_patients, high_patients, n_seeds, primary, note``.
+    ``arm, rate, difference, low_seeds, high_seeds, low_patients, high_patients, n_seeds, role, note``; each row says
+    whether it is primary, secondary or exploratory.
     """
     ax.axvline(0, color=_INK, lw=1, zorder=1)
-    # A t interval over two or three seeds can be wider than an AUC can differ: it is cut off, with an arrow.
+    # A t interval over two or three seeds can fill nearly all of [-1, 1]: it is cut off, with an arrow.
     reach = 1.6 * float(table[["low_patients", "high_patients", "difference"]].abs().to_numpy().max()) or 0.1
     colors = arm_colors(arms_of(table))
     for row, item in enumerate(table.itertuples()):
@@ -139,7 +140,7 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
         _seeds_interval(ax, row - 0.14, item, color, reach)
         ax.plot([item.difference] * 2, [row - 0.14, row + 0.14], "o", color=color, ms=5, mec="white", mew=0.6, zorder=3)
     ax.set_xlim(-reach, reach)
-    names = [f"{name_of(i.arm)}\nr = {i.rate:g}{' (declared)' if i.primary else ''}" for i in table.itertuples()]
+    names = [f"{name_of(i.arm)}\nr = {i.rate:g}\n{i.role.partition(',')[0]}" for i in table.itertuples()]
     _name_rows(ax, names, "AUC minus that of real images alone")
     if table["low_seeds"].notna().any():
         ax.plot([], [], color=_GREY, lw=1.6, ls=(0, (3, 1.5)), label="95 % over training seeds, these patients")

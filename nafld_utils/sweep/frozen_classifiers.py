@@ -296,7 +296,8 @@ def canary_summary(table: pd.DataFrame) -> pd.DataFrame:
     for split, part in table.groupby("split", sort=False):
         held = proportion_confint(part["covers"].sum(), len(part), method="wilson")
         spread = part["auc"].std(ddof=1)
-        rows.append((split, len(part), *statistics.over_folds(part["auc"]), spread, part["covers"].mean(), *held))
+        mean = statistics.over_folds(part["auc"], statistics.SHARE)
+        rows.append((split, len(part), *mean, spread, part["covers"].mean(), *held))
     columns = ["split", "shuffles", "mean_auc", "low", "high", "sd", "covers", "covers_low", "covers_high"]
     over = "shuffles of the diagnoses: AUC by Student t, share by Wilson"
     return pd.DataFrame(rows, columns=columns).assign(over=over)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from nafld_utils import ldm, params, preprocessing, views
 from nafld_utils.artifacts import Run, Unit, claim, key_of, load_table, of_row, save_table
-from nafld_utils.sweep import clinical_measures, comparisons, trial_grid
+from nafld_utils.sweep import clinical_measures, comparisons, families, trial_grid
 from nafld_utils.sweep.prefix_features import feature_tasks, features_unit
 from nafld_utils.sweep.training_units import scores_unit
 
@@ -37,9 +37,9 @@ _PATIENTS = "low_patients high_patients p_patients"
 COLUMNS = {
     "gain": f"{_CELL} mean_auc_base mean_auc difference role note",
     "intervals": (
-        f"{_CELL} t p p_holm low_seeds high_seeds n_seeds {_PATIENTS} p_patients_holm smallest_effect n_patients"
+        f"{_CELL} t p low_seeds high_seeds n_seeds {_PATIENTS} p_patients_holm smallest_effect n_patients role"
     ),
-    "by patient": f"{_CELL} difference {_PATIENTS} delong_low delong_high delong_p delong_p_holm role",
+    "by patient": f"{_CELL} difference {_PATIENTS} p_patients_holm delong_low delong_high delong_p role",
     "arms": f"level {_CELL} mean_auc low high fold_auc fold_low fold_high sd_seeds n_seeds n_patients over",
     "optimistic": f"{_GROUP} arm mean_auc best_rate best_rate_auc best_seed_rate best_seed_auc trainings is",
     "measures": "arm rate measure value low high reference n_patients over",
@@ -64,9 +64,10 @@ def tables_unit(run: Run) -> Unit:
     """Unit of the sweep's tables."""
     chosen = run.settings.sweep
     settings = {"n_resamples": chosen.n_resamples, "primary": [chosen.primary_arm, chosen.primary_rate]}
+    settings |= {"secondary": list(chosen.secondary_arms)}
     settings |= {"interval": chosen.interval_method, "specificity": chosen.specificity, "seed": run.settings.seed}
     settings["grade"] = views.words_for(run).grade
-    modules = ["sweep_tables", "sweep_summaries", "stats", "resampling", "delong", "measures"]
+    modules = ["sweep_tables", "sweep_families", "sweep_summaries", "stats", "resampling", "delong", "measures"]
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
 
 
@@ -98,10 +99,10 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     Returns
     -------
     dict of str to pandas.DataFrame
-        From `comparisons` and `clinical_measures`: ``comparisons`` (`compare_arms`), ``arms`` (`arm_intervals`),
-        ``seeds`` (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures`` (`patient_measures`),
-        ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate, every group, ``roc``
-        (`roc_bands`) and ``reliability``.
+        From `comparisons` and `clinical_measures`: ``comparisons`` (`compare_arms`, `families.with_roles`), ``arms``
+        (`arm_intervals`), ``seeds`` (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures``
+        (`patient_measures`), ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate,
+        every group, ``roc`` (`roc_bands`) and ``reliability``.
     """
     unit = tables_unit(run)
     if not note and unit.done():
@@ -109,15 +110,17 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     chosen = run.settings.sweep
     options = {"n_resamples": chosen.n_resamples, "seed": run.settings.seed}
     intervals = {**options, "method": chosen.interval_method}
-    primary = declared(run, scores)
     levels: dict[str, list[pd.DataFrame]] = {"comparisons": [], "arms": [], "seeds": []}
     for level in comparisons.LEVELS:
         # the grid is complete: an arm with fewer seeds was planned with them
-        compared = comparisons.compare_arms(scores, level, primary, **intervals, fewer_seeds=True)
+        compared = comparisons.compare_arms(scores, level, **intervals, fewer_seeds=True)
         levels["comparisons"].append(compared.assign(level=level))
         levels["arms"].append(comparisons.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(comparisons.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
+    tables["comparisons"] = families.with_roles(
+        tables["comparisons"], declared(run, scores), chosen.secondary_arms, 2 / (chosen.n_resamples + 1)
+    )
     tables["measures"] = clinical_measures.patient_measures(
         scores, grades(run), chosen.specificity, **options, grade_name=views.words_for(run).grade
     )
@@ -179,21 +182,17 @@ def shown(table: pd.DataFrame, name: str) -> Any:
     return table[names].style.format(precision=3, na_rep="").hide(axis="index")
 
 
-def primary(run: Run, tables: dict[str, pd.DataFrame], level: str = "image") -> pd.Series:
-    """The one comparison that was declared beforehand, with the first backbone.
-
-    It is primary at image level; its row at patient level is a sensitivity analysis (`comparisons.compare_arms`).
-    """
-    table = tables["comparisons"]
-    return table[(table["role"] != comparisons.EXPLORATORY) & (table["level"] == level)].iloc[0]
+def primary(run: Run, tables: dict[str, pd.DataFrame]) -> pd.Series:
+    """The one comparison that was declared beforehand, with the first backbone, at image level."""
+    return tables["comparisons"].query("primary").iloc[0]
 
 
 def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
     """Whether synthetic images helped: the difference, what each interval is over, the verdict, what could be seen.
 
-    The last sentence says whether the run's settings are those of the declared analysis.
+    Then the secondary family; the last sentence says whether the run's settings are those of the declared analysis.
     """
-    row, whole = primary(run, tables), primary(run, tables, "patient")
+    row = primary(run, tables)
     simulated = " on simulated patients" if run.is_simulated else ""
     text = [
         f"Mixing in {row.arm} images at r = {row.rate:g} moved the image-level AUC from {row.mean_auc_base:.3f} to"
@@ -208,22 +207,28 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
     text.append(
         "On other patients like these, given these trained models and this split, it lies in"
         f" [{row.low_patients:+.3f}, {row.high_patients:+.3f}] (95 %, bootstrap of {row.n_patients} patients{seeds}),"
-        f" so {_verdict(row)}; {_could_show(row)}."
+        f"{_width(row)} so {_verdict(row)}; {_could_show(row)}."
     )
-    text.append(
-        "That is the primary analysis. Unadjusted sensitivity analyses of the same comparison are"
-        f" {'the interval over seeds and, ' if seeds else ''}with a patient counted once, a difference of"
-        f" {whole.difference:+.3f}"
-        f" [{whole.low_patients:+.3f}, {whole.high_patients:+.3f}], DeLong p = {whole.delong_p:.2g}."
-    )
+    text += ["That is the primary comparison.", families.in_words(tables["comparisons"])]
     text.append(params.agreement(run.settings))
     return " ".join(text)
 
 
+def _width(row: pd.Series) -> str:
+    """How wide the interval over patients is beside that over seeds, where there is one."""
+    if not row.high_seeds > row.low_seeds:
+        return ""
+    times = (row.high_patients - row.low_patients) / (row.high_seeds - row.low_seeds)
+    return f" {times:.2g} times as wide as that over seeds,"
+
+
 def _could_show(row: pd.Series) -> str:
     if np.isfinite(row.smallest_effect):
-        return f"the smallest difference that so many patients could show is about {row.smallest_effect:.3f}"
-    return "how small a difference they could show cannot be told, since every resample of them gives this one"
+        return (
+            f"four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a smaller"
+            " one"
+        )
+    return "what difference such a study would find cannot be told: every resample of these patients gives this one"
 
 
 def _verdict(row: pd.Series) -> str:
@@ -268,11 +273,12 @@ def differences(run: Run, backbone: str | None = None) -> list[str]:
 
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of the sweep beside the paper's; those of the baselines are `frozen_classifier_units.claims`."""
-    shown = networks(run, tables)
+    shown, secondary = networks(run, tables), families.claims(tables["comparisons"])
     rows = [(backbone, row) for backbone in shown for row in _claims_of(run, tables, backbone)]
     if len(shown) == 1:
-        return [row for _, row in rows]
-    return [{**row, "claim": f"{row['claim']} [{name}]", "key": key_of(row["key"], name)} for name, row in rows]
+        return [*(row for _, row in rows), *secondary]
+    named = [{**row, "claim": f"{row['claim']} [{name}]", "key": key_of(row["key"], name)} for name, row in rows]
+    return named + secondary
 
 
 def _way(run: Run, table: pd.DataFrame) -> str:
@@ -307,15 +313,16 @@ def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list
     over_seeds = (row.low_seeds, row.high_seeds, comparisons.OVER_SEEDS)
     over_both = (row.low_patients, row.high_patients, comparisons.over_patients(row.n_seeds))
     errors = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
-    gain, alone = f"gain by {row.arm} images, r = {row.rate:g}{way}", "not in the paper"
-    least, test = "smallest gain that these patients could show (80 % power)", "paired t of the gain over seeds"
+    role = "" if backbone == run.settings.sweep.backbones[0] else " (exploratory)"
+    gain, alone = f"gain by {row.arm} images, r = {row.rate:g}{way}{role}", "not in the paper"
+    least, test = "true gain that four in five such studies find (80 % power)", "paired t of the gain over seeds"
     highest = f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"
     own, maximum = same if quoted else "the paper has it for EfficientNet v1", PAPER_BEST_SEED[1] if quoted else None
     single = (
         ("gain.seeds", gain, row.difference, same, over_seeds, row.n_seeds, unit, known[2]),
         ("gain.patients", gain, row.difference, same, over_both, row.n_patients, unit, known[2]),
         ("smallest_gain", least, row.smallest_effect, alone, (None, None, errors), row.n_patients, unit, None),
-        ("paired_t", f"{test} (sensitivity analysis)", t, same, (None, None, over_seeds[2]), row.n_seeds, "t", PAPER_T),
+        ("paired_t", f"{test} (unadjusted)", t, same, (None, None, over_seeds[2]), row.n_seeds, "t", PAPER_T),
         (
             "best_seed",
             highest,

@@ -28,6 +28,7 @@ def test_rows_of_tables_and_values_per_fold_are_claims():
     assert folds["this_run"] == 2.0
     assert folds["low"] < 1.0 < 3.0 < folds["high"]
     assert (folds["over"], folds["n"]) == ("folds", 2)
+    assert folds["low"] < 0 < artifacts.over_folds("a", "a", [1.0, 3.0], "ratio", (0.0, float("inf")))["low"]
 
 
 @pytest.mark.parametrize("name", ["frozen features + SVM", "tf_efficientnet_b0.in1k", "0.9", " <b>A</b>, b! "])

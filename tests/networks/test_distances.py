@@ -230,7 +230,12 @@ def test_fold_intervals_are_student_t_and_places_compare_with_every_own_ceiling(
     table = metric_tables.fold_intervals(pd.DataFrame(rows).assign(**facts))
     row = table[table["model"] == "semantic"].iloc[0]
     assert row["mean"] == 5
-    assert row["high"] - row["mean"] == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)  # t(0.975, 2)
+    # t(0.975, 2) times the standard error of the logarithm, 1 / sqrt(3) / 5
+    assert np.log(row["high"] / row["mean"]) == pytest.approx(4.302653 / np.sqrt(3) / 5, rel=1e-6)
+    assert np.log(row["mean"] / row["low"]) == pytest.approx(4.302653 / np.sqrt(3) / 5, rel=1e-6)
+    shares = pd.DataFrame(rows[:3]).assign(**facts | {"metric": "recall"}, value=[0.9, 1.0, 0.95])
+    found = metric_tables.fold_intervals(shares).iloc[0]
+    assert 0 < found["low"] < 0.95 < found["high"] < 1
     values = pd.DataFrame(rows).assign(**facts)
     places = metric_tables.against_references(values).set_index("model")
     assert places.loc["semantic", "ceiling"] == "untrained_semantic"

@@ -144,4 +144,5 @@ def test_an_interval_over_two_folds_stays_within_what_an_auc_can_be():
     ]
     (found,) = condition_units._separation_rows(pd.DataFrame(rows), np.random.default_rng(0))
     assert found["mean"] == pytest.approx((1 + 0.5) / 2)
-    assert (found["low"], found["high"]) == (0.0, 1.0)
+    half = 12.706205 * 0.25 / (0.75 * 0.25)  # t(0.975, 1), standard error, logit scale
+    assert [found["low"], found["high"]] == pytest.approx([3 / (3 + np.exp(half)), 3 / (3 + np.exp(-half))], rel=1e-4)

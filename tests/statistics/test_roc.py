@@ -174,6 +174,30 @@ def test_student_t_interval_equals_scipy():
     assert statistics.student_t_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
 
 
+def test_an_interval_ends_where_its_values_can_lie():
+    values = [0.91, 0.97, 0.99, 0.78, 0.88]
+    # R, car::deltaMethod(c(m = mean(x)), g, vcov. = var(x) / 5) with qt(0.975, 4), g log(m / (1 - m)), log(m), atanh(m)
+    known = {
+        statistics.SHARE: (0.741165539679, 0.970097478588),
+        statistics.POSITIVE: (0.808314033489, 1.015491462466),
+        statistics.SIGNED: (0.729570209785, 0.969364867311),
+    }
+    for within, ends in known.items():
+        found = statistics.student_t_interval(values, within=within)
+        np.testing.assert_allclose(found, (np.mean(values), *ends), rtol=0, atol=1e-11)
+    # two folds: plain Student t gives [-0.67, 2.51] for this ratio and [0.27, 1.13] for this AUC
+    for pair, within in (((0.795, 1.045), statistics.POSITIVE), ((0.666, 0.734), statistics.SHARE)):
+        plain, found = statistics.student_t_interval(pair), statistics.student_t_interval(pair, within=within)
+        assert within[0] < found.low < found.mean == plain.mean < found.high < within[1]
+        assert not within[0] < plain.low < plain.high < within[1]
+    assert statistics.student_t_interval([1.0, 1.0 + 1e-12], within=statistics.SHARE) == (1.0, 1.0, 1.0)
+    far = statistics.student_t_interval([1.0, 5.0], 0.95, statistics.POSITIVE)
+    near = statistics.student_t_interval([1e3 + 1.0, 1e3 + 5.0], 0.95, (1e3, np.inf))
+    np.testing.assert_allclose(near, np.array(far) + 1e3, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"expected numbers in \[0, 1\]"):
+        statistics.over_folds([0.5, 1.2], statistics.SHARE)
+
+
 def test_paired_t_equals_scipy_and_the_papers_p():
     rng = np.random.default_rng(1)
     base = rng.normal(0.861, 0.01, 25)

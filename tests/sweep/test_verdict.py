@@ -8,7 +8,7 @@ from toy_scores import ARMS, ToyData, features_of, learners, made_up
 
 from nafld_utils import artifacts, params, sweep, views
 from nafld_utils.preprocessing import unit
-from nafld_utils.sweep import comparisons, figures, frozen_classifier_units, frozen_classifiers, verdict
+from nafld_utils.sweep import comparisons, families, figures, frozen_classifier_units, frozen_classifiers, verdict
 
 OVERRIDES = {"sweep.backbones": ["tf_efficientnet_lite0"], "sweep.n_resamples": 100, "engine.mode": "serial"}
 
@@ -55,7 +55,9 @@ def test_one_comparison_is_declared_whatever_else_the_run_holds(run):
     assert (row.backbone, row.freeze, row.balance) == ("tf_efficientnet_lite0", "paper", "none")
     assert (row.arm, row.rate) == ("semantic", 0.5)
     assert tables["comparisons"]["primary"].sum() == 1
-    assert (tables["comparisons"]["role"] != comparisons.EXPLORATORY).sum() == 2
+    secondary = tables["comparisons"][lambda t: t["role"] == families.SECONDARY]
+    assert secondary[["level", "arm"]].to_numpy().tolist() == [["image", "traditional"], ["patient", "semantic"]]
+    assert set(secondary["backbone"] + secondary["freeze"]) == {"tf_efficientnet_lite0paper"}
     assert len(sweep.at(run, tables["comparisons"])) == 2
     assert sweep.networks(run, tables) == ["tf_efficientnet_lite0", "resnet18"]
     # a run that trains every layer and nothing else declares its comparison there
@@ -82,10 +84,12 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert f"{row.difference:+.3f} on simulated patients" in text
     assert "Student t over 3 seeds" in text
     assert "bootstrap of 20 patients and of the seeds" in text
-    assert f"about {row.smallest_effect:.3f}" in text
+    assert f"four in five such studies would find a true difference of {row.smallest_effect:.3f}" in text
+    times = (row.high_patients - row.low_patients) / (row.high_seeds - row.low_seeds)
+    assert f"{times:.2g} times as wide as that over seeds" in text
     assert row.smallest_effect == pytest.approx(2.8 * row.se_patients)
-    assert "DeLong p" in text
-    assert "primary analysis. Unadjusted sensitivity analyses of the same comparison" in text
+    assert "That is the primary comparison. Secondary, as declared (intervals unadjusted): traditional images" in text
+    assert text.count("Holm p = ") == 2
     assert text.endswith(params.agreement(run.settings))
     assert "differs from the declared analysis in sweep.primary_rate (1.5 declared, 0.5 here)" in text
 
@@ -95,8 +99,8 @@ def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):
     row = verdict.primary(run, tables)
     assert row.se_patients == 0
     assert np.isnan(row.smallest_effect)
-    assert "cannot be told, since every resample of them gives this one" in sweep.answer(run, tables)
-    assert not any(claim["claim"].startswith("smallest") for claim in verdict.claims(run, tables))
+    assert "cannot be told: every resample of these patients gives this one" in sweep.answer(run, tables)
+    assert not any(claim["key"] == "sweep.smallest_gain" for claim in verdict.claims(run, tables))
 
 
 def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
@@ -120,13 +124,14 @@ def test_claims_say_what_their_interval_is_over(run):
     assert {row["over"] for row in rows if row["claim"].startswith("gain")} == {
         comparisons.OVER_SEEDS,
         comparisons.OVER_BOTH,
+        f"{comparisons.OVER_BOTH}; unadjusted",
     }
     assert all(row["same_protocol"].startswith("no") for row in rows if not row["claim"].startswith("best single seed"))
     bounded = table.dropna(subset=["low"])
     assert bounded["over"].notna().all()
     assert (bounded["low"] <= bounded["high"]).all()
     assert table["claim"].str.contains("Spearman").any()
-    assert table["claim"].str.contains("smallest gain").any()
+    assert table["claim"].str.contains("true gain that four in five such studies find").any()
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3])
@@ -156,8 +161,12 @@ def test_two_networks_have_claims_each(run, tmp_path):
     both = artifacts.open_run("smoke", {**OVERRIDES, "sweep.backbones": ["tf_efficientnet_lite0", "resnet50.tv_in1k"]})
     scores = pd.concat([made_up(), made_up("resnet50.tv_in1k")], ignore_index=True)
     rows = verdict.claims(both, sweep.build_tables(both, scores))
-    assert sum(row["claim"].startswith("gain") for row in rows) == 4
-    assert sum(row["claim"].endswith("[resnet50.tv_in1k]") for row in rows) == len(rows) / 2, "each names its network"
+    secondary = [row for row in rows if row["key"].startswith("sweep.gain.secondary")]
+    assert len(secondary) == 2, "the first network alone has a secondary family"
+    assert sum(row["claim"].startswith("gain") for row in rows) == 4 + 2
+    other = [row["claim"] for row in rows if row["claim"].endswith("[resnet50.tv_in1k]")]
+    assert len(other) == (len(rows) - 2) / 2, "each names its network"
+    assert all("(exploratory)" in text for text in other if text.startswith("gain"))
 
 
 def test_paper_settings_are_the_papers_protocol():
@@ -382,8 +391,8 @@ def test_figures_and_answer_say_seeds_where_there_are_several(run, n_seeds, over
     assert title == f"AUC [{over}]"
     assert ("95 % over training seeds, these patients" in labels[2]) == (n_seeds > 1)
     text = sweep.answer(run, found)
-    assert ("bootstrap of 20 patients and of the seeds)" in text) == ("interval over seeds" in text) == (n_seeds > 1)
-    (smallest,) = (row["over"] for row in verdict.claims(run, found) if row["claim"].startswith("smallest"))
+    assert ("bootstrap of 20 patients and of the seeds)" in text) == ("as that over seeds" in text) == (n_seeds > 1)
+    (smallest,) = (row["over"] for row in verdict.claims(run, found) if row["key"] == "sweep.smallest_gain")
     assert ("seeds" in smallest) == (n_seeds > 1)
 
 

@@ -1,0 +1,83 @@
+"""Which comparisons are tested: one, a short declared family, and none of the others."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nafld_utils.sweep import families
+
+DECLARED = {"backbone": "a", "arm": "semantic", "rate": 1.5}
+# (level, backbone, arm, rate, p, Holm by hand over the family 0.03, 0.01, 0.04): 3 x 0.01, 2 x 0.03, then raised to it
+ROWS = [
+    ("image", "a", "traditional", 1.5, 0.04, 0.06),
+    ("image", "a", "semantic", 1.5, 0.02, None),
+    ("image", "a", "semantic", 0.5, 0.001, None),
+    ("image", "a", "class", 1.5, 0.01, 0.03),
+    ("image", "a", "class", 0.5, 0.001, None),
+    ("image", "b", "class", 1.5, 0.001, None),
+    ("image", "b", "semantic", 1.5, 0.001, None),
+    ("image", "a", "gan", 1.5, 0.001, None),
+    ("patient", "a", "semantic", 1.5, 0.03, 0.06),
+    ("patient", "a", "class", 1.5, 0.001, None),
+]
+
+
+def compared(rows=ROWS):
+    table = pd.DataFrame(rows, columns=["level", "backbone", "arm", "rate", "p_patients", "expected"])
+    bounds = {"difference": 0.02, "low_patients": -0.01, "high_patients": 0.05, "n_seeds": 3, "n_patients": 55}
+    return table.assign(**bounds, note="")
+
+
+def test_a_declared_family_is_adjusted_and_nothing_else():
+    out = families.with_roles(compared(), DECLARED, ("class", "traditional", "filtered"))
+    assert out["role"].value_counts().to_dict() == {
+        families.PRIMARY: 1,
+        families.SECONDARY: 3,
+        families.EXPLORATORY: 6,
+    }
+    assert out["primary"].tolist() == [False, True] + [False] * 8
+    np.testing.assert_allclose(out["p_patients_holm"], out["expected"].astype(float))
+    # rates, arms and networks that explore cost the family nothing
+    fewer = compared([row for row in ROWS if row[-1] is not None or row[:4] == ("image", "a", "semantic", 1.5)])
+    fewer = families.with_roles(fewer, DECLARED, ("class", "traditional"))
+    np.testing.assert_allclose(fewer["p_patients_holm"], fewer["expected"].astype(float))
+
+
+def test_the_primary_arm_is_never_secondary_and_its_patient_level_always_is():
+    out = families.with_roles(compared(), DECLARED, ("semantic",))
+    assert out.index[out["role"] == families.SECONDARY].tolist() == [8]
+    assert out.loc[8, "p_patients_holm"] == 0.03, "one test needs no adjustment"
+    with pytest.raises(ValueError, match="found 2 among 8"):
+        families.with_roles(compared(), {"arm": "semantic", "rate": 1.5})
+
+
+def test_a_family_whose_p_can_never_be_small_is_not_tested():
+    # 100 resamples: no p below 2 / 101, and three times that is above 0.05; with 119 it is 0.05 itself
+    out = families.with_roles(compared(), DECLARED, ("class", "traditional"), 2 / 101)
+    assert out["p_patients_holm"].isna().all()
+    noted = out["note"].str.contains("no adjusted p could be below 0.059")
+    assert noted.tolist() == (out["role"] == families.SECONDARY).tolist()
+    assert "class images +0.020 [-0.010, +0.050], not tested" in families.in_words(out)
+    assert families.with_roles(compared(), DECLARED, ("class", "traditional"), 2 / 120)["p_patients_holm"].count() == 3
+
+
+def test_a_comparison_without_a_p_leaves_the_family_to_the_others():
+    table = compared()
+    table.loc[8, "p_patients"] = np.nan
+    out = families.with_roles(table, DECLARED, ("class", "traditional"))
+    assert out["p_patients_holm"].dropna().tolist() == pytest.approx([0.04, 0.02])
+    assert families.p_in_words(out.loc[8]) == "not tested"
+
+
+def test_words_and_claims_name_the_family_and_mark_the_rest():
+    out = families.with_roles(compared(), DECLARED, ("class", "traditional"))
+    text = families.in_words(out)
+    assert "semantic images with a patient counted once +0.020 [-0.010, +0.050], Holm p = 0.06" in text
+    assert "All others (6) explore: their p are unadjusted and test nothing." in text
+    rows = {row["key"]: row for row in families.claims(out)}
+    assert set(rows) == {f"sweep.gain.secondary.{name}" for name in ("class", "traditional", "patient_level")}
+    assert rows["sweep.gain.secondary.class"]["claim"].endswith("(secondary, Holm p = 0.03)")
+    assert rows["sweep.gain.secondary.patient_level"]["unit"] == "patient-level AUC"
+    assert all(row["over"].endswith("unadjusted") for row in rows.values())
+    alone = families.with_roles(out.loc[[1]].drop(columns=["p_patients_holm"]), DECLARED)
+    assert families.in_words(alone) == ""
