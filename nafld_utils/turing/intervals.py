@@ -112,13 +112,13 @@ class MeanSquares(NamedTuple):
     df_rest: float
 
 
-def crossed_error(squares: MeanSquares, n_answers: int) -> tuple[float, float]:
-    """Standard error of the grand mean and its degrees of freedom; see `crossed_summary`."""
+def crossed_error(squares: MeanSquares, n_answers: int) -> tuple[Any, Any]:
+    """Standard error of the grand mean and its degrees of freedom; see `crossed_summary`. Takes arrays, too."""
     rest = squares.rest
-    raters, images = max(squares.raters, rest), max(squares.images, rest)
+    raters, images = np.maximum(squares.raters, rest), np.maximum(squares.images, rest)
     top = raters + images - rest
     parts = raters**2 / squares.df_raters + images**2 / squares.df_images + rest**2 / squares.df_rest
-    return float(np.sqrt(top / n_answers)), float(top**2 / parts)
+    return np.sqrt(top / n_answers), top**2 / parts
 
 
 def mean_squares(grid: np.ndarray, cell: np.ndarray) -> MeanSquares:
@@ -150,40 +150,6 @@ def _right(ratings: pd.DataFrame) -> pd.DataFrame:
     """Checked ratings with ``right``, 0.0 or 1.0."""
     table = table_1.checked(ratings)
     return table.assign(right=(table["said_real"] == table["is_real"]).astype(float))
-
-
-# ---------------------------------------------------------------- all raters together
-
-
-def pooled(ratings: pd.DataFrame) -> pd.DataFrame:
-    """All raters together: the pooled answers against 0.5, and d' and criterion over raters against 0.
-
-    Columns ``quantity, value, low, high, p`` (two-sided), ``n, over``. The exact test of the pooled answers takes each
-    for an independent toss of a coin, which answers of one rater, or about one image, are not: it is too sure of
-    itself, and stands here because it is often reported.
-    """
-    table, raters = _right(ratings), table_1.per_rater(ratings)
-    right, n = int(table["right"].sum()), len(table)
-    p = scipy_stats.binomtest(right, n, 0.5).pvalue
-    rows = [
-        (
-            "accuracy, answers pooled",
-            right / n,
-            *statistics.exact_interval(right, n),
-            p,
-            n,
-            "answers, taken for independent",
-        )
-    ]
-    for name, what in (("d_prime", "d', mean over raters"), ("criterion", "criterion, mean over raters")):
-        values = raters[name].to_numpy()
-        if len(values) < 2 or np.ptp(values) == 0:
-            over = "no interval: one rater" if len(values) < 2 else "no interval: all raters alike"
-            rows.append((what, values.mean(), _NAN, _NAN, _NAN, len(values), over))
-        else:
-            p = scipy_stats.ttest_1samp(values, 0).pvalue
-            rows.append((what, *statistics.student_t_interval(values), p, len(values), _OVER_RATERS))
-    return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "p", "n", "over"])
 
 
 # ---------------------------------------------------------------- agreement
