@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import special
 from scipy import stats as scipy_stats
 
 from nafld_utils import statistics
 from nafld_utils.turing import table_1
 
-REVISION = ("turing_statistics", 1)
+REVISION = ("turing_statistics", 2)
 
 _NAN = float("nan")
-_OVER_RATERS = "raters (Student t); these images"
+_OVER_RATERS = "raters (Student t, logit scale); these images"
 
 
 # ---------------------------------------------------------------- Table 1 with bounded intervals
@@ -253,11 +254,20 @@ def overconfidence(ratings: pd.DataFrame) -> pd.DataFrame:
     table["Brier score"] = table["overconfidence"] ** 2
     why_not = {0: "nobody stated a confidence", 1: "one rater: no interval over raters"}
     rows = []
-    for name in ("overconfidence", "Brier score"):
+    for name, least in {"overconfidence": -1.0, "Brier score": 0.0}.items():
         values = table.groupby("rater")[name].mean().to_numpy()
         n = len(values)
-        rows.append((name, *statistics.over_folds(values), n, _OVER_RATERS if n > 1 else "", why_not.get(n, "")))
+        rows.append((name, *_within(values, least), n, _OVER_RATERS if n > 1 else "", why_not.get(n, "")))
     return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n", "over", "note"])
+
+
+def _within(values: np.ndarray, least: float) -> tuple[float, float, float]:
+    """Mean and Student t interval of values in [least, 1], on the logit scale, so that it stays there."""
+    mean, low, high = (np.array(statistics.over_folds(values)) - least) / (1 - least)
+    if 0 < mean < 1:
+        half = (high - mean) / (mean * (1 - mean))
+        low, high = special.expit(special.logit(mean) + np.array([-half, half]))
+    return tuple(float(value * (1 - least) + least) for value in (mean, low, high))
 
 
 def _sure(ratings: pd.DataFrame) -> pd.DataFrame:

@@ -174,6 +174,16 @@ def test_calibration_counts_answers_and_overconfidence_is_over_raters():
     over = intervals.overconfidence(ratings).set_index("quantity")
     assert over.loc["overconfidence", "value"] == pytest.approx(((0 - 0.5 + 1) / 3 + (0 + 0.5 + 0 + 0.5) / 4) / 2)
     assert over.loc["Brier score", "value"] == pytest.approx(((0 + 0.25 + 1) / 3 + (0.25 + 0.25) / 4) / 2)
+    # two raters, Student's t of whom leaves [-1, 1] and [0, 1]
+    each = np.array([(0 - 0.5 + 1) / 3, 1.0 / 4])
+    half = (
+        scipy_stats.t.ppf(0.975, 1) * abs(np.diff(each)[0]) / 2 / 2 / (0.5 + each.mean() / 2) / (0.5 - each.mean() / 2)
+    )
+    logit = scipy_stats.logistic.ppf(0.5 + each.mean() / 2)
+    expected = 2 * scipy_stats.logistic.cdf([logit - half, logit + half]) - 1
+    assert over.loc["overconfidence", ["low", "high"]].tolist() == pytest.approx(expected.tolist())
+    brier = over.loc["Brier score"]
+    assert 0 < brier["low"] < brier["value"] < brier["high"] < 1
     none = ratings.drop(columns="confidence")
     assert intervals.calibration(none).empty
     assert intervals.overconfidence(none)["note"].eq("nobody stated a confidence").all()
