@@ -97,12 +97,11 @@ def crossed_d_prime(said: np.ndarray, real: np.ndarray) -> Panel:
     variance as that of `nafld_utils.turing.intervals.crossed_summary` (Dorfman, Berbaum and Metz 1992, doi
     10.1097/00004424-199209000-00015). A rater's deviation is that from the panel without this rater, and the degrees
     of freedom are those of the raters by weight, since raters who lean to one answer tell little. The mean of raters'
-    own d', corrected as Hautus (1995) does, pulls such raters towards a value that depends on the numbers of images:
-    at 20 + 30 images and 10 % "real" a d' of -0.25 became -0.14, and equivalence was shown in 34 of 100 simulated
-    panels of 30 raters where 5 are due. Nothing can be said where d' has no finite estimate, with fewer than
+    own d', corrected as Hautus (1995) does, pulls such raters towards a value that depends on the numbers of images: at
+    20 + 30 images and 90 % "real" it finds 0.14 where d' is 0.25, and so shows equivalence too often. Nothing can be
+    said where d' has no finite estimate, with fewer than
     `MIN_ANSWERS` of one answer (of 3 to 5 among 5 raters and 50 images, three in four simulated panels have none), or
-    where fewer than `MIN_RATERS` raters by weight gave both. `tests/benchmarks/rater_study.py` simulates size and
-    power.
+    where fewer than `MIN_RATERS` raters by weight gave both. `tests/benchmarks/rater_study.py` simulates all this.
     """
     n_raters, n = said.shape
     sizes = (int((real == 1).sum()), int((real == 0).sum()))

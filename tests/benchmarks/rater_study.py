@@ -36,13 +36,18 @@ def simulate(cell: Mapping[str, Any], rng: np.random.Generator) -> tuple[np.ndar
 
 
 def once(cell: Mapping[str, Any], rng: np.random.Generator) -> dict[str, bool | float | None]:
-    """Is equivalence shown, does the 95 % interval hold d', and the power that the planner gives these raters."""
-    panel = rater_model.crossed_d_prime(*simulate(cell, rng))
+    """Is equivalence shown, does the 95 % interval hold d', what is found, and the planner's power for these raters."""
+    said, real = simulate(cell, rng)
+    panel = rater_model.crossed_d_prime(said, real)
     shown = rater_model.equivalence_test(panel, MARGIN)["verdict"] == "shown"
-    out: dict[str, bool | float | None] = {"answered": not panel.note, "shown": shown, "holds": None}
+    out: dict[str, bool | float | None] = {"answered": not panel.note, "shown": shown, "holds": None, "found": None}
     if not panel.note:
         se, df = panel.error()
         out["holds"] = bool(abs(panel.d_prime - cell["d_prime"]) < scipy_stats.t.ppf(0.975, df) * se)
+        out["found"] = panel.d_prime
+    rates = ((said[:, real == kind].sum(1) + 0.5) / ((real == kind).sum() + 1) for kind in (1, 0))  # Hautus (1995)
+    hit, false_alarm = (special.ndtri(rate) for rate in rates)
+    out["mean_of_raters"] = float((hit - false_alarm).mean())
     if cell["d_prime"] == 0:
         sd_rater, sd_image, _ = RATERS[cell["raters_who"]]
         out["planned"] = None

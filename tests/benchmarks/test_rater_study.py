@@ -26,10 +26,11 @@ def test_the_study_asks_what_the_test_promises_and_answers_within_its_cell():
     assert {"20+30", "25+25"} == set(asked.index)
     assert all(set(rater_study.RATES) <= rates for rates in asked)
     few = rater_study.once(cells[(cells["raters"] == 3) & (cells["d_prime"] == 0)].iloc[0], np.random.default_rng(1))
-    assert set(few) == {"answered", "shown", "holds", "planned"}
+    assert set(few) == {"answered", "shown", "holds", "found", "mean_of_raters", "planned"}
     many = {"raters": 30, "images": "200+300", "said_real": 0.5, "raters_who": "alike", "d_prime": 0.0}
     found = rater_study.once(many, np.random.default_rng(2))
     assert found["answered"]
     assert found["shown"]
     assert found["planned"] > 0.99
+    assert found["found"] == pytest.approx(found["mean_of_raters"], abs=0.01), "the same where nobody leans"
     assert not rater_study.once(many | {"d_prime": 1.0}, np.random.default_rng(2))["shown"]
