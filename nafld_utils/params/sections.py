@@ -228,7 +228,7 @@ class TuringSettings(Section):
     contact: Annotated[str, Field(max_length=200)] | None
     ratings: str | None
     n_simulated_raters: Annotated[int, Field(ge=1)]
-    equivalence_margin: Annotated[float, Field(gt=0, lt=0.5)]
+    equivalence_margin_d_prime: Annotated[float, Field(gt=0, le=2)]
     equivalence_power: Annotated[float, Field(gt=0, lt=1)]
 
 

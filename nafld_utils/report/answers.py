@@ -123,14 +123,14 @@ def _copies(run: Run, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _people(run: Run, table: pd.DataFrame) -> dict[str, Any]:
-    """The accuracy that speaks for most: the one over raters and images where there is one."""
-    margin = run.settings.turing.equivalence_margin
+    """Where d' over raters and images lies, and whether it is shown to be within the declared margin of 0."""
+    margin = run.settings.turing.equivalence_margin_d_prime
     for who in ("raters", "simulated_raters"):
-        key = f"turing.{who}.accuracy"
-        accuracy = first(table, f"{key}.others") or first(table, key)
+        accuracy = first(table, f"turing.{who}.accuracy.others") or first(table, f"turing.{who}.accuracy")
         if accuracy:
-            state = "simulated" if who == "simulated_raters" else _side(accuracy, 0.5)
-            if state == "holds" and 0.5 - margin < accuracy.low and accuracy.high < 0.5 + margin:
+            d_prime, least = (first(table, f"turing.{who}.d_prime{end}") for end in ("", ".margin"))
+            state = "simulated" if who == "simulated_raters" else _side(d_prime, 0.0) if d_prime else "unbounded"
+            if state in ("above", "below", "holds") and least is not None and least.value < margin:
                 state = "within"
-            return {"state": state, "accuracy": accuracy, "margin": 100 * margin}
+            return {"state": state, "accuracy": accuracy, "d_prime": d_prime, "margin": margin}
     return {}

@@ -237,6 +237,36 @@ def calibrated(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def discriminated(raters: pd.DataFrame, found: Mapping[str, Any], margin: float, ax: Axes) -> Axes:
+    """Each rater's d' with its interval over images, the panel's over raters and images, and the margin as a band.
+
+    Parameters
+    ----------
+    raters : pandas.DataFrame
+        From `nafld_utils.turing.table_1.per_rater`.
+    found : mapping
+        From `nafld_utils.turing.rater_model.equivalence_test`; its 90 % interval decides.
+    margin : float
+        Of equivalence, in d'.
+    ax : Axes
+    """
+    place = np.arange(1, len(raters) + 1)
+    ax.axvspan(-margin, margin, color="#E4E4E4", lw=0, label=f"margin, {margin:g}")
+    ax.axvline(0, color=_INK, lw=1, ls="--")
+    ax.hlines(place, raters["d_low"], raters["d_high"], color=_INK, lw=1)
+    ax.plot(raters["d_prime"], place, "o", color=_INK, ms=5, label="one rater, 95 % interval over images")
+    if np.isfinite(found["d_prime"]):
+        ax.hlines(0, found["low"], found["high"], color=COLORS["semantic"], lw=3)
+        label = "panel, 90 % interval over raters and images"
+        ax.plot(found["d_prime"], 0, "D", color=COLORS["semantic"], ms=7, label=label)
+    ax.set_yticks([0, *place], ["panel", *(plain(name) for name in raters["rater"])])
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel("d', standard deviations (0: cannot tell)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=1, fontsize=9)
+    return ax
+
+
 def planned(table: pd.DataFrame, ax: Axes) -> Axes:
     """Images that each of so many raters must see, one line per basis; bases for which no number is enough are named.
 

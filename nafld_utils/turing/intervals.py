@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import special
 from scipy import stats as scipy_stats
 
 from nafld_utils import statistics
 from nafld_utils.turing import table_1
 
-REVISION = ("turing_statistics", 1)
+REVISION = ("turing_statistics", 2)
 
 _NAN = float("nan")
-_OVER_RATERS = "raters (Student t); these images"
+_OVER_RATERS = "raters (Student t, logit scale); these images"
 
 
 # ---------------------------------------------------------------- Table 1 with bounded intervals
@@ -112,13 +113,13 @@ class MeanSquares(NamedTuple):
     df_rest: float
 
 
-def crossed_error(squares: MeanSquares, n_answers: int) -> tuple[float, float]:
-    """Standard error of the grand mean and its degrees of freedom; see `crossed_summary`."""
+def crossed_error(squares: MeanSquares, n_answers: int) -> tuple[Any, Any]:
+    """Standard error of the grand mean and its degrees of freedom; see `crossed_summary`. Takes arrays, too."""
     rest = squares.rest
-    raters, images = max(squares.raters, rest), max(squares.images, rest)
+    raters, images = np.maximum(squares.raters, rest), np.maximum(squares.images, rest)
     top = raters + images - rest
     parts = raters**2 / squares.df_raters + images**2 / squares.df_images + rest**2 / squares.df_rest
-    return float(np.sqrt(top / n_answers)), float(top**2 / parts)
+    return np.sqrt(top / n_answers), top**2 / parts
 
 
 def mean_squares(grid: np.ndarray, cell: np.ndarray) -> MeanSquares:
@@ -150,40 +151,6 @@ def _right(ratings: pd.DataFrame) -> pd.DataFrame:
     """Checked ratings with ``right``, 0.0 or 1.0."""
     table = table_1.checked(ratings)
     return table.assign(right=(table["said_real"] == table["is_real"]).astype(float))
-
-
-# ---------------------------------------------------------------- all raters together
-
-
-def pooled(ratings: pd.DataFrame) -> pd.DataFrame:
-    """All raters together: the pooled answers against 0.5, and d' and criterion over raters against 0.
-
-    Columns ``quantity, value, low, high, p`` (two-sided), ``n, over``. The exact test of the pooled answers takes each
-    for an independent toss of a coin, which answers of one rater, or about one image, are not: it is too sure of
-    itself, and stands here because it is often reported.
-    """
-    table, raters = _right(ratings), table_1.per_rater(ratings)
-    right, n = int(table["right"].sum()), len(table)
-    p = scipy_stats.binomtest(right, n, 0.5).pvalue
-    rows = [
-        (
-            "accuracy, answers pooled",
-            right / n,
-            *statistics.exact_interval(right, n),
-            p,
-            n,
-            "answers, taken for independent",
-        )
-    ]
-    for name, what in (("d_prime", "d', mean over raters"), ("criterion", "criterion, mean over raters")):
-        values = raters[name].to_numpy()
-        if len(values) < 2 or np.ptp(values) == 0:
-            over = "no interval: one rater" if len(values) < 2 else "no interval: all raters alike"
-            rows.append((what, values.mean(), _NAN, _NAN, _NAN, len(values), over))
-        else:
-            p = scipy_stats.ttest_1samp(values, 0).pvalue
-            rows.append((what, *statistics.student_t_interval(values), p, len(values), _OVER_RATERS))
-    return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "p", "n", "over"])
 
 
 # ---------------------------------------------------------------- agreement
@@ -287,11 +254,20 @@ def overconfidence(ratings: pd.DataFrame) -> pd.DataFrame:
     table["Brier score"] = table["overconfidence"] ** 2
     why_not = {0: "nobody stated a confidence", 1: "one rater: no interval over raters"}
     rows = []
-    for name in ("overconfidence", "Brier score"):
+    for name, least in {"overconfidence": -1.0, "Brier score": 0.0}.items():
         values = table.groupby("rater")[name].mean().to_numpy()
         n = len(values)
-        rows.append((name, *statistics.over_folds(values), n, _OVER_RATERS if n > 1 else "", why_not.get(n, "")))
+        rows.append((name, *_within(values, least), n, _OVER_RATERS if n > 1 else "", why_not.get(n, "")))
     return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n", "over", "note"])
+
+
+def _within(values: np.ndarray, least: float) -> tuple[float, float, float]:
+    """Mean and Student t interval of values in [least, 1], on the logit scale, so that it stays there."""
+    mean, low, high = (np.array(statistics.over_folds(values)) - least) / (1 - least)
+    if 0 < mean < 1:
+        half = (high - mean) / (mean * (1 - mean))
+        low, high = special.expit(special.logit(mean) + np.array([-half, half]))
+    return tuple(float(value * (1 - least) + least) for value in (mean, low, high))
 
 
 def _sure(ratings: pd.DataFrame) -> pd.DataFrame:

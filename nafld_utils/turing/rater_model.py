@@ -1,239 +1,326 @@
-"""A crossed rater-and-image model of the answers, and what it would take to show that nobody can tell.
+"""Can these raters tell, in d': a probit model crossed over raters and images, equivalence within a margin, and plans.
 
-Contract: tables in, tables out, ratings as `nafld_utils.turing.table_1.summarize` describes them. Raters and images
-are both drawn from many: an interval here is about other raters and other such images, not about this panel alone. "No
-difference found" is not "no difference": equivalence within a margin has to be shown, and `equivalence_plan` says with
-how many raters and images it can be.
+Contract: ratings in as `nafld_utils.turing.table_1.summarize` describes them, tables out. d' is how far apart real and
+synthetic images look to a rater, in standard deviations over images. It is free of the rater's inclination to say
+"real" and of the share of real images, on which accuracy depends. Raters and images are both drawn from many: an
+interval is about other raters and other such images. "No difference found" is not "no difference": equivalence within
+a margin has to be shown, and `equivalence_plan` says with how many raters and images it can be.
 """
 
 from __future__ import annotations
 
 import bisect
-import contextlib
 import functools
-import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import special
 from scipy import stats as scipy_stats
 
 from nafld_utils.turing import intervals, table_1
 
-REVISION = ("turing_model", 1)
+REVISION = ("turing_model", 2)
 
-# Priors (choice: weak on the log-odds scale, where 4 is 98 % right): fixed effects N(0, 3^2), log SDs N(0, 1^2).
-FIXED_PRIOR, LOG_SD_PRIOR = 3.0, 1.0
-_TERMS = ("inclination over raters", "discrimination over raters", "looking real over images")
+MIN_ANSWERS = 10  # of the rarer answer, over all raters; see `crossed_d_prime`
+MIN_RATERS = 2.0  # by weight
 N_RATERS = (3, 5, 8, 12, 20, 30, 50, 100)
 MAX_IMAGES = 10_000
+OVER = "raters and images (crossed probit)"
+_NAN = float("nan")
+_DIFFERENT = "raters saw different images: no crossed analysis"
+_SIDE = np.array([0.5, -0.5])  # part of d' in how real a real and a synthetic image look
 
 
-# ---------------------------------------------------------------- the mixed model
+# ---------------------------------------------------------------- the crossed probit model
 
 
-def mixed_model(ratings: pd.DataFrame) -> pd.DataFrame:
-    """Logistic mixed model with crossed random effects: who says "real", and does it depend on the image being real?
+class Probit(NamedTuple):
+    """One d' for all raters and a criterion for each; columns of (R, 2) are real and synthetic images."""
 
-    Columns ``term, estimate, low, high, over, note``, on the log-odds scale: *inclination* of an average rater to say
-    "real" (0: as often as not), *discrimination* (the log odds ratio of saying "real" for a real and for a synthetic
-    image; 0: cannot tell), and the SDs of both over raters and of looking real over images. Raters may have seen
-    different images; with one rater, or one answer only, the numbers are missing and the note says why.
+    d_prime: float
+    criterion: np.ndarray  # (R,), above 0: inclined to say "synthetic"
+    share: np.ndarray  # (R, 2), fitted probability of "real"
+    influence: np.ndarray  # (R, 2), change of d' by one answer "real" more
+    weight: np.ndarray  # (R,), part of the information on d' that is this rater's; the sum is 1
+    information: float  # on d', of answers that are independent
 
-    Notes
-    -----
-    ``logit P(said real) = a + b x + a_rater + b_rater x + c_image`` with x = 1/2 for real and -1/2 for synthetic
-    images. The model is statsmodels' ``BinomialBayesMixedGLM``, fitted by variational Bayes, from which the SDs are
-    taken. Its own intervals of a and b ignore that they share their uncertainty with the random effects (in 200
-    simulated panels of five raters and 50 images the one of b held the truth 85 % of the time); so theirs come from
-    the joint posterior's curvature at its mode, given those SDs (Laplace's approximation): 98 % in the same panels.
-    SDs and their intervals remain variational and are rough with few raters; with five raters the prior still shows.
+
+def fit(counts: np.ndarray, sizes: np.ndarray) -> Probit | None:
+    """Maximum likelihood from counts (R, 2) of "real" among `sizes` (2,) images; None where d' has no finite estimate.
+
+    Every rater has given both answers. Newton's method, the criteria eliminated.
     """
-    from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM
-    from statsmodels.tools.sm_exceptions import ConvergenceWarning
-
-    table = table_1.checked(ratings)
-    columns = ["term", "estimate", "low", "high", "over", "note"]
-    if table["rater"].nunique() < 2 or table["said_real"].nunique() < 2:
-        found = "one rater" if table["rater"].nunique() < 2 else "one answer only"
-        row = {"term": "discrimination", "over": "", "note": f"{found}: nothing to model"}
-        return pd.DataFrame([row], columns=columns).astype({"estimate": float, "low": float, "high": float})
-    said, (fixed, random, group) = table["said_real"].to_numpy(), _design(table)
-    model = BinomialBayesMixedGLM(said, fixed, random, group, vcp_p=LOG_SD_PRIOR, fe_p=FIXED_PRIOR)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        # starting widths are given, since the library would draw them
-        fit = model.fit_vb(sd=np.full(fixed.shape[1] + len(_TERMS) + random.shape[1], 0.6))
-    note = "the variational fit did not converge" if caught else ""
-    half = scipy_stats.norm.ppf(0.975)
-    estimate, se = _laplace(said, fixed, random, np.exp(fit.vcp_mean)[group])
-    rows = [
-        (name, estimate[i], estimate[i] - half * se[i], estimate[i] + half * se[i], "raters and images (Laplace)", note)
-        for i, name in enumerate(("inclination", "discrimination"))
-    ]
-    for name, mean, sd in zip(_TERMS, fit.vcp_mean, fit.vcp_sd, strict=True):
-        rows.append((f"SD of {name}", *np.exp([mean, mean - half * sd, mean + half * sd]), "variational, rough", note))
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _design(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fixed effects (n, 2), random effects (n, q), and to which of `_TERMS` each of the latter belongs (q,)."""
-    real = table["is_real"].to_numpy() - 0.5
-    rater, image = (np.eye(table[name].nunique())[pd.factorize(table[name])[0]] for name in ("rater", "image_id"))
-    parts = (rater, rater * real[:, None], image)
-    group = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])
-    return np.stack([np.ones(len(table)), real], axis=1), np.hstack(parts), group
-
-
-def _laplace(said: np.ndarray, fixed: np.ndarray, random: np.ndarray, sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mode and standard errors of the fixed effects, random effects integrated out at given SDs (Newton's method)."""
-    design = np.hstack([fixed, random])
-    precision = np.concatenate([np.full(fixed.shape[1], FIXED_PRIOR**-2), sd**-2.0])
-    at = np.zeros(design.shape[1])
-    for _ in range(100):
-        mean = scipy_stats.logistic.cdf(design @ at)
-        curvature = (design * (mean * (1 - mean))[:, None]).T @ design + np.diag(precision)
-        step = np.linalg.solve(curvature, design.T @ (said - mean) - precision * at)
-        at = at + step
-        if np.abs(step).max() < 1e-9:
+    at, d = -special.ndtri(counts.sum(1) / sizes.sum()), 0.0
+    for _ in range(50):
+        z = d * _SIDE - at[:, None]
+        p, density = special.ndtr(z), np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+        slope = density / np.maximum(p * (1 - p), 1e-12)
+        score, curve = (counts - sizes * p) * slope, sizes * density * slope
+        own, cross = np.maximum(curve.sum(1), 1e-12), curve @ _SIDE
+        part = curve @ _SIDE**2 - cross**2 / own
+        if part.sum() < 1e-6 or abs(d) > 5:
+            return None
+        step = float(np.clip((score @ _SIDE - cross / own * score.sum(1)).sum() / part.sum(), -1, 1))
+        moves = np.clip((score.sum(1) - cross * step) / own, -1, 1)
+        d, at = d + step, at - moves
+        if max(abs(step), float(np.abs(moves).max())) < 1e-9:
             break
-    n = fixed.shape[1]
-    return at[:n], np.sqrt(np.diag(np.linalg.inv(curvature))[:n])
+    influence = slope * (_SIDE - (cross / own)[:, None]) / part.sum()
+    return Probit(float(d), at, p, influence, part / part.sum(), float(part.sum()))
+
+
+class Panel(NamedTuple):
+    """What a panel's answers say of d'; `note` says why nothing can be said."""
+
+    d_prime: float
+    criterion: float  # mean over raters
+    criterion_sd: float  # over raters
+    squares: intervals.MeanSquares  # of the answers' parts of d', of which d' is the mean
+    n_raters: int
+    n_told: int  # raters who gave both answers, of whom the rest is
+    sizes: tuple[int, int]  # real and synthetic images
+    effective: float  # raters by weight
+    note: str
+
+    def error(self) -> tuple[float, float]:
+        """Standard error of d' and its degrees of freedom."""
+        return intervals.crossed_error(self.squares, self.n_told * sum(self.sizes))
+
+
+def crossed_d_prime(said: np.ndarray, real: np.ndarray) -> Panel:
+    """What answers (R, n) of 0 or 1 ("real") and the key (n,) say of d'.
+
+    Choice: a probit model with one d' and a criterion for each rater (DeCarlo 1998, doi 10.1037/1082-989X.3.2.186),
+    by maximum likelihood. Answers enter its variance by their influence on d', in a raters-by-images analysis of
+    variance as that of `nafld_utils.turing.intervals.crossed_summary` (Dorfman, Berbaum and Metz 1992, doi
+    10.1097/00004424-199209000-00015). A rater's deviation is that from the panel without this rater, and the degrees
+    of freedom are those of the raters by weight, since raters who lean to one answer tell little. The mean of raters'
+    own d', corrected as Hautus (1995) does, pulls such raters towards a value that depends on the numbers of images: at
+    20 + 30 images and 90 % "real" it finds 0.14 where d' is 0.25, and so shows equivalence too often. Nothing can be
+    said where d' has no finite estimate, with fewer than
+    `MIN_ANSWERS` of one answer (of 3 to 5 among 5 raters and 50 images, three in four simulated panels have none), or
+    where fewer than `MIN_RATERS` raters by weight gave both. `tests/benchmarks/rater_study.py` simulates all this.
+    """
+    n_raters, n = said.shape
+    sizes = (int((real == 1).sum()), int((real == 0).sum()))
+    rarer, said = int(min(said.sum(), said.size - said.sum())), said[(said.sum(1) > 0) & (said.sum(1) < n)]
+    n_told = len(said)
+    nothing = Panel(_NAN, _NAN, _NAN, intervals.MeanSquares(*[_NAN] * 6), n_raters, n_told, sizes, _NAN, "")
+    if rarer < MIN_ANSWERS:
+        return nothing._replace(
+            note=f'{rarer} answers of the rarer kind, "real" or "synthetic": {MIN_ANSWERS} are needed'
+        )
+    if n_told < 2 or min(sizes) < 2:
+        found = f"{n_told} raters who gave both answers, {sizes[0]} real and {sizes[1]} synthetic images"
+        return nothing._replace(note=f"{found}: two of each are needed")
+    kind = np.where(real == 1, 0, 1)
+    model = fit(np.stack([said[:, kind == k].sum(1) for k in (0, 1)], axis=1), np.array(sizes))
+    if model is None:
+        return nothing._replace(note="the answers part real from synthetic images wholly: d' has no finite estimate")
+    effective = float(1 / (model.weight**2).sum())
+    if effective < MIN_RATERS:
+        return nothing._replace(note=f"{effective:.1f} raters by weight, the others gave hardly more than one answer")
+    parts = n_told * n * model.influence[:, kind] * (said - model.share[:, kind])
+    alone = _without_each(parts.mean(1), model.weight)
+    squares = intervals.mean_squares(parts, kind)._replace(raters=n * alone, df_raters=effective - 1)
+    middle, sd = float(model.criterion.mean()), float(model.criterion.std(ddof=1))
+    return Panel(model.d_prime, middle, sd, squares, n_raters, n_told, sizes, effective, "")
+
+
+def _without_each(parts: np.ndarray, weight: np.ndarray) -> float:
+    """Variance of raters' parts of d', each against the panel without this rater, which has `weight` in it."""
+    n = len(parts)
+    return float((((n - 1) / n * parts / (1 - weight)) ** 2).sum() / (n - 1))
+
+
+def panel_of(ratings: pd.DataFrame) -> Panel:
+    """`crossed_d_prime` of a table of ratings; nothing can be said where raters have different images."""
+    table = table_1.checked(ratings)
+    grid = table.pivot_table(index="rater", columns="image_id", values="said_real")
+    if grid.isna().to_numpy().any():
+        return crossed_d_prime(np.zeros((len(grid), 1)), np.zeros(1))._replace(note=_DIFFERENT)
+    real = table.drop_duplicates("image_id").set_index("image_id").loc[grid.columns, "is_real"]
+    return crossed_d_prime(grid.to_numpy(), real.to_numpy())
+
+
+def model_table(panel: Panel) -> pd.DataFrame:
+    """What the crossed probit says of other raters and images: ``term, estimate, low, high`` (95 %), ``over, note``.
+
+    d' and the mean criterion, and the SDs of d' and of the criterion over raters and of looking real over images. SDs
+    are by the method of moments, negative variances set to 0, and rough with few raters.
+    """
+    se, df = panel.error()
+    half, found = scipy_stats.t.ppf(0.975, df) * se, spread(panel)
+    rows = [
+        ("d'", panel.d_prime, panel.d_prime - half, panel.d_prime + half, OVER, panel.note),
+        ("criterion, mean over raters", panel.criterion, _NAN, _NAN, "", panel.note or "of these raters"),
+    ]
+    sds = {"d' over raters": found.rater, "looking real over images": found.image}
+    for name, value in ({"criterion over raters": panel.criterion_sd} | sds).items():
+        rows.append((f"SD of {name}", value, _NAN, _NAN, "", panel.note or "by moments, rough with few raters"))
+    return pd.DataFrame(rows, columns=["term", "estimate", "low", "high", "over", "note"])
 
 
 # ---------------------------------------------------------------- how much raters and images differ
 
 
 class Spread(NamedTuple):
-    """How much raters and images differ in the share of right answers (a balanced accuracy), as SDs in [0, 0.5]."""
+    """How much d' differs, as SDs, and what one answer's chance adds."""
 
     rater: float
     rater_high: float  # one-sided upper 80 % limit: a test planned on five raters' estimate would often be too small
     image: float
-    n_raters: int
+    noise: float  # by which one answer adds variance; pi / 2 for a rater without inclination
+    effective: float  # raters by weight, share of all
 
 
-def spread(ratings: pd.DataFrame) -> Spread:
-    """Variance components of being right, by the method of moments, negative ones set to 0.
-
-    Refuses one rater, one image of a kind, or raters with different images. A rater's rate is the mean of sensitivity
-    and specificity: in the plain accuracy of 20 real and 30 synthetic images an inclination to say "synthetic" would
-    pass for skill.
-    """
-    grid, images = intervals.right_answers(ratings)
-    real = images["is_real"].to_numpy()
-    if len(grid) < 2 or grid.isna().to_numpy().any() or min((real == 1).sum(), (real == 0).sum()) < 2:
-        raise ValueError(
-            "ratings: expected two or more raters with the same images, two of each kind at least, found"
-            f" {len(grid)} raters and {(real == 1).sum()} real, {(real == 0).sum()} synthetic images."
-        )
-    values = grid.to_numpy()
-    squares = intervals.mean_squares(values, real)
-    balanced = (values[:, real == 1].mean(1) + values[:, real == 0].mean(1)) / 2
-    noise = squares.rest * (1 / (real == 1).sum() + 1 / (real == 0).sum()) / 4
-    image = max(0.0, (squares.images - squares.rest) / len(values))
-    return Spread(*_rater_spread(balanced, noise), float(np.sqrt(image)), len(values))
+def spread(panel: Panel) -> Spread:
+    """Variance components of a panel by the method of moments, negative ones set to 0; NaN where nothing is said."""
+    if panel.note:
+        return Spread(*[_NAN] * 5)
+    squares, n = panel.squares, sum(panel.sizes)
+    per, share = n * (1 / panel.sizes[0] + 1 / panel.sizes[1]), panel.effective / panel.n_raters
+    image = float(np.sqrt(max(0.0, (squares.images - squares.rest) / (panel.n_told * per))))
+    raters = _rater_spread(squares, panel.effective / (panel.n_told * n))
+    return Spread(*raters, image, squares.rest / per * panel.n_raters / panel.n_told, share)
 
 
+@functools.cache
 def paper_spread() -> Spread:
     """The same for the paper's raters; its Table 1 tells nothing about single images, so their SD is missing."""
-    counts, (ru, rh, su, sh) = np.array(table_1.PAPER_COUNTS), table_1.PAPER_SIZES
-    rates = np.stack([counts[:, :2].sum(1) / (ru + rh), counts[:, 2:].sum(1) / (su + sh)])
-    noise = float((rates * (1 - rates)).mean()) * (1 / (ru + rh) + 1 / (su + sh)) / 4
-    return Spread(*_rater_spread(rates.mean(0), noise), float("nan"), len(counts))
+    (ru, rh, su, sh), counts = table_1.PAPER_SIZES, np.array(table_1.PAPER_COUNTS)
+    sizes = np.array([ru + rh, su + sh])
+    said = np.stack([counts[:, :2].sum(1), sizes[1] - counts[:, 2:].sum(1)], axis=1)
+    model, n_raters, n = fit(said, sizes), len(said), int(sizes.sum())
+    assert model is not None
+    effective = float(1 / (model.weight**2).sum())
+    parts = n_raters * (model.influence * (said - sizes * model.share)).sum(1)
+    squares = intervals.MeanSquares(n * _without_each(parts, model.weight), _NAN, n_raters * n / model.information,
+                                    effective - 1, _NAN, _NAN)  # fmt: skip
+    raters = _rater_spread(squares, effective / (n_raters * n))
+    return Spread(*raters, _NAN, n_raters / float(model.information * (1 / sizes).sum()), effective / n_raters)
 
 
-def _rater_spread(rates: np.ndarray, noise: float) -> tuple[float, float]:
-    """SD of raters' true rates and its upper 80 % limit, from rates of which `noise` is the variance by chance."""
-    seen, df = float(rates.var(ddof=1)), len(rates) - 1
-    high = df * seen / scipy_stats.chi2.ppf(0.2, df)
-    return float(np.sqrt(max(0.0, seen - noise))), float(np.sqrt(max(0.0, high - noise)))
+def _rater_spread(squares: intervals.MeanSquares, scale: float) -> tuple[float, float]:
+    """SD of raters' true d' and its upper 80 % limit; `scale`: variance of d' per unit of the mean square."""
+    high = squares.df_raters * squares.raters / scipy_stats.chi2.ppf(0.2, squares.df_raters)
+    return tuple(float(np.sqrt(max(0.0, scale * (value - squares.rest)))) for value in (squares.raters, high))
 
 
 # ---------------------------------------------------------------- equivalence
 
 
-def equivalence_power(n_raters: int, n_images: int, sd_rater: float, sd_image: float, margin: float = 0.05) -> float:
-    """Chance to show that accuracy is within `margin` of 0.5, when it is 0.5: two one-sided tests at 5 %.
+def equivalence_test(panel: Panel, margin: float = 0.25) -> dict[str, float | str]:
+    """Do these answers show that d' is within a margin of 0? Two one-sided tests at 5 %, over raters and images.
 
-    Every rater sees every image, half of them real; the SDs are of the share of right answers, in [0, 0.5].
+    Gives ``d_prime, low, high`` (the 90 % interval that decides), ``p`` (the larger of the two one-sided ones),
+    ``smallest_margin`` (within which equivalence would be shown), ``verdict`` ("shown", "not shown", "cannot be
+    said"), ``note`` (why nothing can be said).
+    """
+    d, (se, df) = panel.d_prime, panel.error()
+    half = float(scipy_stats.t.ppf(0.95, df) * se)
+    p = float(scipy_stats.t.sf((margin - abs(d)) / se, df))
+    verdict = "cannot be said" if panel.note else "shown" if p < 0.05 else "not shown"
+    numbers = {"d_prime": d, "low": d - half, "high": d + half, "p": p, "smallest_margin": abs(d) + half}
+    return numbers | {"verdict": verdict, "note": panel.note}
+
+
+def sentence(test: Mapping[str, Any], margin: float) -> str:
+    """The verdict of `equivalence_test` in words."""
+    verdict = {"shown": "is shown", "not shown": "is NOT shown"}.get(test["verdict"], test["verdict"])
+    why = test["note"]
+    if not why:
+        why = f"d' {test['d_prime']:.2f}, 90 % interval over raters and images {test['low']:.2f} to {test['high']:.2f};"
+        why += f" two one-sided tests, p = {test['p']:.2g}"
+    return f"That they cannot tell, d' within {margin:g} of 0, {verdict} ({why})."
+
+
+def equivalence_power(n_raters: int, sizes: tuple[int, int], spread: Spread, margin: float = 0.25) -> float:
+    """Chance to show that d' is within `margin` of 0 when it is 0: two one-sided tests at 5 %.
+
+    Every rater sees the same `sizes` real and synthetic images, and raters lean as those of `spread` do.
 
     Notes
     -----
-    ``var(mean) = sd_rater^2 / R + sd_image^2 / I + rest / (R I)``, where the three variances add up to that of a
-    coin, 1/4; degrees of freedom as in `nafld_utils.turing.intervals.crossed_summary` at the expected mean squares.
-    A formula, checked against simulated panels in the tests.
+    ``var(d') = sd_rater^2 / R' + (sd_image^2 + noise / R) (1 / n_real + 1 / n_synthetic)`` with R' raters by weight of
+    R. The chance is averaged over what the analysis of variance may find, whose mean squares are those expected times
+    chi-square over its degrees of freedom; checked against simulated panels in `tests/benchmarks/rater_study.py`.
 
     Examples
     --------
-    >>> bool(equivalence_power(50, 200, 0.02, 0.05) > 0.8 > equivalence_power(5, 50, 0.02, 0.05))
+    >>> few, many = (equivalence_power(n, (25, 25), Spread(0.1, 0.2, 0.1, 1.6, 1.0)) for n in (5, 50))
+    >>> few < 0.2 < 0.8 < many
     True
     """
-    rest = max(0.0, 0.25 - sd_rater**2 - sd_image**2)
-    df_raters, df_images = n_raters - 1, n_images - 2
-    squares = intervals.MeanSquares(
-        *(rest + n_images * sd_rater**2, rest + n_raters * sd_image**2, rest),
-        *(df_raters, df_images, df_raters * df_images),
-    )
-    se, df = intervals.crossed_error(squares, n_raters * n_images)
-    reach = margin - scipy_stats.t.ppf(0.95, df) * se
-    return float(max(0.0, 2 * scipy_stats.norm.cdf(reach / se) - 1))
+    n, df = sum(sizes), (spread.effective * n_raters - 1, sum(sizes) - 2.0)
+    if df[0] < MIN_RATERS - 1:
+        return 0.0
+    per = n * (1 / sizes[0] + 1 / sizes[1])
+    rest, image = spread.noise * per, np.nan_to_num(spread.image)
+    expected = rest + n * spread.rater**2 / spread.effective, rest + n_raters * per * image**2
+    true = np.sqrt((sum(expected) - rest) / (n_raters * n))
+    chances = (np.arange(25) + 0.5) / 25
+    found = (mean * scipy_stats.chi2.ppf(chances, k) / k for mean, k in zip(expected, df, strict=True))
+    raters, images = np.meshgrid(*found)
+    squares = intervals.MeanSquares(raters, images, rest, *df, (n_raters - 1) * (n - 2))
+    se, free = intervals.crossed_error(squares, n_raters * n)
+    reach = margin - special.stdtrit(free, 0.95) * se
+    return float(np.maximum(0, 2 * special.ndtr(reach / true) - 1).mean())
 
 
 def equivalence_plan(
-    sd_rater: float,
-    sd_image: float,
-    margin: float = 0.05,
-    power: float = 0.8,
-    n_raters: Sequence[int] = N_RATERS,
+    spread: Spread, margin: float = 0.25, power: float = 0.8, n_raters: Sequence[int] = N_RATERS
 ) -> pd.DataFrame:
     """How many images each rater of panels of `n_raters` must see to show equivalence with a given `power`.
 
-    The power is the chance to succeed if nobody can tell at all; the rest as in `equivalence_power`. Columns
-    ``n_raters, n_images`` (even; missing where no number up to 10,000 is enough), ``n_answers, power`` (reached),
-    ``note``.
+    The power is the chance to succeed if nobody can tell at all, half of the images real; the rest as in
+    `equivalence_power`. Columns ``n_raters, n_images`` (even; missing where no number up to 10,000 is enough),
+    ``n_answers, power`` (reached), ``note``.
     """
-    even = range(4, MAX_IMAGES + 1, 2)
+    halves = range(2, MAX_IMAGES // 2 + 1)
     rows = []
     for raters in n_raters:
-        reached = functools.partial(equivalence_power, raters, sd_rater=sd_rater, sd_image=sd_image, margin=margin)
-        if reached(MAX_IMAGES) < power:
+
+        def reached(half: int, raters: int = raters) -> float:
+            return equivalence_power(raters, (half, half), spread, margin)
+
+        if reached(halves[-1]) < power:
             rows.append((raters, None, None, None, "raters differ too much: no number of images is enough"))
         else:
-            n_images = even[bisect.bisect_left(even, power, hi=len(even) - 1, key=reached)]
-            rows.append((raters, n_images, n_images * raters, reached(n_images), ""))
+            half = halves[bisect.bisect_left(halves, power, hi=len(halves) - 1, key=reached)]
+            rows.append((raters, 2 * half, 2 * half * raters, reached(half), ""))
     out = pd.DataFrame(rows, columns=["n_raters", "n_images", "n_answers", "power", "note"])
     return out.astype({"n_images": "Int64", "n_answers": "Int64", "power": float})
 
 
-def plans(ratings: pd.DataFrame, margin: float = 0.05, power: float = 0.8) -> pd.DataFrame:
+def plans(panel: Panel, margin: float = 0.25, power: float = 0.8) -> pd.DataFrame:
     """`equivalence_plan` for raters who differ as these do, as the paper's do, and as either might at worst.
 
-    Columns ``basis, sd_rater, sd_image`` before those of `equivalence_plan`. What the paper prints says nothing about
-    images: there their SD is 0, and no test with fewer images could be enough.
+    Columns ``basis, sd_rater, sd_image`` (of d') before those of `equivalence_plan`. What the paper prints says nothing
+    about images: there their SD is 0, and no test with fewer images could be enough.
     """
-    found, basis, parts = {"the paper's raters": paper_spread()}, {}, []
-    with contextlib.suppress(ValueError):  # one rater says nothing about how raters differ; the paper's remain
-        found = {"these raters": spread(ratings)} | found
+    found, parts = {"the paper's raters": paper_spread()}, []
+    if not panel.note:  # else these raters say nothing of how raters differ
+        found = {"these raters": spread(panel)} | found
     for name, one in found.items():
-        image = np.nan_to_num(one.image)
-        basis |= {name: (one.rater, image), f"{name}, upper limit": (one.rater_high, image)}
-    for name, (rater, image) in basis.items():
-        parts.append(equivalence_plan(rater, image, margin, power).assign(basis=name, sd_rater=rater, sd_image=image))
+        for basis, rater in ((name, one.rater), (f"{name}, upper limit", one.rater_high)):
+            plan = equivalence_plan(one._replace(rater=rater), margin, power)
+            parts.append(plan.assign(basis=basis, sd_rater=rater, sd_image=np.nan_to_num(one.image)))
     out = pd.concat(parts, ignore_index=True)
     return out[["basis", "sd_rater", "sd_image", "n_raters", "n_images", "n_answers", "power", "note"]]
 
 
-def equivalence_test(ratings: pd.DataFrame, margin: float = 0.05) -> dict[str, float | str | bool]:
-    """Do these ratings show that accuracy is within a margin of 0.5? Two one-sided tests over raters and images.
+def chances(panel: Panel, margin: float = 0.25) -> pd.DataFrame:
+    """Chance of the panels at hand, this one and the paper's, to show equivalence if nobody can tell.
 
-    Gives ``mean, low, high`` (the 90 % interval that decides), ``p`` (the larger of the two one-sided ones), ``shown``
-    (p below 0.05), ``note`` (why there is no interval).
+    Columns ``panel, n_raters, n_images, chance``; the paper's is an upper limit, since its images may differ.
     """
-    found = intervals.crossed_mean(ratings)
-    mean, se, df = found["mean"], found["se"], found["df"]
-    half = float(scipy_stats.t.ppf(0.95, df) * se)
-    p = float(scipy_stats.t.sf((margin - abs(mean - 0.5)) / se, df))
-    shown = bool(p < 0.05)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "p": p, "shown": shown, "note": found["note"]}
+    sizes = (sum(table_1.PAPER_SIZES[:2]), sum(table_1.PAPER_SIZES[2:]))
+    n_raters = len(table_1.PAPER_COUNTS)
+    rows = [("the paper's, at most", n_raters, sum(sizes), equivalence_power(n_raters, sizes, paper_spread(), margin))]
+    if not panel.note:
+        here = equivalence_power(panel.n_raters, panel.sizes, spread(panel), margin)
+        rows.insert(0, ("this one", panel.n_raters, sum(panel.sizes), here))
+    return pd.DataFrame(rows, columns=["panel", "n_raters", "n_images", "chance"])

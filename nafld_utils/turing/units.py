@@ -176,7 +176,7 @@ def page_unit(run: Run, shown: Unit) -> Unit:
 def analysis_unit(run: Run, shown: Unit, files: Mapping[str, bytes]) -> Unit:
     """Unit of the analysed ratings: of the set `shown`, by the raters' `files`, or by simulated raters where none."""
     s = run.settings
-    settings: dict[str, Any] = {"margin": s.turing.equivalence_margin, "power": s.turing.equivalence_power}
+    settings: dict[str, Any] = {"margin": s.turing.equivalence_margin_d_prime, "power": s.turing.equivalence_power}
     if files:
         settings["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     else:
@@ -250,7 +250,8 @@ def analyse(run: Run) -> Analysis:
     if not unit.done():
         ratings, report = _collect(run, shown, files)
         tables = {"files": report} | statistics(results_files.attach_key(ratings, shown.items), s.turing)
-        equivalence = rater_model.equivalence_test(tables["ratings"], s.turing.equivalence_margin)
+        panel = rater_model.panel_of(tables["ratings"])
+        equivalence = rater_model.equivalence_test(panel, s.turing.equivalence_margin_d_prime)
         with unit.writing(simulated_raters=not files) as folder:
             for name, table in tables.items():
                 save_table(folder / f"{name}.csv", table.assign(simulated=not files))
@@ -271,20 +272,21 @@ def _collect(run: Run, shown: TuringSet, files: Mapping[str, bytes]) -> tuple[pd
 
 def statistics(ratings: pd.DataFrame, settings: TuringSettings) -> dict[str, pd.DataFrame]:
     """The tables of an analysis by name, ``summary`` being the paper's Table 1; ratings with the key attached."""
+    panel, margin = rater_model.panel_of(ratings), settings.equivalence_margin_d_prime
     return {
         "ratings": ratings,
         "summary": table_1.summarize(ratings),
         "bounded": intervals.bounded_summary(ratings),
         "crossed": intervals.crossed_summary(ratings),
         "raters": table_1.per_rater(ratings),
-        "pooled": intervals.pooled(ratings),
-        "model": rater_model.mixed_model(ratings),
+        "model": rater_model.model_table(panel),
         "agreement": intervals.agreement_table(ratings),
         "calibration": intervals.calibration(ratings),
         "overconfidence": intervals.overconfidence(ratings),
         "images": table_1.per_image(ratings),
         "unanimous": intervals.unanimous(ratings),
-        "plans": rater_model.plans(ratings, settings.equivalence_margin, settings.equivalence_power),
+        "plans": rater_model.plans(panel, margin, settings.equivalence_power),
+        "chances": rater_model.chances(panel, margin),
     }
 
 
@@ -297,14 +299,15 @@ def _opened(table: pd.DataFrame) -> pd.DataFrame:
 
 def answer(run: Run, analysis: Analysis) -> str:
     """The answer in words: what was found, how far it reaches, and what would be needed to know more."""
-    s, e = run.settings.turing, analysis.equivalence
+    s = run.settings.turing
     accuracy = analysis["crossed"].set_index(["group", "metric"]).loc[("both", "accuracy")]
     reach = f"95 % interval over raters and images {accuracy.low:.2f} to {accuracy.high:.2f}"
-    tests = e["note"] or f"two one-sided tests, p = {e['p']:.2g}"
+    here = analysis["chances"].iloc[0]
     lines = [
         f"{analysis.source} recognised {accuracy['mean']:.1%} of the images ({accuracy['note'] or reach}).",
-        f"That accuracy lies within {100 * s.equivalence_margin:g} points of 0.5 is"
-        f" {'shown' if e['shown'] else 'NOT shown'} ({tests}).",
+        rater_model.sentence(analysis.equivalence, s.equivalence_margin_d_prime),
+        f"A panel of {here.n_raters} raters with {here.n_images} images each ({here.panel}) shows it with a chance of"
+        f" {here.chance:.0%} if nobody can tell.",
     ]
     plan = analysis["plans"]
     plan = plan[(plan["basis"] == plan["basis"].iloc[0]) & plan["n_images"].notna()]
@@ -384,8 +387,12 @@ def claims(run: Run, analysis: Analysis) -> list[dict[str, Any]]:
         cells = both["crossed"].loc["accuracy", ["mean", "low", "high", "n_raters"]]
         text, over = "accuracy, for other raters and images", f"{who} and images"
         add("accuracy.others", text, list(cells), over, "share of answers")
-    pooled = analysis["pooled"].set_index("quantity").loc["d', mean over raters"]
-    add("d_prime", "d' (0: cannot tell)", list(pooled[["value", "low", "high", "n"]]), who, "standard deviations")
+    found = analysis["model"].iloc[0]
+    if not found["note"]:
+        cells, scale = [*found[["estimate", "low", "high"]], len(analysis["raters"])], "standard deviations"
+        add("d_prime", "d' (0: cannot tell)", cells, f"{who} and images", scale)
+        least = [analysis.equivalence["smallest_margin"], None, None, cells[3]]
+        add("d_prime.margin", "smallest margin around 0 that d' is shown to be within (5 %)", least, "", scale)
     kappa = analysis["agreement"].iloc[0]
     if np.isfinite(kappa["kappa"]):
         add("kappa", "agreement, Fleiss' kappa", list(kappa[["kappa", "low", "high", "n_images"]]), "images", "kappa")

@@ -129,21 +129,25 @@ def test_copies_are_held_against_the_search_itself(real, claims, verdict):
     assert "[0, 0]" not in " ".join(found.sentences), "folds that are all alike give no interval"
 
 
-def rated(low, high, who="raters"):
-    key = f"turing.{who.replace(' ', '_')}.accuracy"
-    alone, others = (TURING, key, "any words", 0.9, 0.8, 1.0, who), (TURING, f"{key}.others", "any words", 0.5)
-    return table(alone, (*others, low, high, f"{who} and images"))
+def rated(low, high, margin, who="raters"):
+    key, over = f"turing.{who.replace(' ', '_')}", f"{who} and images"
+    rows = [(TURING, f"{key}.accuracy", "any words", 0.9, 0.8, 1.0, who)]
+    if margin:
+        rows.append((TURING, f"{key}.d_prime", "any words", 0.1, low, high, over))
+        rows.append((TURING, f"{key}.d_prime.margin", "any words", margin, "", "", ""))
+    return table(*rows)
 
 
 @pytest.mark.parametrize(
     ("claims", "verdict"),
     [
-        (rated(0.6, 0.8), "Yes"),
-        (rated(0.2, 0.4), "They are misled"),
-        (rated(0.46, 0.54), "No, within 5 points"),
-        (rated(0.3, 0.7), "Not shown"),
-        (rated("", ""), "Cannot be said"),
-        (rated(0.6, 0.8, "simulated raters"), "Not known, nobody has rated them"),
+        (rated(0.3, 0.8, 0.75), "Yes"),
+        (rated(-0.8, -0.3, 0.75), "They are misled"),
+        (rated(-0.1, 0.22, 0.2), "No: d' within 0.25 of 0"),
+        (rated(0.01, 0.24, 0.22), "No: d' within 0.25 of 0"),
+        (rated(-0.3, 0.7, 0.65), "Not shown"),
+        (rated("", "", None), "Cannot be said"),
+        (rated(0.6, 0.8, 0.75, "simulated raters"), "Not known, nobody has rated them"),
         (table(), "Not answered"),
     ],
 )

@@ -121,21 +121,7 @@ def test_crossed_intervals_are_wider_where_images_differ_and_say_why_there_is_no
     assert gaps["note"] == "raters saw different images: no crossed analysis"
 
 
-# ---------------------------------------------------------------- pooled, agreement, unanimity, confidence
-
-
-def test_pooled_answers_and_mean_d_prime():
-    ratings = guesses(0)
-    table = intervals.pooled(ratings).set_index("quantity")
-    right = int((ratings["said_real"] == ratings["is_real"]).sum())
-    test = scipy_stats.binomtest(right, 250)
-    row = table.loc["accuracy, answers pooled"]
-    assert (row["value"], row["p"], row["low"]) == pytest.approx((right / 250, test.pvalue, test.proportion_ci().low))
-    d = turing.per_rater(ratings)["d_prime"]
-    expected = scipy_stats.t.interval(0.95, 4, d.mean(), scipy_stats.sem(d))
-    assert table.loc["d', mean over raters", ["low", "high"]].astype(float).tolist() == pytest.approx(list(expected))
-    one = intervals.pooled(ratings[ratings["rater"] == "r0"])
-    assert one["over"].tolist()[1:] == 2 * ["no interval: one rater"]
+# ---------------------------------------------------------------- agreement, unanimity, confidence
 
 
 def test_d_prime_by_hand_and_its_inclination():
@@ -188,108 +174,167 @@ def test_calibration_counts_answers_and_overconfidence_is_over_raters():
     over = intervals.overconfidence(ratings).set_index("quantity")
     assert over.loc["overconfidence", "value"] == pytest.approx(((0 - 0.5 + 1) / 3 + (0 + 0.5 + 0 + 0.5) / 4) / 2)
     assert over.loc["Brier score", "value"] == pytest.approx(((0 + 0.25 + 1) / 3 + (0.25 + 0.25) / 4) / 2)
+    # two raters, Student's t of whom leaves [-1, 1] and [0, 1]
+    each = np.array([(0 - 0.5 + 1) / 3, 1.0 / 4])
+    half = (
+        scipy_stats.t.ppf(0.975, 1) * abs(np.diff(each)[0]) / 2 / 2 / (0.5 + each.mean() / 2) / (0.5 - each.mean() / 2)
+    )
+    logit = scipy_stats.logistic.ppf(0.5 + each.mean() / 2)
+    expected = 2 * scipy_stats.logistic.cdf([logit - half, logit + half]) - 1
+    assert over.loc["overconfidence", ["low", "high"]].tolist() == pytest.approx(expected.tolist())
+    brier = over.loc["Brier score"]
+    assert 0 < brier["low"] < brier["value"] < brier["high"] < 1
     none = ratings.drop(columns="confidence")
     assert intervals.calibration(none).empty
     assert intervals.overconfidence(none)["note"].eq("nobody stated a confidence").all()
 
 
-# ---------------------------------------------------------------- the mixed model
+# ---------------------------------------------------------------- the crossed probit model
 
 
-def test_mixed_model_finds_what_was_put_in():
-    rng = np.random.default_rng(5)
-    real = np.arange(120) % 2
-    lean = np.linspace(-1, 1, 8)[:, None] + 0.5
-    said = rng.random((8, 120)) < scipy_stats.logistic.cdf(lean + 2 * (real - 0.5) + rng.normal(0, 0.7, 120))
-    table = rater_model.mixed_model(panel(said == real, real)).set_index("term")
-    assert (table["low"] < table["high"]).all()
-    for term, truth in (("inclination", 0.5), ("discrimination", 2.0), ("SD of inclination over raters", 0.7)):
-        assert table.loc[term, "low"] < truth < table.loc[term, "high"], term
-    assert table.loc["discrimination", "low"] > 0.5
-    again = rater_model.mixed_model(panel(said == real, real)).set_index("term")
-    pd.testing.assert_frame_equal(table, again)
+def seen(seed, n_raters, sizes, d_prime=0.0, lean=0.0, sd=(0.2, 0.2, 0.6)):
+    """Ratings by raters who differ in d', see images that differ, and lean to "real" (below 0) or "synthetic"."""
+    rng, real = np.random.default_rng(seed), np.repeat([1, 0], sizes)
+    d, criterion = d_prime + sd[0] * rng.normal(size=(n_raters, 1)), lean + sd[2] * rng.normal(size=(n_raters, 1))
+    looks = (sd[1] * rng.normal(size=len(real)) + rng.normal(size=(n_raters, len(real)))) / np.sqrt(1 + sd[1] ** 2)
+    return panel(((d * (real - 0.5) + looks > criterion) == real).astype(int), real)
 
 
-def test_fixed_effects_without_random_ones_equal_plain_logistic_regression():
-    from statsmodels.genmod.families import Binomial
-    from statsmodels.genmod.generalized_linear_model import GLM
+@pytest.mark.parametrize("lean", [0.0, 1.0])
+def test_the_crossed_probit_equals_another_programs(lean):
+    import statsmodels.api as sm
 
-    ratings = guesses(6, n=200, p=0.6)
-    said, (fixed, random, _) = ratings["said_real"].to_numpy(), rater_model._design(ratings)
-    at, se = rater_model._laplace(said, fixed, random, np.full(random.shape[1], 1e-4))
-    plain = GLM(said, fixed, family=Binomial()).fit()
-    np.testing.assert_allclose(at, plain.params, rtol=0.01)
-    np.testing.assert_allclose(se, plain.bse, rtol=0.01)
+    ratings = seen(1, 30, (20, 30), 0.4, lean).sort_values(["rater", "image_id"])
+    found = rater_model.panel_of(ratings)
+    rater, image = (pd.factorize(ratings[name])[0] for name in ("rater", "image_id"))
+    design = np.column_stack([np.eye(30)[rater], ratings["is_real"] - 0.5])
+    model = sm.GLM(ratings["said_real"].to_numpy(), design, sm.families.Binomial(sm.families.links.Probit()))
+    clusters = {"groups": np.column_stack([rater, image]), "use_correction": False}
+    theirs = model.fit(cov_type="cluster", cov_kwds=clusters)
+    assert found.d_prime == pytest.approx(theirs.params[-1], abs=1e-5)
+    assert found.criterion == pytest.approx(-theirs.params[:-1].mean(), abs=1e-5)
+    # theirs, clustered by raters and by images, has no correction for their numbers
+    assert theirs.bse[-1] < found.error()[0] < 1.15 * theirs.bse[-1]
 
 
-def test_mixed_model_of_perfect_raters_is_finite_and_of_one_says_why_not():
-    perfect = rater_model.mixed_model(table_1.from_counts([table_1.PAPER_SIZES] * 3, table_1.PAPER_SIZES))
-    assert np.isfinite(perfect[["estimate", "low", "high"]]).all(axis=None)
-    one = rater_model.mixed_model(table_1.from_counts([table_1.PAPER_SIZES], table_1.PAPER_SIZES))
-    assert one["note"].tolist() == ["one rater: nothing to model"]
+def test_d_prime_moves_by_the_influence_of_an_answer():
+    said, sizes = np.array([[9, 8], [12, 11], [5, 10], [15, 20]]), np.array([20, 30])
+    found = rater_model.fit(said, sizes)
+    for column in (0, 1):
+        more = said + 0.0
+        more[1, column] += 1e-4
+        moved = (rater_model.fit(more, sizes).d_prime - found.d_prime) / 1e-4
+        assert moved == pytest.approx(found.influence[1, column], rel=0.01)
+    assert found.weight.sum() == pytest.approx(1)
+    assert (found.influence * (said - sizes * found.share)).sum() == pytest.approx(0, abs=1e-9)
+
+
+def test_d_prime_depends_neither_on_the_inclination_nor_on_the_mix():
+    for lean in (-1.0, 0.0, 1.0):
+        for sizes in ((200, 300), (250, 250)):
+            found = rater_model.panel_of(seen(2, 30, sizes, 0.55, lean))
+            assert found.d_prime == pytest.approx(0.55, abs=2.5 * found.error()[0]), (lean, sizes)
+            assert found.error()[0] < 0.1
+            verdict = rater_model.equivalence_test(found)["verdict"]
+            assert verdict == "not shown", "raters who can tell, however they lean"
+            nobody = rater_model.equivalence_test(rater_model.panel_of(seen(3, 30, sizes, 0.0, lean)))
+            assert nobody["verdict"] == "shown", "raters who guess, however they lean"
+
+
+@pytest.mark.parametrize(
+    ("ratings", "why"),
+    [
+        (guesses(10, n_raters=1), "1 raters who gave both answers, 24 real"),
+        (guesses(10).iloc[1:], "raters saw different images"),
+        (seen(4, 5, (20, 30), 0.0, 2.5, (0, 0, 0)), "answers of the rarer kind"),
+        (table_1.from_counts([table_1.PAPER_SIZES] * 3, table_1.PAPER_SIZES), "no finite estimate"),
+        (table_1.from_counts([[6, 4, 9, 6], [1, 0, 18, 12], [0, 0, 17, 12]], table_1.PAPER_SIZES), "raters by weight"),
+    ],
+)
+def test_extreme_answers_and_one_rater_give_no_verdict(ratings, why):
+    found = rater_model.panel_of(ratings)
+    test = rater_model.equivalence_test(found)
+    assert test["verdict"] == "cannot be said"
+    assert why in test["note"]
+    assert why in rater_model.model_table(found)["note"].iloc[0]
+    assert rater_model.plans(found)["basis"].str.startswith("the paper's").all()
+    assert len(rater_model.chances(found)) == 1
+
+
+def test_model_table_and_test_share_one_interval():
+    found = rater_model.panel_of(seen(5, 10, (20, 30), 0.3))
+    table, test = rater_model.model_table(found).set_index("term"), rater_model.equivalence_test(found, 0.5)
+    se, df = found.error()
+    assert table.loc["d'", "high"] - table.loc["d'", "estimate"] == pytest.approx(scipy_stats.t.ppf(0.975, df) * se)
+    assert test["high"] - test["d_prime"] == pytest.approx(scipy_stats.t.ppf(0.95, df) * se)
+    assert test["smallest_margin"] == pytest.approx(max(abs(test["low"]), abs(test["high"])))
+    for margin, verdict in ((1.001 * test["smallest_margin"], "shown"), (0.999 * test["smallest_margin"], "not shown")):
+        assert rater_model.equivalence_test(found, margin)["verdict"] == verdict
 
 
 # ---------------------------------------------------------------- planning
 
 
 def test_spread_finds_what_was_put_in():
-    rng = np.random.default_rng(7)
-    real = np.arange(400) % 2
-    p = 0.5 + rng.normal(0, 0.08, (30, 1)) + rng.normal(0, 0.1, 400)
-    found = rater_model.spread(panel(rng.random((30, 400)) < p, real))
-    assert found.rater == pytest.approx(0.08, abs=0.03)
-    assert found.image == pytest.approx(0.1, abs=0.02)
-    assert found.rater < found.rater_high < 0.15
-    lean = panel((rng.random((6, 400)) < np.linspace(0.1, 0.9, 6)[:, None]) == real, real)
-    assert rater_model.spread(lean).rater < 0.03, "an inclination is no skill"
-    with pytest.raises(ValueError, match="found 1 raters"):
-        rater_model.spread(guesses(0, n_raters=1))
+    found = rater_model.spread(rater_model.panel_of(seen(7, 60, (200, 200), 0.3, sd=(0.3, 0.4, 0.5))))
+    assert found.rater == pytest.approx(0.3, abs=0.08)
+    assert found.image == pytest.approx(0.4 / np.sqrt(1.16), abs=0.06)
+    assert found.rater < found.rater_high < 0.45
+    lean = rater_model.spread(rater_model.panel_of(seen(7, 60, (200, 200), sd=(0, 0, 0.8))))
+    assert lean.rater < 0.1, "an inclination is no skill"
+    assert lean.effective < 0.98, "who leans tells less"
+    # an answer of a rater without inclination: variance 1/4 over the squared density at 0
+    even = rater_model.spread(rater_model.panel_of(seen(8, 30, (400, 400), sd=(0, 0, 0))))
+    assert even.noise == pytest.approx(np.pi / 2, rel=0.02)
+
+
+def test_the_papers_spread_is_that_of_its_answers_where_images_are_alike():
+    here = rater_model.spread(rater_model.panel_of(turing.paper_ratings()))
+    paper = rater_model.paper_spread()
+    assert paper.effective == pytest.approx(here.effective)
+    assert paper.noise == pytest.approx(np.pi / 2, rel=0.15)
+    # by hand: variance of the five raters' d' less the expected one by chance
+    own = turing.per_rater(turing.paper_ratings())["d_prime"]
+    assert paper.rater == pytest.approx(np.sqrt(own.var() - paper.noise * (1 / 20 + 1 / 30)), abs=0.06)
+    assert np.isnan(paper.image)
 
 
 def test_the_power_formula_agrees_with_simulated_panels():
-    n_raters, n, sd_rater, sd_image, margin = 20, 100, 0.03, 0.08, 0.05
-    rng, shown = np.random.default_rng(8), 0
-    cell = np.arange(n) % 2
-    for _ in range(1500):
-        p = 0.5 + rng.normal(0, sd_rater, (n_raters, 1)) + rng.normal(0, sd_image, n)
-        right = (rng.random((n_raters, n)) < p).astype(float)
-        se, df = intervals.crossed_error(intervals.mean_squares(right, cell), right.size)
-        shown += abs(right.mean() - 0.5) + scipy_stats.t.ppf(0.95, df) * se < margin
-    formula = rater_model.equivalence_power(n_raters, n, sd_rater, sd_image, margin)
-    assert formula == pytest.approx(shown / 1500, abs=0.07)
-    assert 0.3 < formula < 0.98, "a case where the two could differ"
+    sizes, shown = (40, 60), 0
+    for seed in range(400):
+        rng, real = np.random.default_rng(seed), np.repeat([1, 0], sizes)
+        looks = (0.2 * rng.normal(size=100) + rng.normal(size=(20, 100))) / np.sqrt(1.04)
+        said = 0.2 * rng.normal(size=(20, 1)) * (real - 0.5) + looks > 0
+        found = rater_model.crossed_d_prime(said.astype(float), real)
+        shown += rater_model.equivalence_test(found)["verdict"] == "shown"
+    spread = rater_model.Spread(0.2, 0.2, 0.2 / np.sqrt(1.04), np.pi / 2 - 0.04, 1.0)
+    formula = rater_model.equivalence_power(20, sizes, spread)
+    assert formula == pytest.approx(shown / 400, abs=0.07)
+    assert 0.3 < formula < 0.95, "a case where the two could differ"
 
 
 def test_a_plan_is_the_least_number_and_no_number_is_said():
-    plan = rater_model.equivalence_plan(0.04, 0.05).set_index("n_raters")
+    spread = rater_model.Spread(0.15, 0.15, 0.1, 1.6, 1.0)
+    plan = rater_model.equivalence_plan(spread).set_index("n_raters")
     for raters, row in plan.dropna(subset=["n_images"]).iterrows():
         assert row["power"] >= 0.8
-        fewer = rater_model.equivalence_power(raters, int(row["n_images"]) - 2, 0.04, 0.05)
+        fewer = rater_model.equivalence_power(raters, (int(row["n_images"]) // 2 - 1,) * 2, spread)
         assert fewer < 0.8 or row["n_images"] == 4
     assert pd.isna(plan.loc[3, "n_images"])
     assert plan.loc[3, "note"] == "raters differ too much: no number of images is enough"
     assert plan["n_images"].dropna().is_monotonic_decreasing
-    assert rater_model.equivalence_power(5, 50, 0.0, 0.0) < 0.3, "the paper's size cannot show it even at best"
+    easiest = rater_model.Spread(0.0, 0.0, 0.0, np.pi / 2, 1.0)
+    assert rater_model.equivalence_power(5, (20, 30), easiest) < 0.1, "the paper's size cannot show it even at best"
+    assert rater_model.chances(rater_model.panel_of(turing.paper_ratings()))["chance"].max() < 0.1
 
 
 def test_plans_name_what_they_stand_on():
-    table = rater_model.plans(guesses(9))
+    table = rater_model.plans(rater_model.panel_of(guesses(9)))
     assert table["basis"].unique().tolist() == [
         "these raters", "these raters, upper limit", "the paper's raters", "the paper's raters, upper limit"
     ]  # fmt: skip
-    assert rater_model.plans(guesses(9, n_raters=1))["basis"].str.startswith("the paper's").all()
-    assert rater_model.paper_spread().rater == pytest.approx(0.045, abs=0.001)
-
-
-def test_equivalence_is_shown_by_a_large_panel_of_guessers_and_not_by_a_small_or_a_skilled_one():
-    large = rater_model.equivalence_test(guesses(10, n_raters=30, n=300))
-    assert large["shown"]
-    assert 0.45 < large["low"] < large["mean"] < large["high"] < 0.55
-    assert not rater_model.equivalence_test(guesses(10))["shown"]
-    assert not rater_model.equivalence_test(guesses(10, n_raters=30, n=300, p=0.7))["shown"]
-    alone = rater_model.equivalence_test(guesses(10, n_raters=1))
-    assert alone["note"].startswith("one rater")
-    assert not alone["shown"]
+    here, high, _, _ = table["sd_rater"].groupby(table["basis"], sort=False).first()
+    assert here < high
 
 
 def test_simulated_raters_state_a_confidence_on_offer():

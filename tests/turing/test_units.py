@@ -540,7 +540,7 @@ def test_figures_draw_what_they_are_given(items):
             .texts[0]
             .get_text()
         )
-        assert len(figures.planned(rater_model.plans(ratings), axes[7]).get_lines()) == 4
+        assert len(figures.planned(rater_model.plans(rater_model.panel_of(ratings)), axes[7]).get_lines()) == 4
         figures.mark(fig, SimpleNamespace(is_simulated=False), True)
         assert "simulated raters" in [text.get_text() for text in fig.texts]
         fig.canvas.draw()
