@@ -377,13 +377,13 @@ def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(
     assert ("autoencoder", "semantic") not in table, "the shipped one is ready"
 
 
-def test_a_gan_without_steps_is_estimated_with_the_seconds_of_the_class_model(run):
-    mine = artifacts.open_run("smoke", {"gan.steps": None, "ldm.steps": 1000})
+def test_a_gan_is_estimated_with_the_steps_that_its_budget_gives(run, monkeypatch):
+    """Where a call takes a second: the steps, and one eighth per image of a call that draws eight."""
+    monkeypatch.setattr(timer, "timed", lambda call, *_, **__: [call()] and 1.0)
+    mine = artifacts.open_run("smoke", {"gan.steps": None, "ldm.steps": 100, "sampling.n_compared": 0})
     table = sampling.estimate(mine).set_index(["work", "model"])["minutes_a_unit"]
-    assert table["training", "gan"] == pytest.approx(table["training", "class"])
-    kept = sampling.estimate(artifacts.open_run("smoke", {"gan.steps": None})).set_index(["work", "model"])
-    seconds = [ldm.ldm_unit(run, "class", fold).seconds() for fold in (0, 1)]
-    assert kept.loc[("training", "gan"), "minutes_a_unit"] == pytest.approx(np.mean(seconds) / 60)
+    assert table["training", "gan"] == pytest.approx(gan_units.steps(mine) / 60)
+    assert table["sampling", "gan"] == pytest.approx(mine.settings.sampling.n_images / 8 / 60)
 
 
 def test_passes_are_counted_from_the_settings_alone():
