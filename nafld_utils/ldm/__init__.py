@@ -14,9 +14,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "stage"
     ).split(),
     submod_attrs={
-        "autoencoder": (
-            "CPU_GROUP FirstStage decode_latents encode_images groups latent_shape published untrained"
-        ).split(),
+        "autoencoder": ("CPU_GROUP FirstStage decode_latents encode_images groups latent_shape published").split(),
         "autoencoder_units": (
             "autoencoder_tasks autoencoder_unit before_training first_stage folds_of latent_tasks "
             "latents_unit make_latents origins owner phases reconstruction_distance "
@@ -29,7 +27,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "schedule_options train_ldm"
         ).split(),
         "figures": "image_row mosaic".split(),
-        "gan": "Generator".split(),
         "gan_units": "NAME gan_unit painter reference table train_gan".split(),
         "latent_pools": "LatentPool".split(),
         "protocol": "changes cohort in_words models reading".split(),
