@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 
-from nafld_utils import engine, preprocessing
+from nafld_utils import artifacts, engine, preprocessing
 from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, remembered, save_table, unit_seed
 from nafld_utils.ldm import autoencoder_units, denoiser, denoiser_units, gan
 from nafld_utils.ldm.resumable import followed, on_cpu, resume
@@ -95,8 +94,9 @@ def train_gan(run: Run, fold: int) -> None:
     given = budget(run) if settings["steps"] is None else None
     facts = {"steps": until, "parameters": counts, "operations": _operations(run, until), "operations_given": given}
     with unit.writing(device=str(device), seconds=training.seconds, **facts) as folder:
-        tensors = on_cpu(training.average.state_dict())
-        save_file(tensors, folder / "averaged.safetensors", metadata={"fold": str(fold)})
+        artifacts.save_weights(
+            folder / "averaged.safetensors", on_cpu(training.average.state_dict()), {"fold": str(fold)}
+        )
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
 
 

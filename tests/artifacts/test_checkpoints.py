@@ -39,6 +39,19 @@ def test_an_array_of_an_earlier_version_is_read_and_a_damaged_one_is_not(tmp_pat
     np.testing.assert_array_equal(checkpoints.load_array(path), ARRAY)
 
 
+def test_equal_weights_are_equal_files_whatever_the_order_of_their_facts(tmp_path):
+    """safetensors writes metadata in an order drawn for each file; of eight facts, 40,320 orders."""
+    facts, tensors = {f"fact {i}": f"\u00fc{i}" for i in range(8)}, {"w": torch.arange(4.0), "a": torch.ones(2, 3)}
+    for name in ("one", "two"):
+        artifacts.save_weights(tmp_path / name, tensors, facts)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    found, told = artifacts.load_weights(tmp_path / "one")
+    assert told == facts
+    assert {name: value.tolist() for name, value in found.items()} == {n: v.tolist() for n, v in tensors.items()}
+    save_file(tensors, tmp_path / "theirs", metadata=facts)
+    assert (tmp_path / "theirs").stat().st_size == (tmp_path / "one").stat().st_size
+
+
 def test_a_state_of_an_earlier_version_is_read(tmp_path):
     metadata, weight = {"facts": '{"step": 3}', "unit": "abc"}, torch.arange(4.0)
     found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
