@@ -92,8 +92,8 @@ def train_gan(run: Run, fold: int) -> None:
         for name, part in (("generator", training.generator), ("discriminator", training.discriminator))
     }
     given = budget(run) if settings["steps"] is None else None
-    facts = {"steps": until, "parameters": counts, "operations": _operations(run, until), "operations_given": given}
-    with unit.writing(device=str(device), seconds=training.seconds, **facts) as folder:
+    facts = {"steps": until, "parameters": counts, "operations_given": given, "seconds": training.seconds}
+    with unit.writing(device=str(device), **facts) as folder:
         artifacts.save_weights(
             folder / "averaged.safetensors", on_cpu(training.average.state_dict()), {"fold": str(fold)}
         )
@@ -126,7 +126,8 @@ def table(run: Run) -> pd.DataFrame:
         made = read_manifest(gan_unit(**task).require().path)
         beside = denoiser_units.ldm_unit(run, reference(run), task["fold"]).seconds()
         row = {"fold": task["fold"], "steps": made["steps"], **made["parameters"]}
-        row |= {"gflop": made["operations"] / 1e9, "gflop_given": (made["operations_given"] or float("nan")) / 1e9}
+        given = made.get("operations_given") or float("nan")
+        row |= {"gflop": _operations(run, made["steps"]) / 1e9, "gflop_given": given / 1e9}
         rows.append({**row, "seconds": made["seconds"], "seconds_beside": beside, "device": made["device"]})
     return pd.DataFrame(rows)
 
