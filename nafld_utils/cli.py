@@ -61,6 +61,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     Where the stages before the sweep have not run, what is done cannot be known: all are counted, from the settings.
     """
     run, reason = _open(options), ""
+    engine.use_threads(run.settings.engine.threads)
     try:
         experiments, plan = sweep.training_units.experiments(run), sweep.dry_run(run)
     except ValueError as error:

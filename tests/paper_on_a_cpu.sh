@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 make all PROFILE=paper RUN=paper-cpu JOBS=1 SET="
+  engine.threads=2
   cohort.frames_per_patient=1 preprocess.crops_per_image=2
   autoencoder.semantic.source=random autoencoder.class.source=random
   ldm.folds=[0] ldm.steps=2 ldm.warmup_steps=1 ldm.batch_size=2

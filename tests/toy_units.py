@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+
 from nafld_utils.engine import mapping
 
 
@@ -14,6 +16,19 @@ def touch(folder, name, fail=False):
         raise KeyError(f"no {name}")
     with open(os.path.join(folder, name), "x") as handle:
         handle.write(str(os.getpid()))
+
+
+def compute(folder, name):
+    """A unit whose last digits depend on the number of threads: sums and products of numpy and torch, a gradient."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    long, square = rng.random(300_000), rng.random((300, 300))
+    images = torch.from_numpy(rng.random((8, 3, 48, 48), dtype=np.float32))
+    weight = torch.from_numpy(rng.random((16, 3, 3, 3), dtype=np.float32)).requires_grad_()
+    torch.nn.functional.conv2d(images, weight).square().mean().backward()
+    found = [long @ long, np.linalg.eigvalsh(square @ square.T), torch.from_numpy(long).sum(), weight.grad]
+    Path(folder, name).write_bytes(b"".join(np.asarray(value).tobytes() for value in found))
 
 
 class Marker:

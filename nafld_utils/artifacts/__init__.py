@@ -11,16 +11,18 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules="checkpoints claims files locks run seals units".split(),
     submod_attrs={
-        "checkpoints": "load_plan load_state save_plan save_state".split(),
+        "checkpoints": "load_state save_state".split(),
         "claims": "CLAIM_COLUMNS UNSTATED claim key_of of_row over_folds".split(),
         "files": (
             "NotEnoughMemoryError array_in_parts create_array existing file_sha256 is_formula load_array load_record "
             "load_table load_weight_facts load_weights no_space replacing save_array save_json save_table save_text "
-            "spreadsheet_safe"
+            "save_weights spreadsheet_safe"
         ).split(),
         "locks": "Busy locked remove_orphans".split(),
         "run": "LAB Run check_disk given_to_lab open_run remembered stage_fault stored_runs".split(),
         "seals": "MANIFEST digest is_whole sealed unsealed".split(),
-        "units": "PROJECT_ROOT Unit declared_hash environment read_manifest revision unit_seed work_root".split(),
+        "units": (
+            "PROJECT_ROOT Unit declared_hash environment read_manifest revision threads unit_seed work_root"
+        ).split(),
     },
 )

@@ -1,4 +1,4 @@
-"""Unfinished work that a killed run leaves and the next one goes on with: arrays, training states, plans.
+"""Unfinished work that a killed run leaves and the next one goes on with: arrays and training states.
 
 Contract: a sealed unit has its files' SHA-256 in its manifest; a part carries its own. A damaged part is None to
 whoever asks for it, and is made again, so that no flipped bit of an interrupted run ends in a finished unit.
@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nafld_utils.artifacts.files import load_record, load_weights, replacing, save_json
-from nafld_utils.artifacts.seals import sealed, unsealed
+from nafld_utils.artifacts.files import load_weights, replacing
 
 
 def save_array(path: str | Path, array: np.ndarray) -> Path:
@@ -40,17 +39,6 @@ def _load_npz(path: Path) -> np.ndarray | None:
             return archive["array"]
     except Exception:  # what a parser of damaged bytes stumbles over may be anything
         return None
-
-
-def save_plan(path: str | Path, plan: Mapping[str, Any]) -> Path:
-    """Write what was decided once, JSON-able."""
-    return save_json(path, sealed(plan))
-
-
-def load_plan(path: str | Path) -> dict[str, Any] | None:
-    """Read a plan written by `save_plan`; None where there is none, or a damaged one."""
-    record = load_record(path) or {}
-    return unsealed({**record.pop("plan", {}), **record})  # earlier versions have the plan apart from its seal
 
 
 def save_state(path: str | Path, tensors: Mapping[str, Any], facts: Mapping[str, Any], unit: str) -> Path:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,6 +248,19 @@ def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = "uint8")
         with open(path, "r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
     return array
+
+
+def save_weights(path: str | Path, tensors: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+    """Write tensors on the CPU as safetensors with their metadata in order, which safetensors leaves to chance."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata=dict(facts))
+    with open(path, "r+b") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        handle.seek(8)
+        handle.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -157,7 +158,7 @@ class Unit:
     def _manifest(self, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         files = {p.name: [p.stat().st_size, file_sha256(p)] for p in sorted(folder.iterdir()) if p.is_file()}
         made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        facts = {**facts, **environment(), "declared": declared_hash()}
+        facts = {**facts, **environment(), "threads": threads(), "declared": declared_hash()}
         return sealed({"hash": self.hash, **self.recipe, "files": files, "made": made, **facts})
 
     def _put_in_place(self, temporary: Path) -> None:
@@ -201,6 +202,12 @@ def declared_hash() -> str:
         return digest(params.protocol().decided())
     except params.SettingsError:
         return "unknown"
+
+
+def threads() -> int | None:
+    """Threads that this process computes with, on which the last digits of its results depend; None before torch."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else None
 
 
 @functools.cache

@@ -62,35 +62,26 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def thread_environment(threads: int) -> Iterator[None]:
-    """Set the thread counts that child processes inherit; worker processes and OpenMP fight over cores otherwise.
-
-    The allocator's settings are put back too: Dask writes them into this environment while it starts workers.
-    """
-    names = (*THREAD_VARIABLES, *KEEP_PAGES)
-    before = {name: os.environ[name] for name in names if name in os.environ}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+def own_environment() -> Iterator[None]:
+    """Put the allocator's settings back afterwards: Dask writes them into this environment while it starts workers."""
+    before = {name: os.environ[name] for name in KEEP_PAGES if name in os.environ}
     try:
         yield
     finally:
-        for name in names:
+        for name in KEEP_PAGES:
             os.environ.pop(name, None)
         os.environ.update(before)
 
 
-@contextlib.contextmanager
-def compute_threads(n: int) -> Iterator[None]:
-    """Let torch compute with `n` threads in this process."""
-    import torch
+def use_threads(n: int) -> None:
+    """Let this process and those that it starts compute with `n` threads from now on (``engine.threads``).
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    The order of a sum depends on their number, and with it the last digits of torch's and of numpy's results: what a
+    unit holds must not depend on how many units are made at once, nor on how many cores there are.
+    """
+    from threadpoolctl import threadpool_limits
 
-
-def worker_threads(settings: EngineSettings) -> contextlib.AbstractContextManager[None]:
-    """Compute here with as many threads as a worker has, so that sums round as there; serial changes nothing."""
-    return contextlib.nullcontext() if settings.mode == "serial" else compute_threads(settings.threads)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n)))  # read by libraries that are loaded later
+    threadpool_limits(n)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(n)

@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from nafld_utils.artifacts import Busy, NotEnoughMemoryError, Unit, locked, work_root
-from nafld_utils.engine.devices import compute_threads, cores
+from nafld_utils.engine.devices import use_threads
 from nafld_utils.engine.progress_lines import announce, notice, progress
 from nafld_utils.engine.workers import open_pool
 from nafld_utils.params import EngineSettings
 
 LOOK_EVERY = 5.0  # s between two looks after the workers
-_one_unit = threading.RLock()  # a unit may have every thread of its worker, however many Dask gave it
+_one_unit = threading.RLock()  # a unit has the worker's threads to itself, however many Dask gave it
 
 
 class UnitError(RuntimeError):
@@ -57,12 +57,14 @@ class _Call:
     files_of: Callable[..., Sequence[Path]] | None = None
     wait: bool = True  # for another process that makes the same
     root: Path | None = None  # work folder of the driver, for workers elsewhere
+    threads: int = 1
 
     def __call__(self, task: Mapping[str, Any]) -> _Ended:
         """Make one unit; its error is recorded, since it must not take the others down."""
         with _one_unit:
             started, text, is_elsewhere = time.perf_counter(), "", False
             try:
+                use_threads(self.threads)  # a cluster's worker was started by somebody else
                 self.make(task)
             except Busy:
                 is_elsewhere = True
@@ -139,7 +141,7 @@ def map_units(
     waiting = [i for i, task in enumerate(tasks) if unit_of is None or not unit_of(**task).done()]
     # First what no other process makes, so that two runs at once share the work; then what is waited for.
     for wait in (False, True):
-        call = _Call(function, unit_of, files_of, wait)
+        call = _Call(function, unit_of, files_of, wait, threads=settings.threads)
         for i, found in zip(waiting, _run(call, [tasks[i] for i in waiting], settings, label), strict=True):
             ended[i] = found
         waiting = [i for i in waiting if ended[i].is_elsewhere]
@@ -167,11 +169,9 @@ def _tell_failed(table: pd.DataFrame, label: str, raise_failed: bool) -> None:
 def _run(call: _Call, tasks: list[Any], settings: EngineSettings, label: str) -> list[_Ended]:
     if not tasks:
         return []
-    if settings.mode == "serial":
+    if settings.mode == "serial" or (settings.mode == "local" and len(tasks) == 1):
         return [call(task) for task in progress(tasks, label)]
-    if settings.mode == "local" and len(tasks) == 1:
-        with compute_threads(cores()):  # alone it may have every core
-            return [call(task) for task in progress(tasks, label)]
+    use_threads(settings.threads)  # as the workers inherit it
     with open_pool(settings, len(tasks)) as (client, look_after):
         if settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
             root = work_root().resolve()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nafld_utils.artifacts import work_root
-from nafld_utils.engine.devices import KEEP_PAGES, THREAD_VARIABLES, default_workers, thread_environment
+from nafld_utils.engine.devices import KEEP_PAGES, THREAD_VARIABLES, default_workers, own_environment
 from nafld_utils.engine.progress_lines import PROGRESS_FILE
 from nafld_utils.params import EngineSettings
 
@@ -58,7 +58,7 @@ def _local_client(settings: EngineSettings, n_tasks: int) -> Any:
     key = (os.getpid(), settings.threads, os.getcwd(), *inherited)
     if key not in _workers:
         release_workers()
-        with thread_environment(settings.threads):
+        with own_environment():
             cluster = LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=1,
@@ -71,7 +71,7 @@ def _local_client(settings: EngineSettings, n_tasks: int) -> Any:
         _workers[key] = Client(cluster)
     client = _workers[key]
     if len(client.cluster.workers) < n_workers:
-        with thread_environment(settings.threads):
+        with own_environment():
             client.cluster.scale(n_workers)
             client.wait_for_workers(n_workers)
     return client

@@ -109,8 +109,7 @@ def train_classifier(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
         return unit
     stored = stored_scores(run, wanted)
     engine.announce(f"training {wanted['backbone']}, seed {wanted['seed']} again, to explain it")
-    with engine.worker_threads(run.settings.engine):
-        tail, scores, facts = sweep.train(run, wanted)
+    tail, scores, facts = sweep.train(run, wanted)
     paired = stored.merge(scores, on="image_id", validate="one_to_one", suffixes=("_stored", "_again"))
     paired["difference"] = (paired["score_stored"] - paired["score_again"]).abs()
     with unit.writing(device=facts["device"], largest_score_difference=float(paired["difference"].max())) as folder:
@@ -284,8 +283,7 @@ def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, 
         seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
         background, model = picked.load_array("background.npy"), classifier()
         engine.announce(f"explaining {len(images)} images ({name})")
-        threads = engine.compute_threads(engine.cores())  # nothing else runs meanwhile
-        with threads, unit.writing(device=str(device), n_background=len(background)) as folder:
+        with unit.writing(device=str(device), n_background=len(background)) as folder:
             outputs = explainers.log_odds(model, images, device)
             base = explainers.base_value(model, background, device, chosen.explainer)
             values = explainers.halves(model, background, images, chosen.n_samples, seed, device, chosen.explainer)

@@ -69,7 +69,7 @@ def train_shuffled(run: Run) -> Unit:
         parts[0] = replace(real, labels=shuffle_by_patient(images.iloc[real.rows], rng))
     device, (_, pretrained) = engine.device(run.settings.engine), attribution_units.network(run, wanted)
     decoder = networks.Decoder(wanted["backbone"])
-    with engine.compute_threads(engine.cores()), unit.writing(device=str(device)) as folder:
+    with unit.writing(device=str(device)) as folder:
         tail = sweep.fresh_tail(pretrained, seed)
         tail, _ = sweep.train_tail(tail, parts, sweep.options_of(run), seed, decoder, device)
         scores = data["images"][["image_id", "patient_id", "label"]]
@@ -148,7 +148,7 @@ def build_checks(run: Run, found: dict[str, Explanation]) -> Checks:
     """Hold the maps against each other, the classifier and, where it is known, the tissue; skipped when done."""
     unit = checks_unit(run, [one.unit for one in found.values()])
     if not unit.done():
-        with engine.compute_threads(engine.cores()), unit.writing() as folder:
+        with unit.writing() as folder:
             save_table(folder / "agreement.csv", compare(run, found))
             save_table(folder / "curves.csv", _curves(run, found["explained"]))
             shares = share_tissue(run, found["explained"])

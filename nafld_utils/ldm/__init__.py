@@ -10,16 +10,15 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "autoencoder autoencoder_training autoencoder_units compvis_checkpoint denoiser denoiser_training "
-        "denoiser_units figures gan gan_units latent_pools protocol resumable sampler shipped_autoencoder stage"
+        "denoiser_units figures gan gan_units latent_pools operations protocol resumable sampler shipped_autoencoder "
+        "stage"
     ).split(),
     submod_attrs={
-        "autoencoder": (
-            "CPU_GROUP FirstStage decode_latents encode_images groups latent_shape published untrained"
-        ).split(),
+        "autoencoder": ("CPU_GROUP FirstStage decode_latents encode_images groups latent_shape published").split(),
         "autoencoder_units": (
             "autoencoder_tasks autoencoder_unit before_training first_stage folds_of latent_tasks "
             "latents_unit make_latents origins owner phases reconstruction_distance "
-            "reconstruction_table reconstructions shared stored_pools train_autoencoder train_phases"
+            "reconstruction_table reconstructions shape_of_latents shared stored_pools train_autoencoder train_phases"
         ).split(),
         "denoiser": "build_unet compile_network count_parameters forward_flops".split(),
         "denoiser_training": "VALIDATED start_training train".split(),
@@ -28,8 +27,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "schedule_options train_ldm"
         ).split(),
         "figures": "image_row mosaic".split(),
-        "gan": "Generator".split(),
-        "gan_units": "NAME gan_unit painter reference seconds_a_step table train_gan".split(),
+        "gan_units": "NAME gan_unit painter reference table train_gan".split(),
         "latent_pools": "LatentPool".split(),
         "protocol": "changes cohort in_words models reading".split(),
         "sampler": "gaussian_latents passes".split(),

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from nafld_utils import networks
 from nafld_utils.ldm.autoencoder import FirstStage, standardise, to_unit
+from nafld_utils.ldm.operations import Operations
 
 REVISION = ("autoencoder_training", 2)
 # Choice: found on simulated frames by the Frechet distance of held-out reconstructions and of a short LDM's samples.
@@ -157,9 +158,7 @@ def train(
     for step, seed in zip(range(phase.steps), seeds, strict=False):
         generator = torch.Generator().manual_seed(seed)
         x = _patches(images, phase.batch_size, patch, generator).to(device)
-        copies, penalty = _reconstruct(model, kind, x, LATENT_NOISE[phase.name], generator)
-        terms = loss_of.terms(copies, x)
-        loss = penalty + sum(PHASES[phase.name][name] * term for name, term in terms.items())
+        loss, terms = _loss(model, kind, x, loss_of, generator)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"autoencoder: the loss is {loss.item()} at step {step}; lower the learning rate.")
         optimizer.zero_grad(set_to_none=True)
@@ -171,6 +170,27 @@ def train(
             curve.append({"step": step, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}})
         report(step, loss.item())
     return standardise(model, sample.to(device), kind), curve
+
+
+def _loss(
+    model: nn.Module, kind: str, x: Tensor, loss_of: ReconstructionLoss, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a step on images (N, 1, H, W), and its unweighted terms."""
+    copies, penalty = _reconstruct(model, kind, x, LATENT_NOISE[loss_of.phase], generator)
+    terms = loss_of.terms(copies, x)
+    return penalty + sum(PHASES[loss_of.phase][name] * term for name, term in terms.items()), terms
+
+
+def step_operations(model: nn.Module, kind: str, phase: Phase, image_size: int) -> int:
+    """Operations of a step of a phase, as `operations` counts, for a network on the meta device."""
+    features = feature_maps(networks.load("tf_efficientnet_lite2", "bundled").to("meta"))
+    side = phase.side(kind, np.empty((1, image_size, image_size)))
+    _optimizer(model, phase)  # says what the phase trains
+    x = torch.empty(phase.batch_size, 1, side, side, device="meta")
+    loss_of = ReconstructionLoss(phase.name, features, x)
+    with Operations() as counted:
+        _loss(model, kind, x, loss_of, torch.Generator())[0].backward()
+    return counted.total
 
 
 def train_phases(

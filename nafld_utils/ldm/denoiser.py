@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nafld_utils.ldm.operations import Operations
+
 REVISION = ("diffusion", 1)
 NULL_LABEL = 2
 GRAPHS = 64  # compiled at most in a process: both models, in training and at every size of a batch
@@ -281,12 +283,22 @@ def forward_flops(denoiser: nn.Module, latent_shape: tuple[int, int, int], map_s
 
     A training step costs about three times that an image, a sampling step with guidance twice.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    with torch.no_grad():
+        return _operations(denoiser, latent_shape, map_size)
 
+
+def training_operations(denoiser: nn.Module, latent_shape: tuple[int, int, int], map_size: int = 128) -> int:
+    """Operations of one image of a training step, forward and backward, counted as in `forward_flops`."""
+    return _operations(denoiser, latent_shape, map_size)
+
+
+def _operations(denoiser: nn.Module, latent_shape: tuple[int, int, int], map_size: int) -> int:
     ghost = copy.deepcopy(denoiser).to("meta")
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.device("meta"), Operations() as counted:
         z = torch.empty(1, *latent_shape)
         semantic = denoiser.conditioning == "semantic"
         condition = torch.empty(1, denoiser.map_classes, map_size, map_size) if semantic else torch.zeros(1).long()
-        ghost(z, torch.zeros(1), condition)
-    return counter.get_total_flops()
+        predicted = ghost(z, torch.zeros(1), condition)
+        if predicted.requires_grad:
+            predicted.sum().backward()
+    return counted.total

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 
 from nafld_utils import artifacts, engine, preprocessing, statistics
 from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, remembered, save_table, unit_seed
@@ -127,8 +126,8 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
     metadata = {"fold": str(fold), "model": name, "autoencoder": autoencoder.fingerprint(stage)}
     facts = {"parameters": denoiser.count_parameters(network), "latent_shape": shape, "seconds": training.seconds}
     with unit.writing(device=str(device), **facts) as folder:
-        save_file(training.averaged(), folder / "averaged.safetensors", metadata=metadata)
-        save_file(on_cpu(network.state_dict()), folder / "last.safetensors", metadata=metadata)
+        artifacts.save_weights(folder / "averaged.safetensors", training.averaged(), metadata)
+        artifacts.save_weights(folder / "last.safetensors", on_cpu(network.state_dict()), metadata)
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
         _keep_previews(unit, folder)
 

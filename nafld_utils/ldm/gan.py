@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from nafld_utils.artifacts import unit_seed
 from nafld_utils.ldm.autoencoder import to_uint8, to_unit
+from nafld_utils.ldm.operations import Operations
 from nafld_utils.ldm.resumable import State
 
 REVISION = ("gan", 1)
@@ -210,8 +211,8 @@ def train(
         y = torch.arange(settings["batch_size"]) % N_CLASSES
         place = torch.rand(len(y), generator=generator, dtype=torch.float64).numpy()
         rows = [by_class[label][int(u * len(by_class[label]))] for label, u in zip(y.tolist(), place, strict=True)]
-        row = {"step": training.step + 1}
-        row |= _step(training, to_unit(images[rows]).to(device), y.to(device), settings, generator)
+        losses = _step(training, to_unit(images[rows]).to(device), y.to(device), settings, generator)
+        row = {"step": training.step + 1, **{name: loss.item() for name, loss in losses.items()}}
         if not all(map(math.isfinite, row.values())):
             raise FloatingPointError(
                 f"GAN training: the losses are {row} at step {training.step}; lower gan.learning_rate or raise"
@@ -225,8 +226,8 @@ def train(
 
 def _step(
     training: Training, real: Tensor, y: Tensor, settings: Mapping[str, Any], generator: torch.Generator
-) -> dict[str, float]:
-    """One update of the discriminator, one of the generator."""
+) -> dict[str, Tensor]:
+    """One update of the discriminator, one of the generator; the losses, scalar tensors."""
     net, critic = training.generator, training.discriminator
     optimize_net, optimize_critic = training.both
 
@@ -264,8 +265,24 @@ def _step(
         decay = min(settings["ema_decay"], (1 + training.step) / (10 + training.step))
         for kept, new in zip(training.average.parameters(), net.parameters(), strict=True):
             kept.lerp_(new, 1 - decay)
-    losses = {"discriminator": loss.item(), "generator": wanted.item()}
-    return {**losses, "penalty": penalty.item()} if penalised else losses
+    losses = {"discriminator": loss.detach(), "generator": wanted.detach()}
+    return {**losses, "penalty": penalty.detach()} if penalised else losses
+
+
+def step_operations(image_size: int, settings: Mapping[str, Any]) -> list[int]:
+    """Operations of each of `PENALTY_EVERY` successive steps, both networks', the first with gradient penalties.
+
+    They are counted as those of the denoisers are (`operations`); `settings` is the ``gan`` section.
+    """
+    device = torch.device("meta")
+    training, counts = start_training(image_size, settings, 0, device), []
+    n, side = settings["batch_size"], image_size
+    real, y = torch.empty(n, 1, side, side, device=device), torch.zeros(n, dtype=torch.long, device=device)
+    for training.step in range(PENALTY_EVERY):
+        with Operations() as counted:
+            _step(training, real, y, settings, torch.Generator())
+        counts.append(counted.total)
+    return counts
 
 
 # ---------------------------------------------------------------- sampling

@@ -34,7 +34,7 @@ def train_gans(run: Run) -> None:
 
 def claims(run: Run) -> list[dict[str, Any]]:
     """Headline numbers of stage 03."""
-    return [*denoiser_units.claims(run), *gan_units.claims(run)]
+    return denoiser_units.claims(run)
 
 
 def units(run: Run) -> list[Unit]:

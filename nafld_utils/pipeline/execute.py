@@ -202,7 +202,7 @@ def _sections(notebook: Any) -> dict[int, str]:
 @contextlib.contextmanager
 def _environment(run: Run) -> Iterator[Path]:
     """Environment of the kernel, and the file through which it reports progress; a TERM is treated as Ctrl-C."""
-    before, jobs = dict(os.environ), int(os.environ.get("NAFLD_JOBS") or 1)
+    before = dict(os.environ)
     with contextlib.suppress(ValueError):  # not in the main thread: tests
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="nafld-progress-") as folder:
@@ -210,7 +210,7 @@ def _environment(run: Run) -> Iterator[Path]:
         progress_file.touch()
         # In a terminal of JupyterLab the report is of the run that was asked for, not of the one that is open there.
         own = {engine.PROGRESS_FILE: str(progress_file), artifacts.LAB: ""}
-        os.environ.update({**kernel_environment(run, jobs), **own})
+        os.environ.update({**kernel_environment(run), **own})
         try:
             yield progress_file
         finally:
@@ -218,8 +218,8 @@ def _environment(run: Run) -> Iterator[Path]:
             os.environ.update(before)
 
 
-def kernel_environment(run: Run, jobs: int = 1) -> dict[str, str]:
-    """Variables that the kernel of a notebook needs, headless or in JupyterLab, where `jobs` of them compute at a time.
+def kernel_environment(run: Run) -> dict[str, str]:
+    """Variables that the kernel of a notebook needs, headless or in JupyterLab.
 
     Of those that only make it faster, none that is set already.
     """
@@ -227,9 +227,10 @@ def kernel_environment(run: Run, jobs: int = 1) -> dict[str, str]:
         "NAFLD_ROOT": str(artifacts.work_root().absolute()),  # the kernel starts in the notebook's folder
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # another one in force would lose every figure
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns into every notebook
+        **dict.fromkeys(engine.THREAD_VARIABLES, str(run.settings.engine.threads)),
     }
-    # Two notebooks at a time share the cores; OpenMP threads that spin while they wait would take them from each other.
-    shared = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(max(1, engine.cores() // jobs))}
+    # Units at a time share the cores; OpenMP threads that spin while they wait would take them from each other.
+    shared = {"OMP_WAIT_POLICY": "passive"}
     # glibc hands large buffers back to the system after every layer of a network, and asks for them again at the next.
     shared |= {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
     values |= {key: value for key, value in shared.items() if key not in os.environ}

@@ -62,7 +62,8 @@ def units_of(run: Run, stage: str) -> list[Unit]:
 def unit_states(run: Run, stage: str) -> pd.DataFrame:
     """How many units of each kind are done: ``what, done, of, next``, one row per kind (a folder below the run's).
 
-    ``next`` says what holds for the first unit that is not done: why, or that it goes on where it was interrupted.
+    ``next`` says what holds for the first unit that is not done: why, or that it goes on where it was interrupted;
+    where all are done, how many were computed with another number of threads than ``engine.threads``.
     """
     kinds: dict[str, list[Unit]] = {}
     for unit in {unit.path: unit for unit in units_of(run, stage)}.values():
@@ -70,7 +71,8 @@ def unit_states(run: Run, stage: str) -> pd.DataFrame:
     rows = []
     for kind, units in kinds.items():
         faults = [(unit, fault) for unit in units if (fault := unit.fault())]
-        rows.append((kind, len(units) - len(faults), len(units), _next(*faults[0]) if faults else ""))
+        told = _next(*faults[0]) if faults else _rounded(units, run.settings.engine.threads)
+        rows.append((kind, len(units) - len(faults), len(units), told))
     if stage == "06_classification_sweep":
         counts = sweep.status(run)["state"].value_counts()
         failed = f"{counts['failed']} failed" if "failed" in counts else ""
@@ -81,6 +83,14 @@ def unit_states(run: Run, stage: str) -> pd.DataFrame:
 def _next(unit: Unit, fault: str) -> str:
     name = unit.recipe["unit"]
     return f"{name}: goes on where it was interrupted" if unit.work.is_dir() else f"{name}: {fault}"
+
+
+def _rounded(units: list[Unit], threads: int) -> str:
+    """Says of finished units that their last digits may differ from those that these settings would give."""
+    made = [(artifacts.read_manifest(unit.path) or {}).get("threads") or threads for unit in units]
+    others = [n for n in made if n != threads]
+    text = f"{len(others)} computed with {' or '.join(map(str, sorted(set(others))))} threads, not {threads}"
+    return f"{text}: the last digits may differ" if others else ""
 
 
 def _kind(unit: Unit) -> str:
@@ -127,7 +137,7 @@ def _duration(seconds: float) -> str:
 
 
 def begin(run: Run, stage: str) -> Any:
-    """Check what a notebook needs before it computes anything, and tell where it stands.
+    """Check what a notebook needs before it computes anything, set its number of threads, and tell where it stands.
 
     Parameters
     ----------
@@ -150,6 +160,7 @@ def begin(run: Run, stage: str) -> Any:
         models will draw; or the cohort is not stored.
     """
     artifacts.check_disk(run)
+    engine.use_threads(run.settings.engine.threads)
     if stage in ("02_preprocessing", "03_ldm_training"):
         sweep.require_capacity(run)
     return here(run, stage)

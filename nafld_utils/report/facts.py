@@ -253,9 +253,10 @@ def environment(run: Run) -> list[tuple[str, str]]:
     made = manifests(run)
     commits = Counter(str(item.get("commit", "")) for item in made)
     versions = [f"{name} {version}" for item in made for name, version in item.get("versions", {}).items()]
+    named = "device", "threads", "machine", "Python"
     facts = {
         "commit": [_commit(name, count, len(commits)) for name, count in sorted(commits.items()) if name],
-        **{name: [str(item.get(name.lower(), "")) for item in made] for name in ("device", "machine", "Python")},
+        **{name: [str(item.get(name.lower()) or "") for item in made] for name in named},
         "libraries": versions,
         "settings": [f"digest {artifacts.digest(run.settings.model_dump(mode='json', by_alias=True))} of all settings"],
         "units": [f"{len(made)}, each with its manifest of settings, inputs and file hashes (run.json)"],

@@ -105,13 +105,8 @@ def networks(run: Run) -> pd.DataFrame:
 
 
 def _model(run: Run, conditioning: str) -> Model:
-    """An untrained denoiser, on the CPU; an autoencoder that is not trained yet tells its latents' shape as well."""
-    settings, device = run.settings.section(f"autoencoder.{conditioning}"), engine.device(run.settings.engine)
-    if settings["source"] == "train":
-        stage = ldm.untrained(**{key: settings[key] for key in ("kind", "factor", "base_channels")}, scale=1.0)
-    else:
-        stage = ldm.first_stage(run, conditioning, ldm.folds_of(run)[0])
-    shape = ldm.latent_shape(stage, run.settings.preprocess.image_size)
+    """An untrained denoiser, on the CPU."""
+    device, shape = engine.device(run.settings.engine), ldm.shape_of_latents(run, conditioning)
     denoiser, options = ldm.new_denoiser(run, conditioning, 0, shape), ldm.schedule_options(run, conditioning)
     return Model(denoiser, shape, run.settings.section("ldm"), options, run.settings.preprocess.map_size, device)
 
@@ -130,7 +125,7 @@ def estimate(run: Run) -> pd.DataFrame:
     -----
     A model none of whose units is left is not timed. Training holds the validation loss and the previews; checkpoints
     and figures come on top. With ``engine.compile`` the plain network is timed: the compiled one is faster, and minutes
-    of compiling come on top. A GAN without ``gan.steps`` takes as long as the diffusion model it stands beside.
+    of compiling come on top.
     """
     rows = []
     for work, model, unit, seconds in _works(run):
@@ -168,7 +163,7 @@ def _works(run: Run) -> Iterator[Work]:
         for work, kind, unit in _units(run, name):
             yield work, name, unit, lambda name=name, kind=kind: measured(name)[kind]
     if run.settings.gan.enabled:
-        yield from _gan(run, lambda: measured(ldm.reference(run))["training"])
+        yield from _gan(run)
 
 
 def _units(run: Run, conditioning: str) -> Iterator[tuple[str, str, Unit]]:
@@ -184,16 +179,12 @@ def _units(run: Run, conditioning: str) -> Iterator[tuple[str, str, Unit]]:
     yield from (("comparison of samplers", "comparison", sampler_comparison.unit_of(**task)) for task in compared)
 
 
-def _gan(run: Run, beside: Callable[[], float]) -> Iterator[Work]:
-    """Training and set of every fold's GAN; `beside` measures the training of the diffusion model beside it."""
+def _gan(run: Run) -> Iterator[Work]:
+    """Training and set of every fold's GAN."""
     measured = functools.cache(functools.partial(_gan_measured, run))
     folds = [task["fold"] for task in ldm.gan_units.tasks(run)]
     for fold in folds:
-        seconds = lambda: measured()[0]  # noqa: E731
-        if run.settings.gan.steps is None:
-            model = ldm.ldm_unit(run, ldm.reference(run), fold)
-            seconds = model.seconds if model.done() else beside
-        yield "training", ldm.NAME, ldm.gan_unit(run, fold), seconds
+        yield "training", ldm.NAME, ldm.gan_unit(run, fold), lambda: measured()[0]
     n = run.settings.sampling.n_images
     for fold in folds:
         yield "sampling", ldm.NAME, set_units.synthetic_unit(run, ldm.NAME, fold), lambda: measured()[1] * n
@@ -208,10 +199,9 @@ def _seconds_to_train(run: Run, conditioning: str) -> float:
     device, images, seconds = engine.device(run.settings.engine), _empty(run), 0.0
     for phase, steps in ldm.phases(settings["kind"], settings["train_steps"]).items():
         ends: list[float] = []
-        with engine.worker_threads(run.settings.engine):
-            model = ldm.before_training(run, conditioning, 0)
-            end = functools.partial(_note_time, ends)
-            ldm.train_phases(run, model, settings["kind"], images, {phase: min(steps, 3)}, 0, device, end)
+        model = ldm.before_training(run, conditioning, 0)
+        end = functools.partial(_note_time, ends)
+        ldm.train_phases(run, model, settings["kind"], images, {phase: min(steps, 3)}, 0, device, end)
         seconds += steps * (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
     return seconds
 
@@ -231,10 +221,9 @@ def _seconds_to_encode(run: Run, conditioning: str) -> float:
     else:
         stage, copies = ldm.first_stage(run, conditioning, fold), n
     warm, encoded = int(device.type == "cuda"), []  # the first work there loads libraries and weights
-    with engine.worker_threads(run.settings.engine):
-        there = engine.timed(lambda: encoded.append(ldm.encode_images(stage, images, device)), device, warm=warm)
-        latents = stage.draw(torch.from_numpy(encoded[-1]).to(device))
-        back = engine.timed(lambda: ldm.decode_latents(stage, latents, device), device, warm=warm)
+    there = engine.timed(lambda: encoded.append(ldm.encode_images(stage, images, device)), device, warm=warm)
+    latents = stage.draw(torch.from_numpy(encoded[-1]).to(device))
+    back = engine.timed(lambda: ldm.decode_latents(stage, latents, device), device, warm=warm)
     return (there * (n * k + copies) + back * copies) / len(images)
 
 
@@ -270,12 +259,11 @@ def _measured(run: Run, conditioning: str) -> dict[str, float]:
     model, drawn = _model(run, conditioning), run.settings.sampling
     model.denoiser, on_gpu = ldm.placed(model.denoiser, model.device), model.device.type == "cuda"
     n = model.affordable()
-    with engine.worker_threads(run.settings.engine):
-        how = {"scheduler": drawn.scheduler, "eta": drawn.eta, "guidance": drawn.guidance, "precision": drawn.precision}
-        at_once = drawn.batch_size if on_gpu else 1
-        image = model.seconds_an_image(at_once, drawn.steps, TIMED_STEPS[model.device.type], **how)
-        repeats, warm = (1, 0) if not on_gpu and n == 1 else (2, 1)  # one image is a long step
-        step = engine.timed(model.training_step(n), model.device, repeats, warm)
+    how = {"scheduler": drawn.scheduler, "eta": drawn.eta, "guidance": drawn.guidance, "precision": drawn.precision}
+    at_once = drawn.batch_size if on_gpu else 1
+    image = model.seconds_an_image(at_once, drawn.steps, TIMED_STEPS[model.device.type], **how)
+    repeats, warm = (1, 0) if not on_gpu and n == 1 else (2, 1)  # one image is a long step
+    step = engine.timed(model.training_step(n), model.device, repeats, warm)
     count, a_pass = passes(run), image / (drawn.steps * ldm.passes(drawn.guidance))
     seconds = {kind: a_pass * count[kind] for kind in KINDS}
     seconds["training"] = step / (TRAINING_PASSES * n) * count["training"] + a_pass * count["looks"]
@@ -283,13 +271,11 @@ def _measured(run: Run, conditioning: str) -> dict[str, float]:
 
 
 def _gan_measured(run: Run) -> tuple[float, float]:
-    """Seconds of a GAN's training, where ``gan.steps`` says how long it is, and of one of its images."""
+    """Seconds of a GAN's training, and of one of its images."""
     device, s, n = engine.device(run.settings.engine), run.settings, 8
     size, settings, labels = s.preprocess.image_size, s.section("gan"), np.arange(n) % 2
-    with engine.worker_threads(s.engine):
-        network = ldm.Generator(size, settings["base_channels"], settings["max_channels"]).to(device).eval()
-        drawing = engine.timed(lambda: ldm.gan.sample(network, labels, list(range(n)), device), device) / n
-        if not settings["steps"]:
-            return 0.0, drawing
-        images = np.zeros((n, size, size), np.uint8)
-        return ldm.seconds_a_step(run, images, labels, device) * settings["steps"], drawing
+    training = ldm.gan.start_training(size, settings, 0, device)
+    drawing = engine.timed(lambda: ldm.gan.sample(training.average, labels, list(range(n)), device), device) / n
+    cycle = ldm.gan.PENALTY_EVERY
+    steps = ldm.gan.train(training, np.zeros((n, size, size), np.uint8), labels, settings, 2 * cycle, 0, device)
+    return engine.timed(lambda: next(steps), device, cycle, cycle) * ldm.gan_units.steps(run), drawing

@@ -117,9 +117,8 @@ def time_training(run: Run, backbone: str, freeze: str = "paper", n_scored: floa
     """
     device, chosen = engine.device(run.settings.engine), run.settings.sweep
     timed = Network(backbone, freeze, run.settings.preprocess.image_size, device)
-    with engine.worker_threads(run.settings.engine):
-        seconds = timed.seconds_a_training(options_of(run), chosen.at_once, chosen.cuda_graphs)
-        return seconds + n_scored * timed.seconds_a_score(), timed.prefix_seconds
+    seconds = timed.seconds_a_training(options_of(run), chosen.at_once, chosen.cuda_graphs)
+    return seconds + n_scored * timed.seconds_a_score(), timed.prefix_seconds
 
 
 # ---------------------------------------------------------------- after

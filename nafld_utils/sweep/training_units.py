@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, networks
-from nafld_utils.artifacts import NotEnoughMemoryError, Run, Unit, digest, save_table
+from nafld_utils.artifacts import NotEnoughMemoryError, Run, Unit, digest, save_table, threads
 from nafld_utils.sweep import trial_grid, trial_store
 from nafld_utils.sweep.prefix_features import build_features, network
 from nafld_utils.sweep.trial_units import options_of, refuse, seed_of, status, store, training_set, trials
@@ -86,6 +86,7 @@ def train_seeds(run: Run, group: Sequence[dict[str, Any]]) -> list[Found | Excep
         facts["fatty_share"] = float(np.concatenate([part.labels for part in one["parts"]]).mean())
         facts |= {"first_loss": float(losses[:5].mean()), "last_loss": float(losses[-5:].mean())}
         facts |= {"losses": [round(float(loss), 5) for loss in losses], "device": str(device)}
+        facts["threads"] = threads()
         found.append((tail, scores, facts))
     seconds = round((time.perf_counter() - started) / len(group), 3)
     for one in found:

@@ -37,18 +37,18 @@ def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
     prefix, tail = networks.split(networks.load(NETWORK, "bundled"), NETWORK)
     classifier = explainers.GreyClassifier(prefix, sweep.fresh_tail(tail, 0), NETWORK)
     images, background = np.split(pictures(n_images + n_background, size), [n_images])
-    with engine.compute_threads(engine.cores()):
-        explainers.attributions(classifier, background, images[:1], 2, 0, device)  # imports and warm-up
-        halves: list[np.ndarray] = []
-        seconds = engine.timed(
-            lambda: halves.append(explainers.halves(classifier, background, images, n_samples, 0, device)),
-            device,
-            warm=0,
-        )
-        repeated = images[np.arange(n_images * n_samples) % n_images]
-        plain = engine.timed(lambda: explainers.log_odds(classifier, repeated, device), device, warm=0)
-        outputs = explainers.log_odds(classifier, images, device)
-        base = explainers.base_value(classifier, background, device)
+    engine.use_threads(params.load("paper").engine.threads)
+    explainers.attributions(classifier, background, images[:1], 2, 0, device)  # imports and warm-up
+    halves: list[np.ndarray] = []
+    seconds = engine.timed(
+        lambda: halves.append(explainers.halves(classifier, background, images, n_samples, 0, device)),
+        device,
+        warm=0,
+    )
+    repeated = images[np.arange(n_images * n_samples) % n_images]
+    plain = engine.timed(lambda: explainers.log_odds(classifier, repeated, device), device, warm=0)
+    outputs = explainers.log_odds(classifier, images, device)
+    base = explainers.base_value(classifier, background, device)
     error = explain.missing_share(explainers.additivity(halves[0].mean(axis=0), outputs, base))
     peak = memory.peak_gib(device)
     bound = f"{MOST_SECONDS:.0f} s and {MOST_GIB:.0f} GiB"

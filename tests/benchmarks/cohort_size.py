@@ -76,11 +76,12 @@ def measure_step(root: str, profile: str, step: str, n_patients: int, n_frames: 
     changes = {"cohort.source": "file", "cohort.path": str(folder), "cohort.frames_per_patient": None}
     changes |= {"engine.mode": "serial", "engine.device": "cpu"}
     changes |= {"sweep.backbones": [BACKBONE], "sweep.weights": "bundled"}
-    call = _call(artifacts.open_run(profile, changes), step, folder, n_patients, n_frames)
-    with engine.compute_threads(engine.cores()):
-        started, before = time.perf_counter(), time.process_time()
-        call()
-        return time.perf_counter() - started, time.process_time() - before, memory.peak_gib()
+    run = artifacts.open_run(profile, changes)
+    engine.use_threads(run.settings.engine.threads)
+    call = _call(run, step, folder, n_patients, n_frames)
+    started, before = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - started, time.process_time() - before, memory.peak_gib()
 
 
 def measure_size(profile: str, n_patients: int, n_frames: int) -> Iterator[dict[str, Any]]:

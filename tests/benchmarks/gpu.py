@@ -181,9 +181,9 @@ def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
     `found` are the rows of `ldm.network_rows` of the run's networks, `rate` the device's matrix rate; the run's
     settings are counted (`cost.passes`), nothing of it needs to be there. Columns ``work, model, PFLOP, hours, floor``:
     drawing holds every set, the comparison of samplers, previews and validation; the floor is all operations at the
-    matrix rate. A GAN without ``gan.steps`` takes as long as the model it stands beside, its operations are not
-    counted. The last row holds the sums; autoencoders, which are ready-made in the paper's profile, and the stages
-    after 04 are not in it.
+    matrix rate. A GAN without ``gan.steps`` takes as many operations as the model it stands beside, here at that
+    model's rate, which its own layers may not reach. The last row holds the sums; autoencoders, which are ready-made in
+    the paper's profile, and the stages after 04 are not in it.
     """
     count, rows = time_estimate.passes(run), []
     for name in run.settings.ldm.conditionings:
@@ -202,8 +202,8 @@ def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
             row = {"work": work, "model": name, "PFLOP": flops / 1e15, "hours": flops / measured["rate"] / 3600}
             rows.append({**row, "floor": flops / rate / 3600})
         if run.settings.gan.enabled and run.settings.gan.steps is None and name == ldm.reference(run):
-            share = {key: rows[-2][key] * folds / models for key in ("hours", "floor")}
-            rows.append({"work": "training", "model": ldm.NAME, "PFLOP": 0.0, **share})
+            share = {key: rows[-2][key] * folds / models for key in ("PFLOP", "hours", "floor")}
+            rows.append({"work": "training", "model": ldm.NAME, **share})
     table = pd.DataFrame(rows)
     total = table[["PFLOP", "hours", "floor"]].sum()
     return pd.concat([table, pd.DataFrame([{"work": "all", "model": "all", **total}])], ignore_index=True)

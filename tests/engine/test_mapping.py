@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from toy_units import Marker, fail_in_words, kill_own_process, touch, wait_for_turn
+import torch
+from toy_units import Marker, compute, fail_in_words, kill_own_process, touch, wait_for_turn
 
 from nafld_utils import artifacts, engine, params
 from nafld_utils.artifacts import locks
@@ -37,7 +38,9 @@ def test_every_unit_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, m
 def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypatch):
     for name in devices.KEEP_PAGES:
         monkeypatch.delenv(name, raising=False)
-    chosen, before = settings(mode="local", n_workers=2), dict(os.environ)
+    chosen = settings(mode="local", n_workers=2)
+    engine.use_threads(chosen.threads)
+    before = dict(os.environ)
     engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
     first = {(tmp_path / str(i)).read_text() for i in range(4)}
     given = [psutil.Process(int(pid)).environ() for pid in first]
@@ -114,24 +117,27 @@ def test_progress_is_a_bar_in_a_kernel(monkeypatch, capsys):
     assert "counting:" in capsys.readouterr().err
 
 
-def test_thread_counts_are_set_for_children_and_put_back(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    with devices.thread_environment(1):
-        assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
-    assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert "MKL_NUM_THREADS" not in os.environ
-
-
-def test_work_beside_the_workers_rounds_as_theirs_does():
-    import torch
-
+@pytest.fixture
+def threads():
+    """Puts the number of threads back that this process had."""
     before = torch.get_num_threads()
-    with engine.worker_threads(settings(mode="local", threads=before + 1)):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    with engine.worker_threads(settings(mode="serial", threads=before + 1)):
-        assert torch.get_num_threads() == before
+    yield
+    engine.use_threads(before)
+
+
+@pytest.mark.parametrize(("mode", "n"), [("serial", 2), ("local", 1), ("local", 2)])
+def test_a_unit_computes_with_the_threads_of_the_settings_wherever_it_is_made(tmp_path, threads, mode, n):
+    """In this process, alone as the last of many, or by one of two workers; other threads give other last digits."""
+    engine.use_threads(3)
+    compute(tmp_path, "three")
+    tasks = [{"folder": str(tmp_path), "name": str(i)} for i in range(n)]
+    engine.map_units(compute, tasks, settings(mode=mode, n_workers=2, threads=1), "toy")
+    assert torch.get_num_threads() == artifacts.threads() == 1
+    assert {os.environ[name] for name in engine.THREAD_VARIABLES} == {"1"}
+    compute(tmp_path, "here")
+    made = {(tmp_path / str(i)).read_bytes() for i in range(n)}
+    assert made == {(tmp_path / "here").read_bytes()}
+    assert (tmp_path / "three").read_bytes() not in made
 
 
 WORKER_NAMES = [(0, 0), (1, 1), (3, 1), ("SLURMCluster-2", 0), ("SLURMCluster-2-1", 1), ("gpu-1", 1), (None, 0)]

@@ -174,6 +174,21 @@ def test_results_do_not_depend_on_language_and_time_zone(calm, languages, tmp_pa
     record_property("cases", len(FEW))
 
 
+# ---------------------------------------------------------------- cores
+
+
+IN_WORKERS = faulty.STEPS[faulty.STEPS.index("autoencoders") : faulty.STEPS.index("filtering") + 1]
+
+
+@pytest.mark.promise("threads")
+def test_results_do_not_depend_on_cores_or_on_how_many_units_are_made_at_once(calm, tmp_path, record_property):
+    root, at_once = calm.before(IN_WORKERS[0], tmp_path / "work"), {"engine.mode": "local", "engine.n_workers": 2}
+    ended = perform(root, IN_WORKERS, ("threads", 3), timeout=500, overrides=at_once)
+    assert ended.code == 0, ended.said[-4000:]
+    assert_same(fingerprint(root), calm.after(IN_WORKERS[-1]))
+    record_property("cases", len(IN_WORKERS))
+
+
 # ---------------------------------------------------------------- files that mean harm
 
 
@@ -250,7 +265,6 @@ def test_no_loader_of_the_package_opens_a_pickle(tmp_path, trap, record_property
                     load(path)
                 cases += 1
             assert checkpoints.load_array(path) is None
-            assert artifacts.load_plan(path) is None
     assert not trap.exists()
     record_property("cases", cases)
 

@@ -153,12 +153,12 @@ def test_an_architecture_that_does_not_exist_is_named():
 
 @pytest.mark.parametrize(("kind", "factor"), [("vq", 4), ("kl", 8), ("tiny", 8)])
 def test_every_architecture_survives_its_tensors_and_is_told_from_another(kind, factor):
-    stage = ldm.untrained(kind, factor, 32, 0.5, seed=1)
+    stage = autoencoder.untrained(kind, factor, 32, 0.5, seed=1)
     again = autoencoder.from_tensors(autoencoder.to_tensors(stage), kind, factor, 32)
     images = pictures(1)
     assert np.array_equal(autoencoder.reconstruct(stage, images, CPU), autoencoder.reconstruct(again, images, CPU))
     assert autoencoder.fingerprint(stage) == autoencoder.fingerprint(again)
-    other = ldm.untrained(kind, factor, 32, 0.5, seed=2)
+    other = autoencoder.untrained(kind, factor, 32, 0.5, seed=2)
     assert autoencoder.fingerprint(stage) != autoencoder.fingerprint(other)
     rescaled = ldm.FirstStage(stage.model, kind, stage.shift, stage.scale * 2)
     assert autoencoder.fingerprint(stage) != autoencoder.fingerprint(rescaled)

@@ -58,7 +58,7 @@ def test_reconstruction_terms_reach_the_decoder_and_the_encoder(features):
 )
 def test_published_networks_end_with_whole_images_that_train_the_decoder_alone(kind, factor, whole, monkeypatch):
     """Images of 136 pixels, with the fewest channels that norms of 32 groups allow."""
-    model = ldm.untrained(kind, factor, 32, 1.0, seed=0).model
+    model = autoencoder.untrained(kind, factor, 32, 1.0, seed=0).model
     sides, before, draw = [], {}, autoencoder_training._patches
 
     def patches(images, n, side, generator):
@@ -94,7 +94,7 @@ def test_only_what_is_trained_in_new_phases_is_made_anew(monkeypatch):
 )
 def test_training_lowers_the_loss_and_depends_on_seeds_alone(features, kind, factor, phase):
     def train(steps):
-        model = ldm.untrained(kind, factor, 32, 1.0, seed=0).model
+        model = autoencoder.untrained(kind, factor, 32, 1.0, seed=0).model
         return autoencoder_training.train(
             speckle(8, 2), model, kind, features, range(steps), Phase(phase, steps, batch_size=2), CPU
         )

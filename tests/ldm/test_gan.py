@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from nafld_utils import ldm
 from nafld_utils.ldm import gan
 
 CPU = torch.device("cpu")
@@ -45,7 +44,7 @@ def test_sizes_come_out_as_asked(size):
     assert levels[-1] == (size, 8)
     assert max(width for _, width in levels) <= 32
     assert all(b == 2 * a for (a, _), (b, _) in itertools.pairwise(levels))
-    network = ldm.Generator(size, 8, 32).eval()
+    network = gan.Generator(size, 8, 32).eval()
     images = gan.sample(network, np.array([0, 1]), [1, 2], CPU)
     assert images.shape == (2, size, size)
     assert images.dtype == np.uint8
@@ -54,7 +53,7 @@ def test_sizes_come_out_as_asked(size):
 
 
 def test_an_image_depends_on_its_own_seed_and_label_alone():
-    network = ldm.Generator(32, 8, 32).eval()
+    network = gan.Generator(32, 8, 32).eval()
     together = gan.sample(network, np.array([0, 1, 0]), [4, 5, 6], CPU)
     assert (gan.sample(network, np.array([1]), [5], CPU)[0] == together[1]).all()
     assert (gan.sample(network, np.array([0]), [5], CPU)[0] != together[1]).any()

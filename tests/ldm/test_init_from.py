@@ -69,7 +69,7 @@ def test_weights_of_another_network_or_schedule_are_refused(pretrained, conditio
 
 
 def test_weights_of_another_latent_space_are_refused(pretrained):
-    pretrained(ldm.untrained("tiny", 8, 128, 1.0, seed=5))
+    pretrained(autoencoder.untrained("tiny", 8, 128, 1.0, seed=5))
     expected = r"in force \([0-9a-f]{12}\), found one of another \([0-9a-f]{12}\), .*source shipped, hub, path or"
     with pytest.raises(ValueError, match=expected):
         ldm.ldm_unit(following(), "class", 0)

@@ -148,7 +148,7 @@ def test_the_class_mix_of_a_set_is_stored_with_it_and_shown(run):
 
 
 def test_latents_and_denoisers_of_another_autoencoder_are_refused(run, monkeypatch):
-    other = ldm.untrained("tiny", 8, 128, 1.0)
+    other = autoencoder.untrained("tiny", 8, 128, 1.0)
     with pytest.raises(ValueError, match="expected latents of the autoencoder in force, found those of another one"):
         autoencoder_units.latent_pools(run, "class", 0, other)
     monkeypatch.setattr(autoencoder_units, "first_stage", lambda *_: other)
@@ -377,13 +377,13 @@ def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(
     assert ("autoencoder", "semantic") not in table, "the shipped one is ready"
 
 
-def test_a_gan_without_steps_is_estimated_with_the_seconds_of_the_class_model(run):
-    mine = artifacts.open_run("smoke", {"gan.steps": None, "ldm.steps": 1000})
+def test_a_gan_is_estimated_with_the_steps_that_its_budget_gives(run, monkeypatch):
+    """Where a call takes a second: the steps, and one eighth per image of a call that draws eight."""
+    monkeypatch.setattr(timer, "timed", lambda call, *_, **__: [call()] and 1.0)
+    mine = artifacts.open_run("smoke", {"gan.steps": None, "ldm.steps": 100, "sampling.n_compared": 0})
     table = sampling.estimate(mine).set_index(["work", "model"])["minutes_a_unit"]
-    assert table["training", "gan"] == pytest.approx(table["training", "class"])
-    kept = sampling.estimate(artifacts.open_run("smoke", {"gan.steps": None})).set_index(["work", "model"])
-    seconds = [ldm.ldm_unit(run, "class", fold).seconds() for fold in (0, 1)]
-    assert kept.loc[("training", "gan"), "minutes_a_unit"] == pytest.approx(np.mean(seconds) / 60)
+    assert table["training", "gan"] == pytest.approx(gan_units.steps(mine) / 60)
+    assert table["sampling", "gan"] == pytest.approx(mine.settings.sampling.n_images / 8 / 60)
 
 
 def test_passes_are_counted_from_the_settings_alone():
@@ -456,7 +456,7 @@ def test_a_first_stage_from_the_hub_says_the_commit_it_was(run, tmp_path, monkey
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = tmp_path / "models--someone--vae"
-    published = ldm.untrained("kl", 8, 32, 0.18215).model
+    published = autoencoder.untrained("kl", 8, 32, 0.18215).model
     published.save_pretrained(folder / "snapshots" / commit / "vae", safe_serialization=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
@@ -470,7 +470,7 @@ def test_a_first_stage_from_the_hub_says_the_commit_it_was(run, tmp_path, monkey
     assert (row["models"], row["source"], row["origin"], row["commit"]) == ("class", "hub", "someone/vae/vae", commit)
     assert autoencoder.hub_commit("someone/other") is None
     newer = commit[::-1]
-    later = ldm.untrained("kl", 8, 32, 0.18215, seed=5).model
+    later = autoencoder.untrained("kl", 8, 32, 0.18215, seed=5).model
     later.save_pretrained(folder / "snapshots" / newer / "vae", safe_serialization=True)
     (folder / "refs" / "main").write_text(newer)
     for revision, wanted in ((commit, published), (None, later)):

@@ -98,6 +98,7 @@ def test_the_paper_on_a_cpu_changes_counts_and_sources_of_weights_alone(tmp_path
     weights = {"autoencoder.semantic.source", "autoencoder.class.source", "quality.features", "sweep.weights"}
     assert {changed.pop(key) for key in weights} == {"random"}
     assert (changed.pop("run"), changed.pop("ldm.folds")) == ("paper-cpu", [0])
+    assert changed.pop("engine.threads") == 2, "one unit at a time, on two cores"
     assert all(0 <= changed[key] < (paper[key] or math.inf) for key in changed)
     steps = r"steps|warmup_steps|(checkpoint|preview|log)_every"
     images = r"n_images|n_null|n_reference|n_planted|n_background|n_held_out|kid_subset_size|feature_patients"

@@ -12,6 +12,7 @@ import nbformat
 import notebook_names
 import pandas as pd
 import pytest
+import torch
 from project import PROJECT
 
 from nafld_utils import artifacts, cli, engine, pipeline, sweep
@@ -313,6 +314,17 @@ def test_names_are_found_in_every_kind_of_statement():
     cells["3"] = "b = a"
     orders = {tuple(notebook_names.shuffled(cells, "1", seed)) for seed in range(50)}
     assert orders == {("1", *rest) for rest in (("2", "3", "4"), ("3", "2", "4"), ("3", "4", "2"))}
+
+
+def test_a_unit_that_was_computed_with_other_threads_is_done_and_says_so(empty):
+    before, unit = torch.get_num_threads(), overview.units_of(empty, FIRST)[0]
+    engine.use_threads(3)
+    with unit.writing():
+        pass
+    engine.use_threads(before)
+    assert artifacts.read_manifest(unit.path)["threads"] == 3
+    told = "1 computed with 3 threads, not 1: the last digits may differ"
+    assert overview.unit_states(empty, FIRST)[["done", "next"]].to_numpy().tolist() == [[1, told]]
 
 
 # ---------------------------------------------------------------- the small run

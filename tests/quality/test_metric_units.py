@@ -165,31 +165,18 @@ def test_the_filtered_set_opens_as_a_set_of_its_fold(run):
     assert (whole.images[place] == found.images[0]).all()
 
 
-def test_the_gan_saw_the_folds_training_patients_and_says_its_seconds(run):
+def test_the_gan_says_its_steps_its_operations_and_its_seconds(run):
     from nafld_utils import ldm
-    from nafld_utils.ldm import gan_units
+    from nafld_utils.ldm import gan, gan_units
 
-    table = ldm.table(run)
-    assert table["steps"].eq(run.settings.gan.steps).all()
-    assert (table["seconds"] > 0).all()
-    assert len(gan_units.curves(run)) == run.settings.gan.steps * run.settings.folds.n_splits
-
-
-def test_equal_seconds_are_planned_once_and_kept(run, tmp_path, monkeypatch):
-    """With steps left to the budget, the plan is made from timed steps and a resumed training keeps it."""
-    import torch
-
-    from nafld_utils.artifacts import Unit
-    from nafld_utils.ldm import gan_units
-
-    monkeypatch.setattr(gan_units, "budget", lambda run, fold: 2.0)
-    unit = Unit(tmp_path / "gan", "0" * 16)
-    images, labels = np.zeros((8, 32, 32), np.uint8), np.arange(8) % 2
-    args = (run, unit, 0, images, labels, torch.device("cpu"))
-    steps = gan_units._planned(*args)
-    assert steps >= 1
-    monkeypatch.setattr(gan_units, "budget", lambda run, fold: 1e6)
-    assert gan_units._planned(*args) == steps
+    table, steps = ldm.table(run), run.settings.gan.steps
+    assert table["steps"].eq(steps).all()
+    counts = gan.step_operations(run.settings.preprocess.image_size, run.settings.section("gan"))
+    assert len(counts) == steps
+    assert table["gflop"].tolist() == pytest.approx([sum(counts) / 1e9] * len(table))
+    assert table["gflop_given"].isna().all(), "its steps are set, not given"
+    assert (table[["seconds", "seconds_beside"]] > 0).all(axis=None)
+    assert len(gan_units.curves(run)) == steps * run.settings.folds.n_splits
 
 
 def test_no_number_of_the_papers_stands_beside_other_features(run):

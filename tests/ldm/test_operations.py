@@ -1,0 +1,100 @@
+"""Operations: torch's own counter and numbers worked out by hand, and the budget that they give a GAN."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nafld_utils import artifacts, ldm, networks, params
+from nafld_utils.ldm import autoencoder, autoencoder_training, autoencoder_units, denoiser_units, gan, gan_units
+from nafld_utils.ldm.operations import Operations
+
+
+def opened(profile="smoke", **changes):
+    return artifacts.open_run(profile, {"gan.steps": None, **changes})
+
+
+def test_a_product_is_counted_forward_and_backward_and_so_is_the_gradient_of_a_gradient():
+    """(2, 3) times (3, 5): 2 * 2 * 3 * 5 = 60 operations; backward once for each factor; y is linear in x, so that the
+    slope takes one product, and the gradient of its square one more for w."""
+    x, w = torch.ones(2, 3, device="meta", requires_grad=True), torch.ones(3, 5, device="meta", requires_grad=True)
+    with Operations() as counted:
+        y = x @ w
+    assert counted.total == 60
+    with Operations() as counted:
+        (x @ w).sum().backward()
+    assert counted.total == 3 * 60
+    with Operations() as counted:
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert counted.total == 60
+    with Operations() as counted:
+        slope.square().sum().backward()
+    assert counted.total == 60
+
+
+@pytest.mark.parametrize("name", ["class", "semantic"])
+def test_a_denoisers_training_step_is_counted_as_torch_counts_it(name):
+    settings = params.load("smoke").section("ldm")
+    with torch.device("meta"):
+        network = ldm.denoiser.build_denoiser(name, settings[name], (4, 8, 8), 5, 0)
+        condition = torch.zeros(2).long() if name == "class" else torch.empty(2, 5, 64, 64)
+        with FlopCounterMode(display=False) as theirs:
+            network(torch.empty(2, 4, 8, 8), torch.zeros(2), condition).sum().backward()
+    mine = ldm.denoiser.training_operations(network, (4, 8, 8), 64)
+    assert 2 * mine == theirs.get_total_flops()
+    assert 2.8 < mine / ldm.forward_flops(network, (4, 8, 8), 64) <= 3.0
+
+
+def test_a_gans_step_on_the_cpu_takes_the_operations_that_are_counted_without_computing():
+    """The generator draws twice, once with a backward pass; a step with penalties costs more than the three others."""
+    settings = params.load("smoke").section("gan")
+    counts = gan.step_operations(64, settings)
+    device, images = torch.device("cpu"), np.zeros((4, 64, 64), np.uint8)
+    steps = gan.train(gan.start_training(64, settings, 0, device), images, np.arange(4) % 2, settings, 4, 0, device)
+    for count in counts:
+        with Operations() as counted:
+            next(steps)
+        assert counted.total == count
+    assert counts[0] > counts[1] == counts[2] == counts[3]
+
+
+def test_the_steps_of_a_gan_are_those_nearest_to_the_class_models_operations():
+    run = opened()
+    with torch.device("meta"):
+        network = denoiser_units.new_denoiser(run, "class", 0, (4, 8, 8))
+    given = ldm.denoiser.training_operations(network, (4, 8, 8), 64) * 8 * 12  # images of a batch, steps
+    assert gan_units.budget(run) == given
+    counts = gan.step_operations(64, run.settings.section("gan"))
+    n = gan_units.steps(run)
+    assert abs(sum(counts) / 4 * n - given) <= sum(counts) / 8
+    assert gan_units.steps(opened(**{"gan.steps": 7})) == 7
+    assert gan_units.budget(opened(**{"ldm.conditionings": ["semantic"]})) != given
+
+
+def test_the_demo_trains_its_gans_for_89_steps_on_any_machine():
+    """Seconds gave 85 and 83 steps on an idle machine and 8 to 63 beside other work."""
+    assert gan_units.steps(opened("demo")) == 89
+
+
+def test_an_autoencoder_that_is_trained_on_the_fold_counts_with_its_model(monkeypatch):
+    """torch's own counter sees one pass of the features more, which sets the loss's scale before the first step."""
+    run = opened(**{"autoencoder.class": {"source": "train", "kind": "tiny", "train_steps": 10}})
+    network = networks.load("tf_efficientnet_lite2", "bundled").to("meta")
+    monkeypatch.setattr(networks, "load", lambda *_: network)
+    with Operations() as scale:
+        autoencoder_training.feature_maps(network)(torch.empty(8, 1, 64, 64, device="meta"))
+    planned, each = autoencoder_units.phases("tiny", 10), {}
+    for name in planned:
+        with torch.device("meta"):
+            model = autoencoder.untrained("tiny", 8, 32, 1.0).model
+        with FlopCounterMode(display=False) as theirs:
+            phase = autoencoder_training.Phase(name, 1)
+            each[name] = autoencoder_training.step_operations(model, "tiny", phase, 64)
+        assert theirs.get_total_flops() == each[name] + scale.total
+    assert each["polish"] < each["texture"], "at 64 px both see whole images, and the polish trains the decoder alone"
+    total = sum(each[name] * steps for name, steps in planned.items())
+    assert autoencoder_units.training_operations(run, "class") == total
+    assert autoencoder_units.training_operations(opened(), "class") == 0, "it comes ready-made"
+    before = gan_units.budget(opened())
+    monkeypatch.setattr(autoencoder_units, "training_operations", lambda run, conditioning: total)
+    assert gan_units.budget(run) == before + total
