@@ -10,7 +10,7 @@ Notes
 Choice, by simulation (``tests/benchmarks/gate_study.py``): their influence curve summed by patient, with
 ``n / (n - 1)`` in each class and fold (then it is the clustered variance of Obuchowski 1997, doi 10.2307/2533958), on
 the logit scale, with Student t of patients minus two per fold. As published (normal, AUC scale, divided by ``n``) the
-lower bound lies above the truth in @@ % of draws of such folds, and not in 2.5 %.
+lower bound lies above a true AUC of 0.7 in 7 to 33 % of draws of such folds, and this one in at most 4 %.
 """
 
 from __future__ import annotations
