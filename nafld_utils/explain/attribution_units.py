@@ -17,37 +17,30 @@ from nafld_utils import engine, networks, preprocessing, sampling, sweep
 from nafld_utils.artifacts import Run, Unit, load_weights, save_array, save_table, unit_seed
 from nafld_utils.explain import explainers, map_measures
 
-REVISION = ("stages.explain", 2)
-_TAIL = "tail.safetensors"
+REVISION = ("stages.explain", 3)
+_TAIL, AGAIN = "tail.safetensors", "again"
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Attributions of one classifier.
 
-    ``images`` are (n, S, S) uint8; ``halves`` (2, n, S, S) float32 the log-odds that each pixel adds, from two
-    independent halves of the draws ((1, n, S, S) where nothing is drawn). Row i of ``table`` belongs to image i: the
-    columns of `pick_images`, ``called`` (the classifier's probability of fatty), and those of `explainers.additivity`.
-    ``smoothing`` is the SD of the average over neighbours, as a share of the side. ``against`` is what the classifier
-    is to the explained one, of `check_units.Against`; empty for the explained one itself.
+    ``images`` are (n, S, S) uint8; ``attributions`` (n, S, S) float32 the log-odds that each pixel adds. Row i of
+    ``table`` belongs to image i: the columns of `pick_images`, ``called`` (the classifier's probability of fatty), and
+    those of `explainers.additivity`. ``smoothing`` is the SD of the average over neighbours, as a share of the side.
+    ``against`` is what the classifier is to the explained one, of `check_units.Against`; empty for that one itself.
     """
 
     images: np.ndarray
-    halves: np.ndarray
+    attributions: np.ndarray
     table: pd.DataFrame
     unit: Unit
     smoothing: float
     against: str = ""
 
-    @property
-    def attributions(self) -> np.ndarray:
-        """Log-odds that each pixel adds, (n, S, S) float32."""
-        return self.halves.mean(axis=0)
-
-    def smoothed(self, half: int | None = None) -> np.ndarray:
+    def smoothed(self) -> np.ndarray:
         """Attributions averaged over neighbours, as figures and measures take them; their sum hardly changes."""
-        values = self.attributions if half is None else self.halves[half]
-        return explainers.smooth(values, self.smoothing * self.images.shape[1])
+        return explainers.smooth(self.attributions, self.smoothing * self.images.shape[1])
 
 
 # ---------------------------------------------------------------- which classifiers
@@ -158,21 +151,21 @@ def network(run: Run, wanted: dict[str, Any], weights: str | None = None) -> tup
 
 
 def held_out_auc(run: Run) -> pd.DataFrame:
-    """How good the explained classifier is on patients that it has not seen, with intervals over patients.
+    """How good classifiers made as the explained one are on patients that they have not seen, over those patients.
 
     Returns
     -------
     pandas.DataFrame
-        ``of, auc, low, high, n_patients``: the explained classifier alone, on its fold's held-out patients, which
-        decides whether its maps are read; and the out-of-fold scores of all folds' classifiers of the same recipe and
-        seed. NaN bounds where a class has fewer than two held-out patients.
+        ``of, auc, low, high, n_patients, n_folds, unsaid`` of `statistics.fold_mean_auc`. The first row is the mean
+        over all folds' classifiers of the explained one's network, arm, rate and seed, and decides whether maps are
+        read: one fold has too few patients for that. The second row is the explained classifier alone.
     """
     wanted = trial(run)
     folds = find_trials(run, **{name: wanted[name] for name in ("backbone", "arm", "rate", "seed")}).to_dict("records")
     rows = []
-    for name, trials in {"this classifier": [wanted], f"all {len(folds)} folds' classifiers": folds}.items():
-        scores = pd.concat([stored_scores(run, one) for one in trials])
-        rows.append({"of": name, **map_measures.auc_over_patients(scores, run.settings.sweep.n_resamples)})
+    for name, trials in {f"{len(folds)} folds' classifiers, mean": folds, "this classifier": [wanted]}.items():
+        scores = pd.concat([stored_scores(run, one).assign(fold=one["fold"]) for one in trials])
+        rows.append({"of": name, **map_measures.auc_over_patients(scores)})
     return pd.DataFrame(rows)
 
 
@@ -269,9 +262,9 @@ def attributions_unit(run: Run, name: str, source: Unit | str, which: str) -> Un
 def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, which: str = "all") -> Explanation:
     """Explain a classifier on the chosen images, unless that is done, and open the result.
 
-    `name` is the unit's folder and `source` the classifier's unit or hash; `classifier` gives the
-    `explainers.GreyClassifier` and is not called when the attributions are there. `which` images: ``all``, or those
-    of a column of their table (``compared``).
+    `name` is the unit's folder and seeds its draws, so that no two maps share their noise; `source` is the classifier's
+    unit or hash; `classifier` gives the `explainers.GreyClassifier` and is not called when the attributions are there.
+    `which` images: ``all``, or those of a column of their table (``compared``).
     """
     unit = attributions_unit(run, name, source, which)
     picked = pick_images(run)
@@ -280,18 +273,26 @@ def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, 
     images = picked.load_array("images.npy")[rows]
     if not unit.done():
         chosen, device = run.settings.shap, engine.device(run.settings.engine)
-        seed = unit_seed(run.settings.seed, "shap") % 2**32  # shap hands it to numpy's global generator
+        seed = unit_seed(run.settings.seed, "shap", name) % 2**32  # shap hands it to numpy's global generator
         background, model = picked.load_array("background.npy"), classifier()
         engine.announce(f"explaining {len(images)} images ({name})")
         with unit.writing(device=str(device), n_background=len(background)) as folder:
             outputs = explainers.log_odds(model, images, device)
             base = explainers.base_value(model, background, device, chosen.explainer)
-            values = explainers.halves(model, background, images, chosen.n_samples, seed, device, chosen.explainer)
-            facts = explainers.additivity(values.mean(axis=0), outputs, base)
+            values = explainers.attributions(
+                model, background, images, chosen.n_samples, seed, device, chosen.explainer
+            )
+            facts = explainers.additivity(values, outputs, base)
             save_table(folder / "additivity.csv", facts.assign(called=1.0 / (1.0 + np.exp(-outputs))))
-            save_array(folder / "halves.npy", values)
+            save_array(folder / "attributions.npy", values)
     joined = pd.concat([table.iloc[rows].reset_index(drop=True), unit.load_table("additivity.csv")], axis=1)
-    return Explanation(images, unit.load_array("halves.npy"), joined, unit, run.settings.shap.smoothing)
+    return Explanation(images, unit.load_array("attributions.npy"), joined, unit, run.settings.shap.smoothing)
+
+
+def explain_again(run: Run) -> Explanation:
+    """The explained classifier's attributions with other draws, as many, on the images that are compared."""
+    unit = train_classifier(run)
+    return make_attributions(run, AGAIN, unit, lambda: open_classifier(run), "compared")
 
 
 def explain_trial(run: Run, wanted: dict[str, Any] | None = None, which: str = "all") -> Explanation:

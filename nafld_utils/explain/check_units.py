@@ -21,20 +21,20 @@ from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, 
 from nafld_utils.explain import attribution_units, explainers, map_measures, single_feature_study
 from nafld_utils.explain.attribution_units import Explanation
 
-REVISION = ("stages.explain_truth", 1)
+REVISION = ("stages.explain_truth", 2)
 
 STORED = Path(__file__).parent / "stored" / "single_feature_study.json"
 STORE_COMMAND = "python -m nafld_utils.explain.check_units"
 _STUDY_MODULES = (
     *("phantom", "phantom_anatomy", "preprocess", "folds", "backbones", "trial"),
-    *("explain", "explain_truth", "feature_study"),
+    *("explain", "explain_truth", "feature_study", "cross_validated"),
 )
 
 
 class Against(StrEnum):
     """What the explained classifier's maps are compared with, in the words that tables show and store."""
 
-    HALF = "same classifier, other half of the draws"
+    DRAWS = "same classifier, other draws"
     SEED = "other training seed"
     NETWORK = "other network"
     UNTRAINED = "untrained network"
@@ -127,6 +127,7 @@ def explain_all(run: Run) -> dict[str, Explanation]:
     """Attributions of every classifier that is compared, by name: the explained one's (``explained``) come first."""
     first, *others = attribution_units.peers(run).to_dict("records")
     found = {"explained": attribution_units.explain_trial(run, first)}
+    found[Against.DRAWS.value] = replace(attribution_units.explain_again(run), against=Against.DRAWS)
     for one in others:
         against = Against.SEED if one["backbone"] == first["backbone"] else Against.NETWORK
         explained = attribution_units.explain_trial(run, one, "compared")
@@ -171,25 +172,19 @@ def compare(run: Run, found: dict[str, Explanation]) -> pd.DataFrame:
 
     Columns ``with_`` (of `Against`), ``n_maps`` (maps compared per image, 0 where there is none), ``n_images``,
     ``agreement`` (mean Spearman correlation over the pixels of the sector), ``low, high`` (Student t over images, one
-    per patient), and ``below, below_low, below_high``: how far the agreement lies below that of the classifier's own
-    two halves, over the same images.
+    per patient, cut off at what is possible), and ``below, below_low, below_high``: how far the agreement lies below
+    that of the same classifier with other draws, over the same images. Each map has draws of its own, equally many.
     """
     own = found["explained"]
     rows = own.table["compared"].to_numpy()
     images, mine = own.images[rows], own.smoothed()[rows]
     inside = images > 0
-    others = {
-        against: [one.smoothed() for one in found.values() if one.against == against]
-        for against in (Against.SEED, Against.NETWORK, Against.UNTRAINED, Against.SHUFFLED)
-    }
+    others = {against: [one.smoothed() for one in found.values() if one.against == against] for against in Against}
     levels = images.astype(float) - explainers.mean_image(
         attribution_units.images_unit(run).load_array("background.npy")
     )
     others[Against.DIFFERENCE] = [explainers.smooth(levels, own.smoothing * images.shape[1])]
-    ceiling = np.ones(len(images))  # where nothing is drawn
-    if len(own.halves) == 2:
-        ceiling = map_measures.agreement(own.smoothed(0)[rows], own.smoothed(1)[rows], inside)
-    out = [_agreement_row(Against.HALF, 1, ceiling, ceiling)]
+    ceiling, out = map_measures.agreement(mine, others[Against.DRAWS][0], inside), []
     for against, values in others.items():
         n_maps, agreed = len(values), np.empty(0)
         if against is Against.SEED and values:  # every pair of training seeds counts
@@ -204,7 +199,7 @@ def _agreement_row(against: Against, n_maps: int, values: np.ndarray, ceiling: n
     below = ceiling - values if len(values) else values
     row: dict[str, Any] = {"with_": against.value, "n_maps": n_maps, "n_images": len(values)}
     row |= zip(("agreement", "low", "high"), statistics.over_folds(values, statistics.SIGNED), strict=True)
-    row |= zip(("below", "below_low", "below_high"), statistics.over_folds(below), strict=True)
+    row |= zip(("below", "below_low", "below_high"), np.clip(statistics.over_folds(below), -2, 2), strict=True)
     return row
 
 
@@ -324,6 +319,8 @@ def build_study(run: Run) -> Study:
 def with_verdicts(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The study's table, each row with the ``finding`` and the ``verdict`` that follow from its numbers."""
     table = pd.DataFrame(rows)
+    for name in ("ratio", "untrained_ratio"):
+        table[f"{name}_low"] = table[f"{name}_low"].clip(lower=0)
     records = table.to_dict("records")
     return table.assign(
         finding=[single_feature_study.finding(row) for row in records],
@@ -359,6 +356,8 @@ def units(run: Run) -> list[Unit]:
         attribution_units.attributions_unit(run, one["hash"], unit, "compared" if i else "all")
         for i, (one, unit) in enumerate(zip(trials, classifiers, strict=True))
     ]
+    again = attribution_units.attributions_unit(run, attribution_units.AGAIN, classifiers[0], "compared")
+    explained.insert(1, again)
     explained.append(attribution_units.attributions_unit(run, "untrained", trials[0]["backbone"], "compared"))
     explained.append(attribution_units.attributions_unit(run, "shuffled", shuffled, "compared"))
     out = [*classifiers, shuffled, attribution_units.images_unit(run), *explained, checks_unit(run, explained)]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nafld_utils import networks
 
-REVISION = ("explain", 2)
+REVISION = ("explain", 3)
 
 EXPLAINERS = ("gradient", "partition")
 OUTCOMES = {(1, 1): "true positive", (0, 1): "false positive", (0, 0): "true negative", (1, 0): "false negative"}
@@ -129,27 +129,6 @@ def base_value(
     """Log-odds from which attributions count: the background's mean output, or the output at its mean image."""
     images = background if explainer == "gradient" else mean_image(background)[None]
     return float(log_odds(classifier, images, device).mean())
-
-
-def halves(
-    classifier: nn.Module,
-    background: np.ndarray,
-    images: np.ndarray,
-    n_samples: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-    explainer: str = "gradient",
-) -> np.ndarray:
-    """Attributions in two independent halves of the draws, (2, N, S, S) float32, or (1, N, S, S) where none are drawn.
-
-    Their mean is the map and their agreement is its noise. Arguments as in `attributions`.
-    """
-    if explainer == "partition":
-        return attributions(classifier, background, images, n_samples, seed, device, explainer)[None]
-    n = -(-n_samples // 2)
-    # far apart, so that runs whose seeds are neighbours share no half
-    seeds = (seed, (seed + 2**31) % 2**32)
-    return np.stack([attributions(classifier, background, images, n, s, device, explainer) for s in seeds])
 
 
 def additivity(values: np.ndarray, outputs: np.ndarray, base: float) -> pd.DataFrame:

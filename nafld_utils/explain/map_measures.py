@@ -22,9 +22,9 @@ import pandas as pd
 
 from nafld_utils import statistics
 
-REVISION = ("explain_truth", 1)
+REVISION = ("explain_truth", 2)
 
-READABLE_FROM = 0.7  # lower bound of the held-out AUC from which attributions are interpreted; Choice: the study's rule
+READABLE_FROM = 0.7  # lower bound of the mean held-out AUC above which attributions are interpreted; Choice: a rule
 
 # Regions of an image, by code. A border is a band around its tissue, so vessels belong to their border.
 REGIONS = ("outside", "other tissue", "liver", "kidney cortex", "vessel border", "diaphragm border")
@@ -33,8 +33,15 @@ FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the pixels, in deletion a
 
 
 def readable(low: float) -> bool:
-    """Whether attributions may be read: the held-out AUC's lower bound lies above `READABLE_FROM`; NaN never does."""
+    """Whether attributions may be read: the lower bound of the mean held-out AUC lies above `READABLE_FROM`."""
     return bool(low > READABLE_FROM)
+
+
+def why_unread(auc: Mapping[str, Any]) -> str:
+    """Why attributions are not read, a clause that follows the AUC, from `auc_over_patients`."""
+    if auc["unsaid"]:
+        return f"whether it is above {READABLE_FROM} cannot be said, since {auc['unsaid']}"
+    return f"its lower bound {auc['low']:.2f} is not above {READABLE_FROM}"
 
 
 # ---------------------------------------------------------------- tissue
@@ -97,19 +104,10 @@ def summarise_shares(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def auc_over_patients(scores: pd.DataFrame, n_resamples: int = 2000) -> dict[str, Any]:
-    """Image-level AUC of ``patient_id, label, score`` over patients: ``auc, low, high, n_patients``.
-
-    NaN where the patients do not allow it: an AUC needs both classes, its interval two patients of each.
-    """
-    counts = scores.drop_duplicates("patient_id")["label"].value_counts()
-    found = {"auc": np.nan, "low": np.nan, "high": np.nan, "n_patients": int(counts.sum())}
-    if len(counts) == 2:
-        found["auc"] = statistics.auc(scores["label"], scores["score"])
-    if len(counts) == 2 and counts.min() > 1:
-        interval = statistics.auc_interval(scores["label"], scores["score"], scores["patient_id"], n_resamples)
-        found |= interval._asdict()
-    return found
+def auc_over_patients(scores: pd.DataFrame) -> dict[str, Any]:
+    """`statistics.fold_mean_auc` of ``patient_id, label, score`` and, where there are several, ``fold``."""
+    fold = scores["fold"] if "fold" in scores else np.zeros(len(scores), int)
+    return statistics.fold_mean_auc(scores["label"], scores["score"], scores["patient_id"], fold)._asdict()
 
 
 # ---------------------------------------------------------------- two maps of one image

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import ldm, params, sweep, views
+from nafld_utils import ldm, params, statistics, sweep, views
 from nafld_utils.artifacts import Run, claim, key_of, of_row
 from nafld_utils.explain import check_units, explainers, map_measures
 from nafld_utils.explain.attribution_units import Explanation
@@ -34,8 +34,16 @@ def _judged(checks: check_units.Checks) -> pd.DataFrame:
 
 
 def is_readable(auc: pd.DataFrame) -> bool:
-    """Whether the explained classifier's maps are interpreted, by the first row of `explain.held_out_auc`."""
+    """Whether maps of classifiers made like the explained one are read, by the first row of `explain.held_out_auc`."""
     return map_measures.readable(auc["low"].iloc[0])
+
+
+def _gate(auc: pd.DataFrame) -> tuple[str, str]:
+    """The AUC that decides, and its value with what that is over, in words."""
+    mean = auc.iloc[0]
+    many = f"mean held-out AUC of {mean.n_folds} folds' classifiers made like the explained one"
+    name = many if mean.n_folds > 1 else "held-out AUC of the only fold's classifier"
+    return name, f"{interval(mean.auc, mean.low, mean.high)} over {mean.n_patients} patients"
 
 
 def what_shap_shows(
@@ -56,13 +64,12 @@ def what_shap_shows(
 
 
 def _quality(auc: pd.DataFrame) -> tuple[str, str, str]:
-    one, verdict = auc.iloc[0], "yes: its maps are interpreted"
+    verdict = "yes: their maps are interpreted"
     if not is_readable(auc):
-        verdict = (
-            f"no: the lower bound is not above {map_measures.READABLE_FROM}, so its maps are shown and not interpreted"
-        )
-    measured = f"held-out AUC {interval(one.auc, one.low, one.high)}, {one.n_patients} patients"
-    return "Is this classifier good enough for its maps to be read?", measured, verdict
+        reason = auc["unsaid"].iloc[0]
+        verdict = f"cannot be said: {reason}" if reason else f"no: {map_measures.why_unread(auc.iloc[0])}"
+        verdict += "; maps are shown and not interpreted"
+    return "Are classifiers made like this one good enough for their maps to be read?", " ".join(_gate(auc)), verdict
 
 
 def _adds_up(found: Explanation) -> tuple[str, str, str]:
@@ -74,7 +81,7 @@ def _adds_up(found: Explanation) -> tuple[str, str, str]:
 
 
 _QUESTIONS = {
-    Against.HALF: "Is the map the same with other draws?",
+    Against.DRAWS: "Is the map the same with other draws?",
     Against.SEED: "Is the map the same after another training seed?",
     Against.NETWORK: "Is the map the same with another network?",
     Against.UNTRAINED: "Does the map change when the network is untrained?",
@@ -89,15 +96,13 @@ def _agreement(checks: check_units.Checks) -> list[tuple[str, str, str]]:
         measured = f"rank correlation {interval(row.agreement, row.low, row.high)}"
         if not row.n_maps:
             measured, verdict = "nothing to compare", "not measured: this run has no other"
-        elif row.with_ in (Against.HALF, Against.SEED, Against.NETWORK):  # a good map stays the same
+        elif row.with_ in (Against.DRAWS, Against.SEED, Against.NETWORK):  # a good map stays the same
             measured += f" over {row.n_images} images"
             verdict = "yes" if row.agreement >= STABLE else "no: single spots of a map must not be read"
         else:  # a good map changes
             below = interval(row.below, row.below_low, row.below_high)
-            measured += f", {below} below that of two halves of its own draws"
-            verdict = (
-                "yes" if row.below_low > 0 else "not shown: it differs no more than two halves of its own draws do"
-            )
+            measured += f", {below} below that of the same classifier with other draws"
+            verdict = "yes" if row.below_low > 0 else "not shown: it differs no more than with other draws alone"
         rows.append((_QUESTIONS[row.with_], measured, verdict))
     return rows
 
@@ -129,21 +134,22 @@ def _tissue(auc: pd.DataFrame, checks: check_units.Checks) -> list[tuple[str, st
 
 
 def answer(run: Run, auc: pd.DataFrame, checks: check_units.Checks, study: check_units.Study) -> str:
-    """The stage's answer in three sentences."""
-    one = auc.iloc[0]
-    simulated = " on simulated patients" if run.is_simulated else ""
-    text = f"The explained classifier has a held-out AUC of {interval(one.auc, one.low, one.high)}{simulated}"
+    """The stage's answer in a few sentences."""
+    simulated = " (simulated)" if run.is_simulated else ""
+    text = f"The {' is '.join(_gate(auc))}{simulated}"
     if not is_readable(auc):
-        text += (
-            f", whose lower bound is not above {map_measures.READABLE_FROM}: its maps are shown and not interpreted."
-        )
+        text += f"; {map_measures.why_unread(auc.iloc[0])}. Maps are shown and not interpreted."
     elif checks.tissue is None:
-        text += ", so its maps may be read; where tissue lies is not known for these images, so no share is measured."
+        text += (
+            ", so maps of such classifiers may be read; where tissue lies is not known for these images, so no share is"
+            " measured."
+        )
     else:
         more = _judged(checks).query("low > 1")["region"].tolist()
-        text += f"; its maps lie more than by area on {', '.join(more)}." if more else "; its maps favour no tissue."
+        text += ", so maps of such classifiers may be read; the explained one's "
+        text += f"lie more than by area on {', '.join(more)}." if more else "favour no tissue."
     agreed = checks.agreement.set_index("with_")["agreement"]
-    text += f" Two halves of the same draws agree by {agreed[Against.HALF]:.2f} in rank"
+    text += f" Two maps of one classifier with other draws agree by {agreed[Against.DRAWS]:.2f} in rank"
     seeds = agreed[Against.SEED]
     text += f", two training seeds by {seeds:.2f}." if np.isfinite(seeds) else "; no other training seed was explained."
     return f"{text} {_of_features(study.table)}"
@@ -172,12 +178,16 @@ def claims(
     run: Run, found: Explanation, auc: pd.DataFrame, checks: check_units.Checks, study: check_units.Study
 ) -> list[dict[str, Any]]:
     """Headline numbers of the stage."""
-    table, one, same, n = found.table, auc.iloc[0], protocol(run), len(found.table)
+    table, same, n = found.table, protocol(run), len(found.table)
+    mean, one = (row for _, row in auc.iterrows())
     right = int(((table["called"] > 0.5) == (table["label"] == 1)).sum())
     error, few = 100 * explainers.missing_share(table), (None, None, "no interval: a handful of images")
-    auc_of, bounds = "held-out AUC of the explained classifier", (one.low, one.high, "its held-out patients")
+    over = f"held-out patients; {statistics.GIVEN}"
+    bounds, own = (mean.low, mean.high, over), (one.low, one.high, over)
+    decides = f"{_gate(auc)[0]}, which decides whether maps are read"
     single = (
-        ("auc", auc_of, one.auc, bounds, one.n_patients, "image-level AUC"),
+        ("gate", decides, mean.auc, bounds, mean.n_patients, "image-level AUC"),
+        ("auc", "held-out AUC of the explained classifier", one.auc, own, one.n_patients, "image-level AUC"),
         ("own_side", "images on the side of their own class", right, few, n, f"of {n} images"),
         ("additivity", "additivity error", error, few, n, "% of the explained log-odds"),
     )

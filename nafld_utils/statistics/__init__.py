@@ -7,9 +7,10 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="bootstrap delong roc".split(),
+    submodules="bootstrap cross_validated delong roc".split(),
     submod_attrs={
         "bootstrap": "Resampled counts crossed_bootstrap two_sided_p".split(),
+        "cross_validated": ["fold_mean_auc"],
         "delong": "DelongTest compare".split(),
         "roc": (
             "ANY GIVEN MeanInterval OVER_PATIENTS POSITIVE SHARE SIGNED auc auc_interval checked "

@@ -39,9 +39,9 @@ def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
     images, background = np.split(pictures(n_images + n_background, size), [n_images])
     engine.use_threads(params.load("paper").engine.threads)
     explainers.attributions(classifier, background, images[:1], 2, 0, device)  # imports and warm-up
-    halves: list[np.ndarray] = []
+    values: list[np.ndarray] = []
     seconds = engine.timed(
-        lambda: halves.append(explainers.halves(classifier, background, images, n_samples, 0, device)),
+        lambda: values.append(explainers.attributions(classifier, background, images, n_samples, 0, device)),
         device,
         warm=0,
     )
@@ -49,7 +49,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
     plain = engine.timed(lambda: explainers.log_odds(classifier, repeated, device), device, warm=0)
     outputs = explainers.log_odds(classifier, images, device)
     base = explainers.base_value(classifier, background, device)
-    error = explain.missing_share(explainers.additivity(halves[0].mean(axis=0), outputs, base))
+    error = explain.missing_share(explainers.additivity(values[0], outputs, base))
     peak = memory.peak_gib(device)
     bound = f"{MOST_SECONDS:.0f} s and {MOST_GIB:.0f} GiB"
     per = f"{n_images} images of {size} px, {n_samples} draws; {seconds / plain:.1f} times as many evaluations alone;"

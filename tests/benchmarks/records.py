@@ -36,6 +36,7 @@ PARTS = {
     "attributions": ("Stage 07: SHAP of four images, time, memory and additivity", "2 min"),
     "cohort_size": ("Stages 01, 02, 05 and 06: seconds and memory against the size of the cohort", "6 min"),
     "rater_study": ("Equivalence of raters: size at the margin, planned and found power", "2 min"),
+    "gate_study": ("Whether stage 07 lets maps be read that must not be, by simulation", "2 min"),
     "interval_study": ("Whether intervals of an AUC hold it on new patients", "20 min"),
 }
 LONG = ("interval_study",)  # run only when named

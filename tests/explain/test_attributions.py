@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nafld_utils import artifacts, explain, networks, preprocessing, statistics, sweep, views
+from nafld_utils import artifacts, explain, networks, preprocessing, sweep, views
 from nafld_utils.explain import attribution_units, explainers, figures, map_measures
 
 # shap's own colour maps; nothing of ours can avoid it
@@ -107,15 +107,6 @@ def test_two_explainers_agree_on_a_linear_classifier(linear_owen):
     assert np.corrcoef(gradient.ravel(), wanted.ravel())[0, 1] > 0.95
 
 
-def test_halves_are_independent_and_partition_has_one():
-    images, background = pictures(2), pictures(9, seed=1)
-    values = explainers.halves(Linear(), background, images, 12, seed=3)
-    assert values.shape == (2, 2, SIZE, SIZE)
-    assert not np.array_equal(*values)
-    assert np.array_equal(values[0], explainers.attributions(Linear(), background, images, 6, 3))
-    assert explainers.halves(Linear(), background, images, 12, 3, explainer="partition").shape == (1, 2, SIZE, SIZE)
-
-
 def test_missing_share_checkable_by_eye():
     table = pd.DataFrame({"error": [1.0, -1.0], "explained": [-4.0, 1.0]})
     assert explain.missing_share(table) == 0.4
@@ -179,16 +170,18 @@ def test_the_stage_explains_the_sweeps_own_classifier(swept, monkeypatch):
     assert again["difference"].max() < 1e-6
     assert len(again) == 8
     found = attribution_units.explain_trial(swept)
-    assert found.halves.shape == (2, len(found.table), 32, 32)
-    assert found.attributions.shape == found.images.shape
+    assert found.attributions.shape == found.images.shape == (len(found.table), 32, 32)
     np.testing.assert_allclose(found.attributions.sum(axis=(1, 2)), found.table["attributed"], rtol=1e-3, atol=1e-5)
     stored = attribution_units.open_classifier(swept)
     np.testing.assert_allclose(explainers.log_odds(stored, found.images), found.table["log_odds"], atol=1e-5)
     real = found.table[found.table["origin"] == "held-out"].merge(again, left_on="name", right_on="image_id")
     # the sweep keeps features in half precision
     np.testing.assert_allclose(real["called"], real["score_stored"], atol=2e-3)
-    monkeypatch.setattr(explainers, "halves", None)
-    assert np.array_equal(attribution_units.explain_trial(swept).halves, found.halves), "made once"
+    again, compared = attribution_units.explain_again(swept), found.table["compared"].to_numpy()
+    assert not np.array_equal(again.attributions, found.attributions[compared]), "other draws"
+    np.testing.assert_allclose(again.table["called"], found.table.loc[compared, "called"], atol=1e-6)
+    monkeypatch.setattr(explainers, "attributions", None)
+    assert np.array_equal(attribution_units.explain_trial(swept).attributions, found.attributions), "made once"
 
 
 def test_synthetic_images_of_the_training_and_one_real_image_of_each_outcome(swept):
@@ -245,21 +238,35 @@ def test_a_trial_outside_the_sweep_is_refused(run):
     assert list(attribution_units.trial(run))[:-1] == list(sweep.TRIAL_COLUMNS)
 
 
-def test_the_auc_of_the_explained_classifier_is_over_its_own_held_out_patients(swept):
+def test_the_mean_of_all_folds_decides_and_the_explained_classifier_stands_below_it(swept, monkeypatch):
+    """Fold 0 has one pair of nine in the wrong order, fold 1 none."""
+    scores = {0: [1, 2, 4, 3, 5, 6], 1: [1, 2, 3, 4, 5, 6]}
+
+    def stored(run, one):
+        patient = np.arange(6) + 6 * one["fold"]
+        return pd.DataFrame({"patient_id": patient, "label": [0, 0, 0, 1, 1, 1], "score": scores[one["fold"]]})
+
+    wanted = attribution_units.trial(swept)
+    folds = pd.DataFrame([wanted, {**wanted, "fold": 1}])
+    monkeypatch.setattr(attribution_units, "find_trials", lambda run, **asked: folds[: 1 if "fold" in asked else 2])
+    monkeypatch.setattr(attribution_units, "stored_scores", stored)
     table = explain.held_out_auc(swept)
-    assert table["of"].tolist() == ["this classifier", "all 1 folds' classifiers"]
-    assert table["n_patients"].tolist() == [4, 4]
-    scores = attribution_units.stored_scores(swept, attribution_units.trial(swept))
-    assert table["auc"].iloc[0] == pytest.approx(statistics.auc(scores["label"], scores["score"]))
+    assert table["of"].tolist() == ["2 folds' classifiers, mean", "this classifier"]
+    assert table["auc"].tolist() == pytest.approx([17 / 18, 8 / 9])
+    assert table["n_patients"].tolist() == [12, 6]
+    mean, one = table["high"] - table["low"]
+    assert mean < one, "twelve patients say more than six"
 
 
-def test_an_auc_without_an_interval_is_not_a_number_and_never_readable():
+def test_what_cannot_be_said_is_never_readable_and_says_why():
     scores = pd.DataFrame({"patient_id": [1, 1, 2], "label": [1, 1, 0], "score": [0.9, 0.8, 0.1]})
     found = map_measures.auc_over_patients(scores)
     assert found["auc"] == 1.0
-    assert np.isnan(found["low"])
     assert not map_measures.readable(found["low"])
-    assert np.isnan(map_measures.auc_over_patients(scores[:2])["auc"])
+    assert map_measures.why_unread(found) == (
+        "whether it is above 0.7 cannot be said, since fold 0 has fewer than two held-out patients of a class"
+    )
+    assert map_measures.why_unread({"unsaid": "", "low": 0.652}) == "its lower bound 0.65 is not above 0.7"
 
 
 def test_figure_has_one_symmetric_scale():

@@ -56,13 +56,6 @@ def test_an_image_without_the_target_does_not_count():
     assert np.isfinite([row["ratio"], row["ratio_low"], row["gain"]]).all()
 
 
-def test_an_auc_needs_two_patients_a_class():
-    scores = pd.DataFrame({"patient_id": [1, 2, 3], "label": [0, 1, 1], "score": [0.1, 0.9, 0.8]})
-    found = map_measures.auc_over_patients(scores)
-    assert (found["auc"], found["n_patients"]) == (1.0, 3)
-    assert np.isnan(found["low"])
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """One feature through the stage: simulated, trained for two steps, explained twice."""

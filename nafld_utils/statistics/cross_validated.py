@@ -1,0 +1,134 @@
+"""Mean of the folds' own AUCs with an interval over patients, and a lower bound that holds with few of them.
+
+Contract: arrays in, a named tuple out; nothing is drawn. The AUC is that of LeDell, Petersen and van der Laan 2015
+(doi 10.1214/15-EJS1035): scores of two folds are never ranked together, since they come from two classifiers (Airola et
+al. 2011, doi 10.1016/j.csda.2010.11.018). The interval is over held-out patients, given these trained models and this
+split.
+
+Notes
+-----
+Choice, by simulation (``tests/benchmarks/gate_study.py``): their influence curve summed by patient, with
+``n / (n - 1)`` in each class and fold (then it is the clustered variance of Obuchowski 1997, doi 10.2307/2533958), on
+the logit scale, with Student t of patients minus two per fold. As published (normal, AUC scale, divided by ``n``) the
+lower bound lies above a true AUC of 0.7 in 7 to 33 % of draws of such folds, and this one in at most 4 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import optimize, special
+from scipy import stats as scipy_stats
+
+from nafld_utils.statistics import roc
+
+REVISION = ("cross_validated", 1)
+
+
+class FoldMean(NamedTuple):
+    """Mean AUC of the folds; `unsaid` says in words why there is no interval, and is empty where there is one."""
+
+    auc: float
+    low: float
+    high: float
+    n_patients: int
+    n_folds: int
+    unsaid: str
+
+
+class _Fold(NamedTuple):
+    auc: float
+    variance: float
+    n_pos: int
+    n_neg: int
+
+
+def fold_mean_auc(label: Any, score: Any, patient: Any, fold: Any, level: float = 0.95) -> FoldMean:
+    """Mean of the folds' image-level AUCs with an interval over patients.
+
+    Parameters
+    ----------
+    label : (n,) array of 0 and 1
+        Class of each image; one class per patient.
+    score : (n,) array of float
+        Higher means more likely class 1; scores are compared within a fold only.
+    patient, fold : (n,) array
+        Patient of each image, and the fold in which it was held out.
+    level : float
+        Coverage asked for, two-sided.
+
+    Returns
+    -------
+    FoldMean
+        ``auc, low, high`` in [0, 1]. Bounds are NaN where it cannot be said: a fold with fewer than two patients of a
+        class, or with one score for all its images. Where no patient differs from the others, as with an AUC of 1, the
+        variance that belongs to the bound itself stands in (Newcombe 2006, method 5, doi 10.1002/sim.2324; a patient
+        counts once).
+
+    Examples
+    --------
+    >>> label, fold = [0, 0, 0, 1, 1, 1] * 2, [0] * 6 + [1] * 6
+    >>> found = fold_mean_auc(label, [1, 2, 4, 3, 5, 6, 1, 2, 3, 4, 5, 6], range(12), fold)
+    >>> round(found.auc, 3), round(found.low, 3), round(found.high, 3)
+    (0.944, 0.35, 0.998)
+    """
+    label, score, patient, fold = (np.asarray(values) for values in (label, score, patient, fold))
+    roc.patient_codes(label.astype(bool), patient)
+    names = np.unique(fold)
+    found = [_one(label[fold == name], score[fold == name], patient[fold == name]) for name in names]
+    unsaid = [
+        f"fold {name} has fewer than two held-out patients of a class"
+        if min(one.n_pos, one.n_neg) < 2
+        else f"fold {name} gives every image the same score"
+        for name, one in zip(names, found, strict=True)
+        if np.isnan(one.variance)
+    ]
+    auc = float(np.mean([one.auc for one in found]))
+    low, high = (np.nan, np.nan) if unsaid else _bounds(found, auc, level)
+    return FoldMean(auc, low, high, len(np.unique(patient)), len(names), "; ".join(unsaid))
+
+
+def _one(label: np.ndarray, score: np.ndarray, patient: np.ndarray) -> _Fold:
+    """AUC of a fold and its variance over patients; NaN for what cannot be said."""
+    sides = [np.unique(patient[label == value], return_inverse=True)[1] for value in (1, 0)]
+    sizes = [int(code.max(initial=-1)) + 1 for code in sides]
+    if min(sizes) < 1:
+        return _Fold(np.nan, np.nan, *sizes)
+    _, (scores,) = roc.checked(label, score)
+    pos, neg = scores[label == 1], scores[label == 0]
+    above, below = _share_below(pos, neg), 1 - _share_below(neg, pos)
+    auc, variance = float(above.mean()), 0.0
+    if min(sizes) < 2 or np.ptp(scores) == 0:
+        return _Fold(auc, np.nan, *sizes)
+    for code, n, part in zip(sides, sizes, (above, below), strict=True):
+        influence = np.bincount(code, weights=part - auc) / len(code)
+        variance += n / (n - 1) * float((influence**2).sum())
+    return _Fold(auc, variance, *sizes)
+
+
+def _share_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Share of the others that each score exceeds, ties counted one half."""
+    others = np.sort(others)
+    return (np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")) / (2 * len(others))
+
+
+def _bounds(found: Sequence[_Fold], auc: float, level: float) -> tuple[float, float]:
+    t = float(scipy_stats.t.ppf((1 + level) / 2, sum(one.n_pos + one.n_neg - 2 for one in found)))
+    error = np.sqrt(sum(one.variance for one in found)) / len(found)
+    if error > 1e-8:  # rounding alone may leave a variance of 1e-17
+        half = t * error / (auc * (1 - auc))
+        return float(special.expit(special.logit(auc) - half)), float(special.expit(special.logit(auc) + half))
+    return _newcombe_low(found, auc, t), 1 - _newcombe_low(found, 1 - auc, t)
+
+
+def _newcombe_low(found: Sequence[_Fold], auc: float, t: float) -> float:
+    """The AUC from which the one that was found lies `t` standard errors away, by that lower AUC's own variance."""
+
+    def away(at: float) -> float:
+        shape = (1 - at) / (2 - at) + at / (1 + at)
+        total = sum((1 + ((one.n_pos + one.n_neg) / 2 - 1) * shape) / (one.n_pos * one.n_neg) for one in found)
+        return auc - at - t * np.sqrt(at * (1 - at) * total) / len(found)
+
+    return float(optimize.brentq(away, 0.0, auc * (1 - 1e-12))) if auc > 0 else 0.0
