@@ -137,13 +137,14 @@ def with_intervals(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame
 
 def reading(rows: pd.DataFrame, name: str) -> list[str]:
     """What the kernel distance, called `name`, says of each generator, both classes together, in sentences."""
-    lines = []
-    table = with_intervals(rows, "kernel").query("role != 'ceiling'")
-    for row in table[(table["class"] == BOTH) & table["mean"].notna()].to_dict("records"):
-        says = {True: "farther than real images of other patients", False: "not told apart from real patients"}
-        text = says[bool(row["low"] > 0)] if np.isfinite(row["low"]) else "too few patients for an interval"
-        interval = f" [{row['low']:.3g}, {row['high']:.3g}] over {row['over']}" if np.isfinite(row["low"]) else ""
-        lines.append(f"{row['model']}: {name} {row['mean']:.3g}{interval}, 0 for like images: {text}.")
+    table, lines = with_intervals(rows, "kernel"), []
+    for row in table[(table["role"] != "ceiling") & (table["class"] == BOTH)].dropna(subset="mean").to_dict("records"):
+        text, says = f"{row['model']}: {name} to real patients {row['mean']:.3g}", "too few patients for an interval"
+        if np.isfinite(row["low"]):
+            says = "lies above" if row["low"] > 0 else "does not lie above"
+            says = f"the interval {says} 0, the mean for images like those of new patients"
+            text += f" [{row['low']:.3g}, {row['high']:.3g}] over {row['over']}"
+        lines.append(f"{text}: {says}.")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Distances over patients: the fast Frechet form, whole patients, and the kernel distance with its interval."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from nafld_utils import networks
@@ -126,3 +127,21 @@ def test_rows_taken_in_parts_change_nothing(monkeypatch):
     whole = patient_distances.kernel_over_patients(made, real, source, own)
     monkeypatch.setattr(patient_distances, "CHUNK", 5)
     assert patient_distances.kernel_over_patients(made, real, source, own) == pytest.approx(whole)
+
+
+def test_what_the_kernel_distance_says():
+    from nafld_utils.quality import patient_distance_units
+
+    columns = ["model", "role", "class", "kernel", "kernel_low", "kernel_high", "n_patients"]
+    rows = [
+        ["semantic", "model", 0.5, 0.4, 0.6],
+        ["class", "model", 0.01, -0.02, 0.04],
+        ["gan", "baseline", 1, *2 * [np.nan]],
+    ]
+    rows += [["noise", "ceiling", 3.0, 2.0, 4.0], ["halves_of_real", "floor", *3 * [np.nan]]]
+    table = pd.DataFrame([[*row[:2], "both", *row[2:], 40] for row in rows], columns=columns)
+    one, two, three = patient_distance_units.reading(table, "KID")
+    assert one.startswith("semantic: KID to real patients 0.5 [0.4, 0.6] over patients (jackknife)")
+    assert "lies above 0" in one
+    assert "does not lie above 0" in two
+    assert three == "gan: KID to real patients 1: too few patients for an interval."
