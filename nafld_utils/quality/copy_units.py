@@ -13,19 +13,7 @@ import pandas as pd
 import torch
 
 from nafld_utils import engine, ldm, preprocessing, sampling, statistics
-from nafld_utils.artifacts import (
-    UNSTATED,
-    Run,
-    Unit,
-    claim,
-    key_of,
-    of_row,
-    remembered,
-    save_array,
-    save_json,
-    save_table,
-    unit_seed,
-)
+from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_array, save_json, save_table, unit_seed
 from nafld_utils.images import resize_box
 from nafld_utils.networks import extract
 from nafld_utils.params import SetName
@@ -358,8 +346,13 @@ def claims(run: Run) -> list[dict[str, Any]]:
         rows.append(of_row(key_of("copies.found", *parts), text, numbers, unit=f"share of {row['unit']}"))
     chance, n = _by_chance(run)
     for name, words in (("measure", "one measure calls near"), ("verdict", "the copy audit flags")):
+        bound = {
+            "mean": chance[name],
+            "low": None,
+            "high": None,
+            "over": f"a bound, from {n} training patients",
+            "n": n,
+        }
         text = f"share of new patients that {words} by chance, at most"
-        over = f"a bound, from {n} training patients"
-        key = key_of("copies.by_chance", name)
-        rows.append(claim(key, text, chance[name], UNSTATED, interval=(None, None, over), unit="share of patients"))
+        rows.append(of_row(key_of("copies.by_chance", name), text, bound, unit="share of patients"))
     return rows

@@ -115,14 +115,8 @@ def _copies(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     more = [name for name in some if (found[name].low or 0.0) > (held_out.high or held_out.value)]
     blind = min(claim.value for claim in planted) < _FOUND
     state = "exceeds" if more else "some" if some else "blind" if blind else "none"
-    return {
-        "state": state,
-        "drawn": list(found.values()),
-        "held_out": held_out,
-        "planted": planted,
-        "more": more,
-        "chance": first(table, "copies.by_chance.verdict"),
-    }
+    known = {"held_out": held_out, "planted": planted, "more": more, "chance": first(table, "copies.by_chance.verdict")}
+    return {"state": state, "drawn": list(found.values()), **known}
 
 
 def _people(run: Run, table: pd.DataFrame) -> dict[str, Any]:
