@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "copies copy_units explorer figures filter filter_units galleries metric_tables metric_units "
-        "patient_curve patient_curve_units precision_recall stage"
+        "patient_distance_units patient_distances precision_recall stage"
     ).split(),
     submod_attrs={
         "copy_units": "audit_copies audit_unit calibration closest copied_patients release_unit summary".split(),
@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "galleries": "judged_images pictures spread".split(),
         "metric_tables": "BOTH LEARNT PLAIN".split(),
         "metric_units": "build_table gallery load_intervals quoted table_tasks".split(),
-        "patient_curve_units": "build_patient_curves with_intervals".split(),
+        "patient_distance_units": "build_patient_distances with_intervals".split(),
         "stage": (
             "FEATURES build_features claims drawn_table folds_of frechet_distance generators open_preprocessed "
             "reading units"

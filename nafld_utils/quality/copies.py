@@ -6,7 +6,8 @@ features (Euclidean). Frames of one patient are near-duplicates, so a distance i
 *patient*, and what counts as near is read from how near other real patients come, each counted once.
 
 Sources: Carlini et al. 2023, arXiv 2301.13188 (relative distance); Alaa et al. 2022, arXiv 2102.08921 (authenticity);
-Dar et al. 2024, arXiv 2402.01054 (copies of patients in medical latent diffusion).
+Dar et al. 2024, arXiv 2402.01054 (copies of patients in medical latent diffusion); Bates et al. 2023, doi
+10.1214/22-AOS2244, and Barber et al. 2021, doi 10.1214/20-AOS1965 (thresholds as order statistics).
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-REVISION = ("memorization", 1)
+REVISION = ("memorization", 2)
 SIDE = 64  # pixels at which images are compared
 COARSE = 32  # pixels at which the nearest frame of a patient is found
 WINDOW = 0.75  # share of the side of the middle square that is compared (choice: leaves room for shifts)
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.0)  # a stored crop shows 0.8 to 1 of a frame's side
 LEAST_SD = 2.0  # grey levels; a flatter window has no pattern to correlate with
-LEVEL = 0.05  # share of real patients that come nearer to another one than the threshold
+LEVEL = 0.05  # share of new patients that a measure may call near, where there are patients enough
 MEASURES = ("pixels", "latents", "features")
 STATISTICS = ("distance", "relative")
 
@@ -196,11 +197,39 @@ def statistics(nearest: Nearest) -> pd.DataFrame:
 def thresholds(real: pd.DataFrame, own: np.ndarray, level: float = LEVEL) -> dict[str, float]:
     """How near real patients come to each other: an image below both ``distance`` and ``relative`` is nearer than that.
 
-    `real` are `statistics` of the training images without their `own` patients; the thresholds are the percentile
-    `level` (a share) over patients of each patient's smallest value.
+    `real` are `statistics` of the training images without their `own` patients; a threshold is the `order`-th smallest
+    of the patients' smallest values.
     """
     least = real.groupby(np.asarray(own))[list(STATISTICS)].min()
-    return {name: float(least[name].quantile(level)) for name in STATISTICS}
+    return {name: float(np.sort(least[name])[order(len(least), level) - 1]) for name in STATISTICS}
+
+
+def order(n: int, level: float = LEVEL) -> int:
+    """Which of `n` training patients, the nearest first, is the threshold of a measure; the first where n is small.
+
+    Examples
+    --------
+    >>> [order(n) for n in (12, 39, 78, 79)]
+    [1, 1, 1, 2]
+    """
+    return max(1, int(level * (n + 1) / 2 + 1e-9))
+
+
+def by_chance(n: int, level: float = LEVEL) -> dict[str, float]:
+    """Largest share of new patients, exchangeable with `n` training patients, called near by a ``measure`` and copies.
+
+    Among any n + 1 patients at most 2k are nearer to another one than all but k - 1 of the rest are to each other, k
+    the `order`, as the two of a nearest pair are near at once; so a new patient is with a probability of at most
+    2k / (n + 1). A patient and a nearest neighbour share their distance, therefore k / (n + 1) would be half of what
+    is seen. The ``verdict`` adds that of pixels and that of latents and features together.
+
+    Examples
+    --------
+    >>> by_chance(39)
+    {'measure': 0.05, 'verdict': 0.1}
+    """
+    measure = min(1.0, 2 * order(n, level) / (n + 1))
+    return {"measure": measure, "verdict": min(1.0, 2 * measure)}
 
 
 def authentic(found: pd.DataFrame, real: pd.DataFrame) -> np.ndarray:

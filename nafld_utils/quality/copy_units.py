@@ -234,7 +234,8 @@ def calibration(run: Run) -> pd.DataFrame:
     pandas.DataFrame
         ``set, unit, n``, and the share found by each measure and by the verdict (``copy``), with an exact binomial
         interval of the latter (``low, high``): planted copies a row per image, held-out patients a row per PATIENT,
-        found where any of their images is; their nominal rate is `copies.LEVEL` per measure.
+        found where any of their images is. ``by_chance``, of held-out patients: the largest share that the verdict
+        flags of patients like the training patients (`copies.by_chance`).
     """
     columns = [*(f"{name}_near" for name in MEASURES), "copy"]
     planted = _references(run, "planted.csv").groupby("planted", sort=False)
@@ -244,8 +245,15 @@ def calibration(run: Run) -> pd.DataFrame:
     for name, unit, found in [*sets, (HELD_OUT, "patients", by_patient)]:
         low, high = statistics.exact_interval(int(found["copy"].sum()), len(found))
         row = {"set": name, "unit": unit, "n": len(found), **found.mean().to_dict()}
-        rows.append({**row, "low": low, "high": high})
+        chance = _by_chance(run)[0]["verdict"] if name == HELD_OUT else float("nan")
+        rows.append({**row, "low": low, "high": high, "by_chance": chance})
     return pd.DataFrame(rows)
+
+
+def _by_chance(run: Run) -> tuple[dict[str, float], int]:
+    """`copies.by_chance` of the fold with the fewest training patients, and their number."""
+    n = int(_references(run, "real.csv").groupby("fold")["patient_id"].nunique().min())
+    return copies.by_chance(n), n
 
 
 def summary(run: Run) -> pd.DataFrame:
@@ -314,7 +322,14 @@ def reading(run: Run) -> list[str]:
     ]
     *planted, held = calibration(run).to_dict("records")
     found = ", ".join(f"{row['copy']:.0%} of {row['n']} {row['set'].removeprefix('planted: ')}" for row in planted)
-    return [*lines, f"The copy audit finds {found}; it flags {held['copy']:.0%} of {held['n']} held-out patients."]
+    chance, n = _by_chance(run)
+    few = f", more than {copies.LEVEL:.0%} because there are so few" if chance["measure"] > copies.LEVEL else ""
+    return [
+        *lines,
+        f"The copy audit finds {found}; it flags {held['copy']:.0%} of {held['n']} held-out patients.",
+        f"By chance it flags at most {chance['verdict']:.1%} of new patients, {chance['measure']:.1%} per measure,"
+        f" with thresholds from {n} training patients{few}.",
+    ]
 
 
 def claims(run: Run) -> list[dict[str, Any]]:
@@ -329,4 +344,15 @@ def claims(run: Run) -> list[dict[str, Any]]:
         parts = ("held_out",) if row["set"] == HELD_OUT else ("planted", row["set"].removeprefix("planted: "))
         text = f"copy audit, {row['set']}: share found"
         rows.append(of_row(key_of("copies.found", *parts), text, numbers, unit=f"share of {row['unit']}"))
+    chance, n = _by_chance(run)
+    for name, words in (("measure", "one measure calls near"), ("verdict", "the copy audit flags")):
+        bound = {
+            "mean": chance[name],
+            "low": None,
+            "high": None,
+            "over": f"a bound, from {n} training patients",
+            "n": n,
+        }
+        text = f"share of new patients that {words} by chance, at most"
+        rows.append(of_row(key_of("copies.by_chance", name), text, bound, unit="share of patients"))
     return rows

@@ -101,34 +101,6 @@ def bar_grid(
             ax.set_xlim(low.min(), high.max())
 
 
-def patient_curves(rows: pd.DataFrame, curves: pd.DataFrame, ax: Axes) -> Axes:
-    """Distance against one over the number of real patients, with the line to infinitely many, at zero.
-
-    `rows` and `curves` are those of one class from `patient_curve_units.build`: ``model, role, infinite, infinite_low,
-    infinite_high`` and ``model, n_patients, value``.
-    """
-    shown = rows[rows["role"].isin(["model", "baseline"])].reset_index(drop=True)
-    sizes: set[int] = set()
-    for i, row in enumerate(shown.to_dict("records")):
-        part = curves[curves["model"] == row["model"]]
-        if not len(part) or not np.isfinite(row["infinite"]):
-            continue
-        sizes |= set(part["n_patients"].astype(int))
-        color, dashes = color_of(row["model"]), "--" if SetName.of(row["model"]).is_balanced else "-"
-        x = 1.0 / part["n_patients"]
-        ax.plot(x, part["value"], "o", color=color, ms=4, label=WORDS[row["model"]])
-        fit = np.polyfit(x, part["value"], 1) if len(part) > 1 else [0.0, row["infinite"]]
-        ends = np.array([0.0, x.max()])
-        ax.plot(ends, np.polyval(fit, ends), dashes, color=color, lw=1.0)
-        place = 0.002 * (i + 1)
-        ax.plot(place, row["infinite"], "D", color=color, ms=5, mfc="white")
-        ax.plot([place, place], [row["infinite_low"], row["infinite_high"]], color=color, lw=1.5)
-    ticks = sorted(sizes)[:: max(1, len(sizes) // 5)]
-    ax.set_xticks([0.0, *(1.0 / n for n in ticks)], ["∞", *map(str, ticks)])
-    ax.set(xlabel="real patients (scale: one over n)")
-    return ax
-
-
 def precision_recall(intervals: pd.DataFrame, ax: Axes, title: str = "") -> Axes:
     """Precision against recall, means and 95 % intervals over folds, real images of other patients beside.
 

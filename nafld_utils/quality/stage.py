@@ -10,7 +10,7 @@ from nafld_utils.ldm import folds_of as folds_of
 from nafld_utils.networks import FEATURES as FEATURES
 from nafld_utils.networks import frechet_distance as frechet_distance
 from nafld_utils.preprocessing import open_preprocessed as open_preprocessed
-from nafld_utils.quality import copy_units, filter_units, metric_units, patient_curve_units
+from nafld_utils.quality import copy_units, filter_units, metric_units, patient_distance_units
 from nafld_utils.sampling import drawn_table as drawn_table
 from nafld_utils.sampling import generators as generators
 
@@ -23,16 +23,21 @@ def build_features(run: Run) -> pd.DataFrame:
     return sampling.build_features(run, metric_units.table_tasks(run))
 
 
-def reading(run: Run, places: pd.DataFrame) -> list[str]:
-    """What the quality table's `places` and the copy audit say, in sentences."""
-    return [*metric_units.reading(places, run.settings.cohort.class_names), *copy_units.reading(run)]
+def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[str]:
+    """What the quality table's `places`, the distances over patients and the copy audit say, in sentences."""
+    kernel = FEATURES[run.settings.quality.features].metrics["kernel"]
+    return [
+        *metric_units.reading(places, run.settings.cohort.class_names),
+        *patient_distance_units.reading(by_patients, kernel),
+        *copy_units.reading(run),
+    ]
 
 
 def claims(run: Run, intervals: pd.DataFrame, by_patients: pd.DataFrame, scores: pd.DataFrame) -> list[dict[str, Any]]:
     """Headline numbers of stage 05."""
     return [
         *metric_units.claims(run, intervals),
-        *patient_curve_units.claims(run, by_patients),
+        *patient_distance_units.claims(run, by_patients),
         *copy_units.claims(run),
         *filter_units.claims(run, scores),
     ]
@@ -40,5 +45,5 @@ def claims(run: Run, intervals: pd.DataFrame, by_patients: pd.DataFrame, scores:
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 05 stands on."""
-    parts = (metric_units, patient_curve_units, copy_units, filter_units)
+    parts = (metric_units, patient_distance_units, copy_units, filter_units)
     return [unit for part in parts for unit in part.units(run)]

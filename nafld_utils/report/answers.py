@@ -86,8 +86,7 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
 
 def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     """Distances to real patients at equal numbers of patients, beside that of other real patients."""
-    found = {claim.parts[2]: claim for claim in find(table, "patients.frechet")
-             if claim.parts[3] == "both" and claim.parts[4] != "infinite"}  # fmt: skip
+    found = {claim.parts[2]: claim for claim in find(table, "patients.frechet") if claim.parts[3] == "both"}
     floor = found.pop(_FLOOR, None)
     if not found or floor is None:
         return {}
@@ -104,6 +103,7 @@ def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "drawn": list(found.values()),
         "floor": floor,
         "n_patients": floor.parts[4].removeprefix("at_"),
+        "kernel": [claim for claim in find(table, "patients.kernel") if claim.parts[3] == "both"],
         "over": next((claim.over for claim in found.values() if claim.bounded), ""),
         "condition": condition if condition is not None and condition.bounded else None,
     }
@@ -119,7 +119,8 @@ def _copies(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     more = [name for name in some if (found[name].low or 0.0) > (held_out.high or held_out.value)]
     blind = min(claim.value for claim in planted) < _FOUND
     state = "exceeds" if more else "some" if some else "blind" if blind else "none"
-    return {"state": state, "drawn": list(found.values()), "held_out": held_out, "planted": planted, "more": more}
+    known = {"held_out": held_out, "planted": planted, "more": more, "chance": first(table, "copies.by_chance.verdict")}
+    return {"state": state, "drawn": list(found.values()), **known}
 
 
 def _people(run: Run, table: pd.DataFrame) -> dict[str, Any]:

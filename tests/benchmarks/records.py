@@ -37,6 +37,8 @@ PARTS = {
     "cohort_size": ("Stages 01, 02, 05 and 06: seconds and memory against the size of the cohort", "6 min"),
     "rater_study": ("Equivalence of raters: size at the margin, planned and found power", "2 min"),
     "gate_study": ("Whether stage 07 lets maps be read that must not be, by simulation", "2 min"),
+    "kernel_study": ("Whether the kernel distance's interval over patients holds it", "2 min"),
+    "copy_study": ("Whether the copy audit flags no more new patients than it says", "2 min"),
     "interval_study": ("Whether intervals of an AUC hold it on new patients", "20 min"),
 }
 LONG = ("interval_study",)  # run only when named

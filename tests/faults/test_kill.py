@@ -58,7 +58,7 @@ def test_the_steps_make_every_unit_that_the_notebooks_finish_on(calm, monkeypatc
     run = faulty.open_run()
     from nafld_utils import cohort, preprocessing, sampling
     from nafld_utils.ldm import denoiser_units, gan_units
-    from nafld_utils.quality import copy_units, filter_units, metric_units, patient_curve_units
+    from nafld_utils.quality import copy_units, filter_units, metric_units, patient_distance_units
     from nafld_utils.sampling import condition_units, sampler_comparison, set_units
     from nafld_utils.sweep import frozen_classifier_units, verdict  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_the_steps_make_every_unit_that_the_notebooks_finish_on(calm, monkeypatc
         condition_units,
         sampler_comparison,
         metric_units,
-        patient_curve_units,
+        patient_distance_units,
         copy_units,
         filter_units,
         verdict,

@@ -127,12 +127,17 @@ def test_nearest_frames_are_training_frames_of_the_fold(run):
 
 
 def test_planted_copies_are_found_in_the_small_run_too(run):
-    from nafld_utils import quality
+    from nafld_utils import preprocessing, quality
     from nafld_utils.quality import copy_units
 
     table = quality.calibration(run).set_index("set")
     assert table.loc["planted: exact copies", "copy"] == 1.0
     assert table.loc[copy_units.HELD_OUT, "n"] == 8
+    # the fold with the fewest training patients; twice 2 / (n + 1)
+    patients = preprocessing.open_preprocessed(run).images.groupby("fold")["patient_id"].nunique()
+    n = patients.sum() - patients.max()
+    assert table.loc[copy_units.HELD_OUT, "by_chance"] == pytest.approx(4 / (n + 1))
+    assert f"with thresholds from {n} training patients, more than 5%" in copy_units.reading(run)[-1]
 
 
 def test_the_filter_reads_training_patients_only(run):

@@ -83,7 +83,7 @@ def distances(**values):
         *[
             (QUALITY, f"patients.frechet.{name}.{part}", "any words", *row, "patients (jackknife)")
             for name, row in values.items()
-            for part in ("both.at_8", "label_0.at_8", "both.infinite")
+            for part in ("both.at_8", "label_0.at_8")
         ]
     )
 
@@ -100,6 +100,10 @@ def test_quality_is_judged_against_real_images_of_other_patients(real):
     assert answered(real, distances(semantic=(300, 250, 350)), "quality").verdict == "Not answered", "no floor"
     assert near.sentences[0].startswith("Frechet distance (EfficientNet-Lite0) to real patients, at 8 patients")
     assert "not FID" in " ".join(near.sentences)
+    kernel = table((QUALITY, "patients.kernel.semantic.both", "any words", 0.5, 0.4, 0.6, "patients (jackknife)"))
+    both = answered(real, pd.concat([distances(semantic=(300, 250, 350), **floor), kernel]), "quality")
+    assert "Kernel distance" not in " ".join(near.sentences)
+    assert "semantic 0.5 [0.4, 0.6]; 95 % intervals over patients (jackknife)." in " ".join(both.sentences)
 
 
 def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0):
@@ -127,6 +131,14 @@ def test_copies_are_held_against_the_search_itself(real, claims, verdict):
     if verdict != "Not answered":
         assert "not thereby anonymous" in " ".join(found.sentences)
     assert "[0, 0]" not in " ".join(found.sentences), "folds that are all alike give no interval"
+
+
+def test_copies_by_chance_are_said_with_what_they_stand_on(real):
+    bound = table(
+        (QUALITY, "copies.by_chance.verdict", "any words", 0.129, "", "", "a bound, from 30 training patients")
+    )
+    found = answered(real, pd.concat([copies(0.3, 0.2, 0.4), bound]), "copies")
+    assert "at most 12.9 % by chance; a bound, from 30 training patients." in " ".join(found.sentences)
 
 
 def rated(low, high, margin, who="raters"):

@@ -1,0 +1,163 @@
+"""Stage 05: distances of each set to the real patients of all folds, one unit per set. Opens and writes files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import engine, ldm, networks, sampling
+from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_table, unit_seed
+from nafld_utils.quality import patient_distances
+from nafld_utils.quality.metric_tables import BOTH, FeatureSet
+from nafld_utils.quality.metric_units import CEILINGS, REPEATED, class_part, labels_of, role_of
+
+REVISION = ("stages.patients", 3)
+HALVES = "halves_of_real"
+# What the interval of each distance is over.
+OVER = {
+    "equal": "patients (delete-half jackknife); these synthetic sets",
+    "kernel": "patients (jackknife); these trained models",
+}
+
+
+def names(run: Run) -> dict[str, str]:
+    """Sets that are measured, with their role: generators, ceilings, and real patients against other real patients."""
+    judged = [*sampling.prefixed(run, CEILINGS), sampling.NOISE, REPEATED]
+    roles = {name: role_of(name) for name in sampling.generators(run)}
+    return {HALVES: "floor", **roles, **dict.fromkeys(judged, "ceiling")}
+
+
+def tasks(run: Run) -> list[dict[str, Any]]:
+    """One task per set."""
+    return [{"run": run, "name": name} for name in names(run)]
+
+
+@remembered
+def unit_of(run: Run, name: str) -> Unit:
+    """Unit of one set's distances."""
+    kind, chosen = run.settings.quality.features, run.settings.quality
+    inputs = [sampling.features_unit(run, kind, sampling.REAL)]
+    if name not in (HALVES, REPEATED):
+        inputs += [sampling.features_unit(run, kind, name, fold) for fold in ldm.folds_of(run)]
+    settings = {"repeats": chosen.subset_repeats, "halves": chosen.half_samples, "seed": run.settings.seed}
+    settings |= {"class_names": run.settings.cohort.class_names}
+    modules = ["small_samples", "quality", "stages.patients"]
+    return run.unit("quality", "patients", name, settings=settings, inputs=inputs, modules=modules)
+
+
+def make(run: Run, name: str) -> None:
+    """Measure one set against all real patients; does nothing when the unit is done.
+
+    Writes ``table.csv``, one row per class, see `patient_distances.measure` and `kernel_over_patients`. The reference
+    is pooled: every patient, from the fold that holds them out, one crop per image. The set is that of all folds.
+    A patient held out of one fold's model has trained the others', so copies bring these distances down; the copy audit
+    tells whether there are any.
+    """
+    unit = unit_of(run, name)
+    if unit.done():
+        return
+    chosen, role = run.settings.quality, names(run)[name]
+    reference, made = _reference(run), None if name in (HALVES, REPEATED) else _pooled(run, name)
+    # Choice: half of the smaller class, so that as many other real patients are left for the floor.
+    n_patients = [len(np.unique(reference.patients[reference.rows(label)])) for label in (0, 1)]
+    n_equal = max(patient_distances.LEAST, min(n_patients) // 2)
+    rows = []
+    for label, group in [*enumerate(run.settings.cohort.class_names), (None, BOTH)]:
+        rng = np.random.default_rng(unit_seed(run.settings.seed, "patients", name, group))
+        real = reference.at(reference.rows(label))
+        args = real.features, real.patients, real.labels, n_equal, rng
+        facts = {"model": name, "role": role, "class": group}
+        if name == HALVES:
+            rows.append({**facts, **patient_distances.halves_of_real(*args)})
+            continue
+        some = _repeated(real) if made is None else made.at(made.rows(label))
+        if len(some.features) < 2 * patient_distances.LEAST:
+            rows.append({**facts, "n_images": len(some.features), "note": "too few images of this class"})
+            continue
+        halves = 0 if role == "ceiling" else chosen.half_samples
+        row = patient_distances.measure(some.features, *args, chosen.subset_repeats, halves)
+        kernel = patient_distances.kernel_over_patients(some.features, real.features, some.patients, real.patients)
+        rows.append({**facts, **row, **kernel})
+    with unit.writing() as folder:
+        save_table(folder / "table.csv", pd.DataFrame(rows))
+
+
+def _reference(run: Run) -> FeatureSet:
+    """The first stored crop of every real image of the folds in use."""
+    found, table = sampling.load_features(run, run.settings.quality.features, sampling.REAL), sampling.real_table(run)
+    rows = np.flatnonzero(~table["image_id"].duplicated() & table["fold"].isin(ldm.folds_of(run)))
+    labels, patients = table["label"].to_numpy(), table["patient_id"].to_numpy()
+    return FeatureSet(sampling.REAL, "reference", *found, labels, patients=patients).at(rows)
+
+
+def _repeated(real: FeatureSet) -> FeatureSet:
+    """One typical real image, as often as there are real images; none of them is of a patient."""
+    n = len(real.features)
+    return replace(real.at(np.full(n, networks.typical(real.features))), patients=-1 - np.arange(n))
+
+
+def _pooled(run: Run, name: str) -> FeatureSet:
+    """A set of all folds together, each image with the patient of its map or a number of its own."""
+    kind, folds = run.settings.quality.features, ldm.folds_of(run)
+    found = [
+        np.concatenate(part) for part in zip(*(sampling.load_features(run, kind, name, k) for k in folds), strict=True)
+    ]
+    labels = [labels_of(run, name, fold) for fold in folds]
+    labels = None if labels[0] is None else np.concatenate(labels)
+    patients = -1 - np.arange(len(found[0]))
+    if labels is not None:
+        source = np.concatenate([sampling.patients_of(sampling.drawn_table(run, name, fold)) for fold in folds])
+        patients = np.where(source >= 0, source, patients)
+    return FeatureSet(name, "", *found, labels, patients=patients)
+
+
+def build_patient_distances(run: Run) -> pd.DataFrame:
+    """Rows of all sets, made where they are missing: ``model, role, class, value, equal, kernel, ...``."""
+    engine.map_units(make, tasks(run), run.settings.engine, "distances over patients", unit_of=unit_of)
+    return pd.concat([unit.require().load_table("table.csv") for unit in units(run)], ignore_index=True)
+
+
+def units(run: Run) -> list[Unit]:
+    """Every unit of this part."""
+    return [unit_of(**task) for task in tasks(run)]
+
+
+def with_intervals(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame:
+    """Rows as `figures.bars` and claims read them: ``model, role, class, mean, low, high, over, n``.
+
+    `statistic` is ``equal`` (Frechet distance at equal numbers of patients) or ``kernel``.
+    """
+    columns = {statistic: "mean", f"{statistic}_low": "low", f"{statistic}_high": "high", "n_patients": "n"}
+    table = rows.reindex(columns=["model", "role", "class", *columns, "n_equal"]).rename(columns=columns)
+    return table.assign(over=OVER[statistic])
+
+
+def reading(rows: pd.DataFrame, name: str) -> list[str]:
+    """What the kernel distance, called `name`, says of each generator, both classes together, in sentences."""
+    table, lines = with_intervals(rows, "kernel"), []
+    for row in table[(table["role"] != "ceiling") & (table["class"] == BOTH)].dropna(subset="mean").to_dict("records"):
+        text, says = f"{row['model']}: {name} to real patients {row['mean']:.3g}", "too few patients for an interval"
+        if np.isfinite(row["low"]):
+            says = "lies above" if row["low"] > 0 else "does not lie above"
+            says = f"the interval {says} 0, the mean for images like those of new patients"
+            text += f" [{row['low']:.3g}, {row['high']:.3g}] over {row['over']}"
+        lines.append(f"{text}: {says}.")
+    return lines
+
+
+def claims(run: Run, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Frechet distances at equal numbers of patients, of generators and the floor, and kernel distances."""
+    metrics, out = networks.FEATURES[run.settings.quality.features].metrics, []
+    for statistic, metric in (("equal", "frechet"), ("kernel", "kernel")):
+        for row in with_intervals(rows, statistic).to_dict("records"):
+            if row["role"] != "ceiling" and np.isfinite(row["mean"]):
+                n = int(row["n_equal"])
+                parts, where = [row["model"], class_part(run, row["class"])], ""
+                if statistic == "equal":
+                    parts, where = [*parts, f"at_{n}"], f", at {n} patients"
+                text = f"{metrics[metric]}, {row['model']}, {row['class']}{where}"
+                out.append(of_row(key_of(f"patients.{metric}", *parts), text, row))
+    return out
