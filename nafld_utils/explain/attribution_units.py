@@ -173,7 +173,7 @@ def held_out_auc(run: Run) -> pd.DataFrame:
     rows = []
     for name, trials in {"this classifier": [wanted], f"all {len(folds)} folds' classifiers": folds}.items():
         scores = pd.concat([stored_scores(run, one) for one in trials])
-        rows.append({"of": name, **map_measures.auc_over_patients(scores, run.settings.sweep.n_resamples)})
+        rows.append({"of": name, **map_measures.auc_over_patients(scores)})
     return pd.DataFrame(rows)
 
 

@@ -97,7 +97,7 @@ def summarise_shares(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def auc_over_patients(scores: pd.DataFrame, n_resamples: int = 2000) -> dict[str, Any]:
+def auc_over_patients(scores: pd.DataFrame) -> dict[str, Any]:
     """Image-level AUC of ``patient_id, label, score`` over patients: ``auc, low, high, n_patients``.
 
     NaN where the patients do not allow it: an AUC needs both classes, its interval two patients of each.
@@ -107,7 +107,7 @@ def auc_over_patients(scores: pd.DataFrame, n_resamples: int = 2000) -> dict[str
     if len(counts) == 2:
         found["auc"] = statistics.auc(scores["label"], scores["score"])
     if len(counts) == 2 and counts.min() > 1:
-        interval = statistics.auc_interval(scores["label"], scores["score"], scores["patient_id"], n_resamples)
+        interval = statistics.auc_interval(scores["label"], scores["score"], scores["patient_id"])
         found |= interval._asdict()
     return found
 

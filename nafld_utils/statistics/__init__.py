@@ -7,13 +7,14 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="bootstrap delong roc".split(),
+    submodules="auc_intervals bootstrap delong roc".split(),
     submod_attrs={
+        "auc_intervals": "METHODS auc_interval mean_auc_interval over".split(),
         "bootstrap": "Resampled counts crossed_bootstrap two_sided_p".split(),
         "delong": "DelongTest compare".split(),
         "roc": (
-            "GIVEN OVER_PATIENTS auc auc_interval checked difference_bootstrap exact_interval "
-            "mean_auc_interval over_folds paired_t patient_codes student_t_interval"
+            "GIVEN Interval NO_SPREAD OVER_PATIENTS auc checked difference_bootstrap exact_interval "
+            "over_folds paired_t patient_codes stated student_t_interval"
         ).split(),
     },
 )
