@@ -8,6 +8,7 @@ A key stays when its sentence is reworded, and stands once in a run (`Run.record
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -58,7 +59,8 @@ def claim(
     same_protocol : str
         "yes", or what differs from the paper.
     interval : (low, high, over)
-        A 95 % interval and what it is over; without bounds, ``over`` may say why there are none.
+        A 95 % interval and what it is over; without bounds (None), ``over`` may say why there are none, and where they
+        are NaN it is made to say so.
     n : int, optional
         How many of what the interval is over.
     unit : str
@@ -67,6 +69,8 @@ def claim(
         The paper's number.
     """
     low, high, over = interval
+    if isinstance(low, float) and math.isnan(low) and not over.startswith("no interval"):
+        over = f"no interval: over {over}, one alone or none that differ"
     numbers = {"paper": paper, "this_run": value, "low": low, "high": high, "over": over, "n": n}
     return {"claim": text, **numbers, "unit": unit, "same_protocol": same_protocol, "key": key}
 

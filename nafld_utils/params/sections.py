@@ -169,7 +169,7 @@ class SweepSettings(Section):
     n_resamples: Annotated[int, Field(ge=100)]
     baseline_splits: Count
     baseline_weights: Literal["bundled", "hub"]
-    interval_method: Literal["percentile", "bca"]
+    interval_method: Literal["newcombe", "logit"]
     specificity: Annotated[float, Field(gt=0, lt=1)]
     canary_shuffles: Count
     baseline_backbone: str

@@ -170,6 +170,7 @@ def fold_intervals(values: pd.DataFrame) -> pd.DataFrame:
         missing = sorted(set(part["fold"]) - set(known["fold"]))
         notes = [f"fold {', '.join(map(str, missing))}: fewer than two images"] if missing else []
         notes += ["one fold, no interval"] if n == 1 else []
+        notes += ["equal folds, no interval"] if n > 1 and np.isnan(low) else []
         row = {"mean": mean, "low": low, "high": high, "over": "folds", "n": n}
         row |= {name: int(part[name].min()) for name in ("n_images", "n_reference")}
         rows.append({**dict(zip(KEYS, key, strict=True)), **row, "note": "; ".join(notes)})

@@ -77,7 +77,7 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "state": states[0],
         "secondary_gains": find(table, "sweep.gain.secondary"),
         "gains": list(zip(gains, states, strict=True)),
-        "unmoved": gains[0].low is not None and gains[0].low == gains[0].high,
+        "unmoved": not gains[0].bounded and not find(table, "sweep.smallest_gain"),
         "alone": first(table, "sweep.auc.image.real"),
         "smallest": first(table, "sweep.smallest_gain"),
         "seeds": first(table, "sweep.gain.seeds"),

@@ -65,7 +65,7 @@ class Claim:
 
     @property
     def bounded(self) -> bool:
-        """Whether it has an interval that tells something: one of no width, where all folds are alike, does not."""
+        """Whether it has an interval that tells something: one of no width does not."""
         return self.low is not None and self.high is not None and self.low < self.high
 
     def interval(self) -> str:
@@ -81,7 +81,7 @@ class Claim:
         factor, unit = (100, " %") if percent else (1, "")
         text = f"{pages.number(factor * self.value)}{unit}"
         if not self.bounded:
-            return f"{text} (no interval)"
+            return f"{text} ({self.over if self.over.startswith('no interval') else 'no interval'})"
         text += f" {pages.interval(factor * self.low, factor * self.high)}"  # type: ignore[operator]
         return f"{text} (95 % interval over {self.over})" if over else text
 

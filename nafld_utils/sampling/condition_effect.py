@@ -13,7 +13,7 @@ import pandas as pd
 
 from nafld_utils.networks import checked_pair
 
-REVISION = ("condition_checks", 1)
+REVISION = ("condition_checks", 2)
 LEVEL = 0.95
 TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 
@@ -67,7 +67,8 @@ def cluster_interval(
         raise ValueError(f"clusters: expected two or more to resample, found {len(names)}; add source patients.")
     sums, sizes = np.bincount(code, values), np.bincount(code)
     counts = _resample(len(names), n_resamples, rng)
-    low, high = np.quantile((counts @ sums) / (counts @ sizes), TAILS)
+    draws = (counts @ sums) / (counts @ sizes)
+    low, high = np.quantile(draws, TAILS) if np.ptp(draws) > 1e-12 else (np.nan, np.nan)  # no spread is not certainty
     return float(values.mean()), float(low), float(high)
 
 
@@ -106,23 +107,3 @@ def condition_separation(train_features: Any, train_labels: Any, features: Any) 
         raise ValueError("real training images: expected labels 0 and 1, found one class; check the folds.")
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
     return classifier.fit(train_features, train_labels).predict_proba(features)[:, 1]
-
-
-def separation_interval(
-    scores: pd.DataFrame, rng: np.random.Generator, n_resamples: int = 2000
-) -> tuple[float, float, float]:
-    """Mean over folds of the AUC of ``fold, label, score``, low, high: percentile bootstrap over images.
-
-    Images are resampled within fold and label: images drawn from a class alone have no source patient.
-    """
-    draws, means = np.zeros(n_resamples), []
-    for fold, part in scores.groupby("fold"):
-        fatty, healthy = (part.loc[part["label"] == label, "score"].to_numpy() for label in (1, 0))
-        if not (len(fatty) and len(healthy)):
-            raise ValueError(f"fold {fold}: expected generated images of both labels, found one; draw more images.")
-        wins = (fatty[:, None] > healthy) + 0.5 * (fatty[:, None] == healthy)
-        means.append(wins.mean())
-        up, down = (_resample(len(images), n_resamples, rng) for images in (fatty, healthy))
-        draws += ((up @ wins) * down).sum(axis=1) / wins.size
-    low, high = np.quantile(draws / len(means), TAILS)
-    return float(np.mean(means)), float(low), float(high)

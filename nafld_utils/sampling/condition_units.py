@@ -29,7 +29,7 @@ def unit_of(run: Run) -> Unit:
     settings = {key: maps[key] for key in ("map_classes", "map_size", "map_order", "map_blur", "map_bins")}
     settings |= {"seed": run.settings.seed}
     inputs = [feature_units.features_unit(**task) for task in feature_tasks(run)]
-    modules = ["condition_checks", "preprocess", "stages.conditions"]
+    modules = ["condition_checks", "preprocess", "stages.conditions", "stats", "delong", "auc_intervals"]
     return run.unit("quality", "conditions", settings=settings, inputs=inputs, modules=modules)
 
 
@@ -54,7 +54,7 @@ def build(run: Run) -> Unit:
                 agreement.append(_agreement(run, prefix, fold, drawn).assign(**facts))
     rng = np.random.default_rng(unit_seed(run.settings.seed, "conditions"))
     separated = pd.concat(separation, ignore_index=True)
-    rows = _separation_rows(separated, rng)
+    rows = separation_rows(separated)
     with unit.writing() as folder:
         save_table(folder / "separation.csv", separated)
         if agreement:
@@ -103,7 +103,8 @@ def _agreement_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict[
     return rows
 
 
-def _separation_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict[str, Any]]:
+def separation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the summary: the AUC of each model's images over folds and, for the class model, over images."""
     rows = []
     for facts, part in _by_model(table):
         folds = {fold: rows_of for fold, rows_of in part.groupby("fold") if set(rows_of["label"]) == {0, 1}}
@@ -113,11 +114,16 @@ def _separation_rows(table: pd.DataFrame, rng: np.random.Generator) -> list[dict
         aucs = [statistics.auc(one["label"], one["score"]) for one in folds.values()]
         if len(aucs) > 1:
             found = statistics.student_t_interval(aucs, within=statistics.SHARE)
-            rows.append({**row, **_interval(found), "over": "folds", "n": len(aucs)})
+            over = statistics.stated("folds", found.low, "no interval: the folds do not differ")
+            rows.append({**row, **_interval(found), "over": over, "n": len(aucs)})
         # Semantic images share source patients, so images are no units there.
         if facts["conditioning"] == "class":
-            found = condition_effect.separation_interval(part, rng)
-            rows.append({**row, **_interval(found), "over": "images", "n": len(part)})
+            known = part[part["fold"].isin(folds)]
+            if folds and known.groupby(["fold", "label"]).size().min() > 1:  # an interval needs two images of each
+                each = np.arange(len(known))
+                found = statistics.mean_auc_interval(known["label"], known["score"], each, fold=known["fold"])
+                over = statistics.stated("images", found.low)
+                rows.append({**row, **_interval(found), "over": over, "n": len(known)})
     return rows
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-REVISION = ("resampling", 1)
+REVISION = ("resampling", 2)
 
 METHODS = ("percentile", "bca")
 
@@ -46,12 +46,8 @@ def crossed_bootstrap(
         of seeds; gives ``(...)``. With one seed that array holds zeros and is not resampled.
     sizes : sequence of int
         Patients of each stratum, two or more in each.
-    n_seeds : int
-        Training seeds.
-    n_resamples : int
-        Bootstrap resamples.
-    seed : int
-        Seed of the draws.
+    n_seeds, n_resamples, seed : int
+        Training seeds, bootstrap resamples, seed of the draws.
     level : float
         Coverage asked for.
     method : {"percentile", "bca"}
@@ -61,6 +57,7 @@ def crossed_bootstrap(
     Returns
     -------
     Resampled
+        Bounds and error are NaN where no resample moves the statistic.
     """
     from scipy import stats
 
@@ -87,11 +84,15 @@ def crossed_bootstrap(
         corrected = stats.bootstrap(samples, rounded, method="BCa", bootstrap_result=found, **again)
         low, high = corrected.confidence_interval
     error = float(draws.std(ddof=1)) if n_resamples > 1 else float("nan")
+    if np.ptp(draws) == 0:  # no spread is not certainty
+        low = high = error = np.nan
     return Resampled(estimate, float(low), float(high), error, draws)
 
 
 def two_sided_p(draws: np.ndarray) -> float:
     """Two-sided p of a difference from its bootstrap replicates: twice the share beyond zero, never below 2 / (n + 1).
+
+    NaN where all replicates are equal: nothing can be said then.
 
     Examples
     --------
@@ -99,6 +100,8 @@ def two_sided_p(draws: np.ndarray) -> float:
     0.8
     """
     n = len(draws)
+    if np.ptp(draws) == 0:
+        return float("nan")
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (n + 1)))
 

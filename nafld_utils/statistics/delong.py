@@ -1,25 +1,30 @@
-"""DeLong's variance of AUCs and of their differences, on one row per patient.
+"""DeLong's variance of AUCs and of their differences over patients, and Newcombe's bounds of one AUC.
 
-Contract: arrays in, numbers or named tuples out. The formula takes rows as independent, so a row must be a PATIENT:
-given the ten frames of a patient as ten rows, its intervals would be about 2.7 times too narrow. It is given the
-trained models and the split, as the bootstrap over patients is, and stands beside it as a check that draws nothing.
+Contract: arrays in, numbers or named tuples out; nothing is drawn, but for a permutation test of many patients. What is
+independent is a PATIENT: ten frames of a patient taken as ten rows would make intervals about 2.7 times too narrow, so
+images go in with their patients. All is given the trained models and the split. No spread is not certainty: an AUC of
+1 has a bound below 1, and constant scores give NaN.
 
 References
 ----------
 DeLong, DeLong and Clarke-Pearson 1988, doi:10.2307/2531595; computed by midranks as in Sun and Xu 2014,
-doi:10.1109/LSP.2014.2337313.
+doi:10.1109/LSP.2014.2337313. Clustered rows: Obuchowski 1997, doi:10.2307/2533958. Bounds: Newcombe 2006,
+doi:10.1002/sim.2324.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats as scipy_stats
+from scipy.optimize import brentq
 
 from nafld_utils.statistics import roc
 
-REVISION = ("delong", 1)
+REVISION = ("delong", 2)
 
 
 class DelongTest(NamedTuple):
@@ -33,8 +38,11 @@ class DelongTest(NamedTuple):
     high: float
 
 
-def covariance(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """AUCs (k,) in [0, 1] of k scores (k, n) of the same patients, and their covariance (k, k) over patients.
+def covariance(label: Any, scores: Any, patient: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """AUCs (k,) in [0, 1] of k scores (k, n) of the same rows, and their covariance (k, k) over patients.
+
+    Without `patient` (n,) each row is a patient; with it rows are images, whose placements are summed by patient
+    (Obuchowski 1997).
 
     Examples
     --------
@@ -43,25 +51,66 @@ def covariance(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     (0.75, 0.125)
     """
     label, scores = roc.checked(label, scores)
+    code = np.arange(len(label)) if patient is None else roc.patient_codes(label, patient)
     pos, neg = scores[:, label], scores[:, ~label]
-    n_pos, n_neg = pos.shape[1], neg.shape[1]
-    if min(n_pos, n_neg) < 2:
-        raise ValueError(
-            f"label: expected two or more patients in each class, found {n_neg} of class 0 and {n_pos} of class 1;"
-            " add patients."
-        )
     ranks = scipy_stats.rankdata(scores, axis=1)
-    above = (ranks[:, label] - scipy_stats.rankdata(pos, axis=1)) / n_neg
-    below = 1 - (ranks[:, ~label] - scipy_stats.rankdata(neg, axis=1)) / n_pos
-    both = np.atleast_2d(np.cov(above)) / n_pos + np.atleast_2d(np.cov(below)) / n_neg
-    return above.mean(axis=1), both
+    above = (ranks[:, label] - scipy_stats.rankdata(pos, axis=1)) / neg.shape[1]
+    below = 1 - (ranks[:, ~label] - scipy_stats.rankdata(neg, axis=1)) / pos.shape[1]
+    both, aucs = np.zeros((len(scores), len(scores))), above.mean(axis=1)
+    for placed, of in ((above, code[label]), (below, code[~label])):
+        place = np.unique(of, return_inverse=True)[1]
+        n = int(place.max()) + 1
+        if n < 2:
+            raise ValueError(
+                "patient: expected two or more patients in each class (and fold, where folds are averaged), found"
+                f" {len(np.unique(code[~label]))} of class 0 and {len(np.unique(code[label]))} of class 1; add patients"
+                " or use fewer folds."
+            )
+        sums = np.stack([np.bincount(place, row, n) for row in placed - aucs[:, None]])
+        both += sums @ sums.T * n / (n - 1) / placed.shape[1] ** 2
+    return aucs, both
 
 
-def interval(label: Any, scores: Any, level: float = 0.95) -> roc.Interval:
-    """Mean AUC over the rows of `scores` ``(k, n)`` or ``(n,)`` with DeLong's interval over patients, not clipped."""
-    aucs, both = covariance(label, scores)
-    half = float(scipy_stats.norm.ppf((1 + level) / 2) * np.sqrt(both.mean()))
-    return roc.Interval(float(aucs.mean()), float(aucs.mean() - half), float(aucs.mean() + half))
+def score_bounds(
+    auc: float, sizes: Sequence[tuple[float, float]], z: float, share: float = 1.0, more: float = 0.0
+) -> tuple[float, float]:
+    """Bounds in [0, 1] that an AUC differs from by `z` standard errors of the bound itself (Newcombe 2006, method 5).
+
+    Parameters
+    ----------
+    auc : float
+        Mean AUC of blocks, in [0, 1]; one of 1 has a lower bound below 1.
+    sizes : sequence of (float, float)
+        Rows of both classes in each block, independent ones.
+    z : float
+        Quantile of the normal or of Student's t distribution.
+    share, more : float
+        The variance is `share` of that of the blocks' AUCs, and `more`.
+
+    Examples
+    --------
+    >>> [round(bound, 4) for bound in score_bounds(1.0, [(2, 2)], 1.959964)]
+    [0.3856, 1.0]
+    """
+
+    def beyond(at: float) -> float:
+        each = (1 + ((m + n) / 2 - 1) * ((1 - at) / (2 - at) + at / (1 + at)) for m, n in sizes)
+        variance = sum(one / (m * n) for one, (m, n) in zip(each, sizes, strict=True)) * at * (1 - at) / len(sizes) ** 2
+        return (at - auc) ** 2 - z**2 * (share * variance + more)
+
+    inside = min(max(auc, 1e-9), 1 - 1e-9)
+    low, high = (brentq(beyond, inside, end) if beyond(end) > 0 else end for end in (0.0, 1.0))
+    return float(low), float(high)
+
+
+def permutation_p(label: np.ndarray, values: np.ndarray) -> float:
+    """Two-sided p of equal means of `values` (n,) in both classes, by permuting the classes; exact for few patients."""
+
+    def statistic(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        return a.mean(axis=axis) - b.mean(axis=axis)
+
+    samples, rng = (values[label], values[~label]), np.random.default_rng(0)
+    return float(scipy_stats.permutation_test(samples, statistic, vectorized=True, rng=rng).pvalue)
 
 
 def compare(label: Any, new: Any, base: Any, level: float = 0.95) -> DelongTest:
@@ -79,20 +128,31 @@ def compare(label: Any, new: Any, base: Any, level: float = 0.95) -> DelongTest:
     Returns
     -------
     DelongTest
-        With equal scores ``z`` is NaN and ``p`` 1.
+        All but the difference is NaN, which cannot be said, where an arm's scores are constant. ``p`` is never below
+        what a permutation of so few patients could give.
 
     Notes
     -----
-    A mean of AUCs is a linear function of them, so its variance follows from their covariance matrix.
+    A mean of AUCs is a linear function of them, so its variance follows from their covariance matrix. Where that is 0
+    (both arms separate the classes) ``z`` is NaN, ``p`` is that of permuted classes for the difference of the ranks,
+    and the interval puts Newcombe's bounds of both arms together as if they were not paired (Zou and Donner 2008,
+    doi:10.1002/sim.3095), which makes it wide.
     """
-    new, base = np.atleast_2d(new), np.atleast_2d(base)
-    aucs, both = covariance(label, np.concatenate([new, base]))
-    contrast = np.concatenate([np.full(len(new), 1 / len(new)), np.full(len(base), -1 / len(base))])
-    difference = float(contrast @ aucs)
-    error = float(np.sqrt(max(0.0, contrast @ both @ contrast)))
-    if error <= 1e-8:  # rounding alone may leave a variance of 1e-17
-        p = 1.0 if abs(difference) <= 1e-8 else 0.0
-        return DelongTest(difference, 0.0, float("nan"), p, difference, difference)
-    z, half = difference / error, float(scipy_stats.norm.ppf((1 + level) / 2)) * error
-    p = float(2 * scipy_stats.norm.sf(abs(z)))
-    return DelongTest(difference, error, z, p, difference - half, difference + half)
+    label, both = roc.checked(label, np.concatenate([np.atleast_2d(new), np.atleast_2d(base)]))
+    n_new, n_base = len(np.atleast_2d(new)), len(np.atleast_2d(base))
+    aucs, variance = covariance(label, both)
+    contrast = np.concatenate([np.full(n_new, 1 / n_new), np.full(n_base, -1 / n_base)])
+    difference, quantile = float(contrast @ aucs), float(scipy_stats.norm.ppf((1 + level) / 2))
+    error = float(np.sqrt(max(0.0, contrast @ variance @ contrast)))
+    n_pos, nan = int(label.sum()), float("nan")
+    if min(np.ptp(both[:n_new], axis=1).max(), np.ptp(both[n_new:], axis=1).max()) == 0:
+        return DelongTest(difference, nan, nan, nan, nan, nan)
+    if error > 1e-8:  # rounding alone may leave a variance of 1e-17
+        z, least = difference / error, 2 / math.comb(len(label), n_pos)
+        p = max(float(2 * scipy_stats.norm.sf(abs(z))), min(1.0, least))
+        return DelongTest(difference, error, z, p, difference - quantile * error, difference + quantile * error)
+    arms = float(aucs[:n_new].mean()), float(aucs[n_new:].mean())
+    (low, high), (base_low, base_high) = (score_bounds(a, [(n_pos, len(label) - n_pos)], quantile) for a in arms)
+    down, up = np.hypot(arms[0] - low, base_high - arms[1]), np.hypot(high - arms[0], arms[1] - base_low)
+    p = permutation_p(label, contrast @ scipy_stats.rankdata(both, axis=1))
+    return DelongTest(difference, 0.0, nan, p, difference - float(down), difference + float(up))

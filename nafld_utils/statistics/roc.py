@@ -25,13 +25,17 @@ from scipy import stats as scipy_stats
 
 from nafld_utils.statistics import bootstrap
 
-REVISION = ("stats", 2)
+REVISION = ("stats", 3)
 
-# What every interval of a bootstrap over patients is given, and what one of a single training is over.
+# What every interval over patients is given, what a bootstrap of a single training is over, and why there is none.
 GIVEN = "these trained models, this split"
 OVER_PATIENTS = f"patients within class (bootstrap); {GIVEN}"
 # Ranges that a mean and its interval cannot leave; `SIGNED` is that of correlations and of differences of two shares.
 ANY, POSITIVE, SHARE, SIGNED = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0), (-1.0, 1.0)
+NO_SPREAD = "no interval: cannot be said, since nothing varies"
+
+
+_ROUNDING = 1e-12  # what rounding alone may leave of a spread
 
 
 class Interval(NamedTuple):
@@ -85,53 +89,6 @@ def auc(label: Any, score: Any) -> float:
     return float((ranks[label].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * (len(label) - n_pos)))
 
 
-def auc_interval(
-    label: Any,
-    score: Any,
-    patient: Any,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    method: str = "percentile",
-) -> Interval:
-    """Image-level AUC with an interval over patients.
-
-    Parameters
-    ----------
-    label : (n,) array of 0 and 1
-        Class of each image; one class per patient.
-    score : (n,) array of float
-        Higher means more likely class 1.
-    patient : (n,) array
-        Patient of each image.
-    n_resamples : int
-        Bootstrap resamples. Patients are drawn with replacement within their class, with all their images.
-    seed : int
-        Seed of the draws.
-    level : float
-        Coverage asked for.
-    method : {"percentile", "bca"}
-        As in `statistics.crossed_bootstrap`.
-
-    Returns
-    -------
-    Interval
-        ``auc, low, high``, over patients, given these scores.
-
-    Notes
-    -----
-    Choice: percentile interval. The trained models stay fixed, so under shuffled labels a "95 %" interval of
-    cross-validated scores covers 0.5 less often (86 % of 200 shuffles on the real cohort, frozen features).
-
-    Examples
-    --------
-    >>> label, patient = [0, 0, 0, 0, 1, 1, 1, 1], ["a", "a", "b", "b", "c", "c", "d", "d"]
-    >>> auc_interval(label, [1, 2, 3, 4, 2.5, 5, 6, 7], patient)
-    Interval(auc=0.875, low=0.5, high=1.0)
-    """
-    return mean_auc_interval(label, np.atleast_2d(score), patient, n_resamples, seed, level, method=method)
-
-
 def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, float] = ANY) -> MeanInterval:
     """Mean of independent values with its Student t interval, which stays in the range of the values.
 
@@ -149,7 +106,7 @@ def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, fl
     Returns
     -------
     MeanInterval
-        ``mean, low, high``; no width where all values are equal.
+        ``mean, low, high``; bounds are NaN where all values are equal: without spread nothing can be said.
 
     Examples
     --------
@@ -171,7 +128,9 @@ def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, fl
     mean = float(values.mean())
     half = scipy_stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     sides = np.array([-half, half])
-    if half <= 1e-12 or np.isinf(low):
+    if np.ptp(values) <= _ROUNDING:
+        ends = np.array([np.nan, np.nan])
+    elif np.isinf(low):
         ends = mean + sides
     elif np.isinf(high):
         ends = low + (mean - low) * np.exp(sides / (mean - low))
@@ -183,7 +142,7 @@ def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, fl
 
 
 def over_folds(values: Any, within: tuple[float, float] = ANY) -> MeanInterval:
-    """Mean of one value per fold and its Student t interval; NaN for what one fold, or none, cannot have.
+    """Mean of one value per fold and its Student t interval; NaN for what one fold, or none, or equal ones cannot have.
 
     Folds share training patients: the interval describes the folds, not new patients. `within` is as in
     `student_t_interval`.
@@ -192,6 +151,11 @@ def over_folds(values: Any, within: tuple[float, float] = ANY) -> MeanInterval:
     if len(values) > 1:
         return student_t_interval(values, within=within)
     return MeanInterval(float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"))
+
+
+def stated(over: str, low: float, why: str = NO_SPREAD) -> str:
+    """What an interval is over, or `why` there is none."""
+    return over if np.isfinite(low) else why
 
 
 def exact_interval(n_right: int, n: int) -> tuple[float, float]:
@@ -224,7 +188,7 @@ def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, floa
         )
     difference, low, high = student_t_interval(new - base, level, within)
     error = (new - base).std(ddof=1) / np.sqrt(len(new))
-    if error <= 1e-12:  # rounding alone may leave a spread of 1e-17
+    if not np.isfinite(low):
         raise ValueError(
             f"new and base differ by {difference:g} in every seed, expected some spread; t is not defined."
         )
@@ -233,37 +197,6 @@ def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, floa
 
 
 # ---------------------------------------------------------------- several seeds, same images
-
-
-def mean_auc_interval(
-    label: Any,
-    scores: Any,
-    patient: Any,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    fold: Any = None,
-    method: str = "percentile",
-) -> Interval:
-    """Mean AUC over seeds with a crossed bootstrap interval over patients and seeds.
-
-    Parameters
-    ----------
-    scores : (n_seeds, n) array of float
-        Row s holds the scores of training seed s for the same images. One row: an interval over patients alone.
-    fold : (n,) array, optional
-        Fold of each image: the AUC is then the mean of the folds' own AUCs (Supplementary Fig. 3), and patients are
-        drawn within class and fold. None ranks the folds' scores together.
-    label, patient, n_resamples, seed, level, method
-        As in `auc_interval`.
-
-    Returns
-    -------
-    Interval
-        ``auc, low, high``.
-    """
-    found = _crossed(_pair_wins(label, scores, patient, fold), None, n_resamples, seed, level, method)
-    return Interval(found.estimate, found.low, found.high)
 
 
 def difference_bootstrap(
@@ -284,8 +217,10 @@ def difference_bootstrap(
     ----------
     new, base : (n_seeds, n) array of float
         Row s of both was trained with the same seed.
-    label, patient, n_resamples, seed, level, method
-        As in `auc_interval`.
+    label, patient, level
+        As in `statistics.auc_interval`.
+    n_resamples, seed, method
+        As in `statistics.crossed_bootstrap`.
 
     Returns
     -------
@@ -305,58 +240,42 @@ def difference_bootstrap(
     return _crossed(*arms, n_resamples, seed, level, method)
 
 
-Blocks = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+Wins = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _crossed(
-    arm: Blocks, base: Blocks | None, n_resamples: int, seed: int, level: float, method: str
-) -> bootstrap.Resampled:
-    """Mean AUC over seeds, or its difference from `base`, resampled; one draw serves both arms."""
-    sizes = [n for wins, _, _ in arm for n in wins.shape[1:]]
-    n_seeds = len(arm[0][0])
+def _crossed(arm: Wins, base: Wins, n_resamples: int, seed: int, level: float, method: str) -> bootstrap.Resampled:
+    """Mean AUC over seeds minus that of `base`, resampled; one draw serves both arms."""
+    n_seeds, *sizes = arm[0].shape
 
     def statistic(*drawn: np.ndarray) -> np.ndarray:
         seeds = bootstrap.counts(drawn[-1], n_seeds)
         weights = [bootstrap.counts(index, n) for index, n in zip(drawn[:-1], sizes, strict=True)]
-        value = _weighted_auc(arm, weights, seeds)
-        return value if base is None else value - _weighted_auc(base, weights, seeds)
+        return _weighted_auc(arm, weights, seeds) - _weighted_auc(base, weights, seeds)
 
     return bootstrap.crossed_bootstrap(statistic, sizes, n_seeds, n_resamples, seed, level, method)
 
 
-def _pair_wins(label: Any, scores: Any, patient: Any, fold: Any = None) -> Blocks:
-    """By fold: wins summed by pair of patients (seeds, P, N), images of each positive (P,) and negative (N,) patient.
-
-    Without folds one block of all images.
-    """
+def _pair_wins(label: Any, scores: Any, patient: Any) -> Wins:
+    """Wins summed by pair of patients (seeds, P, N), images of each positive (P,) and negative (N,) patient."""
     label, scores = checked(label, scores)
     code = patient_codes(label, patient)
-    parts = np.zeros(len(label), dtype=int) if fold is None else np.unique(fold, return_inverse=True)[1]
-    blocks = []
-    for k in range(parts.max() + 1):
-        rows = np.flatnonzero(parts == k)
-        positives, place = np.unique(code[rows[label[rows]]], return_inverse=True)
-        negatives = np.unique(code[rows[~label[rows]]])
-        images = np.bincount(code[rows], minlength=code.max() + 1)
-        wins = np.empty((len(scores), len(positives), len(negatives)))
-        for s, row in enumerate(scores):
-            high = row[rows[label[rows]]]
-            for j, who in enumerate(negatives):
-                below = np.sort(row[rows[code[rows] == who]])
-                won = np.searchsorted(below, high, "left") + np.searchsorted(below, high, "right")
-                wins[s, :, j] = np.bincount(place, weights=won / 2, minlength=len(positives))
-        blocks.append((wins, images[positives], images[negatives]))
-    return blocks
+    positives, place = np.unique(code[label], return_inverse=True)
+    negatives, images = np.unique(code[~label]), np.bincount(code)
+    wins = np.empty((len(scores), len(positives), len(negatives)))
+    for s, row in enumerate(scores):
+        for j, who in enumerate(negatives):
+            below = np.sort(row[code == who])
+            won = np.searchsorted(below, row[label], "left") + np.searchsorted(below, row[label], "right")
+            wins[s, :, j] = np.bincount(place, weights=won / 2, minlength=len(positives))
+    return wins, images[positives], images[negatives]
 
 
-def _weighted_auc(blocks: Blocks, weights: Sequence[np.ndarray], seeds: np.ndarray) -> np.ndarray:
-    """Mean AUC (...) over blocks and seeds when patients count `weights`, two arrays (..., n) per block, times."""
-    total = 0.0
-    for (wins, m_pos, m_neg), pos, neg in zip(blocks, weights[::2], weights[1::2], strict=True):
-        pairs = (pos @ m_pos) * (neg @ m_neg)
-        each = np.stack([((pos @ matrix) * neg).sum(axis=-1) / pairs for matrix in wins], axis=-1)
-        total = total + (each * seeds).sum(axis=-1) / seeds.sum(axis=-1)
-    return total / len(blocks)
+def _weighted_auc(arm: Wins, weights: Sequence[np.ndarray], seeds: np.ndarray) -> np.ndarray:
+    """Mean AUC (...) over seeds when patients count `weights`, two arrays (..., n), times."""
+    (wins, m_pos, m_neg), (pos, neg) = arm, weights
+    pairs = (pos @ m_pos) * (neg @ m_neg)
+    each = np.stack([((pos @ matrix) * neg).sum(axis=-1) / pairs for matrix in wins], axis=-1)
+    return (each * seeds).sum(axis=-1) / seeds.sum(axis=-1)
 
 
 def checked(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:

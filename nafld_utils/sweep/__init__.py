@@ -11,12 +11,13 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "clinical_measures comparisons draws explorer families figures frozen_classifier_units frozen_classifiers "
-        "gpu_training prefix_features stage timing_units training training_units trial_grid trial_store "
-        "trial_units verdict"
+        "gpu_training interval_coverage prefix_features stage timing_units training training_units trial_grid "
+        "trial_store trial_units verdict"
     ).split(),
     submod_attrs={
         "comparisons": "present where".split(),
         "frozen_classifier_units": "build_baselines leaks".split(),
+        "interval_coverage": "report stored".split(),
         "stage": "claims units".split(),
         "timing_units": "costs dry_run time_training".split(),
         "training": "Options Views fresh_tail predict train_tail".split(),
@@ -24,6 +25,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "trial_grid": "folds_of grid plan planned".split(),
         "trial_store": "TRIAL_COLUMNS finished_before read_trial to_train".split(),
         "trial_units": "held_out_images options_of require_capacity status store training_set trials".split(),
-        "verdict": ("answer at build_tables declared differences grade_note networks report shown stored").split(),
+        "verdict": ("answer at build_tables declared differences grade_note networks shown").split(),
     },
 )

@@ -3,7 +3,7 @@
 Contract: ``label (n,)`` of 0 and 1 and ``scores (n_seeds, n)`` or ``(n,)``: one column per PATIENT, one row per
 training seed; a measure is computed for each seed and averaged, and its interval is over patients within class and
 seeds, given the trained models and the split. ``n_resamples, seed`` and what is refused are as in
-`statistics.auc_interval`.
+`statistics.auc_interval`. Where no resample moves a measure its bounds are NaN and ``over`` says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 from nafld_utils import statistics
 from nafld_utils.sweep import comparisons
 
-REVISION = ("measures", 1), ("sweep_summaries", 3)
+REVISION = ("measures", 2), ("sweep_summaries", 4)
 
 # Spearman's correlation with the biopsied fat of three methods on the same 55 patients (Byra et al. 2018, abstract).
 BYRA_SPEARMAN = {"frozen Inception-ResNet-v2": 0.78, "hepatorenal index": 0.80, "GLCM": 0.39}
@@ -40,7 +40,8 @@ def sensitivity_at(
     """Sensitivity at the lowest threshold that keeps at least this specificity, in (0, 1]; positive lies above it.
 
     Every resample sets its own threshold, on the patients that it is judged on, as on a ROC curve, so the number is
-    optimistic. With 17 healthy patients one of them is 0.06 of specificity: 0.9 allows one false alarm.
+    optimistic. With 17 healthy patients one of them is 0.06 of specificity: 0.9 allows one false alarm. Where every
+    resample finds all patients of class 1 the interval is the exact binomial one of their number.
 
     Examples
     --------
@@ -56,7 +57,11 @@ def sensitivity_at(
         threshold = np.sort(drawn[..., n_pos:], axis=-1)[..., place, None]
         return (drawn[..., :n_pos] > threshold).mean(axis=-1)
 
-    return _resample(label, scores, statistic, n_resamples, seed)
+    found = _resample(label, scores, statistic, n_resamples, seed)
+    if np.isfinite(found.low) or found.estimate < 1:
+        return found
+    low, high = statistics.exact_interval(n_pos, n_pos)
+    return found._replace(low=low, high=high)
 
 
 def fat_correlation(
@@ -165,7 +170,8 @@ def patient_measures(
             if value is not None:
                 one = {**cell, "measure": name, "value": value.estimate, "low": value.low, "high": value.high}
                 one["reference"] = share * (1 - share) if name == "Brier score" else float("nan")
-                rows.append({**one, **found.counts, "over": comparisons.over_patients(len(found.seeds))})
+                over = statistics.stated(comparisons.over_patients(len(found.seeds)), value.low)
+                rows.append({**one, **found.counts, "over": over})
     return pd.DataFrame(rows)
 
 
@@ -203,7 +209,9 @@ def roc_bands(scores: pd.DataFrame, n_resamples: int = 500, seed: int = 0, n_poi
             for i in np.flatnonzero(seeds[:, s]):
                 drawn[i] += seeds[i, s] * _curve(label, row, weight[i][code], at)
         low, high = np.quantile(drawn / n_seeds, [0.025, 0.975], axis=0)
-        facts = {"n_seeds": n_seeds, "over": comparisons.over_patients(n_seeds)}
+        if np.ptp(drawn, axis=0).max() == 0:  # no resample moves the curve
+            low = high = np.full(n_points, np.nan)
+        facts = {"n_seeds": n_seeds, "over": statistics.stated(comparisons.over_patients(n_seeds), low[0])}
         parts.append(pd.DataFrame({**cell, "fpr": at, "tpr": once, "low": low, "high": high, **facts}))
     return pd.concat(parts, ignore_index=True)
 

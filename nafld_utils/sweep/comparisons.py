@@ -63,10 +63,9 @@ class Scored(NamedTuple):
         return {"n_seeds": len(self.seeds), "n_patients": len(np.unique(self.patient))}
 
 
-def over_patients(n_seeds: int, within: str = "") -> str:
-    """What an interval over patients is over: the seeds too, where there are several; `within` what besides a class."""
-    over = OVER_BOTH if n_seeds > 1 else OVER_PATIENTS
-    return over.replace("within class", f"within class{within}", 1)
+def over_patients(n_seeds: int) -> str:
+    """What a bootstrap over patients is over: the seeds too, where there are several."""
+    return OVER_BOTH if n_seeds > 1 else OVER_PATIENTS
 
 
 def present(table: pd.DataFrame, names: Sequence[str] = CELL) -> list[str]:
@@ -153,34 +152,36 @@ def auc_by_seed(scores: pd.DataFrame, level: str = "image") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "auc", "fold_auc", "n_folds", "n_patients"])
 
 
-def arm_intervals(
-    scores: pd.DataFrame, level: str = "image", n_resamples: int = 2000, seed: int = 0, method: str = "percentile"
-) -> pd.DataFrame:
+def arm_intervals(scores: pd.DataFrame, level: str = "image", method: str = "newcombe") -> pd.DataFrame:
     """Mean AUC of every cell with its interval over patients and seeds.
 
     ``mean_auc, low, high, fold_auc, fold_low, fold_high, sd_seeds, best_seed_auc, n_seeds, n_patients, over,
     over_folds``; the `fold_` columns are of the mean of the folds' AUCs (Supplementary S3), NaN where a fold has too
     few patients of a class. `best_seed_auc` is the optimistic maximum over seeds, `sd_seeds` NaN where there is one.
     """
-    rows, how = [], {"n_resamples": n_resamples, "seed": seed, "method": method}
+    rows = []
     for cell, found in cells(at_level(scores, level)):
         each = found.aucs
-        whole = statistics.mean_auc_interval(found.label, found.scores, found.patient, **how)
+        whole = statistics.mean_auc_interval(found.label, found.scores, found.patient, method=method)
         row = {**cell, **dict(zip(("mean_auc", "low", "high"), whole, strict=True))}
-        row |= dict(zip(("fold_auc", "fold_low", "fold_high"), _fold_interval(found, how), strict=True))
+        by_fold = _fold_interval(found, method)
+        row |= dict(zip(("fold_auc", "fold_low", "fold_high"), by_fold, strict=True))
         row |= {"sd_seeds": float(np.std(each, ddof=1)) if len(each) > 1 else float("nan"), "best_seed_auc": max(each)}
-        over = {"over": over_patients(len(each)), "over_folds": over_patients(len(each), " and fold")}
+        over = {"over": statistics.over(whole, len(each), method)}
+        over["over_folds"] = statistics.over(by_fold, len(each), method, " and fold")
         rows.append({**row, **found.counts, **over})
     return pd.DataFrame(rows)
 
 
-def _fold_interval(found: Scored, how: Mapping[str, Any]) -> tuple[float, float, float]:
+def _fold_interval(found: Scored, method: str) -> statistics.Interval:
     """Mean of the folds' AUCs with its interval; NaN where a fold has fewer than two patients of a class."""
     if found.fold is not None:
         patients = pd.DataFrame({"fold": found.fold, "label": found.label, "patient": found.patient}).drop_duplicates()
         if pd.crosstab(patients["fold"], patients["label"]).to_numpy().min() >= 2:
-            return statistics.mean_auc_interval(found.label, found.scores, found.patient, fold=found.fold, **how)
-    return (float("nan"),) * 3
+            return statistics.mean_auc_interval(
+                found.label, found.scores, found.patient, fold=found.fold, method=method
+            )
+    return statistics.Interval(*(float("nan"),) * 3)
 
 
 # ---------------------------------------------------------------- each arm against real images alone

@@ -65,6 +65,13 @@ def holm(p: np.ndarray) -> np.ndarray:
     return multipletests(p, method="holm")[1]
 
 
+def bounds_in_words(row: pd.Series) -> str:
+    """The interval over patients of a row, or that it has none."""
+    if not np.isfinite(row.low_patients):
+        return "a range that cannot be said, since nothing varies"
+    return f"[{row.low_patients:+.3f}, {row.high_patients:+.3f}]"
+
+
 def p_in_words(row: pd.Series) -> str:
     """The adjusted p of a row of the secondary family, or that it has none."""
     return f"Holm p = {row['p_patients_holm']:.2g}" if np.isfinite(row["p_patients_holm"]) else "not tested"
@@ -75,7 +82,7 @@ def in_words(table: pd.DataFrame) -> str:
     found = table[table["role"] == SECONDARY]
     each = [
         f"{row.arm} images{' with a patient counted once' * (row.level == 'patient')} {row.difference:+.3f}"
-        f" [{row.low_patients:+.3f}, {row.high_patients:+.3f}], {p_in_words(row)}"
+        f" {bounds_in_words(row)}, {p_in_words(row)}"
         for _, row in found.iterrows()
     ]
     words = [f"Secondary, as declared (intervals unadjusted): {'; '.join(each)}."] if each else []

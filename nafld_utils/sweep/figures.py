@@ -114,7 +114,8 @@ def roc(curves: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
     colors, bounds = arm_colors(arms_of(curves)), arms.set_index(["arm", "rate"])
     for (arm, rate), part in curves.groupby(["arm", "rate"], sort=False):
         one = bounds.loc[(arm, rate)]
-        label = f"{name_of(arm)}, r = {rate:g}: {one['mean_auc']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+        bounds_of = f"[{one['low']:.3f}, {one['high']:.3f}]" if np.isfinite(one["low"]) else "(no interval)"
+        label = f"{name_of(arm)}, r = {rate:g}: {one['mean_auc']:.3f} {bounds_of}"
         ax.fill_between(part["fpr"], part["low"], part["high"], color=colors[arm], alpha=0.15, lw=0, zorder=2)
         ax.plot(part["fpr"], part["tpr"], color=colors[arm], lw=2.4, zorder=3, label=label)
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
@@ -132,11 +133,14 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     """
     ax.axvline(0, color=_INK, lw=1, zorder=1)
     # A t interval over two or three seeds can fill nearly all of [-1, 1]: it is cut off, with an arrow.
-    reach = 1.6 * float(table[["low_patients", "high_patients", "difference"]].abs().to_numpy().max()) or 0.1
+    reach = 1.6 * float(np.nanmax(table[["low_patients", "high_patients", "difference"]].abs())) or 0.1
     colors = arm_colors(arms_of(table))
     for row, item in enumerate(table.itertuples()):
         color = colors[item.arm]
         ax.plot([item.low_patients, item.high_patients], [row + 0.14] * 2, color=color, lw=5, solid_capstyle="butt")
+        if not np.isfinite(item.low_patients):
+            nothing = "over patients: cannot be said"
+            ax.annotate(nothing, (item.difference, row + 0.2), ha="center", va="top", fontsize=9, color=color)
         _seeds_interval(ax, row - 0.14, item, color, reach)
         ax.plot([item.difference] * 2, [row - 0.14, row + 0.14], "o", color=color, ms=5, mec="white", mew=0.6, zorder=3)
     ax.set_xlim(-reach, reach)

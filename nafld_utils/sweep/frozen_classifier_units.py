@@ -85,8 +85,8 @@ def _features(unit: Unit, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 def scores_unit(run: Run) -> Unit:
     """Unit of the baselines' held-out scores and their AUCs."""
-    settings = {"n_resamples": run.settings.sweep.n_resamples, "seed": run.settings.seed}
-    modules = ["baselines", "sweep", "stats", "resampling"]
+    settings = {"seed": run.settings.seed, "interval": run.settings.sweep.interval_method}
+    modules = ["baselines", "sweep", "stats", "delong", "auc_intervals"]
     inputs = [frozen_unit(run), texture_unit(run)]
     return run.unit("baselines", "scores", settings=settings, inputs=inputs, modules=modules)
 
@@ -104,7 +104,8 @@ def canary_unit(run: Run, part: int) -> Unit:
     """Unit of some of the canary's shuffles."""
     seeds = canary_seeds(run, part)
     settings = {"first": seeds.start, "stop": seeds.stop, "n_splits": run.settings.folds.n_splits}
-    modules = ["baselines", "sweep", "folds", "stats", "resampling"]
+    settings["interval"] = run.settings.sweep.interval_method
+    modules = ["baselines", "sweep", "folds", "stats", "delong", "auc_intervals"]
     return run.unit(
         "baselines", "canary", f"part{part:02d}", settings=settings, inputs=[frozen_unit(run)], modules=modules
     )
@@ -121,9 +122,10 @@ def make_canary(run: Run, part: int) -> None:
     if unit.done():
         return
     features = frozen_unit(run).load_array("features.npy")
-    images, seeds = preprocessing.open_preprocessed(run).images, canary_seeds(run, part)
+    images, chosen = preprocessing.open_preprocessed(run).images, run.settings
+    how = chosen.folds.n_splits, canary_seeds(run, part), chosen.sweep.interval_method
     with unit.writing() as folder:
-        save_table(folder / "auc.csv", frozen_classifiers.canary(features, images, run.settings.folds.n_splits, seeds))
+        save_table(folder / "auc.csv", frozen_classifiers.canary(features, images, *how))
 
 
 def canary_tasks(run: Run) -> list[dict[str, Any]]:
@@ -146,7 +148,7 @@ def build_baselines(run: Run) -> dict[str, pd.DataFrame]:
         learners, data = open_learners(run), preprocessing.open_preprocessed(run)
     if not unit.done():
         scores = _scores(learners, data)
-        table = frozen_classifiers.baseline_table(scores, chosen.n_resamples, run.settings.seed)
+        table = frozen_classifiers.baseline_table(scores, chosen.interval_method)
         with unit.writing() as folder:
             save_table(folder / "scores.parquet", scores)
             save_table(folder / "auc.csv", table)

@@ -19,7 +19,7 @@ import pandas as pd
 
 from nafld_utils import preprocessing, statistics
 
-REVISION = ("baselines", 2)
+REVISION = ("baselines", 3)
 
 # Byra et al. 2018: AUC over patients, each left out once.
 BYRA_AUC = {"frozen features + SVM": 0.977, "liver / kidney ratio": 0.959, "GLCM texture + SVM": 0.893}
@@ -201,7 +201,7 @@ def fixed_scores(rules: dict[str, np.ndarray], images: pd.DataFrame) -> pd.DataF
     return pd.concat(parts, ignore_index=True)
 
 
-def baseline_table(scores: pd.DataFrame, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def baseline_table(scores: pd.DataFrame, method: str = "newcombe") -> pd.DataFrame:
     """AUC of every baseline and split by image and by patient, with intervals over patients.
 
     ``baseline, split, level, auc, low, high, byra, n_patients, over``; `byra` is the published AUC over patients, each
@@ -211,11 +211,12 @@ def baseline_table(scores: pd.DataFrame, n_resamples: int = 2000, seed: int = 0)
     for (name, split), part in scores.groupby(["baseline", "split"], sort=False):
         whole = part.groupby("patient_id", as_index=False).agg(label=("label", "first"), score=("score", "mean"))
         for level, table in (("image", part), ("patient", whole)):
-            found = statistics.auc_interval(table["label"], table["score"], table["patient_id"], n_resamples, seed)
+            data = table["label"], table["score"], table["patient_id"]
+            found = statistics.auc_interval(*data, method=method)
             known = BYRA_AUC.get(name) if level == "patient" and (split == ONE_OUT or name == RATIO) else None
-            rows.append((name, split, level, *found, known, len(whole)))
-    columns = ["baseline", "split", "level", "auc", "low", "high", "byra", "n_patients"]
-    return pd.DataFrame(rows, columns=columns).astype({"byra": float}).assign(over=statistics.OVER_PATIENTS)
+            rows.append((name, split, level, *found, known, len(whole), statistics.over(found, method=method)))
+    columns = ["baseline", "split", "level", "auc", "low", "high", "byra", "n_patients", "over"]
+    return pd.DataFrame(rows, columns=columns).astype({"byra": float})
 
 
 def split_spread(
@@ -249,7 +250,7 @@ def canary(
     images: pd.DataFrame,
     n_splits: int,
     seeds: Iterable[int],
-    n_resamples: int = 500,
+    method: str = "newcombe",
     splits: Sequence[str] = (IN_FOLDS, ONE_OUT),
 ) -> pd.DataFrame:
     """What the study's protocol scores when labels mean nothing: diagnoses shuffled among patients, one seed each.
@@ -275,13 +276,14 @@ def canary(
         label = shuffled["label"].to_numpy()
         if IN_FOLDS in splits:
             score = linear_scores(features, label, patient_folds(shuffled, n_splits, seed))
-            found = statistics.auc_interval(label, score, images["patient_id"], n_resamples, seed)
+            found = statistics.auc_interval(label, score, images["patient_id"], method=method)
             rows.append((seed, IN_FOLDS, *found))
         if ONE_OUT in splits:
             score = linear_scores(means, drawn, np.arange(len(drawn)))
-            rows.append((seed, ONE_OUT, *statistics.auc_interval(drawn, score, patients.index, n_resamples, seed)))
+            rows.append((seed, ONE_OUT, *statistics.auc_interval(drawn, score, patients.index, method=method)))
     table = pd.DataFrame(rows, columns=["seed", "split", "auc", "low", "high"])
-    return table.assign(over=statistics.OVER_PATIENTS, covers=table["low"].le(0.5) & table["high"].ge(0.5))
+    over = f"patients within class ({statistics.METHODS[method]}); {statistics.GIVEN}"
+    return table.assign(over=over, covers=table["low"].le(0.5) & table["high"].ge(0.5))
 
 
 def canary_summary(table: pd.DataFrame) -> pd.DataFrame:

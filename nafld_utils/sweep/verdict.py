@@ -6,21 +6,18 @@ incomplete grid. ``tables`` are always those of `build_tables`.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nafld_utils import ldm, params, preprocessing, views
-from nafld_utils.artifacts import Run, Unit, claim, key_of, load_table, of_row, save_table
+from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, save_table
 from nafld_utils.sweep import clinical_measures, comparisons, families, trial_grid
 from nafld_utils.sweep.prefix_features import feature_tasks, features_unit
 from nafld_utils.sweep.training_units import scores_unit
 
 REVISION = ("stages.sweep_answer", 2)
-
-STUDY = Path(__file__).parent / "stored" / "interval_study.csv"  # made by tests/benchmarks/interval_study.py
 
 # Settings that what a classifier learns depends on; those of statistics, of arithmetic and of speed are left out.
 TRAINING = (
@@ -67,7 +64,8 @@ def tables_unit(run: Run) -> Unit:
     settings |= {"secondary": list(chosen.secondary_arms)}
     settings |= {"interval": chosen.interval_method, "specificity": chosen.specificity, "seed": run.settings.seed}
     settings["grade"] = views.words_for(run).grade
-    modules = ["sweep_tables", "sweep_families", "sweep_summaries", "stats", "resampling", "delong", "measures"]
+    modules = ["sweep_tables", "sweep_families", "sweep_summaries", "stats", "resampling", "delong", "auc_intervals"]
+    modules.append("measures")
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
 
 
@@ -109,13 +107,12 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
         return {name: unit.load_table(f"{name}.parquet") for name in TABLES}
     chosen = run.settings.sweep
     options = {"n_resamples": chosen.n_resamples, "seed": run.settings.seed}
-    intervals = {**options, "method": chosen.interval_method}
     levels: dict[str, list[pd.DataFrame]] = {"comparisons": [], "arms": [], "seeds": []}
     for level in comparisons.LEVELS:
         # the grid is complete: an arm with fewer seeds was planned with them
-        compared = comparisons.compare_arms(scores, level, **intervals, fewer_seeds=True)
+        compared = comparisons.compare_arms(scores, level, **options, fewer_seeds=True)
         levels["comparisons"].append(compared.assign(level=level))
-        levels["arms"].append(comparisons.arm_intervals(scores, level, **intervals).assign(level=level))
+        levels["arms"].append(comparisons.arm_intervals(scores, level, chosen.interval_method).assign(level=level))
         levels["seeds"].append(comparisons.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
     tables["comparisons"] = families.with_roles(
@@ -206,7 +203,7 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
     seeds = " and of the seeds" if row.n_seeds > 1 else ""
     text.append(
         "On other patients like these, given these trained models and this split, it lies in"
-        f" [{row.low_patients:+.3f}, {row.high_patients:+.3f}] (95 %, bootstrap of {row.n_patients} patients{seeds}),"
+        f" {families.bounds_in_words(row)} (95 %, bootstrap of {row.n_patients} patients{seeds}),"
         f"{_width(row)} so {_verdict(row)}; {_could_show(row)}."
     )
     text += ["That is the primary comparison.", families.in_words(tables["comparisons"])]
@@ -355,31 +352,3 @@ def units(run: Run) -> list[Unit]:
     if run.settings.sweep.allow_missing:
         sealed = [unit for unit in sealed if unit.done()]
     return [*(features_unit(**task) for task in feature_tasks(run)), *sealed]
-
-
-# ---------------------------------------------------------------- the stored study of the intervals
-
-
-def stored(path: Path = STUDY) -> pd.DataFrame | None:
-    """The stored study of how often intervals hold the truth, or None where it has not been run.
-
-    ``method, level, cohorts, holds, holds_low, holds_high`` (share of intervals that hold the truth, Wilson 95 %
-    over cohorts), ``below, above`` (intervals that lie below the truth, or above it), ``mean_width, mean_auc,
-    mean_truth, patients, frames, new_patients, pixels``.
-    """
-    return load_table(path) if path.is_file() else None
-
-
-def report(path: Path = STUDY) -> str:
-    """The stored study in words, or how to make it."""
-    table = stored(path)
-    if table is None:
-        return "The study of the intervals has not been run: python tests/benchmarks/interval_study.py."
-    first = table.iloc[0]
-    text = [
-        f"{first.cohorts} simulated cohorts of {first.patients} patients, {first.frames} frames each at"
-        f" {first.pixels} px, frozen features; 95 % intervals that held the AUC on {first.new_patients} new patients:"
-    ]
-    for row in table.itertuples():
-        text.append(f"  {row.method}: {row.holds:.0%} [{row.holds_low:.0%}, {row.holds_high:.0%}]")
-    return "\n".join(text)

@@ -192,8 +192,10 @@ def agreement_table(ratings: pd.DataFrame, n_resamples: int = 2000, seed: int = 
             continue
         said = part.groupby("image_id")["said_real"].agg(["size", "sum"])
         draws = _kappas(said["sum"].to_numpy()[rng.integers(n, size=(n_resamples, n))], int(said["size"].iloc[0]))
-        low, high = np.nanpercentile(draws, [2.5, 97.5])
-        rows.append((name, kappa, low, high, n, "images (percentile bootstrap); these raters", ""))
+        still = np.nanmax(draws) == np.nanmin(draws)
+        low, high = (_NAN, _NAN) if still else np.nanpercentile(draws, [2.5, 97.5])
+        over = statistics.NO_SPREAD if still else "images (percentile bootstrap); these raters"
+        rows.append((name, kappa, low, high, n, over, ""))
     return pd.DataFrame(rows, columns=["images", "kappa", "low", "high", "n_images", "over", "note"])
 
 

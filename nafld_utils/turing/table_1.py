@@ -70,7 +70,7 @@ def summarize(ratings: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (group, metric), own in rater_rates(ratings).groupby(["group", "metric"], sort=False):
         rates = own["rate"].to_numpy()
-        note = "all raters alike: the interval has no width" if np.ptp(rates) == 0 else ""
+        note = "all raters alike: no interval, nothing can be said" if np.ptp(rates) == 0 else ""
         if len(rates) == 1:
             note = "one rater: no interval over raters"
         rows.append((group, metric, *statistics.over_folds(rates), len(rates), OVER, note))

@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, networks
+from nafld_utils import artifacts, networks, statistics
 from nafld_utils.quality import metric_units
 from nafld_utils.report import texts
 
@@ -29,6 +30,12 @@ def test_rows_of_tables_and_values_per_fold_are_claims():
     assert folds["low"] < 1.0 < 3.0 < folds["high"]
     assert (folds["over"], folds["n"]) == ("folds", 2)
     assert folds["low"] < 0 < artifacts.over_folds("a", "a", [1.0, 3.0], "ratio", (0.0, float("inf")))["low"]
+    for alike in ([2.0, 2.0], [2.0]):
+        folds = artifacts.over_folds("a", "a", pd.Series(alike), "dB")
+        assert np.isnan([folds["low"], folds["high"]]).all()
+        assert folds["over"] == "no interval: over folds, one alone or none that differ"
+    row = {"auc": 0.5, "low": np.nan, "high": np.nan, "over": statistics.NO_SPREAD, "n_patients": 8}
+    assert artifacts.of_row("a", "a", row, columns=("auc", "n_patients"))["over"] == statistics.NO_SPREAD
 
 
 @pytest.mark.parametrize("name", ["frozen features + SVM", "tf_efficientnet_b0.in1k", "0.9", " <b>A</b>, b! "])

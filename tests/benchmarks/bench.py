@@ -1,7 +1,7 @@
 """``make bench``: run the benchmarks of this folder one after the other and write the page of their latest records.
 
 ``BENCH="quality sweep"`` runs some, ``BENCH="ldm --run demo"`` hands one its own options, ``BENCH="page"`` writes the
-page from what was measured before; without words all run but the long ones.
+page from what was measured before; without words all run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=records.default_folder(), help="folder of the records and the page")
     given = list(sys.argv[1:] if arguments is None else arguments)
     n = next((i for i, word in enumerate(given) if word.startswith("-")), len(given))
-    parts = given[:n] or [part for part in records.PARTS if part not in records.LONG]
+    parts = given[:n] or list(records.PARTS)
     options, own = parser.parse_known_args(given[n:])
     if set(parts) - set(known):
         parser.error(f"expected some of {', '.join(known)}, found {', '.join(parts)}.")

@@ -37,7 +37,8 @@ class Study:
 
     `once(cell, rng)` returns outcomes of one repetition by name: a bool is counted as a share, a number is averaged,
     and None, where the method gave no answer, is left out of both. `modules`: keys of the revisions that it depends on.
-    `script` is the name of the module that offers it as ``STUDY``, so that workers can import it.
+    `script` is the name of the module that offers it as ``STUDY``, so that workers can import it; `folder` holds its
+    table, in the package where a notebook shows it.
     """
 
     script: str
@@ -47,11 +48,12 @@ class Study:
     modules: Sequence[str]
     repetitions: int = 2000
     block: int = 100
+    folder: Path = STORED
 
     @property
     def stored(self) -> Path:
         """Where its table is kept."""
-        return STORED / f"{self.script}.csv"
+        return self.folder / f"{self.script}.csv"
 
 
 # ---------------------------------------------------------------- blocks of repetitions

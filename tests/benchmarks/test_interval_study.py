@@ -1,119 +1,105 @@
-"""The study of the intervals at a tiny size: resumable, honest about its counts, and shown as it was stored."""
+"""The study of the intervals: its truth, its counts, and what the package says of its stored table."""
 
 import interval_study
 import numpy as np
 import pandas as pd
 import pytest
-import records
+import studies
+from scipy import stats as scipy_stats
 
 from nafld_utils import artifacts, statistics, sweep
-from nafld_utils.artifacts import files
 
-TINY = ["--cohorts", "1", "--patients", "15", "--frames", "1", "--new-patients", "6", "--block", "3", "--pixels", "64"]
-
-
-@pytest.fixture
-def quick_patients(monkeypatch):
-    """Features drawn from the class instead of simulated frames: the study's own arithmetic is what is tested."""
-
-    def make(run, seed, n_patients, n_frames, pixels):
-        unit = interval_study.block_unit(run, seed, n_patients, n_frames, pixels)
-        made.append(seed)
-        rng = np.random.default_rng(seed)
-        label = np.arange(n_patients) % 3 > 0
-        images = pd.DataFrame({"patient_id": np.arange(n_patients), "label": label.astype(int)})
-        images = images.loc[images.index.repeat(n_frames)].reset_index(drop=True)
-        own = rng.normal(size=(n_patients, 5))[images["patient_id"]] + 1.2 * images[["label"]].to_numpy()
-        with unit.writing() as folder:
-            files.save_array(folder / "features.npy", own + 0.3 * rng.normal(size=own.shape))
-            artifacts.save_table(folder / "images.csv", images.assign(image_id=[f"i{i}" for i in range(len(images))]))
-
-    made = []
-    monkeypatch.setattr(interval_study, "make_block", make)
-    return made
+CELL = {"patients": "38+17", "correlation": 0.5, "auc": 0.8}
 
 
-def run_of(tmp_path, monkeypatch):
+def test_scores_have_the_auc_and_the_correlation_of_their_cell():
+    large = {**CELL, "patients": "6000+6000"}
+    label, score, patient = interval_study.scores(large, np.random.default_rng(0))
+    assert statistics.auc(label, score) == pytest.approx(0.8, abs=0.01)
+    images = score[label == 0].reshape(-1, interval_study.FRAMES)
+    assert np.corrcoef(images[:, 0], images[:, 1])[0, 1] == pytest.approx(0.5, abs=0.03)
+    assert np.bincount(patient).tolist() == [interval_study.FRAMES] * 12_000
+    label, _, patient = interval_study.scores(CELL, np.random.default_rng(0))
+    assert len(np.unique(patient[label == 1])) == 38
+    assert len(np.unique(patient[label == 0])) == 17
+
+
+def test_bootstraps_are_those_of_patients_with_all_their_images():
+    """Against scipy's plain loop over resamples of patients, and the AUC of their images by `statistics.auc`."""
+    label, score, patient = interval_study.scores({**CELL, "patients": "8+7"}, np.random.default_rng(1))
+    found = interval_study.intervals(label, score, patient, seed=3)
+    for method in statistics.METHODS:
+        assert found[method] == statistics.auc_interval(label, score, patient, method=method)[1:]
+
+    def plain(pos, neg):
+        who = [*pos.astype(int), *(neg.astype(int) + 8)]
+        rows = np.concatenate([np.flatnonzero(patient == one) for one in who])
+        return round(statistics.auc(label[rows], score[rows]), 12)
+
+    for method, name in (("percentile", "percentile"), ("bca", "BCa")):
+        slow = scipy_stats.bootstrap(
+            (np.arange(8), np.arange(7)), plain, n_resamples=interval_study.N_RESAMPLES, vectorized=False, method=name,
+            paired=False, rng=3,
+        )  # fmt: skip
+        assert found[method] == pytest.approx(tuple(slow.confidence_interval), abs=1e-9), method
+    # without spread Newcombe's bounds stand
+    bounds = interval_study.intervals(label, label.astype(float), patient, seed=3)
+    assert len(set(bounds.values())) == 1
+    assert bounds["bca"][0] < 1
+
+
+def test_an_interval_holds_the_truth_or_lies_beside_it(monkeypatch):
+    bounds = {"newcombe": (0.7, 0.9), "logit": (0.81, 0.9), "percentile": (0.5, 0.79), "bca": (0.8, 0.9)}
+    monkeypatch.setattr(interval_study, "intervals", lambda *_: bounds)
+    found = interval_study.once(CELL, np.random.default_rng(0))
+    assert [found[f"{m} holds"] for m in bounds] == [True, False, False, True]
+    assert [found[f"{m} above"] for m in bounds] == [False, True, False, False]
+    assert [found[f"{m} below"] for m in bounds] == [False, False, True, False]
+    assert found["newcombe width"] == pytest.approx(0.2)
+
+
+def test_the_stored_table_is_whole_and_the_default_is_what_holds_most_evenly():
+    table = pd.read_csv(interval_study.STUDY.stored)
+    assert len(table) == len(interval_study.CELLS) * 4 * 4
+    assert table["n"].eq(2000).all()
+    shown = sweep.stored().set_index(["patients", "method"])
+    least = shown["least"].groupby("method").min()
+    assert least["newcombe"] == pytest.approx(0.9195)
+    assert least.drop("newcombe").max() < 0.89, "no other method is near"
+    (short,) = [cells for cells in shown.loc[pd.IndexSlice[:, "newcombe"], "below_92"] if cells]
+    assert short == "AUC 0.9, correlation 0.9: 91.95 %"
+    np.testing.assert_allclose(shown["holds"] + shown["below"] + shown["above"], 1)
+    small = shown.loc[("8+7", "percentile")]
+    assert "AUC 0.95, correlation 0.9: " in small["below_92"]
+
+
+def test_a_repeated_cell_agrees_with_the_stored_table():
+    """One cell again, fewer times, with other random numbers: the share that holds the AUC is the stored one."""
+    cell, n = {"patients": "8+7", "correlation": 0.9, "auc": 0.95}, 60
+    table = pd.read_csv(interval_study.STUDY.stored)
+    rows = table[(table["patients"] == "8+7") & (table["correlation"] == 0.9) & (table["auc"] == 0.95)]
+    found = [interval_study.once(cell, np.random.default_rng([7, i])) for i in range(n)]
+    for method in ("newcombe", "logit", "percentile", "bca"):
+        held = sum(one[f"{method} holds"] for one in found)
+        stored = rows.loc[rows["outcome"] == f"{method} holds", "value"].iloc[0]
+        assert scipy_stats.binomtest(held, n, stored).pvalue > 1e-4, method
+
+
+def test_the_study_knows_its_cells():
+    assert len(interval_study.CELLS) == 36
+    assert interval_study.STUDY.stored.name == "interval_study.csv"
+    assert interval_study.STUDY.stored != studies.STORED / "interval_study.csv", "a notebook shows it"
+
+
+@pytest.mark.parametrize(("label_1", "label_0", "size"), [(6, 6, "8+7"), (20, 40, "38+17"), (90, 80, "50+50")])
+def test_a_run_is_told_what_the_nearest_size_says(tmp_path, monkeypatch, label_1, label_0, size):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    return artifacts.open_run("demo", {"run": "interval-study", "engine.mode": "serial"})
-
-
-def test_cohorts_and_new_patients_share_no_seed_and_hold_the_numbers_asked_for(tmp_path, monkeypatch):
-    run = run_of(tmp_path, monkeypatch)
-    tasks = interval_study.tasks(run, interval_study.Size())
-    assert len({task["seed"] for task in tasks}) == len(tasks) == 50 + 40
-    assert sum(task["n_patients"] for task in tasks[50:]) == 2000
-    odd = interval_study.tasks(run, interval_study.Size(cohorts=1, new_patients=7, block=3))
-    assert [task["n_patients"] for task in odd] == [55, 3, 3, 1]
-
-
-def test_study_counts_intervals_that_hold_and_makes_nothing_twice(tmp_path, monkeypatch, quick_patients):
-    run = run_of(tmp_path, monkeypatch)
-    size = interval_study.Size(cohorts=10, patients=30, frames=2, new_patients=300, n_resamples=200)
-    table = interval_study.study(run, size).set_index("method")
-    assert list(table.index) == list(interval_study.METHODS)
-    over_patients, over_images = table.loc["patients, percentile"], table.loc[interval_study.METHODS[-1]]
-    assert over_patients.cohorts == 10
-    assert over_patients.holds * 10 + over_patients.below + over_patients.above == pytest.approx(10)
-    assert over_patients.holds >= 0.7
-    assert over_images.mean_width < over_patients.mean_width
-    assert over_patients.mean_truth == pytest.approx(over_patients.mean_auc, abs=0.1)
-    assert over_patients.new_patients == 300
-    before = len(quick_patients)
-    again = interval_study.study(run, size).set_index("method")
-    assert len(quick_patients) == before, "a block was made twice"
-    pd.testing.assert_frame_equal(again, table)
-
-
-def test_truth_is_the_auc_of_the_models_that_scored_the_cohort(tmp_path, monkeypatch, quick_patients):
-    run = run_of(tmp_path, monkeypatch)
-    size = interval_study.Size(cohorts=1, patients=30, frames=2, new_patients=60)
-    tasks = interval_study.tasks(run, size)
-    for task in tasks:
-        interval_study.make_block(**task)
-    cohort, new = interval_study.open_block(**tasks[0]), interval_study.open_block(**tasks[1])
-    table = interval_study.one_cohort(cohort, new, seed=0, n_resamples=100)
-    # new patients whom the features tell apart perfectly make the truth 1, whatever the cohort's own AUC is
-    telling = (10 * new[1][["label"]].to_numpy() + np.zeros((1, 5)), new[1])
-    perfect = interval_study.one_cohort(cohort, telling, seed=0, n_resamples=100)
-    assert perfect["truth"].eq(1).all()
-    assert perfect["auc"].tolist() == table["auc"].tolist()
-    assert (perfect["holds"] == (perfect["high"] >= 1)).all()
-    assert 0.5 < table["truth"].iloc[0] < 1
-    assert statistics.auc(cohort[1]["label"], cohort[0].mean(axis=1)) > 0.5
-
-
-def test_command_stores_and_reports(tmp_path, monkeypatch, capsys, quick_patients):
-    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    result = tmp_path / "result.csv"
-    assert "has not been run: python tests/benchmarks/interval_study.py" in sweep.report(result)
-    assert sweep.stored(result) is None
-    where = ["--result", str(result), "--out", str(tmp_path / "bench")]
-    assert interval_study.main([*TINY, "--n-resamples", "50", "--mode", "serial", *where]) == 0
-    assert records.load(tmp_path / "bench", "interval_study")["rows"][0]["seconds"] > 0
-    said = capsys.readouterr().out
-    assert "1 simulated cohorts of 15 patients, 1 frames each at 64 px" in said
-    assert "6 new patients" in said
-    table = sweep.stored(result)
-    assert table["method"].tolist() == list(interval_study.METHODS)
-    assert sweep.report(result) in said
-
-
-def test_the_result_in_the_package_is_whole():
-    assert sweep.verdict.STUDY.is_file()
-    assert sweep.stored()["method"].tolist() == list(interval_study.METHODS)
-    assert "50 simulated cohorts of 55 patients" in sweep.report()
-
-
-def test_a_block_holds_features_of_simulated_patients_of_both_classes(tmp_path, monkeypatch):
-    run = run_of(tmp_path, monkeypatch)
-    task = {"run": run, "seed": 20_000, "n_patients": 2, "n_frames": 1, "pixels": 64}
-    interval_study.make_block(**task)
-    features, images = interval_study.open_block(**task)
-    assert features.shape == (2, 1280)
-    assert np.isfinite(features).all()
-    assert sorted(images["label"]) == [0, 1]
-    manifest = interval_study.block_unit(**task).file("run.json")
-    before = manifest.stat().st_mtime_ns
-    interval_study.make_block(**task)
-    assert manifest.stat().st_mtime_ns == before, "made twice"
+    labels = [1] * label_1 + [0] * label_0
+    scores = pd.DataFrame({"patient_id": np.repeat(np.arange(len(labels)), 2), "label": np.repeat(labels, 2)})
+    said = {}
+    for method in statistics.METHODS:
+        run = artifacts.open_run("smoke", {"sweep.interval_method": method})
+        said[method] = sweep.report(run, scores)
+        assert f"{label_1}+{label_0} patients; nearest in the study are {size}" in said[method]
+    for text in said.values():  # the default and logit fall short with few patients alone
+        assert ("less than 92 % at AUC" in text) == (size == "8+7")

@@ -7,7 +7,7 @@ import jinja2
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, report
+from nafld_utils import artifacts, report, statistics
 from nafld_utils.report import answers, facts, reforms, texts
 
 PATIENTS = "patients within class and training seeds (crossed bootstrap); these trained models, this split"
@@ -58,8 +58,12 @@ def test_help_follows_the_interval_over_patients(real, low, high, verdict, said)
 def test_a_difference_that_no_resample_moves_tells_nothing_of_smaller_ones(real):
     gain = (SWEEP, "sweep.gain.patients", GAIN, 0)
     shown = (SWEEP, "sweep.smallest_gain", "any words", 0.1, "", "", "")
-    unmoved = table((*gain, 0, 0, PATIENTS))
-    assert "cannot be told" in " ".join(answered(real, unmoved, "help").sentences)
+    unmoved = table((*gain, "", "", statistics.NO_SPREAD))
+    found = answered(real, unmoved, "help")
+    assert found.verdict == "Cannot be said"
+    text = " ".join(found.sentences)
+    assert "cannot be told" in text
+    assert "changed by 0 (no interval: cannot be said, since nothing varies)" in text
     text = " ".join(answered(real, table((*gain, -0.1, 0.1, PATIENTS), shown), "help").sentences)
     assert "would find a true gain of 0.1 (80 % power), and fewer a smaller one." in text
     assert "cannot be told" not in text

@@ -44,10 +44,25 @@ def test_published_example_of_109_rated_images():
     normal, abnormal = (33, 6, 6, 11, 2), (3, 2, 2, 11, 33)
     label = np.repeat([0, 1], [sum(normal), sum(abnormal)])
     score = np.concatenate([np.repeat(np.arange(5), normal), np.repeat(np.arange(5), abnormal)])
-    auc, low, high = delong.interval(label, score)
+    (auc,), variance = delong.covariance(label, score)
+    error = float(np.sqrt(variance[0, 0]))
     assert auc == pytest.approx(0.8932, abs=5e-5)
-    assert (high - low) / 2 / 1.959964 == pytest.approx(0.0307, abs=5e-5)
-    assert (low, high) == pytest.approx((0.83295, 0.95339), abs=5e-6)
+    assert error == pytest.approx(0.0307, abs=5e-5)
+    assert (auc - 1.959964 * error, auc + 1.959964 * error) == pytest.approx((0.83295, 0.95339), abs=5e-6)
+
+
+def test_thirteen_patients_equal_proc_of_r():
+    """R: roc(l, s, levels = c(0, 1), direction = "<"), var(r), cov(r, q), roc.test(r, q, method = "delong")$p.value.
+
+    By pROC 1.18.0.
+    """
+    label = np.repeat([0, 1], [6, 7])
+    first = [0.1, 0.35, 0.2, 0.6, 0.45, 0.3, 0.4, 0.8, 0.55, 0.9, 0.7, 0.25, 0.65]
+    second = [0.2, 0.3, 0.25, 0.4, 0.7, 0.1, 0.5, 0.6, 0.45, 0.8, 0.3, 0.35, 0.9]
+    aucs, both = delong.covariance(label, [first, second])
+    assert aucs[0] == pytest.approx(0.8333333333)
+    np.testing.assert_allclose([both[0, 0], both[0, 1]], [0.01390778534, 0.007586923658], rtol=1e-9)
+    assert statistics.compare(label, first, second).p == pytest.approx(0.924313695, abs=1e-9)
 
 
 def test_midranks_equal_the_formula_over_all_pairs():
@@ -75,22 +90,48 @@ def test_mean_over_seeds_agrees_with_the_bootstrap_over_patients():
     assert statistics.compare(label, np.repeat(new, 3, 0), np.repeat(base, 3, 0)) == pytest.approx(found)
     # two seeds that err independently have a mean that errs less
     other = new[:, np.random.default_rng(2).permutation(55)]
-    single, both = delong.interval(label, new), delong.interval(label, np.concatenate([new, other]))
-    assert both.high - both.low < single.high - single.low
+    single, both = (delong.covariance(label, rows)[1].mean() for rows in (new, np.concatenate([new, other])))
+    assert both < single
+
+
+def test_no_spread_is_not_certainty():
+    """Arms that both separate four patients, or order them in reverse: p by permuting classes, 2 of 6 at the least."""
+    label, up, down, flat = [0, 0, 1, 1], [1, 2, 3, 4], [4, 3, 2, 1], [1, 1, 1, 1]
+    found = statistics.compare(label, up, down)
+    assert (found.difference, found.error) == (1, 0)
+    assert found.p == pytest.approx(1 / 3)
+    # each arm's bound of 0.3856 lies 0.6144 away: together sqrt(2) times that
+    assert (found.low, found.high) == pytest.approx((1 - np.sqrt(2) * 0.6143642955, 1.0), abs=1e-9)
+    same = statistics.compare(label, up, [5, 6, 8, 9])
+    assert (same.difference, same.p) == (0, 1)
+    assert (same.low, same.high) == pytest.approx((-0.6143642955, 0.6143642955))
+    for arms in ((up, flat), (flat, up), (flat, flat)):
+        assert np.isnan(statistics.compare(label, *arms)[1:]).all(), "constant scores cannot be said"
+    # a z beyond what so few patients can show: no permutation of them gives less than 1/3
+    assert statistics.compare(label, [[1, 2, 3, 4]] * 9 + [[1, 3, 2, 4]], [[4, 3, 2, 1]]).p >= 1 / 3
+
+
+def test_permutation_p_counts_all_orders_of_few_patients():
+    label = np.array([False, False, True, True, True])
+    # sums of three of 1..5 as far from 9 as 12 or farther: {3,4,5} and {1,2,3}, of ten
+    assert delong.permutation_p(label, np.arange(1.0, 6)) == pytest.approx(2 / 10)
+    assert delong.permutation_p(label, np.ones(5)) == 1
+    many = np.arange(60) % 2 == 0
+    assert delong.permutation_p(many, many + 0.01 * np.arange(60)) == pytest.approx(2 / 10_000)
 
 
 def test_equal_scores_differ_by_nothing():
     label, scores, _ = cohort(5, 6, 8, 1, n_seeds=3)
     found = statistics.compare(label, scores, scores)
-    assert (found.difference, found.error, found.p, found.low) == pytest.approx((0, 0, 1, 0), abs=1e-12)
+    assert (found.difference, found.error, found.p) == pytest.approx((0, 0, 1), abs=1e-12)
+    assert found.low < 0 < found.high
 
 
 def test_frames_as_rows_would_be_too_narrow():
     """Why the unit is the patient: ten frames of a patient as ten rows."""
     label, scores, patient = cohort(6, 17, 38, 10)
-    _, low, high = delong.interval(label, scores[0])
-    interval = statistics.auc_interval(label, scores[0], patient)
-    assert interval.high - interval.low > 2 * (high - low)
+    by_row, by_patient = delong.covariance(label, scores[0])[1], delong.covariance(label, scores[0], patient)[1]
+    assert by_patient[0, 0] > 4 * by_row[0, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Calibration, sensitivity at a fixed specificity, correlation with fat: by eye and against other code."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 from sklearn.metrics import brier_score_loss, roc_curve
 
+from nafld_utils import statistics
 from nafld_utils.sweep import clinical_measures
 
 LABEL = np.repeat([0, 1], [17, 38])
@@ -19,7 +21,27 @@ def test_brier_equals_scikit_learn_and_is_averaged_over_seeds():
     found = clinical_measures.brier(LABEL, scores(3), n_resamples=200)
     assert found.estimate == pytest.approx(np.mean([brier_score_loss(LABEL, row) for row in scores(3)]))
     assert found.low < found.estimate < found.high
-    assert clinical_measures.brier(LABEL, LABEL.astype(float), 50)[:3] == (0, 0, 0)
+
+
+def test_a_measure_that_no_resample_moves_has_no_interval_and_says_so():
+    perfect = clinical_measures.brier(LABEL, LABEL.astype(float), 50)
+    assert perfect.estimate == 0
+    assert np.isnan([perfect.low, perfect.high, perfect.error]).all()
+    # all patients of class 1 found: the exact bound of their number, 0.025 ** (1 / n)
+    n = int(LABEL.sum())
+    found = clinical_measures.sensitivity_at(LABEL, LABEL.astype(float), n_resamples=50)
+    assert (found.estimate, found.high) == (1, 1)
+    assert found.low == pytest.approx(0.025 ** (1 / n))
+    none = clinical_measures.sensitivity_at(LABEL, np.full(len(LABEL), 0.5), n_resamples=50)
+    assert none.estimate == 0
+    assert np.isnan(none.low)
+    facts = {"arm": "real", "rate": 0.0, "seed": 0, "label": LABEL, "patient_id": np.arange(len(LABEL))}
+    table = pd.DataFrame({**facts, "score": 0.5}).assign(image_id=lambda part: part["patient_id"].astype(str))
+    rows = clinical_measures.patient_measures(table, {}, 0.9, n_resamples=50)
+    assert rows["over"].eq(statistics.NO_SPREAD).all()
+    bands = clinical_measures.roc_bands(table, n_resamples=20)
+    assert bands["low"].isna().all()
+    assert bands["over"].eq(statistics.NO_SPREAD).all()
     share = LABEL.mean()
     assert clinical_measures.brier(LABEL, np.full(55, share), 50).estimate == pytest.approx(share * (1 - share))
 

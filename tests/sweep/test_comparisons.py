@@ -75,13 +75,15 @@ def test_one_seed_says_why_there_is_no_test_over_seeds():
     row = comparisons.compare_arms(table, n_resamples=100).iloc[0]
     assert np.isnan([row.t, row.p, row.low_seeds]).all()
     assert row.note == "one seed: no test over seeds"
-    assert comparisons.arm_intervals(table, n_resamples=100)["over"].eq(comparisons.OVER_PATIENTS).all()
+    over = "patients within class (Newcombe); these trained models, this split"
+    assert comparisons.arm_intervals(table)["over"].eq(over).all()
+    assert comparisons.arm_intervals(table, method="logit")["over"].str.contains("logit DeLong").all()
 
 
 def test_arm_intervals_agree_with_auc_interval_for_one_seed():
     table = sweep_table({("real", 0.0): 0.0}, n_seeds=1)
-    row = comparisons.arm_intervals(table, n_resamples=200, seed=2).iloc[0]
-    expected = statistics.auc_interval(table["label"], table["score"], table["patient_id"], 200, 2)
+    row = comparisons.arm_intervals(table).iloc[0]
+    expected = statistics.auc_interval(table["label"], table["score"], table["patient_id"])
     assert (row.mean_auc, row.low, row.high) == pytest.approx(expected)
 
 
@@ -154,11 +156,11 @@ def test_an_arm_planned_with_fewer_seeds_meets_real_images_with_those_seeds():
 
 def test_fold_average_has_an_interval_of_its_own_and_none_where_a_fold_is_too_small():
     table = sweep_table({("real", 0.0): 0.0})
-    row = comparisons.arm_intervals(table, n_resamples=200).iloc[0]
+    row = comparisons.arm_intervals(table).iloc[0]
     assert row.fold_low < row.fold_auc < row.fold_high
     assert row.fold_auc == pytest.approx(comparisons.auc_by_seed(table)["fold_auc"].mean())
     tiny = table.assign(fold=table["patient_id"])
-    assert np.isnan(comparisons.arm_intervals(tiny, n_resamples=100).iloc[0].fold_low)
+    assert np.isnan(comparisons.arm_intervals(tiny).iloc[0].fold_low)
 
 
 # ---------------------------------------------------------------- summaries
@@ -166,7 +168,7 @@ def test_fold_average_has_an_interval_of_its_own_and_none_where_a_fold_is_too_sm
 
 def test_maxima_are_named_optimistic():
     table = sweep_table({("real", 0.0): 0.0, ("class", 0.5): 0.0, ("class", 1.0): 0.3})
-    arms = comparisons.arm_intervals(table, n_resamples=100)
+    arms = comparisons.arm_intervals(table)
     row = comparisons.optimistic(arms).set_index("arm").loc["class"]
     assert (row.best_rate, row.n_rates, row.trainings) == (1.0, 2, 6)
     assert row.best_rate_auc == arms["mean_auc"].max()
@@ -208,9 +210,7 @@ def test_roc_bands_equal_scikit_learn_and_hold_their_curve():
 
 def test_variants_show_only_what_the_run_holds():
     scores = grouped()
-    arms = pd.concat(
-        [comparisons.arm_intervals(scores, level, n_resamples=100).assign(level=level) for level in comparisons.LEVELS]
-    )
+    arms = pd.concat([comparisons.arm_intervals(scores, level).assign(level=level) for level in comparisons.LEVELS])
     names = list(dict.fromkeys(comparisons.variants(arms)["variant"]))
     assert [name.split("(")[1] for name in names] == ["Fig. 5)", "S3)", "S6)", "S5)"]
     plain = comparisons.variants(arms[arms["freeze"] == "paper"].drop(columns=["freeze", "balance"]))

@@ -123,7 +123,7 @@ def test_table_of_baselines_has_an_interval_over_patients_and_the_published_valu
     scores = frozen_classifiers.split_scores(learners(features_of(images, 1.0)), images)
     rule = images["label"] + np.random.default_rng(0).normal(size=36)
     fixed = frozen_classifiers.fixed_scores({frozen_classifiers.RATIO: rule.to_numpy()}, images)
-    table = frozen_classifiers.baseline_table(pd.concat([scores, fixed]), n_resamples=100)
+    table = frozen_classifiers.baseline_table(pd.concat([scores, fixed]))
     assert len(table) == (2 * 2 + 1) * 2
     known = table.dropna(subset=["byra"]).set_index(["baseline", "split"])["byra"].to_dict()
     assert known == {
@@ -151,9 +151,7 @@ def test_the_leak_shows_on_features_that_know_the_patient_and_nothing_else():
 def test_the_canary_sings_without_a_leak_and_dies_with_one(monkeypatch):
     images = images_table(20, 5, 4)
     features = features_of(images, 3.0, 60)
-    summary = frozen_classifiers.canary_summary(
-        frozen_classifiers.canary(features, images, 4, range(12), n_resamples=100)
-    )
+    summary = frozen_classifiers.canary_summary(frozen_classifiers.canary(features, images, 4, range(12)))
     folds, one_out = (
         summary.set_index("split").loc[name] for name in (frozen_classifiers.IN_FOLDS, frozen_classifiers.ONE_OUT)
     )
@@ -165,9 +163,7 @@ def test_the_canary_sings_without_a_leak_and_dies_with_one(monkeypatch):
     # a protocol that deals out frames finds the same shuffled diagnoses again
     leaking = lambda images, k, seed: frozen_classifiers.image_folds(images["label"].to_numpy(), k, seed)  # noqa: E731
     monkeypatch.setattr(frozen_classifiers, "patient_folds", leaking)
-    broken = frozen_classifiers.canary_summary(
-        frozen_classifiers.canary(features, images, 4, range(2), n_resamples=100)
-    )
+    broken = frozen_classifiers.canary_summary(frozen_classifiers.canary(features, images, 4, range(2)))
     assert broken.set_index("split").loc[frozen_classifiers.IN_FOLDS, "mean_auc"] > 0.9
 
 
@@ -176,7 +172,7 @@ def test_the_criterion_of_the_canary_holds_with_200_shuffles_and_fails_with_a_le
     """The paper's numbers of patients; features that know the class would show it, were it not shuffled."""
     images = images_table(55, 2, 5)
     features = features_of(images, 3.0, 60)
-    how = {"n_resamples": 20, "splits": [frozen_classifiers.IN_FOLDS]}
+    how = {"splits": [frozen_classifiers.IN_FOLDS]}
     sound = frozen_classifiers.canary_summary(frozen_classifiers.canary(features, images, 5, range(200), **how))
     patients = pd.DataFrame({"patient_id": range(55)})
     assert sweep.leaks({"canary_summary": sound}, patients) is False
@@ -208,7 +204,7 @@ def test_shuffles_keep_frames_together_and_the_number_of_patients_a_class(monkey
         return np.arange(len(label), dtype=float)
 
     monkeypatch.setattr(frozen_classifiers, "linear_scores", spy)
-    frozen_classifiers.canary(features_of(images, 0.0), images, 2, range(3), n_resamples=50)
+    frozen_classifiers.canary(features_of(images, 0.0), images, 2, range(3))
     by_image = [label for label in drawn if len(label) == 40]
     assert len(by_image) == 3
     assert len({tuple(label) for label in by_image}) > 1, "shuffles differ"
@@ -236,9 +232,7 @@ def test_two_hundred_shuffles_of_the_real_diagnoses_score_half(real_features):
     found, _, features = real_features
     few = np.arange(0, len(features), 5)  # two frames of each patient: labels are shuffled by patient
     images = found.images.iloc[few].reset_index(drop=True)
-    shuffles = frozen_classifiers.canary(
-        features[few], images, 5, range(200), n_resamples=20, splits=[frozen_classifiers.IN_FOLDS]
-    )
+    shuffles = frozen_classifiers.canary(features[few], images, 5, range(200), splits=[frozen_classifiers.IN_FOLDS])
     summary = frozen_classifiers.canary_summary(shuffles)
     assert sweep.leaks({"canary_summary": summary}, found.images) is False, summary.to_string()
 
@@ -265,11 +259,7 @@ def test_the_protocol_holds_on_the_real_cohort(real_features):
         {frozen_classifiers.HALVES: frozen_classifiers.half_ratio(crops[few])}, placed
     )
     scores = pd.concat([frozen_classifiers.split_scores(rest, placed), fixed])
-    auc = (
-        frozen_classifiers.baseline_table(scores, 200)
-        .query("level == 'patient'")
-        .set_index(["baseline", "split"])["auc"]
-    )
+    auc = frozen_classifiers.baseline_table(scores).query("level == 'patient'").set_index(["baseline", "split"])["auc"]
     print(auc)
     assert auc[frozen_classifiers.FEATURES_SVM, frozen_classifiers.ONE_OUT] > 0.7
     assert auc[frozen_classifiers.GLCM_SVM, frozen_classifiers.ONE_OUT] > 0.5

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from toy_scores import ARMS, ToyData, features_of, learners, made_up
 
-from nafld_utils import artifacts, params, sweep, views
+from nafld_utils import artifacts, params, statistics, sweep, views
 from nafld_utils.preprocessing import unit
 from nafld_utils.sweep import comparisons, families, figures, frozen_classifier_units, frozen_classifiers, verdict
 
@@ -97,10 +97,24 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
 def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):
     tables = sweep.build_tables(run, made_up().assign(score=0.5))
     row = verdict.primary(run, tables)
-    assert row.se_patients == 0
-    assert np.isnan(row.smallest_effect)
-    assert "cannot be told: every resample of these patients gives this one" in sweep.answer(run, tables)
-    assert not any(claim["key"] == "sweep.smallest_gain" for claim in verdict.claims(run, tables))
+    assert np.isnan([row.low_patients, row.high_patients, row.p_patients, row.smallest_effect]).all()
+    said = sweep.answer(run, tables)
+    assert "cannot be told, since every resample of them gives this one" in said
+    assert "in a range that cannot be said" in said
+    assert "nan" not in said
+    claims = verdict.claims(run, tables)
+    assert not any(claim["claim"].startswith("smallest") for claim in claims)
+    of_arms = [claim for claim in claims if claim["key"].startswith("sweep.auc")]
+    assert of_arms
+    assert {claim["over"] for claim in of_arms} == {statistics.NO_SPREAD}
+    with views.style():
+        fig, axes = plt.subplots(1, 2)
+        arms = sweep.at(run, tables["arms"])
+        figures.roc(sweep.at(run, tables["roc"], None), arms, axes[0])
+        assert "(no interval)" in axes[0].get_legend().get_texts()[0].get_text()
+        figures.differences(sweep.at(run, tables["comparisons"]), axes[1])
+        assert any("cannot be said" in text.get_text() for text in axes[1].texts)
+        plt.close(fig)
 
 
 def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
@@ -139,8 +153,8 @@ def test_every_interval_over_patients_says_what_it_is_given(run, n_seeds):
     scores = made_up(n_seeds=n_seeds)
     tables = sweep.build_tables(run, scores)
     features = features_of(ToyData.images, 1.0)
-    made = frozen_classifiers.baseline_table(frozen_classifiers.split_scores(learners(features), ToyData.images), 50)
-    shuffled = frozen_classifiers.canary(features, ToyData.images, 2, range(2), n_resamples=50)
+    made = frozen_classifiers.baseline_table(frozen_classifiers.split_scores(learners(features), ToyData.images))
+    shuffled = frozen_classifiers.canary(features, ToyData.images, 2, range(2))
     tables |= {"auc": made, "canary": shuffled, "claims": pd.DataFrame(verdict.claims(run, tables))}
     bounded = {name: table for name, table in tables.items() if any(c.startswith("low") for c in table)}
     assert {"variants", "reliability", "roc", "measures", "canary"} < set(bounded)
@@ -343,7 +357,7 @@ def test_figures_draw_what_they_are_given(run, tables):
         figures.differences(compared.assign(low_seeds=np.nan, high_seeds=np.nan, note="one seed"), axes[0, 2])
         figures.reliability(sweep.at(run, tables["reliability"], None), axes[0, 3])
         scores = frozen_classifiers.split_scores(learners(features_of(ToyData.images, 1.0)), ToyData.images)
-        whole = frozen_classifiers.baseline_table(scores, 50).query("level == 'patient'")
+        whole = frozen_classifiers.baseline_table(scores).query("level == 'patient'")
         figures.baseline_bars(whole, sweep.at(run, tables["arms"], "patient"), axes[1, 0])
         assert len(axes[1, 0].get_yticklabels()) == 2 + 3
         spread = pd.DataFrame({"baseline": "b", "split_by": ["patient", "image"] * 3, "seed": 0})
@@ -357,12 +371,12 @@ def test_figures_draw_what_they_are_given(run, tables):
 
 def test_networks_of_some_folds_are_not_passed_off_as_judged_on_all_patients(run):
     scores = frozen_classifiers.split_scores(learners(features_of(ToyData.images, 1.0)), ToyData.images)
-    whole = frozen_classifiers.baseline_table(scores, 50).query("level == 'patient'")
+    whole = frozen_classifiers.baseline_table(scores).query("level == 'patient'")
     for part, says in (
         (made_up(), "trained network, folds of this run"),
         (made_up().query("fold == 0"), "trained network, 10 of the 20 patients, not those of the baselines"),
     ):
-        arms = comparisons.arm_intervals(part, "patient", 50)
+        arms = comparisons.arm_intervals(part, "patient")
         with views.style():
             fig, ax = plt.subplots()
             labels = [text.get_text() for text in figures.baseline_bars(whole, arms, ax).get_legend().get_texts()]
