@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
+from nafld_utils import statistics
 from nafld_utils.artifacts import Run
 from nafld_utils.report import texts
-from nafld_utils.report.facts import Claim, find, first
+from nafld_utils.report.facts import Claim, find, first, numeric
 
 _FLOOR = "halves_of_real"  # real patients against other real patients
 _FOUND = 0.9  # share of planted copies below which an audit that finds nothing proves nothing
@@ -66,17 +67,20 @@ def _side(claim: Claim, middle: float) -> str:
 
 def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     """Gains over patients, each with where it lies; empty where there is none."""
-    gains = find(table, "sweep.gain.patients")
+    gains, seeds = find(table, "sweep.gain.patients"), first(table, "sweep.gain.seeds")
     if not gains:
         return {}
-    states = [_side(gain, 0.0) for gain in gains]
+    states, smallest = [_side(gain, 0.0) for gain in gains], first(table, "sweep.smallest_gain")
+    few = seeds is not None and (numeric(seeds.n) or statistics.FEWEST_SEEDS) < statistics.FEWEST_SEEDS
     return {
-        "state": states[0] if len(set(states)) == 1 else "mixed",
+        "state": "few" if few else states[0] if len(set(states)) == 1 else "mixed",
         "gains": list(zip(gains, states, strict=True)),
-        "unmoved": gains[0].low is not None and gains[0].low == gains[0].high,
+        "unmoved": not gains[0].bounded and smallest is None,
+        "few": few,
+        "fewest": statistics.FEWEST_SEEDS,
         "alone": first(table, "sweep.auc.image.real"),
-        "smallest": first(table, "sweep.smallest_gain"),
-        "seeds": first(table, "sweep.gain.seeds"),
+        "smallest": smallest,
+        "seeds": seeds,
     }
 
 

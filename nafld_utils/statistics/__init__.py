@@ -7,12 +7,13 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="bootstrap delong roc".split(),
+    submodules="bootstrap delong readers roc".split(),
     submod_attrs={
-        "bootstrap": "Resampled counts crossed_bootstrap two_sided_p".split(),
+        "bootstrap": "Resampled counts crossed_bootstrap".split(),
         "delong": "DelongTest compare".split(),
+        "readers": "FEWEST_SEEDS gain smallest_gain".split(),
         "roc": (
-            "GIVEN OVER_PATIENTS auc auc_interval checked difference_bootstrap exact_interval "
+            "GIVEN OVER_PATIENTS auc auc_interval checked exact_interval "
             "mean_auc_interval over_folds paired_t patient_codes student_t_interval"
         ).split(),
     },

@@ -90,19 +90,6 @@ def crossed_bootstrap(
     return Resampled(estimate, float(low), float(high), error, draws)
 
 
-def two_sided_p(draws: np.ndarray) -> float:
-    """Two-sided p of a difference from its bootstrap replicates: twice the share beyond zero, never below 2 / (n + 1).
-
-    Examples
-    --------
-    >>> two_sided_p(np.array([0.1, 0.2, 0.3, -0.1]))
-    0.8
-    """
-    n = len(draws)
-    tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (n + 1)))
-
-
 def counts(index: np.ndarray, n: int) -> np.ndarray:
     """How often each of `n` was drawn: index ``(..., m)`` to ``(..., n)`` float64."""
     rows = index.reshape(-1, index.shape[-1])

@@ -237,64 +237,22 @@ def mean_auc_interval(
     Interval
         ``auc, low, high``.
     """
-    found = _crossed(_pair_wins(label, scores, patient, fold), None, n_resamples, seed, level, method)
+    found = _crossed(_pair_wins(label, scores, patient, fold), n_resamples, seed, level, method)
     return Interval(found.estimate, found.low, found.high)
-
-
-def difference_bootstrap(
-    label: Any,
-    new: Any,
-    base: Any,
-    patient: Any,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    method: str = "percentile",
-) -> bootstrap.Resampled:
-    """Mean AUC difference ``new - base`` with a crossed bootstrap interval over patients and seeds.
-
-    Patients are drawn within class, the same draw for both arms; seeds are drawn independently of them, in pairs.
-
-    Parameters
-    ----------
-    new, base : (n_seeds, n) array of float
-        Row s of both was trained with the same seed.
-    label, patient, n_resamples, seed, level, method
-        As in `auc_interval`.
-
-    Returns
-    -------
-    statistics.Resampled
-        ``estimate, low, high, error, draws``.
-
-    Notes
-    -----
-    With two or three seeds the seeds' part of the spread is underestimated; patients dominate it all the same.
-    """
-    new, base = np.atleast_2d(np.asarray(new, dtype=float)), np.atleast_2d(np.asarray(base, dtype=float))
-    if new.shape != base.shape:
-        raise ValueError(
-            f"new and base: expected equal shapes (seeds, images), found {new.shape} and {base.shape}; pair them."
-        )
-    arms = _pair_wins(label, new, patient), _pair_wins(label, base, patient)
-    return _crossed(*arms, n_resamples, seed, level, method)
 
 
 Blocks = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def _crossed(
-    arm: Blocks, base: Blocks | None, n_resamples: int, seed: int, level: float, method: str
-) -> bootstrap.Resampled:
-    """Mean AUC over seeds, or its difference from `base`, resampled; one draw serves both arms."""
+def _crossed(arm: Blocks, n_resamples: int, seed: int, level: float, method: str) -> bootstrap.Resampled:
+    """Mean AUC over seeds, resampled."""
     sizes = [n for wins, _, _ in arm for n in wins.shape[1:]]
     n_seeds = len(arm[0][0])
 
     def statistic(*drawn: np.ndarray) -> np.ndarray:
         seeds = bootstrap.counts(drawn[-1], n_seeds)
         weights = [bootstrap.counts(index, n) for index, n in zip(drawn[:-1], sizes, strict=True)]
-        value = _weighted_auc(arm, weights, seeds)
-        return value if base is None else value - _weighted_auc(base, weights, seeds)
+        return _weighted_auc(arm, weights, seeds)
 
     return bootstrap.crossed_bootstrap(statistic, sizes, n_seeds, n_resamples, seed, level, method)
 

@@ -19,7 +19,7 @@ import pandas as pd
 from nafld_utils import statistics
 from nafld_utils.params import REAL
 
-REVISION = ("sweep_tables", 5)
+REVISION = ("sweep_tables", 6)
 
 GROUP = ("backbone", "freeze", "balance")
 CELL = (*GROUP, "arm", "rate")
@@ -27,12 +27,16 @@ LEVELS = ("image", "patient")
 OVER_SEEDS = "training seeds (Student t); these patients, this split"
 OVER_PATIENTS = statistics.OVER_PATIENTS
 OVER_BOTH = f"patients within class and training seeds (crossed bootstrap); {statistics.GIVEN}"
+# A gain: over seeds too where there are `statistics.FEWEST_SEEDS`; what is given then (Nadeau and Bengio 2003).
+OVER_GAIN = (
+    "patients and training seeds (Obuchowski-Rockette, degrees of freedom of Hillis);"
+    " this split, these generators and these training patients"
+)
+OVER_FEW = f"patients with their images (Obuchowski 1997); {statistics.GIVEN}"
 # What a row of `compare_arms` is for.
 PRIMARY = "primary"
 SENSITIVITY = "sensitivity analysis of the primary, unadjusted"
 EXPLORATORY = "exploratory, Holm-adjusted"
-# Two-sided 5 % test with 80 % power: 1.96 + 0.84 standard errors.
-DETECTABLE = 2.8
 
 # The paper's robustness checks: how a group differs from the main one, and where the paper shows it.
 VARIANTS = {
@@ -71,6 +75,11 @@ def over_patients(n_seeds: int, within: str = "") -> str:
     """What an interval over patients is over: the seeds too, where there are several; `within` what besides a class."""
     over = OVER_BOTH if n_seeds > 1 else OVER_PATIENTS
     return over.replace("within class", f"within class{within}", 1)
+
+
+def over_gain(n_seeds: int) -> str:
+    """What a gain's interval over patients is over: the seeds too, where there are enough."""
+    return OVER_GAIN if n_seeds >= statistics.FEWEST_SEEDS else OVER_FEW
 
 
 def present(table: pd.DataFrame, names: Sequence[str] = CELL) -> list[str]:
@@ -194,9 +203,6 @@ def compare_arms(
     scores: pd.DataFrame,
     level: str = "image",
     primary: Mapping[str, Any] | None = None,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    method: str = "percentile",
     fewer_seeds: bool = False,
 ) -> pd.DataFrame:
     """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
@@ -211,15 +217,15 @@ def compare_arms(
     Notes
     -----
     One row and one test are primary: the declared comparison at image level, judged by ``low_patients, high_patients``
-    (the crossed bootstrap over patients and seeds). Its paired t over seeds, and its row at patient level with DeLong's
+    (`statistics.gain`, over patients and seeds). Its paired t over seeds, and its row at patient level with DeLong's
     test, are sensitivity analyses of the same comparison; ``role`` says so, and no p of theirs is adjusted. All other
     rows explore. A Holm family is one column of p (``p``, ``p_patients`` or ``delong_p``) of all exploratory rows of
     the table, every group, arm and rate of one level.
     """
-    how, rows = {"n_resamples": n_resamples, "seed": seed, "method": method}, []
+    rows = []
     for cell, arm, whole in _beside(at_level(scores, level)):
         paired = _paired(cell, arm, whole, fewer_seeds)
-        row = {**cell, **_compare(arm, paired, level, how)}
+        row = {**cell, **_compare(arm, paired, level)}
         if len(paired.seeds) < len(whole.seeds):
             fewer = f"{len(paired.seeds)} of the {len(whole.seeds)} seeds of {REAL}"
             row["note"] = "; ".join(filter(None, [row["note"], fewer]))
@@ -267,17 +273,17 @@ def _paired(cell: Mapping[str, Any], arm: Scored, base: Scored, fewer_seeds: boo
     return base
 
 
-def _compare(arm: Scored, base: Scored, level: str, how: Mapping[str, Any]) -> dict[str, Any]:
+def _compare(arm: Scored, base: Scored, level: str) -> dict[str, Any]:
     """A row of `compare_arms` without its cell.
 
-    Over seeds ``t, p, low_seeds, high_seeds``; over patients and seeds ``p_patients, low_patients, high_patients,
-    se_patients, smallest_effect`` (the difference that this many patients show with 80 % power: 2.8 standard errors;
-    NaN where no resample moves the difference); at patient level, seeds held fixed, DeLong's ``delong_p, delong_low,
-    delong_high`` (NaN at image level, where rows are not independent).
+    Over seeds ``t, p, low_seeds, high_seeds``; over patients and, where there are three, seeds ``p_patients,
+    low_patients, high_patients, se_patients, df_patients, smallest_effect`` (the gain that these patients and seeds
+    show with 80 % power; all NaN where nothing varies); at patient level, seeds held fixed, DeLong's ``delong_p,
+    delong_low, delong_high`` (NaN at image level, where rows are not independent).
     """
-    gain = statistics.difference_bootstrap(arm.label, arm.scores, base.scores, arm.patient, **how)
+    gain = statistics.gain(arm.label, arm.scores, base.scores, arm.patient)
     each, before, nan = arm.aucs, base.aucs, float("nan")
-    over = f"_seeds: {OVER_SEEDS} | _patients: {over_patients(len(each))}"
+    over = f"_seeds: {OVER_SEEDS} | _patients: {over_gain(len(each))}"
     t, p, low, high, note = nan, nan, nan, nan, ""
     try:
         t, p, _, _, low, high = statistics.paired_t(each, before)
@@ -290,16 +296,17 @@ def _compare(arm: Scored, base: Scored, level: str, how: Mapping[str, Any]) -> d
     return {
         "mean_auc": float(np.mean(each)),
         "mean_auc_base": float(np.mean(before)),
-        "difference": gain.estimate,
+        "difference": gain.difference,
         "t": t,
         "p": p,
         "low_seeds": low,
         "high_seeds": high,
-        "p_patients": statistics.two_sided_p(gain.draws),
+        "p_patients": gain.p,
         "low_patients": gain.low,
         "high_patients": gain.high,
         "se_patients": gain.error,
-        "smallest_effect": DETECTABLE * gain.error if gain.error > 0 else nan,
+        "df_patients": gain.df,
+        "smallest_effect": float(statistics.smallest_gain(gain.error, gain.df)),
         "delong_p": tested.p,
         "delong_low": tested.low,
         "delong_high": tested.high,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from nafld_utils import statistics
 from nafld_utils.sweep import frozen_classifiers
 from nafld_utils.views import COLORS
 
@@ -49,17 +50,18 @@ def name_of(arm: str) -> str:
     return ARM_NAMES.get(arm, arm.replace("_", " "))
 
 
-def over_words(n_seeds: pd.Series) -> str:
-    """What intervals over patients are over, in a legend's words, from the training seeds of each.
+def over_words(n_seeds: pd.Series, fewest: int = 2) -> str:
+    """What intervals over patients are over, in a legend's words, from the training seeds of each: with `fewest` seeds
+    they are over seeds too.
 
     Examples
     --------
     >>> over_words(pd.Series([25, 25])), over_words(pd.Series([1]))
     ('patients and seeds', 'patients')
     """
-    if n_seeds.min() > 1:
+    if n_seeds.min() >= fewest:
         return "patients and seeds"
-    return "patients" if n_seeds.max() == 1 else "patients, and seeds where there are several"
+    return "patients" if n_seeds.max() < fewest else "patients, and seeds where there are several"
 
 
 def boxes(by_seed: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
@@ -131,7 +133,7 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     """
     ax.axvline(0, color=_INK, lw=1, zorder=1)
     # A t interval over two or three seeds can be wider than an AUC can differ: it is cut off, with an arrow.
-    reach = 1.6 * float(table[["low_patients", "high_patients", "difference"]].abs().to_numpy().max()) or 0.1
+    reach = 1.6 * float(table[["low_patients", "high_patients", "difference"]].abs().max().max()) or 0.1
     colors = arm_colors(arms_of(table))
     for row, item in enumerate(table.itertuples()):
         color = colors[item.arm]
@@ -143,7 +145,7 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     _name_rows(ax, names, "AUC minus that of real images alone")
     if table["low_seeds"].notna().any():
         ax.plot([], [], color=_GREY, lw=1.6, ls=(0, (3, 1.5)), label="95 % over training seeds, these patients")
-    label = f"95 % over {over_words(table['n_seeds'])}"
+    label = f"95 % over {over_words(table['n_seeds'], statistics.FEWEST_SEEDS)}"
     ax.plot([], [], color=_GREY, lw=5, solid_capstyle="butt", label=label)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import ldm, params, preprocessing, views
+from nafld_utils import ldm, params, preprocessing, statistics, views
 from nafld_utils.artifacts import Run, Unit, claim, key_of, load_table, of_row, save_table
 from nafld_utils.sweep import clinical_measures, comparisons, trial_grid
 from nafld_utils.sweep.prefix_features import feature_tasks, features_unit
@@ -66,7 +66,7 @@ def tables_unit(run: Run) -> Unit:
     settings = {"n_resamples": chosen.n_resamples, "primary": [chosen.primary_arm, chosen.primary_rate]}
     settings |= {"interval": chosen.interval_method, "specificity": chosen.specificity, "seed": run.settings.seed}
     settings["grade"] = views.words_for(run).grade
-    modules = ["sweep_tables", "sweep_summaries", "stats", "resampling", "delong", "measures"]
+    modules = ["sweep_tables", "sweep_summaries", "stats", "resampling", "delong", "readers", "measures"]
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
 
 
@@ -113,7 +113,7 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     levels: dict[str, list[pd.DataFrame]] = {"comparisons": [], "arms": [], "seeds": []}
     for level in comparisons.LEVELS:
         # the grid is complete: an arm with fewer seeds was planned with them
-        compared = comparisons.compare_arms(scores, level, primary, **intervals, fewer_seeds=True)
+        compared = comparisons.compare_arms(scores, level, primary, fewer_seeds=True)
         levels["comparisons"].append(compared.assign(level=level))
         levels["arms"].append(comparisons.arm_intervals(scores, level, **intervals).assign(level=level))
         levels["seeds"].append(comparisons.auc_by_seed(scores, level).assign(level=level))
@@ -204,29 +204,39 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
             "Trained again on the same patients, the mean difference lies in"
             f" [{row.low_seeds:+.3f}, {row.high_seeds:+.3f}] (95 %, Student t over {row.n_seeds} seeds)."
         )
-    seeds = " and of the seeds" if row.n_seeds > 1 else ""
-    text.append(
-        "On other patients like these, given these trained models and this split, it lies in"
-        f" [{row.low_patients:+.3f}, {row.high_patients:+.3f}] (95 %, bootstrap of {row.n_patients} patients{seeds}),"
-        f" so {_verdict(row)}; {_could_show(row)}."
-    )
+    given, seeds = "these trained models and this split", ""
+    if row.n_seeds >= statistics.FEWEST_SEEDS:
+        given = "this split, these generators and these training patients"
+        seeds = f" and {row.n_seeds} training seeds"
+    lies = "cannot be bounded, since it is the same for all of them"
+    if np.isfinite(row.low_patients):
+        lies = f"lies in {_bounds(row)} (95 %, over {row.n_patients} patients{seeds})"
+    text.append(f"On other patients like these, given {given}, it {lies}, so {_verdict(row)}; {_could_show(row)}.")
     text.append(
         "That is the primary analysis. Unadjusted sensitivity analyses of the same comparison are"
-        f" {'the interval over seeds and, ' if seeds else ''}with a patient counted once, a difference of"
-        f" {whole.difference:+.3f}"
-        f" [{whole.low_patients:+.3f}, {whole.high_patients:+.3f}], DeLong p = {whole.delong_p:.2g}."
+        f" {'the interval over seeds and, ' if row.n_seeds > 1 else ''}with a patient counted once, a difference of"
+        f" {whole.difference:+.3f} {_bounds(whole)}, DeLong p = {whole.delong_p:.2g}."
     )
     text.append(params.agreement(run.settings))
     return " ".join(text)
 
 
+def _bounds(row: pd.Series) -> str:
+    return f"[{row.low_patients:+.3f}, {row.high_patients:+.3f}]" if np.isfinite(row.low_patients) else "(no interval)"
+
+
 def _could_show(row: pd.Series) -> str:
     if np.isfinite(row.smallest_effect):
-        return f"the smallest difference that so many patients could show is about {row.smallest_effect:.3f}"
-    return "how small a difference they could show cannot be told, since every resample of them gives this one"
+        return f"the smallest difference that they show with 80 % power is about {row.smallest_effect:.3f}"
+    return "how small a difference they could show cannot be told, since nothing varies"
 
 
 def _verdict(row: pd.Series) -> str:
+    if row.n_seeds < statistics.FEWEST_SEEDS:
+        return (
+            f"there are too few seeds ({row.n_seeds}; the fewest are {statistics.FEWEST_SEEDS}) to say whether the"
+            " images help a network that is trained again"
+        )
     if row.low_patients > 0:
         return "the images helped, as far as this split and these training runs show"
     if row.high_patients < 0:
@@ -305,8 +315,8 @@ def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list
     best, quoted = declared_rows("arms", "image").iloc[0], network == PAPER_BEST_SEED[0]
     t = row.t if network == "ResNet-50" else np.nan
     over_seeds = (row.low_seeds, row.high_seeds, comparisons.OVER_SEEDS)
-    over_both = (row.low_patients, row.high_patients, comparisons.over_patients(row.n_seeds))
-    errors = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
+    over_both = (row.low_patients, row.high_patients, comparisons.over_gain(row.n_seeds))
+    errors = f"two-sided t test over {over_both[2].partition(' (')[0]}; no interval"
     gain, alone = f"gain by {row.arm} images, r = {row.rate:g}{way}", "not in the paper"
     least, test = "smallest gain that these patients could show (80 % power)", "paired t of the gain over seeds"
     highest = f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"

@@ -60,7 +60,8 @@ def test_the_page_shows_ratios_and_what_is_missing_and_fetches_nothing(tmp_path)
     save(tmp_path, "cohort_size", [row(seconds=12345.6)])
     page = records.write_page(tmp_path, {"sweep": 3}).read_text(encoding="utf-8")
     assert_self_contained(page)
-    assert "2 of 6 benchmarks have been run. Not run: quality, sweep, attributions, interval_study." in page
+    missing = ", ".join(part for part in records.PARTS if part not in ("ldm", "cohort_size"))
+    assert f"2 of {len(records.PARTS)} benchmarks have been run. Not run: {missing}." in page
     assert "&lt;b&gt;plain&lt;/b&gt;" in page
     assert '<td class="number">42 %</td>' in page
     assert '<td class="number">3</td><td>plain loop</td>' in page
@@ -72,8 +73,8 @@ def test_the_page_shows_ratios_and_what_is_missing_and_fetches_nothing(tmp_path)
 
 def test_a_page_without_any_measurement_says_so(tmp_path):
     page = records.write_page(tmp_path).read_text(encoding="utf-8")
-    assert "0 of 6" in page
-    assert page.count("Not run: <code>") == 6
+    assert f"0 of {len(records.PARTS)}" in page
+    assert page.count("Not run: <code>") == len(records.PARTS)
 
 
 def run(tmp_path, rows, *arguments):
@@ -87,7 +88,7 @@ def test_a_benchmark_prints_its_rows_keeps_them_and_says_what_breaks_a_bound(tmp
     assert told.err.endswith("quality: expected less, found more.\n")
     assert "copies" in told.out
     assert "share" not in told.out, "a column that is empty everywhere"
-    assert "1 of 6 benchmarks" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert f"1 of {len(records.PARTS)} benchmarks" in (tmp_path / "index.html").read_text(encoding="utf-8")
     assert run(tmp_path, lambda: iter([row()])) == 0
 
 
@@ -146,7 +147,7 @@ def test_the_page_is_written_from_what_is_there(tmp_path, monkeypatch, capsys):
     assert bench.main(["page"]) == 0
     path = tmp_path / "reports" / "bench" / "index.html"
     assert str(path) in capsys.readouterr().out
-    assert "1 of 6 benchmarks" in path.read_text(encoding="utf-8")
+    assert f"1 of {len(records.PARTS)} benchmarks" in path.read_text(encoding="utf-8")
 
 
 def test_a_damaged_record_ends_in_a_sentence(tmp_path, capsys):

@@ -7,10 +7,10 @@ import jinja2
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, report
+from nafld_utils import artifacts, report, sweep
 from nafld_utils.report import answers, facts, reforms, texts
 
-PATIENTS = "patients within class and training seeds (crossed bootstrap); these trained models, this split"
+PATIENTS = sweep.comparisons.OVER_GAIN
 SWEEP, QUALITY, TURING = "06_classification_sweep", "05_quality_metrics", "08_turing_test"
 GAIN = "gain by semantic images, r = 1.5"
 
@@ -63,6 +63,20 @@ def test_a_difference_that_no_resample_moves_tells_nothing_of_smaller_ones(real)
     text = " ".join(answered(real, table((*gain, -0.1, 0.1, PATIENTS), shown), "help").sentences)
     assert "with 80 % power is 0.1." in text
     assert "cannot be told" not in text
+
+
+@pytest.mark.parametrize(("n", "few"), [("1", True), ("2", True), ("3", False)])
+def test_one_or_two_seeds_are_too_few(real, n, few):
+    claims = table(
+        (SWEEP, "sweep.gain.seeds", GAIN, 0.05, "", "", "training seeds (Student t)"),
+        (SWEEP, "sweep.gain.patients", GAIN, 0.05, 0.01, 0.2, "patients"),
+    )
+    claims.loc[0, "n"] = n
+    found = answered(real, claims, "help")
+    assert found.verdict == ("Too few training seeds" if few else "Yes")
+    text = " ".join(found.sentences)
+    assert ("whether the images help a network that is trained again takes 3 seeds" in text) == few
+    assert (f"With {n} training seed{'s' if n != '1' else ''} this is of these trained models alone" in text) == few
 
 
 def test_networks_that_disagree_are_not_averaged(real):

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 from toy_scores import ARMS, ToyData, features_of, learners, made_up
 
 from nafld_utils import artifacts, params, sweep, views
@@ -81,21 +82,41 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     row = verdict.primary(run, tables)
     assert f"{row.difference:+.3f} on simulated patients" in text
     assert "Student t over 3 seeds" in text
-    assert "bootstrap of 20 patients and of the seeds" in text
+    assert "(95 %, over 20 patients and 3 training seeds)" in text
+    assert "given this split, these generators and these training patients" in text
     assert f"about {row.smallest_effect:.3f}" in text
-    assert row.smallest_effect == pytest.approx(2.8 * row.se_patients)
+    # a noncentral t of that shift lies above the critical value in 80 %
+    shift, limit = row.smallest_effect / row.se_patients, scipy_stats.t.ppf(0.975, row.df_patients)
+    assert scipy_stats.nct.sf(limit, row.df_patients, shift) == pytest.approx(0.8, abs=1e-6)
     assert "DeLong p" in text
     assert "primary analysis. Unadjusted sensitivity analyses of the same comparison" in text
     assert text.endswith(params.agreement(run.settings))
     assert "differs from the declared analysis in sweep.primary_rate (1.5 declared, 0.5 here)" in text
 
 
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_one_or_two_seeds_are_too_few_for_a_verdict_whatever_the_gain(run, n_seeds):
+    tables = sweep.build_tables(run, made_up(arms={**ARMS, ("semantic", 0.5): 0.9}, n_seeds=n_seeds))
+    row, text = verdict.primary(run, tables), sweep.answer(run, tables)
+    assert row.low_patients > 0
+    assert f"so there are too few seeds ({n_seeds}; the fewest are 3) to say whether the images help" in text
+    assert "the images helped" not in text
+    assert f"(95 %, over {row.n_patients} patients)" in text
+    (gain,) = (one for one in verdict.claims(run, tables) if one["key"] == "sweep.gain.patients")
+    assert gain["over"] == comparisons.OVER_FEW
+    with views.style():
+        fig, ax = plt.subplots()
+        legend = figures.differences(sweep.at(run, tables["comparisons"]), ax).get_legend()
+        plt.close(fig)
+    assert legend.get_texts()[-1].get_text() == "95 % over patients"
+
+
 def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):
     tables = sweep.build_tables(run, made_up().assign(score=0.5))
     row = verdict.primary(run, tables)
-    assert row.se_patients == 0
-    assert np.isnan(row.smallest_effect)
-    assert "cannot be told, since every resample of them gives this one" in sweep.answer(run, tables)
+    assert np.isnan([row.se_patients, row.p_patients, row.low_patients, row.smallest_effect]).all()
+    assert "it cannot be bounded, since it is the same for all of them" in sweep.answer(run, tables)
+    assert "cannot be told, since nothing varies" in sweep.answer(run, tables)
     assert not any(claim["claim"].startswith("smallest") for claim in verdict.claims(run, tables))
 
 
@@ -119,7 +140,7 @@ def test_claims_say_what_their_interval_is_over(run):
     table = run.record_claims("06_classification_sweep", rows)
     assert {row["over"] for row in rows if row["claim"].startswith("gain")} == {
         comparisons.OVER_SEEDS,
-        comparisons.OVER_BOTH,
+        comparisons.OVER_GAIN,
     }
     assert all(row["same_protocol"].startswith("no") for row in rows if not row["claim"].startswith("best single seed"))
     bounded = table.dropna(subset=["low"])
@@ -144,9 +165,11 @@ def test_every_interval_over_patients_says_what_it_is_given(run, n_seeds):
         parts = [part for text in said for part in text.split(" | ") if "patients" in part.partition(";")[0]]
         assert parts, name
         for part in parts:
-            assert "these trained models" in part or "no interval" in part, (name, part)
+            gain = part.removeprefix("_patients: ") == comparisons.OVER_GAIN  # of new trainings, not of these models
+            assert gain or "these trained models" in part or "no interval" in part, (name, part)
             assert "this split" in part or "no interval" in part, (name, part)
-    assert "given these trained models and this split" in sweep.answer(run, tables)
+    given = {1: "these trained models and this split", 3: "this split, these generators and these training patients"}
+    assert f"given {given[n_seeds]}" in sweep.answer(run, tables)
     spread = frozen_classifiers.split_spread(learners(features), ToyData.images, 2, range(2))
     assert spread["over"].str.startswith("no interval").all()
     assert frozen_classifiers.canary_summary(shuffled)["over"].str.startswith("shuffles").all()
@@ -363,7 +386,7 @@ def test_networks_of_some_folds_are_not_passed_off_as_judged_on_all_patients(run
         assert ax.get_xlabel().endswith("bars are 95 % over patients (of networks, over patients and seeds)")
 
 
-@pytest.mark.parametrize(("n_seeds", "over"), [(1, "95 % over patients"), (2, "95 % over patients and seeds")])
+@pytest.mark.parametrize(("n_seeds", "over"), [(1, "95 % over patients"), (3, "95 % over patients and seeds")])
 def test_figures_and_answer_say_seeds_where_there_are_several(run, n_seeds, over):
     found = sweep.build_tables(run, made_up(n_seeds=n_seeds))
     arms, compared = sweep.at(run, found["arms"]), sweep.at(run, found["comparisons"])
@@ -382,7 +405,7 @@ def test_figures_and_answer_say_seeds_where_there_are_several(run, n_seeds, over
     assert title == f"AUC [{over}]"
     assert ("95 % over training seeds, these patients" in labels[2]) == (n_seeds > 1)
     text = sweep.answer(run, found)
-    assert ("bootstrap of 20 patients and of the seeds)" in text) == ("interval over seeds" in text) == (n_seeds > 1)
+    assert ("20 patients and 3 training seeds)" in text) == ("interval over seeds" in text) == (n_seeds > 1)
     (smallest,) = (row["over"] for row in verdict.claims(run, found) if row["claim"].startswith("smallest"))
     assert ("seeds" in smallest) == (n_seeds > 1)
 
