@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from nafld_utils import statistics
-from nafld_utils.artifacts import Run
+from nafld_utils.artifacts import Run, key_of
 from nafld_utils.report import texts
 from nafld_utils.report.facts import Claim, find, first, numeric
 
@@ -76,12 +76,23 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "state": "few" if few else states[0] if len(set(states)) == 1 else "mixed",
         "gains": list(zip(gains, states, strict=True)),
         "unmoved": not gains[0].bounded and smallest is None,
+        "planned": _planned(run, table),
         "few": few,
         "fewest": statistics.FEWEST_SEEDS,
         "alone": first(table, "sweep.auc.image.real"),
         "smallest": smallest,
         "seeds": seeds,
     }
+
+
+def _planned(run: Run, table: pd.DataFrame) -> list[tuple[float, Claim, Claim | None]]:
+    """Each declared gain with the power of these patients and, where a number is enough, the patients needed."""
+    keys = {gain: key_of("", f"gain {gain:g}") for gain in run.settings.sweep.declared_gains}
+    found = (
+        (gain, *(first(table, f"sweep.{name}{key}") for name in ("power", "patients_needed")))
+        for gain, key in keys.items()
+    )
+    return [one for one in found if one[1] is not None]
 
 
 def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "bootstrap": "Resampled counts crossed_bootstrap".split(),
         "delong": "DelongTest compare".split(),
-        "readers": "FEWEST_SEEDS gain smallest_gain".split(),
+        "readers": "FEWEST_SEEDS cautious gain patients_needed planned power smallest_gain".split(),
         "roc": (
             "GIVEN OVER_PATIENTS auc auc_interval checked exact_interval "
             "mean_auc_interval over_folds paired_t patient_codes student_t_interval"

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "clinical_measures comparisons draws explorer figures frozen_classifier_units frozen_classifiers "
-        "gpu_training prefix_features stage timing_units training training_units trial_grid trial_store "
+        "gpu_training planning prefix_features stage timing_units training training_units trial_grid trial_store "
         "trial_units verdict"
     ).split(),
     submod_attrs={

@@ -258,6 +258,13 @@ def _beside(table: pd.DataFrame) -> list[tuple[dict[str, Any], Scored, Scored]]:
     return pairs
 
 
+def declared_pair(scores: pd.DataFrame, primary: Mapping[str, Any]) -> tuple[Scored, Scored]:
+    """Scores of the comparison that `primary` names: those of its arm, and of real images alone with the same seeds."""
+    group = {name: value for name, value in primary.items() if name not in ("arm", "rate")}
+    ((cell, arm, base),) = _beside(scores[where(scores, primary) | where(scores, {**group, "arm": REAL})])
+    return arm, _paired(cell, arm, base, fewer_seeds=True)
+
+
 def _paired(cell: Mapping[str, Any], arm: Scored, base: Scored, fewer_seeds: bool) -> Scored:
     """The base with the seeds of an arm that may have some of them alone; ValueError where the two do not pair."""
     if fewer_seeds and np.isin(arm.seeds, base.seeds).all():

@@ -14,7 +14,7 @@ import pandas as pd
 
 from nafld_utils import ldm, params, preprocessing, statistics, views
 from nafld_utils.artifacts import Run, Unit, claim, key_of, load_table, of_row, save_table
-from nafld_utils.sweep import clinical_measures, comparisons, trial_grid
+from nafld_utils.sweep import clinical_measures, comparisons, planning, trial_grid
 from nafld_utils.sweep.prefix_features import feature_tasks, features_unit
 from nafld_utils.sweep.training_units import scores_unit
 
@@ -29,7 +29,7 @@ TRAINING = (
 )
 PIXELS = tuple(name for name in params.PreprocessSettings.model_fields if name != "image_size")  # its own entry
 
-TABLES = ("comparisons", "arms", "seeds", "measures", "optimistic", "variants", "roc", "reliability")
+TABLES = ("comparisons", "arms", "seeds", "measures", "optimistic", "variants", "roc", "reliability", "power")
 
 # Columns of the notebook's tables, in their order; a table shows those that it has.
 _CELL, _GROUP = " ".join(comparisons.CELL), " ".join(comparisons.GROUP)
@@ -65,8 +65,17 @@ def tables_unit(run: Run) -> Unit:
     chosen = run.settings.sweep
     settings = {"n_resamples": chosen.n_resamples, "primary": [chosen.primary_arm, chosen.primary_rate]}
     settings |= {"interval": chosen.interval_method, "specificity": chosen.specificity, "seed": run.settings.seed}
-    settings["grade"] = views.words_for(run).grade
-    modules = ["sweep_tables", "sweep_summaries", "stats", "resampling", "delong", "readers", "measures"]
+    settings |= {"grade": views.words_for(run).grade, "declared_gains": list(chosen.declared_gains)}
+    modules = [
+        "sweep_tables",
+        "sweep_summaries",
+        "stats",
+        "resampling",
+        "delong",
+        "readers",
+        "patients_needed",
+        "measures",
+    ]
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
 
 
@@ -101,7 +110,7 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
         From `comparisons` and `clinical_measures`: ``comparisons`` (`compare_arms`), ``arms`` (`arm_intervals`),
         ``seeds`` (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures`` (`patient_measures`),
         ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate, every group, ``roc``
-        (`roc_bands`) and ``reliability``.
+        (`roc_bands`) and ``reliability``; ``power`` (`planning.power_table`).
     """
     unit = tables_unit(run)
     if not note and unit.done():
@@ -126,6 +135,7 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     both = scores[(scores["arm"] == params.REAL) | _at_primary(run, scores)]
     tables["roc"] = clinical_measures.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
     tables["reliability"] = clinical_measures.reliability(both)
+    tables["power"] = planning.power_table(scores, primary, chosen.declared_gains)
     if not note:
         with unit.writing() as folder:
             for name, table in tables.items():

@@ -13,6 +13,7 @@ from nafld_utils.report import answers, facts, reforms, texts
 PATIENTS = sweep.comparisons.OVER_GAIN
 SWEEP, QUALITY, TURING = "06_classification_sweep", "05_quality_metrics", "08_turing_test"
 GAIN = "gain by semantic images, r = 1.5"
+POWERS = {"0_02": 0.08, "0_05": 0.31, "0_1": 0.88}
 
 
 def table(*rows):
@@ -63,6 +64,22 @@ def test_a_difference_that_no_resample_moves_tells_nothing_of_smaller_ones(real)
     text = " ".join(answered(real, table((*gain, -0.1, 0.1, PATIENTS), shown), "help").sentences)
     assert "with 80 % power is 0.1." in text
     assert "cannot be told" not in text
+
+
+def test_patients_that_a_declared_gain_takes_stand_on_the_front_page(real):
+    rows = [
+        (SWEEP, "sweep.gain.patients", GAIN, 0.01, -0.1, 0.1, PATIENTS),
+        *((SWEEP, f"sweep.power.gain_{gain}", "any words", power, "", "", "") for gain, power in POWERS.items()),
+        (SWEEP, "sweep.patients_needed.gain_0_05", "any words", 312, "", "", ""),
+        (SWEEP, "sweep.patients_needed.gain_0_1", "any words", 55, "", "", ""),
+    ]
+    claims = table(*rows).assign(n="55")
+    text = " ".join(" ".join(answered(real, claims, "help").sentences).split())
+    assert (
+        "With 80 % power a gain of 0.02 takes more seeds, however many patients (these show it with 8 % or more);"
+        " one of 0.05 takes 312 patients (these show it with 31 % or more);"
+        " one of 0.1 takes no more patients than these (these show it with 88 % or more)."
+    ) in text
 
 
 @pytest.mark.parametrize(("n", "few"), [("1", True), ("2", True), ("3", False)])

@@ -59,7 +59,7 @@ def test_published_analysis_of_two_tests_and_five_readers():
     """
     seeds, patients = 2 / 5 * 5.5103062e-4, 2 * (3.4407483e-4 - 2.3902837e-4)
     df = readers.degrees(seeds, patients, 5)
-    found = readers.tested(-0.043800322, seeds + patients, df, readers.Spread(0, patients, 0), 0.95)
+    found = readers.tested(-0.043800322, seeds + patients, df, readers.Spread(0, patients, 0, np.inf), 0.95)
     assert found.df == pytest.approx(15.26, abs=0.005)
     assert found.error == pytest.approx(0.0207, abs=5e-5)
     assert found.difference / found.error == pytest.approx(-2.11, abs=0.005)
@@ -129,6 +129,48 @@ def test_smallest_gain_is_found_with_80_percent_power():
     gains = rng.normal(0.1 * 3.76106, 0.1 * np.sqrt(5), (20000, 5))
     t = np.sqrt(5) * gains.mean(axis=1) / gains.std(axis=1, ddof=1)
     assert (t > 2.776445).mean() == pytest.approx(0.8, abs=0.012)
+
+
+SPREAD = readers.Spread(seeds=0.0012, patients=0.0003, both=0.0009, df=30)
+
+
+def test_power_equals_r_and_simulated_t_tests():
+    # R: 1 - pt(qt(.975, df), df, ncp = 2.5) + pt(-qt(.975, df), df, ncp = 2.5) for df 4 and 30
+    assert statistics.power(2.5, 1.0, np.array([4, 30])) == pytest.approx([0.4772611, 0.6770315], abs=1e-6)
+    assert statistics.power(0.0, 1.0, 12.0) == pytest.approx(0.05)
+    assert statistics.power(0.9, 0.01, 75.0) == pytest.approx(1)
+    for df in (2, 7.5, np.inf):
+        assert statistics.power(statistics.smallest_gain(0.02, df), 0.02, df) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_more_patients_shrink_their_part_and_leave_that_of_the_seeds():
+    error, df = statistics.planned(SPREAD, 5, np.array([1.0, 4.0, 1e9]))
+    # by hand: (0.0012 + 0.0009 / times) / 5 + 0.0003 / times
+    assert error**2 == pytest.approx([0.00072, 0.00036, 0.00024])
+    assert df == pytest.approx(
+        [0.00072**2 / (0.00042**2 / 4 + 0.0003**2 / 30), 0.00036**2 / (0.000285**2 / 4 + 0.000075**2 / 120), 4]
+    )
+    few, its = statistics.planned(SPREAD._replace(seeds=np.nan), 2, 2.0)
+    assert (few**2, its) == pytest.approx((0.00015 + 0.00045 / 2, 60)), "over patients alone"
+
+
+def test_patients_needed_are_the_fewest_with_the_power_asked_for():
+    needed = statistics.patients_needed(SPREAD, 25, 55, 0.04)
+    assert needed > 55
+    for patients, enough in ((needed, True), (needed - 1, False)):
+        found = statistics.power(0.04, *statistics.planned(SPREAD, 25, patients / 55))
+        assert (found >= 0.8 - 1e-6) == enough
+    assert statistics.patients_needed(SPREAD, 5, 55, 0.03) == np.inf, "0.049 between so few seeds hides it"
+    assert statistics.patients_needed(SPREAD, 25, 55, 0.3) == 55, "never fewer than those it is known from"
+
+
+def test_plans_are_made_with_upper_limits():
+    # R: df / qchisq(0.2, df) for 4 and 30
+    found = statistics.cautious(SPREAD, 5)
+    assert found.patients == pytest.approx(0.0003 * 1.28402, rel=1e-5)
+    assert found.seeds + found.both == pytest.approx(0.0021 * 2.426041, rel=1e-5)
+    two = statistics.cautious(SPREAD._replace(seeds=np.nan), 2)
+    assert two.both == pytest.approx(0.0009 * 1.28402, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""How many patients it would take to show gains that were declared beforehand, and what these patients can show.
+
+Contract: no power is given for the gain that was seen. The variance is that of the declared comparison at image level:
+its part between patients falls with their number, its part between seeds does not (`statistics.planned`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import statistics
+from nafld_utils.artifacts import claim, key_of
+from nafld_utils.sweep import comparisons
+
+REVISION = ("patients_needed", 1)
+
+POINTS = 60  # of a curve of power
+
+
+def power_table(scores: pd.DataFrame, primary: Mapping[str, Any], gains: Sequence[float]) -> pd.DataFrame:
+    """Power to show each gain over the number of patients, at image level.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        As of `comparisons`.
+    primary : dict
+        Columns and values that name the declared comparison.
+    gains : sequence of float
+        Declared gains in AUC.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``gain, patients, power`` (0 to 1, at least: `statistics.cautious`), and alike in every row of a gain ``needed``
+        (patients for 80 % power, from the cohort's number on; infinite where so few seeds hide the gain, NaN where
+        nothing varies), ``power_here`` (the cohort's), ``n_patients, n_seeds, over``. Patients are in its class shares.
+    """
+    arm, base = comparisons.declared_pair(scores, primary)
+    found, n_seeds = statistics.gain(arm.label, arm.scores, base.scores, arm.patient), len(arm.seeds)
+    here, parts, nothing = arm.counts["n_patients"], [], not np.isfinite(found.error)
+    spread = statistics.cautious(found.spread, n_seeds)
+    for gain in gains:
+        needed = float("nan") if nothing else statistics.patients_needed(spread, n_seeds, here, gain)
+        most = 2 * needed if np.isfinite(needed) else 40 * here
+        patients = np.unique(np.append(np.geomspace(here, most, POINTS).round(), here))
+        power = np.full(len(patients), np.nan)
+        if not nothing:
+            power = statistics.power(gain, *statistics.planned(spread, n_seeds, patients / here))
+        facts = {"gain": gain, "needed": needed, "power_here": power[0], "n_patients": here, "n_seeds": n_seeds}
+        parts.append(pd.DataFrame({"patients": patients, "power": power}).assign(**facts))
+    return pd.concat(parts, ignore_index=True).assign(over=comparisons.over_gain(n_seeds))
+
+
+def each_gain(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per declared gain: ``gain, needed, power_here, n_patients, n_seeds, over``."""
+    names = ["gain", "needed", "power_here", "n_patients", "n_seeds", "over"]
+    return table[names].drop_duplicates("gain").reset_index(drop=True)
+
+
+def report(table: pd.DataFrame) -> str:
+    """A sentence on each declared gain, and on what is left out where there are too few seeds."""
+    rows = each_gain(table)
+    if rows["needed"].isna().any():
+        return "How many patients a gain takes cannot be told: nothing varies."
+    text = []
+    for row in rows.itertuples():
+        takes = f"takes about {row.needed:,.0f} patients for 80 % power"
+        if row.needed <= row.n_patients:
+            takes = "takes no more patients than these for 80 % power"
+        elif np.isinf(row.needed):
+            takes = f"takes more than {row.n_seeds} seeds for 80 % power, however many patients there are"
+        text.append(
+            f"A gain of {row.gain:g} {takes}; these {row.n_patients} show it with {row.power_here:.0%} or more."
+        )
+    if rows["n_seeds"].iloc[0] < statistics.FEWEST_SEEDS:
+        text.append("How far trainings vary is unknown with so few seeds and left out: it takes at least as many.")
+    return " ".join(text)
+
+
+def claims(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Claims on each declared gain: the power of these patients, and the patients needed where a number is enough."""
+    rows = []
+    for row in each_gain(table).itertuples():
+        over, shown = f"planned over {row.over.partition(' (')[0]}; no interval", f"a declared gain of {row.gain:g}"
+        for key, text, value, unit in (
+            ("sweep.power", f"power of these patients to show {shown}, at least", row.power_here, "share"),
+            ("sweep.patients_needed", f"patients needed to show {shown} with 80 % power", row.needed, "patients"),
+        ):
+            if np.isfinite(value):
+                facts = {"interval": (None, None, over), "n": row.n_patients, "unit": unit}
+                rows.append(claim(key_of(key, f"gain {row.gain:g}"), text, value, "not in the paper", **facts))
+    return rows
