@@ -152,18 +152,32 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def power(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Power to show each declared gain over the number of patients (`planning.power_table`); a dot where it is 80 %."""
+    """Power to show each declared gain over the number of patients (`planning.power_table`); dots at those needed."""
+    from matplotlib.ticker import LogLocator
+
     for (gain, part), color in zip(table.groupby("gain"), _MORE, strict=False):
         needed = part["needed"].iloc[0]
-        takes = f"{needed:,.0f} patients" if np.isfinite(needed) else "no number of patients"
+        takes = f"{needed:,.0f} patients" if np.isfinite(needed) else "more seeds, however many patients"
+        takes = "no more than these patients" if needed <= part["n_patients"].iloc[0] else takes
         ax.plot(part["patients"], part["power"], color=color, lw=2, label=f"gain of {gain:g}: {takes}")
         if np.isfinite(needed):
-            ax.plot([needed], [0.8], "o", color=color, ms=7, mec="white", zorder=3)
+            ax.plot(
+                [needed],
+                [np.interp(needed, part["patients"], part["power"])],
+                "o",
+                color=color,
+                ms=7,
+                mec="white",
+                zorder=3,
+            )
     ax.axhline(0.8, color=_GREY, lw=1, ls="--", zorder=1)
     here = int(table["n_patients"].iloc[0])
     ax.axvline(here, color=_INK, lw=1, zorder=1)
     ax.annotate(f" these {here} patients", (here, 1.03), fontsize=9, color=_INK, va="bottom")
     ax.set(xscale="log", ylim=(0, 1.12), xlabel="patients, in the shares of these classes", ylabel="power")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.set_minor_formatter("")
     ax.legend(loc="lower right", fontsize=9, title="80 % power takes", title_fontsize=9)
     return ax
 

@@ -42,17 +42,16 @@ def power_table(scores: pd.DataFrame, primary: Mapping[str, Any], gains: Sequenc
     """
     arm, base = comparisons.declared_pair(scores, primary)
     found, n_seeds = statistics.gain(arm.label, arm.scores, base.scores, arm.patient), len(arm.seeds)
-    here, parts, nothing = arm.counts["n_patients"], [], not np.isfinite(found.error)
-    spread = statistics.cautious(found.spread, n_seeds)
-    for gain in gains:
-        needed = float("nan") if nothing else statistics.patients_needed(spread, n_seeds, here, gain)
-        most = 2 * needed if np.isfinite(needed) else 40 * here
-        patients = np.unique(np.append(np.geomspace(here, most, POINTS).round(), here))
-        power = np.full(len(patients), np.nan)
-        if not nothing:
-            power = statistics.power(gain, *statistics.planned(spread, n_seeds, patients / here))
-        facts = {"gain": gain, "needed": needed, "power_here": power[0], "n_patients": here, "n_seeds": n_seeds}
-        parts.append(pd.DataFrame({"patients": patients, "power": power}).assign(**facts))
+    spread, here, nothing = statistics.cautious(found.spread, n_seeds), arm.counts["n_patients"], np.isnan(found.error)
+    needed = [np.nan if nothing else statistics.patients_needed(spread, n_seeds, here, gain) for gain in gains]
+    most = 2 * max([here, *(number for number in needed if np.isfinite(number))])
+    patients = np.unique(np.geomspace(here, 40 * here if np.isinf(needed).any() else most, POINTS).round())
+    parts = []
+    for gain, takes in zip(gains, needed, strict=True):
+        power = statistics.power(gain, *statistics.planned(spread, n_seeds, patients / here)) if not nothing else np.nan
+        part = pd.DataFrame({"patients": patients, "power": power})
+        facts = {"gain": gain, "needed": takes, "power_here": part["power"].iloc[0]}
+        parts.append(part.assign(**facts, n_patients=here, n_seeds=n_seeds))
     return pd.concat(parts, ignore_index=True).assign(over=comparisons.over_gain(n_seeds))
 
 
@@ -67,17 +66,16 @@ def report(table: pd.DataFrame) -> str:
     rows = each_gain(table)
     if rows["needed"].isna().any():
         return "How many patients a gain takes cannot be told: nothing varies."
-    text = []
+    text, few = [], rows["n_seeds"].iloc[0] < statistics.FEWEST_SEEDS
     for row in rows.itertuples():
         takes = f"takes about {row.needed:,.0f} patients for 80 % power"
         if row.needed <= row.n_patients:
             takes = "takes no more patients than these for 80 % power"
         elif np.isinf(row.needed):
             takes = f"takes more than {row.n_seeds} seeds for 80 % power, however many patients there are"
-        text.append(
-            f"A gain of {row.gain:g} {takes}; these {row.n_patients} show it with {row.power_here:.0%} or more."
-        )
-    if rows["n_seeds"].iloc[0] < statistics.FEWEST_SEEDS:
+        shows = f"{100 * row.power_here:.0f} %{'' if few else ' or more'}"
+        text.append(f"A gain of {row.gain:g} {takes}; these {row.n_patients} show it with {shows}.")
+    if few:
         text.append("How far trainings vary is unknown with so few seeds and left out: it takes at least as many.")
     return " ".join(text)
 

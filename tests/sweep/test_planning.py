@@ -53,7 +53,7 @@ def test_words_claims_and_figure_say_the_same(n_seeds):
         key = f"gain_{row.gain:g}".replace(".", "_")
         assert claims[f"sweep.power.{key}"]["this_run"] == row.power_here
         assert "no interval" in claims[f"sweep.power.{key}"]["over"]
-        assert f"show it with {row.power_here:.0%} or more" in text
+        assert f"show it with {100 * row.power_here:.0f} %{' or more' if n_seeds > 2 else ''}." in text
         assert (f"sweep.patients_needed.{key}" in claims) == np.isfinite(row.needed)
     with views.style():
         fig, ax = plt.subplots()
