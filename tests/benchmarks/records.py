@@ -35,6 +35,8 @@ PARTS = {
     "sweep": ("Stage 06: trainings per hour against a plain loop over whole networks", "5 min"),
     "attributions": ("Stage 07: SHAP of four images, time, memory and additivity", "2 min"),
     "cohort_size": ("Stages 01, 02, 05 and 06: seconds and memory against the size of the cohort", "6 min"),
+    "gain_study": ("Simulated: size and coverage of the test of a gain over patients and seeds", "2 min"),
+    "patients_study": ("Simulated: how often studies of the planned number of patients show a declared gain", "2 min"),
     "interval_study": ("Whether intervals of an AUC hold it on new patients", "20 min"),
 }
 LONG = ("interval_study",)  # run only when named
