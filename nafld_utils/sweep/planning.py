@@ -84,9 +84,10 @@ def claims(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Claims on each declared gain: the power of these patients, and the patients needed where a number is enough."""
     rows = []
     for row in each_gain(table).itertuples():
+        least = ", at least" if row.n_seeds >= statistics.FEWEST_SEEDS else ", trainings held fixed"
         over, shown = f"planned over {row.over.partition(' (')[0]}; no interval", f"a declared gain of {row.gain:g}"
         for key, text, value, unit in (
-            ("sweep.power", f"power of these patients to show {shown}, at least", row.power_here, "share"),
+            ("sweep.power", f"power of these patients to show {shown}{least}", row.power_here, "share"),
             ("sweep.patients_needed", f"patients needed to show {shown} with 80 % power", row.needed, "patients"),
         ):
             if np.isfinite(value):
