@@ -166,6 +166,7 @@ class SweepSettings(Section):
     primary_arm: Arm
     primary_rate: Rate
     secondary_arms: tuple[Arm, ...]
+    declared_gains: Annotated[tuple[Annotated[float, Field(gt=0, lt=0.5)], ...], Field(min_length=1, max_length=6)]
     n_resamples: Annotated[int, Field(ge=100)]
     baseline_splits: Count
     baseline_weights: Literal["bundled", "hub"]

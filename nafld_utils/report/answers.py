@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils.artifacts import Run
+from nafld_utils import statistics
+from nafld_utils.artifacts import Run, key_of
 from nafld_utils.report import texts
-from nafld_utils.report.facts import Claim, find, first
+from nafld_utils.report.facts import Claim, find, first, numeric
 
 _FLOOR = "halves_of_real"  # real patients against other real patients
 _FOUND = 0.9  # share of planted copies below which an audit that finds nothing proves nothing
@@ -69,19 +70,33 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
 
     The verdict is that of the primary gain; those of other networks explore.
     """
-    gains = find(table, "sweep.gain.patients")
+    gains, seeds = find(table, "sweep.gain.patients"), first(table, "sweep.gain.seeds")
     if not gains:
         return {}
-    states = [_side(gain, 0.0) for gain in gains]
+    states, smallest = [_side(gain, 0.0) for gain in gains], first(table, "sweep.smallest_gain")
+    few = seeds is not None and (numeric(seeds.n) or statistics.FEWEST_SEEDS) < statistics.FEWEST_SEEDS
     return {
-        "state": states[0],
+        "state": "few" if few else states[0],
         "secondary_gains": find(table, "sweep.gain.secondary"),
         "gains": list(zip(gains, states, strict=True)),
-        "unmoved": not gains[0].bounded and not find(table, "sweep.smallest_gain"),
+        "unmoved": not gains[0].bounded and smallest is None,
+        "planned": _planned(run, table),
+        "few": few,
+        "fewest": statistics.FEWEST_SEEDS,
         "alone": first(table, "sweep.auc.image.real"),
-        "smallest": first(table, "sweep.smallest_gain"),
-        "seeds": first(table, "sweep.gain.seeds"),
+        "smallest": smallest,
+        "seeds": seeds,
     }
+
+
+def _planned(run: Run, table: pd.DataFrame) -> list[tuple[float, Claim, Claim | None]]:
+    """Each declared gain with the power of these patients and, where a number is enough, the patients needed."""
+    keys = {gain: key_of("", f"gain {gain:g}") for gain in run.settings.sweep.declared_gains}
+    found = (
+        (gain, *(first(table, f"sweep.{name}{key}") for name in ("power", "patients_needed")))
+        for gain, key in keys.items()
+    )
+    return [one for one in found if one[1] is not None]
 
 
 def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:

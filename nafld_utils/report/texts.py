@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nafld_utils import params, pipeline, sweep, views
+from nafld_utils import params, pipeline, statistics, sweep, views
 from nafld_utils.artifacts import Run
 from nafld_utils.report import facts, pages
 from nafld_utils.report import notebooks as notebooks_module
@@ -69,6 +69,7 @@ def values(run: Run) -> dict[str, Any]:
         "folds_are_given": (run.root / "cohort" / "given_folds.csv").exists(),
         "turing_images": facts.turing_images(run),
         "many_seeds": s.sweep.n_seeds > 1,
+        "enough_seeds": s.sweep.n_seeds >= statistics.FEWEST_SEEDS,
         "judged": sweep.folds_of(s),
         "arms": arms,
         "rates": [f"{rate:g}" for rate in rates],

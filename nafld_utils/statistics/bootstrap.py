@@ -15,8 +15,6 @@ import numpy as np
 
 REVISION = ("resampling", 2)
 
-METHODS = ("percentile", "bca")
-
 
 class Resampled(NamedTuple):
     """A statistic with its interval, its bootstrap standard error and its replicates (n_resamples,)."""
@@ -35,7 +33,6 @@ def crossed_bootstrap(
     n_resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-    method: str = "percentile",
 ) -> Resampled:
     """Interval of a statistic over patients within strata and over training seeds.
 
@@ -50,9 +47,6 @@ def crossed_bootstrap(
         Training seeds, bootstrap resamples, seed of the draws.
     level : float
         Coverage asked for.
-    method : {"percentile", "bca"}
-        Percentile interval, or bias-corrected and accelerated. BCa is not defined where every replicate lies on one
-        side of the estimate (an AUC of 1); the percentile interval is then given.
 
     Returns
     -------
@@ -61,7 +55,7 @@ def crossed_bootstrap(
     """
     from scipy import stats
 
-    _check(sizes, n_resamples, method)
+    _check(sizes, n_resamples)
     samples = [np.arange(n) for n in sizes] + ([np.arange(n_seeds)] if n_seeds > 1 else [])
 
     def called(*drawn: np.ndarray) -> np.ndarray:
@@ -71,39 +65,17 @@ def crossed_bootstrap(
         return np.asarray(statistic(*indices))
 
     def rounded(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        # BCa counts replicates that equal the estimate: rounding errors must not tell them apart
-        return np.round(called(*drawn), 12)
+        return np.round(called(*drawn), 12)  # rounding errors are no spread
 
     options = {"n_resamples": n_resamples, "confidence_level": level, "vectorized": True, "paired": False, "axis": -1}
     found = stats.bootstrap(samples, rounded, method="percentile", rng=np.random.default_rng(seed), **options)
     draws = np.asarray(found.bootstrap_distribution)
     low, high = found.confidence_interval
     estimate = float(called(*samples))
-    if method == "bca" and draws.min() < estimate < draws.max():
-        again = {**options, "n_resamples": 0}
-        corrected = stats.bootstrap(samples, rounded, method="BCa", bootstrap_result=found, **again)
-        low, high = corrected.confidence_interval
     error = float(draws.std(ddof=1)) if n_resamples > 1 else float("nan")
     if np.ptp(draws) == 0:  # no spread is not certainty
         low = high = error = np.nan
     return Resampled(estimate, float(low), float(high), error, draws)
-
-
-def two_sided_p(draws: np.ndarray) -> float:
-    """Two-sided p of a difference from its bootstrap replicates: twice the share beyond zero, never below 2 / (n + 1).
-
-    NaN where all replicates are equal: nothing can be said then.
-
-    Examples
-    --------
-    >>> two_sided_p(np.array([0.1, 0.2, 0.3, -0.1]))
-    0.8
-    """
-    n = len(draws)
-    if np.ptp(draws) == 0:
-        return float("nan")
-    tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (n + 1)))
 
 
 def counts(index: np.ndarray, n: int) -> np.ndarray:
@@ -113,7 +85,7 @@ def counts(index: np.ndarray, n: int) -> np.ndarray:
     return np.bincount(flat.ravel(), minlength=len(rows) * n).reshape(*index.shape[:-1], n).astype(float)
 
 
-def _check(sizes: Sequence[int], n_resamples: int, method: str) -> None:
+def _check(sizes: Sequence[int], n_resamples: int) -> None:
     if n_resamples < 1:
         raise ValueError(f"n_resamples: expected at least 1, found {n_resamples}; the default is 2000.")
     if min(sizes) < 2:
@@ -121,5 +93,3 @@ def _check(sizes: Sequence[int], n_resamples: int, method: str) -> None:
             "patient: expected two or more patients in each class (and fold, where folds are averaged) for an interval"
             f" over patients, found {list(sizes)}; add patients or use fewer folds."
         )
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, found {method!r}.")

@@ -16,14 +16,11 @@ are compared once, a resample is a product of small matrices, and nothing is app
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
 from scipy import stats as scipy_stats
-
-from nafld_utils.statistics import bootstrap
 
 REVISION = ("stats", 3)
 
@@ -196,86 +193,7 @@ def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, floa
     return PairedT(float(t), float(2 * scipy_stats.t.sf(abs(t), len(new) - 1)), len(new) - 1, difference, low, high)
 
 
-# ---------------------------------------------------------------- several seeds, same images
-
-
-def difference_bootstrap(
-    label: Any,
-    new: Any,
-    base: Any,
-    patient: Any,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    method: str = "percentile",
-) -> bootstrap.Resampled:
-    """Mean AUC difference ``new - base`` with a crossed bootstrap interval over patients and seeds.
-
-    Patients are drawn within class, the same draw for both arms; seeds are drawn independently of them, in pairs.
-
-    Parameters
-    ----------
-    new, base : (n_seeds, n) array of float
-        Row s of both was trained with the same seed.
-    label, patient, level
-        As in `statistics.auc_interval`.
-    n_resamples, seed, method
-        As in `statistics.crossed_bootstrap`.
-
-    Returns
-    -------
-    statistics.Resampled
-        ``estimate, low, high, error, draws``.
-
-    Notes
-    -----
-    With two or three seeds the seeds' part of the spread is underestimated; patients dominate it all the same.
-    """
-    new, base = np.atleast_2d(np.asarray(new, dtype=float)), np.atleast_2d(np.asarray(base, dtype=float))
-    if new.shape != base.shape:
-        raise ValueError(
-            f"new and base: expected equal shapes (seeds, images), found {new.shape} and {base.shape}; pair them."
-        )
-    arms = _pair_wins(label, new, patient), _pair_wins(label, base, patient)
-    return _crossed(*arms, n_resamples, seed, level, method)
-
-
-Wins = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def _crossed(arm: Wins, base: Wins, n_resamples: int, seed: int, level: float, method: str) -> bootstrap.Resampled:
-    """Mean AUC over seeds minus that of `base`, resampled; one draw serves both arms."""
-    n_seeds, *sizes = arm[0].shape
-
-    def statistic(*drawn: np.ndarray) -> np.ndarray:
-        seeds = bootstrap.counts(drawn[-1], n_seeds)
-        weights = [bootstrap.counts(index, n) for index, n in zip(drawn[:-1], sizes, strict=True)]
-        return _weighted_auc(arm, weights, seeds) - _weighted_auc(base, weights, seeds)
-
-    return bootstrap.crossed_bootstrap(statistic, sizes, n_seeds, n_resamples, seed, level, method)
-
-
-def _pair_wins(label: Any, scores: Any, patient: Any) -> Wins:
-    """Wins summed by pair of patients (seeds, P, N), images of each positive (P,) and negative (N,) patient."""
-    label, scores = checked(label, scores)
-    code = patient_codes(label, patient)
-    positives, place = np.unique(code[label], return_inverse=True)
-    negatives, images = np.unique(code[~label]), np.bincount(code)
-    wins = np.empty((len(scores), len(positives), len(negatives)))
-    for s, row in enumerate(scores):
-        for j, who in enumerate(negatives):
-            below = np.sort(row[code == who])
-            won = np.searchsorted(below, row[label], "left") + np.searchsorted(below, row[label], "right")
-            wins[s, :, j] = np.bincount(place, weights=won / 2, minlength=len(positives))
-    return wins, images[positives], images[negatives]
-
-
-def _weighted_auc(arm: Wins, weights: Sequence[np.ndarray], seeds: np.ndarray) -> np.ndarray:
-    """Mean AUC (...) over seeds when patients count `weights`, two arrays (..., n), times."""
-    (wins, m_pos, m_neg), (pos, neg) = arm, weights
-    pairs = (pos @ m_pos) * (neg @ m_neg)
-    each = np.stack([((pos @ matrix) * neg).sum(axis=-1) / pairs for matrix in wins], axis=-1)
-    return (each * seeds).sum(axis=-1) / seeds.sum(axis=-1)
+# ---------------------------------------------------------------- what is refused
 
 
 def checked(label: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:

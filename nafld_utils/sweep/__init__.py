@@ -11,14 +11,13 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "clinical_measures comparisons draws explorer families figures frozen_classifier_units frozen_classifiers "
-        "gpu_training interval_coverage prefix_features stage timing_units training training_units trial_grid "
+        "gpu_training planning prefix_features stage timing_units training training_units trial_grid "
         "trial_store trial_units verdict"
     ).split(),
     submod_attrs={
         "comparisons": "present where".split(),
         "frozen_classifier_units": "build_baselines leaks".split(),
-        "interval_coverage": "report stored".split(),
-        "stage": "claims units".split(),
+        "stage": "claims report stored units".split(),
         "timing_units": "costs dry_run time_training".split(),
         "training": "Options Views fresh_tail predict train_tail".split(),
         "training_units": "build_scores experiments failures run_sweep summary train".split(),

@@ -27,8 +27,12 @@ LEVELS = ("image", "patient")
 OVER_SEEDS = "training seeds (Student t); these patients, this split"
 OVER_PATIENTS = statistics.OVER_PATIENTS
 OVER_BOTH = f"patients within class and training seeds (crossed bootstrap); {statistics.GIVEN}"
-# Two-sided 5 % test with 80 % power: 1.96 + 0.84 standard errors.
-DETECTABLE = 2.8
+# A gain: over seeds too where there are `statistics.FEWEST_SEEDS`; what is given then (Nadeau and Bengio 2003).
+OVER_GAIN = (
+    "patients and training seeds (Obuchowski-Rockette, degrees of freedom of Hillis);"
+    " this split, these generators and these training patients"
+)
+OVER_FEW = f"patients with their images (Obuchowski 1997); {statistics.GIVEN}"
 
 # The paper's robustness checks: how a group differs from the main one, and where the paper shows it.
 VARIANTS = {
@@ -66,6 +70,11 @@ class Scored(NamedTuple):
 def over_patients(n_seeds: int) -> str:
     """What a bootstrap over patients is over: the seeds too, where there are several."""
     return OVER_BOTH if n_seeds > 1 else OVER_PATIENTS
+
+
+def over_gain(n_seeds: int) -> str:
+    """What a gain's interval over patients is over: the seeds too, where there are enough."""
+    return OVER_GAIN if n_seeds >= statistics.FEWEST_SEEDS else OVER_FEW
 
 
 def present(table: pd.DataFrame, names: Sequence[str] = CELL) -> list[str]:
@@ -190,9 +199,6 @@ def _fold_interval(found: Scored, method: str) -> statistics.Interval:
 def compare_arms(
     scores: pd.DataFrame,
     level: str = "image",
-    n_resamples: int = 2000,
-    seed: int = 0,
-    method: str = "percentile",
     fewer_seeds: bool = False,
 ) -> pd.DataFrame:
     """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
@@ -203,10 +209,10 @@ def compare_arms(
     complete, an arm may have been planned with fewer seeds than the base, which is then taken with those alone, and the
     note says so.
     """
-    how, rows = {"n_resamples": n_resamples, "seed": seed, "method": method}, []
+    rows = []
     for cell, arm, whole in _beside(at_level(scores, level)):
         paired = _paired(cell, arm, whole, fewer_seeds)
-        row = {**cell, **_compare(arm, paired, level, how)}
+        row = {**cell, **_compare(arm, paired, level)}
         if len(paired.seeds) < len(whole.seeds):
             fewer = f"{len(paired.seeds)} of the {len(whole.seeds)} seeds of {REAL}"
             row["note"] = "; ".join(filter(None, [row["note"], fewer]))
@@ -232,6 +238,13 @@ def _beside(table: pd.DataFrame) -> list[tuple[dict[str, Any], Scored, Scored]]:
     return pairs
 
 
+def declared_pair(scores: pd.DataFrame, primary: Mapping[str, Any]) -> tuple[Scored, Scored]:
+    """Scores of the comparison that `primary` names: those of its arm, and of real images alone with the same seeds."""
+    group = {name: value for name, value in primary.items() if name not in ("arm", "rate")}
+    ((cell, arm, base),) = _beside(scores[where(scores, primary) | where(scores, {**group, "arm": REAL})])
+    return arm, _paired(cell, arm, base, fewer_seeds=True)
+
+
 def _paired(cell: Mapping[str, Any], arm: Scored, base: Scored, fewer_seeds: bool) -> Scored:
     """The base with the seeds of an arm that may have some of them alone; ValueError where the two do not pair."""
     if fewer_seeds and np.isin(arm.seeds, base.seeds).all():
@@ -247,17 +260,17 @@ def _paired(cell: Mapping[str, Any], arm: Scored, base: Scored, fewer_seeds: boo
     return base
 
 
-def _compare(arm: Scored, base: Scored, level: str, how: Mapping[str, Any]) -> dict[str, Any]:
+def _compare(arm: Scored, base: Scored, level: str) -> dict[str, Any]:
     """A row of `compare_arms` without its cell.
 
-    Over seeds ``t, p, low_seeds, high_seeds``; over patients and seeds ``p_patients, low_patients, high_patients,
-    se_patients, smallest_effect`` (the difference that this many patients show with 80 % power: 2.8 standard errors;
-    NaN where no resample moves the difference); at patient level, seeds held fixed, DeLong's ``delong_p, delong_low,
-    delong_high`` (NaN at image level, where rows are not independent).
+    Over seeds ``t, p, low_seeds, high_seeds``; over patients and, where there are three, seeds ``p_patients,
+    low_patients, high_patients, se_patients, df_patients, smallest_effect`` (the gain that these patients and seeds
+    show with 80 % power; all NaN where nothing varies); at patient level, seeds held fixed, DeLong's ``delong_p,
+    delong_low, delong_high`` (NaN at image level, where rows are not independent).
     """
-    gain = statistics.difference_bootstrap(arm.label, arm.scores, base.scores, arm.patient, **how)
+    gain = statistics.gain(arm.label, arm.scores, base.scores, arm.patient)
     each, before, nan = arm.aucs, base.aucs, float("nan")
-    over = f"_seeds: {OVER_SEEDS} | _patients: {over_patients(len(each))}"
+    over = f"_seeds: {OVER_SEEDS} | _patients: {over_gain(len(each))}"
     t, p, low, high, note = nan, nan, nan, nan, ""
     try:
         t, p, _, _, low, high = statistics.paired_t(each, before, within=statistics.SIGNED)
@@ -270,16 +283,17 @@ def _compare(arm: Scored, base: Scored, level: str, how: Mapping[str, Any]) -> d
     return {
         "mean_auc": float(np.mean(each)),
         "mean_auc_base": float(np.mean(before)),
-        "difference": gain.estimate,
+        "difference": gain.difference,
         "t": t,
         "p": p,
         "low_seeds": low,
         "high_seeds": high,
-        "p_patients": statistics.two_sided_p(gain.draws),
+        "p_patients": gain.p,
         "low_patients": gain.low,
         "high_patients": gain.high,
         "se_patients": gain.error,
-        "smallest_effect": DETECTABLE * gain.error if gain.error > 0 else nan,
+        "df_patients": gain.df,
+        "smallest_effect": float(statistics.smallest_gain(gain.error, gain.df)),
         "delong_p": tested.p,
         "delong_low": tested.low,
         "delong_high": tested.high,

@@ -1,7 +1,8 @@
 """Which of many comparisons are tested: one primary, a short declared family beside it, and all others as they are.
 
 Contract: a table of `comparisons.compare_arms`, of both levels, in and out; which rows are tested follows from what
-was declared, never from a number of the table.
+was declared, never from a number of the table. The p that are adjusted come from t distributions, so that none is
+kept from being small by the number of resamples.
 """
 
 from __future__ import annotations
@@ -21,19 +22,15 @@ REVISION = ("sweep_families", 1)
 PRIMARY = "primary"
 SECONDARY = "secondary, Holm-adjusted"
 EXPLORATORY = "exploratory, unadjusted"
-ALPHA = 0.05
 
 
-def with_roles(
-    table: pd.DataFrame, primary: Mapping[str, Any], secondary_arms: Sequence[str] = (), least_p: float = 0.0
-) -> pd.DataFrame:
+def with_roles(table: pd.DataFrame, primary: Mapping[str, Any], secondary_arms: Sequence[str] = ()) -> pd.DataFrame:
     """The table with ``role``, ``primary`` (bool) and ``p_patients_holm``, which the secondary family alone has.
 
     Primary is the row of `primary` (columns of `comparisons.CELL` and their values) at image level, tested once and
     unadjusted. The secondary family is that comparison at patient level and, at image level, those of `secondary_arms`
     that stand beside it at the same rate; its ``p_patients`` are adjusted together (Holm 1979). All other rows
-    explore. Where no p can be below `least_p`, as from few resamples, and Holm's first step takes that above 5 %, the
-    family is not tested: its adjusted p are NaN, and ``note`` says how few the resamples are.
+    explore.
     """
     image, patient = (table["level"] == level for level in comparisons.LEVELS)
     declared = comparisons.where(table, primary)
@@ -48,11 +45,7 @@ def with_roles(
     role = np.select([named, family], [PRIMARY, SECONDARY], EXPLORATORY)
     tested = family & table["p_patients"].notna()
     table, adjusted = table.assign(primary=named, role=role), np.full(len(table), np.nan)
-    if least_p * tested.sum() > ALPHA:
-        least = f"not tested: with so few resamples no adjusted p could be below {least_p * tested.sum():.2g}"
-        notes = table.loc[tested, "note"].map(lambda note: "; ".join(filter(None, [note, least])))
-        table.loc[tested, "note"] = notes
-    elif tested.any():
+    if tested.any():
         adjusted[tested] = holm(table.loc[tested, "p_patients"].to_numpy())
     table.insert(table.columns.get_loc("p_patients") + 1, "p_patients_holm", adjusted)
     return table
@@ -98,7 +91,7 @@ def claims(table: pd.DataFrame) -> list[dict[str, Any]]:
         whole = row.level == "patient"
         key = key_of("sweep.gain.secondary", "patient_level" if whole else row.arm)
         text = f"gain by {row.arm} images, r = {row.rate:g}{', a patient counted once' * whole}"
-        over = f"{comparisons.over_patients(row.n_seeds)}; unadjusted"
+        over = f"{comparisons.over_gain(row.n_seeds)}; unadjusted"
         facts = {"interval": (row.low_patients, row.high_patients, over), "n": row.n_patients}
         text += f" (secondary, {p_in_words(row)})"
         rows.append(claim(key, text, row.difference, "not in the paper", **facts, unit=f"{row.level}-level AUC"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from nafld_utils import statistics
 from nafld_utils.sweep import frozen_classifiers
 from nafld_utils.views import COLORS
 
@@ -49,17 +50,18 @@ def name_of(arm: str) -> str:
     return ARM_NAMES.get(arm, arm.replace("_", " "))
 
 
-def over_words(n_seeds: pd.Series) -> str:
-    """What intervals over patients are over, in a legend's words, from the training seeds of each.
+def over_words(n_seeds: pd.Series, fewest: int = 2) -> str:
+    """What intervals over patients are over, in a legend's words, from the training seeds of each: with `fewest` seeds
+    they are over seeds too.
 
     Examples
     --------
     >>> over_words(pd.Series([25, 25])), over_words(pd.Series([1]))
     ('patients and seeds', 'patients')
     """
-    if n_seeds.min() > 1:
+    if n_seeds.min() >= fewest:
         return "patients and seeds"
-    return "patients" if n_seeds.max() == 1 else "patients, and seeds where there are several"
+    return "patients" if n_seeds.max() < fewest else "patients, and seeds where there are several"
 
 
 def boxes(by_seed: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
@@ -148,9 +150,40 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     _name_rows(ax, names, "AUC minus that of real images alone")
     if table["low_seeds"].notna().any():
         ax.plot([], [], color=_GREY, lw=1.6, ls=(0, (3, 1.5)), label="95 % over training seeds, these patients")
-    label = f"95 % over {over_words(table['n_seeds'])}"
+    label = f"95 % over {over_words(table['n_seeds'], statistics.FEWEST_SEEDS)}"
     ax.plot([], [], color=_GREY, lw=5, solid_capstyle="butt", label=label)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return ax
+
+
+def power(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Power to show each declared gain over the number of patients (`planning.power_table`); dots at those needed."""
+    from matplotlib.ticker import LogLocator
+
+    for (gain, part), color in zip(table.groupby("gain"), _MORE, strict=False):
+        needed = part["needed"].iloc[0]
+        takes = f"{needed:,.0f} patients" if np.isfinite(needed) else "more seeds, however many patients"
+        takes = "no more than these patients" if needed <= part["n_patients"].iloc[0] else takes
+        ax.plot(part["patients"], part["power"], color=color, lw=2, label=f"gain of {gain:g}: {takes}")
+        if np.isfinite(needed):
+            ax.plot(
+                [needed],
+                [np.interp(needed, part["patients"], part["power"])],
+                "o",
+                color=color,
+                ms=7,
+                mec="white",
+                zorder=3,
+            )
+    ax.axhline(0.8, color=_GREY, lw=1, ls="--", zorder=1)
+    here = int(table["n_patients"].iloc[0])
+    ax.axvline(here, color=_INK, lw=1, zorder=1)
+    ax.annotate(f" these {here} patients", (here, 1.03), fontsize=9, color=_INK, va="bottom")
+    ax.set(xscale="log", ylim=(0, 1.12), xlabel="patients, in the shares of these classes", ylabel="power")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.set_minor_formatter("")
+    ax.legend(loc="lower right", fontsize=9, title="80 % power takes", title_fontsize=9)
     return ax
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import ldm, params, preprocessing, views
+from nafld_utils import ldm, params, preprocessing, statistics, views
 from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, save_table
-from nafld_utils.sweep import clinical_measures, comparisons, families, trial_grid
+from nafld_utils.sweep import clinical_measures, comparisons, families, planning, trial_grid
 from nafld_utils.sweep.prefix_features import feature_tasks, features_unit
 from nafld_utils.sweep.training_units import scores_unit
 
@@ -26,7 +26,7 @@ TRAINING = (
 )
 PIXELS = tuple(name for name in params.PreprocessSettings.model_fields if name != "image_size")  # its own entry
 
-TABLES = ("comparisons", "arms", "seeds", "measures", "optimistic", "variants", "roc", "reliability")
+TABLES = ("comparisons", "arms", "seeds", "measures", "optimistic", "variants", "roc", "reliability", "power")
 
 # Columns of the notebook's tables, in their order; a table shows those that it has.
 _CELL, _GROUP = " ".join(comparisons.CELL), " ".join(comparisons.GROUP)
@@ -63,9 +63,9 @@ def tables_unit(run: Run) -> Unit:
     settings = {"n_resamples": chosen.n_resamples, "primary": [chosen.primary_arm, chosen.primary_rate]}
     settings |= {"secondary": list(chosen.secondary_arms)}
     settings |= {"interval": chosen.interval_method, "specificity": chosen.specificity, "seed": run.settings.seed}
-    settings["grade"] = views.words_for(run).grade
+    settings |= {"grade": views.words_for(run).grade, "declared_gains": list(chosen.declared_gains)}
     modules = ["sweep_tables", "sweep_families", "sweep_summaries", "stats", "resampling", "delong", "auc_intervals"]
-    modules.append("measures")
+    modules += ["readers", "patients_needed", "measures"]
     return run.unit("sweep_tables", settings=settings, inputs=[scores_unit(run)], modules=modules)
 
 
@@ -100,24 +100,23 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
         From `comparisons` and `clinical_measures`: ``comparisons`` (`compare_arms`, `families.with_roles`), ``arms``
         (`arm_intervals`), ``seeds`` (`auc_by_seed`), each with a column ``level`` (image or patient); ``measures``
         (`patient_measures`), ``optimistic``, ``variants``, and of real images alone and of the declared arm and rate,
-        every group, ``roc`` (`roc_bands`) and ``reliability``.
+        every group, ``roc`` (`roc_bands`) and ``reliability``; ``power`` (`planning.power_table`).
     """
     unit = tables_unit(run)
     if not note and unit.done():
         return {name: unit.load_table(f"{name}.parquet") for name in TABLES}
     chosen = run.settings.sweep
     options = {"n_resamples": chosen.n_resamples, "seed": run.settings.seed}
+    named = declared(run, scores)
     levels: dict[str, list[pd.DataFrame]] = {"comparisons": [], "arms": [], "seeds": []}
     for level in comparisons.LEVELS:
         # the grid is complete: an arm with fewer seeds was planned with them
-        compared = comparisons.compare_arms(scores, level, **options, fewer_seeds=True)
+        compared = comparisons.compare_arms(scores, level, fewer_seeds=True)
         levels["comparisons"].append(compared.assign(level=level))
         levels["arms"].append(comparisons.arm_intervals(scores, level, chosen.interval_method).assign(level=level))
         levels["seeds"].append(comparisons.auc_by_seed(scores, level).assign(level=level))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in levels.items()}
-    tables["comparisons"] = families.with_roles(
-        tables["comparisons"], declared(run, scores), chosen.secondary_arms, 2 / (chosen.n_resamples + 1)
-    )
+    tables["comparisons"] = families.with_roles(tables["comparisons"], named, chosen.secondary_arms)
     tables["measures"] = clinical_measures.patient_measures(
         scores, grades(run), chosen.specificity, **options, grade_name=views.words_for(run).grade
     )
@@ -126,6 +125,7 @@ def build_tables(run: Run, scores: pd.DataFrame, note: str = "") -> dict[str, pd
     both = scores[(scores["arm"] == params.REAL) | _at_primary(run, scores)]
     tables["roc"] = clinical_measures.roc_bands(both, min(500, chosen.n_resamples), run.settings.seed)
     tables["reliability"] = clinical_measures.reliability(both)
+    tables["power"] = planning.power_table(scores, named, chosen.declared_gains)
     if not note:
         with unit.writing() as folder:
             for name, table in tables.items():
@@ -200,12 +200,14 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
             "Trained again on the same patients, the mean difference lies in"
             f" [{row.low_seeds:+.3f}, {row.high_seeds:+.3f}] (95 %, Student t over {row.n_seeds} seeds)."
         )
-    seeds = " and of the seeds" if row.n_seeds > 1 else ""
-    text.append(
-        "On other patients like these, given these trained models and this split, it lies in"
-        f" {families.bounds_in_words(row)} (95 %, bootstrap of {row.n_patients} patients{seeds}),"
-        f"{_width(row)} so {_verdict(row)}; {_could_show(row)}."
-    )
+    given, seeds = "these trained models and this split", ""
+    if row.n_seeds >= statistics.FEWEST_SEEDS:
+        given = "this split, these generators and these training patients"
+        seeds = f" and {row.n_seeds} training seeds"
+    lies = "cannot be bounded, since it is the same for all of them,"
+    if np.isfinite(row.low_patients):
+        lies = f"lies in {families.bounds_in_words(row)} (95 %, over {row.n_patients} patients{seeds}),{_width(row)}"
+    text.append(f"On other patients like these, given {given}, it {lies} so {_verdict(row)}; {_could_show(row)}.")
     text += ["That is the primary comparison.", families.in_words(tables["comparisons"])]
     text.append(params.agreement(run.settings))
     return " ".join(text)
@@ -225,10 +227,15 @@ def _could_show(row: pd.Series) -> str:
             f"four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a smaller"
             " one"
         )
-    return "what difference such a study would find cannot be told: every resample of these patients gives this one"
+    return "how small a difference they could show cannot be told, since nothing varies"
 
 
 def _verdict(row: pd.Series) -> str:
+    if row.n_seeds < statistics.FEWEST_SEEDS:
+        return (
+            f"there are too few seeds ({row.n_seeds}; the fewest are {statistics.FEWEST_SEEDS}) to say whether the"
+            " images help a network that is trained again"
+        )
     if row.low_patients > 0:
         return "the images helped, as far as this split and these training runs show"
     if row.high_patients < 0:
@@ -308,8 +315,8 @@ def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list
     best, quoted = declared_rows("arms", "image").iloc[0], network == PAPER_BEST_SEED[0]
     t = row.t if network == "ResNet-50" else np.nan
     over_seeds = (row.low_seeds, row.high_seeds, comparisons.OVER_SEEDS)
-    over_both = (row.low_patients, row.high_patients, comparisons.over_patients(row.n_seeds))
-    errors = f"2.8 standard errors over patients{' and seeds' if row.n_seeds > 1 else ''}; no interval"
+    over_both = (row.low_patients, row.high_patients, comparisons.over_gain(row.n_seeds))
+    errors = f"two-sided t test over {over_both[2].partition(' (')[0]}; no interval"
     role = "" if backbone == run.settings.sweep.backbones[0] else " (exploratory)"
     gain, alone = f"gain by {row.arm} images, r = {row.rate:g}{way}{role}", "not in the paper"
     least, test = "true gain that four in five such studies find (80 % power)", "paired t of the gain over seeds"

@@ -17,7 +17,7 @@ import studies
 from scipy import stats as scipy_stats
 
 from nafld_utils import statistics
-from nafld_utils.sweep import interval_coverage
+from nafld_utils.sweep import stage
 
 FRAMES, N_RESAMPLES = 5, 400
 SIZES = ("8+7", "38+17", "50+50")
@@ -83,7 +83,7 @@ STUDY = studies.Study(
     CELLS,
     once,
     ["stats", "delong", "auc_intervals"],
-    folder=interval_coverage.STUDY.parent,
+    folder=stage.STUDY.parent,
 )
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ PARTS = {
     "kernel_study": ("Whether the kernel distance's interval over patients holds it", "2 min"),
     "copy_study": ("Whether the copy audit flags no more new patients than it says", "2 min"),
     "interval_study": ("Whether intervals of an AUC hold it, simulated: a part of the stored study", "2 min"),
+    "gain_study": ("Simulated: size and coverage of the test of a gain over patients and seeds", "2 min"),
+    "patients_study": ("Simulated: how often studies of the planned number of patients show a declared gain", "2 min"),
 }
 NOT_RUN = "not run"
 

@@ -7,12 +7,13 @@ import jinja2
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, report, statistics
+from nafld_utils import artifacts, report, statistics, sweep
 from nafld_utils.report import answers, facts, reforms, texts
 
-PATIENTS = "patients within class and training seeds (crossed bootstrap); these trained models, this split"
+PATIENTS = sweep.comparisons.OVER_GAIN
 SWEEP, QUALITY, TURING = "06_classification_sweep", "05_quality_metrics", "08_turing_test"
 GAIN = "gain by semantic images, r = 1.5"
+POWERS = {"0_02": 0.08, "0_05": 0.31, "0_1": 0.88}
 
 
 def table(*rows):
@@ -67,6 +68,36 @@ def test_a_difference_that_no_resample_moves_tells_nothing_of_smaller_ones(real)
     text = " ".join(answered(real, table((*gain, -0.1, 0.1, PATIENTS), shown), "help").sentences)
     assert "would find a true gain of 0.1 (80 % power), and fewer a smaller one." in text
     assert "cannot be told" not in text
+
+
+def test_patients_that_a_declared_gain_takes_stand_on_the_front_page(real):
+    rows = [
+        (SWEEP, "sweep.gain.patients", GAIN, 0.01, -0.1, 0.1, PATIENTS),
+        *((SWEEP, f"sweep.power.gain_{gain}", "any words", power, "", "", "") for gain, power in POWERS.items()),
+        (SWEEP, "sweep.patients_needed.gain_0_05", "any words", 312, "", "", ""),
+        (SWEEP, "sweep.patients_needed.gain_0_1", "any words", 55, "", "", ""),
+    ]
+    claims = table(*rows).assign(n="55")
+    text = " ".join(" ".join(answered(real, claims, "help").sentences).split())
+    assert (
+        "With 80 % power a gain of 0.02 takes more seeds, however many patients (these show it with 8 % or more);"
+        " one of 0.05 takes 312 patients (these show it with 31 % or more);"
+        " one of 0.1 takes no more patients than these (these show it with 88 % or more)."
+    ) in text
+
+
+@pytest.mark.parametrize(("n", "few"), [("1", True), ("2", True), ("3", False)])
+def test_one_or_two_seeds_are_too_few(real, n, few):
+    claims = table(
+        (SWEEP, "sweep.gain.seeds", GAIN, 0.05, "", "", "training seeds (Student t)"),
+        (SWEEP, "sweep.gain.patients", GAIN, 0.05, 0.01, 0.2, "patients"),
+    )
+    claims.loc[0, "n"] = n
+    found = answered(real, claims, "help")
+    assert found.verdict == ("Too few training seeds" if few else "Yes")
+    text = " ".join(found.sentences)
+    assert ("whether the images help a network that is trained again takes 3 seeds" in text) == few
+    assert (f"With {n} training seed{'s' if n != '1' else ''} this is of these trained models alone" in text) == few
 
 
 def test_networks_are_told_one_by_one_and_the_primary_one_decides(real):

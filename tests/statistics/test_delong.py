@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 from toy_scores import cohort
 
 from nafld_utils import statistics
@@ -84,9 +85,17 @@ def test_mean_over_seeds_agrees_with_the_bootstrap_over_patients():
     label, new, _ = cohort(4, 17, 38, 1)
     base = new + 0.3 * np.random.default_rng(1).normal(size=new.shape) - 0.1 * label
     found = statistics.compare(label, new, base)
-    boot = statistics.difference_bootstrap(label, new, base, np.arange(55))
-    assert found.difference == pytest.approx(boot.estimate)
-    assert found.error == pytest.approx(boot.error, rel=0.15)
+    boot = scipy_stats.bootstrap(
+        (np.flatnonzero(label == 1), np.flatnonzero(label == 0)),
+        lambda pos, neg: np.subtract(
+            *[statistics.auc(label[rows], one[0][rows]) for rows in [np.r_[pos, neg]] for one in (new, base)]
+        ),
+        n_resamples=1000,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    assert found.error == pytest.approx(boot.standard_error, rel=0.15)
     assert statistics.compare(label, np.repeat(new, 3, 0), np.repeat(base, 3, 0)) == pytest.approx(found)
     # two seeds that err independently have a mean that errs less
     other = new[:, np.random.default_rng(2).permutation(55)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
-from toy_scores import LABEL, PATIENT, SCORE, cohort
+from toy_scores import LABEL, SCORE, cohort
 
 from nafld_utils import statistics
 
@@ -29,83 +29,47 @@ def test_auc_equals_scikit_learn_with_ties(decimals):
     assert statistics.auc(label, score) == pytest.approx(roc_auc_score(label, score), abs=1e-14)
 
 
-# ---------------------------------------------------------------- differences over patients
+# ---------------------------------------------------------------- a bootstrap over patients and seeds
 
 
-def slow_auc(label, score, patient, positives, negatives):
-    """AUC of a resample, built row by row as a table of repeated patients."""
-    rows = np.concatenate([np.flatnonzero(patient == who) for who in np.concatenate([positives, negatives])])
-    return roc_auc_score(label[rows], score[rows])
-
-
-def by_scipy(statistic, samples, method="percentile", n=200, seed=11):
-    """The same bootstrap by scipy's plain loop, a resample at a time, with the same draws."""
-    return scipy_stats.bootstrap(
-        samples, statistic, n_resamples=n, vectorized=False, method=method, rng=np.random.default_rng(seed)
-    )
-
-
-@pytest.mark.parametrize("method", ["percentile", "bca"])
-def test_difference_equals_a_slow_bootstrap_that_rebuilds_every_resample(method):
-    label, scores, patient = cohort(1, 5, 7, 3)
-    label, patient = label[1:], patient[1:]  # the first patient has two images, not three
-    score = np.round(scores[0, 1:], 1)
-
-    def statistic(pos, neg):
-        return round(slow_auc(label, score, patient, pos.astype(int) + 5, neg.astype(int)) - 0.5, 12)
-
-    slow = by_scipy(statistic, (np.arange(7), np.arange(5)), {"bca": "BCa"}.get(method, method))
-    flat = np.zeros(len(label))  # constant scores have an AUC of 0.5 in every resample
-    found = statistics.difference_bootstrap(label, score, flat, patient, n_resamples=200, seed=11, method=method)
-    np.testing.assert_allclose((found.low, found.high), slow.confidence_interval, atol=1e-11)
-
-
-def test_difference_is_repeatable_and_ignores_the_order_of_rows_and_the_names_of_patients():
-    label, scores, patient = cohort(6, n_seeds=2)
-    first = statistics.difference_bootstrap(label, *scores, patient, n_resamples=200, seed=3)
-    order, names = np.random.default_rng(0).permutation(len(label)), np.array([f"p{who:03d}" for who in patient])
-    again = statistics.difference_bootstrap(label[order], *scores[:, order], names[order], n_resamples=200, seed=3)
-    assert again[:4] == pytest.approx(first[:4], abs=1e-12)
-    other = statistics.difference_bootstrap(label, *scores, patient, n_resamples=200, seed=4)
-    assert other.low != first.low
-
-
-def test_crossed_difference_equals_three_samples_of_scipy():
-    label, new, patient = cohort(2, 4, 6, 2, n_seeds=3)
-    base = new - 0.3 * label + 0.1 * np.random.default_rng(0).normal(size=new.shape)
+def test_crossed_bootstrap_equals_three_samples_of_scipy_and_repeats_itself():
+    label, scores, patient = cohort(2, 4, 6, 2, n_seeds=3)
 
     def statistic(pos, neg, seeds):
-        who = pos.astype(int) + 4, neg.astype(int)
-        gains = [slow_auc(label, new[s], patient, *who) - slow_auc(label, base[s], patient, *who) for s in seeds]
-        return np.mean(gains)
+        rows = np.concatenate([np.flatnonzero(patient == who) for who in (*pos + 4, *neg)])
+        return np.mean([roc_auc_score(label[rows], scores[s][rows]) for s in seeds])
 
-    slow = by_scipy(statistic, (np.arange(6), np.arange(4), np.arange(3)), n=100, seed=4)
-    found = statistics.difference_bootstrap(label, new, base, patient, n_resamples=100, seed=4)
+    def many(*drawn):
+        shape = drawn[0].shape[:-1]
+        flat = [part.reshape(-1, part.shape[-1]) for part in drawn]
+        return np.array([statistic(*one) for one in zip(*flat, strict=True)]).reshape(shape)
+
+    samples = np.arange(6), np.arange(4), np.arange(3)
+    rng = np.random.default_rng(4)
+    slow = scipy_stats.bootstrap(samples, statistic, n_resamples=100, vectorized=False, method="percentile", rng=rng)
+    found = statistics.crossed_bootstrap(many, [6, 4], n_seeds=3, n_resamples=100, seed=4)
     np.testing.assert_allclose((found.low, found.high), slow.confidence_interval, atol=1e-11)
     assert found.error == pytest.approx(slow.standard_error, abs=1e-11)
+    assert statistics.crossed_bootstrap(many, [6, 4], n_seeds=3, n_resamples=100, seed=4)[:4] == found[:4]
+    for sizes, n, says in (([6, 1], 100, r"two or more .* \[6, 1\]"), ([6, 4], 0, "n_resamples")):
+        with pytest.raises(ValueError, match=says):
+            statistics.crossed_bootstrap(many, sizes, n_resamples=n)
 
 
-def test_p_of_a_bootstrap_by_eye():
-    assert statistics.two_sided_p(np.array([0.1, 0.2, 0.3, -0.1])) == 2 * (1 + 1) / 5
-    assert np.isnan(statistics.two_sided_p(np.zeros(9))), "without spread nothing can be said"
-    assert statistics.two_sided_p(np.linspace(1, 2, 1999)) == 2 / 2000
-
-
-def test_the_same_arm_twice_differs_by_nothing():
-    label, scores, patient = cohort(8, n_seeds=3)
-    found = statistics.difference_bootstrap(label, scores, scores, patient)
-    assert found.estimate == 0
+def test_a_bootstrap_without_spread_says_nothing():
+    found = statistics.crossed_bootstrap(lambda *drawn: np.ones(drawn[0].shape[:-1]), [5, 5])
+    assert found.estimate == 1
     assert np.isnan([found.low, found.high, found.error]).all(), "no spread is not certainty"
 
 
 def test_fast_enough_for_the_papers_25_seeds():
     label, new, patient = cohort(9, n_seeds=25)
     start = time.perf_counter()
-    statistics.difference_bootstrap(label, new, new[::-1], patient)
+    statistics.gain(label, new, new[::-1], patient)
     assert time.perf_counter() - start < 5
 
 
-# ---------------------------------------------------------------- over seeds
+# ---------------------------------------------------------------- means of seeds and folds
 
 
 def test_student_t_interval_equals_scipy():
@@ -169,10 +133,6 @@ def test_paired_t_equals_scipy_and_the_papers_p():
         (lambda: statistics.auc([1, 1], [1, 2]), "both classes"),
         (lambda: statistics.auc([0, 2], [1, 2]), "0 and 1"),
         (lambda: statistics.auc([0, 1], [1, 2, 3]), "one row per image"),
-        (lambda: statistics.difference_bootstrap(LABEL, [SCORE], [SCORE, SCORE], PATIENT), "equal shapes"),
-        (lambda: statistics.difference_bootstrap(LABEL, SCORE, SCORE, PATIENT, n_resamples=0), "n_resamples"),
-        (lambda: statistics.difference_bootstrap(LABEL, SCORE, SCORE, PATIENT, method="normal"), "percentile, bca"),
-        (lambda: statistics.difference_bootstrap(LABEL, SCORE, SCORE, list("aaaaccdd")), r"two or more .* \[2, 1\]"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, says):

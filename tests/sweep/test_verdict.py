@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 from toy_scores import ARMS, ToyData, features_of, learners, made_up
 
 from nafld_utils import artifacts, params, statistics, sweep, views
@@ -83,15 +84,35 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     row = verdict.primary(run, tables)
     assert f"{row.difference:+.3f} on simulated patients" in text
     assert "Student t over 3 seeds" in text
-    assert "bootstrap of 20 patients and of the seeds" in text
+    assert "(95 %, over 20 patients and 3 training seeds)" in text
+    assert "given this split, these generators and these training patients" in text
     assert f"four in five such studies would find a true difference of {row.smallest_effect:.3f}" in text
+    # a noncentral t of that shift lies above the critical value in 80 %
+    shift, limit = row.smallest_effect / row.se_patients, scipy_stats.t.ppf(0.975, row.df_patients)
+    assert scipy_stats.nct.sf(limit, row.df_patients, shift) == pytest.approx(0.8, abs=1e-6)
     times = (row.high_patients - row.low_patients) / (row.high_seeds - row.low_seeds)
     assert f"{times:.2g} times as wide as that over seeds" in text
-    assert row.smallest_effect == pytest.approx(2.8 * row.se_patients)
     assert "That is the primary comparison. Secondary, as declared (intervals unadjusted): traditional images" in text
-    assert text.count("Holm p = ") == 2
+    assert text.count("Holm p = ") + text.count("not tested") == 2
     assert text.endswith(params.agreement(run.settings))
     assert "differs from the declared analysis in sweep.primary_rate (1.5 declared, 0.5 here)" in text
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_one_or_two_seeds_are_too_few_for_a_verdict_whatever_the_gain(run, n_seeds):
+    tables = sweep.build_tables(run, made_up(arms={**ARMS, ("semantic", 0.5): 0.9}, n_seeds=n_seeds))
+    row, text = verdict.primary(run, tables), sweep.answer(run, tables)
+    assert row.low_patients > 0
+    assert f"so there are too few seeds ({n_seeds}; the fewest are 3) to say whether the images help" in text
+    assert "the images helped" not in text
+    assert f"(95 %, over {row.n_patients} patients)" in text
+    (gain,) = (one for one in verdict.claims(run, tables) if one["key"] == "sweep.gain.patients")
+    assert gain["over"] == comparisons.OVER_FEW
+    with views.style():
+        fig, ax = plt.subplots()
+        legend = figures.differences(sweep.at(run, tables["comparisons"]), ax).get_legend()
+        plt.close(fig)
+    assert legend.get_texts()[-1].get_text() == "95 % over patients"
 
 
 def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):
@@ -99,11 +120,11 @@ def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):
     row = verdict.primary(run, tables)
     assert np.isnan([row.low_patients, row.high_patients, row.p_patients, row.smallest_effect]).all()
     said = sweep.answer(run, tables)
-    assert "cannot be told, since every resample of them gives this one" in said
-    assert "in a range that cannot be said" in said
+    assert "it cannot be bounded, since it is the same for all of them" in said
+    assert "cannot be told, since nothing varies" in said
     assert "nan" not in said
     claims = verdict.claims(run, tables)
-    assert not any(claim["claim"].startswith("smallest") for claim in claims)
+    assert not any(claim["key"] == "sweep.smallest_gain" for claim in claims)
     of_arms = [claim for claim in claims if claim["key"].startswith("sweep.auc")]
     assert of_arms
     assert {claim["over"] for claim in of_arms} == {statistics.NO_SPREAD}
@@ -135,10 +156,10 @@ def test_claims_say_what_their_interval_is_over(run):
     tables = sweep.build_tables(run, made_up())
     rows = verdict.claims(run, tables)
     table = run.record_claims("06_classification_sweep", rows)
-    assert {row["over"] for row in rows if row["claim"].startswith("gain")} == {
+    assert {row["over"] for row in rows if row["claim"].startswith("gain") and np.isfinite(row["low"])} == {
         comparisons.OVER_SEEDS,
-        comparisons.OVER_BOTH,
-        f"{comparisons.OVER_BOTH}; unadjusted",
+        comparisons.OVER_GAIN,
+        f"{comparisons.OVER_GAIN}; unadjusted",
     }
     assert all(row["same_protocol"].startswith("no") for row in rows if not row["claim"].startswith("best single seed"))
     bounded = table.dropna(subset=["low"])
@@ -163,9 +184,13 @@ def test_every_interval_over_patients_says_what_it_is_given(run, n_seeds):
         parts = [part for text in said for part in text.split(" | ") if "patients" in part.partition(";")[0]]
         assert parts, name
         for part in parts:
-            assert "these trained models" in part or "no interval" in part, (name, part)
+            gain = (
+                part.removeprefix("_patients: ").removesuffix("; unadjusted") == comparisons.OVER_GAIN
+            )  # of new trainings, not of these models
+            assert gain or "these trained models" in part or "no interval" in part, (name, part)
             assert "this split" in part or "no interval" in part, (name, part)
-    assert "given these trained models and this split" in sweep.answer(run, tables)
+    given = {1: "these trained models and this split", 3: "this split, these generators and these training patients"}
+    assert f"given {given[n_seeds]}" in sweep.answer(run, tables)
     spread = frozen_classifiers.split_spread(learners(features), ToyData.images, 2, range(2))
     assert spread["over"].str.startswith("no interval").all()
     assert frozen_classifiers.canary_summary(shuffled)["over"].str.startswith("shuffles").all()
@@ -386,7 +411,7 @@ def test_networks_of_some_folds_are_not_passed_off_as_judged_on_all_patients(run
         assert ax.get_xlabel().endswith("bars are 95 % over patients (of networks, over patients and seeds)")
 
 
-@pytest.mark.parametrize(("n_seeds", "over"), [(1, "95 % over patients"), (2, "95 % over patients and seeds")])
+@pytest.mark.parametrize(("n_seeds", "over"), [(1, "95 % over patients"), (3, "95 % over patients and seeds")])
 def test_figures_and_answer_say_seeds_where_there_are_several(run, n_seeds, over):
     found = sweep.build_tables(run, made_up(n_seeds=n_seeds))
     arms, compared = sweep.at(run, found["arms"]), sweep.at(run, found["comparisons"])
@@ -405,7 +430,7 @@ def test_figures_and_answer_say_seeds_where_there_are_several(run, n_seeds, over
     assert title == f"AUC [{over}]"
     assert ("95 % over training seeds, these patients" in labels[2]) == (n_seeds > 1)
     text = sweep.answer(run, found)
-    assert ("bootstrap of 20 patients and of the seeds)" in text) == ("as that over seeds" in text) == (n_seeds > 1)
+    assert ("20 patients and 3 training seeds)" in text) == ("as that over seeds" in text) == (n_seeds > 1)
     (smallest,) = (row["over"] for row in verdict.claims(run, found) if row["key"] == "sweep.smallest_gain")
     assert ("seeds" in smallest) == (n_seeds > 1)
 

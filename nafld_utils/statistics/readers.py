@@ -1,0 +1,225 @@
+"""The gain of one arm over another, over patients and training seeds: each seed reads all patients in both arms.
+
+Contract: arrays in, numbers or named tuples out; nothing is drawn. The estimator is the one for many readers of many
+cases, with seeds for readers and patients for cases, both random. Given, and so missing from every interval made here:
+the split, the generators and the training patients. Trained anew on other patients the gain varies more (Nadeau and
+Bengio 2003, doi:10.1023/A:1024068626366).
+
+References
+----------
+Obuchowski and Rockette 1995, doi:10.1080/03610919508813243; degrees of freedom of Hillis 2007, doi:10.1002/sim.2532,
+and Satterthwaite's of the patients; several images of a patient as in Obuchowski 1997, doi:10.2307/2533958.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+from scipy import stats as scipy_stats
+
+from nafld_utils.statistics import roc
+
+REVISION = ("readers", 1)
+
+# With two seeds the spread between seeds has one degree of freedom: an interval would hold every gain there can be.
+FEWEST_SEEDS = 3
+POWER = 0.8
+
+
+class Spread(NamedTuple):
+    """Where a gain's variance comes from, each for one seed and all patients, in AUC squared.
+
+    `seeds`: between the true gains of seeds; `patients`: between cohorts, alike for all seeds; `both`: between cohorts,
+    of each seed by itself. `df`: degrees of freedom of the patients' part.
+    """
+
+    seeds: float
+    patients: float
+    both: float
+    df: float
+
+
+class Gain(NamedTuple):
+    """A gain in AUC (-1 to 1) with its standard error, degrees of freedom, p, interval and spread.
+
+    With fewer than `FEWEST_SEEDS` seeds they are over patients alone, given these trainings, and ``spread.seeds`` is
+    NaN. Where nothing varies, error, p and interval are NaN: no spread is not certainty.
+    """
+
+    difference: float
+    error: float
+    df: float
+    p: float
+    low: float
+    high: float
+    spread: Spread
+
+
+def parts(label: Any, scores: Any, patient: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    """AUCs (k,) in [0, 1] of k scores (k, n) of the same images, and what each patient of a class adds to their errors.
+
+    Two arrays, ``(k, patients of class 1)`` and ``(k, patients of class 0)``: the covariance of the AUCs over patients
+    is the sum of ``part @ part.T``, DeLong's where a patient has one image.
+    """
+    label, scores = roc.checked(label, scores)
+    code = roc.patient_codes(label, patient)
+    n_pos, n_neg = int(label.sum()), int((~label).sum())
+    ranks = scipy_stats.rankdata(scores, axis=1)
+    above = (ranks[:, label] - scipy_stats.rankdata(scores[:, label], axis=1)) / n_neg
+    below = 1 - (ranks[:, ~label] - scipy_stats.rankdata(scores[:, ~label], axis=1)) / n_pos
+    aucs, found = above.mean(axis=1), []
+    for won, who in ((above, code[label]), (below, code[~label])):
+        place = np.unique(who, return_inverse=True)[1]
+        n = int(place.max()) + 1
+        if n < 2:
+            raise ValueError(
+                "patient: expected two or more patients in each class for an interval over patients, found one; add"
+                " patients."
+            )
+        found.append((won - aucs[:, None]) @ np.eye(n)[place] * np.sqrt(n / (n - 1)) / won.shape[1])
+    return aucs, found
+
+
+def gain(label: Any, new: Any, base: Any, patient: Any, level: float = 0.95) -> Gain:
+    """Mean AUC of `new` minus that of `base`, over patients and seeds.
+
+    Parameters
+    ----------
+    label : (n,) array of 0 and 1
+        Class of each image; one class per patient.
+    new, base : (n_seeds, n) array of float
+        Row s of both was trained with the same seed.
+    patient : (n,) array
+        Patient of each image.
+    level : float
+        Coverage of the interval.
+
+    Returns
+    -------
+    Gain
+
+    Notes
+    -----
+    With `MS` the variance of the seeds' gains and `C` the mean covariance of two seeds' gains over patients, the
+    squared error is ``MS / n_seeds + max(C, 0)``. Its degrees of freedom are `degrees` at the median-unbiased ratio of
+    the two parts: as `MS` is more often too small than too large, the ratio itself is too large, and with three seeds
+    the test would reject in 6.3 %.
+    """
+    new, base = np.atleast_2d(np.asarray(new, dtype=float)), np.atleast_2d(np.asarray(base, dtype=float))
+    if new.shape != base.shape:
+        raise ValueError(
+            f"new and base: expected equal shapes (seeds, images), found {new.shape} and {base.shape}; pair them."
+        )
+    n = len(new)
+    aucs, found = parts(label, np.concatenate([new, base]), patient)
+    each, found = aucs[:n] - aucs[n:], [part[:n] - part[n:] for part in found]
+    over = sum(part @ part.T for part in found)  # covariance (n_seeds, n_seeds) of the gains over patients
+    own = float(np.trace(over)) / n
+    shared = float(over.sum() - np.trace(over)) / (n * (n - 1)) if n > 1 else own
+    by_class = [(float((part.mean(axis=0) ** 2).sum()), part.shape[1] - 1) for part in found]
+    df = _pooled(by_class)
+    if n < FEWEST_SEEDS:
+        spread = Spread(float("nan"), max(shared, 0.0), own - shared, df)
+        return tested(float(each.mean()), float(over.mean()), df, spread, level)
+    between = float(each.var(ddof=1))
+    spread = Spread(max(between - (own - shared), 0.0), max(shared, 0.0), own - shared, df)
+    known = spread.patients * float(scipy_stats.chi2.median(n - 1)) / (n - 1)
+    df = degrees(between / n, known, n, df)
+    return tested(float(each.mean()), between / n + spread.patients, df, spread, level)
+
+
+def degrees(seeds: float, patients: float, n_seeds: int, df_patients: float = np.inf) -> float:
+    """Degrees of freedom of a variance with a part of `n_seeds` seeds and one of patients.
+
+    Hillis's with infinite `df_patients`: he leaves the patients' own error out, as there are many in his studies. Here
+    there may be 17 of a class, and with many seeds, where it is all the error, the test would reject in 6 to 7 %.
+    """
+    return _pooled([(seeds, n_seeds - 1), (patients, df_patients)])
+
+
+def _pooled(variances: Sequence[tuple[float, float]]) -> float:
+    """Satterthwaite's degrees of freedom of a sum of variances, each with its own."""
+    error = sum(variance**2 / df for variance, df in variances)
+    return sum(variance for variance, _ in variances) ** 2 / error if error > 0 else np.inf
+
+
+def tested(difference: float, variance: float, df: float, spread: Spread, level: float) -> Gain:
+    """Two-sided t test and interval of a gain; rounding alone may leave a variance of 1e-17."""
+    error, nan = float(np.sqrt(max(variance, 0.0))), float("nan")
+    if error <= 1e-8:
+        return Gain(difference, nan, nan, nan, nan, nan, spread)
+    half, p = scipy_stats.t.ppf((1 + level) / 2, df) * error, 2 * scipy_stats.t.sf(abs(difference) / error, df)
+    return Gain(difference, error, df, float(p), float(difference - half), float(difference + half), spread)
+
+
+def smallest_gain(error: Any, df: Any, level: float = 0.95) -> Any:
+    """The gain that a two-sided t test shows with 80 % power; of arrays or numbers, NaN where the error is.
+
+    Examples
+    --------
+    >>> round(smallest_gain(1.0, np.inf), 2), round(smallest_gain(1.0, 4), 2)
+    (2.8, 3.74)
+    """
+    df = np.minimum(df, 1e5)  # the normal's, to five digits
+    return error * special.nctdtrinc(df, 1 - POWER, scipy_stats.t.ppf((1 + level) / 2, df))
+
+
+# ---------------------------------------------------------------- how many patients would it take
+
+
+def cautious(spread: Spread, n_seeds: int) -> Spread:
+    """The spread to plan with: upper 80 % limits of its parts, by chi-squared, as a pilot study is used (Browne 1995,
+    doi:10.1002/sim.4780141709). Planned with the estimates themselves, studies with few seeds show the gain too seldom.
+    """
+    patients = spread.patients * _upper(spread.df)
+    if n_seeds < FEWEST_SEEDS:
+        return spread._replace(patients=patients, both=spread.both * _upper(spread.df))
+    return spread._replace(patients=patients, seeds=(spread.seeds + spread.both) * _upper(n_seeds - 1) - spread.both)
+
+
+def _upper(df: float) -> float:
+    """A variance's upper 80 % limit over its estimate with `df` degrees of freedom."""
+    return float(df / scipy_stats.chi2.ppf(0.2, df)) if np.isfinite(df) else 1.0
+
+
+def planned(spread: Spread, n_seeds: int, times: Any) -> tuple[Any, Any]:
+    """Standard error and degrees of freedom of a gain with `times` as many patients, of numbers or arrays.
+
+    What is between patients falls with their number, what is between seeds stays (Hillis, Obuchowski and Berbaum 2011,
+    doi:10.1016/j.acra.2010.09.007). With fewer than `FEWEST_SEEDS` seeds that part is unknown and left out.
+    """
+    times = np.asarray(times, dtype=float)
+    patients, both = spread.patients / times, spread.both / times
+    if n_seeds < FEWEST_SEEDS:
+        return np.sqrt(patients + both / n_seeds), spread.df * times
+    seeds = (spread.seeds + both) / n_seeds
+    error = seeds**2 / (n_seeds - 1) + patients**2 / (spread.df * times)
+    return np.sqrt(seeds + patients), (seeds + patients) ** 2 / np.maximum(error, 1e-300)
+
+
+def power(gain: float, error: Any, df: Any, level: float = 0.95) -> Any:
+    """How often a two-sided t test shows a true gain, of numbers or arrays: the noncentral t beyond its limits."""
+    df = np.minimum(df, 1e5)
+    limit, shift = scipy_stats.t.ppf((1 + level) / 2, df), np.minimum(gain / error, 30.0)
+    beyond = np.nan_to_num(special.nctdtr(df, shift, -limit))  # NaN where it is below the smallest float
+    return 1 - special.nctdtr(df, shift, limit) + beyond
+
+
+def patients_needed(spread: Spread, n_seeds: int, n_patients: int, gain: float) -> float:
+    """Patients, in these classes' shares, who show a declared gain with 80 % power.
+
+    Never fewer than those that the spread is known from; infinite where the spread between so few seeds hides the gain.
+    """
+    from scipy import optimize
+
+    def excess(log_times: float) -> float:
+        return float(smallest_gain(*planned(spread, n_seeds, np.exp(log_times)))) - gain
+
+    most = np.log(1e6)
+    if excess(most) > 0:
+        return float("inf")
+    times = 0.0 if excess(0.0) <= 0 else optimize.brentq(excess, 0.0, most, xtol=1e-9)
+    return float(np.ceil(round(n_patients * np.exp(times), 6)))

@@ -1,0 +1,96 @@
+"""How many patients it would take to show gains that were declared beforehand, and what these patients can show.
+
+Contract: no power is given for the gain that was seen. The variance is that of the declared comparison at image level:
+its part between patients falls with their number, its part between seeds does not (`statistics.planned`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import statistics
+from nafld_utils.artifacts import claim, key_of
+from nafld_utils.sweep import comparisons
+
+REVISION = ("patients_needed", 1)
+
+POINTS = 60  # of a curve of power
+
+
+def power_table(scores: pd.DataFrame, primary: Mapping[str, Any], gains: Sequence[float]) -> pd.DataFrame:
+    """Power to show each gain over the number of patients, at image level.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        As of `comparisons`.
+    primary : dict
+        Columns and values that name the declared comparison.
+    gains : sequence of float
+        Declared gains in AUC.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``gain, patients, power`` (0 to 1, at least: `statistics.cautious`), and alike in every row of a gain ``needed``
+        (patients for 80 % power, from the cohort's number on; infinite where so few seeds hide the gain, NaN where
+        nothing varies), ``power_here`` (the cohort's), ``n_patients, n_seeds, over``. Patients are in its class shares.
+    """
+    arm, base = comparisons.declared_pair(scores, primary)
+    found, n_seeds = statistics.gain(arm.label, arm.scores, base.scores, arm.patient), len(arm.seeds)
+    spread, here, nothing = statistics.cautious(found.spread, n_seeds), arm.counts["n_patients"], np.isnan(found.error)
+    needed = [np.nan if nothing else statistics.patients_needed(spread, n_seeds, here, gain) for gain in gains]
+    most = 2 * max([here, *(number for number in needed if np.isfinite(number))])
+    patients = np.unique(np.geomspace(here, 40 * here if np.isinf(needed).any() else most, POINTS).round())
+    parts = []
+    for gain, takes in zip(gains, needed, strict=True):
+        power = statistics.power(gain, *statistics.planned(spread, n_seeds, patients / here)) if not nothing else np.nan
+        part = pd.DataFrame({"patients": patients, "power": power})
+        facts = {"gain": gain, "needed": takes, "power_here": part["power"].iloc[0]}
+        parts.append(part.assign(**facts, n_patients=here, n_seeds=n_seeds))
+    return pd.concat(parts, ignore_index=True).assign(over=comparisons.over_gain(n_seeds))
+
+
+def each_gain(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per declared gain: ``gain, needed, power_here, n_patients, n_seeds, over``."""
+    names = ["gain", "needed", "power_here", "n_patients", "n_seeds", "over"]
+    return table[names].drop_duplicates("gain").reset_index(drop=True)
+
+
+def report(table: pd.DataFrame) -> str:
+    """A sentence on each declared gain, and on what is left out where there are too few seeds."""
+    rows = each_gain(table)
+    if rows["needed"].isna().any():
+        return "How many patients a gain takes cannot be told: nothing varies."
+    text, few = [], rows["n_seeds"].iloc[0] < statistics.FEWEST_SEEDS
+    for row in rows.itertuples():
+        takes = f"takes about {row.needed:,.0f} patients for 80 % power"
+        if row.needed <= row.n_patients:
+            takes = "takes no more patients than these for 80 % power"
+        elif np.isinf(row.needed):
+            takes = f"takes more than {row.n_seeds} seeds for 80 % power, however many patients there are"
+        shows = f"{100 * row.power_here:.0f} %{'' if few else ' or more'}"
+        text.append(f"A gain of {row.gain:g} {takes}; these {row.n_patients} show it with {shows}.")
+    if few:
+        text.append("How far trainings vary is unknown with so few seeds and left out: it takes at least as many.")
+    return " ".join(text)
+
+
+def claims(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Claims on each declared gain: the power of these patients, and the patients needed where a number is enough."""
+    rows = []
+    for row in each_gain(table).itertuples():
+        least = ", at least" if row.n_seeds >= statistics.FEWEST_SEEDS else ", trainings held fixed"
+        over, shown = f"planned over {row.over.partition(' (')[0]}; no interval", f"a declared gain of {row.gain:g}"
+        for key, text, value, unit in (
+            ("sweep.power", f"power of these patients to show {shown}{least}", row.power_here, "share"),
+            ("sweep.patients_needed", f"patients needed to show {shown} with 80 % power", row.needed, "patients"),
+        ):
+            if np.isfinite(value):
+                facts = {"interval": (None, None, over), "n": row.n_patients, "unit": unit}
+                rows.append(claim(key_of(key, f"gain {row.gain:g}"), text, value, "not in the paper", **facts))
+    return rows

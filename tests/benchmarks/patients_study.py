@@ -1,0 +1,68 @@
+"""Do as many patients as a study plans for show the gain that they are planned for?
+
+Simulated as in `gain_study`: a study of 17 and 38 patients without any gain plans for a declared one, and a new study
+of as many patients as it asks for, with that gain, is tested. Beside it stands the power that the first study gives its
+own patients, and how often new studies of its size show the gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gain_study
+import numpy as np
+import studies
+
+from nafld_utils import statistics
+
+COHORT = gain_study.COHORTS["17+38"]
+MOST = 1000  # patients of a planned study that is simulated; larger plans are counted as such
+
+
+def once(cell: Mapping[str, Any], rng: np.random.Generator) -> dict[str, bool | float | None]:
+    """One plan and, where it asks for at most `MOST` patients, whether they show the gain.
+
+    ``affordable, log10_needed`` (of affordable plans), ``shows`` (the planned study); ``power_here, shows_here`` (one
+    of the first study's size).
+    """
+    n, n_seeds, gain, spread = sum(COHORT), cell["seeds"], cell["gain"], cell["spread"]
+    label, new, base, patient = gain_study.scores(rng, COHORT, n_seeds, 0.0, spread)
+    first = statistics.gain(label, new, base, patient)
+    plan = statistics.cautious(first.spread, n_seeds)
+    needed = statistics.patients_needed(plan, n_seeds, n, gain)
+
+    def shows(sizes: tuple[int, int]) -> bool:
+        label, new, base, patient = gain_study.scores(rng, sizes, n_seeds, gain, spread)
+        found = statistics.gain(label, new, base, patient)
+        return found.low > 0 or found.high < 0
+
+    affordable = needed <= MOST
+    healthy = round(COHORT[0] * needed / n) if affordable else 0
+    return {
+        "affordable": affordable,
+        "log10_needed": float(np.log10(needed)) if affordable else None,
+        "shows": shows((healthy, int(needed) - healthy)) if affordable else None,
+        "power_here": float(statistics.power(gain, *statistics.planned(plan, n_seeds, 1.0))),
+        "shows_here": shows(COHORT),
+    }
+
+
+CELLS = [
+    {"seeds": seeds, "gain": gain, "spread": spread}
+    for spread in ("as seen", "seeds agree")
+    for seeds in (5, 25)
+    for gain in (0.02, 0.05, 0.1)
+]
+STUDY = studies.Study(
+    "patients_study",
+    "Simulated: how often studies of the planned number of patients show a declared gain",
+    CELLS,
+    once,
+    ["readers", "stats"],
+    repetitions=1000,
+    block=100,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(studies.main(STUDY))

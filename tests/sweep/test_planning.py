@@ -1,0 +1,72 @@
+"""How many patients a declared gain takes: from a table of scores, in words, claims, a figure and on the front page."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from toy_scores import ARMS, made_up
+
+from nafld_utils import statistics, views
+from nafld_utils.sweep import comparisons, figures, planning
+
+GAINS = (0.02, 0.05, 0.1)
+PRIMARY = {"arm": "semantic", "rate": 0.5}
+
+
+def table(n_seeds=6, **options):
+    return planning.power_table(made_up(n_seeds=n_seeds, **options), PRIMARY, GAINS)
+
+
+def test_a_plan_is_made_of_the_declared_comparison_at_image_level():
+    found = planning.each_gain(table())
+    scores = made_up(n_seeds=6)
+    arms = {
+        arm: part
+        for _, arm, part in ((0, c["arm"], s) for c, s in comparisons.cells(scores))
+        if arm in ("real", "semantic")
+    }
+    gain = statistics.gain(arms["real"].label, arms["semantic"].scores, arms["real"].scores, arms["real"].patient)
+    spread = statistics.cautious(gain.spread, 6)
+    for row in found.itertuples():
+        assert row.needed == statistics.patients_needed(spread, 6, 20, row.gain)
+        assert row.power_here == pytest.approx(statistics.power(row.gain, *statistics.planned(spread, 6, 1.0)))
+    assert found["over"].eq(comparisons.OVER_GAIN).all()
+    assert found["power_here"].is_monotonic_increasing
+    curve = table().query("gain == 0.1")
+    assert curve["patients"].iloc[0] == 20
+    assert curve["power"].is_monotonic_increasing
+
+
+def test_the_gain_that_was_seen_changes_no_plan():
+    """Only the scores' spread counts: a plan of a useless arm and one of the same arm moved apart are alike."""
+    scores = made_up(n_seeds=6)
+    other = scores.assign(score=scores["score"].where(scores["arm"] != "class", 0.5))
+    found = planning.power_table(other, PRIMARY, GAINS)
+    assert found.equals(table())
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2, 6])
+def test_words_claims_and_figure_say_the_same(n_seeds):
+    found = table(n_seeds)
+    text, claims = planning.report(found), {row["key"]: row for row in planning.claims(found)}
+    assert ("left out: it takes at least as many" in text) == (n_seeds < 3)
+    for row in planning.each_gain(found).itertuples():
+        key = f"gain_{row.gain:g}".replace(".", "_")
+        assert claims[f"sweep.power.{key}"]["this_run"] == row.power_here
+        assert "no interval" in claims[f"sweep.power.{key}"]["over"]
+        assert f"show it with {100 * row.power_here:.0f} %{' or more' if n_seeds > 2 else ''}." in text
+        assert (f"sweep.patients_needed.{key}" in claims) == np.isfinite(row.needed)
+    with views.style():
+        fig, ax = plt.subplots()
+        labels = [one.get_text() for one in figures.power(found, ax).get_legend().get_texts()]
+        plt.close(fig)
+    assert [label.split(":")[0] for label in labels] == ["gain of 0.02", "gain of 0.05", "gain of 0.1"]
+
+
+def test_a_gain_that_seeds_hide_and_scores_that_never_vary_are_told():
+    hidden = table().assign(needed=np.inf)
+    assert "takes more than 6 seeds for 80 % power, however many patients there are" in planning.report(hidden)
+    assert not any(row["key"].startswith("sweep.patients_needed") for row in planning.claims(hidden))
+    scores = made_up(arms=ARMS, n_seeds=3).assign(score=0.5)
+    equal = planning.power_table(scores, PRIMARY, GAINS)
+    assert planning.report(equal) == "How many patients a gain takes cannot be told: nothing varies."
+    assert planning.claims(equal) == []
