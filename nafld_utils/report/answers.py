@@ -18,6 +18,7 @@ from nafld_utils.report.facts import Claim, find, first
 
 _FLOOR = "halves_of_real"  # real patients against other real patients
 _FOUND = 0.9  # share of planted copies below which an audit that finds nothing proves nothing
+_NOMINAL = 0.05  # share of held-out patients that chance lets the audit's measure of pixels flag
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,11 @@ def _copies(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     some = [name for name, claim in found.items() if claim.value > 0]
     more = [name for name in some if (found[name].low or 0.0) > (held_out.high or held_out.value)]
     blind = min(claim.value for claim in planted) < _FOUND
-    state = "exceeds" if more else "some" if some else "blind" if blind else "none"
-    return {"state": state, "drawn": list(found.values()), "held_out": held_out, "planted": planted, "more": more}
+    alike, flagged = first(table, "cohort.one_person"), first(table, "copies.found.held_out")
+    real = (alike is not None and alike.value > 0) or (flagged is not None and (flagged.low or 0.0) > _NOMINAL)
+    state = "exceeds" if more else "some" if some else "blind" if blind else "alike" if real else "none"
+    found = {"drawn": list(found.values()), "held_out": held_out, "planted": planted, "more": more}
+    return {"state": state, **found, "one_person": texts.one_person(table)}
 
 
 def _people(run: Run, table: pd.DataFrame) -> dict[str, Any]:
