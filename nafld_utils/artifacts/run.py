@@ -25,7 +25,7 @@ from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME_FILES = ("path", "weights", "baseline_weights", "ratings")  # last parts of keys whose value may be a file
+NAME_FILES = ("path", "join", "weights", "baseline_weights", "ratings")  # last parts of keys whose value may be a file
 LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
 
 

@@ -113,6 +113,16 @@ def frame_grid(
             picture(ax, cohort.pixels[place], caption(cohort.images.iloc[place], names, grade))
 
 
+def look_alikes(cohort: Cohort, pairs: pd.DataFrame, axes: np.ndarray) -> None:
+    """The most alike images of each row of `cohort.open_pairs`, one row of two axes each, with the pair's numbers."""
+    place = {name: row for row, name in enumerate(cohort.images["image_id"])}
+    for (left, right), pair in zip(axes, pairs.itertuples(index=False), strict=True):
+        mark = "flagged: " if pair.flagged else ""
+        picture(left, cohort.pixels[place[pair.image_a]], f"{mark}{pair.image_a}")
+        numbers = f"r = {pair.correlation:.3f} (usual {pair.usual:.3f}), p = {pair.p:.2g}"
+        picture(right, cohort.pixels[place[pair.image_b]], f"{pair.image_b}: {numbers}")
+
+
 def caption(image: Any, names: tuple[str, str], grade: str = "fat {:.0f} %") -> str:
     """One line about an image: id, class and, if known, its grade, put into the pattern `grade`."""
     known = "" if np.isnan(image["grade"]) else f", {grade.format(image['grade'])}"

@@ -19,6 +19,8 @@ import pandas as pd
 import yaml
 
 from nafld_utils import params
+from nafld_utils.cohort import patient_names
+from nafld_utils.cohort.patient_names import AS_WRITTEN, People
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
 REVISION = ("cohort_table", 1)
@@ -51,20 +53,25 @@ def find_table(folder: Path) -> Path:
     raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
 
 
-def read_table(source: Path, class_names: Sequence[str], need_images: bool = True) -> tuple[pd.DataFrame, Problems]:
+def read_table(
+    source: Path, class_names: Sequence[str], need_images: bool = True, people: People = AS_WRITTEN
+) -> tuple[pd.DataFrame, Problems]:
     """Read and check the table of a folder cohort; the problems are to be raised with those of the images.
 
     `source` is a CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first
     line ``sep=;`` says; with the columns of the README, others are not read. ``image`` is not needed where the pixels
     lie in one array. A `CohortError` is raised where no row can be told.
 
-    Returns one row per image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str,
+    `people` says which names are one patient. Returns one row per image, in the order of the file: ``row``
+    (spreadsheet's count), ``image`` str, ``patient`` str (one name per patient), ``written`` str (as the file has it),
     ``label`` int, ``class_name`` str (what messages call the label), ``is_number`` bool (the label is written as 0 or
     1), ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column); where
     there are problems, labels and folds may be missing.
     """
     table, problems = _cells(source, need_images)
-    parsed = table[["row", "image", "patient"]].copy()
+    parsed = table[["row", "image", "patient"]].assign(written=table["patient"])
+    joins = read_joins(Path(people.join).expanduser()) if people.join else None
+    parsed["patient"] = patient_names.one_each(parsed, people.alike, joins, problems)
     parsed["label"], names, all_known = _labels(table, class_names, problems)
     parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
     parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
@@ -74,6 +81,25 @@ def read_table(source: Path, class_names: Sequence[str], need_images: bool = Tru
     _check_patients(parsed, all_known, problems)
     parsed["grade"] = parsed.groupby("patient")["grade"].transform("max")  # known from one row of the patient
     return (parsed if problems else parsed.astype({"label": np.int64})), problems
+
+
+def read_joins(source: Path) -> pd.DataFrame:
+    """Pairs of names of one person, ``row, patient, same_as``, of the CSV file ``cohort.join``; others are not read."""
+    if not source.is_file():
+        raise _fault(source, "expected the CSV file of cohort.join, found none; correct the path")
+    header, rows = _rows(source)
+    folded = [name.casefold() for name in header]
+    if not {"patient", "same_as"} <= set(folded):
+        found = ", ".join(shown(name, 30) for name in header[:12])
+        raise _fault(source, f"expected the columns patient and same_as of cohort.join, found {found}; rename them")
+    places = [folded.index(name) for name in ("patient", "same_as")]
+    pairs = [(row, *(cells[at].strip() if at < len(cells) else "" for at in places)) for row, cells in rows]
+    table = pd.DataFrame(pairs, columns=["row", "patient", "same_as"])
+    problems = Problems()
+    problems.each(table[(table[["patient", "same_as"]] == "").any(axis=1)], "expected two names, found one; add it")
+    if problems:
+        raise CohortError(source, problems)
+    return table
 
 
 # ---------------------------------------------------------------- the file

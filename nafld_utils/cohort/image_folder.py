@@ -28,8 +28,9 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import artifacts, engine, images
-from nafld_utils.cohort import data, file_tags, folder_table
+from nafld_utils.cohort import data, file_tags, folder_table, patient_names
 from nafld_utils.cohort.data import Cohort, spread
+from nafld_utils.cohort.patient_names import AS_WRITTEN, People
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
 REVISION = ("cohort_folder", 3), ("cohort_checks", 1)  # raise the first; units name the second beside it
@@ -53,14 +54,15 @@ def read(
     work: Path | None = None,
     keep: int | None = None,
     in_place: bool = False,
+    people: People = AS_WRITTEN,
 ) -> Cohort:
-    """Check a folder and decode its images, one at a time; `work` and `keep` are those of `cohort.load`.
+    """Check a folder and decode its images, one at a time; `work`, `keep`, `people` are those of `cohort.load`.
 
     An interrupted call goes on in `work`. Patients with fewer than `keep` images keep theirs. With `in_place` an array
     of the second layout is read where it lies; its rows must be in the order of their patients. A `CohortError` says
     everything that is wrong with the table, every file, and the pixels of the images that are used, by row.
     """
-    source, table, problems = _open_table(folder, class_names)
+    source, table, problems = _open_table(folder, class_names, people)
     by_patient = table.groupby("patient_id")
     places, sizes = by_patient.cumcount(), by_patient["row"].transform("size")
     used = np.array([place in spread(size, keep) for place, size in zip(places, sizes, strict=True)])
@@ -80,7 +82,8 @@ def read(
         raise CohortError(source, problems, len(table))
     if in_place:
         stored |= {"pixels": _mapped(folder / PIXELS), "masks": masks}
-    return _cohort(folder, rows, stored, _sentence(folder, rows, shapes, facts))
+    said = [_sentence(folder, rows, shapes, facts), patient_names.told(table, people)]
+    return _cohort(folder, rows, stored, "; ".join(filter(None, said)))
 
 
 def check(
@@ -89,6 +92,7 @@ def check(
     n_splits: int | None = None,
     keep: int | None = None,
     scratch: Path | None = None,
+    people: People = AS_WRITTEN,
 ) -> None:
     """Check the table of a folder; where something is wrong with it, the images too, so that all is said at once.
 
@@ -107,19 +111,21 @@ def check(
     scratch : Path, optional
         Where the images are decoded into a folder that is removed; by default where the system keeps such folders. If
         they cannot be written there, what is wrong with the table is said alone.
+    people : (str, str or None)
+        ``cohort.alike_names`` and ``cohort.join``.
 
     Raises
     ------
     CohortError
         Everything that is wrong, by row.
     """
-    source, table, problems = _open_table(folder, class_names)
+    source, table, problems = _open_table(folder, class_names, People(*people))
     problems += folder_table.fold_problems(table, n_splits)
     if not problems:
         return
     with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix=".check-", dir=scratch) as work:
         try:
-            read(folder, class_names, Path(work), keep)
+            read(folder, class_names, Path(work), keep, people=People(*people))
         except CohortError as error:
             problems = list(dict.fromkeys([*problems, *error.problems]))
     raise CohortError(source, problems, len(table))
@@ -128,13 +134,13 @@ def check(
 # ---------------------------------------------------------------- the table beside the folder
 
 
-def _open_table(folder: Path, class_names: Sequence[str]) -> tuple[Path, pd.DataFrame, Problems]:
+def _open_table(folder: Path, class_names: Sequence[str], people: People) -> tuple[Path, pd.DataFrame, Problems]:
     """The table with ``patient_id``, ``number`` and ``path`` of each image, and what is wrong; no image is opened.
 
     ``path`` is None where the image may not or cannot be opened.
     """
     source, in_array = folder_table.find_table(folder), (folder / PIXELS).is_file()
-    table, problems = folder_table.read_table(source, class_names, need_images=not in_array)
+    table, problems = folder_table.read_table(source, class_names, not in_array, people)
     table["patient_id"], table["path"] = _patient_ids(table["patient"]), None
     table["number"] = table.groupby("patient_id").cumcount()
     if in_array:
@@ -342,7 +348,7 @@ def _cohort(folder: Path, rows: pd.DataFrame, stored: dict[str, Any], text: str)
     sha256 = stored["sha256"]
     images, patients = data.tables(rows["patient_id"], rows["number"], rows["label"], rows["grade"], sha256)
     content = hashlib.sha256("\n".join(sha256).encode()).hexdigest()
-    patient, file = (rows[name].map(artifacts.spreadsheet_safe) for name in ("patient", "image"))
+    patient, file = (rows[name].map(artifacts.spreadsheet_safe) for name in ("written", "image"))
     sources = pd.DataFrame({"image_id": images["image_id"], "patient": patient, "file": file, "row": rows["row"]})
     said = images[["image_id"]].assign(file_says=stored["said"]) if any(stored["said"]) else None
     text = f"{text} (content {content[:12]})."

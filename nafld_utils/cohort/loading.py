@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nafld_utils import artifacts
-from nafld_utils.cohort import download, image_folder
-from nafld_utils.cohort.data import Cohort, from_arrays, validate
+from nafld_utils.cohort import download, folder_table, image_folder, patient_names
+from nafld_utils.cohort.data import Cohort, from_arrays, tables, validate
+from nafld_utils.cohort.patient_names import AS_WRITTEN, People
+from nafld_utils.cohort.problems import CohortError, Problems
 
 if TYPE_CHECKING:
     from nafld_utils.params import CohortSettings
@@ -37,6 +39,7 @@ def load(
     fat_threshold: float = 5.0,
     work: Path | None = None,
     keep: int | None = None,
+    people: People = AS_WRITTEN,
 ) -> Cohort:
     """Read and validate a cohort from a .mat file or from a folder of images with a table (`cohort.image_folder`).
 
@@ -55,6 +58,9 @@ def load(
         Folder into which a folder's images are decoded, to be read through a memory map; else they are in memory.
     keep : int, optional
         Images per patient that are read of a folder (see `Cohort.subset_frames`); all by default.
+    people : (str, str or None)
+        Which names are one patient: ``cohort.alike_names`` ("stop", "same" or "different") and ``cohort.join``, the
+        path of a CSV file of the columns ``patient, same_as``. Ids of a .mat file are names too.
 
     Returns
     -------
@@ -69,7 +75,7 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        return image_folder.read(path, class_names, work, keep)
+        return image_folder.read(path, class_names, work, keep, people=People(*people))
     if not path.is_file():
         raise ValueError(f"{path}: expected a .mat file or a folder of images, found nothing there; correct the path.")
     if path.suffix.lower() != ".mat":
@@ -78,9 +84,35 @@ def load(
         )
     frames, label, fat, mark = _read_mat(path)
     found = from_arrays(frames, fat, label, {})
+    if People(*people).join:
+        found = _joined(found, Path(people[1]).expanduser())
     validate(found, fat_threshold, str(path))
     provenance = _provenance(path, found.provenance["sha256"], mark)
+    joined = len(frames) - len(found.patients)
+    if joined:
+        provenance["text"] += f" {len(frames)} patients were joined to {len(found.patients)}, as cohort.join says."
     return replace(found, provenance={**provenance, **found.provenance})
+
+
+def _joined(found: Cohort, source: Path) -> Cohort:
+    """Patients of a .mat file joined under the first of their ids, as the table `source` says."""
+    problems = Problems()
+    rows = found.images[["patient_id"]].assign(row=found.images["patient_id"])
+    rows["patient"] = rows["patient_id"].astype(str)
+    name = patient_names.one_each(rows, "different", folder_table.read_joins(source), problems)
+    images = found.images.assign(patient_id=name.astype("int64"))
+    for column in ("label", "grade"):
+        counts = images.groupby("patient_id")[column].nunique()
+        for patient in counts.index[counts > 1]:
+            problems.add(None, f"expected one {column} per person, found {counts[patient]} of patient {patient}")
+    if problems:
+        raise CohortError(source, problems)
+    order = np.argsort(images["patient_id"], kind="stable")
+    images = images.iloc[order].reset_index(drop=True)
+    number = images.groupby("patient_id").cumcount()
+    parts = [images[column] for column in ("label", "grade")]
+    images, patients = tables(images["patient_id"], number, *parts, images["sha256"].tolist())
+    return replace(found, images=images, patients=patients, pixels=found.pixels[order])
 
 
 def _provenance(path: Path, sha256: str, mark: str | None) -> dict[str, str]:

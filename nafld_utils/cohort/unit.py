@@ -19,6 +19,7 @@ from nafld_utils.artifacts import Run, Unit, claim, key_of
 from nafld_utils.cohort import description, image_folder, loading, simulation
 from nafld_utils.cohort.data import Cohort, array_sha256, duplicates
 from nafld_utils.cohort.image_folder import SOURCES
+from nafld_utils.cohort.patient_names import People
 from nafld_utils.cohort.problems import WHOLE_LIST, CohortError, Problem, shown
 from nafld_utils.images import crop_window, stream
 
@@ -43,7 +44,19 @@ def cohort_unit(run: Run, fetch: bool = False) -> Unit:
         settings |= {"n_patients": s.n_patients, "simulation_seed": s.simulation_seed}
         return run.unit(COHORT, settings=settings, modules=("cohort", "phantom", "phantom_anatomy"))
     modules = ["cohort", *FOLDER_MODULES] if is_folder(run) else ["cohort"]
+    if (s.alike_names, s.join) != People():  # the units of runs before these settings stay as they are
+        settings |= {"alike_names": s.alike_names, "join": _joins(run)}
+        modules += ["patient_names"]
     return run.unit(COHORT, settings=settings, inputs=_source(run, fetch), modules=modules)
+
+
+def _joins(run: Run) -> str | None:
+    """Content hash of the table ``cohort.join``; that of the stored unit where the table has gone away since."""
+    join = run.settings.cohort.join
+    if join is None or Path(join).expanduser().is_file():
+        return join and _content_of(Path(join).expanduser())
+    stored = artifacts.read_manifest(run.root / COHORT) or {}
+    return stored.get("settings", {}).get("join", join)
 
 
 def is_folder(run: Run) -> bool:
@@ -122,7 +135,9 @@ def _load(run: Run, work: Path) -> Cohort:
     """The cohort found or simulated; what lies on disk until it is stored lies in the folder `work`."""
     s = run.settings.cohort
     if s.source != "simulated":
-        return loading.load(loading.find(s, run.data), s.class_names, s.fat_threshold, work, s.frames_per_patient)
+        people = People(s.alike_names, s.join)
+        found = loading.find(s, run.data)
+        return loading.load(found, s.class_names, s.fat_threshold, work, s.frames_per_patient, people)
     engine.announce(f"simulating {s.n_patients} patients")
     jobs = 1 if run.settings.engine.mode == "serial" else run.settings.engine.n_workers or engine.cores()
     jobs = min(jobs, s.n_patients)

@@ -34,6 +34,8 @@ class CohortSettings(Section):
     subject: PlainName | None
     fat_threshold: Annotated[float, Field(ge=0, le=100)]
     frames_per_patient: Count | None
+    alike_names: Literal["stop", "same", "different"]
+    join: str | None
     n_patients: Annotated[int, Field(ge=2, le=100_000)]
     simulation_seed: NonNegative
 

@@ -25,7 +25,7 @@ from nafld_utils.pipeline import staleness
 START = "start.ipynb"
 # Functions that give the units of a stage, imported when they are asked for: they are heavy.
 UNITS: dict[str, tuple[str, ...]] = {
-    "01_data_analysis": ("nafld_utils.cohort.unit.cohort_unit",),
+    "01_data_analysis": ("nafld_utils.cohort.unit.cohort_unit", "nafld_utils.cohort.one_person_units.pairs_unit"),
     "02_preprocessing": ("nafld_utils.preprocessing.unit.preprocess_unit",),
     "03_ldm_training": ("nafld_utils.ldm.units",),
     "04_sampling": ("nafld_utils.sampling.units",),

@@ -36,7 +36,7 @@ STAGES = tuple(UPSTREAM)
 
 # Settings that name a file of the user: its size and time enter the stamp of the stages that read the setting.
 USER_FILES = {
-    "cohort": ("cohort.path",),
+    "cohort": ("cohort.path", "cohort.join"),
     "autoencoder": ("autoencoder.semantic.path", "autoencoder.class.path"),
     "quality": ("quality.weights",),
     "turing": ("turing.ratings",),

@@ -15,7 +15,7 @@ import torch
 from nafld_utils import engine, ldm, preprocessing, sampling, statistics
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_array, save_json, save_table, unit_seed
 from nafld_utils.images import resize_box
-from nafld_utils.networks import extract
+from nafld_utils.networks import extract, nearest_features, nearest_pixels
 from nafld_utils.params import SetName
 from nafld_utils.quality import copies
 from nafld_utils.quality.copies import MEASURES, STATISTICS
@@ -66,7 +66,7 @@ def make_reference(run: Run, owner: str, fold: int) -> None:
     own, crop_patients, crops = frames.patients[frames.training], frames.crop_patients, frames.known["features"]
     real, held = frames.near_real(frames.training, own), frames.near_real(frames.held_out)
     limits = {name: copies.thresholds(found, own) for name, found in real.items()}
-    apart = copies.statistics(copies.nearest_features(crops, crops, crop_patients).without_own(crop_patients))
+    apart = copies.statistics(nearest_features(crops, crops, crop_patients).without_own(crop_patients))
     parts = []
     for name, augment in PLANTED.items():
         rng = np.random.default_rng(unit_seed(run.settings.seed, "planted", fold, augment))
@@ -120,10 +120,10 @@ class Frames:
         self, images: np.ndarray, latents: np.ndarray, features: np.ndarray, own: np.ndarray | None = None
     ) -> dict[str, pd.DataFrame]:
         frames, patients = np.asarray(self.data.resized[self.training]), self.patients[self.training]
-        found = {"pixels": copies.nearest_pixels(images, frames, patients, self.device)}
+        found = {"pixels": nearest_pixels(images, frames, patients, self.device)}
         for name, queries in (("latents", latents), ("features", features)):
             flat = queries.reshape(len(queries), -1)
-            found[name] = copies.nearest_features(flat, self.known[name], self.crop_patients, self.device)
+            found[name] = nearest_features(flat, self.known[name], self.crop_patients, self.device)
         return {name: copies.statistics(one if own is None else one.without_own(own)) for name, one in found.items()}
 
     def table(

@@ -19,6 +19,7 @@ from nafld_utils.report.facts import Claim, find, first, numeric
 
 _FLOOR = "halves_of_real"  # real patients against other real patients
 _FOUND = 0.9  # share of planted copies below which an audit that finds nothing proves nothing
+_NOMINAL = 0.05  # share of held-out patients that the audit may flag by chance, where no claim says it
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,14 @@ def _copies(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     some = [name for name, claim in found.items() if claim.value > 0]
     more = [name for name in some if (found[name].low or 0.0) > (held_out.high or held_out.value)]
     blind = min(claim.value for claim in planted) < _FOUND
-    state = "exceeds" if more else "some" if some else "blind" if blind else "none"
-    known = {"held_out": held_out, "planted": planted, "more": more, "chance": first(table, "copies.by_chance.verdict")}
-    return {"state": state, "drawn": list(found.values()), **known}
+    alike, flagged = first(table, "cohort.one_person"), first(table, "copies.found.held_out")
+    chance = first(table, "copies.by_chance.verdict")
+    real = (alike is not None and alike.value > 0) or (
+        flagged is not None and (flagged.low or 0.0) > (chance.value if chance else _NOMINAL)
+    )
+    state = "exceeds" if more else "some" if some else "blind" if blind else "alike" if real else "none"
+    known = {"held_out": held_out, "planted": planted, "more": more, "chance": chance}
+    return {"state": state, "drawn": list(found.values()), **known, "one_person": texts.one_person(table)}
 
 
 def _people(run: Run, table: pd.DataFrame) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         settings=facts.settings(run),
         command=facts.command(run),
         environment=facts.environment(run),
-        limits=texts.limits(run, notebooks),
+        limits=texts.limits(run, notebooks, table),
         reforms=reforms.for_page(reforms.checklist(run, table)),
     )
     return pages.without_folders(run, page)

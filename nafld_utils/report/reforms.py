@@ -63,6 +63,7 @@ def _found(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "command": facts.command(run),
         "sizes": sizes if {"patients", "images"} <= set(sizes) else {},
         "missing_grades": facts.missing_grades(run),
+        "one_person": texts.one_person(table),
         "alone": facts.find(table, "baselines.one_out"),
         "by_image": facts.find(table, "baselines.by_image"),
         "shuffled": facts.find(table, "canary.auc"),

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from nafld_utils import params, pipeline, statistics, sweep, views
@@ -93,8 +94,15 @@ def methods(run: Run) -> list[tuple[str, str]]:
     return [(heading, fill(text, known)) for heading, text in load()["methods"].items()]
 
 
-def limits(run: Run, notebooks: Mapping[str, Any]) -> list[str]:
+def one_person(table: pd.DataFrame) -> str:
+    """Whether two patients look like one person, by notebook 01 and by the copy audit; from `facts.claims_table`."""
+    known = {"alike": facts.first(table, "cohort.one_person"), "held": facts.first(table, "copies.found.held_out")}
+    known["chance"] = facts.first(table, "copies.by_chance.verdict")
+    return fill(load()["one_person"], known)
+
+
+def limits(run: Run, notebooks: Mapping[str, Any], table: pd.DataFrame) -> list[str]:
     """What the results of this run cannot show, most weighty first; then what notebooks say of their own limits."""
     missing = [stage for stage in pipeline.STAGES if stage not in notebooks]
     own = [text for stage in notebooks if (text := notebooks_module.limits(notebooks[stage]))]
-    return fill_all(load()["limits"], values(run) | {"missing": missing}) + own
+    return fill_all(load()["limits"], values(run) | {"missing": missing, "one_person": one_person(table)}) + own

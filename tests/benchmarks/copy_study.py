@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import studies
 
+from nafld_utils import networks
 from nafld_utils.quality import copies
 
 WIDTH = 8  # numbers per image and measure
@@ -32,10 +33,10 @@ def once(cell: Mapping[str, Any], rng: np.random.Generator) -> dict[str, bool | 
         centre = AGREEMENT**0.5 * shared + (1 - AGREEMENT) ** 0.5 * rng.normal(size=shared.shape)
         images = centre[own] + APART * rng.normal(size=(len(own), WIDTH))
         known = own < n
-        near = copies.nearest_features(images, images[known], own[known])
-        apart = copies.Nearest(near.patients, near.distance[known], near.row[known]).without_own(own[known])
+        near = networks.nearest_features(images, images[known], own[known])
+        apart = networks.Nearest(near.patients, near.distance[known], near.row[known]).without_own(own[known])
         real = copies.statistics(apart)
-        found[name] = copies.statistics(copies.Nearest(near.patients, near.distance[~known], near.row[~known]))
+        found[name] = copies.statistics(networks.Nearest(near.patients, near.distance[~known], near.row[~known]))
         limits[name] = copies.thresholds(real, own[known])
         least = real[list(copies.STATISTICS)].to_numpy().reshape(n, FRAMES, -1).min(axis=1)
         quantile[name] = dict(zip(copies.STATISTICS, np.quantile(least, copies.LEVEL, axis=0), strict=True))

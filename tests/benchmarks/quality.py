@@ -19,7 +19,6 @@ import records
 import torch
 
 from nafld_utils import engine, networks
-from nafld_utils.quality import copies
 
 N_FRAMES, N_PATIENTS = 440, 44  # training frames and patients of a fold of the published cohort
 
@@ -42,8 +41,8 @@ def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
         made = rng.normal(size=(n, found.shape[1])).astype(np.float32)
         parts: dict[str, Callable[[], Any]] = {
             "EfficientNet-Lite0 features": lambda: extract(images),
-            "nearest frames by features": lambda: copies.nearest_features(made, known, patients, device),
-            "nearest frames by pixels": lambda: copies.nearest_pixels(images, frames, patients, device),
+            "nearest frames by features": lambda: networks.nearest_features(made, known, patients, device),
+            "nearest frames by pixels": lambda: networks.nearest_pixels(images, frames, patients, device),
         }
         for name, work in parts.items():
             before = memory.peak_gib()

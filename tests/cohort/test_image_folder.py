@@ -89,7 +89,7 @@ def test_numbers_with_leading_zeros_are_not_said_to_be_counted(tmp_path):
 
 def test_numbers_that_are_two_names_of_one_number_are_names(tmp_path):
     rows = [{**row, "patient": ["1", "01", "2", "x"][int(row["patient"][2])]} for row in ROWS]
-    found = cohort.load(folder(tmp_path / "a", rows), NAMES)
+    found = cohort.load(folder(tmp_path / "a", rows), NAMES, people=("different", None))
     assert found.patients["patient_id"].tolist() == [1, 2, 3, 4]
     assert "; patients are numbered in the order of the table, sources.csv has their names" in found.provenance["text"]
 

@@ -212,7 +212,7 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
     table.get_by_role("link", name="01_data_analysis").click()
     run_all(page, "01_data_analysis.ipynb")
     page.get_by_text("stage 1 of 8, 01_data_analysis").wait_for()
-    page.get_by_text("1 of 1 done").wait_for()
+    page.get_by_text("2 of 2 done").wait_for()
     page.get_by_text("made_in_s").wait_for()  # the last cell's table
     assert time.monotonic() - started < 60, "a finished notebook resumes from what is stored"
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0

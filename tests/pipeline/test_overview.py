@@ -96,7 +96,7 @@ def test_a_report_that_is_made_within_jupyterlab_is_of_its_own_run(empty, monkey
 def test_nothing_is_done_in_an_empty_folder(empty):
     assert {seen(stage) for stage in stages(empty).values()} == {("not run", "", "none")}
     assert "Nothing" not in overview.here(empty, FIRST).data
-    assert "**0 of 1 done**" in overview.here(empty, FIRST).data
+    assert "**0 of 2 done**" in overview.here(empty, FIRST).data
     assert "cohort: not made yet" in overview.here(empty, FIRST).data.replace("\\", "")
     assert "8 not run" in overview.stages(empty, NOTEBOOKS).data
     assert not list(empty.root.parent.glob("*/*")), "looking writes nothing"
@@ -148,7 +148,7 @@ def test_a_failed_notebook_is_named_with_its_copy(empty):
 def test_an_interrupted_unit_goes_on(empty):
     unit = overview.units_of(empty, FIRST)[0]
     unit.work.mkdir(parents=True)
-    assert overview.unit_states(empty, FIRST)["next"].tolist() == ["cohort: goes on where it was interrupted"]
+    assert overview.unit_states(empty, FIRST)["next"].iloc[0] == "cohort: goes on where it was interrupted"
 
 
 def test_units_that_cannot_be_named_yet_say_why(empty):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nafld_utils import images, params, quality
+from nafld_utils import networks, params, quality
 from nafld_utils.images import extract_crop, resize_box, whole_box
 from nafld_utils.quality import copies
 
@@ -24,66 +24,8 @@ def smooth(n, side=64, seed=0):
     return (x * 40 + 128).clamp(0, 255).to(torch.uint8).numpy()
 
 
-def test_an_image_correlates_fully_with_itself_and_little_with_others():
-    frames = smooth(6)
-    found = copies.nearest_pixels(frames, frames, np.arange(6))
-    assert found.distance.shape == (6, 6)
-    assert np.diag(found.distance) == pytest.approx(0.0, abs=2e-3)
-    assert found.distance[~np.eye(6, dtype=bool)].min() > 0.2
-    assert (found.row == np.arange(6)[None]).all()
-
-
-def test_shift_scale_gain_and_offset_do_not_hide_a_copy():
-    frames = smooth(5, side=128, seed=2)
-    crop = images.resize_box(frames[0], (10.0, 14.0, 112.0, 112.0), 128)
-    changed = np.stack([crop, np.roll(frames[1], (6, -8), (0, 1)), (frames[2] * 0.7 + 20).astype(np.uint8)])
-    found = copies.nearest_pixels(changed, frames, np.arange(5))
-    assert found.distance.argmin(axis=1).tolist() == [0, 1, 2]
-    assert found.distance.min(axis=1).max() < 0.25  # others are beyond 0.8
-
-
-def test_correlation_equals_a_plain_search():
-    frames, query = smooth(2, seed=4), smooth(1, seed=9)
-    bank = copies.Bank(frames, copies.SIDE, "cpu")
-    found = bank.correlation(query).numpy()[0]
-    best = np.full(2, -1.0)
-    middle = torch.from_numpy(query).float()[:, None, 8:56, 8:56]
-    for w in bank.norms:
-        template = torch.nn.functional.interpolate(middle, (w, w), mode="bilinear", antialias=True)[0, 0].numpy()
-        for k, frame in enumerate(frames.astype(float)):
-            for i in range(64 - w + 1):
-                for j in range(64 - w + 1):
-                    best[k] = max(best[k], np.corrcoef(template.ravel(), frame[i : i + w, j : j + w].ravel())[0, 1])
-    assert found == pytest.approx(best, abs=1e-3)
-
-
-def test_a_flat_image_correlates_with_nothing():
-    frames = smooth(3)
-    flat = np.full((1, 64, 64), 90, np.uint8)
-    assert copies.nearest_pixels(flat, frames, np.arange(3)).distance == pytest.approx(1.0)
-    assert copies.nearest_pixels(frames[:1], flat.repeat(2, 0), np.arange(2)).distance == pytest.approx(1.0)
-
-
-def test_batches_do_not_change_the_result():
-    frames, queries = smooth(7), smooth(5, seed=1)
-    patients = np.array([3, 3, 5, 5, 5, 9, 9])
-    one, two = (copies.nearest_pixels(queries, frames, patients, chunk=n) for n in (2, 5))
-    assert one.distance == pytest.approx(two.distance, abs=1e-5)
-    a, b = (copies.nearest_features(queries, frames, patients, chunk=n) for n in (2, 5))
-    assert a.distance == pytest.approx(b.distance, rel=1e-5)
-    assert (a.row == b.row).all()
-
-
-def test_nearest_frame_of_every_patient():
-    found = copies.nearest_features(np.array([[0.0], [10.0]]), np.array([[1.0], [4.0], [9.0]]), np.array([7, 7, 2]))
-    assert found.patients.tolist() == [2, 7]
-    assert found.distance.tolist() == [[9.0, 1.0], [1.0, 6.0]]
-    assert found.row.tolist() == [[2, 0], [2, 1]]
-    assert np.isinf(found.without_own(np.array([7, 2])).distance).tolist() == [[False, True], [True, False]]
-
-
 def test_relative_distance_and_threshold_by_hand():
-    nearest = copies.Nearest(np.array([1, 2, 3]), np.array([[1.0, 4.0, 6.0]], np.float32), np.zeros((1, 3), int))
+    nearest = networks.Nearest(np.array([1, 2, 3]), np.array([[1.0, 4.0, 6.0]], np.float32), np.zeros((1, 3), int))
     row = copies.statistics(nearest).iloc[0]
     assert (row["patient"], row["distance"], row["relative"]) == (1, 1.0, pytest.approx(0.2))
     real = pd.DataFrame({"distance": [5.0, 1.0, 4.0, 3.0], "relative": [0.5, 0.1, 0.4, 0.3]})
@@ -132,7 +74,7 @@ def test_few_patients_have_the_minimum_and_its_rate():
 
 
 def test_one_patient_is_too_few():
-    nearest = copies.Nearest(np.array([1]), np.ones((2, 1), np.float32), np.zeros((2, 1), int))
+    nearest = networks.Nearest(np.array([1]), np.ones((2, 1), np.float32), np.zeros((2, 1), int))
     with pytest.raises(ValueError, match="at least two patients"):
         copies.statistics(nearest)
 
@@ -171,8 +113,8 @@ def test_planted_copies_are_found_and_new_patients_are_not(augment):
 
     def search(x):
         parts = measured(x)
-        near = [quality.copies.nearest_pixels(x, reference[0], own)]
-        near += [quality.copies.nearest_features(q, r, own) for q, r in zip(parts[1:], reference[1:], strict=True)]
+        near = [networks.nearest_pixels(x, reference[0], own)]
+        near += [networks.nearest_features(q, r, own) for q, r in zip(parts[1:], reference[1:], strict=True)]
         return dict(zip(quality.copies.MEASURES, near, strict=True))
 
     real = {n: quality.copies.statistics(f.without_own(own)) for n, f in search(images[known]).items()}
@@ -201,7 +143,7 @@ def test_memory_stays_flat_with_the_number_of_images():
         rng(1).normal(size=(1, 1280)).astype(np.float32), (10_000, 1280), (0, 4), writeable=False
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = copies.nearest_features(queries, reference, patients)
+    found = networks.nearest_features(queries, reference, patients)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
     assert found.distance.shape == (10_000, 44)
     assert grown < 200 * 2**20, f"{grown / 2**20:.0f} MiB for 10,000 images against 440"

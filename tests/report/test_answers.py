@@ -176,6 +176,56 @@ def test_copies_by_chance_are_said_with_what_they_stand_on(real):
     assert "at most 12.9 % by chance; a bound, from 30 training patients." in " ".join(found.sentences)
 
 
+@pytest.mark.parametrize(
+    ("alike", "held", "verdict", "said", "never"),
+    [
+        (
+            2,
+            (0.05, 0.01, 0.15),
+            "real patients look like one person",
+            "2 pairs of patients look like one person",
+            "0 pairs",
+        ),
+        (
+            1,
+            (0.0, 0.0, 0.06),
+            "real patients look like one person",
+            "1 pair of patients looks like one",
+            "copy audit flags",
+        ),
+        (
+            0,
+            (13 / 70, 0.103, 0.297),
+            "real patients look like",
+            "flags 13 of 70 held-out patients",
+            "not been looked for",
+        ),
+        (
+            0,
+            (2 / 70, 0.003, 0.1),
+            "None was found",
+            "0 pairs of 70 patients look like one person",
+            "not been looked for",
+        ),
+    ],
+)
+def test_patients_that_look_like_one_are_said_wherever_none_could_be(real, alike, held, verdict, said, never):
+    claims = pd.concat(
+        [
+            copies(0, 0, 0),
+            table(("01_data_analysis", "cohort.one_person", "pairs", alike, "", "", "")).assign(n="70"),
+            table((QUALITY, "copies.found.held_out", "any words", *held, "patients (binomial)")).assign(n="70"),
+        ],
+        ignore_index=True,
+    )
+    found = answered(real, claims, "copies")
+    (duplicates,) = (item.entry for item in reforms.checklist(real, claims) if item.asks.startswith("Dependencies"))
+    assert verdict in found.verdict
+    for text in (" ".join(found.sentences), duplicates, " ".join(texts.limits(real, {}, claims))):
+        assert said in text
+        assert never not in text
+
+
 def rated(low, high, margin, who="raters"):
     key, over = f"turing.{who.replace(' ', '_')}", f"{who} and images"
     rows = [(TURING, f"{key}.accuracy", "any words", 0.9, 0.8, 1.0, who)]
@@ -219,7 +269,7 @@ def test_methods_follow_the_settings(profile, tmp_path, monkeypatch):
     assert f"{s.sampling.n_images} images per model and fold" in found["Sampling"]
     assert f"{s.sweep.n_seeds} training seeds" in found["Classifiers"]
     assert "None" not in " ".join(found.values())
-    limits = " ".join(texts.limits(run, {}))
+    limits = " ".join(texts.limits(run, {}, table()))
     assert ("patients are simulated" in limits) == (profile in ("smoke", "demo"))
     assert "Not run: 01_data_analysis" in limits
 
@@ -236,10 +286,10 @@ def test_limits_of_simulated_patients_name_the_cohorts_subject(subject, says, tm
     artifacts.save_json(run.root / "cohort" / "provenance.json", marked)
     assert run.is_simulated
     assert run.is_foreign
-    limits = texts.limits(run, {})
+    limits = texts.limits(run, {}, table())
     assert f"nothing here is a finding about {says} scanners" in limits[0]
     assert "liver" not in " ".join(limits)
-    ours = texts.limits(artifacts.open_run("demo"), {})
+    ours = texts.limits(artifacts.open_run("demo"), {}, table())
     assert "people, their liver ultrasounds or scanners" in ours[0]
 
 

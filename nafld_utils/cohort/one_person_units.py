@@ -1,0 +1,119 @@
+"""Stage 01: pairs of patients that look like one person, as a unit on disk, and what is said of them."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pandas as pd
+
+from nafld_utils import artifacts, engine
+from nafld_utils.artifacts import Run, Unit, claim
+from nafld_utils.cohort import one_person
+from nafld_utils.cohort.data import Cohort, spread
+from nafld_utils.cohort.unit import SIDE, cohort_unit, open_cohort, region_of, same_protocol
+from nafld_utils.images import crop_window
+
+FOLDER, ALL, FLAGGED = "one_person", "pairs.csv", "look_alikes.csv"
+
+
+def pairs_unit(run: Run) -> Unit:
+    """Unit of the pairs: each patient's nearest other patient, and whether the two look like one person."""
+    region = run.settings.section("preprocess")
+    settings = {key: region[key] for key in ("region", "region_box", "threshold", "closing_radius")}
+    modules = ("one_person", "nearest_frames", "regions")
+    return run.unit(FOLDER, settings=settings, inputs=[cohort_unit(run)], modules=modules)
+
+
+def build_pairs(run: Run) -> Unit:
+    """Compare the patients of the stored cohort with each other; does nothing when the unit is done.
+
+    Writes ``pairs.csv`` (see `open_pairs`; with the user's names) and of it ``look_alikes.csv``, the pairs that are
+    flagged, which ``cohort.join`` reads once those that are two persons are taken out.
+    """
+    unit = pairs_unit(run)
+    return engine.once(unit, lambda: _build(run, unit))
+
+
+def _build(run: Run, unit: Unit) -> None:
+    started, found = time.perf_counter(), open_cohort(run)
+    rows = _compared(found)
+    squares = np.empty((len(rows), SIDE, SIDE), dtype=np.uint8)
+    own: dict[int, np.ndarray] = {}  # frames of the paper's kind show one sector per patient
+    for place, row in enumerate(engine.progress(rows, "comparing patients", total=len(rows))):
+        image, patient = np.asarray(found.pixels[row]), int(found.images["patient_id"].iloc[row])
+        region = None if run.is_foreign else own.get(patient)
+        region = own[patient] = region_of(run, found, row, image) if region is None else region
+        window = crop_window(region, run.settings.preprocess, fit=True)
+        squares[place] = window.cut(np.where(region, image, 0).astype(np.uint8), SIDE)
+    chosen = found.images.iloc[rows].reset_index(drop=True)
+    device = engine.device(run.settings.engine)
+    table = one_person.look_alikes(squares, chosen["patient_id"].to_numpy(), device)
+    for side in ("a", "b"):
+        table[f"image_{side}"] = chosen["image_id"].reindex(table[f"row_{side}"].astype(int)).to_numpy()
+    names = _names(found)
+    table.insert(0, "patient", table["patient_a"].map(names))
+    table.insert(1, "same_as", table["patient_b"].map(names))
+    table = table.drop(columns=["row_a", "row_b"])
+    with unit.writing(seconds=time.perf_counter() - started, device=str(device)) as folder:
+        artifacts.save_table(folder / ALL, table)
+        artifacts.save_table(folder / FLAGGED, table[table["flagged"].astype(bool)])
+
+
+def _compared(found: Cohort) -> np.ndarray:
+    """Rows of the images that are compared, at most `one_person.FRAMES` per patient and `one_person.MOST` in all."""
+    groups = list(found.images.reset_index(drop=True).groupby("patient_id").indices.values())
+    groups = [groups[place] for place in spread(len(groups), one_person.MOST)]
+    each = max(1, min(one_person.FRAMES, one_person.MOST // len(groups)))
+    return np.concatenate([rows[spread(len(rows), each)] for rows in groups])
+
+
+def _names(found: Cohort) -> pd.Series:
+    """What the user calls each patient: the first name in a folder's table, else the number."""
+    if found.sources is None:
+        return found.patients.set_index("patient_id").index.to_series().astype(str)
+    named = found.images[["patient_id"]].assign(name=found.sources["patient"].astype(str).to_numpy())
+    return named.groupby("patient_id")["name"].first()
+
+
+def open_pairs(run: Run) -> pd.DataFrame:
+    """Each patient's nearest other patient by pixels, most alike first.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``patient_a, patient_b``, ``image_a, image_b`` (their most alike images), ``correlation`` (-1 to 1, over shifts
+        and scales), ``usual`` (with the fifth nearest patient), ``p`` (chance of so near a patient, 0 to 1) and
+        ``flagged`` bool, as `one_person.look_alikes`. The user's names of them stay in the file.
+    """
+    table = pairs_unit(run).require().load_table(ALL).drop(columns=["patient", "same_as"])
+    return table.assign(flagged=table["flagged"].astype(bool))
+
+
+def pairs_reading(run: Run) -> str:
+    """What was found, and what to do, in sentences."""
+    table, patients = open_pairs(run), len(open_cohort(run).patients)
+    n = int(table["flagged"].sum())
+    if table.empty:
+        return f"With {patients} patients nothing is said: {one_person.FEWEST} or more are needed."
+    level = f"in at most {one_person.LEVEL:.0%} of cohorts without such persons is any pair flagged"
+    if not n:
+        return f"No two of {patients} patients are nearer by pixels than different patients of this cohort; {level}."
+    path = pairs_unit(run).file(FLAGGED).relative_to(artifacts.work_root()).as_posix()
+    return (
+        f"Warning: {n} pair{'s' * (n != 1)} of patients look{'s' * (n == 1)} like one person; {level}. Look at each."
+        f" To join those that are, copy {path}, take out the rows of different persons, and give"
+        ' SET="cohort.join=<the copy>"; then the folds are made anew.'
+    )
+
+
+def pair_claims(run: Run) -> list[dict[str, object]]:
+    """Claim of stage 01: how many pairs of patients look like one person; none where too few were compared."""
+    table = open_pairs(run)
+    own = same_protocol(run) if run.is_simulated else "not in the paper"
+    n = open_cohort(run).patients["patient_id"].nunique()
+    row = claim(
+        "cohort.one_person", "pairs of patients that look like one person", int(table["flagged"].sum()), own, n=n,
+        unit="pairs of patients",
+    )  # fmt: skip
+    return [] if table.empty else [row]

@@ -1,0 +1,132 @@
+"""Patients that look like one person: planted twins are found, different patients are not, real ones neither."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from nafld_utils import artifacts, cohort, images, params
+from nafld_utils.cohort import example, one_person
+
+
+def people(n, seed=0, frames=2):
+    """Squares (n * frames, 64, 64) of patients: smooth pictures, moved, dimmed and made noisy from frame to frame."""
+    rng, out = np.random.default_rng(seed), []
+    common = ndimage.gaussian_filter(rng.normal(size=(80, 80)), 8)
+    for _ in range(n):
+        whole = common + ndimage.gaussian_filter(rng.normal(size=(80, 80)), 4)
+        for _ in range(frames):
+            top, left = rng.integers(4, 12, 2)
+            part = whole[top : top + 64, left : left + 64] + rng.normal(0, 0.003, (64, 64))
+            out.append((128 + 400 * rng.uniform(0.8, 1.0) * part).clip(0, 255))
+    return np.array(out, dtype=np.uint8), np.repeat(np.arange(1, n + 1), frames)
+
+
+def flagged(squares, patients):
+    table = one_person.look_alikes(squares, patients)
+    return {(a, b) for a, b, found in table[["patient_a", "patient_b", "flagged"]].itertuples(index=False) if found}
+
+
+def test_one_person_under_two_and_under_three_numbers_is_found():
+    squares, patients = people(16, frames=3)
+    assert flagged(squares, patients) == set()
+    twice = np.where(np.arange(48) % 3 == 2, patients + 100 * (patients == 5), patients)
+    assert flagged(squares, twice) == {(5, 105)}
+    thrice = patients + 100 * (np.arange(48) % 3) * (patients == 5)
+    assert flagged(squares, thrice) >= {(5, 105)} or flagged(squares, thrice) >= {(5, 205)}
+    assert {number for pair in flagged(squares, thrice) for number in pair} == {5, 105, 205}
+
+
+def test_a_cohort_in_which_everybody_has_two_numbers():
+    squares, patients = people(20)
+    twice = patients + 100 * (np.arange(40) % 2)
+    found = flagged(squares, twice)
+    assert len(found) >= 15
+    assert all(b - a == 100 for a, b in found)
+
+
+def test_the_numbers_of_a_pair_by_hand():
+    distance = {1: 0.00001, 2: 0.10, 3: 0.20, 4: 0.30, 5: 0.40, 6: 0.50, 7: 0.60, 8: 0.70}
+    rows = [
+        (p, (p + k) % 12, d * (1 if p < 2 or k > 1 else 9000), p, 0) for p in range(12) for k, d in distance.items()
+    ]
+    pairs = pd.DataFrame(rows, columns=["patient", "other", "distance", "row", "other_row"]).astype({"distance": float})
+    pairs.loc[(pairs["patient"] > 1) & (pairs["distance"] < 0.1), "distance"] = 0.09
+    table = one_person.judged(pairs)
+    # The median of log(third / eighth) is log(2 / 7); the median of beta(3, 5) is 0.36412.
+    dimension = np.log(0.36412) / np.log(0.2 / 0.7)
+    p = 1 - (1 - (0.00001 / 0.4) ** dimension) ** 4
+    first = table.iloc[0]
+    assert first["p"] == pytest.approx(p, rel=1e-3)
+    assert (first["correlation"], first["usual"]) == (pytest.approx(0.99999), pytest.approx(0.6))
+    assert table["flagged"].tolist().count(True) == (2 if p * 12 < 0.05 else 0) == 2
+
+
+def test_chance_alone_flags_few_cohorts():
+    """Points in three dimensions: at most 5 percent is asked for, 16 of 200 are two standard errors above."""
+    alarms = 0
+    for seed in range(200):
+        points = np.random.default_rng(seed).normal(size=(20, 3))
+        apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+        rows = [(a, b, apart[a, b], a, b) for a in range(20) for b in np.argsort(apart[a])[1:9]]
+        table = pd.DataFrame(rows, columns=["patient", "other", "distance", "row", "other_row"])
+        alarms += one_person.judged(table)["flagged"].any()
+    assert alarms <= 16
+
+
+def test_of_fewer_than_six_patients_nothing_is_said():
+    assert one_person.look_alikes(*people(5)).empty
+
+
+def test_a_messy_folder_shows_its_twins_and_a_table_joins_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    path = example.write(tmp_path / "chest", 16, seed=1)
+    table = pd.read_csv(path / "images.csv")
+    first, second = (table[table["patient"] == name].iloc[0] for name in ("case B1", "case E4"))
+    captioned = Image.fromarray(images.read(path / first["image"]).pixels)
+    ImageDraw.Draw(captioned).text((8, 8), "PORTABLE 12:40", fill=255)
+    captioned.save(path / "again.png")
+    frame = images.read(path / second["image"]).pixels.astype(float)
+    later = np.roll(frame, (5, -4), (0, 1)) * 0.9 + np.random.default_rng(0).normal(0, 2, frame.shape)
+    Image.fromarray(later.clip(0, 255).astype(np.uint8)).convert("RGBA").save(path / "later.png")
+    more = pd.DataFrame([first, second]).assign(image=["again.png", "later.png"], patient=["case Z1", "case Z2"])
+    pd.concat([table, more]).to_csv(path / "images.csv", index=False)
+    chosen = {"cohort.source": "file", "cohort.path": str(path), "cohort.class_names": list(example.CLASSES)}
+    run = artifacts.open_run("smoke", chosen | {"cohort.frames_per_patient": None, "preprocess.region": "none"})
+    cohort.build_cohort(run)
+    unit = cohort.build_pairs(run)
+    found = pd.read_csv(unit.path / "look_alikes.csv")
+    pairs = {frozenset(pair) for pair in found[["patient", "same_as"]].itertuples(index=False)}
+    assert pairs == {frozenset(("case B1", "case Z1"))}
+    every = pd.read_csv(unit.path / "pairs.csv")
+    assert {*every[["patient", "same_as"]].iloc[1]} == {"case E4", "case Z2"}, "the next in the gallery"
+    assert every["correlation"].iloc[1] > 0.98
+    assert "Warning: 1 pair of patients looks like one person" in cohort.pairs_reading(run)
+    (claim,) = cohort.pair_claims(run)
+    assert (claim["key"], claim["this_run"], claim["n"]) == ("cohort.one_person", 1, 18)
+    again = artifacts.open_run("smoke", chosen | {"cohort.join": str(unit.path / "look_alikes.csv")})
+    cohort.build_cohort(again)
+    assert len(cohort.open_cohort(again).patients) == 17
+
+
+@pytest.mark.skipif("NAFLD_COHORT" not in os.environ, reason="needs the real cohort")
+def test_no_two_real_patients_look_like_one_and_halves_of_one_do():
+    found, settings = cohort.load(os.environ["NAFLD_COHORT"]), params.load("paper").preprocess
+    rows = np.concatenate([np.arange(first, first + 10, 3) for first in range(0, 550, 10)])
+    squares = []
+    for row in rows:
+        if row % 10 == 0:
+            region = images.find_region(found.pixels[row], settings)
+            window = images.crop_window(region, settings, fit=True)
+        squares.append(window.cut(np.where(region, found.pixels[row], 0).astype(np.uint8), 64))
+    squares, patients = np.stack(squares), found.images["patient_id"].to_numpy()[rows]
+    table = one_person.look_alikes(squares, patients)
+    assert not table["flagged"].any()
+    assert table["p"].min() > 0.05, "nothing is near being flagged"
+    second = np.arange(len(rows)) % 4 > 1
+    pairs = flagged(squares, patients + 100 * (second & (patients % 5 == 1)))
+    assert len(pairs) >= 9, "of eleven patients with the second half of their frames under a second number"
+    assert all(b - a == 100 for a, b in pairs)

@@ -1,0 +1,195 @@
+"""Who is one patient by name: one name in two writings, a spreadsheet's rounding, files as patients, joins."""
+
+import unicodedata
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from nafld_utils import artifacts, cohort, params, pipeline
+from nafld_utils.cohort import patient_names
+from nafld_utils.preprocessing import folds
+
+NAMES = ("benign", "malignant")
+
+
+def folder(path, names, n_frames=2, **columns):
+    """Frames of patients; `names` has one list of names per frame."""
+    path.mkdir()
+    rows = []
+    for place in range(len(names[0]) * n_frames):
+        person, frame = divmod(place, n_frames)
+        grey = np.random.default_rng(place).integers(0, 256, (24, 30), dtype=np.uint8)
+        Image.fromarray(grey).save(path / f"{person}_{frame}.png")
+        name = names[frame % len(names)][person]
+        rows.append({"image": f"{person}_{frame}.png", "patient": name, "label": NAMES[person % 2]})
+    pd.DataFrame(rows).assign(**columns).to_csv(path / "images.csv", index=False)
+    return path
+
+
+def wrong(path, **people):
+    with pytest.raises(cohort.CohortError) as caught:
+        cohort.load(path, NAMES, people=tuple(people.values()) or ("stop", None))
+    return caught.value.problems
+
+
+PLAIN = [f"Pät {p:02d}" for p in range(10)]
+WRITINGS = {
+    "Unicode form": (PLAIN, [unicodedata.normalize("NFD", name) for name in PLAIN]),
+    "invisible characters": (PLAIN, [f"{name}\u200b" for name in PLAIN]),
+    "blanks": (PLAIN, [name.replace(" ", "\u00a0") for name in PLAIN]),
+    "case": ([f"P{p:02d}" for p in range(10)], [f"p{p:02d}" for p in range(10)]),
+    ".0 behind a number": (range(1, 11), [f"{p}.0" for p in range(1, 11)]),
+    "leading zeros": ([f"{p:03d}" for p in range(1, 11)], range(1, 11)),
+    "dashes or quotes": ([f"A-{p}" for p in range(10)], [f"A\u2013{p}" for p in range(10)]),
+    "the alphabet of a letter": ([f"P{p}" for p in range(10)], [f"\u0420{p}" for p in range(10)]),
+}
+
+
+@pytest.mark.parametrize("what", WRITINGS)
+def test_ten_persons_written_in_two_ways_are_listed_with_both_rows(tmp_path, what):
+    problems = wrong(folder(tmp_path / "a", [list(map(str, names)) for names in WRITINGS[what]]))
+    assert [problem.row for problem in problems] == list(range(3, 23, 2)), "the second row of each person"
+    for place, problem in enumerate(problems):
+        assert f"in row {2 + 2 * place}, which differ by {what}; correct the table, or give" in problem.text
+        assert 'SET="cohort.alike_names=same" or SET="cohort.alike_names=different"' in problem.text
+
+
+@pytest.mark.parametrize("other", ["Pät  03", "\u2009Pät 03", "pÄT03", "Pät\t03", " Pät 3 ", "ＰÄT 03", '"Pät 03"'])
+def test_more_ways_to_write_one_name(other):
+    assert patient_names.alike(["Pät 03", other])[other] == "Pät 03"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("P1", "P11"),
+        ("P10", "P1"),
+        ("1 1", "11"),
+        ("0", "00x"),
+        ("1.1", "1.10"),
+        ("A1", "B1"),
+        ("7", "70"),
+        ("P1a", "P1b"),
+    ],
+)
+def test_names_of_two_persons_stay_two(names):
+    assert len(set(patient_names.alike(names).values())) == 2
+
+
+def test_same_makes_one_patient_of_them_and_different_two(tmp_path):
+    path = folder(tmp_path / "a", WRITINGS["case"])
+    same = cohort.load(path, NAMES, people=("same", None))
+    assert len(same.patients) == 10
+    assert "20 names were joined to 10 patients as cohort.alike_names same say" in same.provenance["text"]
+    assert same.sources["patient"].tolist()[:2] == ["P00", "p00"], "as written"
+    fold = folds.make_folds(same.patients, 5, 0)
+    sides = same.images.merge(fold, on="patient_id").groupby(same.sources["file"].str.split("_").str[0].to_numpy())
+    assert (sides["fold"].max() == sides["fold"].min()).all(), "no person is on both sides"
+    assert len(cohort.load(path, NAMES, people=("different", None)).patients) == 20
+
+
+def test_given_folds_are_asked_too(tmp_path):
+    path = folder(tmp_path / "a", WRITINGS["case"], fold=[0, 1] * 10)
+    assert len([p for p in wrong(path) if "differ by case" in p.text]) == 10
+    assert any("expected one fold per patient" in p.text for p in wrong(path, alike="same", join=None))
+
+
+def test_rounded_numbers_are_problems_by_row(tmp_path):
+    true = [123456789012, 123456789013, 987654321098, 987654321099]
+    names = [f"{true[i]:.5E}" for i in (0, 2)]
+    problems = wrong(folder(tmp_path / "a", [names]))
+    assert [problem.row for problem in problems] == [2, 4]
+    assert "found 1.23457E+11, a number that a spreadsheet has rounded" in problems[0].text
+    assert "format the column as text" in problems[0].text
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["4.711E+07", "47110012", "8"], ["4.711E+07"]),
+        (["4,7E+07", "47000001", "8"], ["4,7E+07"]),  # 4.70000E+07, as a spreadsheet shows it
+        (["1234567890123450000", "1234567890123456789"], ["1234567890123450000"]),
+        (["12345678901234568.0", "8"], ["12345678901234568.0"]),
+        ([str(10**15 + place) for place in range(40)], []),  # numbers in a row: four of 40 end in 0
+        (["1E5", "A1E+7", "47110000", "1234567890123450"], []),
+    ],
+)
+def test_what_a_spreadsheet_has_rounded(names, found):
+    assert patient_names.rounded(names) == found
+    if found and found[0] != "12345678901234568.0":
+        assert patient_names.alike(names)[names[1]] == names[0], "and whose number it may be"
+        assert len(set(patient_names.alike(names).values())) == len(names) - 1
+
+
+def test_a_table_joins_patients_before_anything_is_split(tmp_path):
+    path = folder(tmp_path / "a", [[f"P{p}" for p in range(6)]])
+    pd.DataFrame({"patient": ["P0", "P4"], "same_as": ["P2", "P2"], "r": 1}).to_csv(tmp_path / "join.csv", index=False)
+    found = cohort.load(path, NAMES, people=("stop", str(tmp_path / "join.csv")))
+    assert found.images.groupby("patient_id").size().tolist() == [6, 2, 2, 2]
+    assert found.sources["patient"].tolist()[:6:2] == ["P0", "P2", "P4"]
+    assert "6 names were joined to 4 patients as cohort.join say" in found.provenance["text"]
+    (tmp_path / "join.csv").write_text("patient,same_as\nP0,P9\nP0,P1\n")
+    texts = [problem.text for problem in wrong(path, alike="stop", join=str(tmp_path / "join.csv"))]
+    assert any("row 2: expected patients of this table, found P9" in text for text in texts)
+    assert [text for text in texts if "one label per patient, found malignant here and benign in row 2" in text], texts
+    (tmp_path / "join.csv").write_text("patient,person\nP0,P2\n")
+    with pytest.raises(cohort.CohortError, match=r"columns patient and same_as of cohort\.join, found patient, p"):
+        cohort.load(path, NAMES, people=("stop", str(tmp_path / "join.csv")))
+
+
+def test_patients_of_a_mat_file_are_joined(tmp_path):
+    made = cohort.simulate(4, 1)
+    path = cohort.write_mat(tmp_path / "a.mat", made)
+    one, other = made.patients.loc[made.patients["label"] == made.patients["label"].mode()[0], "patient_id"].iloc[:2]
+    grade = made.patients.set_index("patient_id")["grade"]
+    (tmp_path / "join.csv").write_text(f"patient,same_as\n{other},{one}\n")
+    if grade[one] != grade[other]:
+        with pytest.raises(cohort.CohortError, match="expected one grade per person, found 2 of patient"):
+            cohort.load(path, people=("stop", str(tmp_path / "join.csv")))
+    made.patients["grade"] = grade.where(grade.index != other, grade[one]).to_numpy()
+    path = cohort.write_mat(tmp_path / "b.mat", made)
+    found = cohort.load(path, people=("stop", str(tmp_path / "join.csv")))
+    assert found.images.groupby("patient_id").size().tolist().count(20) == 1
+    rows = np.flatnonzero(found.images["patient_id"] == one)
+    was = np.flatnonzero(made.images["patient_id"].isin([one, other]))
+    assert (found.pixels[rows] == made.pixels[was]).all()
+    assert "4 patients were joined to 3, as cohort.join says." in found.provenance["text"]
+
+
+def test_the_settings_enter_the_hash_only_where_they_are_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    path = folder(tmp_path / "a", [[f"P{p}" for p in range(8)]])
+    (tmp_path / "join.csv").write_text("patient,same_as\nP0,P2\n")
+    chosen = {"cohort.source": "file", "cohort.path": str(path), "cohort.class_names": list(NAMES)}
+    plain = cohort.cohort_unit(artifacts.open_run("smoke", chosen))
+    assert set(plain.recipe["settings"]) == {"frames_per_patient", "fat_threshold", "classes"}
+    assert "patient_names" not in plain.recipe["revisions"]
+    run = artifacts.open_run("smoke", chosen | {"cohort.join": str(tmp_path / "join.csv")})
+    joined = cohort.cohort_unit(run)
+    (tmp_path / "join.csv").write_text("patient,same_as\nP1,P3\n")
+    other = cohort.cohort_unit(artifacts.open_run("smoke", chosen | {"cohort.join": str(tmp_path / "join.csv")}))
+    assert len({plain.hash, joined.hash, other.hash}) == 3
+    pipeline.start_checks.check_folder(run)
+    (tmp_path / "join.csv").write_text("patient,same_as\nP1,P2\n")
+    with pytest.raises(cohort.CohortError, match="expected one label per patient"):
+        pipeline.start_checks.check_folder(run)
+    assert params.load("paper").cohort.alike_names == "stop"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["0_0", "1_0.png", "2_0", "3_0", "4_0"], "Warning: 5 of 5 images are a patient of their own, named as their"),
+        (["A", "B", "C", "D", "E"], "; every image is its own patient; if a person has several images, name the"),
+    ],
+)
+def test_files_as_patients_are_noticed_and_said(tmp_path, names, said):
+    assert said in cohort.load(folder(tmp_path / "a", [names], n_frames=1), NAMES).provenance["text"]
+
+
+def test_one_image_that_is_used_of_several_is_not_taken_for_all(tmp_path):
+    found = cohort.load(folder(tmp_path / "a", [list("ABCDE")]), NAMES, keep=1)
+    assert "patient;" not in found.provenance["text"]
+    assert len(found.images) == 5

@@ -1,0 +1,77 @@
+"""The nearest frame of every patient, by pixels and by features."""
+
+import numpy as np
+import pytest
+import torch
+
+from nafld_utils import images, networks
+from nafld_utils.networks import nearest_frames
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def smooth(n, side=64, seed=0):
+    """Random images with structure of a few pixels."""
+    x = torch.from_numpy(rng(seed).normal(size=(n, 1, side // 4, side // 4))).float()
+    x = torch.nn.functional.interpolate(x, side, mode="bicubic")[:, 0]
+    return (x * 40 + 128).clamp(0, 255).to(torch.uint8).numpy()
+
+
+def test_an_image_correlates_fully_with_itself_and_little_with_others():
+    frames = smooth(6)
+    found = networks.nearest_pixels(frames, frames, np.arange(6))
+    assert found.distance.shape == (6, 6)
+    assert np.diag(found.distance) == pytest.approx(0.0, abs=2e-3)
+    assert found.distance[~np.eye(6, dtype=bool)].min() > 0.2
+    assert (found.row == np.arange(6)[None]).all()
+
+
+def test_shift_scale_gain_and_offset_do_not_hide_a_copy():
+    frames = smooth(5, side=128, seed=2)
+    crop = images.resize_box(frames[0], (10.0, 14.0, 112.0, 112.0), 128)
+    changed = np.stack([crop, np.roll(frames[1], (6, -8), (0, 1)), (frames[2] * 0.7 + 20).astype(np.uint8)])
+    found = networks.nearest_pixels(changed, frames, np.arange(5))
+    assert found.distance.argmin(axis=1).tolist() == [0, 1, 2]
+    assert found.distance.min(axis=1).max() < 0.25  # others are beyond 0.8
+
+
+def test_correlation_equals_a_plain_search():
+    frames, query = smooth(2, seed=4), smooth(1, seed=9)
+    bank = nearest_frames.Bank(frames, nearest_frames.SIDE, "cpu")
+    found = bank.correlation(query).numpy()[0]
+    best = np.full(2, -1.0)
+    middle = torch.from_numpy(query).float()[:, None, 8:56, 8:56]
+    for w in bank.norms:
+        template = torch.nn.functional.interpolate(middle, (w, w), mode="bilinear", antialias=True)[0, 0].numpy()
+        for k, frame in enumerate(frames.astype(float)):
+            for i in range(64 - w + 1):
+                for j in range(64 - w + 1):
+                    best[k] = max(best[k], np.corrcoef(template.ravel(), frame[i : i + w, j : j + w].ravel())[0, 1])
+    assert found == pytest.approx(best, abs=1e-3)
+
+
+def test_a_flat_image_correlates_with_nothing():
+    frames = smooth(3)
+    flat = np.full((1, 64, 64), 90, np.uint8)
+    assert networks.nearest_pixels(flat, frames, np.arange(3)).distance == pytest.approx(1.0)
+    assert networks.nearest_pixels(frames[:1], flat.repeat(2, 0), np.arange(2)).distance == pytest.approx(1.0)
+
+
+def test_batches_do_not_change_the_result():
+    frames, queries = smooth(7), smooth(5, seed=1)
+    patients = np.array([3, 3, 5, 5, 5, 9, 9])
+    one, two = (networks.nearest_pixels(queries, frames, patients, chunk=n) for n in (2, 5))
+    assert one.distance == pytest.approx(two.distance, abs=1e-5)
+    a, b = (networks.nearest_features(queries, frames, patients, chunk=n) for n in (2, 5))
+    assert a.distance == pytest.approx(b.distance, rel=1e-5)
+    assert (a.row == b.row).all()
+
+
+def test_nearest_frame_of_every_patient():
+    found = networks.nearest_features(np.array([[0.0], [10.0]]), np.array([[1.0], [4.0], [9.0]]), np.array([7, 7, 2]))
+    assert found.patients.tolist() == [2, 7]
+    assert found.distance.tolist() == [[9.0, 1.0], [1.0, 6.0]]
+    assert found.row.tolist() == [[2, 0], [2, 1]]
+    assert np.isinf(found.without_own(np.array([7, 2])).distance).tolist() == [[False, True], [True, False]]
