@@ -17,36 +17,19 @@ import pandas as pd
 import yaml
 
 from nafld_utils import artifacts, params
+from nafld_utils.cohort.folder_files import MAX_TABLE_BYTES, OPTIONAL, REQUIRED
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
 if TYPE_CHECKING:
-    from nafld_utils.artifacts.user_files import Sheet
+    from nafld_utils.artifacts import Sheet
 
 REVISION = ("cohort_table", 1)
-TABLE = "images.csv"
-REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 SYNONYMS = {  # what other tables call the columns, likeliest first, without blanks and underscores
     "image": ("filename", "file", "path", "filepath", "imagepath", "imagename", "imagefile", "imageid"),
     "patient": ("patientid", "subject", "subjectid", "case", "caseid", "participantid", "id"),
     "label": ("class", "classname", "diagnosis", "target", "category"),
 }
-MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
-
-
-def find_table(folder: Path) -> Path:
-    """``images.csv`` of a folder, or its only .csv file; a `CohortError` where that cannot be told."""
-    if (folder / TABLE).is_file():
-        return folder / TABLE
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not artifacts.is_litter(Path(path.name)))
-    found = [path for path in files if path.suffix.lower() == ".csv"]
-    if len(found) == 1:
-        return found[0]
-    sheets = [] if found else [path for path in files if path.suffix.lower() in artifacts.SHEETS]
-    what = ", ".join(shown(path.name) for path in (found or sheets)[:5]) or "none"
-    remedy = f"save the sheet as CSV UTF-8 under the name {TABLE}" if sheets else "write one"
-    wanted = f"expected a file {TABLE} with the columns image, patient and label"
-    raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
 
 
 def read_table(source: Path, class_names: Sequence[str], need_images: bool = True) -> tuple[pd.DataFrame, Problems]:
