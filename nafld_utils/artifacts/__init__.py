@@ -22,6 +22,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "run": "LAB Run check_disk given_to_lab open_run remembered stage_fault stored_runs".split(),
         "seals": "MANIFEST digest is_whole sealed unsealed".split(),
         "units": "PROJECT_ROOT Unit declared_hash environment read_manifest revision unit_seed work_root".split(),
-        "user_files": "CELL_ERROR INVISIBLE SHEETS Sheet column_name decoded file_kind is_litter plain read_sheet".split(),
+        "user_files": (
+            "CELL_ERROR INVISIBLE SHEETS Sheet column_name decoded file_kind is_litter plain read_sheet"
+        ).split(),
     },
 )

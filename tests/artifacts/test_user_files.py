@@ -75,7 +75,8 @@ def test_the_separator_is_the_one_that_shows_the_known_columns():
 @pytest.mark.parametrize(
     ("text", "comma", "semicolon"),
     [("1,5", "1.5", "1.5"), ("1,234", "1,234", "1.234"), ("0,234", "0.234", "0.234"),
-     ("1,234,567", "1,234,567", "1,234,567"), ("1.234,5", "1.234,5", "1.234,5"), ("\u22121\u00a0", "-1", "-1"), ("12", "12", "12"),
+     ("1,234,567", "1,234,567", "1,234,567"), ("1.234,5", "1.234,5", "1.234,5"), ("\u22121\u00a0", "-1", "-1"),
+     ("12", "12", "12"),
      ("1e5", "1e5", "1e5")],
 )  # fmt: skip
 def test_a_decimal_comma_is_a_point_where_it_cannot_be_of_thousands(text, comma, semicolon):
