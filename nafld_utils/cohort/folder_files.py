@@ -7,6 +7,7 @@ that leads out of it, or to nothing, is called a link.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import unicodedata
 from pathlib import Path
@@ -77,32 +78,24 @@ def locate(folder: Path, root: Path, name: str) -> tuple[Path | None, str]:
     """Path of an image inside the folder, whose real path is `root`, or what speaks against it."""
     if not name:
         return None, ""  # the table's own check has said so
+    plain = name.replace("\\", "/")  # written on Windows, or with letters composed otherwise than the file system's
+    spelt = dict.fromkeys((name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))))
+    found = next((one for one in spelt if os.path.exists(os.path.join(folder, one))), name)
+    path, below = folder / found, not os.path.isabs(found) and ".." not in found.split("/")
+    way = itertools.accumulate(found.split("/"), os.path.join) if below else ()
+    linked = any(os.path.islink(os.path.join(folder, place)) for place in way)
+    if below and not linked:
+        return path, ""
     try:
-        path = folder / name
-        if not os.path.exists(path):  # written on Windows, or with letters composed otherwise than the file system's
-            plain = name.replace("\\", "/")
-            others = (folder / other for other in (plain, *(unicodedata.normalize(f, plain) for f in ("NFC", "NFD"))))
-            path = next((other for other in others if os.path.exists(other)), path)
         real = path.resolve()
-    except (OSError, ValueError):  # too long a name
+    except (OSError, ValueError):
         return None, f"expected the name of an image, found {shown(name)}"
     except RuntimeError:
         return None, f"expected an image, found {shown(name)}, a link that leads back to itself; put the file there"
-    link = _link(folder, path)
     if not real.is_relative_to(root):
-        found = (
-            f"{shown(name)}; move it there" if link is None else f"{shown(name)}, a link out of it; put the file there"
-        )
-        return None, f"expected an image inside the folder, found {found}"
-    if link is not None and not os.path.exists(path):
+        what = ", a link out of it; put the file there" if linked else "; move it there"
+        return None, f"expected an image inside the folder, found {shown(name)}{what}"
+    if linked and not os.path.exists(path):
         target = shown(real.relative_to(root).as_posix())
         return None, f"expected an image, found {shown(name)}, a link to {target}, where nothing is; get that file"
     return path, ""
-
-
-def _link(folder: Path, path: Path) -> Path | None:
-    """The first link on the way from a folder to a path in it, None where there is none."""
-    if not path.is_relative_to(folder) or ".." in path.relative_to(folder).parts:
-        return None
-    way = [place for place in (path, *path.parents) if folder in place.parents]
-    return next((place for place in reversed(way) if os.path.islink(place)), None)
