@@ -254,6 +254,10 @@ class EngineSettings(Section):
         walltime, memory = self.slurm.get("walltime"), self.slurm.get("memory")
         if walltime is not None and not (isinstance(walltime, str) and _WALLTIME.fullmatch(walltime)):
             raise ValueError(f"slurm.walltime must be hours, minutes and seconds such as '08:00:00', got {walltime!r}")
+        for key in ("cores", "processes"):
+            value = self.slurm.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"slurm.{key} must be a whole number, got {value!r}")
         if memory is not None and not isinstance(memory, str):
             raise ValueError(f"slurm.memory must be text with its unit such as 16GB, got {memory!r}")
         return self

@@ -162,6 +162,8 @@ def test_a_value_is_what_it_reads_like(override, value):
         ("turing.contact=5", ["turing.contact", "string", "found 5"]),
         ("engine.slurm={walltime: 43200}", ["slurm.walltime", "'08:00:00'", "got 43200"]),
         ("engine.slurm={walltime: eight hours}", ["slurm.walltime", "got 'eight hours'"]),
+        ("engine.slurm={cores: 08}", ["slurm.cores", "got '08'"]),
+        ("engine.slurm={processes: true}", ["slurm.processes", "got True"]),
         ("engine.slurm={memory: 16}", ["slurm.memory", "16GB", "got 16"]),
     ],
 )
