@@ -7,6 +7,7 @@ changes an answer never counts.
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import quopri
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 from nafld_utils.artifacts import INVISIBLE, decoded, file_kind
 
+MOST = 50  # results in one text that are looked at (choice)
 # What mail programs and word processors write for quotes, hyphens and blanks.
 _TYPED = str.maketrans(
     {
@@ -47,7 +49,7 @@ def versions(text: str) -> list[str]:
 def objects(text: str) -> Iterator[dict[str, Any] | ValueError]:
     """Each results object in a text, whatever stands around it, or what is wrong with it."""
     decoder, end = json.JSONDecoder(object_pairs_hook=_no_key_twice), 0
-    starts = [found.start() for found in re.finditer(r'\{\s*"schema"', text)]
+    starts = [found.start() for found in itertools.islice(re.finditer(r'\{\s*"schema"', text), MOST)]
     for start, following in zip(starts, [*starts, len(text)][1:], strict=True):
         if start < end:
             continue

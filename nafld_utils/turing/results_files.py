@@ -31,7 +31,7 @@ from nafld_utils.turing import mailed
 from nafld_utils.turing.mailed import brief
 from nafld_utils.turing.sitting import CONFIDENCE_LEVELS, RATER_PATTERN, RESULTS_SCHEMA, RESULTS_VERSION
 
-REVISION = ("turing_import", 1), ("turing_answers", 1)
+REVISION = ("turing_import", 2), ("turing_answers", 1)
 
 RATING_COLUMNS = ["rater", "image_id", "said_real"]
 FILE_COLUMNS = ["file", "rater", "status", "answers", "with_confidence", "minutes", "note"]

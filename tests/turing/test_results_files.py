@@ -2,6 +2,7 @@
 
 import json
 import quopri
+import time
 
 import numpy as np
 import pandas as pd
@@ -340,3 +341,11 @@ def test_faulty_tables_are_refused_with_the_files_name(items, spoil, says):
 def test_files_that_are_no_table_are_refused(items, content):
     with pytest.raises(ValueError, match=r"ratings\.csv: expected"):
         read(items, ratings_csv=content)
+
+
+@pytest.mark.parametrize("part", ['{"schema"', '{"schema":', "<a ", "&#1;", "> ", '{"schema":{"a":"'])
+def test_a_file_made_to_cost_time_costs_little(items, part):
+    started = time.process_time()
+    with pytest.raises(ValueError, match="expected"):
+        read(items, a_txt=(part * results_files.MAX_BYTES)[: results_files.MAX_BYTES].encode())
+    assert time.process_time() - started < 5
