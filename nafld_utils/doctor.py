@@ -111,7 +111,7 @@ def check_cohort(data: str = "", raw: Path | None = None) -> Finding:
     `data` is the user's path; empty looks into `raw`, by default ``data/raw`` of the work folder.
     """
     raw = raw or Path(os.environ.get("NAFLD_ROOT", PROJECT_ROOT)) / "data" / "raw"
-    files = [Path(data).expanduser()] if data else sorted(raw.glob("*.mat"))
+    files = [Path(data).expanduser()] if data else sorted(raw.glob("[!.]*.mat"))
     if data and not files[0].exists():
         return Finding("cohort", "fault", f"nothing at {data}", "correct DATA=<path of the .mat file>")
     if not files:

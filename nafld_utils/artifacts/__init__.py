@@ -9,7 +9,7 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="checkpoints claims files locks run seals units".split(),
+    submodules="checkpoints claims files locks run seals units user_files".split(),
     submod_attrs={
         "checkpoints": "load_state save_state".split(),
         "claims": "CLAIM_COLUMNS UNSTATED claim key_of of_row over_folds".split(),
@@ -23,6 +23,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "seals": "MANIFEST digest is_whole sealed unsealed".split(),
         "units": (
             "PROJECT_ROOT Unit declared_hash environment read_manifest revision threads unit_seed work_root"
+        ).split(),
+        "user_files": (
+            "CELL_ERROR INVISIBLE SHEETS Sheet column_name decoded file_kind is_litter plain read_sheet"
         ).split(),
     },
 )

@@ -31,6 +31,7 @@ from nafld_utils.artifacts.files import (
     unique_ending,
 )
 from nafld_utils.artifacts.seals import MANIFEST, damage_of, digest, sealed
+from nafld_utils.artifacts.user_files import is_litter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +81,10 @@ def revision(key: str) -> int:
 def _revisions() -> dict[str, tuple[int, ...]]:
     """Revisions by key, read from the package's source: importing every module that has one would take seconds."""
     found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        if is_litter(path.relative_to(root)):  # a checkpoint of JupyterLab is no second module
+            continue
         for line in re.findall(r"^REVISION\s*=\s*(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
             for key, number in re.findall(r'\("([\w.]+)", (\d+)\)', line):
                 found[key] = (*found.get(key, ()), int(number))
@@ -156,7 +160,8 @@ class Unit:
         return self.path.with_name(f".{self.path.name}.{ending}")
 
     def _manifest(self, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-        files = {p.name: [p.stat().st_size, file_sha256(p)] for p in sorted(folder.iterdir()) if p.is_file()}
+        own = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_litter(Path(path.name))]
+        files = {path.name: [path.stat().st_size, file_sha256(path)] for path in own}
         made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         facts = {**facts, **environment(), "threads": threads(), "declared": declared_hash()}
         return sealed({"hash": self.hash, **self.recipe, "files": files, "made": made, **facts})

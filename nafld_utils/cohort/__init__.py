@@ -9,14 +9,15 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
-        "data description download example explorer figures file_tags folder_table image_folder loading one_person "
-        "one_person_units patient_names problems simulated_anatomy simulated_scanner simulation unit"
+        "data description download example explorer figures file_tags folder_files folder_table image_folder loading "
+        "one_person one_person_units patient_names problems simulated_anatomy simulated_scanner simulation unit"
     ).split(),
     submod_attrs={
         "data": "Cohort".split(),
         "description": "class_curves summary_table".split(),
         "figures": "caption".split(),
         "file_tags": "tag_warnings tags_by_class".split(),
+        "folder_files": "content_files mat_files".split(),
         "image_folder": "check".split(),
         "loading": "load write_mat".split(),
         "one_person_units": "build_pairs open_pairs pair_claims pairs_reading".split(),

@@ -20,8 +20,7 @@ import pandas as pd
 from scipy import ndimage
 
 from nafld_utils import artifacts
-from nafld_utils.cohort import image_folder
-from nafld_utils.cohort.folder_table import TABLE
+from nafld_utils.cohort import folder_files, image_folder
 
 CLASSES = ("clear", "effusion")
 SUBJECT = "chest radiographs"
@@ -47,8 +46,8 @@ def write(folder: str | Path, n_patients: int = 16, seed: int = 0) -> Path:
             row = {"image": name, "patient": f"case {chr(65 + number % 26)}{number}", "label": CLASSES[label]}
             rows.append({**row, "grade": round(fluid)})
     text = f"Simulated chest radiographs: {n_patients} patients, {len(rows)} images, seed {seed}."
-    artifacts.save_json(folder / image_folder.MARK_FILE, {image_folder.MARK: text})
-    artifacts.save_table(folder / TABLE, pd.DataFrame(rows))
+    artifacts.save_json(folder / folder_files.MARK_FILE, {image_folder.MARK: text})
+    artifacts.save_table(folder / folder_files.TABLE, pd.DataFrame(rows))
     return folder
 
 

@@ -6,51 +6,32 @@ is row 1), and raised together as one `CohortError`; no image is decoded here.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from nafld_utils import params
+from nafld_utils import artifacts, params
 from nafld_utils.cohort import patient_names
+from nafld_utils.cohort.folder_files import MAX_TABLE_BYTES, OPTIONAL, REQUIRED
 from nafld_utils.cohort.patient_names import AS_WRITTEN, People
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
+if TYPE_CHECKING:
+    from nafld_utils.artifacts import Sheet
+
 REVISION = ("cohort_table", 1)
-TABLE = "images.csv"
-SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
-REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 SYNONYMS = {  # what other tables call the columns, likeliest first, without blanks and underscores
     "image": ("filename", "file", "path", "filepath", "imagepath", "imagename", "imagefile", "imageid"),
     "patient": ("patientid", "subject", "subjectid", "case", "caseid", "participantid", "id"),
     "label": ("class", "classname", "diagnosis", "target", "category"),
 }
-MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
-# A first line that Excel obeys and does not show.
-_SEPARATOR = re.compile(r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n?|\n|$)', re.IGNORECASE)
-
-
-def find_table(folder: Path) -> Path:
-    """``images.csv`` of a folder, or its only .csv file; a `CohortError` where that cannot be told."""
-    if (folder / TABLE).is_file():
-        return folder / TABLE
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "~$")))
-    found = [path for path in files if path.suffix.lower() == ".csv"]
-    if len(found) == 1:
-        return found[0]
-    sheets = [] if found else [path for path in files if path.suffix.lower() in SHEETS]
-    what = ", ".join(shown(path.name) for path in (found or sheets)[:5]) or "none"
-    remedy = f"save the sheet as CSV UTF-8 under the name {TABLE}" if sheets else "write one"
-    wanted = f"expected a file {TABLE} with the columns image, patient and label"
-    raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
 
 
 def read_table(
@@ -85,18 +66,21 @@ def read_table(
 
 def read_joins(source: Path) -> pd.DataFrame:
     """Pairs of names of one person, ``row, patient, same_as``, of the CSV file ``cohort.join``; others are not read."""
-    if not source.is_file():
-        raise _fault(source, "expected the CSV file of cohort.join, found none; correct the path")
-    header, rows = _rows(source)
-    folded = [name.casefold() for name in header]
-    if not {"patient", "same_as"} <= set(folded):
-        found = ", ".join(shown(name, 30) for name in header[:12])
-        raise _fault(source, f"expected the columns patient and same_as of cohort.join, found {found}; rename them")
-    places = [folded.index(name) for name in ("patient", "same_as")]
-    pairs = [(row, *(cells[at].strip() if at < len(cells) else "" for at in places)) for row, cells in rows]
-    table = pd.DataFrame(pairs, columns=["row", "patient", "same_as"])
-    problems = Problems()
-    problems.each(table[(table[["patient", "same_as"]] == "").any(axis=1)], "expected two names, found one; add it")
+    names, problems = ("patient", "same_as"), Problems()
+    try:
+        if not source.is_file():
+            raise ValueError("expected the CSV file of cohort.join, found none; correct the path")
+        sheet = artifacts.read_sheet(source.read_bytes(), names)
+        folded = [artifacts.column_name(name) for name in sheet.header]
+        if not set(names) <= set(folded):
+            found = ", ".join(shown(name, 30) for name in sheet.header[:12])
+            raise ValueError(f"expected the columns patient and same_as of cohort.join, found {found}; rename them")
+    except ValueError as error:
+        raise CohortError(source, [Problem(None, str(error))]) from None
+    table = pd.DataFrame({"row": [row for row, _ in sheet.rows]})
+    for name in names:
+        table[name] = sheet.column(folded.index(name))
+    problems.each(table[(table[list(names)] == "").any(axis=1)], "expected two names, found one; add it")
     if problems:
         raise CohortError(source, problems)
     return table
@@ -105,70 +89,39 @@ def read_joins(source: Path) -> pd.DataFrame:
 # ---------------------------------------------------------------- the file
 
 
-def _fault(source: Path, text: str) -> CohortError:
-    return CohortError(source, [Problem(None, text)])
-
-
-def _text(source: Path) -> str:
-    size = source.stat().st_size
-    if size > MAX_TABLE_BYTES:
-        found = f"expected a table of at most {MAX_TABLE_BYTES >> 20} MiB, found {size >> 20} MiB"
-        raise _fault(source, found)
-    content = source.read_bytes()
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        found = f"expected UTF-8 text, found byte 0x{content[error.start]:02x} in line {line}; save it as CSV UTF-8"
-        raise _fault(source, found) from None
-    if "\0" in text:
-        raise _fault(source, "expected text, found NUL characters; save it as CSV UTF-8")
-    return text
-
-
-def _rows(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and the rows that hold anything, each with its number."""
-    text = _text(source)
-    stated = _SEPARATOR.match(text)
-    text = text[stated.end() :] if stated else text
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    separator = stated[1] if stated else max(",;\t|", key=lambda mark: (_known(first.split(mark)), first.count(mark)))
-    try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
-    except csv.Error as error:
-        raise _fault(source, f"expected a CSV table, found {error}; correct it") from None
-    filled = [(number, cells) for number, cells in enumerate(lines, start=1) if any(cell.strip() for cell in cells)]
-    if not filled:
-        raise _fault(source, "expected the columns image, patient and label, found an empty file")
-    return [cell.strip() for cell in filled[0][1]], filled[1:]
-
-
 def _cells(source: Path, need_images: bool) -> tuple[pd.DataFrame, Problems]:
     """Text of every column, stripped, and rows that are too long; of columns not there, only ``fold`` is left out."""
-    header, rows = _rows(source)
-    places = _columns(source, header, need_images)
-    problems = Problems()
-    for row, cells in rows:
-        if any(cell.strip() for cell in cells[len(header) :]):
-            problems.add(row, f"expected {len(header)} cells, found {len(cells)}; quote a text that holds a separator")
-    if not rows:
-        raise _fault(source, "expected one row per image, found none; add them")
-    table = pd.DataFrame({"row": [row for row, _ in rows]})
-    for name, place in {**dict.fromkeys((*REQUIRED, "grade"), len(header)), **places}.items():
-        table[name] = [cells[place].strip() if place < len(cells) else "" for _, cells in rows]
+    size, problems = source.stat().st_size, Problems()
+    try:
+        if size > MAX_TABLE_BYTES:
+            raise ValueError(f"expected a table of at most {MAX_TABLE_BYTES >> 20} MiB, found {size >> 20} MiB")
+        sheet = artifacts.read_sheet(source.read_bytes(), (*REQUIRED, *OPTIONAL))
+        places = _columns(source, sheet, need_images)
+        if not sheet.rows:
+            raise ValueError("expected one row per image, found none; add them")
+    except CohortError:
+        raise
+    except ValueError as error:
+        raise CohortError(source, [Problem(None, str(error))]) from None
+    for row, found in sheet.overlong().items():
+        text = f"expected {len(sheet.header)} cells, found {found}; quote a text that holds a separator"
+        problems.add(row, text)
+    table = pd.DataFrame({"row": [row for row, _ in sheet.rows]})
+    for name, place in {**dict.fromkeys((*REQUIRED, "grade"), len(sheet.header)), **places}.items():
+        table[name] = sheet.column(place)
+        failed = table[table[name].str.fullmatch(artifacts.CELL_ERROR)]
+        problems.each(failed, f"expected {name}, found {{{name}}}, an error of the spreadsheet; write what is meant")
+        table.loc[failed.index, name] = ""
+    for name in {"grade", "fold"} & {*table}:
+        table[name] = table[name].map(sheet.number)
     return table, problems
 
 
-def _known(cells: list[str]) -> int:
-    return len({cell.strip().strip('"').casefold() for cell in cells} & {*REQUIRED, *OPTIONAL})
-
-
-def _columns(source: Path, header: list[str], need_images: bool) -> dict[str, int]:
+def _columns(source: Path, sheet: Sheet, need_images: bool) -> dict[str, int]:
     """Place of each column that is read."""
-    problems, places = Problems(), {}
-    folded = [name.casefold() for name in header]
-    others = {name.casefold(): name for name in header if name.casefold() not in (*REQUIRED, *OPTIONAL)}
+    problems, places, header = Problems(), {}, sheet.header
+    folded = [artifacts.column_name(name) for name in header]
+    others = {key: name for key, name in zip(folded, header, strict=True) if key not in (*REQUIRED, *OPTIONAL)}
     for name in (*REQUIRED, *OPTIONAL):
         if folded.count(name) > 1:
             problems.add(None, f"expected one column {name}, found {folded.count(name)}; remove the others")
@@ -250,8 +203,8 @@ def _other_than_two(found: pd.DataFrame, both: bool) -> str:
 
 
 def _label_text(text: str) -> str:
-    """A label or a class name as it is compared: composed, and a whole number without the .0 of a spreadsheet."""
-    return re.sub(r"^(\d+)\.0+$", r"\1", unicodedata.normalize("NFC", text))
+    """A label or a class name as it is compared: plain, and a whole number without the .0 of a spreadsheet."""
+    return re.sub(r"^(\d+)[.,]0+$", r"\1", artifacts.plain(text))
 
 
 def _in_order(found: list[str], class_names: Sequence[str]) -> list[str]:
@@ -281,7 +234,7 @@ def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
 
 
 def _grades(table: pd.DataFrame, problems: Problems) -> pd.Series:
-    text = table["grade"].str.replace(",", ".", regex=False)
+    text = table["grade"]
     grade = pd.to_numeric(text.where(text != ""), errors="coerce").astype(float)
     problems.each(table[(text != "") & ~np.isfinite(grade)], "expected a number or nothing as grade, found {grade}")
     return grade

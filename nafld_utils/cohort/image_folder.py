@@ -19,7 +19,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,14 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import artifacts, engine, images
-from nafld_utils.cohort import data, file_tags, folder_table, patient_names
+from nafld_utils.cohort import data, file_tags, folder_files, folder_table, patient_names
 from nafld_utils.cohort.data import Cohort, spread
+from nafld_utils.cohort.folder_files import MARK_FILE, MASKS, PIXELS
 from nafld_utils.cohort.patient_names import AS_WRITTEN, People
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
 REVISION = ("cohort_folder", 3), ("cohort_checks", 1)  # raise the first; units name the second beside it
-PIXELS = "pixels.npy"  # a folder that holds it has one array instead of image files
-MASKS, MARK_FILE, MARK = "masks.npy", "cohort.json", "simulated"
+MARK = "simulated"
 SOURCES = "sources.csv"  # of a run, where the stage says its path
 CONVERSIONS = {
     "colour": "converted from colour to grey by luminance",
@@ -139,7 +138,7 @@ def _open_table(folder: Path, class_names: Sequence[str], people: People) -> tup
 
     ``path`` is None where the image may not or cannot be opened.
     """
-    source, in_array = folder_table.find_table(folder), (folder / PIXELS).is_file()
+    source, in_array = folder_files.find_table(folder), (folder / PIXELS).is_file()
     table, problems = folder_table.read_table(source, class_names, not in_array, people)
     table["patient_id"], table["path"] = _patient_ids(table["patient"]), None
     table["number"] = table.groupby("patient_id").cumcount()
@@ -151,7 +150,7 @@ def _open_table(folder: Path, class_names: Sequence[str], people: People) -> tup
         return source, table, problems
     root, listing, paths = folder.resolve(), None, []
     for row, name in zip(table["row"], table["image"], strict=True):
-        path, fault = _inside(folder, root, name)
+        path, fault = folder_files.locate(folder, root, name)
         if path is not None and not os.path.isfile(path):
             listing = _listing(folder) if listing is None else listing
             path, fault = None, f"expected an image file, found no {shown(name)}{_nearest(name, listing)}"
@@ -170,26 +169,9 @@ def _patient_ids(patient: pd.Series) -> pd.Series:
     return patient.map({name: number for number, name in enumerate(names, start=1)})
 
 
-def _inside(folder: Path, root: Path, name: str) -> tuple[Path | None, str]:
-    """Path of an image inside the folder, or what speaks against it."""
-    if not name:
-        return None, ""  # the table's own check has said so
-    try:
-        path = folder / name
-        if not os.path.exists(path):  # written on Windows, or with letters composed otherwise than the file system's
-            plain = name.replace("\\", "/")
-            others = (folder / other for other in (plain, *(unicodedata.normalize(f, plain) for f in ("NFC", "NFD"))))
-            path = next((other for other in others if os.path.exists(other)), path)
-        if not path.resolve().is_relative_to(root):
-            return None, f"expected an image inside the folder, found {shown(name)}; move it there"
-    except (OSError, ValueError, RuntimeError):  # too long a name, a loop of links
-        return None, f"expected the name of an image, found {shown(name)}"
-    return path, ""
-
-
 def _listing(folder: Path) -> list[str]:
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(found)[:20_000]
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found if not artifacts.is_litter(path))[:20_000]
 
 
 def _nearest(name: str, listing: list[str]) -> str:

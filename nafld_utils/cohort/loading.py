@@ -7,6 +7,7 @@ and what to do.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nafld_utils import artifacts
-from nafld_utils.cohort import download, folder_table, image_folder, patient_names
+from nafld_utils.cohort import download, folder_files, folder_table, image_folder, patient_names
 from nafld_utils.cohort.data import Cohort, from_arrays, tables, validate
 from nafld_utils.cohort.patient_names import AS_WRITTEN, People
-from nafld_utils.cohort.problems import CohortError, Problems
+from nafld_utils.cohort.problems import CohortError, Problems, shown
 
 if TYPE_CHECKING:
     from nafld_utils.params import CohortSettings
@@ -30,6 +31,7 @@ FRAMES_PER_PATIENT = 10  # of the published .mat file
 FIELDS = ("id", "class", "fat", "images")
 _COMPRESSED = 15  # miCOMPRESSED of the MATLAB 5 format
 MOST_BYTES = 4 * 2**30  # choice: of an unpacked .mat file, 25 times the published cohort
+_HDF5, _HDF5_AT = b"\x89HDF\r\n\x1a\n", (512, 1024, 2048, 4096)
 MARK = "simulated"  # variable beside `data` in a file written here: a simulated file never passes for a real one
 
 
@@ -78,10 +80,11 @@ def load(
         return image_folder.read(path, class_names, work, keep, people=People(*people))
     if not path.is_file():
         raise ValueError(f"{path}: expected a .mat file or a folder of images, found nothing there; correct the path.")
+    with open(path, "rb") as handle:
+        start = handle.read(1024)
     if path.suffix.lower() != ".mat":
-        raise ValueError(
-            f"{path}: expected a .mat file or a folder of images, found another kind of file; see the README."
-        )
+        found = artifacts.file_kind(start) or "another kind of file; see the README"
+        raise ValueError(f"{path}: expected a .mat file or a folder of images, found {found}.")
     frames, label, fat, mark = _read_mat(path)
     found = from_arrays(frames, fat, label, {})
     if People(*people).join:
@@ -144,7 +147,7 @@ def find(settings: CohortSettings, data_root: str | Path, fetch: bool = True) ->
                 f"cohort.path: expected a .mat file or a folder, found nothing at {path}; correct the path."
             )
         return path
-    found = sorted(data_root.glob("*.mat"))
+    found = folder_files.mat_files(data_root)
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ValueError(f"{data_root}: expected one .mat file, found {names}; name the one to use with DATA=<path>.")
@@ -185,6 +188,7 @@ def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:
     """Records of variable ``data`` and the mark of a simulated file."""
     from scipy import io
 
+    _refuse_others(path)
     _refuse_bomb(path)
     try:
         content = io.loadmat(path, variable_names=["data", MARK])
@@ -196,7 +200,7 @@ def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:
         ) from None
     data = content.get("data")
     if data is None or data.dtype.names is None or data.size == 0:
-        found = "no such variable" if data is None else f"{data.dtype} of shape {data.shape}"
+        found = _variables(path) if data is None else f"{data.dtype} of shape {data.shape}"
         raise ValueError(
             f"{path}: expected a struct array `data` of patients, found {found}; take the published file or"
             " write one of its structure."
@@ -209,6 +213,29 @@ def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:
         )
     mark = content.get(MARK)
     return data.ravel(), None if mark is None else str(np.ravel(mark)[0])
+
+
+def _variables(path: Path) -> str:
+    """The variables of a file, for a message."""
+    from scipy import io
+
+    with contextlib.suppress(Exception):  # as many kinds as loadmat has
+        names = [shown(name, 30) for name, *_ in io.whosmat(path) if name != MARK]
+        return f"no such variable, but {', '.join(names[:5])}" if names else "no such variable"
+    return "no such variable"
+
+
+def _refuse_others(path: Path) -> None:
+    """Refuse a file that is of another kind, by what it is and what to do."""
+    with open(path, "rb") as handle:
+        start = handle.read(8192)
+    found = artifacts.file_kind(start)
+    # version 2 of the header, or the signature of HDF5 where its own text may begin
+    if start[124:128] in (b"\x00\x02IM", b"\x02\x00MI") or any(start[at : at + 8] == _HDF5 for at in (0, *_HDF5_AT)):
+        mark = "a MATLAB v7.3 file, which is HDF5" if start.startswith(b"MATLAB") else "an HDF5 file"
+        found = f"{mark}; open it in MATLAB and save its variable with save(..., 'data', '-v7')"
+    if found:
+        raise ValueError(f"{path}: expected a MATLAB 5 file, found {found}.")
 
 
 def _refuse_bomb(path: Path) -> None:

@@ -19,9 +19,8 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import artifacts, engine, images
-from nafld_utils.cohort import image_folder
+from nafld_utils.cohort import folder_files, image_folder
 from nafld_utils.cohort.data import Cohort, from_arrays, image_id, spread
-from nafld_utils.cohort.folder_table import TABLE
 from nafld_utils.cohort.simulated_scanner import FRAME_SHAPE, simulate_patient
 
 REVISION = ("phantom", 2), ("phantom_folder", 1)
@@ -96,12 +95,12 @@ def write_folder(
                 store.put("pixels", i * len(chosen) + j, frames[frame])
                 store.put("masks", i * len(chosen) + j, masks[frame])
             store.commit((i + 1) * len(chosen))
-    artifacts.save_json(folder / image_folder.MARK_FILE, {image_folder.MARK: text, "model": "phantom"})
+    artifacts.save_json(folder / folder_files.MARK_FILE, {image_folder.MARK: text, "model": "phantom"})
     names = [image_id(patient + 1, frame) for patient in range(n_patients) for frame in chosen]
     table = {"patient": np.arange(n_patients) + 1, "label": (fats >= FATTY_FROM).astype(int), "grade": fats}
     table = pd.DataFrame(table).loc[np.repeat(np.arange(n_patients), len(chosen))]
     table.insert(0, "image", names)
-    artifacts.save_table(folder / TABLE, table)
+    artifacts.save_table(folder / folder_files.TABLE, table)
     return folder
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from nafld_utils import artifacts, engine, images
 from nafld_utils.artifacts import Run, Unit, claim, key_of
-from nafld_utils.cohort import description, image_folder, loading, simulation
+from nafld_utils.cohort import description, folder_files, image_folder, loading, simulation
 from nafld_utils.cohort.data import Cohort, array_sha256, duplicates
 from nafld_utils.cohort.image_folder import SOURCES
 from nafld_utils.cohort.patient_names import People
@@ -82,10 +82,9 @@ def _source(run: Run, fetch: bool) -> list[str]:
 
 
 def _content_of(path: Path) -> str:
-    """Hash of a file, or of everything in a folder but hidden files, which file managers leave."""
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
-    files = [item for item in files if not item.relative_to(path).name.startswith(".")]
-    facts = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    """Hash of a file, or of the files that a folder cohort is made of."""
+    files = [path] if path.is_file() else folder_files.content_files(path)
+    facts = [(os.path.relpath(f, path), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return _content(path, tuple(facts))
 
 

@@ -129,7 +129,10 @@ def _identity(run: Run, conditioning: str, fold: int) -> Unit | str:
     if settings["source"] == "shipped":
         return file_sha256(autoencoder.SHIPPED)
     if settings["source"] == "path":
-        weights = sorted(Path(settings["path"]).expanduser().rglob("*.safetensors"))
+        folder = Path(settings["path"]).expanduser()
+        weights = [
+            path for path in sorted(folder.rglob("*.safetensors")) if not artifacts.is_litter(path.relative_to(folder))
+        ]
         if not weights:
             raise ValueError(
                 f"autoencoder.{conditioning}.path {settings['path']}: expected a diffusers folder with safetensors"

@@ -193,10 +193,17 @@ def build_denoiser(
 ) -> nn.Module:
     """The denoiser with its conditioner from a settings section (``ldm.semantic`` or ``ldm.class``).
 
-    The initial weights are a function of `seed`; the global generator is left as it was.
+    The initial weights are a function of `seed`; the global generator is left as it was. ValueError where the semantic
+    network cannot halve the latents.
     """
     options = {item.name: network[item.name] for item in fields(UNetOptions) if item.name in network}
     options |= {"channel_mult": tuple(network["channel_mult"])}
+    side, halved = latent_shape[1], 2 ** (len(network["channel_mult"]) - 1)
+    if conditioning == "semantic" and side % halved:  # a first stage of another factor than it was said to be
+        raise ValueError(
+            f"preprocess.image_size: expected latents of a side that is a multiple of {halved} for the semantic model,"
+            f" found {side}; give another size, and the first stage's own factor in autoencoder.semantic."
+        )
     options |= {"latent_channels": latent_shape[0], "sample_size": latent_shape[1]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Literal
+from numbers import Real
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -37,7 +39,29 @@ class SettingsError(ValueError):
     """A setting is unknown, misspelled, mistyped or out of range."""
 
 
+def _leaves(annotation: Any) -> set[Any]:
+    """The kinds of value that an annotation is made of, without None."""
+    if get_origin(annotation) is Annotated:
+        return _leaves(get_args(annotation)[0])
+    if annotation in (None, type(None), Ellipsis) or get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    return set().union(*map(_leaves, get_args(annotation))) or {annotation}
+
+
 class Section(BaseModel):
-    """A section of the settings: unknown keys are refused, values stay as they are."""
+    """A section of the settings: unknown keys are refused, values stay as they are, and a number is a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what pydantic would turn into a number or YAML into infinity: yes, 010, '3', inf."""
+        kinds = _leaves(cls.model_fields[info.field_name].annotation)
+        if kinds and kinds <= {int, float}:
+            for leaf in value if isinstance(value, list | tuple) else [value]:
+                if leaf is None or (isinstance(leaf, Real) and not isinstance(leaf, bool) and math.isfinite(leaf)):
+                    continue
+                kind = "integer" if kinds == {int} else "number"
+                raise ValueError(f"input should be a valid {kind}, in decimal digits and without quotes")
+        return value

@@ -26,6 +26,11 @@ class AutoencoderSettings(Section):
     scale: Positive
     train_steps: Annotated[int, Field(ge=2)]
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels of a side that one latent pixel stands for; the shipped autoencoder's are its own."""
+        return 8 if self.source == "shipped" else self.factor
+
     @model_validator(mode="after")
     def _origin(self) -> AutoencoderSettings:
         if self.source == "hub" and not self.hub_id:
@@ -145,6 +150,12 @@ def ddim_steps_near(steps: int, train_timesteps: int) -> str:
     fit = [n for n in range(1, train_timesteps // 2 + 1) if ddim_strides(n, train_timesteps)]
     below, above = (max((n for n in fit if n < steps), default=None), min((n for n in fit if n > steps), default=None))
     return " or ".join(str(n) for n in (below, above) if n is not None)
+
+
+def sizes_that_halve(size: int, multiple: int, least: int, most: int) -> str:
+    """The sides nearest to one that is no such multiple, smaller first, for a message."""
+    near = [n for n in (size // multiple * multiple, (size // multiple + 1) * multiple) if least <= n <= most]
+    return " or ".join(map(str, near or [max(multiple, least // multiple * multiple)]))
 
 
 class GanSettings(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_serializer, model_validator
@@ -21,6 +22,10 @@ from nafld_utils.params.fields import (
 from nafld_utils.params.generators import Balance
 
 REGION_KEYS = tuple(f"preprocess.{key}" for key in ("region", "region_box", "threshold", "closing_radius"))
+
+IMAGE_SIZE_LEAST = 32  # pixels (choice)
+# Forms of time of Slurm: a bare number is read as minutes.
+_WALLTIME = re.compile(r"(\d+-)?\d+(:\d\d){1,2}|\d+-\d+")
 
 
 class CohortSettings(Section):
@@ -63,7 +68,7 @@ class PreprocessSettings(Section):
     region_box: tuple[NonNegative, NonNegative, Count, Count] | None
     crop: Literal["auto", "spacing", "fit"]
     crop_size: Annotated[int, Field(ge=32)]
-    image_size: Annotated[int, Field(ge=32, multiple_of=8)]
+    image_size: Annotated[int, Field(ge=IMAGE_SIZE_LEAST)]
     crop_scale: tuple[Share, Share]
     crop_ratio: tuple[Positive, Positive]
     crops_per_image: Count
@@ -246,3 +251,16 @@ class EngineSettings(Section):
     address: str | None
     slurm: dict[str, Any]
     min_free_gib: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _job(self) -> EngineSettings:
+        walltime, memory = self.slurm.get("walltime"), self.slurm.get("memory")
+        if walltime is not None and not (isinstance(walltime, str) and _WALLTIME.fullmatch(walltime)):
+            raise ValueError(f"slurm.walltime must be hours, minutes and seconds such as '08:00:00', got {walltime!r}")
+        for key in ("cores", "processes"):
+            value = self.slurm.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"slurm.{key} must be a whole number, got {value!r}")
+        if memory is not None and not isinstance(memory, str):
+            raise ValueError(f"slurm.memory must be text with its unit such as 16GB, got {memory!r}")
+        return self

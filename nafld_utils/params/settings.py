@@ -16,9 +16,11 @@ from nafld_utils.params.generators import (
     SamplingSettings,
     ddim_steps_near,
     ddim_strides,
+    sizes_that_halve,
 )
 from nafld_utils.params.merging import flat, nearest, sentence
 from nafld_utils.params.sections import (
+    IMAGE_SIZE_LEAST,
     PLAIN,
     REGION_KEYS,
     CohortSettings,
@@ -99,7 +101,21 @@ class Settings(Section):
                 f"preprocess.image_size must not exceed preprocess.crop_size {self.preprocess.crop_size},"
                 f" got {self.preprocess.image_size}"
             )
+        self._halves()
         return self
+
+    def _halves(self) -> None:
+        """Refuse a side that a first stage or the semantic network cannot halve; the class model and the GAN can."""
+        size, multiple = self.preprocess.image_size, 8
+        if "semantic" in self.ldm.conditionings:
+            halvings = len(self.ldm.semantic.channel_mult) - 1
+            multiple = max(8, self.autoencoder.semantic.pixels_per_latent * 2**halvings)
+        if size % multiple:
+            near = sizes_that_halve(size, multiple, IMAGE_SIZE_LEAST, self.preprocess.crop_size)
+            raise ValueError(
+                f"preprocess.image_size must be {near} or another multiple of {multiple}, which the networks can halve,"
+                f" got {size}"
+            )
 
     @property
     def name(self) -> str:

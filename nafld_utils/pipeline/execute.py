@@ -209,7 +209,8 @@ def _environment(run: Run) -> Iterator[Path]:
         progress_file = Path(folder) / "lines.log"
         progress_file.touch()
         # In a terminal of JupyterLab the report is of the run that was asked for, not of the one that is open there.
-        own = {engine.PROGRESS_FILE: str(progress_file), artifacts.LAB: ""}
+        # And the user's own IPython profile, which may set another look or format of figures, is not read.
+        own = {engine.PROGRESS_FILE: str(progress_file), artifacts.LAB: "", "IPYTHONDIR": str(Path(folder) / "ipython")}
         os.environ.update({**kernel_environment(run), **own})
         try:
             yield progress_file

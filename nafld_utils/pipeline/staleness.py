@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, params
+from nafld_utils import artifacts, cohort, params
 from nafld_utils.artifacts import Run, load_record
 
 # Direct upstream stages; the Makefile states the same, tests/pipeline/test_staleness.py compares them.
@@ -175,12 +175,21 @@ def stamp_content(run: Run, stage: str) -> dict[str, Any]:
     keys = [key for name in sections for key in USER_FILES.get(name, ())]
     files = [user_file(key, run.settings.section(key)) for key in keys if run.settings.section(key)]
     if "cohort" in sections and run.settings.cohort.source == "file" and not run.settings.cohort.path:
-        files += sorted(run.data.glob("*.mat"))
-    # a folder's own time does not tell that a file in it was edited
-    inside = [inner for path in files if path.is_dir() for inner in sorted(path.rglob("*")) if inner.is_file()]
-    files += [inner for inner in inside if not inner.name.startswith(".")]  # hidden: of file managers
-    marks = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()}
+        files += cohort.mat_files(run.data)
+    folder = run.settings.cohort.path and user_file("cohort.path", run.settings.cohort.path)
+    inside = [inner for path in files for inner in _files_of(path, path == folder) if inner.exists()]
+    marks = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in inside}
     return {"settings": {name: run.settings.section(name) for name in sections}, "files": marks}
+
+
+def _files_of(path: Path, is_cohort: bool) -> list[Path]:
+    """A file itself; of a folder, whose own time tells nothing, the files that are read of it."""
+    if not path.is_dir():
+        return [path]
+    if is_cohort:
+        return cohort.content_files(path)
+    inside = sorted(inner for inner in path.rglob("*") if inner.is_file())
+    return [inner for inner in inside if not artifacts.is_litter(inner.relative_to(path))]
 
 
 def user_file(key: str, path: str) -> Path:

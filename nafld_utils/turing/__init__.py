@@ -7,7 +7,7 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="figures intervals page rater_model results_files sitting table_1 units".split(),
+    submodules="figures intervals mailed page rater_model results_files sitting table_1 units".split(),
     submod_attrs={
         "page": "load_texts".split(),
         "sitting": "CONFIDENCE_LEVELS".split(),

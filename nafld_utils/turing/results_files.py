@@ -1,28 +1,37 @@
 """Read what raters send back, check it against the set, and put it beside the truth.
 
 Contract: the content of files in (bytes by name), tables out; no file is opened here. A *sitting* is one rater's
-answers to the whole set. A file that is not exactly what the page wrote is refused by name with a reason, and the
+answers to the whole set. Results that are not exactly what the page wrote are refused by name with a reason, and the
 others still count; a rater counts once, and only with one answer to every image. Text from outside (file names, rater
 codes) is data: who shows it escapes it.
 """
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nafld_utils.artifacts import is_formula, spreadsheet_safe
+from nafld_utils.artifacts import (
+    SHEETS,
+    is_formula,
+    plain,
+    read_sheet,
+    spreadsheet_safe,
+)
+from nafld_utils.turing import mailed
+from nafld_utils.turing.mailed import brief
 from nafld_utils.turing.sitting import CONFIDENCE_LEVELS, RATER_PATTERN, RESULTS_SCHEMA, RESULTS_VERSION
 
-REVISION = ("turing_import", 1), ("turing_answers", 1)
+REVISION = ("turing_import", 2), ("turing_answers", 1)
 
 RATING_COLUMNS = ["rater", "image_id", "said_real"]
 FILE_COLUMNS = ["file", "rater", "status", "answers", "with_confidence", "minutes", "note"]
@@ -30,6 +39,10 @@ COUNTED, REFUSED = "counted", "refused"
 MAX_BYTES = 1_000_000  # choice: forty times a results file of 50 images
 HASTY_MS = 1000  # choice: a median below one second per image is flagged, not refused
 _RATER_LENGTH = 40  # choice: of a rater's name in a table made by hand
+
+TABLES = (".csv", ".tsv")
+_SAID = {"1": 1, "real": 1, "true": 1, "yes": 1, "0": 0, "synthetic": 0, "false": 0, "no": 0}
+_WHOLE = r"^(\d+)(?:[.,]0+)? ?%?$"  # a whole number as a spreadsheet may write it: 70.0, 70,0 or 70 %
 
 Milliseconds = Annotated[int, Field(ge=0, le=10**9)]
 Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
@@ -84,7 +97,7 @@ class Sitting:
 def collect(files: Mapping[str, bytes], items: pd.DataFrame, set_id: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read any number of files of answers to one set, name to content.
 
-    They are ``.json`` or ``.txt`` as the page writes them (a pasted copy is a ``.txt``), or ``.csv`` (`read_table`);
+    They are ``.json`` as the page writes them, the text of a mail that holds them, or tables (`read_table`);
     `set_id` is from `nafld_utils.turing.page.set_id`. Gives the ratings, every counted rater with every image once:
     ``rater, image_id, said_real`` (0 or 1), ``confidence`` (per cent or missing), ``seconds`` (on the screen, or
     missing); and a report with one row per sitting, `FILE_COLUMNS`: what counted, what was refused and why, not
@@ -101,23 +114,35 @@ def collect(files: Mapping[str, bytes], items: pd.DataFrame, set_id: str) -> tup
 
 
 def _read(name: str, content: bytes, items: pd.DataFrame, set_id: str) -> list[Sitting]:
-    ending = name.lower().rsplit(".", 1)[-1]
+    ending = PurePath(name).suffix.lower()
+    text = ""
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES // 1000} kB, found {len(content) // 1000}; no results file.")
-        if ending == "csv":
+        if ending in SHEETS:
+            raise ValueError("expected a table in CSV, found a spreadsheet; save its sheet as CSV UTF-8.")
+        text = mailed.text_of(content)
+        of_page = any(RESULTS_SCHEMA in version for version in mailed.versions(text))
+        if not of_page and (ending in TABLES or (ending == ".txt" and _is_table(content))):
             table = read_table(content, items).assign(seconds=float("nan"))
             return [
                 Sitting(name, str(rater), answers=own.drop(columns="rater").reset_index(drop=True))
                 for rater, own in table.groupby("rater", sort=False)
             ]
-        if ending in ("json", "txt"):
-            return [read_results(name, content, items, set_id)]
-        raise ValueError("expected .json or .txt as the page gives it, or .csv, found another ending; rename it.")
+        if of_page or ending in (".json", ".txt", ""):
+            return read_results(name, text, items, set_id)
+        raise ValueError(
+            "expected .json or .txt as the page gives it, or .csv, found another ending; save the rater's own file, or"
+            " the text of the mail as .txt."
+        )
     except ValueError as error:
-        # the rater code in a refused file, however damaged, so that the analyst knows whom to ask
-        claimed = re.search(rb'"rater"\s*:\s*"([^"\r\n]{1,60})"', content[:MAX_BYTES])
-        return [Sitting(name, claimed[1].decode("utf-8", "replace") if claimed else "", note=str(error))]
+        return [Sitting(name, _claimed(text), note=str(error))]
+
+
+def _claimed(text: str) -> str:
+    """The rater's code in a refused file, however damaged, so that the analyst knows whom to ask."""
+    found = (re.search(r'"rater"\s*:\s*"([^"\r\n]{1,60})"', version) for version in mailed.versions(text))
+    return next((claimed[1] for claimed in found if claimed), "")
 
 
 def _count_once(sittings: list[Sitting]) -> list[Sitting]:
@@ -165,17 +190,37 @@ def _row(one: Sitting) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- one results file of the page
 
 
-def read_results(name: str, content: bytes, items: pd.DataFrame, set_id: str) -> Sitting:
-    """Read a results file as the page writes it; a ValueError says what was expected and found, without the name.
+def read_results(name: str, text: str, items: pd.DataFrame, set_id: str) -> list[Sitting]:
+    """Read the results in a file as the page writes them, or as a mail holds them, also several.
 
-    The checksum (CRC-32 of the compact JSON) tells an edited file from one that is as the page wrote it, whatever
-    blanks a mail program put in between. It keeps out slips, not forgers: nothing in a page without a server could.
+    The checksum (CRC-32 of the compact JSON) tells edited results from those that are as the page wrote them, whatever
+    a mail program did to blanks and quotes, or put before and behind. It keeps out slips, not forgers: nothing in a
+    page without a server could. A ValueError says what was expected and found, without the name, where none count.
     """
-    value = _parse(content)
+    found: dict[str, Sitting] = {}
+    least: list[ValueError] | None = None
+    for version in mailed.versions(text):
+        faults = []
+        for value in mailed.objects(version):
+            try:
+                one = _sitting(name, value, items, set_id)
+                found.setdefault(one.sitting, one)
+            except ValueError as error:
+                faults.append(error)
+        least = faults if least is None or len(faults) <= len(least) else least
+    refused = [Sitting(name, note=str(fault)) for fault in least or ()]
+    if not found:
+        raise least[0]
+    return [*found.values(), *refused]
+
+
+def _sitting(name: str, value: dict[str, Any] | ValueError, items: pd.DataFrame, set_id: str) -> Sitting:
+    if isinstance(value, ValueError):
+        raise value
     if value.get("schema") != RESULTS_SCHEMA:
-        raise ValueError(f"expected a file with schema {RESULTS_SCHEMA}, found {_brief(value.get('schema'))}.")
+        raise ValueError(f"expected a file with schema {RESULTS_SCHEMA}, found {brief(value.get('schema'))}.")
     if value.get("version") != RESULTS_VERSION:
-        found = _brief(value.get("version"))
+        found = brief(value.get("version"))
         raise ValueError(f"expected version {RESULTS_VERSION}, found {found}; the page and this package must match.")
     try:
         results = _Results.model_validate(value)
@@ -184,7 +229,7 @@ def read_results(name: str, content: bytes, items: pd.DataFrame, set_id: str) ->
     if results.checksum != checksum({key: entry for key, entry in value.items() if key != "checksum"}):
         raise ValueError("expected the file as the page wrote it, found it edited; ask the rater for the original.")
     if results.set_id != set_id:
-        raise ValueError(f"expected answers to set {set_id}, found {_brief(results.set_id)}; these are of another set.")
+        raise ValueError(f"expected answers to set {set_id}, found {brief(results.set_id)}; these are of another set.")
     rows = [(one.image_id, int(one.answer == "real"), one.confidence, one.ms / 1000) for one in results.answers]
     answers = pd.DataFrame(rows, columns=["image_id", "said_real", "confidence", "seconds"])
     check_ratings(answers.assign(rater=results.rater), items)
@@ -197,80 +242,61 @@ def checksum(body: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(text.encode('utf-8', 'surrogatepass')):08x}"
 
 
-def _parse(content: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_no_key_twice)
-    except UnicodeDecodeError:
-        raise ValueError("expected text in UTF-8, found other bytes; save the original file again.") from None
-    except json.JSONDecodeError as error:
-        whole = "it is damaged" if content.rstrip().endswith(b"}") else "it is truncated"
-        raise ValueError(
-            f"expected JSON, found a fault in line {error.lineno} ({error.msg}): {whole}; ask for the original."
-        ) from None
-    except RecursionError:
-        raise ValueError("expected a results file, found JSON nested too deeply.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {type(value).__name__}; no results file.")
-    return value
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"expected every field once, found {_brief(twice)} twice: it was edited.")
-    return dict(pairs)
-
-
 def _first(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     where = ".".join(str(key) for key in fault["loc"])
     what = fault["msg"][0].lower() + fault["msg"][1:]
-    found = "nothing" if fault["type"] == "missing" else _brief(fault["input"])
+    found = "nothing" if fault["type"] == "missing" else brief(fault["input"])
     return f"field {where}: {what}, found {found}; ask the rater for the original file."
-
-
-def _brief(value: Any) -> str:
-    """A value from outside for a message: quoted, on one line, short."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # ---------------------------------------------------------------- a table made by hand
 
 
 def read_table(content: bytes, items: pd.DataFrame) -> pd.DataFrame:
-    """Read a CSV of answers, for a sitting that was held without the page; every rater with every image once.
+    """Ratings made by hand: ``rater, image_id, said_real, confidence``, every image answered once per rater.
 
-    The file is UTF-8 with a header: ``rater, image_id, said_real`` (1 real, 0 synthetic) and, where there is one,
-    ``confidence`` (per cent, may be empty); further columns are dropped. A ValueError names the line or the rater.
+    A table as any spreadsheet saves it, with a header: ``rater, image_id, said_real`` (1 or real, 0 or synthetic) and,
+    where there is one, ``confidence`` (per cent, may be empty); further columns are dropped. A ValueError names the
+    line or the rater.
     """
-    try:
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"expected a CSV of ratings in UTF-8, found {reason}; export it again.") from None
-    missing = [name for name in RATING_COLUMNS if name not in table]
+    names = [*RATING_COLUMNS, "confidence"]
+    sheet = read_sheet(content, names)
+    places, lines = sheet.places(names), [line for line, _ in sheet.rows]
+    missing = [name for name in RATING_COLUMNS if name not in places]
     if missing:
         raise ValueError(
-            f"expected columns {', '.join(RATING_COLUMNS)}, found no {', '.join(missing)}; add a header line."
+            f"expected columns {', '.join(RATING_COLUMNS)}, found no {', '.join(missing)} in the first line,"
+            f" {brief(', '.join(sheet.header))}; add a header line, with commas between the names."
         )
-    if "confidence" not in table:
-        table["confidence"] = ""
-    table = table[[*RATING_COLUMNS, "confidence"]].apply(lambda column: column.str.strip())
+    if not lines:
+        raise ValueError("expected one row per answer, found none; collect ratings first.")
+    for line, n in sheet.overlong().items():
+        raise ValueError(f"line {line}: expected {len(sheet.header)} cells, found {n}; quote a text that holds commas.")
+    table = pd.DataFrame({name: sheet.column(places.get(name, len(sheet.header))) for name in names}).map(plain)
+    said = table["said_real"].str.casefold().str.replace(_WHOLE, r"\1", regex=True).map(_SAID)
+    sure = table["confidence"].str.replace(_WHOLE, r"\1", regex=True)
     levels = [str(level) for level in CONFIDENCE_LEVELS]
-    for line, row in enumerate(table.to_dict("records"), start=2):
-        rater = row["rater"]
+    for place, rater in enumerate(table["rater"]):
         named = 0 < len(rater) <= _RATER_LENGTH and rater.isprintable() and not is_formula(rater)
-        if not named or row["said_real"] not in ("0", "1") or row["confidence"] not in ("", *levels):
+        if not named or pd.isna(said[place]) or sure[place] not in ("", *levels):
             raise ValueError(
-                f"line {line}: expected a rater of at most {_RATER_LENGTH} characters that begins with none of"
+                f"line {lines[place]}: expected a rater of at most {_RATER_LENGTH} characters that begins with none of"
                 f" =+-@, said_real 0 or 1 and a confidence empty or of {', '.join(levels)},"
-                f" found {row}; correct that line."
+                f" found {table.loc[place].to_dict()}; correct that line."
             )
-    table = table.assign(said_real=table["said_real"].astype(int), confidence=pd.to_numeric(table["confidence"]))
+    written = {str(name).casefold(): name for name in items["image_id"]}  # a spreadsheet may begin cells with a capital
+    ids = table["image_id"].map(lambda name: written.get(name.casefold(), name))
+    table = table.assign(image_id=ids, said_real=said.astype(int), confidence=pd.to_numeric(sure).astype(float))
     check_ratings(table, items)
-    return table.astype({"confidence": float})
+    return table
+
+
+def _is_table(content: bytes) -> bool:
+    """Whether a text file is a table of ratings."""
+    with contextlib.suppress(ValueError):
+        return len(read_sheet(content, RATING_COLUMNS).places(RATING_COLUMNS)) == len(RATING_COLUMNS)
+    return False
 
 
 # ---------------------------------------------------------------- answers against the set

@@ -22,6 +22,7 @@ from nafld_utils.artifacts import (
     Unit,
     claim,
     file_sha256,
+    is_litter,
     key_of,
     remembered,
     save_array,
@@ -41,7 +42,6 @@ REVISION = ("stages.turing", 2)
 
 _NULLABLE = {"patient_id": "Int64", "fold": "Int64"}
 _TEXT = ("note", "over", "rater", "file", "status")  # columns that stay text where they are empty
-_NOT_ANSWERS = ("thumbs.db", "desktop.ini")  # what file managers leave in a folder
 PAGE = "turing_test.html"
 
 
@@ -225,7 +225,7 @@ def ratings_files(run: Run) -> dict[str, bytes]:
     found = [item for item in sorted(path.iterdir()) if item.is_file()] if path.is_dir() else [path]
     contents = {}
     for item in found:
-        if not item.name.startswith(".") and item.name.lower() not in _NOT_ANSWERS:
+        if not is_litter(Path(item.name)):
             with open(item, "rb") as handle:
                 contents[item.name] = handle.read(results_files.MAX_BYTES + 1)
     return contents

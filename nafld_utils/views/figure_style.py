@@ -42,7 +42,7 @@ def color_of(name: str) -> str:
 
 
 def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
-    """Set the study's figure style, and further rc settings; notebooks call it once, tests use it as a context.
+    """Set the study's figure style and further rc settings, and none of the user's own; notebooks call it once.
 
     Returns
     -------
@@ -60,9 +60,9 @@ def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
 
     with resources.as_file(resources.files("nafld_utils.views") / "figures.mplstyle") as path:
         look = mpl.rc_params_from_file(path, use_default_template=False)
-    chosen = {**look, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})}
-    before = {name: mpl.rcParams[name] for name in chosen}
-    mpl.rcParams.update(chosen)
+    before = {name: value for name, value in mpl.rcParams.copy().items() if name != "backend"}
+    mpl.rcdefaults()  # not those of the user's own matplotlibrc
+    mpl.rcParams.update({**look, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})})
     restore = ExitStack()
     restore.callback(mpl.rcParams.update, before)
     return restore

@@ -46,6 +46,25 @@ def test_a_unit_is_done_after_writing_and_says_why_it_is_not(run):
     assert set(manifest["files"]) == {"a.npy"}
 
 
+def test_what_file_managers_leave_in_a_unit_is_no_part_of_it(run):
+    unit = run.unit("toy", settings={"a": 1})
+    with unit.writing() as folder:
+        np.save(folder / "a.npy", np.full(3, 1.0))
+        (folder / ".DS_Store").write_text("x")
+    (unit.path / ".DS_Store").unlink()
+    assert unit.done()
+    (unit.path / "Thumbs.db").write_text("x")
+    assert unit.done()
+
+
+def test_a_checkpoint_of_an_edited_module_is_no_second_module(tmp_path, monkeypatch):
+    for name in ("artifacts/units.py", ".ipynb_checkpoints/units-checkpoint.py", "artifacts/._units.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('REVISION = ("toy", 3)\n')
+    monkeypatch.setattr(units, "__file__", str(tmp_path / "artifacts" / "units.py"))
+    assert units._revisions.__wrapped__() == {"toy": (3,)}
+
+
 @pytest.mark.parametrize("change", [{"settings": {"a": 2}}, {"inputs": ["other"]}, {"modules": ["diffusion"]}])
 def test_another_recipe_is_another_unit(run, change):
     base = {"settings": {"a": 1}}

@@ -441,7 +441,92 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     Image.fromarray(picture(9)).save(tmp_path / "secret.png")
     (path / "00.png").unlink()
     (path / "00.png").symlink_to(tmp_path / "secret.png")
-    assert problems(path) == [(2, "expected an image inside the folder, found 00.png; move it there")]
+    said = "found 00.png, a link out of it; put the file there"
+    assert problems(path) == [(2, f"expected an image inside the folder, {said}")]
+    (path / "00.png").unlink()
+    rows = changed(0, image="../secret.png")
+    pd.DataFrame(rows).to_csv(path / "images.csv", index=False)
+    assert problems(path) == [(2, "expected an image inside the folder, found ../secret.png; move it there")]
+
+
+def test_links_in_the_folders_own_tree_are_followed_and_others_are_called_links(tmp_path):
+    plain = cohort.load(folder(tmp_path / "plain"), NAMES)
+    path = folder(tmp_path / "a", [{**row, "image": f"views/{row['image']}"} for row in ROWS])
+    (path / ".git" / "annex").mkdir(parents=True)
+    for row in ROWS:
+        (path / row["image"]).rename(path / ".git" / "annex" / row["image"])
+    (path / "raw").mkdir()
+    (path / "views").symlink_to("raw")
+    for row in ROWS:
+        (path / "raw" / row["image"]).symlink_to(f"../.git/annex/{row['image']}")
+    assert cohort.load(path, NAMES).images["sha256"].equals(plain.images["sha256"])
+    (tmp_path / "link").symlink_to(path)
+    assert cohort.load(tmp_path / "link", NAMES).images["sha256"].equals(plain.images["sha256"])
+    (path / ".git" / "annex" / "00.png").unlink()  # as git-annex leaves a file that was not fetched
+    lost = "expected an image, found views/00.png, a link to .git/annex/00.png, where nothing is; get that file"
+    (path / "raw" / "01.png").unlink()
+    (path / "raw" / "01.png").symlink_to("01.png")
+    loop = "expected an image, found views/01.png, a link that leads back to itself; put the file there"
+    assert problems(path) == [(2, lost), (3, loop)]
+    (path / "views").unlink()
+    (path / "raw").rename(tmp_path / "raw")
+    (path / "views").symlink_to(tmp_path / "raw")
+    assert problems(path)[2][1] == (
+        "expected an image inside the folder, found views/10.png, a link out of it; put the file there"
+    )
+
+
+LITTER = (
+    *(".DS_Store", "Thumbs.db", "desktop.ini", "ehthumbs.db", "Icon\r", "~$images.xlsx", ".~lock.images.csv#"),
+    *("._00.png", "._images.csv", "images.csv~", "notes.txt", "99.png", "old/00.png", "images.xlsx", "read me.md"),
+    *(".ipynb_checkpoints/images-checkpoint.csv", ".git/index", "__MACOSX/._00.png", "$RECYCLE.BIN/00.png"),
+)  # fmt: skip
+
+
+def test_what_else_lies_in_the_folder_makes_no_stage_stale_and_costs_no_model(tmp_path, study):
+    path = folder(tmp_path / "a")
+    run = study(path)
+
+    def state():
+        stages = ("01_data_analysis", "02_preprocessing")
+        return [pipeline.staleness.stamp_content(run, stage) for stage in stages], cohort.cohort_unit(run).hash
+
+    before = state()
+    for name in LITTER:
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(b"x")
+        assert state() == before, name
+    cohort.build_cohort(run)
+    assert cohort.cohort_unit(run).done()
+    for name in LITTER:
+        (path / name).unlink()
+        assert state() == before, name
+    os.utime(path / "00.png", (1, 1))
+    touched = state()
+    assert touched[0] != before[0], "make runs the stage"
+    assert touched[1] == before[1], "and finds what it made"
+    Image.fromarray(picture(99)).save(path / "00.png")
+    assert state()[1] != before[1]
+    Image.fromarray(picture(0)).save(path / "00.png")
+    assert state()[1] == before[1]
+    (path / "images.csv").write_text((path / "images.csv").read_text() + "99.png,P-9,benign\n")
+    unread = state()
+    assert unread[1] != before[1]
+    (path / "99.png").write_bytes(b"x")
+    assert state()[1] != unread[1], "a file that the table names"
+
+
+def test_the_hash_of_a_folder_without_litter_is_that_of_all_its_files(tmp_path):
+    path = folder(tmp_path / "a")
+    (path / "cohort.json").write_text("{}")
+    (path / "sub").mkdir()
+    (path / "31.png").rename(path / "sub" / "31.png")
+    pd.DataFrame(changed(7, image="sub\\31.png")).to_csv(path / "images.csv", index=False)
+    assert cohort.content_files(path) == sorted(item for item in path.rglob("*") if item.is_file())
+    (path / "images.csv").write_bytes(b"\xff")
+    assert cohort.content_files(path) == [path / "cohort.json", path / "images.csv"], "a table that cannot be read"
+    (path / "images.csv").unlink()
+    assert cohort.content_files(path) == [path / "cohort.json"]
 
 
 def test_one_class_only_is_refused(tmp_path):
@@ -619,6 +704,14 @@ def test_labels_that_are_not_two_are_counted_in_one_line(tmp_path, labels, messa
         ('image,patient,label\n"00.png,a,0\n', "expected a CSV table, found"),
         ("image,patient,label\n00.png,Müller,0\n".encode("latin-1"), "UTF-8 text, found byte 0xfc in line 2"),
         (b"image,patient,label\n00.png,\0,0\n", "found NUL characters"),
+        (b"PK\x03\x04" + b"\0" * 26 + b"[Content_Types].xml", "an Office document; export it as CSV UTF-8"),
+        (b"<!doctype html><html>", "found a web page; download the file itself"),
+        ("image,patient,label\n00.png,#N/A,0\n", "row 2: expected patient, found #N/A, an error of the spreadsheet"),
+        ("image;patient;label\n#BEZUG!;a;0\n", "row 2: expected image, found #BEZUG!, an error of the spreadsheet"),
+        (
+            'image,patient,label,grade\n00.png,a,0,"1,234"\n',
+            "row 2: expected a number or nothing as grade, found 1,234",
+        ),
         ("image,patient,label\n00.png,a,0,extra\n", "row 2: expected 3 cells, found 4"),
         ("image,patient,label,grade\n00.png,a,0,much\n", "row 2: expected a number or nothing as grade, found much"),
         ("image,patient,label,grade\n00.png,a,0,1\n01.png,a,0,2\n", "row 3: expected one grade per patient, found 2"),
@@ -662,6 +755,22 @@ def test_tables_of_any_spreadsheet_are_read(tmp_path, encoding, separator):
     text = pd.DataFrame(rows, columns=["Image", "PATIENT", "Label ", "grade"]).to_csv(index=False, sep=separator)
     (path / "export.csv").write_bytes(f"{text}\r\n{separator * 3}\r\n".encode(encoding))
     assert cohort.load(path, NAMES).patients["grade"].tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_cells_that_a_spreadsheet_writes_otherwise_are_read(tmp_path):
+    path = folder(tmp_path / "a")
+    text = "\u200bImage;PATIENT\u00a0;\ufeffLabel;Grade ;fold\n\u00a0;\u200b;;;\n" + "".join(
+        f"{row['image']};{row['patient']};{i // 2 % 2},0\u200b;\u22121,{i // 2}25;{1 + i // 4},0\n"
+        for i, row in enumerate(ROWS)
+    )
+    (path / "images.csv").write_bytes(text.encode("utf-16-le"))
+    found = cohort.load(path, NAMES)
+    assert found.patients["grade"].tolist() == [-1.025, -1.125, -1.225, -1.325]
+    assert found.patients["label"].tolist() == [0, 1, 0, 1]
+    assert found.folds["fold"].tolist() == [0, 0, 1, 1]
+    lines = [f'"{line}"' for line in pd.DataFrame(ROWS).to_csv(index=False).splitlines()]
+    (path / "images.csv").write_text("\n".join([*lines[:3], "", *lines[3:]]))
+    assert cohort.load(path, NAMES).sources["row"].tolist() == [2, 3, 5, 6, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\n', "SEP=;;;\n", "\ufeffsep=;\r\n"])

@@ -194,15 +194,57 @@ def test_a_truncated_file_is_refused_in_one_sentence(tmp_path, kept):
     assert "\n" not in str(error.value)
 
 
-def test_other_files_are_refused(tmp_path):
-    (tmp_path / "b.mat").write_bytes(b"<html>404 Not Found</html>" * 50)
-    (tmp_path / "c.zip").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"b\.mat: expected a MATLAB 5 file, found 1300 bytes"):
+HDF5 = b"\x89HDF\r\n\x1a\n"
+V73 = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .".ljust(116) + b"\0" * 8 + b"\x00\x02IM"
+REMEDY = r"open it in MATLAB and save its variable with save\(\.\.\., 'data', '-v7'\)"
+
+
+@pytest.mark.parametrize(
+    ("start", "found"),
+    [
+        (V73.ljust(512, b"\0") + HDF5, f"a MATLAB v7.3 file, which is HDF5; {REMEDY}"),
+        (V73[:124] + b"\x02\x00MI" + bytes(384) + HDF5, f"a MATLAB v7.3 file, which is HDF5; {REMEDY}"),
+        (V73, f"a MATLAB v7.3 file, which is HDF5; {REMEDY}"),
+        (HDF5, f"an HDF5 file; {REMEDY}"),
+        (bytes(2048) + HDF5, f"an HDF5 file; {REMEDY}"),
+        (b"PK\x03\x04" + b"0" * 200, "a zip archive; unpack it and name the file that is in it"),
+        (b"\x1f\x8b\x08", "a gzip archive; unpack it"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
+        (b"\n <!DOCTYPE html><html>login</html>", "a web page; download the file itself"),
+        (b"<html>404 Not Found</html>", "a web page; download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS; get the file with git lfs pull"),
+        (b"%PDF-1.7", "a PDF document; ask for the original"),
+    ],
+)
+@pytest.mark.parametrize("size", [0, 180 * 2**20])
+def test_other_files_are_named_for_what_they_are_whatever_their_size(tmp_path, start, found, size):
+    with open(tmp_path / "b.mat", "wb") as handle:  # a sparse file
+        handle.write(start + bytes(100))
+        handle.truncate(max(size, len(start) + 100))
+    with pytest.raises(ValueError, match=rf"b\.mat: expected a MATLAB 5 file, found {found}[^;]*\.$"):
         cohort.load(tmp_path / "b.mat")
-    with pytest.raises(ValueError, match="found another kind of file"):
+
+
+def test_other_endings_are_refused(tmp_path):
+    (tmp_path / "c.zip").write_bytes(b"PK\x03\x04")
+    (tmp_path / "d.nii").write_bytes(b"?")
+    with pytest.raises(ValueError, match="found a zip archive; unpack it and name the file that is in it"):
         cohort.load(tmp_path / "c.zip")
+    with pytest.raises(ValueError, match="found another kind of file; see the README"):
+        cohort.load(tmp_path / "d.nii")
     with pytest.raises(ValueError, match="found nothing there"):
-        cohort.load(tmp_path / "d.mat")
+        cohort.load(tmp_path / "e.mat")
+
+
+def test_the_variables_that_a_file_has_instead_are_named(tmp_path):
+    with pytest.raises(ValueError, match="found no such variable, but Data;"):
+        cohort.load(saved(tmp_path, records(), name="Data"))
+
+
+def test_what_other_systems_leave_beside_the_file_is_no_second_one(tmp_path):
+    for name in ("a.mat", "._a.mat", "~$a.mat"):
+        (tmp_path / name).touch()
+    assert loading.find(params.load("cpu").cohort, tmp_path, fetch=False) == tmp_path / "a.mat"
 
 
 def test_a_cohort_of_other_frame_counts_is_not_written(tmp_path):

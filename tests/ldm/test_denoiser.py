@@ -19,6 +19,16 @@ def count(**options):
         return sum(p.numel() for p in ldm.build_unet(**options).parameters())
 
 
+def test_latents_that_the_semantic_network_cannot_halve_are_refused_in_a_sentence():
+    network = params.load("cpu").section("ldm.semantic")
+    with pytest.raises(
+        ValueError, match=r"preprocess\.image_size: expected latents of a side .* multiple of 2 .* found 9"
+    ):
+        denoiser.build_denoiser("semantic", network, (4, 9, 9), 5, 0)
+    label = denoiser.build_denoiser("class", params.load("cpu").section("ldm.class"), (4, 9, 9), 5, 0)
+    assert label(torch.zeros(1, 4, 9, 9), torch.zeros(1), torch.zeros(1).long()).shape == (1, 4, 9, 9)
+
+
 def test_paper_size_networks_have_the_published_number_of_weights():
     assert count(conditioning="semantic", channel_mult=(1, 2, 4)) == 57_570_435
     assert count(conditioning="semantic", channel_mult=(1, 4, 8)) == 215_229_315

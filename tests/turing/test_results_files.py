@@ -1,6 +1,8 @@
 """Files that raters send back: read, refused by name with a reason, and put beside the key."""
 
 import json
+import quopri
+import time
 
 import numpy as np
 import pandas as pd
@@ -54,6 +56,95 @@ def test_blanks_and_a_byte_order_mark_of_a_pasted_copy_do_not_matter(items):
     assert len(read(items, pasted_txt=pasted)[0]) == N
 
 
+def lines(text, start):
+    return "".join(f"{start}{line}\n" for line in text.splitlines())
+
+
+MAILED = {
+    "no-break blanks": lambda t: t.replace("\n ", "\n\u00a0"),
+    "narrow and wide blanks": lambda t: t.replace(": ", ":\u202f").replace("\n ", "\n\u3000\t"),
+    "lines apart": lambda t: t.replace("\n", "\r\n\r\n"),
+    "zero-width in front and between": lambda t: "\u200b" + t.replace('":', '"\u2060:'),
+    "curly quotes": lambda t: t.replace('"', "\u201d"),
+    "German quotes": lambda t: t.replace(' "', " \u201e").replace('"', "\u201c"),
+    "French quotes": lambda t: t.replace(' "', " \u00ab").replace('"', "\u00bb"),
+    "dashes": lambda t: t.replace("-", "\u2011"),
+    "signature": lambda t: f"{t}\n--\nSent from my phone {{}}\n",
+    "greeting": lambda t: f"Hello {{all}}, here it is:\n{t}",
+    "quoted": lambda t: lines(t, "> "),
+    "quoted twice in an answer": lambda t: f"Thanks!\n\nOn Friday A <a@b.io> wrote:\n{lines(t, '>> ')}>\n> -- \n",
+    "Outlook's bar": lambda t: lines(t, " | "),
+    "code fence": lambda t: f"```json\n{t}```\n",
+    "one line": lambda t: " ".join(t.split()),
+    "wrapped": lambda t: json.dumps(json.loads(t)).replace(", ", ",\n"),
+    "quoted-printable": lambda t: quopri.encodestring(t.encode()).decode(),
+    "quoted-printable, all of it": lambda t: "".join(c if c.isalnum() else f"={ord(c):02X}" for c in t),
+    "web mail": lambda t: f"<div>{t.replace(chr(34), '&quot;').replace(' ', '&nbsp;').replace(chr(10), '<br>')}</div>",
+    "twice": lambda t: f"{t}\n{lines(t, '> ')}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mail", MAILED.values(), ids=MAILED)
+def test_what_a_mail_program_does_does_not_matter_where_the_checksum_holds(items, mail):
+    text = mail(sealed(body(items)).decode())
+    ratings, report = read(items, a_txt=text.encode())
+    assert ratings["said_real"].tolist() == [1, 0, 1, 0, 1, 0]
+    assert ratings["confidence"].fillna(-1).tolist() == [-1, 70, -1, 70, -1, 70]
+    assert report.iloc[0].tolist() == ["a.txt", "R1", "counted", N, 3, 0.2, ""]
+    assert len(report) == 1
+    spoilt = text.replace("2500", "2600")
+    with pytest.raises(ValueError, match="found it edited"):
+        read(items, a_txt=spoilt.encode())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig", "cp1252"])
+@pytest.mark.parametrize("name", ["a.txt", "a.json.txt", "a (1).json", "results", "a.eml", "a.csv"])
+def test_encodings_and_endings_of_a_pasted_copy_do_not_matter(items, encoding, name):
+    text = "M\u00fcller:\n" * (encoding != "utf-16-be") + sealed(body(items)).decode().replace("\n ", "\n\u00a0")
+    ratings, _ = results_files.collect({name: text.encode(encoding)}, items, SET)
+    assert ratings["said_real"].tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def test_every_sitting_that_a_mail_holds_counts_or_is_refused(items):
+    texts = [sealed(body(items, rater, sitting)).decode() for rater, sitting in (("R1", "a"), ("R2", "b"), ("R3", "c"))]
+    mail = f"Two:\n{texts[0]}\nand\n{lines(texts[1], '> ')}\nand\n{texts[2].replace('synthetic', 'real', 1)}"
+    ratings, report = read(items, a_txt=mail.encode())
+    assert ratings["rater"].unique().tolist() == ["R1", "R2"]
+    assert sorted(report["status"]) == ["counted", "counted", "refused"]
+    assert "found it edited" in report.set_index("status").loc["refused", "note"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda t: t.replace('"confidence"', "confidence", 1) + "-- \nA\n", "line 15 .*: it is damaged"),
+        (lambda t: t.replace(",\n", "\n", 3), "it is damaged"),
+        (lambda t: f"Hello,\n{t[:-12]}", "it is truncated"),
+        (lambda t: f"Hello,\n{lines(t[:400], '> ')}-- \nA\n", "it is truncated"),
+        (lambda t: "I did not find the button.", "expected results as JSON, found none in it"),
+    ],
+)
+def test_more_than_the_results_is_never_called_truncated(items, spoil, says):
+    with pytest.raises(ValueError, match=says):
+        read(items, a_txt=spoil(sealed(body(items)).decode()).encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.xlsx", b"PK\x03\x04", "found a spreadsheet; save its sheet as CSV UTF-8"),
+        ("a.csv", b"PK\x03\x04" + b"\0" * 26 + b"[Content_Types].xml", "an Office document; export it as CSV UTF-8"),
+        ("a.txt", b"PK\x03\x04" + b"\0" * 26 + b"a.json", "a zip archive; unpack it"),
+        ("a.json", b"%PDF-1.7", "a PDF document; ask for the original"),
+        ("a.json", b"<!DOCTYPE html><html>Sign in</html>", "a web page; download the file itself"),
+        ("a.pages", b"text", "another ending; save the rater's own file, or the text of the mail as .txt"),
+    ],
+)
+def test_other_kinds_of_file_are_named_with_what_to_do(items, name, content, says):
+    with pytest.raises(ValueError, match=says):
+        results_files.collect({name: content}, items, SET)
+
+
 def changed(items, index=0, **changes):
     value = body(items)
     value["answers"][index] |= changes
@@ -72,7 +163,7 @@ def without(items, *names):
         (lambda i: sealed(body(i))[:-40], "truncated"),
         (lambda i: sealed(body(i))[:200], "truncated"),
         (lambda i: b"", "truncated"),
-        (lambda i: b"\xff\xfe{\x00}\x00", "UTF-8"),
+        (lambda i: b"\xff\xfe{\x00}\x00", "expected a file with schema"),
         (lambda i: b"[1, 2]", "expected a JSON object, found list"),
         (lambda i: b"[" * 100_000, "nested too deeply|JSON"),
         (lambda i: b" " * (results_files.MAX_BYTES + 1), "at most 1000 kB"),
@@ -170,6 +261,61 @@ def test_a_table_counts_beside_results_files(items):
     assert not keyed["simulated"].any()
 
 
+def saved(items, **changes):
+    """Text of a table with every answer "real" but the first."""
+    table = pd.DataFrame({"rater": "R2", "image_id": items["image_id"], "said_real": [0] + [1] * (N - 1)})
+    return table.assign(confidence="70").assign(**changes).to_csv(index=False)
+
+
+SAVED = {
+    "semicolon": lambda t: t.replace(",", ";").encode(),
+    "semicolon and decimal comma": lambda t: t.replace(",", ";").replace("70", "70,0").replace(";1;", ";1,0;").encode(),
+    "tab": lambda t: t.replace(",", "\t").encode(),
+    "bar": lambda t: t.replace(",", "|").encode(),
+    "UTF-16": lambda t: t.encode("utf-16"),
+    "UTF-16 without a mark": lambda t: t.encode("utf-16-le"),
+    "mark": lambda t: t.encode("utf-8-sig"),
+    "sep=": lambda t: f"sep=;\r\n{t}".replace(",", ";").encode(),
+    "capitals and blanks": lambda t: t.replace("rater,image_id,said", " Rater,\u00a0Image ID ,SAID\u200b").encode(),
+    "1.0": lambda t: t.replace(",1,", ",1.0,").replace(",0,", ",0.0,").encode(),
+    "words": lambda t: t.replace(",1,", ",Real,").replace(",0,", ", synthetic ,").encode(),
+    "true and false": lambda t: t.replace(",1,", ",TRUE,").replace(",0,", ",FALSE,").encode(),
+    "per cent": lambda t: t.replace("70", "70\u00a0%").encode(),
+    "70.0": lambda t: t.replace("70", "70.0").encode(),
+    "empty rows": lambda t: f"\n{t},,,\n\u200b,\u00a0,,\n\n".encode(),
+    "empty columns": lambda t: t.replace("\n", ",,\n").encode(),
+    "capital ids": lambda t: t.replace(",t", ",T").encode(),
+    "lines in quotes": lambda t: "".join(f'"{line}"\n' for line in t.splitlines()).encode(),
+    "old line ends": lambda t: t.replace("\n", "\r").encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("save", SAVED.values(), ids=SAVED)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt"])
+def test_tables_are_read_as_any_spreadsheet_saves_them(items, save, name):
+    ratings, report = results_files.collect({name: save(saved(items))}, items, SET)
+    assert ratings["said_real"].tolist() == [0] + [1] * (N - 1)
+    assert ratings["confidence"].tolist() == [70.0] * N
+    assert report.iloc[0].tolist()[:5] == [name, "R2", "counted", N, N]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda t: t.replace(",", "  "), "found no rater, image_id, said_real in the first line, 'rater  image_id"),
+        (lambda t: t.replace("confidence", "rater"), "expected one column rater, found 2"),
+        (lambda t: t.replace(",70\n", ",70,5\n"), "line 2: expected 4 cells, found 5"),
+        (lambda t: t.replace("R2,", "R\u00fc,").encode("cp1252"), "expected UTF-8 text, found byte 0xfc in line 2"),
+        (lambda t: t.replace(",0,", ",perhaps,"), "line 2: .*'perhaps'"),
+        (lambda t: f"\n\n{t}".replace(",0,", ",2,"), "line 4: .*'2'"),
+    ],
+)
+def test_what_a_table_of_ratings_does_not_say_is_refused_by_its_line(items, content, says):
+    made = content(saved(items))
+    with pytest.raises(ValueError, match=says):
+        read(items, a_csv=made if isinstance(made, bytes) else made.encode())
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -195,3 +341,11 @@ def test_faulty_tables_are_refused_with_the_files_name(items, spoil, says):
 def test_files_that_are_no_table_are_refused(items, content):
     with pytest.raises(ValueError, match=r"ratings\.csv: expected"):
         read(items, ratings_csv=content)
+
+
+@pytest.mark.parametrize("part", ['{"schema"', '{"schema":', "<a ", "&#1;", "> ", '{"schema":{"a":"'])
+def test_a_file_made_to_cost_time_costs_little(items, part):
+    started = time.process_time()
+    with pytest.raises(ValueError, match="expected"):
+        read(items, a_txt=(part * results_files.MAX_BYTES)[: results_files.MAX_BYTES].encode())
+    assert time.process_time() - started < 5

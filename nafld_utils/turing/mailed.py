@@ -1,0 +1,103 @@
+"""Results of the page in what a mail holds: its text, with and without what mail programs do to it, and the objects.
+
+Contract: nothing is trusted here. What is found is data whose checksum `results_files` compares, so that a repair which
+changes an answer never counts.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import quopri
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from nafld_utils.artifacts import INVISIBLE, decoded, file_kind
+
+MOST = 50  # results in one text that are looked at (choice)
+# What mail programs and word processors write for quotes, hyphens and blanks.
+_TYPED = str.maketrans(
+    {
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u2036\uff02", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
+        **dict.fromkeys("\u00a0\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))), " "),
+    }
+)
+
+
+def text_of(content: bytes) -> str:
+    """Text of a file; in Windows' own letters where it is not Unicode, since the checksum tells."""
+    try:
+        return decoded(content)
+    except ValueError:
+        if file_kind(content[:512]) or b"\0" in content:
+            raise
+        return content.decode("cp1252", "replace")
+
+
+def versions(text: str) -> list[str]:
+    """Text as it is, and without what mail programs do to it: blanks, quotes, dashes, marks of quoting, markup."""
+    plainer = html.unescape(re.sub(r"<[^<>]{1,300}>", " ", text)) if re.search(r"<\w|&[\w#]+;", text) else text
+    if re.search(r"=(?:\r?\n|[0-9A-F]{2})", plainer):  # quoted-printable, the source of a mail
+        plainer = quopri.decodestring(plainer.encode("utf-8", "replace")).decode("utf-8", "replace")
+    plainer = re.sub(r"(?m)^[>|\t ]+", "", INVISIBLE.sub("", plainer).translate(_TYPED))
+    return list(dict.fromkeys((text, plainer)))
+
+
+def objects(text: str) -> Iterator[dict[str, Any] | ValueError]:
+    """Each results object in a text, whatever stands around it, or what is wrong with it."""
+    decoder, end = json.JSONDecoder(object_pairs_hook=_no_key_twice), 0
+    starts = [found.start() for found in itertools.islice(re.finditer(r'\{\s*"schema"', text), MOST)]
+    for start, following in zip(starts, [*starts, len(text)][1:], strict=True):
+        if start < end:
+            continue
+        try:
+            value, end = decoder.raw_decode(text, start)
+            yield value
+        except json.JSONDecodeError as error:
+            whole = re.search(r'"checksum"\s*:\s*"[0-9a-f]{8}"\s*\}', text[start:following])
+            yield _fault(error, "damaged" if whole else "truncated")
+        except RecursionError:
+            yield ValueError("expected a results file, found JSON nested too deeply.")
+        except ValueError as error:
+            yield error
+    if not starts:
+        yield _whole(text, decoder)
+
+
+def _whole(text: str, decoder: json.JSONDecoder) -> dict[str, Any] | ValueError:
+    """A text that holds no results object, as JSON."""
+    try:
+        value = decoder.decode(text)
+    except RecursionError:
+        return ValueError("expected a results file, found JSON nested too deeply.")
+    except json.JSONDecodeError as error:
+        if text.strip() and not text.lstrip().startswith(("{", "[")):
+            return ValueError("expected results as JSON, found none in it; ask the rater for the file.")
+        return _fault(error, "truncated")
+    except ValueError as error:
+        return error
+    if isinstance(value, dict):
+        return value
+    return ValueError(f"expected a JSON object, found {type(value).__name__}; no results file.")
+
+
+def _fault(error: json.JSONDecodeError, what: str) -> ValueError:
+    found = f"a fault in line {error.lineno} ({error.msg})"
+    return ValueError(f"expected JSON, found {found}: it is {what}; ask for the original.")
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"expected every field once, found {brief(twice)} twice: it was edited.")
+    return dict(pairs)
+
+
+def brief(value: Any) -> str:
+    """A value from outside for a message: quoted, on one line, short."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

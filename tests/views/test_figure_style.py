@@ -1,0 +1,47 @@
+"""One look for every figure, whatever the user's own matplotlib settings are."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from nafld_utils import views
+
+OWN = {  # what people who write papers, or work in the dark, have in their matplotlibrc
+    "tex": {"text.usetex": True, "font.family": "serif"},
+    "dark": {"figure.facecolor": "black", "axes.facecolor": "black", "text.color": "white", "axes.labelcolor": "white"},
+    "upside down": {"image.origin": "lower", "image.aspect": "auto", "image.lut": 4},
+    "layout": {"figure.autolayout": True, "savefig.bbox": "tight", "lines.marker": "o", "axes.xmargin": 0.4},
+}
+
+
+def drawn():
+    """(H, W, 4) uint8: a picture, a line and a legend in the study's style."""
+    figure = Figure(dpi=50)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    views.picture(left, np.arange(64, dtype=np.uint8).reshape(8, 8) * 4, "A picture")
+    right.plot([0, 1, 2], [1, 0, 3], label="a line")
+    right.set(xlabel="x (mm)", title="A curve")
+    right.legend()
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())
+
+
+@pytest.mark.parametrize("own", OWN.values(), ids=OWN)
+def test_the_users_own_settings_change_no_figure(own):
+    with views.style():
+        plain = drawn()
+    with mpl.rc_context(own):
+        before = {name: mpl.rcParams[name] for name in own}
+        with views.style():
+            assert np.array_equal(drawn(), plain)
+        assert {name: mpl.rcParams[name] for name in own} == before, "they are the user's again"
+
+
+def test_what_a_caller_adds_is_in_force_and_a_plain_call_stays():
+    with mpl.rc_context():
+        views.style({"font.size": 12})
+        assert mpl.rcParams["font.size"] == 12
+        assert mpl.rcParams["axes.grid"]
