@@ -191,7 +191,9 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=study.about)
     parser.add_argument("--store", action="store_true", help="make the whole study and store its table")
     parser.add_argument("--repetitions", type=int, help=f"of each cell with --store (default {study.repetitions})")
-    parser.add_argument("--minutes", type=float, default=2.0, help="how long to repeat a part (at least one block)")
+    parser.add_argument(
+        "--minutes", type=float, default=10 / 7, help="how long to repeat a part: ten minutes for all seven studies"
+    )
     parser.add_argument("--seed", type=int, help="of the repeated part; by default another one each time")
     parser.add_argument("--mode", choices=("serial", "local"), default="local")
     parser.add_argument("--result", type=Path, default=study.stored, help="the stored table")
