@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 from scipy import stats as scipy_stats
 
-from nafld_utils.statistics import roc
+from nafld_utils.statistics import delong, roc
 
 REVISION = ("cross_validated", 1)
 
@@ -92,26 +92,11 @@ def fold_mean_auc(label: Any, score: Any, patient: Any, fold: Any, level: float 
 
 def _one(label: np.ndarray, score: np.ndarray, patient: np.ndarray) -> _Fold:
     """AUC of a fold and its variance over patients; NaN for what cannot be said."""
-    sides = [np.unique(patient[label == value], return_inverse=True)[1] for value in (1, 0)]
-    sizes = [int(code.max(initial=-1)) + 1 for code in sides]
-    if min(sizes) < 1:
-        return _Fold(np.nan, np.nan, *sizes)
-    _, (scores,) = roc.checked(label, score)
-    pos, neg = scores[label == 1], scores[label == 0]
-    above, below = _share_below(pos, neg), 1 - _share_below(neg, pos)
-    auc, variance = float(above.mean()), 0.0
-    if min(sizes) < 2 or np.ptp(scores) == 0:
-        return _Fold(auc, np.nan, *sizes)
-    for code, n, part in zip(sides, sizes, (above, below), strict=True):
-        influence = np.bincount(code, weights=part - auc) / len(code)
-        variance += n / (n - 1) * float((influence**2).sum())
-    return _Fold(auc, variance, *sizes)
-
-
-def _share_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Share of the others that each score exceeds, ties counted one half."""
-    others = np.sort(others)
-    return (np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")) / (2 * len(others))
+    sizes = [len(np.unique(patient[label == value])) for value in (1, 0)]
+    if min(sizes) < 2 or np.ptp(score) == 0:
+        return _Fold(roc.auc(label, score) if min(sizes) else np.nan, np.nan, *sizes)
+    (auc,), ((variance,),) = delong.covariance(label, score, patient)
+    return _Fold(float(auc), float(variance), *sizes)
 
 
 def _bounds(found: Sequence[_Fold], auc: float, level: float) -> tuple[float, float]:
@@ -120,15 +105,4 @@ def _bounds(found: Sequence[_Fold], auc: float, level: float) -> tuple[float, fl
     if error > 1e-8:  # rounding alone may leave a variance of 1e-17
         half = t * error / (auc * (1 - auc))
         return float(special.expit(special.logit(auc) - half)), float(special.expit(special.logit(auc) + half))
-    return _newcombe_low(found, auc, t), 1 - _newcombe_low(found, 1 - auc, t)
-
-
-def _newcombe_low(found: Sequence[_Fold], auc: float, t: float) -> float:
-    """The AUC from which the one that was found lies `t` standard errors away, by that lower AUC's own variance."""
-
-    def away(at: float) -> float:
-        shape = (1 - at) / (2 - at) + at / (1 + at)
-        total = sum((1 + ((one.n_pos + one.n_neg) / 2 - 1) * shape) / (one.n_pos * one.n_neg) for one in found)
-        return auc - at - t * np.sqrt(at * (1 - at) * total) / len(found)
-
-    return float(optimize.brentq(away, 0.0, auc * (1 - 1e-12))) if auc > 0 else 0.0
+    return delong.score_bounds(auc, [(one.n_pos, one.n_neg) for one in found], t)

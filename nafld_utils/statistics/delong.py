@@ -38,17 +38,12 @@ class DelongTest(NamedTuple):
     high: float
 
 
-def covariance(label: Any, scores: Any, patient: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """AUCs (k,) in [0, 1] of k scores (k, n) of the same rows, and their covariance (k, k) over patients.
+def placements(label: Any, scores: Any, patient: Any = None) -> tuple[np.ndarray, list[np.ndarray]]:
+    """AUCs (k,) in [0, 1] of k scores (k, n) of the same rows, and what each patient of a class adds to their errors.
 
-    Without `patient` (n,) each row is a patient; with it rows are images, whose placements are summed by patient
-    (Obuchowski 1997).
-
-    Examples
-    --------
-    >>> aucs, variance = covariance([0, 0, 1, 1], [[0.1, 0.4, 0.35, 0.8]])
-    >>> float(aucs[0]), float(variance[0, 0])
-    (0.75, 0.125)
+    Two arrays, ``(k, patients of class 1)`` and ``(k, patients of class 0)``: the covariance of the AUCs over patients
+    is the sum of ``part @ part.T``. Without `patient` (n,) each row is a patient; with it rows are images, whose
+    placements are summed by patient (Obuchowski 1997).
     """
     label, scores = roc.checked(label, scores)
     code = np.arange(len(label)) if patient is None else roc.patient_codes(label, patient)
@@ -56,7 +51,7 @@ def covariance(label: Any, scores: Any, patient: Any = None) -> tuple[np.ndarray
     ranks = scipy_stats.rankdata(scores, axis=1)
     above = (ranks[:, label] - scipy_stats.rankdata(pos, axis=1)) / neg.shape[1]
     below = 1 - (ranks[:, ~label] - scipy_stats.rankdata(neg, axis=1)) / pos.shape[1]
-    both, aucs = np.zeros((len(scores), len(scores))), above.mean(axis=1)
+    aucs, parts = above.mean(axis=1), []
     for placed, of in ((above, code[label]), (below, code[~label])):
         place = np.unique(of, return_inverse=True)[1]
         n = int(place.max()) + 1
@@ -67,8 +62,21 @@ def covariance(label: Any, scores: Any, patient: Any = None) -> tuple[np.ndarray
                 " or use fewer folds."
             )
         sums = np.stack([np.bincount(place, row, n) for row in placed - aucs[:, None]])
-        both += sums @ sums.T * n / (n - 1) / placed.shape[1] ** 2
-    return aucs, both
+        parts.append(sums * np.sqrt(n / (n - 1)) / placed.shape[1])
+    return aucs, parts
+
+
+def covariance(label: Any, scores: Any, patient: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """AUCs (k,) in [0, 1] of k scores (k, n) and their covariance (k, k) over patients, as in `placements`.
+
+    Examples
+    --------
+    >>> aucs, variance = covariance([0, 0, 1, 1], [[0.1, 0.4, 0.35, 0.8]])
+    >>> float(aucs[0]), round(float(variance[0, 0]), 3)
+    (0.75, 0.125)
+    """
+    aucs, parts = placements(label, scores, patient)
+    return aucs, sum(part @ part.T for part in parts)
 
 
 def score_bounds(

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import special
 from scipy import stats as scipy_stats
 
-from nafld_utils.statistics import roc
+from nafld_utils.statistics import delong
 
 REVISION = ("readers", 1)
 
@@ -58,31 +58,6 @@ class Gain(NamedTuple):
     spread: Spread
 
 
-def parts(label: Any, scores: Any, patient: Any) -> tuple[np.ndarray, list[np.ndarray]]:
-    """AUCs (k,) in [0, 1] of k scores (k, n) of the same images, and what each patient of a class adds to their errors.
-
-    Two arrays, ``(k, patients of class 1)`` and ``(k, patients of class 0)``: the covariance of the AUCs over patients
-    is the sum of ``part @ part.T``, DeLong's where a patient has one image.
-    """
-    label, scores = roc.checked(label, scores)
-    code = roc.patient_codes(label, patient)
-    n_pos, n_neg = int(label.sum()), int((~label).sum())
-    ranks = scipy_stats.rankdata(scores, axis=1)
-    above = (ranks[:, label] - scipy_stats.rankdata(scores[:, label], axis=1)) / n_neg
-    below = 1 - (ranks[:, ~label] - scipy_stats.rankdata(scores[:, ~label], axis=1)) / n_pos
-    aucs, found = above.mean(axis=1), []
-    for won, who in ((above, code[label]), (below, code[~label])):
-        place = np.unique(who, return_inverse=True)[1]
-        n = int(place.max()) + 1
-        if n < 2:
-            raise ValueError(
-                "patient: expected two or more patients in each class for an interval over patients, found one; add"
-                " patients."
-            )
-        found.append((won - aucs[:, None]) @ np.eye(n)[place] * np.sqrt(n / (n - 1)) / won.shape[1])
-    return aucs, found
-
-
 def gain(label: Any, new: Any, base: Any, patient: Any, level: float = 0.95) -> Gain:
     """Mean AUC of `new` minus that of `base`, over patients and seeds.
 
@@ -114,7 +89,7 @@ def gain(label: Any, new: Any, base: Any, patient: Any, level: float = 0.95) -> 
             f"new and base: expected equal shapes (seeds, images), found {new.shape} and {base.shape}; pair them."
         )
     n = len(new)
-    aucs, found = parts(label, np.concatenate([new, base]), patient)
+    aucs, found = delong.placements(label, np.concatenate([new, base]), patient)
     each, found = aucs[:n] - aucs[n:], [part[:n] - part[n:] for part in found]
     over = sum(part @ part.T for part in found)  # covariance (n_seeds, n_seeds) of the gains over patients
     own = float(np.trace(over)) / n
@@ -160,7 +135,7 @@ def smallest_gain(error: Any, df: Any, level: float = 0.95) -> Any:
 
     Examples
     --------
-    >>> round(smallest_gain(1.0, np.inf), 2), round(smallest_gain(1.0, 4), 2)
+    >>> round(float(smallest_gain(1.0, np.inf)), 2), round(float(smallest_gain(1.0, 4)), 2)
     (2.8, 3.74)
     """
     df = np.minimum(df, 1e5)  # the normal's, to five digits

@@ -21,7 +21,7 @@ SCORES = """
 
 
 def covariance(label, scores, patient):
-    aucs, parts = readers.parts(label, scores, patient)
+    aucs, parts = delong.placements(label, scores, patient)
     return aucs, sum(part @ part.T for part in parts)
 
 
