@@ -136,7 +136,7 @@ def smallest_gain(error: Any, df: Any, level: float = 0.95) -> Any:
     Examples
     --------
     >>> round(float(smallest_gain(1.0, np.inf)), 2), round(float(smallest_gain(1.0, 4)), 2)
-    (2.8, 3.74)
+    (2.8, 3.76)
     """
     df = np.minimum(df, 1e5)  # the normal's, to five digits
     return error * special.nctdtrinc(df, 1 - POWER, scipy_stats.t.ppf((1 + level) / 2, df))
