@@ -79,9 +79,18 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "gains": list(zip(gains, states, strict=True)),
         "unmoved": not gains[0].bounded and not find(table, "sweep.smallest_gain"),
         "alone": first(table, "sweep.auc.image.real"),
+        **_no_pixels(table),
         "smallest": first(table, "sweep.smallest_gain"),
         "seeds": first(table, "sweep.gain.seeds"),
     }
+
+
+def _no_pixels(table: pd.DataFrame) -> dict[str, Any]:
+    """The baseline that sees no pixel beside the network on real images, where both judge the same patients."""
+    blind, network = first(table, "baselines.folds.no_pixels"), first(table, "sweep.auc.patient.real")
+    network = network if blind and network and blind.n == network.n else None
+    tells = blind is not None and _side(blind, 0.5) == "above"
+    return {"no_pixels": blind, "network": network, "no_pixels_tells": tells}
 
 
 def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:
