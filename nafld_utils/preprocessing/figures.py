@@ -94,12 +94,13 @@ def crops_by_class(facts: pd.DataFrame, class_names: tuple[str, str], axes: Sequ
     `facts` is of `preprocessing.facts_of`; two axes.
     """
     patients = facts.groupby("patient_id").agg({"label": "first", "crop_side": "mean", "image_share": "mean"})
-    said = {"crop_side": "side of the crop (pixels)", "image_share": "share of the image that the crop keeps (%)"}
+    said = {"crop_side": "side of the crop (pixels)", "image_share": "image inside the crop (%)"}
     for ax, (column, words) in zip(axes, said.items(), strict=True):
         for label, name in enumerate(class_names):
             part = np.sort(patients.loc[patients["label"] == label, column]) * (100 if column == "image_share" else 1)
             offsets = 0.25 * np.cos(np.arange(len(part)) * 2.4)  # golden angle: neighbours never overlap
             ax.plot(label + offsets, part, "o", color=CLASS_COLORS[label], alpha=0.7, ms=5, mec="white", label=name)
             ax.plot([label - 0.35, label + 0.35], [np.median(part)] * 2, color=CLASS_COLORS[label], lw=2)
+        ax.margins(y=0.35)
         ax.set(ylabel=words, xticks=[0, 1], xticklabels=class_names, xlim=(-0.6, 1.6))
         ax.legend(title="a dot per patient, line: median", title_fontsize=9)

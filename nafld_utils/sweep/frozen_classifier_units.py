@@ -265,9 +265,12 @@ def no_pixels_note(run: Run, tables: dict[str, pd.DataFrame]) -> str:
     """
     rows = tables["auc"].query("level == 'patient' and split == @frozen_classifiers.IN_FOLDS").set_index("baseline")
     own, others = rows.loc[frozen_classifiers.NO_PIXELS], rows.drop(index=frozen_classifiers.NO_PIXELS)
-    bounds = f" [{own['low']:.2f}, {own['high']:.2f}]" if np.isfinite(own["low"]) else " (no interval)"
-    text = [f"Without a pixel, a forest reaches an AUC by patient of {own['auc']:.2f}{bounds}, 95 % over patients."]
-    if beaten := list(others.index[others["auc"] < own["auc"]]):
+    if np.isnan(own["low"]):
+        return "What is known without a pixel is the same for all patients, or tells them apart in no fold."
+    found = f"{own['auc']:.2f} [{own['low']:.2f}, {own['high']:.2f}]"
+    text = [f"Without a pixel, a forest reaches an AUC by patient of {found}, 95 % over patients."]
+    beaten = list(others.index[others["auc"] < own["auc"]])
+    if beaten and own["auc"] > 0.5:
         text.append(f"It is above {', '.join(beaten)}.")
     if own["low"] > 0.5:
         text.append("Warning: how the images were made tells the class; notebooks 01 and 02 show what differs.")

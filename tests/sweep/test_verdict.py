@@ -328,6 +328,8 @@ def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
     assert note.startswith("Without a pixel, a forest reaches an AUC by patient of 1.00 [0.")
     assert frozen_classifiers.HALVES in note
     assert 'SET="preprocess.region=none"' in note
+    blank = tables["auc"].assign(low=np.nan, high=np.nan, auc=0.5)
+    assert sweep.no_pixels_note(run, {"auc": blank}).startswith("What is known without a pixel is the same for all")
     assert len(tables["canary"]) == 2 * run.settings.sweep.canary_shuffles
     again = sweep.build_baselines(run)
     assert calls == [1]
