@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "data": "Cohort".split(),
         "description": "class_curves summary_table".split(),
         "figures": "caption".split(),
-        "file_tags": "tag_warnings tags_by_class".split(),
+        "file_tags": "tag_numbers tag_warnings tags_by_class".split(),
         "folder_files": "content_files mat_files".split(),
         "image_folder": "check".split(),
         "loading": "load write_mat".split(),

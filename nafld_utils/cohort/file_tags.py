@@ -50,9 +50,7 @@ def tags_by_class(found: Cohort) -> pd.DataFrame:
     """
     if found.file_tags is None:
         return pd.DataFrame(columns=list(COLUMNS))
-    pairs = found.file_tags["file_says"].fillna("").map(lambda text: dict(re.findall(r"([a-z]+): ([^;]*)", text)))
-    tags = pd.DataFrame(list(pairs), index=found.images["patient_id"].to_numpy()).fillna("not said")
-    usual = tags.groupby(level=0).agg(lambda column: column.mode()[0])
+    usual = _tags(found).groupby(found.images["patient_id"].to_numpy()).agg(lambda column: column.mode()[0])
     label = found.patients.set_index("patient_id")["label"].loc[usual.index].to_numpy()
     varying = usual.columns[(usual != usual.iloc[0]).any()]
     parts = [_compared(name, usual[name], label) for name in varying]
@@ -60,13 +58,35 @@ def tags_by_class(found: Cohort) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def _tags(found: Cohort) -> pd.DataFrame:
+    """Text of each tag of each image, a column per tag; no column where the cohort is no folder of files."""
+    if found.file_tags is None:
+        return pd.DataFrame(index=range(len(found.images)))
+    pairs = found.file_tags["file_says"].fillna("").map(lambda text: dict(re.findall(r"([a-z]+): ([^;]*)", text)))
+    return pd.DataFrame(list(pairs)).fillna("not said")
+
+
+def tag_numbers(found: Cohort) -> pd.DataFrame:
+    """Tags of each image as numbers, (N, d) float: 0 or 1 for each of few values, one of many as the number it is."""
+    tags, parts = _tags(found), []
+    for name, values in tags.items():
+        many = values.nunique() > FEW
+        parts.append(_numbers(values).rename(name) if many else pd.get_dummies(values, prefix=name, prefix_sep=" "))
+    return pd.concat([tags[[]], *parts], axis=1).astype(float)
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    """The number in each text, below all others where there is none."""
+    numbers = values.str.extract(r"(-?\d+\.?\d*)", expand=False).astype(float)
+    return numbers.fillna(min(0.0, numbers.min()) - 1)
+
+
 def _compared(name: str, values: pd.Series, label: np.ndarray) -> list[tuple[object, ...]]:
     """Rows of `tags_by_class` of one tag, from one value per patient."""
     counts = pd.crosstab(values.to_numpy(), label).reindex(columns=[0, 1], fill_value=0)
     apart = bool((counts.min(axis=1) == 0).all())
     if len(counts) > FEW:
-        numbers = values.str.extract(r"(-?\d+\.?\d*)", expand=False).astype(float).to_numpy()
-        numbers = np.where(np.isnan(numbers), -np.inf, numbers)
+        numbers = _numbers(values).to_numpy()
         p = float(stats.mannwhitneyu(numbers[label == 0], numbers[label == 1]).pvalue)
         return [(name, f"{len(counts)} values", *counts.sum(), p, p < LEVEL)]
     rows = []

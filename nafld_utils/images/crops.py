@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 REVISION = ("preprocess", 1), ("regions", 1)  # raise the first; units of this stage name the second beside it
 OPENING_RADIUS = 5  # pixels; strokes of overlays are 1 to 4 pixels wide, so they do not survive it (choice)
 STUB = 2  # pixels; how far an overlay's stroke may stay attached, the price of keeping the sector's sharp corners
+# Where a shadow parts the sector (choice). A part has so much of the largest one's area: overlays of the published
+# frames have 0.02 or less. Parts fill so much of their hull, and share so many of the taller one's rows. In so many of
+# these the gap may narrow downwards: between two sectors it does in half or more, below a curved probe in a third.
+PIECE, WHOLE, BESIDE, NARROWING = 0.05, 0.6, 0.5, 0.4
 Box = tuple[float, float, float, float]
 
 
@@ -62,6 +66,9 @@ def region_mask(frame: np.ndarray, threshold: int = 4, closing_radius: int = 5) 
 
     Paper: "we extract the region of interest from each raw image by cropping the largest connected component". A stroke
     burned in INSIDE the sector (an ECG spike in some real frames) cannot be told from tissue here and stays.
+
+    Choice: parts of a sector between which a black shadow lies are taken together, where they are large and lie as a
+    beam would part them (`PIECE` and beside it). Two images of one height side by side look the same, and are too.
     """
     bright = np.asarray(frame) > threshold
     if not bright.any():
@@ -69,11 +76,11 @@ def region_mask(frame: np.ndarray, threshold: int = 4, closing_radius: int = 5) 
             f"frame: expected pixels above grey level {threshold} (preprocess.threshold), found none; lower the"
             " threshold or remove the frame."
         )
-    filled = _fill_holes(_largest(bright))
+    filled = _fill_holes(np.any(_pieces(bright), axis=0))
     core = _erode(filled, OPENING_RADIUS)
     if not core.any():  # the whole region is as thin as a stroke: keep it as it is
-        return filled
-    core = _largest(_dilate(core, OPENING_RADIUS))
+        return _fill_holes(_pieces(bright)[0])
+    core = _sector(_pieces(_dilate(core, OPENING_RADIUS)))
     if closing_radius:
         core = _close(core, closing_radius)
     return _hull(core) | (filled & _dilate(core, STUB))
@@ -111,11 +118,41 @@ def _convex_below(x: np.ndarray, y: np.ndarray) -> tuple[list[int], list[int]]:
     return [corner[0] for corner in chain], [corner[1] for corner in chain]
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
+def _pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """Connected components of a mask, the largest first, and all others that are no smaller than `PIECE` of it."""
     labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    return labels == sizes.argmax()
+    order = np.argsort(-sizes, kind="stable")
+    return [labels == label for label in order[sizes[order] >= max(1, PIECE * sizes.max())]]
+
+
+def _sector(pieces: list[np.ndarray]) -> np.ndarray:
+    """The largest of some masks, with those that shadows part from it: as many as together fill their hull."""
+    whole, hulls = pieces[0], [_hull(piece) for piece in pieces[1:]]
+    covered = _hull(whole) if hulls else whole
+    waiting = list(zip(pieces[1:], hulls, strict=True))
+    while waiting:
+        fitting = [i for i, (_, hull) in enumerate(waiting) if _parted(covered, hull)]
+        if not fitting:
+            break
+        piece, hull = waiting.pop(fitting[0])
+        whole, covered = whole | piece, covered | hull
+    return whole
+
+
+def _parted(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether a shadow may part two convex masks, (H, W) bool: together they fill their hull, and lie side by side with
+    a gap that is as wide below as above, or wider, as a beam is.
+    """
+    both, heights = a | b, [mask.any(axis=1) for mask in (a, b)]
+    rows = np.flatnonzero(heights[0] & heights[1])
+    if len(rows) < max(2, BESIDE * max(height.sum() for height in heights)) or both.sum() < WHOLE * _hull(both).sum():
+        return False
+    middles = [ndimage.center_of_mass(mask)[1] for mask in (a, b)]
+    left, right = (a, b) if middles[0] < middles[1] else (b, a)
+    gap = right[rows].argmax(axis=1) + left[rows, ::-1].argmax(axis=1) - a.shape[1]
+    return bool(np.mean(np.diff(ndimage.median_filter(gap, 9)) < 0) < NARROWING)
 
 
 def _fill_holes(mask: np.ndarray) -> np.ndarray:

@@ -7,12 +7,13 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="explorer figures folds stage unit".split(),
+    submodules="crop_facts explorer figures folds stage unit".split(),
     submod_attrs={
+        "crop_facts": "by_class crop_warnings".split(),
         "folds": "assert_comparable assert_same_split assert_trained_without digest_of make_folds split".split(),
         "stage": "find_region open_cohort to_float warp_map".split(),
         "unit": (
-            "Preprocessed build_preprocessed build_traditional folded_images open_preprocessed "
+            "Preprocessed build_preprocessed build_traditional facts_of folded_images open_preprocessed "
             "preprocess_claims preprocess_unit traditional_unit"
         ).split(),
     },

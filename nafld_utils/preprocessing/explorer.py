@@ -45,7 +45,10 @@ def crops(run: Run, found: cohort.Cohort, data: Any) -> Any:
             figures.label_map(warped, settings.map_classes, axes[4], f"warped, draw {warp.value}")
 
         caption = cohort.figures.caption(facts, names, said.grade_text)
-        words.value = views.text(f"{caption}; the crop keeps {facts['kept_share']:.0%} of the region", run)
+        kept = facts["kept_share"]
+        words.value = views.text(
+            f"{caption}; the crop keeps {kept:.0%} of the region, {kept * region.mean():.0%} of the image", run
+        )
         alt = f"{caption}: region and crop, centre crop, random crop {k}, its map, the map warped"
         picture.value = views.image(views.draw_png(run, 10.5, 2.6, panels), alt)
 

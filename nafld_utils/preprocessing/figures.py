@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils.cohort import caption as caption
-from nafld_utils.views import CLASS_COLORS, COLORS, bare, picture
+from nafld_utils.views import CLASS_COLORS, bare, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,11 +88,19 @@ def fold_bars(folds: pd.DataFrame, class_names: tuple[str, str], ax: Axes) -> Ax
     return ax
 
 
-def kept_share(images: pd.DataFrame, ax: Axes) -> Axes:
-    """Histogram of the share of the region's area that the crop keeps, ``kept_share`` (0 to 1) of `images`."""
-    share = 100 * images["kept_share"]
-    low, high = np.floor(share.min()) - 1, np.ceil(share.max()) + 1
-    ax.hist(share, np.linspace(low, high, 31), color=COLORS["real"], edgecolor="white")
-    ax.set(xlabel="share of the region's area inside the crop (%)", ylabel="images", yscale="log", ylim=(0.7, None))
-    ax.yaxis.set_major_formatter("{x:.0f}")
-    return ax
+def crops_by_class(facts: pd.DataFrame, class_names: tuple[str, str], axes: Sequence[Axes]) -> None:
+    """Side of the crop and share of the image that it keeps, a dot per patient (mean of its images), by class.
+
+    `facts` is of `preprocessing.facts_of`; two axes.
+    """
+    patients = facts.groupby("patient_id").agg({"label": "first", "crop_side": "mean", "image_share": "mean"})
+    said = {"crop_side": "side of the crop (pixels)", "image_share": "image inside the crop (%)"}
+    for ax, (column, words) in zip(axes, said.items(), strict=True):
+        for label, name in enumerate(class_names):
+            part = np.sort(patients.loc[patients["label"] == label, column]) * (100 if column == "image_share" else 1)
+            offsets = 0.25 * np.cos(np.arange(len(part)) * 2.4)  # golden angle: neighbours never overlap
+            ax.plot(label + offsets, part, "o", color=CLASS_COLORS[label], alpha=0.7, ms=5, mec="white", label=name)
+            ax.plot([label - 0.35, label + 0.35], [np.median(part)] * 2, color=CLASS_COLORS[label], lw=2)
+        ax.margins(y=0.35)
+        ax.set(ylabel=words, xticks=[0, 1], xticklabels=class_names, xlim=(-0.6, 1.6))
+        ax.legend(title="a dot per patient, line: median", title_fontsize=9)

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, images
-from nafld_utils.artifacts import Run, Unit, claim, load_array, remembered, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, claim, load_array, of_row, remembered, save_table, unit_seed
 from nafld_utils.cohort import Cohort, cohort_unit, open_cohort, region_of, same_protocol
 from nafld_utils.images import move
-from nafld_utils.preprocessing import folds
+from nafld_utils.preprocessing import crop_facts, folds
 
 PREPROCESS, TRADITIONAL = "preprocess", "traditional"
 
@@ -196,6 +196,20 @@ def open_preprocessed(run: Run) -> Preprocessed:
     )
 
 
+def facts_of(run: Run) -> pd.DataFrame:
+    """The table of preprocessed images with the size of each, and the share of it that its crop keeps.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``images`` of `Preprocessed`, and ``height, width, aspect, region_share, image_share`` of
+        `crop_facts.crop_facts`.
+    """
+    pixels, table = open_cohort(run).pixels, open_preprocessed(run).images
+    sizes = pixels.shapes if isinstance(pixels, images.Ragged) else np.tile(pixels.shape[1:], (len(table), 1))
+    return crop_facts.crop_facts(table, sizes)
+
+
 # ---------------------------------------------------------------- the traditional arm
 
 
@@ -246,7 +260,7 @@ def _rotated(run: Run, name: str, original: np.ndarray) -> tuple[np.ndarray, np.
 def preprocess_claims(run: Run) -> list[dict[str, object]]:
     """Claims of stage 02: sizes of folds, crops and maps beside the paper's."""
     data, same, s = open_preprocessed(run), same_protocol(run), run.settings.preprocess
-    held_out, kept = data.folds["fold"].value_counts(), 100 * data.images["kept_share"]
+    held_out, facts = data.folds["fold"].value_counts(), facts_of(run)
 
     def span(key: str, text: str, values: pd.Series, of: str, unit: str, same: str, paper: int | None = None) -> Any:
         low, high = (round(float(bound), 1) for bound in (values.min(), values.max()))
@@ -268,6 +282,11 @@ def preprocess_claims(run: Run) -> list[dict[str, object]]:
     ):
         differs = "yes" if value == paper else f"scaled down to {value}" if value < paper else f"raised to {value}"
         rows.append(claim(f"preprocessing.{key}", text, value, differs, unit=unit, paper=paper))
-    text, own = "share of the region that the crop keeps", same if run.is_simulated else "not in the paper"
-    rows.append(span("preprocessing.crop.kept", text, kept, "images", "percent", own))
+    own = same if run.is_simulated else "not in the paper"
+    for key, of, column in (("kept", "region", "kept_share"), ("of_image", "image", "image_share")):
+        text = f"share of the {of} that the crop keeps"
+        rows.append(span(f"preprocessing.crop.{key}", text, 100 * facts[column], "images", "percent", own))
+    for row in crop_facts.by_class(facts, run.settings.cohort.class_names).to_dict("records")[:2]:
+        key, text = f"preprocessing.crop.tells.{row['fact']}", f"class told by the {row['what']} alone"
+        rows.append(of_row(key, text, row, own, "patient-level AUC", columns=("auc", "n")))
     return rows

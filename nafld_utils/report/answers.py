@@ -85,6 +85,7 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "few": few,
         "fewest": statistics.FEWEST_SEEDS,
         "alone": first(table, "sweep.auc.image.real"),
+        **_no_pixels(table),
         "smallest": smallest,
         "seeds": seeds,
     }
@@ -98,6 +99,14 @@ def _planned(run: Run, table: pd.DataFrame) -> list[tuple[float, Claim, Claim | 
         for gain, key in keys.items()
     )
     return [one for one in found if one[1] is not None]
+
+
+def _no_pixels(table: pd.DataFrame) -> dict[str, Any]:
+    """The baseline that sees no pixel beside the network on real images, where both judge the same patients."""
+    blind, network = first(table, "baselines.folds.no_pixels"), first(table, "sweep.auc.patient.real")
+    network = network if blind and network and blind.n == network.n else None
+    tells = blind is not None and _side(blind, 0.5) == "above"
+    return {"no_pixels": blind, "network": network, "no_pixels_tells": tells}
 
 
 def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:

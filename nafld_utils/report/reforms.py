@@ -65,6 +65,7 @@ def _found(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "missing_grades": facts.missing_grades(run),
         "one_person": texts.one_person(table),
         "alone": facts.find(table, "baselines.one_out"),
+        "no_pixels": facts.first(table, "baselines.folds.no_pixels"),
         "by_image": facts.find(table, "baselines.by_image"),
         "shuffled": facts.find(table, "canary.auc"),
         "n_bounded": int(((table["low"] != "") & (table["high"] != "")).sum()),

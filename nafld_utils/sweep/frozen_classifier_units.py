@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, networks, preprocessing
+from nafld_utils import cohort, engine, networks, preprocessing
 from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, remembered, save_array, save_table
 from nafld_utils.images import resize_box, whole_box
 from nafld_utils.sweep import frozen_classifiers
@@ -91,6 +91,36 @@ def scores_unit(run: Run) -> Unit:
     return run.unit("baselines", "scores", settings=settings, inputs=inputs, modules=modules)
 
 
+def no_pixels_unit(run: Run) -> Unit:
+    """Unit of the baseline without pixels: what it knows of each patient, its held-out scores and their AUCs."""
+    settings = {"seed": run.settings.seed, "interval": run.settings.sweep.interval_method}
+    modules = ["no_pixels", "stats", "delong", "auc_intervals"]
+    inputs = [preprocessing.preprocess_unit(run)]
+    return run.unit("baselines", "no_pixels", settings=settings, inputs=inputs, modules=modules)
+
+
+def make_no_pixels(run: Run) -> None:
+    """Score patients by a forest on what is known of them before a pixel is looked at; nothing to do when done."""
+    unit, method = no_pixels_unit(run), run.settings.sweep.interval_method
+    if unit.done():
+        return
+    facts, images = without_pixels(run), preprocessing.open_preprocessed(run).images
+    patients = images.groupby("patient_id")[["label", "fold"]].first()
+    known = facts.loc[patients.index].to_numpy()
+    scored = frozen_classifiers.forest_scores(known, patients["label"], patients["fold"].to_numpy(), run.settings.seed)
+    score = images["patient_id"].map(dict(zip(patients.index, scored, strict=True)))
+    table = frozen_classifiers.fixed_scores({frozen_classifiers.NO_PIXELS: score.to_numpy()}, images)
+    with unit.writing() as folder:
+        save_table(folder / "known.csv", facts.reset_index())
+        save_table(folder / "scores.parquet", table)
+        save_table(folder / "auc.csv", frozen_classifiers.baseline_table(table, method))
+
+
+def without_pixels(run: Run) -> pd.DataFrame:
+    """`frozen_classifiers.without_pixels` of the run's cohort."""
+    return frozen_classifiers.without_pixels(preprocessing.facts_of(run), cohort.tag_numbers(cohort.open_cohort(run)))
+
+
 def spread_unit(run: Run) -> Unit:
     """Unit of the learnt baselines over many splits."""
     settings = {"splits": run.settings.sweep.baseline_splits, "n_splits": run.settings.folds.n_splits}
@@ -158,12 +188,15 @@ def build_baselines(run: Run) -> dict[str, pd.DataFrame]:
             save_table(folder / "auc.csv", table)
     engine.map_units(make_canary, canary_tasks(run), run.settings.engine, "canary", unit_of=canary_unit)
     shuffles = pd.concat([canary_unit(**task).load_table("auc.csv") for task in canary_tasks(run)], ignore_index=True)
-    auc = unit.load_table("auc.csv")
+    make_no_pixels(run)
+    made = unit, no_pixels_unit(run)
+    auc = pd.concat([one.load_table("auc.csv") for one in made], ignore_index=True)
     if run.is_foreign:  # what is published is about livers
         auc["byra"] = float("nan")
-    tables = {"auc": auc, "scores": unit.load_table("scores.parquet"), "canary": shuffles}
     return {
-        **tables,
+        "auc": auc,
+        "scores": pd.concat([one.load_table("scores.parquet") for one in made], ignore_index=True),
+        "canary": shuffles,
         "spread": spread.load_table("auc.csv"),
         "canary_summary": frozen_classifiers.canary_summary(shuffles),
     }
@@ -195,7 +228,8 @@ def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
             same = f"no: {cohort}{run.settings.sweep.baseline_backbone}, whole crops; published: Byra et al. 2018"
         if split == frozen_classifiers.ONE_OUT:
             same += f"; {BIASED}"
-        key, text = key_of("baselines", _SPLITS[split], row["baseline"]), f"{row['baseline']}, {split}"
+        name = "no_pixels" if row["baseline"] == frozen_classifiers.NO_PIXELS else row["baseline"]
+        key, text = key_of("baselines", _SPLITS[split], name), f"{row['baseline']}, {split}"
         paper = row["byra"] if known else None
         rows.append(of_row(key, text, row, same, "patient-level AUC", paper, columns=("auc", "n_patients")))
     for (name, by), part in tables["spread"].groupby(["baseline", "split_by"], sort=False):
@@ -212,6 +246,37 @@ def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
         same, text = "not in the paper; 0.95 is what they promise", f"{text}: 95 % intervals that hold 0.5"
         rows.append(claim(f"canary.covers.{split}", text, row.covers, same, **facts))
     return rows
+
+
+def no_pixels_note(run: Run, tables: dict[str, pd.DataFrame]) -> str:
+    """What the baseline without pixels reaches, what else it beats, and what to do where it tells the class.
+
+    Parameters
+    ----------
+    run : Run
+        For the setting of the region.
+    tables : dict of str to pandas.DataFrame
+        From `build_baselines`.
+
+    Returns
+    -------
+    str
+        One to four sentences.
+    """
+    rows = tables["auc"].query("level == 'patient' and split == @frozen_classifiers.IN_FOLDS").set_index("baseline")
+    own, others = rows.loc[frozen_classifiers.NO_PIXELS], rows.drop(index=frozen_classifiers.NO_PIXELS)
+    if np.isnan(own["low"]):
+        return "What is known without a pixel is the same for all patients, or tells them apart in no fold."
+    found = f"{own['auc']:.2f} [{own['low']:.2f}, {own['high']:.2f}]"
+    text = [f"Without a pixel, a forest reaches an AUC by patient of {found}, 95 % over patients."]
+    beaten = list(others.index[others["auc"] < own["auc"]])
+    if beaten and own["auc"] > 0.5:
+        text.append(f"It is above {', '.join(beaten)}.")
+    if own["low"] > 0.5:
+        text.append("Warning: how the images were made tells the class; notebooks 01 and 02 show what differs.")
+        if run.settings.preprocess.region != "none":
+            text.append('SET="preprocess.region=none" shows the networks the whole image.')
+    return " ".join(text)
 
 
 def leaks(tables: dict[str, pd.DataFrame], images: pd.DataFrame) -> bool | None:
@@ -236,4 +301,7 @@ def leaks(tables: dict[str, pd.DataFrame], images: pd.DataFrame) -> bool | None:
 def units(run: Run) -> list[Unit]:
     """Every unit of the baselines."""
     parts = [canary_unit(**task) for task in canary_tasks(run)]
-    return [frozen_unit(run), texture_unit(run), scores_unit(run), spread_unit(run), *parts]
+    return [
+        *(frozen_unit(run), texture_unit(run), scores_unit(run), no_pixels_unit(run), spread_unit(run)),
+        *parts,
+    ]

@@ -19,19 +19,22 @@ import pandas as pd
 
 from nafld_utils import preprocessing, statistics
 
-REVISION = ("baselines", 3)
+REVISION = ("baselines", 3), ("no_pixels", 1)
 
 # Byra et al. 2018: AUC over patients, each left out once.
 BYRA_AUC = {"frozen features + SVM": 0.977, "liver / kidney ratio": 0.959, "GLCM texture + SVM": 0.893}
 
 FEATURES_SVM, FEATURES_LOGISTIC = "frozen features + SVM", "frozen features + logistic"
 GLCM_SVM, HALVES, RATIO = "GLCM texture + SVM", "upper / lower half", "liver / kidney ratio"
+NO_PIXELS = "no pixels: size, crop, file"
 IN_FOLDS, ONE_OUT = "folds of this run", "one patient left out"
 
 GLCM_LEVELS = 32  # grey levels; choice: bins of 8, above the speckle's own quantisation
 GLCM_DISTANCES = (1, 2, 4)  # pixels at original spacing (choice)
 GLCM_PROPERTIES = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
 MIN_PIXELS = 20  # choice: fewer pixels of an organ give no mean
+SHAPE = ["height", "width", "aspect", "region_pixels", "region_share", "kept_share", "image_share", "crop_side"]
+TREES, LEAF = 500, 2  # choice: sklearn's forest is steady from some hundred trees on; a leaf holds two patients
 
 
 # ---------------------------------------------------------------- features without a network
@@ -97,6 +100,16 @@ def organ_ratio(images: np.ndarray, tissue: np.ndarray, liver: int, kidney: int,
     return series.fillna(series.median()).to_numpy()
 
 
+def without_pixels(facts: pd.DataFrame, tags: pd.DataFrame) -> pd.DataFrame:
+    """What is known of each patient before a pixel is looked at, a row per patient, its index the patient's id.
+
+    Means over a patient's images of `SHAPE` of `facts` (`preprocessing.facts_of`) and of `tags`, (N, d) of
+    `cohort.tag_numbers`, which say format and colour; and ``images``, how many there are.
+    """
+    groups = pd.concat([facts[SHAPE], tags.set_axis(facts.index)], axis=1).groupby(facts["patient_id"])
+    return groups.mean().assign(images=groups.size())
+
+
 # ---------------------------------------------------------------- scores out of fold
 
 
@@ -144,6 +157,23 @@ def linear_scores(features: np.ndarray, label: np.ndarray, fold: np.ndarray) -> 
         inputs = _in_span(rows, train)
         model = LogisticRegression(C=0.01, max_iter=2000).fit(inputs[train], label[train])
         scores[~train] = model.predict_proba(inputs[~train])[:, 1]
+    return scores
+
+
+def forest_scores(features: np.ndarray, label: np.ndarray, fold: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Out-of-fold probabilities (N,) float64 in [0, 1] of a random forest; 0.5 where training features do not vary.
+
+    Choice: `TREES` and `LEAF` fixed beforehand, classes weigh alike.
+    """
+    from sklearn.ensemble import RandomForestClassifier
+
+    label, scores = np.asarray(label), np.full(len(label), 0.5)
+    for train, rows in _sides(np.asarray(features, dtype=float), label, fold):
+        varies = np.ptp(rows[train], axis=0) > 0
+        if varies.any():
+            model = RandomForestClassifier(TREES, min_samples_leaf=LEAF, class_weight="balanced", random_state=seed)
+            model.fit(rows[train][:, varies], label[train])
+            scores[~train] = model.predict_proba(rows[~train][:, varies])[:, 1]
     return scores
 
 

@@ -117,3 +117,14 @@ def test_a_text_is_kept_as_it_is():
     said = {"format": "DICOM MONOCHROME2", "levels": "window 128/256"}
     rows = np.stack([file_tags.encoded(said), file_tags.encoded({})])
     assert file_tags.decoded(rows) == ["format: DICOM MONOCHROME2; levels: window 128/256", ""]
+
+
+def test_tags_as_numbers_are_switches_of_few_values_and_the_number_of_many():
+    texts = [f"format: {('PNG', 'JPEG')[i % 2]}; window: {40 + i}/350" for i in range(7)] + ["format: PNG"]
+    images = pd.DataFrame({"image_id": [f"i{i}" for i in range(8)]})
+    found = Cohort(images, images, None, {}, file_tags=images.assign(file_says=texts))
+    table = cohort.tag_numbers(found)
+    assert table.columns.tolist() == ["format JPEG", "format PNG", "window"]
+    assert table["format JPEG"].tolist() == [0, 1, 0, 1, 0, 1, 0, 0]
+    assert table["window"].tolist() == [40, 41, 42, 43, 44, 45, 46, -1]
+    assert cohort.tag_numbers(Cohort(images, images, None, {})).shape == (8, 0)

@@ -57,6 +57,50 @@ def test_region_of_a_wider_sector_and_of_one_cut_by_the_frame():
         assert (mask ^ region).sum() < 0.002 * mask.sum()
 
 
+def beam(centre, width, apex=(8, 318), shape=(434, 636)):
+    """Pixels of a beam from the apex on, angles in degrees."""
+    y, x = np.indices(shape)
+    return np.abs(np.degrees(np.arctan2(x - apex[1], y - apex[0])) - centre) < width / 2
+
+
+@pytest.mark.parametrize("beams", [[(0, 2)], [(-30, 10)], [(10, 30)], [(-20, 10), (20, 10)]])
+def test_a_shadow_that_splits_the_sector_costs_none_of_it(beams):
+    mask = sector()
+    shadow = np.any([beam(*one) for one in beams], axis=0)
+    frame = speckle(mask & ~shadow)
+    frame[25:125, 611:631] = 200  # grey bar
+    frame[405:408, 30:160] = 255  # ECG trace
+    assert ndimage.label(frame[100:300] > 4)[1] > 1
+    region = images.region_mask(frame)
+    assert (mask & ~region).sum() < 0.02 * mask.sum()
+    assert (region & ~mask).sum() < 60
+
+
+@pytest.mark.parametrize("centre", [-15, 0])
+def test_a_shadow_below_a_curved_probe_costs_none_of_its_field(centre):
+    y, x = np.indices((434, 636))
+    mask = sector(apex=(-67, 318)) & (np.hypot(y + 67, x - 318) > 150)
+    region = images.region_mask(speckle(mask & ~beam(centre, 8, apex=(-67, 318))))
+    assert (mask & ~region).sum() < 0.005 * mask.sum()
+
+
+def test_a_band_of_shadow_in_a_linear_probes_field_costs_nothing():
+    mask = np.zeros((300, 360), bool)
+    mask[20:280, 30:330] = True
+    frame = speckle(mask)
+    frame[:, 150:200] = 0
+    assert (images.region_mask(frame) == mask).all()
+
+
+def test_neither_a_second_sector_nor_a_legend_beside_it_is_taken_for_a_part():
+    first, second = sector(434, 900, (8, 225), 45, 300), sector(434, 900, (8, 660), 45, 290)
+    assert (images.region_mask(speckle(first | second)) & second).sum() == 0
+    field, legend = np.zeros((2, 434, 636), bool)
+    field[20:420, 20:420], legend[20:120, 440:560] = True, True
+    assert legend.sum() > crops.PIECE * field.sum()
+    assert (images.region_mask(speckle(field | legend)) == field).all()
+
+
 def test_simulated_overlays_are_removed():
     cohort = simulate(2, seed=11, n_frames=1)
     whole = simulated_scanner.sector_mask()

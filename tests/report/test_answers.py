@@ -56,6 +56,29 @@ def test_help_follows_the_interval_over_patients(real, low, high, verdict, said)
     assert PATIENTS in text or not low
 
 
+@pytest.mark.parametrize(
+    ("blind", "n", "says", "warns"),
+    [
+        ((0.77, 0.65, 0.87), 70, "over patients): no less than the network on real images, 0.7 [0.6, 0.8].", True),
+        ((0.6, 0.45, 0.74), 70, "over patients); the network on real images, 0.7 [0.6, 0.8].", False),
+        ((0.77, 0.65, 0.87), 14, "0.77 [0.65, 0.87] (95 % interval over patients).", True),
+        ((0.5, "", ""), 70, "0.5 (no interval); the network on real images, 0.7 [0.6, 0.8].", False),
+    ],
+)
+def test_a_baseline_without_pixels_is_shown_and_shown_winning(real, blind, n, says, warns):
+    rows = table(
+        (SWEEP, "sweep.gain.patients", GAIN, 0.05, 0.01, 0.2, PATIENTS),
+        (SWEEP, "sweep.auc.patient.real", "any words", 0.7, 0.6, 0.8, "patients"),
+        (SWEEP, "baselines.folds.no_pixels", "any words", *blind, "patients"),
+    ).assign(n=["70", str(n), "70"])
+    (text,) = [line for line in answered(real, rows, "help").sentences if line.startswith("Without a pixel")]
+    assert says in text
+    assert ("how the images were made tells the class" in text) == warns
+    assert text.endswith("preprocess.region=none shows the whole image.") == warns
+    entry = {item.number: item.entry for item in reforms.checklist(real, rows)}["6c"]
+    assert f"a forest reaches an AUC by patient of {blind[0]}" in entry
+
+
 def test_a_difference_that_no_resample_moves_tells_nothing_of_smaller_ones(real):
     gain = (SWEEP, "sweep.gain.patients", GAIN, 0)
     shown = (SWEEP, "sweep.smallest_gain", "any words", 0.1, "", "", "")

@@ -49,6 +49,16 @@ def test_texture_tells_checkers_from_stripes_and_ignores_the_outside():
         frozen_classifiers.glcm_features(np.zeros((1, 8, 8), np.uint8))
 
 
+def test_what_is_known_without_a_pixel_is_a_row_per_patient():
+    facts = pd.DataFrame({name: [1.0, 3.0, 5.0] for name in frozen_classifiers.SHAPE}).assign(patient_id=[7, 7, 4])
+    tags = pd.DataFrame({"format PNG": [1.0, 0.0, 1.0]})
+    found = frozen_classifiers.without_pixels(facts, tags)
+    assert found.index.tolist() == [4, 7]
+    assert found["crop_side"].tolist() == [5, 2]
+    assert found["format PNG"].tolist() == [1, 0.5]
+    assert found["images"].tolist() == [1, 2]
+
+
 # ---------------------------------------------------------------- scores out of fold
 
 
@@ -66,6 +76,22 @@ def test_svm_on_inner_products_equals_the_plain_pipeline():
         plain.fit(features[fold != k], label[fold != k])
         # C / d on plain rows is C on rows divided by sqrt(d)
         np.testing.assert_allclose(found[fold == k], plain.decision_function(features[fold == k]), atol=2e-3)
+
+
+def test_the_forest_equals_sklearns_own_and_knows_nothing_where_nothing_varies():
+    from sklearn.ensemble import RandomForestClassifier
+
+    rng = np.random.default_rng(0)
+    features, label, fold = rng.normal(size=(20, 3)), np.arange(20) // 2 % 2, np.arange(20) % 2
+    features[:, 1] = 4.0
+    found = frozen_classifiers.forest_scores(features, label, fold, seed=5)
+    for k in range(2):
+        plain = RandomForestClassifier(500, min_samples_leaf=2, class_weight="balanced", random_state=5)
+        plain.fit(features[fold != k][:, [0, 2]], label[fold != k])
+        np.testing.assert_allclose(found[fold == k], plain.predict_proba(features[fold == k][:, [0, 2]])[:, 1])
+    blank = frozen_classifiers.forest_scores(np.full((20, 3), 0.1), label, fold)
+    assert blank.tolist() == [0.5] * 20
+    assert np.isnan(statistics.auc_interval(label, blank, np.arange(20)).low), "nothing can be said"
 
 
 def test_one_class_in_training_is_refused_and_named():

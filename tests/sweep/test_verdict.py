@@ -336,18 +336,32 @@ def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
     monkeypatch.setattr(ToyData, "crops", crops, raising=False)
     calls = []
     monkeypatch.setattr(frozen_classifier_units, "frozen_features", lambda run, crops: calls.append(1) or features)
+    label = ToyData.images.groupby("patient_id")["label"].first()
+    known = pd.DataFrame({"crop_side": 300 + 50 * label + label.index % 7})
+    monkeypatch.setattr(frozen_classifier_units, "without_pixels", lambda run: known)
     tables = sweep.build_baselines(run)
     assert set(tables["auc"]["baseline"]) == {
         frozen_classifiers.FEATURES_SVM,
         frozen_classifiers.FEATURES_LOGISTIC,
         frozen_classifiers.GLCM_SVM,
         frozen_classifiers.HALVES,
+        frozen_classifiers.NO_PIXELS,
     }
+    blind = tables["auc"].query("baseline == @frozen_classifiers.NO_PIXELS").set_index("level")["auc"]
+    assert blind.to_dict() == {"image": 1.0, "patient": 1.0}, "the crop's side tells the class alone"
+    note = sweep.no_pixels_note(run, tables)
+    assert note.startswith("Without a pixel, a forest reaches an AUC by patient of 1.00 [0.")
+    assert frozen_classifiers.HALVES in note
+    assert 'SET="preprocess.region=none"' in note
+    blank = tables["auc"].assign(low=np.nan, high=np.nan, auc=0.5)
+    assert sweep.no_pixels_note(run, {"auc": blank}).startswith("What is known without a pixel is the same for all")
     assert len(tables["canary"]) == 2 * run.settings.sweep.canary_shuffles
     again = sweep.build_baselines(run)
     assert calls == [1]
     pd.testing.assert_frame_equal(again["auc"], tables["auc"])
     rows = frozen_classifier_units.claims(run, tables)
+    (row,) = (row for row in rows if row["key"] == "baselines.folds.no_pixels")
+    assert (row["this_run"], row["n"]) == (1.0, 20)
     published = {row["claim"]: row["paper"] for row in rows if row.get("paper")}
     assert published == {
         "frozen features + SVM, one patient left out": 0.977,
