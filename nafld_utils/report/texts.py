@@ -61,6 +61,7 @@ def values(run: Run) -> dict[str, Any]:
         "word": word,
         "classes": s.cohort.class_names,
         "simulated": run.is_simulated,
+        "smoke": run.is_smoke,
         "foreign": run.is_foreign,
         "subject": said.subject,
         "grade": said.grade,

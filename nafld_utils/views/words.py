@@ -50,6 +50,11 @@ class Words:
     note: str
 
 
+def verdict(run: Run, text: str) -> str:
+    """A stage's answer as it is printed; of the smoke profile, whose numbers mean nothing, that none is given."""
+    return "No verdict: this is the smoke profile, whose numbers mean nothing." if run.is_smoke else text
+
+
 def words_for(run: Run) -> Words:
     """The words of a run; whether its cohort is foreign is known once notebook 01 has loaded it."""
     s = run.settings.cohort
