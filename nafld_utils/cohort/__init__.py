@@ -9,8 +9,8 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
-        "data description download example explorer figures file_tags folder_table image_folder loading problems "
-        "simulated_anatomy simulated_scanner simulation unit"
+        "data description download example explorer figures file_tags folder_table image_folder loading outline "
+        "problems simulated_anatomy simulated_scanner simulation unit"
     ).split(),
     submod_attrs={
         "data": "Cohort".split(),
@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "file_tags": "tag_warnings tags_by_class".split(),
         "image_folder": "check".split(),
         "loading": "load write_mat".split(),
+        "outline": "outlined".split(),
         "problems": "CohortError WHOLE_LIST".split(),
         "simulated_anatomy": "FEATURES TISSUES".split(),
         "simulated_scanner": "simulate_patient".split(),

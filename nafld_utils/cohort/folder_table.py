@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import itertools
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ SYNONYMS = {  # what other tables call the columns, likeliest first, without bla
     "patient": ("patientid", "subject", "subjectid", "case", "caseid", "participantid", "id"),
     "label": ("class", "classname", "diagnosis", "target", "category"),
 }
+PAIRS = 6  # commands in a message (choice): those of four labels
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
 # A first line that Excel obeys and does not show.
@@ -51,12 +54,15 @@ def find_table(folder: Path) -> Path:
     raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
 
 
-def read_table(source: Path, class_names: Sequence[str], need_images: bool = True) -> tuple[pd.DataFrame, Problems]:
+def read_table(
+    source: Path, class_names: Sequence[str], need_images: bool = True, leave_out: Sequence[str] = ()
+) -> tuple[pd.DataFrame, Problems]:
     """Read and check the table of a folder cohort; the problems are to be raised with those of the images.
 
     `source` is a CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first
     line ``sep=;`` says; with the columns of the README, others are not read. ``image`` is not needed where the pixels
-    lie in one array. A `CohortError` is raised where no row can be told.
+    lie in one array, and rows whose label is in `leave_out` are left out. A `CohortError` is raised where no row can be
+    told.
 
     Returns one row per image, in the order of the file: ``row`` (spreadsheet's count), ``image, patient`` str,
     ``label`` int, ``class_name`` str (what messages call the label), ``is_number`` bool (the label is written as 0 or
@@ -64,8 +70,9 @@ def read_table(source: Path, class_names: Sequence[str], need_images: bool = Tru
     there are problems, labels and folds may be missing.
     """
     table, problems = _cells(source, need_images)
+    table = _without_others(source, table, leave_out, problems)
     parsed = table[["row", "image", "patient"]].copy()
-    parsed["label"], names, all_known = _labels(table, class_names, problems)
+    parsed["label"], names, all_known = _labels(table, class_names, problems, source.parent)
     parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
     parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
     parsed["grade"] = _grades(table, problems)
@@ -74,6 +81,13 @@ def read_table(source: Path, class_names: Sequence[str], need_images: bool = Tru
     _check_patients(parsed, all_known, problems)
     parsed["grade"] = parsed.groupby("patient")["grade"].transform("max")  # known from one row of the patient
     return (parsed if problems else parsed.astype({"label": np.int64})), problems
+
+
+def of_others(source: Path, leave_out: Sequence[str]) -> tuple[pd.Series, pd.Series]:
+    """Labels, as written, and patients of the table's rows that `leave_out` leaves out."""
+    table = _cells(source, need_images=False)[0] if leave_out else pd.DataFrame({"label": [], "patient": []}, dtype=str)
+    rows = table[_is_one_of(table["label"], leave_out)]
+    return rows["label"], rows["patient"]
 
 
 # ---------------------------------------------------------------- the file
@@ -172,8 +186,24 @@ def _rename(name: str, others: dict[str, str]) -> str:
 # ---------------------------------------------------------------- the columns
 
 
+def _is_one_of(label: pd.Series, names: Sequence[str]) -> pd.Series:
+    return label.map(_label_text).str.casefold().isin([_label_text(name).casefold() for name in names])
+
+
+def _without_others(source: Path, table: pd.DataFrame, leave_out: Sequence[str], problems: Problems) -> pd.DataFrame:
+    """The rows without those of labels that are left out; a patient who has both is a problem."""
+    others = _is_one_of(table["label"], leave_out)
+    kept = table[~others].reset_index(drop=True)
+    both = table[others & table["patient"].isin(kept["patient"]) & (table["patient"] != "")]
+    what = "expected one label per patient, found {label}, which cohort.leave_out leaves out, and another label for"
+    problems.each(both, what + " patient {patient}")
+    if not len(kept):
+        raise _fault(source, "expected rows that cohort.leave_out keeps, found none; correct the setting")
+    return kept
+
+
 def _labels(
-    table: pd.DataFrame, class_names: Sequence[str], problems: Problems
+    table: pd.DataFrame, class_names: Sequence[str], problems: Problems, folder: Path
 ) -> tuple[pd.Series, Sequence[str], bool]:
     """Labels as 0 and 1, the names these stand for, and whether every label that is written is a class.
 
@@ -203,7 +233,7 @@ def _labels(
         known = f"{', '.join(class_names)}, 0 or 1" if numbered else " or ".join(class_names)
         problems.each(table[unknown], "expected {known} as label, found {label}", known=known)
         return label, class_names, False
-    problems.add(None, _other_than_two(found, both))
+    problems.add(None, _other_than_two(found, both, folder))
     return label, class_names, False
 
 
@@ -212,7 +242,7 @@ def _numbers_stand_for(class_names: Sequence[str]) -> bool:
     return not {_label_text(name) for name in class_names} & _NUMBERS.keys()
 
 
-def _other_than_two(found: pd.DataFrame, both: bool) -> str:
+def _other_than_two(found: pd.DataFrame, both: bool, folder: Path) -> str:
     """What to do about one label, or three and more; `both`: the two of the settings are among them."""
     counts = [f"{shown(item.text, 30)} ({item.n} rows, first row {item.row})" for item in found.itertuples()]
     listed = ", ".join(counts[:8]) + (f" and {len(counts) - 8} more" if len(counts) > 8 else "")
@@ -220,7 +250,28 @@ def _other_than_two(found: pd.DataFrame, both: bool) -> str:
     if len(found) == 1:
         return f"{wanted} {listed} only; add the other class and name both in cohort.class_names"
     naming = "" if both else ", and name the two in cohort.class_names"
-    return f"{wanted} {len(found)}: {listed}; keep the rows of two, or make one table per pair{naming}"
+    remedy = f"keep the rows of two, or make one table per pair{naming}"
+    return f"{wanted} {len(found)}: {listed}; {remedy}{_commands(found['text'].tolist(), folder)}"
+
+
+def _commands(names: list[str], folder: Path) -> str:
+    """The command that runs the study on each pair of several labels, of many pairs the first `PAIRS`."""
+    if not all(params.PLAIN_NAME.fullmatch(name) for name in names):
+        return ""
+    pairs, lines = list(itertools.combinations(names, 2)), []
+    for pair in pairs[:PAIRS]:
+        others = [name for name in names if name not in pair]
+        name = "-".join(re.sub(r"[^A-Za-z0-9]+", "", part) or "x" for part in pair)
+        values = f"cohort.class_names={_in_set(pair)} cohort.leave_out={_in_set(others)}"
+        lines.append(f'make all RUN={name} DATA={shlex.quote(str(folder))} SET="{values}"')
+    more = f"; and likewise the other {len(pairs) - PAIRS} pairs" if len(pairs) > PAIRS else ""
+    return f"; or run each pair, its second name being the class to detect: {'; '.join(lines)}{more}"
+
+
+def _in_set(names: Sequence[str]) -> str:
+    """Names as a list in a value of SET, which is YAML, where ``no`` is no text."""
+    words = [bool(re.fullmatch(r"\w+( \w+)*", name)) and yaml.safe_load(name) == name for name in names]
+    return f"[{', '.join(name if plain else repr(name) for name, plain in zip(names, words, strict=True))}]"
 
 
 def _label_text(text: str) -> str:
@@ -249,9 +300,8 @@ def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
             f"{found}; a class needs {params.PLAIN_NAME_RULE}, so rename {' and '.join(odd)} in the table, or write 0"
             " and 1 there, 1 for the class to detect"
         )
-    words = [bool(re.fullmatch(r"\w+( \w+)*", name)) and yaml.safe_load(name) == name for name in names]
-    quoted = [name if plain else f"'{name}'" for name, plain in zip(names, words, strict=True)]
-    return f'{found}; give SET="cohort.class_names=[{", ".join(quoted)}]", the second name is the class to detect'
+    orders = [f'SET="cohort.class_names={_in_set(order)}" to detect {order[1]}' for order in (names, names[::-1])]
+    return f"{found}; the second name is the class to detect, so give {' or '.join(orders)}"
 
 
 def _grades(table: pd.DataFrame, problems: Problems) -> pd.Series:

@@ -53,14 +53,15 @@ def read(
     work: Path | None = None,
     keep: int | None = None,
     in_place: bool = False,
+    leave_out: Sequence[str] = (),
 ) -> Cohort:
-    """Check a folder and decode its images, one at a time; `work` and `keep` are those of `cohort.load`.
+    """Check a folder and decode its images, one at a time; `work`, `keep`, `leave_out` are those of `cohort.load`.
 
     An interrupted call goes on in `work`. Patients with fewer than `keep` images keep theirs. With `in_place` an array
     of the second layout is read where it lies; its rows must be in the order of their patients. A `CohortError` says
     everything that is wrong with the table, every file, and the pixels of the images that are used, by row.
     """
-    source, table, problems = _open_table(folder, class_names)
+    source, table, problems = _open_table(folder, class_names, leave_out)
     by_patient = table.groupby("patient_id")
     places, sizes = by_patient.cumcount(), by_patient["row"].transform("size")
     used = np.array([place in spread(size, keep) for place, size in zip(places, sizes, strict=True)])
@@ -80,7 +81,10 @@ def read(
         raise CohortError(source, problems, len(table))
     if in_place:
         stored |= {"pixels": _mapped(folder / PIXELS), "masks": masks}
-    return _cohort(folder, rows, stored, _sentence(folder, rows, shapes, facts))
+    found = _cohort(folder, rows, stored, _sentence(folder, rows, shapes, facts))
+    others = len(folder_table.of_others(source, leave_out)[0])
+    found.provenance.update(images=len(table), of_other_classes=others)  # type: ignore[call-overload]
+    return found
 
 
 def check(
@@ -89,6 +93,7 @@ def check(
     n_splits: int | None = None,
     keep: int | None = None,
     scratch: Path | None = None,
+    leave_out: Sequence[str] = (),
 ) -> None:
     """Check the table of a folder; where something is wrong with it, the images too, so that all is said at once.
 
@@ -107,19 +112,21 @@ def check(
     scratch : Path, optional
         Where the images are decoded into a folder that is removed; by default where the system keeps such folders. If
         they cannot be written there, what is wrong with the table is said alone.
+    leave_out : sequence of str
+        Labels whose images are left out.
 
     Raises
     ------
     CohortError
         Everything that is wrong, by row.
     """
-    source, table, problems = _open_table(folder, class_names)
+    source, table, problems = _open_table(folder, class_names, leave_out)
     problems += folder_table.fold_problems(table, n_splits)
     if not problems:
         return
     with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix=".check-", dir=scratch) as work:
         try:
-            read(folder, class_names, Path(work), keep)
+            read(folder, class_names, Path(work), keep, leave_out=leave_out)
         except CohortError as error:
             problems = list(dict.fromkeys([*problems, *error.problems]))
     raise CohortError(source, problems, len(table))
@@ -128,14 +135,16 @@ def check(
 # ---------------------------------------------------------------- the table beside the folder
 
 
-def _open_table(folder: Path, class_names: Sequence[str]) -> tuple[Path, pd.DataFrame, Problems]:
+def _open_table(
+    folder: Path, class_names: Sequence[str], leave_out: Sequence[str]
+) -> tuple[Path, pd.DataFrame, Problems]:
     """The table with ``patient_id``, ``number`` and ``path`` of each image, and what is wrong; no image is opened.
 
     ``path`` is None where the image may not or cannot be opened.
     """
     source, in_array = folder_table.find_table(folder), (folder / PIXELS).is_file()
-    table, problems = folder_table.read_table(source, class_names, need_images=not in_array)
-    table["patient_id"], table["path"] = _patient_ids(table["patient"]), None
+    table, problems = folder_table.read_table(source, class_names, not in_array, leave_out)
+    table["patient_id"], table["path"] = patient_ids(table["patient"]), None
     table["number"] = table.groupby("patient_id").cumcount()
     if in_array:
         named = table["image"].str.extract(r"_f(\d{1,6})$", expand=False)
@@ -155,7 +164,7 @@ def _open_table(folder: Path, class_names: Sequence[str]) -> tuple[Path, pd.Data
     return source, table.assign(path=paths), problems
 
 
-def _patient_ids(patient: pd.Series) -> pd.Series:
+def patient_ids(patient: pd.Series) -> pd.Series:
     """Patient ids: the user's own where all are different whole numbers from 1, else counted from 1 in their order."""
     names = list(dict.fromkeys(patient))
     whole = [name.isascii() and name.isdigit() and len(name) < 12 and 0 < int(name) < 2**31 for name in names]

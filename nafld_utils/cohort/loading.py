@@ -7,7 +7,9 @@ and what to do.
 
 from __future__ import annotations
 
+import functools
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,7 @@ def load(
     fat_threshold: float = 5.0,
     work: Path | None = None,
     keep: int | None = None,
+    leave_out: Sequence[str] = (),
 ) -> Cohort:
     """Read and validate a cohort from a .mat file or from a folder of images with a table (`cohort.image_folder`).
 
@@ -55,6 +58,8 @@ def load(
         Folder into which a folder's images are decoded, to be read through a memory map; else they are in memory.
     keep : int, optional
         Images per patient that are read of a folder (see `Cohort.subset_frames`); all by default.
+    leave_out : sequence of str
+        Labels of a folder's table whose images are left out.
 
     Returns
     -------
@@ -69,7 +74,7 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        return image_folder.read(path, class_names, work, keep)
+        return image_folder.read(path, class_names, work, keep, leave_out=leave_out)
     if not path.is_file():
         raise ValueError(f"{path}: expected a .mat file or a folder of images, found nothing there; correct the path.")
     if path.suffix.lower() != ".mat":
@@ -147,6 +152,13 @@ def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str | Non
             f" {ids[odd]}; bring them to one size."
         )
     return np.stack(frames), np.array(labels), np.array(fats), mark
+
+
+@functools.lru_cache(maxsize=1)
+def labels(path: Path, changed: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Class of each patient of a .mat file, (P,) int, and the shape of its frames; `changed`: when, to tell versions."""
+    frames, label, _, _ = _read_mat(path)
+    return label, frames.shape[2:]
 
 
 def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:

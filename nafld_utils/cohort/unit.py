@@ -42,6 +42,7 @@ def cohort_unit(run: Run, fetch: bool = False) -> Unit:
     if s.source == "simulated":
         settings |= {"n_patients": s.n_patients, "simulation_seed": s.simulation_seed}
         return run.unit(COHORT, settings=settings, modules=("cohort", "phantom", "phantom_anatomy"))
+    settings |= {"leave_out": s.leave_out} if s.leave_out else {}
     modules = ["cohort", *FOLDER_MODULES] if is_folder(run) else ["cohort"]
     return run.unit(COHORT, settings=settings, inputs=_source(run, fetch), modules=modules)
 
@@ -115,14 +116,15 @@ def _build(run: Run, unit: Unit) -> None:
                 images.move(unit.work, folder, [name])
             elif values is not None:
                 artifacts.files.save_array(folder / f"{name}.npy", values)
-        _save_tables(folder, _traced(part, unit), len(found.images))
+        _save_tables(folder, _traced(part, unit), found.provenance.get("images", len(found.images)))
 
 
 def _load(run: Run, work: Path) -> Cohort:
     """The cohort found or simulated; what lies on disk until it is stored lies in the folder `work`."""
     s = run.settings.cohort
     if s.source != "simulated":
-        return loading.load(loading.find(s, run.data), s.class_names, s.fat_threshold, work, s.frames_per_patient)
+        how = s.class_names, s.fat_threshold, work, s.frames_per_patient, s.leave_out
+        return loading.load(loading.find(s, run.data), *how)
     engine.announce(f"simulating {s.n_patients} patients")
     jobs = 1 if run.settings.engine.mode == "serial" else run.settings.engine.n_workers or engine.cores()
     jobs = min(jobs, s.n_patients)

@@ -60,7 +60,7 @@ def css() -> str:
 
 
 def simulated(*runs: Run) -> str:
-    """The banner of a page: simulated patients, smoke profile, random weights, another cohort than the paper's; or ""."""
+    """The banner of a page: simulated patients, smoke profile, random weights, another cohort than the paper's."""
     marked = [run.name for run in runs if run.is_simulated]
     whose = "" if len(marked) == len(runs) else f" of {' and '.join(marked)}"
     text = (

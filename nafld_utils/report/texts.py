@@ -67,6 +67,7 @@ def values(run: Run) -> dict[str, Any]:
         "grade": said.grade,
         "grade_column": said.grade_column,
         "counts": facts.patients_by_class(run),
+        "left_out": facts.left_out(run),
         "folds_are_given": (run.root / "cohort" / "given_folds.csv").exists(),
         "turing_images": facts.turing_images(run),
         "many_seeds": s.sweep.n_seeds > 1,
