@@ -133,7 +133,8 @@ def _open(options: argparse.Namespace) -> artifacts.Run:
         return artifacts.open_run(options.profile, settings, run=options.run, data=options.data, in_lab=False)
 
     run = opened(options.set)
-    if more := pipeline.images_for_smoke(run):
+    own = run.is_smoke and run.settings.cohort.source == "file"
+    if own and (more := pipeline.images_for_smoke(run)):
         run = opened(f"{options.set} sampling.n_images={more}")
     pipeline.check_same_cohort(run)
     return run

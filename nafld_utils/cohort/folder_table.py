@@ -34,6 +34,8 @@ SYNONYMS = {  # what other tables call the columns, likeliest first, without bla
 }
 PAIRS = 6  # commands in a message (choice): those of four labels
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
+# Names of a class that has not what is looked for, so that no suggestion makes it the one to detect.
+_WITHOUT = re.compile(r"\b(normal|healthy|controls?|benign|negative|none|no|clear|absent)\b", re.IGNORECASE)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
 # A first line that Excel obeys and does not show.
 _SEPARATOR = re.compile(r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n?|\n|$)', re.IGNORECASE)
@@ -258,6 +260,7 @@ def _commands(names: list[str], folder: Path) -> str:
     """The command that runs the study on each pair of several labels, of many pairs the first `PAIRS`."""
     if not all(params.PLAIN_NAME.fullmatch(name) for name in names):
         return ""
+    names = sorted(names, key=lambda name: not _WITHOUT.search(name))
     pairs, lines = list(itertools.combinations(names, 2)), []
     for pair in pairs[:PAIRS]:
         others = [name for name in names if name not in pair]
@@ -280,11 +283,13 @@ def _label_text(text: str) -> str:
 
 
 def _in_order(found: list[str], class_names: Sequence[str]) -> list[str]:
-    """Two labels as class 0 and class 1: one that the settings name keeps its place, numbers ascend, others stay."""
+    """Two labels as class 0 and class 1: those of the settings keep their place, numbers ascend, health first."""
     first, second = (name.casefold() for name in class_names)
     if all(text.isdecimal() for text in found):
         return sorted(found, key=int)
-    return found[::-1] if found[0].casefold() == second or found[1].casefold() == first else found
+    if second in (found[0].casefold(), found[1].casefold()) or first in (found[0].casefold(), found[1].casefold()):
+        return found[::-1] if found[0].casefold() == second or found[1].casefold() == first else found
+    return sorted(found, key=lambda name: not _WITHOUT.search(name))
 
 
 def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
@@ -300,8 +305,8 @@ def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
             f"{found}; a class needs {params.PLAIN_NAME_RULE}, so rename {' and '.join(odd)} in the table, or write 0"
             " and 1 there, 1 for the class to detect"
         )
-    orders = [f'SET="cohort.class_names={_in_set(order)}" to detect {order[1]}' for order in (names, names[::-1])]
-    return f"{found}; the second name is the class to detect, so give {' or '.join(orders)}"
+    other = f"or, to detect {names[0]}, the same with {_in_set(names[::-1])}"
+    return f'{found}; to detect {names[1]}, give SET="cohort.class_names={_in_set(names)}", {other}'
 
 
 def _grades(table: pd.DataFrame, problems: Problems) -> pd.Series:

@@ -156,7 +156,7 @@ def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str | Non
 
 @functools.lru_cache(maxsize=1)
 def labels(path: Path, changed: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Class of each patient of a .mat file, (P,) int, and the shape of its frames; `changed`: when, to tell versions."""
+    """Class of each patient of a .mat file, (P,) int, and the shape of its frames; `changed` tells versions."""
     frames, label, _, _ = _read_mat(path)
     return label, frames.shape[2:]
 

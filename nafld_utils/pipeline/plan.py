@@ -41,7 +41,7 @@ def plan_text(run: Run) -> str:
         found = cohort.outlined(run)
     except ValueError as error:  # not there yet, or gone away since; a table that is wrong has been refused before
         return f"cohort   cannot be read now: {error}"
-    images = _folded(run, found.images)
+    images = folded(run, found.images)
     patients = images.drop_duplicates("patient_id")
     per_class = patients["label"].value_counts()
     classes = ", ".join(f"{per_class.get(i, 0)} {name}" for i, name in enumerate(s.cohort.class_names))
@@ -65,21 +65,21 @@ def plan_text(run: Run) -> str:
 
 
 def images_for_smoke(run: Run) -> int | None:
-    """The ``sampling.n_images`` that a smoke run on a cohort of the user's needs where it has less; None elsewhere.
+    """The ``sampling.n_images`` that a smoke run on a cohort of the user's needs where it has less, else None.
 
     The smoke profile only shows that every stage runs, so that a cohort must not stop it for want of images. A number
     that the user has given stays, and what is wrong with the cohort is said by whom it concerns.
     """
     s = run.settings
-    if not run.is_smoke or s.cohort.source != "file" or "sampling.n_images" in run.overrides:
+    if "sampling.n_images" in run.overrides:
         return None
     with contextlib.suppress(ValueError, OSError):
-        least = sweep.trial_grid.least_images(_folded(run, cohort.outlined(run).images), s)
+        least = sweep.trial_grid.least_images(folded(run, cohort.outlined(run).images), s)
         return least if least > s.sampling.n_images else None
     return None
 
 
-def _folded(run: Run, images: pd.DataFrame) -> pd.DataFrame:
+def folded(run: Run, images: pd.DataFrame) -> pd.DataFrame:
     """Images with the folds that the run gives them, as `preprocessing.folded_images` will."""
     if "fold" in images:
         return images.astype({"fold": int})

@@ -51,7 +51,7 @@ def answers(run: Run, table: pd.DataFrame) -> list[Answer]:
             nothing = texts.load()["unanswered"]
             old = (table["stage"] == part["stage"]) & (table["key"] == "")
             verdict, sentences = nothing["verdict"], [nothing["old"] if old.any() else part["nothing"]]
-        if run.is_smoke:
+        if run.is_smoke and found:
             nothing = texts.load()["unanswered"]
             verdict, sentences = nothing["no_verdict"], [nothing["smoke"]]
         elif run.is_simulated:
