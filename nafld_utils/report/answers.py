@@ -52,8 +52,7 @@ def answers(run: Run, table: pd.DataFrame) -> list[Answer]:
             old = (table["stage"] == part["stage"]) & (table["key"] == "")
             verdict, sentences = nothing["verdict"], [nothing["old"] if old.any() else part["nothing"]]
         if run.is_smoke and found:
-            nothing = texts.load()["unanswered"]
-            verdict, sentences = nothing["no_verdict"], [nothing["smoke"]]
+            verdict = texts.load()["unanswered"]["smoke"]
         elif run.is_simulated:
             verdict = f"Simulated patients: {verdict[0].lower()}{verdict[1:]}"
         out.append(Answer(key, texts.fill(part["question"], known), verdict, part["stage"], sentences))

@@ -126,9 +126,7 @@ def test_no_verdict_is_given_of_the_smoke_profile(real):
     smoke = artifacts.open_run("smoke")
     gain = table((SWEEP, "sweep.gain.patients", GAIN, 0.05, 0.01, 0.2, PATIENTS))
     found = answered(smoke, gain, "help")
-    assert found.verdict == "No verdict"
-    assert "mean nothing" in found.sentences[0]
-    assert "0.05" not in " ".join(found.sentences)
+    assert found.verdict == "No verdict, since the numbers of the smoke profile mean nothing"
     assert answered(smoke, gain, "copies").verdict.endswith("ot answered"), "what was not asked is not answered"
     assert "SMOKE PROFILE: the numbers of smoke mean nothing" in report.pages.simulated(smoke)
     assert "SMOKE" not in report.pages.simulated(real)
