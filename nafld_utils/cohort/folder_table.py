@@ -287,8 +287,9 @@ def _in_order(found: list[str], class_names: Sequence[str]) -> list[str]:
     first, second = (name.casefold() for name in class_names)
     if all(text.isdecimal() for text in found):
         return sorted(found, key=int)
-    if second in (found[0].casefold(), found[1].casefold()) or first in (found[0].casefold(), found[1].casefold()):
-        return found[::-1] if found[0].casefold() == second or found[1].casefold() == first else found
+    folded = [text.casefold() for text in found]
+    if {first, second} & {*folded}:
+        return found[::-1] if folded[0] == second or folded[1] == first else found
     return sorted(found, key=lambda name: not _WITHOUT.search(name))
 
 
