@@ -39,6 +39,8 @@ def _resolve(options: argparse.Namespace) -> int:
     todo = {name: stage.due for name, stage in found.items() if stage.due}
     if options.dry_run:
         pipeline.check_folder(run)
+        if todo and run.settings.cohort.source == "file":
+            print(pipeline.plan_text(run))
         for stage, reason in todo.items():
             print(f"{stage}  {reason}")
         if pipeline.has_changed(run, found):
@@ -126,7 +128,14 @@ def _open(options: argparse.Namespace) -> artifacts.Run:
     """The run that make was asked for, never the one that JupyterLab has open."""
     if "run" in params.parse_overrides(options.set):
         raise params.SettingsError("SET: expected settings, found run; name the run with RUN=<name>.")
-    run = artifacts.open_run(options.profile, options.set, run=options.run, data=options.data, in_lab=False)
+
+    def opened(settings: str) -> artifacts.Run:
+        return artifacts.open_run(options.profile, settings, run=options.run, data=options.data, in_lab=False)
+
+    run = opened(options.set)
+    own = run.is_smoke and run.settings.cohort.source == "file"
+    if own and (more := pipeline.images_for_smoke(run)):
+        run = opened(f"{options.set} sampling.n_images={more}")
     pipeline.check_same_cohort(run)
     return run
 

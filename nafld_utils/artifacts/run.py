@@ -74,6 +74,11 @@ class Run:
         return given and stored.get("model") != "phantom"
 
     @property
+    def is_smoke(self) -> bool:
+        """Whether the run is of the tests' profile, whose numbers mean nothing: no verdict is given of it."""
+        return self.settings.profile == "smoke"
+
+    @property
     def has_numbered_labels(self) -> bool:
         """Whether the table of a folder says 0 and 1, so that the names of its classes come from the settings alone."""
         return self._provenance().get("labels") == "numbers"

@@ -7,7 +7,9 @@ is row 1), and raised together as one `CohortError`; no image is decoded here.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +19,9 @@ import pandas as pd
 import yaml
 
 from nafld_utils import artifacts, params
-from nafld_utils.cohort import patient_names
+from nafld_utils.cohort import one_person
 from nafld_utils.cohort.folder_files import MAX_TABLE_BYTES, OPTIONAL, REQUIRED
-from nafld_utils.cohort.patient_names import AS_WRITTEN, People
+from nafld_utils.cohort.one_person import AS_WRITTEN, People
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ SYNONYMS = {  # what other tables call the columns, likeliest first, without bla
     "patient": ("patientid", "subject", "subjectid", "case", "caseid", "participantid", "id"),
     "label": ("class", "classname", "diagnosis", "target", "category"),
 }
+PAIRS = 6  # commands in a message (choice): those of four labels
+# Names of a class that has not what is looked for, so that no suggestion makes it the one to detect.
+_WITHOUT = re.compile(r"\b(normal|healthy|controls?|benign|negative|none|no|clear|absent)\b", re.IGNORECASE)
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
 
 
@@ -41,7 +46,8 @@ def read_table(
 
     `source` is a CSV file: UTF-8, or UTF-16 with its mark; separated by comma, semicolon, tab or bar, or as a first
     line ``sep=;`` says; with the columns of the README, others are not read. ``image`` is not needed where the pixels
-    lie in one array. A `CohortError` is raised where no row can be told.
+    lie in one array, and rows whose label is in ``people.leave_out`` are left out. A `CohortError` is raised where no
+    row can be told.
 
     `people` says which names are one patient. Returns one row per image, in the order of the file: ``row``
     (spreadsheet's count), ``image`` str, ``patient`` str (one name per patient), ``written`` str (as the file has it),
@@ -50,10 +56,11 @@ def read_table(
     there are problems, labels and folds may be missing.
     """
     table, problems = _cells(source, need_images)
+    table = _without_others(source, table, people.leave_out, problems)
     parsed = table[["row", "image", "patient"]].assign(written=table["patient"])
     joins = read_joins(Path(people.join).expanduser()) if people.join else None
-    parsed["patient"] = patient_names.one_each(parsed, people.alike, joins, problems)
-    parsed["label"], names, all_known = _labels(table, class_names, problems)
+    parsed["patient"] = one_person.one_each(parsed, people.alike, joins, problems)
+    parsed["label"], names, all_known = _labels(table, class_names, problems, source.parent)
     parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
     parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
     parsed["grade"] = _grades(table, problems)
@@ -84,6 +91,13 @@ def read_joins(source: Path) -> pd.DataFrame:
     if problems:
         raise CohortError(source, problems)
     return table
+
+
+def of_others(source: Path, leave_out: Sequence[str]) -> tuple[pd.Series, pd.Series]:
+    """Labels, as written, and patients of the table's rows that `leave_out` leaves out."""
+    table = _cells(source, need_images=False)[0] if leave_out else pd.DataFrame({"label": [], "patient": []}, dtype=str)
+    rows = table[_is_one_of(table["label"], leave_out)]
+    return rows["label"], rows["patient"]
 
 
 # ---------------------------------------------------------------- the file
@@ -151,8 +165,25 @@ def _rename(name: str, others: dict[str, str]) -> str:
 # ---------------------------------------------------------------- the columns
 
 
+def _is_one_of(label: pd.Series, names: Sequence[str]) -> pd.Series:
+    return label.map(_label_text).str.casefold().isin([_label_text(name).casefold() for name in names])
+
+
+def _without_others(source: Path, table: pd.DataFrame, leave_out: Sequence[str], problems: Problems) -> pd.DataFrame:
+    """The rows without those of labels that are left out; a patient who has both is a problem."""
+    others = _is_one_of(table["label"], leave_out)
+    kept = table[~others].reset_index(drop=True)
+    both = table[others & table["patient"].isin(kept["patient"]) & (table["patient"] != "")]
+    what = "expected one label per patient, found {label}, which cohort.leave_out leaves out, and another label for"
+    problems.each(both, what + " patient {patient}")
+    if not len(kept):
+        text = "expected rows that cohort.leave_out keeps, found none; correct the setting"
+        raise CohortError(source, [Problem(None, text)])
+    return kept
+
+
 def _labels(
-    table: pd.DataFrame, class_names: Sequence[str], problems: Problems
+    table: pd.DataFrame, class_names: Sequence[str], problems: Problems, folder: Path
 ) -> tuple[pd.Series, Sequence[str], bool]:
     """Labels as 0 and 1, the names these stand for, and whether every label that is written is a class.
 
@@ -182,7 +213,7 @@ def _labels(
         known = f"{', '.join(class_names)}, 0 or 1" if numbered else " or ".join(class_names)
         problems.each(table[unknown], "expected {known} as label, found {label}", known=known)
         return label, class_names, False
-    problems.add(None, _other_than_two(found, both))
+    problems.add(None, _other_than_two(found, both, folder))
     return label, class_names, False
 
 
@@ -191,7 +222,7 @@ def _numbers_stand_for(class_names: Sequence[str]) -> bool:
     return not {_label_text(name) for name in class_names} & _NUMBERS.keys()
 
 
-def _other_than_two(found: pd.DataFrame, both: bool) -> str:
+def _other_than_two(found: pd.DataFrame, both: bool, folder: Path) -> str:
     """What to do about one label, or three and more; `both`: the two of the settings are among them."""
     counts = [f"{shown(item.text, 30)} ({item.n} rows, first row {item.row})" for item in found.itertuples()]
     listed = ", ".join(counts[:8]) + (f" and {len(counts) - 8} more" if len(counts) > 8 else "")
@@ -199,7 +230,29 @@ def _other_than_two(found: pd.DataFrame, both: bool) -> str:
     if len(found) == 1:
         return f"{wanted} {listed} only; add the other class and name both in cohort.class_names"
     naming = "" if both else ", and name the two in cohort.class_names"
-    return f"{wanted} {len(found)}: {listed}; keep the rows of two, or make one table per pair{naming}"
+    remedy = f"keep the rows of two, or make one table per pair{naming}"
+    return f"{wanted} {len(found)}: {listed}; {remedy}{_commands(found['text'].tolist(), folder)}"
+
+
+def _commands(names: list[str], folder: Path) -> str:
+    """The command that runs the study on each pair of several labels, of many pairs the first `PAIRS`."""
+    if not all(params.PLAIN_NAME.fullmatch(name) for name in names):
+        return ""
+    names = sorted(names, key=lambda name: not _WITHOUT.search(name))
+    pairs, lines = list(itertools.combinations(names, 2)), []
+    for pair in pairs[:PAIRS]:
+        others = [name for name in names if name not in pair]
+        name = "-".join(re.sub(r"[^A-Za-z0-9]+", "", part) or "x" for part in pair)
+        values = f"cohort.class_names={_in_set(pair)} cohort.leave_out={_in_set(others)}"
+        lines.append(f'make all RUN={name} DATA={shlex.quote(str(folder))} SET="{values}"')
+    more = f"; and likewise the other {len(pairs) - PAIRS} pairs" if len(pairs) > PAIRS else ""
+    return f"; or run each pair, its second name being the class to detect: {'; '.join(lines)}{more}"
+
+
+def _in_set(names: Sequence[str]) -> str:
+    """Names as a list in a value of SET, which is YAML, where ``no`` is no text."""
+    words = [bool(re.fullmatch(r"\w+( \w+)*", name)) and yaml.safe_load(name) == name for name in names]
+    return f"[{', '.join(name if plain else repr(name) for name, plain in zip(names, words, strict=True))}]"
 
 
 def _label_text(text: str) -> str:
@@ -208,11 +261,14 @@ def _label_text(text: str) -> str:
 
 
 def _in_order(found: list[str], class_names: Sequence[str]) -> list[str]:
-    """Two labels as class 0 and class 1: one that the settings name keeps its place, numbers ascend, others stay."""
+    """Two labels as class 0 and class 1: those of the settings keep their place, numbers ascend, health first."""
     first, second = (name.casefold() for name in class_names)
     if all(text.isdecimal() for text in found):
         return sorted(found, key=int)
-    return found[::-1] if found[0].casefold() == second or found[1].casefold() == first else found
+    folded = [text.casefold() for text in found]
+    if {first, second} & {*folded}:
+        return found[::-1] if folded[0] == second or folded[1] == first else found
+    return sorted(found, key=lambda name: not _WITHOUT.search(name))
 
 
 def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
@@ -228,9 +284,8 @@ def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
             f"{found}; a class needs {params.PLAIN_NAME_RULE}, so rename {' and '.join(odd)} in the table, or write 0"
             " and 1 there, 1 for the class to detect"
         )
-    words = [bool(re.fullmatch(r"\w+( \w+)*", name)) and yaml.safe_load(name) == name for name in names]
-    quoted = [name if plain else f"'{name}'" for name, plain in zip(names, words, strict=True)]
-    return f'{found}; give SET="cohort.class_names=[{", ".join(quoted)}]", the second name is the class to detect'
+    other = f"or, to detect {names[0]}, the same with {_in_set(names[::-1])}"
+    return f'{found}; to detect {names[1]}, give SET="cohort.class_names={_in_set(names)}", {other}'
 
 
 def _grades(table: pd.DataFrame, problems: Problems) -> pd.Series:

@@ -27,10 +27,10 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import artifacts, engine, images
-from nafld_utils.cohort import data, file_tags, folder_files, folder_table, patient_names
+from nafld_utils.cohort import data, file_tags, folder_files, folder_table, one_person
 from nafld_utils.cohort.data import Cohort, spread
 from nafld_utils.cohort.folder_files import MARK_FILE, MASKS, PIXELS
-from nafld_utils.cohort.patient_names import AS_WRITTEN, People
+from nafld_utils.cohort.one_person import AS_WRITTEN, People
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
 REVISION = ("cohort_folder", 3), ("cohort_checks", 1)  # raise the first; units name the second beside it
@@ -81,8 +81,11 @@ def read(
         raise CohortError(source, problems, len(table))
     if in_place:
         stored |= {"pixels": _mapped(folder / PIXELS), "masks": masks}
-    said = [_sentence(folder, rows, shapes, facts), patient_names.told(table, people)]
-    return _cohort(folder, rows, stored, "; ".join(filter(None, said)))
+    said = [_sentence(folder, rows, shapes, facts), one_person.told(table, people)]
+    found = _cohort(folder, rows, stored, "; ".join(filter(None, said)))
+    others = len(folder_table.of_others(source, people.leave_out)[0])
+    found.provenance.update(images=len(table), of_other_classes=others)  # type: ignore[call-overload]
+    return found
 
 
 def check(
@@ -110,8 +113,8 @@ def check(
     scratch : Path, optional
         Where the images are decoded into a folder that is removed; by default where the system keeps such folders. If
         they cannot be written there, what is wrong with the table is said alone.
-    people : (str, str or None)
-        ``cohort.alike_names`` and ``cohort.join``.
+    people : People or (str, str or None, sequence of str)
+        ``cohort.alike_names``, ``cohort.join``, and ``cohort.leave_out``, the labels whose images are left out.
 
     Raises
     ------
@@ -140,7 +143,7 @@ def _open_table(folder: Path, class_names: Sequence[str], people: People) -> tup
     """
     source, in_array = folder_files.find_table(folder), (folder / PIXELS).is_file()
     table, problems = folder_table.read_table(source, class_names, not in_array, people)
-    table["patient_id"], table["path"] = _patient_ids(table["patient"]), None
+    table["patient_id"], table["path"] = patient_ids(table["patient"]), None
     table["number"] = table.groupby("patient_id").cumcount()
     if in_array:
         named = table["image"].str.extract(r"_f(\d{1,6})$", expand=False)
@@ -160,7 +163,7 @@ def _open_table(folder: Path, class_names: Sequence[str], people: People) -> tup
     return source, table.assign(path=paths), problems
 
 
-def _patient_ids(patient: pd.Series) -> pd.Series:
+def patient_ids(patient: pd.Series) -> pd.Series:
     """Patient ids: the user's own where all are different whole numbers from 1, else counted from 1 in their order."""
     names = list(dict.fromkeys(patient))
     whole = [name.isascii() and name.isdigit() and len(name) < 12 and 0 < int(name) < 2**31 for name in names]

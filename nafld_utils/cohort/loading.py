@@ -8,6 +8,7 @@ and what to do.
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nafld_utils import artifacts
-from nafld_utils.cohort import download, folder_files, folder_table, image_folder, patient_names
+from nafld_utils.cohort import download, folder_files, folder_table, image_folder, one_person
 from nafld_utils.cohort.data import Cohort, from_arrays, tables, validate
-from nafld_utils.cohort.patient_names import AS_WRITTEN, People
+from nafld_utils.cohort.one_person import AS_WRITTEN, People
 from nafld_utils.cohort.problems import CohortError, Problems, shown
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ def load(
         Folder into which a folder's images are decoded, to be read through a memory map; else they are in memory.
     keep : int, optional
         Images per patient that are read of a folder (see `Cohort.subset_frames`); all by default.
-    people : (str, str or None)
+    people : (str, str or None, sequence of str)
         Which names are one patient: ``cohort.alike_names`` ("stop", "same" or "different") and ``cohort.join``, the
-        path of a CSV file of the columns ``patient, same_as``. Ids of a .mat file are names too.
+        path of a CSV file of the columns ``patient, same_as``. Ids of a .mat file are names too. Then
+        ``cohort.leave_out``, labels of a folder's table whose images are left out.
 
     Returns
     -------
@@ -91,8 +93,7 @@ def load(
         found = _joined(found, Path(people[1]).expanduser())
     validate(found, fat_threshold, str(path))
     provenance = _provenance(path, found.provenance["sha256"], mark)
-    joined = len(frames) - len(found.patients)
-    if joined:
+    if len(found.patients) < len(frames):
         provenance["text"] += f" {len(frames)} patients were joined to {len(found.patients)}, as cohort.join says."
     return replace(found, provenance={**provenance, **found.provenance})
 
@@ -102,7 +103,7 @@ def _joined(found: Cohort, source: Path) -> Cohort:
     problems = Problems()
     rows = found.images[["patient_id"]].assign(row=found.images["patient_id"])
     rows["patient"] = rows["patient_id"].astype(str)
-    name = patient_names.one_each(rows, "different", folder_table.read_joins(source), problems)
+    name = one_person.one_each(rows, "different", folder_table.read_joins(source), problems)
     images = found.images.assign(patient_id=name.astype("int64"))
     for column in ("label", "grade"):
         counts = images.groupby("patient_id")[column].nunique()
@@ -182,6 +183,13 @@ def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str | Non
             f" {ids[odd]}; bring them to one size."
         )
     return np.stack(frames), np.array(labels), np.array(fats), mark
+
+
+@functools.lru_cache(maxsize=1)
+def labels(path: Path, changed: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Class of each patient of a .mat file, (P,) int, and the shape of its frames; `changed` tells versions."""
+    frames, label, _, _ = _read_mat(path)
+    return label, frames.shape[2:]
 
 
 def _read_struct(path: Path) -> tuple[np.ndarray, str | None]:

@@ -1,22 +1,235 @@
-"""Whether two patients of a cohort look like one person: frames far more alike than those of its patients are.
+"""Who is one patient: names written in several ways, rounded, taken from files or joined; and frames of one person.
 
-Contract: squares of images and patient numbers in, a table of pairs out; the distance is the copy audit's of pixels.
-How near a patient's nearest other patient may come is read from the cohort itself. Around a patient, the distances to
-the i-th and to the k-th nearest other have a ratio r for which r to the power D has a beta distribution (i, k - i),
-whatever the density there; D, one number, is the dimension in which these patients lie (Facco et al. 2017,
-doi 10.1038/s41598-017-11873-y, for i = 1 and k = 2).
+Contract: names as the table has them, or squares of images with their patients, in; groups, problems, sentences and a
+table of pairs out; no file is opened. Frames are judged by the copy audit's distance of pixels. How near a patient's
+nearest other patient may come is read from the cohort itself. Around a patient, the distances to the i-th and to the
+k-th nearest other have a ratio r for which r to the power D has a beta distribution (i, k - i), whatever the density
+there; D, one number, is the dimension in which these patients lie (Facco et al. 2017, doi 10.1038/s41598-017-11873-y,
+for i = 1 and k = 2).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils.networks import nearest_features, pixels_apart
+from nafld_utils import networks
+from nafld_utils.cohort.problems import Problems, shown
 
-REVISION = ("one_person", 1)
+REVISION = ("patient_names", 1), ("one_person", 1)
+SETTING = "cohort.alike_names"
+CHANCE = 0.01  # that unrounded numbers of 16 digits and more end in so many zeros (choice)
+_SHORT = re.compile(r"(\d(?:[.,]\d+)?)e\+\d{2,3}", re.IGNORECASE)  # 4.711E+07
+_LONG = re.compile(r"\d{16,}")  # a spreadsheet and a 64-bit number hold 15 digits for sure
+_TWINS = str.maketrans("АВЕКМНОРСТХаеорсухΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTXaeopcyxABEZHIKMNOPTYX")
+_DASHES = {**dict.fromkeys(map(ord, "‐‑‒–—―−"), "-"), **dict.fromkeys(map(ord, "'\"’‘‚“”„´`="))}
+
+
+def _visible(text: str) -> str:
+    return "".join(letter for letter in text if unicodedata.category(letter) not in ("Cf", "Cc") or letter in "\t\n")
+
+
+# What two writings of one name may differ by, in the order in which it is taken away.
+_STEPS: dict[str, Callable[[str], str]] = {
+    "blanks": lambda text: re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", re.sub(r"\s+", " ", text)),
+    "Unicode form": lambda text: unicodedata.normalize("NFKC", text),
+    "invisible characters": _visible,
+    "the alphabet of a letter": lambda text: text.translate(_TWINS),
+    "dashes or quotes": lambda text: text.translate(_DASHES),
+    "case": str.casefold,
+    ".0 behind a number": lambda text: re.sub(r"^(\d+)[.,]0+$", r"\1", text),
+    "leading zeros": lambda text: re.sub(r"(?<!\d)0+(?=\d)", "", text),
+}
+
+
+class People(NamedTuple):
+    """Who is a patient: ``cohort.alike_names``, ``cohort.join`` and ``cohort.leave_out`` of the settings."""
+
+    alike: str = "stop"
+    join: str | None = None
+    leave_out: Sequence[str] = ()
+
+
+AS_WRITTEN = People()
+
+
+def plain(name: str, without: str = "") -> str:
+    """A name as it is compared: composed, one case, no blanks but between digits, no leading zeros, no ``.0``.
+
+    Examples
+    --------
+    >>> plain(" P\u00a0007"), plain("7.0"), plain("site 1 12"), plain("p7", without="case")
+    ('p7', '7', 'site1 12', 'p7')
+    """
+    for what, step in _STEPS.items():
+        name = name if what == without else step(name)
+    return name
+
+
+def differ_by(one: str, other: str) -> str:
+    """What two names differ by that are one in plain writing."""
+    needed = [what for what in _STEPS if plain(one, what) != plain(other, what)]
+    for what, step in _STEPS.items():
+        one, other = step(one), step(other)
+        if one == other:
+            return " and ".join(needed or [what])
+    return "a spreadsheet's rounding"
+
+
+def rounded(names: Iterable[str]) -> list[str]:
+    """Names that are numbers which a spreadsheet or a 64-bit number has rounded, so that several may have become one.
+
+    Choice: those with an exponent of two digits; those of more than 15 digits with ``.0`` behind; and those of more
+    than 15 digits where more of them end in zeros than unrounded numbers would (Poisson, below `CHANCE`).
+    """
+    names = list(names)
+    found = [name for name in names if _SHORT.fullmatch(name) or re.fullmatch(r"\d{16,}[.,]0+", name)]
+    long = [name for name in names if _LONG.fullmatch(name)]
+    cut = [name for name in long if not name[15:].strip("0")]
+    if not cut:
+        return found
+    from scipy import stats
+
+    expected = sum(10.0 ** (15 - len(name)) for name in long)
+    return found + (cut if stats.poisson.sf(len(cut) - 1, expected) < CHANCE else [])
+
+
+def alike(names: Sequence[str]) -> dict[str, str]:
+    """Of each name, the first that may be another writing of it: itself where there is none before it."""
+    names = list(dict.fromkeys(names))
+    first: dict[str, str] = {}
+    pairs = [(name, first.setdefault(plain(name), name)) for name in names]
+    short = rounded(names)
+    digits = {len(match[1]) - 2 for name in short if (match := _SHORT.fullmatch(name))} | {5}
+    whole = [name for name in names if name.isascii() and name.isdigit()]
+    became: dict[tuple[str, object], list[str]] = {}
+    for name in whole:
+        became.setdefault(("long", (len(name), name[:15])), []).append(name)
+        for kept in digits:
+            became.setdefault(("short", float(f"{float(name):.{max(0, kept)}e}")), []).append(name)
+    for name in short:
+        number = name.replace(",", ".")
+        key = ("short", float(number)) if _SHORT.fullmatch(name) else ("long", (len(name), name[:15]))
+        pairs += [(name, other) for other in became.get(key, ())]
+    return joined(names, pairs)
+
+
+def joined(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Of each of different `names`, the first one that `pairs` connect it with."""
+    names, pairs = list(names), [(a, b) for a, b in pairs if a != b]
+    if not pairs:
+        return {name: name for name in names}
+    from scipy import sparse
+
+    place = {name: i for i, name in enumerate(names)}
+    edges = np.array([(place[a], place[b]) for a, b in pairs], dtype=np.int64).reshape(-1, 2)
+    graph = sparse.coo_array((np.ones(len(edges)), tuple(edges.T)), shape=(len(names), len(names)))
+    _, group = sparse.csgraph.connected_components(graph, directed=False)
+    first: dict[int, str] = {}
+    return {name: first.setdefault(int(number), name) for name, number in zip(names, group, strict=True)}
+
+
+def one_each(table: pd.DataFrame, alike_names: str, joins: pd.DataFrame | None, problems: Problems) -> pd.Series:
+    """Names of the patients, one per patient; what is wrong with them is added to `problems`.
+
+    `table` has ``row, patient``, one row per image; `joins` is `folder_table.read_joins` of ``cohort.join``.
+    """
+    names = table.loc[table["patient"] != "", ["patient", "row"]].drop_duplicates("patient").set_index("patient")["row"]
+    chosen = {name: name for name in names.index}
+    if joins is not None:
+        chosen = joined(list(names.index), _known(joins, names, problems))
+    left = pd.Series(list(dict.fromkeys(chosen.values())), dtype=object)
+    if alike_names != "different":
+        same = alike(list(left))
+        if alike_names == "same":
+            chosen = {name: same[person] for name, person in chosen.items()}
+        else:
+            _tell(names, same, rounded(left), problems)
+    return table["patient"].map(lambda name: chosen.get(name, name)).astype(object)
+
+
+def _tell(names: pd.Series, same: dict[str, str], short: list[str], problems: Problems) -> None:
+    """Add names that look alike and rounded numbers to the problems."""
+    either = f'give SET="{SETTING}=same" or SET="{SETTING}=different"'
+    for name, first in same.items():
+        if name == first or name in short or first in short:
+            continue
+        text = f"expected one way to write a patient, found {shown(name)} here and {shown(first)} in row {names[first]}"
+        what = differ_by(name, first)
+        problems.add(int(names[name]), f"{text}, which differ by {what}; correct the table, or {either}")
+    for name in short:
+        others = [other for other in same if same[other] == same[name] and other != name]
+        others = [f"{shown(other)} in row {names[other]}" for other in others[:3]]
+        also = f", which may be {' or '.join(others)}" if others else ""
+        problems.add(
+            int(names[name]),
+            f"expected a patient's name, found {shown(name)}, a number that a spreadsheet has rounded, so that several"
+            f" patients may have become one{also}; format the column as text and enter the numbers again, or give"
+            f' SET="{SETTING}=different" to take it as a name',
+        )
+
+
+def _known(joins: pd.DataFrame, names: pd.Series, problems: Problems) -> list[tuple[str, str]]:
+    """Pairs of names that the cohort's table has."""
+    import difflib
+
+    pairs = []
+    for row, *pair in joins.itertuples(index=False):
+        # a mark that the package writes before what a spreadsheet would take for a formula
+        pair = [name[1:] if name not in names.index and name[1:] in names.index else name for name in pair]
+        unknown = [name for name in pair if name not in names.index]
+        for name in unknown:
+            close = difflib.get_close_matches(name, list(names.index)[:2000], n=1)
+            nearest = f"; the nearest is {shown(close[0])}" if close else ""
+            problems.add(None, f"cohort.join, row {row}: expected patients of this table, found {shown(name)}{nearest}")
+        pairs += [] if unknown else [tuple(pair)]
+    return pairs
+
+
+def told(table: pd.DataFrame, people: People) -> str:
+    """Which names were taken as one patient, and whether they are names of files, for reports."""
+    names = table.drop_duplicates("written")
+    fewer = len(names) - names["patient"].nunique()
+    ways = ["cohort.join"] * bool(people.join) + [f"{SETTING} same"] * (people.alike == "same")
+    became = f"{len(names)} names were joined to {len(names) - fewer} patients as {' and '.join(ways)} say"
+    notes = [became if fewer else "", of_files(table["image"], table["patient"])]
+    return "; ".join(filter(None, notes))
+
+
+def of_files(image: pd.Series, patient: pd.Series) -> str:
+    """A warning where names of files stand as patients, a note where each image has its own patient, else nothing.
+
+    `image` and `patient` have one text per image; choice: from four images on, for more than half of them.
+
+    Examples
+    --------
+    >>> of_files(pd.Series(["a.png", "b.png", "c.png", "d.png"]), pd.Series(["a", "b", "c", "D.PNG"]))[:71]
+    'Warning: 4 of 4 images are a patient of their own, named as their files'
+    """
+    if len(patient) < 4:
+        return ""
+    files = sum(plain(name) in _forms(text) for text, name in zip(image, patient, strict=True))
+    remedy = "if a person has several images, name the person in column patient, or they are on both sides of a split"
+    if files * 2 > len(patient):
+        return f"Warning: {files} of {len(patient)} images are a patient of their own, named as their files; {remedy}"
+    return f"every image is its own patient; {remedy}" if patient.nunique() == len(patient) else ""
+
+
+def _forms(image: str) -> set[str]:
+    """What a patient would be called after an image file."""
+    path = PurePosixPath(image.replace("\\", "/"))
+    texts = (str(path), path.name, path.stem, str(path.parent / path.stem))
+    return {plain(text) for text in texts} if path.name else set()
+
+
+# ---------------------------------------------------------------- frames of one person
+
 LEVEL = 0.05  # that a cohort of different persons has any pair that is said to look like one
 FRAMES = 4  # images of a patient that are compared, spread over all of them (choice)
 MOST = 3000  # images compared in all (choice: half a minute); of larger cohorts fewer per patient
@@ -54,11 +267,11 @@ def look_alikes(squares: np.ndarray, patients: np.ndarray, device: Any = "cpu") 
     small = squares.reshape(n, COARSE, step, COARSE, step).mean(axis=(2, 4), dtype=np.float32).reshape(n, -1)
     small -= small.mean(axis=1, keepdims=True)
     small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), LEAST)
-    nearest = nearest_features(small, small, patients).without_own(patients)
+    nearest = networks.nearest_features(small, small, patients).without_own(patients)
     order = np.argsort(nearest.distance, axis=1, kind="stable")[:, : min(NEAREST, nearest.distance.shape[1] - 1)]
     rows = np.take_along_axis(nearest.row, order, axis=1)
     there = {"row": np.repeat(np.arange(n), rows.shape[1]), "other_row": rows.ravel()}
-    there = pd.DataFrame(there).assign(distance=pixels_apart(squares, rows, device).ravel().astype(float))
+    there = pd.DataFrame(there).assign(distance=networks.pixels_apart(squares, rows, device).ravel().astype(float))
     back = there.rename(columns={"row": "other_row", "other_row": "row"})
     both = pd.concat([there, back]).sort_values(["distance", "row", "other_row"], kind="stable")
     both = both.assign(patient=patients[both["row"]], other=patients[both["other_row"]])

@@ -19,7 +19,7 @@ from nafld_utils.artifacts import Run, Unit, claim, key_of
 from nafld_utils.cohort import description, folder_files, image_folder, loading, simulation
 from nafld_utils.cohort.data import Cohort, array_sha256, duplicates
 from nafld_utils.cohort.image_folder import SOURCES
-from nafld_utils.cohort.patient_names import People
+from nafld_utils.cohort.one_person import People
 from nafld_utils.cohort.problems import WHOLE_LIST, CohortError, Problem, shown
 from nafld_utils.images import crop_window, stream
 
@@ -43,8 +43,9 @@ def cohort_unit(run: Run, fetch: bool = False) -> Unit:
     if s.source == "simulated":
         settings |= {"n_patients": s.n_patients, "simulation_seed": s.simulation_seed}
         return run.unit(COHORT, settings=settings, modules=("cohort", "phantom", "phantom_anatomy"))
+    settings |= {"leave_out": s.leave_out} if s.leave_out else {}
     modules = ["cohort", *FOLDER_MODULES] if is_folder(run) else ["cohort"]
-    if (s.alike_names, s.join) != People():  # the units of runs before these settings stay as they are
+    if (s.alike_names, s.join) != People()[:2]:  # the units of runs before these settings stay as they are
         settings |= {"alike_names": s.alike_names, "join": _joins(run)}
         modules += ["patient_names"]
     return run.unit(COHORT, settings=settings, inputs=_source(run, fetch), modules=modules)
@@ -127,14 +128,14 @@ def _build(run: Run, unit: Unit) -> None:
                 images.move(unit.work, folder, [name])
             elif values is not None:
                 artifacts.files.save_array(folder / f"{name}.npy", values)
-        _save_tables(folder, _traced(part, unit), len(found.images))
+        _save_tables(folder, _traced(part, unit), found.provenance.get("images", len(found.images)))
 
 
 def _load(run: Run, work: Path) -> Cohort:
     """The cohort found or simulated; what lies on disk until it is stored lies in the folder `work`."""
     s = run.settings.cohort
     if s.source != "simulated":
-        people = People(s.alike_names, s.join)
+        people = People(s.alike_names, s.join, s.leave_out)
         found = loading.find(s, run.data)
         return loading.load(found, s.class_names, s.fat_threshold, work, s.frames_per_patient, people)
     engine.announce(f"simulating {s.n_patients} patients")

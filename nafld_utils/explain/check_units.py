@@ -298,7 +298,18 @@ def make_feature(run: Run, feature: str) -> None:
 
 
 def build_study(run: Run) -> Study:
-    """Make the single-feature study, or open the stored one where ``shap.feature_patients`` is 0."""
+    """Make the single-feature study, or open the stored one where ``shap.feature_patients`` is 0.
+
+    Beside a foreign cohort the place of a feature is not named, since it is one of another organ.
+    """
+    found = _study(run)
+    if not run.is_foreign:
+        return found
+    rows = found.table.drop(columns=["finding", "verdict"]).assign(target="place of the feature")
+    return Study(with_verdicts(rows.to_dict("records")), found.arrays, found.note)
+
+
+def _study(run: Run) -> Study:
     if not run.settings.shap.feature_patients:
         return stored_study()
     tasks = [{"run": run, "feature": name} for name in cohort.FEATURES]

@@ -35,6 +35,7 @@ class CohortSettings(Section):
     path: str | None
     doi: str
     class_names: tuple[PlainName, PlainName]
+    leave_out: tuple[PlainName, ...]
     grade_name: PlainName | None
     subject: PlainName | None
     fat_threshold: Annotated[float, Field(ge=0, le=100)]
@@ -49,6 +50,8 @@ class CohortSettings(Section):
         first, second = (name.casefold() for name in self.class_names)
         if first == second:
             raise ValueError(f"class_names must be two different names, got {list(self.class_names)}")
+        if both := {name.casefold() for name in self.leave_out} & {first, second}:
+            raise ValueError(f"leave_out must name none of class_names, got {sorted(both)}")
         return self
 
 

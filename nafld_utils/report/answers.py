@@ -53,7 +53,9 @@ def answers(run: Run, table: pd.DataFrame) -> list[Answer]:
             nothing = texts.load()["unanswered"]
             old = (table["stage"] == part["stage"]) & (table["key"] == "")
             verdict, sentences = nothing["verdict"], [nothing["old"] if old.any() else part["nothing"]]
-        if run.is_simulated:
+        if run.is_smoke and found:
+            verdict = texts.load()["unanswered"]["smoke"]
+        elif run.is_simulated:
             verdict = f"Simulated patients: {verdict[0].lower()}{verdict[1:]}"
         out.append(Answer(key, texts.fill(part["question"], known), verdict, part["stage"], sentences))
     return out
@@ -86,6 +88,7 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "fewest": statistics.FEWEST_SEEDS,
         "alone": first(table, "sweep.auc.image.real"),
         **_no_pixels(table),
+        **_strongest(table),
         "smallest": smallest,
         "seeds": seeds,
     }
@@ -107,6 +110,16 @@ def _no_pixels(table: pd.DataFrame) -> dict[str, Any]:
     network = network if blind and network and blind.n == network.n else None
     tells = blind is not None and _side(blind, 0.5) == "above"
     return {"no_pixels": blind, "network": network, "no_pixels_tells": tells}
+
+
+def _strongest(table: pd.DataFrame) -> dict[str, Any]:
+    """The best baseline on the run's folds and the classifier beside it, by patient; ``beaten``: it outdoes both."""
+    found = sorted(find(table, "baselines.folds"), key=lambda claim: claim.value)
+    ours = [claim for part in ("real", "declared") if (claim := first(table, f"sweep.auc.patient.{part}"))]
+    best = found[-1] if found and len(ours) == 2 else None
+    alike = best is not None and all(claim.n == best.n for claim in ours)
+    beaten = alike and best is not None and all(claim.value < best.value for claim in ours)
+    return {"strongest": best, "n_baselines": len(found), "ours": ours, "alike": alike, "beaten": beaten}
 
 
 def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:

@@ -135,7 +135,25 @@ def cohort(run: Run) -> list[tuple[str, str]]:
     if patients is not None:
         named = zip(patients_by_class(run), run.settings.cohort.class_names, strict=True)
         facts.append(("patients", f"{len(patients)}: {', '.join(f'{n} {name}' for n, name in named)}"))
-    return facts if images is None else [*facts, ("images", str(len(images)))]
+    if images is not None:
+        facts.append(("images", str(len(images))))
+    return facts + left_out(run)
+
+
+def left_out(run: Run) -> list[tuple[str, str]]:
+    """What the settings leave out of the cohort, counted where the cohort was stored with its counts."""
+    found, s = provenance(run), run.settings.cohort
+    if not found.get("used"):
+        return []
+    counted = found.get("format") != "folder" or "of_other_classes" in found
+    frames, others = int(found["images"]) - int(found["used"]), int(found.get("of_other_classes", 0))
+    facts = []
+    if s.frames_per_patient:
+        text = f"{frames} of {found['images']} images" if counted else "not counted by the code that read this cohort"
+        facts.append(("left out", f"{text}, by cohort.frames_per_patient {s.frames_per_patient}"))
+    if others:
+        facts.append(("other classes", f"{others} images of {', '.join(s.leave_out)}, by cohort.leave_out"))
+    return facts
 
 
 def patients_by_class(run: Run) -> list[int]:

@@ -39,6 +39,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
     """
     notebooks = read_notebooks(run)
     left_out, table = set(left_out), facts.claims_table(run)
+    claims = facts.claims(table, notebooks)
     page = pages.render(
         "index.html.j2",
         title=f"{run.name} · synthetic {views.words_for(run).subject}",
@@ -50,7 +51,8 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         finished=facts.finished(notebooks.values()),
         simulated=pages.simulated(run),
         answers=answers.answers(run, table),
-        claims=facts.claims(table, notebooks),
+        claims=claims,
+        beside=any(row["beside_paper"] for stage in claims for row in stage["rows"]),
         figures=_figures(notebooks),
         methods=texts.methods(run),
         cohort=facts.cohort(run),

@@ -60,15 +60,17 @@ def css() -> str:
 
 
 def simulated(*runs: Run) -> str:
-    """The banner of a page that shows simulated patients, random weights or another cohort than the paper's, or ""."""
+    """The banner of a page: simulated patients, smoke profile, random weights, another cohort than the paper's."""
     marked = [run.name for run in runs if run.is_simulated]
     whose = "" if len(marked) == len(runs) else f" of {' and '.join(marked)}"
     text = (
         f"SIMULATED COHORT: every image and number{whose} below comes from simulated patients and says nothing about"
         " real ones."
     )
+    smoke = [run.name for run in runs if run.is_smoke]
+    meaning = f"SMOKE PROFILE: the numbers of {params.listed(smoke)} mean nothing; it exists for the tests."
     notes = dict.fromkeys(note for run in runs for note in (untrained(run), views.words_for(run).note))
-    return " ".join([text] * bool(marked) + [note for note in notes if note])
+    return " ".join([text] * bool(marked) + [meaning] * bool(smoke) + [note for note in notes if note])
 
 
 def untrained(run: Run) -> str:

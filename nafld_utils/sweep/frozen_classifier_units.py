@@ -88,6 +88,7 @@ def scores_unit(run: Run) -> Unit:
     settings = {"seed": run.settings.seed, "interval": run.settings.sweep.interval_method}
     modules = ["baselines", "sweep", "stats", "delong", "auc_intervals"]
     inputs = [frozen_unit(run), texture_unit(run)]
+    settings |= {"halves": False} if run.is_foreign else {}  # of older code, scores of other organs had them
     return run.unit("baselines", "scores", settings=settings, inputs=inputs, modules=modules)
 
 
@@ -177,7 +178,7 @@ def build_baselines(run: Run) -> dict[str, pd.DataFrame]:
     if not (unit.done() and spread.done()):
         learners, data = open_learners(run), preprocessing.open_preprocessed(run)
     if not unit.done():
-        scores = _scores(learners, data)
+        scores = _scores(learners, data, run.is_foreign)
         table = frozen_classifiers.baseline_table(scores, chosen.interval_method)
         with unit.writing() as folder:
             save_table(folder / "scores.parquet", scores)
@@ -202,9 +203,13 @@ def build_baselines(run: Run) -> dict[str, pd.DataFrame]:
     }
 
 
-def _scores(learners: dict[str, Any], data: preprocessing.Preprocessed) -> pd.DataFrame:
-    """Held-out scores of every baseline; the organs' ratio only where masks are known, in simulated cohorts."""
-    rules = {frozen_classifiers.HALVES: frozen_classifiers.half_ratio(data.crops)}
+def _scores(learners: dict[str, Any], data: preprocessing.Preprocessed, foreign: bool) -> pd.DataFrame:
+    """Held-out scores of every baseline.
+
+    That the upper half is brighter in class 1 is known of livers alone, so a foreign cohort has no such rule; the
+    organs' ratio is there only where masks are known, in simulated cohorts.
+    """
+    rules = {} if foreign else {frozen_classifiers.HALVES: frozen_classifiers.half_ratio(data.crops)}
     if data.tissue is not None:
         from nafld_utils.cohort import TISSUES
 
@@ -212,7 +217,9 @@ def _scores(learners: dict[str, Any], data: preprocessing.Preprocessed) -> pd.Da
         patients = data.images["patient_id"]
         rules[frozen_classifiers.RATIO] = frozen_classifiers.organ_ratio(data.resized, data.tissue, *codes, patients)
     learnt = frozen_classifiers.split_scores(learners, data.images)
-    return pd.concat([learnt, frozen_classifiers.fixed_scores(rules, data.images)], ignore_index=True)
+    return (
+        pd.concat([learnt, frozen_classifiers.fixed_scores(rules, data.images)], ignore_index=True) if rules else learnt
+    )
 
 
 # ---------------------------------------------------------------- claims

@@ -258,6 +258,13 @@ def shortages(images: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def least_images(images: pd.DataFrame, settings: Settings) -> int:
+    """Smallest ``sampling.n_images`` that suffices for the grid, as `shortages` counts; 1 where nothing is drawn."""
+    one = settings.model_copy(update={"sampling": settings.sampling.model_copy(update={"n_images": 1})})
+    found = shortages(images, one)
+    return int(found.loc[found["setting"] == N_IMAGES, "least"].max()) if (found["setting"] == N_IMAGES).any() else 1
+
+
 def check_capacity(images: pd.DataFrame, settings: Settings) -> None:
     """Refuse a run whose sets are too small for its trainings (`shortages`).
 

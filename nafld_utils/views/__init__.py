@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "figure_style": "CLASS_COLORS COLORS SIMULATED bare color_of mark_simulated picture style".split(),
         "widgets": "draw_png grey_png image interactive labelled narrow row text watch".split(),
-        "words": "words_for".split(),
+        "words": "verdict words_for".split(),
     },
 )

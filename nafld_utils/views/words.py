@@ -50,6 +50,11 @@ class Words:
     note: str
 
 
+def verdict(run: Run, text: str) -> str:
+    """A stage's answer as it is printed; of the smoke profile, whose numbers mean nothing, that none is given."""
+    return "No verdict: this is the smoke profile, whose numbers mean nothing." if run.is_smoke else text
+
+
 def words_for(run: Run) -> Words:
     """The words of a run; whether its cohort is foreign is known once notebook 01 has loaded it."""
     s = run.settings.cohort
@@ -63,9 +68,8 @@ def words_for(run: Run) -> Words:
     negative, positive = s.class_names
     grade = s.grade_name or "grade"
     note = (
-        f"OTHER COHORT than the paper's: {subject} of a folder, class 0 is {negative}, class 1 is {positive}. Where a"
-        f" text below speaks of liver, fat or the sector, it describes the paper's cohort; read {negative} for healthy,"
-        f" {positive} for fatty or unhealthy, {grade} for fat. No number of the paper's is comparable."
+        f"OTHER COHORT than the paper's: {subject} of a folder, class 0 is {negative}, class 1 is {positive}, the one"
+        " to detect. No number of the paper's is comparable."
     )
     if run.has_numbered_labels and s.class_names == _OF_THE_PAPER:
         note += (
@@ -75,7 +79,7 @@ def words_for(run: Run) -> Words:
     first_stages = run.settings.autoencoder
     if "shipped" in (first_stages.semantic.source, first_stages.class_.source):
         note += (
-            " The shipped autoencoder has seen simulated livers alone and draws their texture; for images"
-            ' worth looking at give SET="autoencoder.semantic.source=train autoencoder.class.source=train".'
+            " The shipped autoencoder has seen simulated images of another organ alone and draws their texture; for"
+            ' images worth looking at give SET="autoencoder.semantic.source=train autoencoder.class.source=train".'
         )
     return Words(subject, s.class_names, positive, grade, grade, grade, f"{grade} {{:g}}", True, note)

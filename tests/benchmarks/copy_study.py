@@ -7,6 +7,7 @@ that patient is flagged is counted, by the rule in use and by the interpolated q
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,5 +55,7 @@ STUDY = studies.Study(
 )
 
 
+main = functools.partial(studies.main, STUDY)
+
 if __name__ == "__main__":
-    raise SystemExit(studies.main(STUDY))
+    raise SystemExit(main())

@@ -8,6 +8,7 @@ cohort (notebook 06 with ``sweep.n_seeds=5``: standard deviation of a gain 0.05 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,5 +76,7 @@ STUDY = studies.Study(
     block=200,
 )
 
+main = functools.partial(studies.main, STUDY)
+
 if __name__ == "__main__":
-    raise SystemExit(studies.main(STUDY))
+    raise SystemExit(main())

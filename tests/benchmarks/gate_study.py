@@ -9,6 +9,7 @@ in its place; ``above_truth`` says that the gate's lower bound lies above the tr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,5 +92,7 @@ STUDY = studies.Study(
     repetitions=4000,
 )
 
+main = functools.partial(studies.main, STUDY)
+
 if __name__ == "__main__":
-    raise SystemExit(studies.main(STUDY))
+    raise SystemExit(main())

@@ -9,6 +9,7 @@ behaves, and nothing about livers; training, whose error no interval here includ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,5 +87,7 @@ STUDY = studies.Study(
     folder=stage.STUDY.parent,
 )
 
+main = functools.partial(studies.main, STUDY)
+
 if __name__ == "__main__":
-    raise SystemExit(studies.main(STUDY))
+    raise SystemExit(main())

@@ -7,6 +7,7 @@ distance is known in closed form. Simulated.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,5 +78,7 @@ STUDY = studies.Study(
 )
 
 
+main = functools.partial(studies.main, STUDY)
+
 if __name__ == "__main__":
-    raise SystemExit(studies.main(STUDY))
+    raise SystemExit(main())

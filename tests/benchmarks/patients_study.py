@@ -7,6 +7,7 @@ own patients, and how often new studies of its size show the gain.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,5 +65,7 @@ STUDY = studies.Study(
     block=100,
 )
 
+main = functools.partial(studies.main, STUDY)
+
 if __name__ == "__main__":
-    raise SystemExit(studies.main(STUDY))
+    raise SystemExit(main())

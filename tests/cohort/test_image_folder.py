@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 import tracemalloc
 import unicodedata
@@ -670,14 +671,23 @@ def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
             ["benign", "malignant", "normal", "malignant"],
             "expected two labels, class names or 0 and 1,"
             " found 3: benign (2 rows, first row 2), malignant (4 rows, first row 4),"
-            " normal (2 rows, first row 6); keep the rows of two, or make one table per pair",
+            " normal (2 rows, first row 6); keep the rows of two, or make one table per pair; or run each pair, its"
+            " second name being the class to detect: make all RUN=benign-normal DATA={}"
+            ' SET="cohort.class_names=[benign, normal] cohort.leave_out=[malignant]"; '
+            "make all RUN=benign-malignant DATA={}"
+            ' SET="cohort.class_names=[benign, malignant] cohort.leave_out=[normal]"; '
+            "make all RUN=normal-malignant DATA={}"
+            ' SET="cohort.class_names=[normal, malignant] cohort.leave_out=[benign]"',
         ),
         (
             ["benign", "benign", "cyst", "normal"],
             "expected two labels, class names or 0 and 1,"
             " found 3: benign (4 rows, first row 2), cyst (2 rows, first row 6), normal"
             " (2 rows, first row 8); keep the rows of two, or make one table per pair, and name the two in"
-            " cohort.class_names",
+            " cohort.class_names; or run each pair, its second name being the class to detect: "
+            'make all RUN=benign-normal DATA={} SET="cohort.class_names=[benign, normal] cohort.leave_out=[cyst]"; '
+            'make all RUN=benign-cyst DATA={} SET="cohort.class_names=[benign, cyst] cohort.leave_out=[normal]"; '
+            'make all RUN=normal-cyst DATA={} SET="cohort.class_names=[normal, cyst] cohort.leave_out=[benign]"',
         ),
         (
             ["cyst"],
@@ -689,7 +699,49 @@ def test_what_else_is_wrong_is_said_beside_the_setting(tmp_path):
 )
 def test_labels_that_are_not_two_are_counted_in_one_line(tmp_path, labels, message):
     path = labelled(tmp_path / "a", *labels, fold=[0, 0, 0, 0, 1, 1, 1, 1])
-    assert problems(path) == [(None, message)]
+    assert problems(path) == [(None, message.replace("{}", str(path)))]
+
+
+def test_each_command_for_a_pair_runs_that_pair(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path / "work"))
+    path = folder(tmp_path / "a b")
+    rows = []
+    for number in range(12):  # six patients of two images
+        Image.fromarray(picture(100 + number)).save(path / f"{number}.png")
+        label = ("COVID", "normal", "no")[number // 2 % 3]
+        rows.append({"image": f"{number}.png", "patient": f"P{number // 2}", "label": label})
+    pd.DataFrame(rows).to_csv(path / "images.csv", index=False)
+    ((_, text),) = problems(path)
+    commands = [shlex.split(line.strip()) for line in text.partition("to detect: ")[2].split("; ")]
+    seen = []
+    for make, target, name, data, given in commands:
+        assert (make, target) == ("make", "all")
+        run = artifacts.open_run("smoke", given[4:], run=name[4:], data=data[5:])
+        pipeline.check_folder(run)
+        cohort.build_cohort(run)
+        found = cohort.open_cohort(run)
+        seen.append(run.settings.cohort.class_names)
+        assert len(found.patients) == 4
+        assert found.provenance["of_other_classes"] == 2 * 2, "two images of each of two patients"
+    assert seen == [("normal", "no"), ("normal", "COVID"), ("no", "COVID")], "what is without is not the one to detect"
+
+
+def test_both_orders_of_two_labels_are_offered_and_health_is_first(tmp_path):
+    ((_, text),) = problems(labelled(tmp_path / "a", *("COVID", "normal") * 2))
+    assert text.endswith(
+        'to detect COVID, give SET="cohort.class_names=[normal, COVID]", or, to detect normal, the same with'
+        " [COVID, normal]"
+    )
+
+
+def test_a_patient_of_a_class_that_is_left_out_is_of_no_other(tmp_path):
+    rows = [{**row, "label": "cyst" if row["image"] == ROWS[0]["image"] else row["label"]} for row in ROWS]
+    with pytest.raises(
+        cohort.CohortError, match=r"row 2: .*found cyst, which cohort.leave_out leaves out, and another"
+    ):
+        cohort.load(folder(tmp_path / "a", rows), NAMES, people=("stop", None, ("cyst",)))
+    with pytest.raises(params.SettingsError, match="leave_out must name none of class_names"):
+        params.load("smoke", {"cohort.leave_out": ["Fatty"]})
 
 
 @pytest.mark.parametrize(
@@ -1063,7 +1115,8 @@ def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study)
     said = views.words_for(run)
     assert (said.subject, said.positive, said.grade) == ("skin photographs", "malignant", "grade")
     assert "class 1 is malignant" in said.note
-    assert "The shipped autoencoder has seen simulated livers alone" in said.note
+    assert "The shipped autoencoder has seen simulated images of another organ alone" in said.note
+    assert not re.search("liver|fat|ECG|kidney", said.note), "words of another organ"
     assert views.words_for(artifacts.open_run("smoke")).note == ""
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nafld_utils import artifacts, cohort, params, pipeline
-from nafld_utils.cohort import patient_names
+from nafld_utils.cohort import one_person
 from nafld_utils.preprocessing import folds
 
 NAMES = ("benign", "malignant")
@@ -58,7 +58,7 @@ def test_ten_persons_written_in_two_ways_are_listed_with_both_rows(tmp_path, wha
 
 @pytest.mark.parametrize("other", ["Pät  03", "\u2009Pät 03", "pÄT03", "Pät\t03", " Pät 3 ", "ＰÄT 03", '"Pät 03"'])
 def test_more_ways_to_write_one_name(other):
-    assert patient_names.alike(["Pät 03", other])[other] == "Pät 03"
+    assert one_person.alike(["Pät 03", other])[other] == "Pät 03"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_more_ways_to_write_one_name(other):
     ],
 )
 def test_names_of_two_persons_stay_two(names):
-    assert len(set(patient_names.alike(names).values())) == 2
+    assert len(set(one_person.alike(names).values())) == 2
 
 
 def test_same_makes_one_patient_of_them_and_different_two(tmp_path):
@@ -117,10 +117,10 @@ def test_rounded_numbers_are_problems_by_row(tmp_path):
     ],
 )
 def test_what_a_spreadsheet_has_rounded(names, found):
-    assert patient_names.rounded(names) == found
+    assert one_person.rounded(names) == found
     if found and found[0] != "12345678901234568.0":
-        assert patient_names.alike(names)[names[1]] == names[0], "and whose number it may be"
-        assert len(set(patient_names.alike(names).values())) == len(names) - 1
+        assert one_person.alike(names)[names[1]] == names[0], "and whose number it may be"
+        assert len(set(one_person.alike(names).values())) == len(names) - 1
 
 
 def test_a_table_joins_patients_before_anything_is_split(tmp_path):

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, explain, preprocessing, views
+from nafld_utils import artifacts, explain, params, preprocessing, views
 from nafld_utils.cohort import TISSUES
 from nafld_utils.explain import check_units, explainers, figures, map_measures
 
@@ -339,3 +340,13 @@ def test_figures_of_the_checks_draw_what_the_tables_hold():
         assert len(axes[2].get_yticklabels()) == 6
         fig.canvas.draw()
         plt.close(fig)
+
+
+def test_beside_another_cohort_the_study_names_no_organ():
+    ours = check_units.build_study(SimpleNamespace(settings=params.load("smoke"), is_foreign=False)).table
+    others = check_units.build_study(SimpleNamespace(settings=params.load("smoke"), is_foreign=True)).table
+    assert ours["verdict"].str.contains("the liver and kidney cortex carries").any()
+    assert not others.astype(str).apply(lambda column: column.str.contains("liver|kidney")).any(axis=None)
+    assert others["verdict"].str.contains("the place of the feature carries").any()
+    numbers = ours.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(ours[numbers], others[numbers])

@@ -58,6 +58,20 @@ def test_the_front_page_speaks_of_the_users_classes(example):
     assert "Not answered" not in text
     answers = text[: text.index("Limits")]
     assert not re.search(r"steatosis|biopsy", answers)
+    assert text.count("No verdict") == 4, "the smoke profile's numbers mean nothing"
+    assert "The paper beside this run" not in text
+    assert "Numbers of this run" in text
+    assert re.search(r"left out [1-9]\d* of \d+ images, by cohort.frames_per_patient 3", text)
+
+
+def test_no_page_speaks_of_another_organ(example):
+    root, _ = example
+    for name in ("index", *pipeline.STAGES):
+        text = visible((root / "reports" / "chest" / f"{name}.html").read_text(encoding="utf-8"))
+        assert "SMOKE PROFILE" in text, name
+        shown = text.replace("['healthy', 'fatty']", "").replace("[healthy, fatty]", "")  # the paper profile's value
+        found = re.search(r".{60}\b(livers?|fat|fatty|ECG|kidneys?|upper / lower half)\b.{60}", " ".join(shown.split()))
+        assert not found, f"{name}: {found[0]}"
 
 
 def test_claims_name_the_users_classes_and_no_number_of_the_paper(example):

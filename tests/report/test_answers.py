@@ -7,7 +7,7 @@ import jinja2
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, report, statistics, sweep
+from nafld_utils import artifacts, report, statistics, sweep, views
 from nafld_utils.report import answers, facts, reforms, texts
 
 PATIENTS = sweep.comparisons.OVER_GAIN
@@ -134,6 +134,75 @@ def test_networks_are_told_one_by_one_and_the_primary_one_decides(real):
     assert "[one]" in one
     assert "lies above 0" in one
     assert "holds 0" in two
+
+
+def by_patient(real, declared, n=70, **baselines):
+    """Claims at the patient level: classifiers with and without synthetic images, and baselines on the same folds."""
+    rows = [
+        ("sweep.auc.patient.real", "real images alone", real, n),
+        ("sweep.auc.patient.declared", "semantic, r = 1.5", declared, n),
+        *((f"baselines.folds.{key}", f"{key}, folds of this run", value, 70) for key, value in baselines.items()),
+        ("baselines.one_out.never", "never, one patient left out", 0.99, 70),
+    ]
+    found = table(*[(SWEEP, key, text, value, value - 0.1, value + 0.1, PATIENTS) for key, text, value, _ in rows])
+    return found.assign(n=[str(count) for *_, count in rows])
+
+
+def test_the_first_answer_names_the_strongest_baseline_on_the_same_folds(real):
+    gain = table((SWEEP, "sweep.gain.patients", GAIN, 0.05, 0.01, 0.2, PATIENTS))
+
+    def found(*args, **baselines):
+        answer = answered(real, pd.concat([gain, by_patient(*args, **baselines)]), "help")
+        return answer.verdict, " ".join(answer.sentences)
+
+    verdict, text = found(0.591, 0.641, frozen=0.871, texture=0.6)
+    assert verdict == "Yes, but a simpler classifier without them does better"
+    assert (
+        "strongest of 2 baselines without fine-tuning, frozen, reaches an AUC by patient of 0.871 [0.771, 0.971]"
+        in text
+    )
+    assert "0.591 [0.491, 0.691] with real images alone and 0.641 [0.541, 0.741] with synthetic ones" in text
+    assert "ranks these patients better" in text
+    assert "never" not in text, "one left out is another split"
+    verdict, text = found(0.591, 0.9, frozen=0.871)
+    assert verdict == "Yes"
+    assert "0.871" in text
+    assert "better" not in text
+    verdict, text = found(0.591, 0.641, 14, frozen=0.871)
+    assert verdict == "Yes", "fewer patients: not the same folds"
+    assert "other numbers of patients (70 and 14), so these numbers must not be compared" in text
+    verdict, text = found(0.591, 0.641)
+    assert verdict == "Yes"
+    assert "baselines" not in text
+
+
+def test_no_verdict_is_given_of_the_smoke_profile(real):
+    smoke = artifacts.open_run("smoke")
+    gain = table((SWEEP, "sweep.gain.patients", GAIN, 0.05, 0.01, 0.2, PATIENTS))
+    found = answered(smoke, gain, "help")
+    assert found.verdict == "No verdict, since the numbers of the smoke profile mean nothing"
+    assert answered(smoke, gain, "copies").verdict.endswith("ot answered"), "what was not asked is not answered"
+    assert "SMOKE PROFILE: the numbers of smoke mean nothing" in report.pages.simulated(smoke)
+    assert "SMOKE" not in report.pages.simulated(real)
+    assert views.verdict(real, "so they help") == "so they help"
+    assert views.verdict(smoke, "so they help").startswith("No verdict: this is the smoke profile")
+
+
+def test_frames_that_are_left_out_are_counted(real):
+    run = artifacts.open_run("cpu", {"cohort.frames_per_patient": 3, "cohort.leave_out": ["mass"]})
+    path = run.root / "cohort" / "provenance.json"
+    artifacts.save_json(path, {"kind": "other content", "text": "x", "images": 550, "used": 165})
+    assert facts.left_out(run) == [("left out", "385 of 550 images, by cohort.frames_per_patient 3")]
+    assert "left out: 385 of 550 images, by cohort.frames_per_patient 3." in dict(texts.methods(run))["Cohort"]
+    found = {"kind": "other content", "text": "x", "images": 40, "used": 30, "format": "folder"}
+    artifacts.save_json(path, {**found, "of_other_classes": 6})
+    assert facts.left_out(run)[1] == ("other classes", "6 images of mass, by cohort.leave_out")
+    artifacts.save_json(path, found)
+    assert "not counted" in facts.left_out(run)[0][1], "older code counted what it had read"
+    page = report.index_html(run)
+    assert "Paper beside this run" not in page, "no number of the paper's, no table"
+    assert "Numbers of this run" in page
+    assert "fatty liver" not in page
 
 
 def distances(**values):

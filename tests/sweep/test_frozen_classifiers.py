@@ -1,5 +1,7 @@
 """Baselines of a sceptic, the spread of splits, the leak and the canary: by eye, against other code, on real frames."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -289,3 +291,19 @@ def test_the_protocol_holds_on_the_real_cohort(real_features):
     print(auc)
     assert auc[frozen_classifiers.FEATURES_SVM, frozen_classifiers.ONE_OUT] > 0.7
     assert auc[frozen_classifiers.GLCM_SVM, frozen_classifiers.ONE_OUT] > 0.5
+
+
+def test_which_half_is_brighter_is_known_of_livers_alone():
+    rng = np.random.default_rng(0)
+    crops = rng.integers(1, 256, (12, 8, 8), dtype=np.uint8)
+    patient = np.repeat(np.arange(6), 2)
+    images = pd.DataFrame(
+        {"image_id": np.arange(12), "patient_id": patient, "label": patient % 2, "fold": patient // 2}
+    )
+    learners = {frozen_classifiers.FEATURES_SVM: (rng.normal(size=(12, 3)), frozen_classifiers.svm_scores)}
+    data = SimpleNamespace(crops=crops, images=images, tissue=None)
+    ours = frozen_classifier_units._scores(learners, data, foreign=False)
+    assert set(ours["baseline"]) == {frozen_classifiers.FEATURES_SVM, frozen_classifiers.HALVES}
+    data.crops[0, 4:] = 0  # an image whose lower half is black has no such ratio
+    others = frozen_classifier_units._scores(learners, data, foreign=True)
+    pd.testing.assert_frame_equal(others, ours[ours["baseline"] == frozen_classifiers.FEATURES_SVM])
