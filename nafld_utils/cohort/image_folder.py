@@ -33,7 +33,7 @@ from nafld_utils.cohort.folder_files import MARK_FILE, MASKS, PIXELS
 from nafld_utils.cohort.patient_names import AS_WRITTEN, People
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
-REVISION = ("cohort_folder", 3), ("cohort_checks", 1)  # raise the first; units name the second beside it
+REVISION = ("cohort_folder", 4), ("cohort_checks", 1)  # raise the first; units name the second beside it
 MARK = "simulated"
 SOURCES = "sources.csv"  # of a run, where the stage says its path
 CONVERSIONS = {
@@ -44,6 +44,10 @@ CONVERSIONS = {
     "turned": "turned as their orientation entry says",
     "hidden": "with transparent pixels or padding, which became black",
 }
+_BURNED_IN = (
+    "expected pixels without text, found BurnedInAnnotation YES, which may be a patient's name; take the text out, or"
+    ' give SET="cohort.burned_in=allow" once you have looked at the images'
+)
 Decoder = Callable[[int], images.Picture | None]  # of the image at a place of a table; None: cannot be opened
 
 
@@ -70,8 +74,8 @@ def read(
         shapes, image_of = _array_source(folder, len(table), rows, problems, source)
         masks = _masks(folder, (len(table), *shapes[0]), problems)
     else:
-        shapes, image_of = _file_source(rows, problems)
-        _file_source(table[~used].reset_index(), problems)  # left out of this run, but not of the check
+        shapes, image_of = _file_source(rows, problems, people)
+        _file_source(table[~used].reset_index(), problems, people)  # left out of this run, but not of the check
         masks = None
     if in_place and not rows["place"].is_monotonic_increasing:
         problems.add(None, "expected rows in the order of their patients, found others; sort the table")
@@ -81,7 +85,7 @@ def read(
         raise CohortError(source, problems, len(table))
     if in_place:
         stored |= {"pixels": _mapped(folder / PIXELS), "masks": masks}
-    said = [_sentence(folder, rows, shapes, facts), patient_names.told(table, people)]
+    said = [_sentence(rows, shapes, facts), patient_names.told(table, people)]
     return _cohort(folder, rows, stored, "; ".join(filter(None, said)))
 
 
@@ -110,8 +114,8 @@ def check(
     scratch : Path, optional
         Where the images are decoded into a folder that is removed; by default where the system keeps such folders. If
         they cannot be written there, what is wrong with the table is said alone.
-    people : (str, str or None)
-        ``cohort.alike_names`` and ``cohort.join``.
+    people : (str, str or None, str, str)
+        ``cohort.alike_names``, ``cohort.join``, ``cohort.patient_numbers`` and ``cohort.burned_in``.
 
     Raises
     ------
@@ -140,7 +144,7 @@ def _open_table(folder: Path, class_names: Sequence[str], people: People) -> tup
     """
     source, in_array = folder_files.find_table(folder), (folder / PIXELS).is_file()
     table, problems = folder_table.read_table(source, class_names, not in_array, people)
-    table["patient_id"], table["path"] = _patient_ids(table["patient"]), None
+    table["patient_id"], table["path"] = _patient_ids(table["patient"], people.numbers, problems), None
     table["number"] = table.groupby("patient_id").cumcount()
     if in_array:
         named = table["image"].str.extract(r"_f(\d{1,6})$", expand=False)
@@ -160,11 +164,18 @@ def _open_table(folder: Path, class_names: Sequence[str], people: People) -> tup
     return source, table.assign(path=paths), problems
 
 
-def _patient_ids(patient: pd.Series) -> pd.Series:
-    """Patient ids: the user's own where all are different whole numbers from 1, else counted from 1 in their order."""
+def _patient_ids(patient: pd.Series, numbers: str, problems: Problems) -> pd.Series:
+    """Patient ids, counted from 1 in the order of the table; the user's own where these run from 1, or as asked for."""
     names = list(dict.fromkeys(patient))
     whole = [name.isascii() and name.isdigit() and len(name) < 12 and 0 < int(name) < 2**31 for name in names]
-    if all(whole) and len({int(name) for name in names}) == len(names):
+    own = {int(name) for name in names} if all(whole) else set()
+    unlike = len(own) != len(names)
+    if numbers == "own" and unlike:
+        found = next((name for name, fits in zip(names, whole, strict=True) if not fits), names[0])
+        wanted = "expected whole numbers from 1 to 2147483647, each written in one way, as patients"
+        remedy = 'correct the table or give SET="cohort.patient_numbers=counted"'
+        problems.add(None, f"{wanted} where cohort.patient_numbers is own, found {shown(found)}; {remedy}")
+    if not unlike and (numbers == "own" or max(own) == len(names)):  # 1 to the number of patients tells nobody anything
         return patient.astype(np.int64)
     return patient.map({name: number for number, name in enumerate(names, start=1)})
 
@@ -201,13 +212,16 @@ def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
 # ---------------------------------------------------------------- the images
 
 
-def _file_source(rows: pd.DataFrame, problems: Problems) -> tuple[np.ndarray, Decoder]:
+def _file_source(rows: pd.DataFrame, problems: Problems, people: People) -> tuple[np.ndarray, Decoder]:
     """Sizes (N, 2) from the files' headers, and the function that decodes one of them."""
     shapes = np.zeros((len(rows), 2), dtype=np.int64)
     bad = set(np.flatnonzero(rows["path"].isna()))
     for place in np.flatnonzero(rows["path"].notna()):
         try:
-            shapes[place] = images.read_header(rows["path"][place]).shape
+            header = images.read_header(rows["path"][place])
+            shapes[place] = header.shape
+            if header.burned_in and people.burned_in == "stop":
+                problems.add(rows["row"][place], f"{shown(rows['image'][place])}: {_BURNED_IN}")
         except images.ImageFault as fault:
             bad.add(place)
             problems.add(rows["row"][place], f"{shown(rows['image'][place])}: {fault}")
@@ -357,7 +371,7 @@ def _mark(folder: Path) -> dict[str, str] | None:
     return {name: str(value) for name, value in found.items()} if found.get(MARK) else None
 
 
-def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict[str, Any]) -> str:
+def _sentence(rows: pd.DataFrame, shapes: np.ndarray, counts: dict[str, Any]) -> str:
     """What the folder holds and what was done to it, for reports; without the full stop."""
     low, high = shapes.min(axis=0), shapes.max(axis=0)
     size = f"{low[1]} x {low[0]}" if (low == high).all() else f"{low[1]} x {low[0]} to {high[1]} x {high[0]}"
@@ -367,4 +381,4 @@ def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict
     elif rows["patient"].str.startswith("0").any():
         done.append(f"patients keep their numbers without leading zeros, {SOURCES} has them as written")
     people = rows["patient_id"].nunique()
-    return "; ".join([f"Folder {shown(folder.name)}: {len(rows)} images of {people} patients, {size} pixels", *done])
+    return "; ".join([f"A folder of {len(rows)} images of {people} patients, {size} pixels", *done])

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,10 +43,20 @@ _STEPS: dict[str, Callable[[str], str]] = {
 
 
 class People(NamedTuple):
-    """How names become patients: ``cohort.alike_names`` and ``cohort.join`` of the settings."""
+    """How people are told apart and kept unnamed: settings of ``cohort`` in this order.
+
+    They are ``alike_names, join, patient_numbers, burned_in``.
+    """
 
     alike: str = "stop"
     join: str | None = None
+    numbers: str = "counted"
+    burned_in: str = "stop"
+
+    @classmethod
+    def of(cls, chosen: Any) -> People:
+        """As the settings of the cohort say."""
+        return cls(chosen.alike_names, chosen.join, chosen.patient_numbers, chosen.burned_in)
 
 
 AS_WRITTEN = People()

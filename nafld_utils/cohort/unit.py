@@ -44,9 +44,11 @@ def cohort_unit(run: Run, fetch: bool = False) -> Unit:
         settings |= {"n_patients": s.n_patients, "simulation_seed": s.simulation_seed}
         return run.unit(COHORT, settings=settings, modules=("cohort", "phantom", "phantom_anatomy"))
     modules = ["cohort", *FOLDER_MODULES] if is_folder(run) else ["cohort"]
-    if (s.alike_names, s.join) != People():  # the units of runs before these settings stay as they are
+    if (s.alike_names, s.join) != People()[:2]:  # the units of runs before these settings stay as they are
         settings |= {"alike_names": s.alike_names, "join": _joins(run)}
         modules += ["patient_names"]
+    usual = {"patient_numbers": People().numbers, "burned_in": People().burned_in} if is_folder(run) else {}
+    settings |= {name: getattr(s, name) for name, value in usual.items() if getattr(s, name) != value}
     return run.unit(COHORT, settings=settings, inputs=_source(run, fetch), modules=modules)
 
 
@@ -134,7 +136,7 @@ def _load(run: Run, work: Path) -> Cohort:
     """The cohort found or simulated; what lies on disk until it is stored lies in the folder `work`."""
     s = run.settings.cohort
     if s.source != "simulated":
-        people = People(s.alike_names, s.join)
+        people = People.of(s)
         found = loading.find(s, run.data)
         return loading.load(found, s.class_names, s.fat_threshold, work, s.frames_per_patient, people)
     engine.announce(f"simulating {s.n_patients} patients")

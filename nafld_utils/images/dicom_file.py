@@ -73,7 +73,8 @@ def read_header(path: Path, command: str) -> Header:
         ) from None
     if video := video_of(data):
         raise ImageFault(f"expected one image, found a video ({video}); make one file of each frame with {command}")
-    return Header(checked(height, width, pages, command), "DICOM")
+    burned_in = str(data.get("BurnedInAnnotation") or "").strip().upper() == "YES"  # PS3.3, C.7.6.1
+    return Header(checked(height, width, pages, command), "DICOM", burned_in)
 
 
 def video_of(data: Any) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, views
+from nafld_utils import artifacts, pipeline, views
 from nafld_utils.artifacts import Run
 from nafld_utils.report import answers, facts, pages, reforms, texts
 from nafld_utils.report.notebooks import key_figures, read_notebooks
@@ -64,7 +64,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         limits=texts.limits(run, notebooks, table),
         reforms=reforms.for_page(reforms.checklist(run, table)),
     )
-    return pages.without_folders(run, page)
+    return pipeline.redacted(run, page)
 
 
 def _figures(notebooks: dict[str, Any]) -> list[dict[str, str]]:

@@ -81,6 +81,7 @@ def notebook_html(run: Run, stage: str, notebook: Any) -> str:
     """
     from nbconvert import HTMLExporter
 
+    pipeline.redact_notebook(run, notebook)  # one of an older version of the package holds paths
     _prepare(notebook)
     exporter = HTMLExporter(template_name="basic", template_file=str(pages.TEMPLATES / "notebook.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
@@ -96,7 +97,7 @@ def notebook_html(run: Run, stage: str, notebook: Any) -> str:
         "foot": f"Run {run.name}, profile {run.settings.profile}. {pages.citation()}",
     }
     html, _ = exporter.from_notebook_node(notebook, resources={"page": page})
-    return pages.without_folders(run, html)
+    return html
 
 
 def _links(stage: str) -> list[dict[str, str]]:
