@@ -18,6 +18,7 @@ from nafld_utils.report import pages
 
 KEY_FIGURE = "key-figure"  # tag of the notebook cells whose figures sum up a stage
 ANSWER_FIGURE = "answer-figure"  # tag of those, where there are more than two, that the answer rests on
+SHOWS_IMAGES = "shows-images"  # tag of those whose figures show images of patients, real or synthetic
 _PER_STAGE = 2  # figures of one notebook on the front page
 _IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -55,6 +56,17 @@ def read_notebook(run: Run, stage: str) -> Any:
     if not path.exists():
         raise ValueError(f"{path}: expected an executed notebook, found none; run make {stage}.")
     return nbformat.read(os.fspath(path), as_version=4)
+
+
+def without_images(notebook: Any) -> Any:
+    """The notebook, in place, with a sentence where a figure shows images of patients."""
+    import nbformat
+
+    for cell in notebook.cells:
+        if SHOWS_IMAGES in cell.metadata.get("tags", []):
+            note = nbformat.v4.new_output("display_data", {"text/markdown": "Images of patients are left out here."})
+            cell.outputs = [output for output in cell.outputs if not {*_IMAGES} & {*output.get("data", {})}] + [note]
+    return notebook
 
 
 def read_notebooks(run: Run) -> dict[str, Any]:
