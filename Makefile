@@ -78,7 +78,7 @@ $(REPORTS)/04_sampling.ipynb:             $(REPORTS)/03_ldm_training.ipynb
 $(REPORTS)/05_quality_metrics.ipynb:      $(REPORTS)/04_sampling.ipynb
 $(REPORTS)/06_classification_sweep.ipynb: $(REPORTS)/05_quality_metrics.ipynb
 $(REPORTS)/07_shap.ipynb:                 $(REPORTS)/06_classification_sweep.ipynb
-$(REPORTS)/08_turing_test.ipynb:          $(REPORTS)/04_sampling.ipynb
+$(REPORTS)/08_turing_test.ipynb:          $(REPORTS)/05_quality_metrics.ipynb
 
 $(STAGES:%=$(REPORTS)/%.ipynb): $(REPORTS)/%.ipynb: $(NOTEBOOKS)/%.ipynb $(STAMPS)/%.json
 	@$(NAFLD) execute $* $(OPTIONS)
