@@ -238,6 +238,10 @@ def _array_source(
         found = "a damaged file" if pixels is None else f"{pixels.shape} {pixels.dtype}"
         wanted = f"{PIXELS}: expected ({n}, height, width) uint8 as {source.name} has rows"
         raise CohortError(source, [*problems, Problem(None, f"{wanted}, found {found}")], n)
+    height, width = pixels.shape[1:]
+    if height * width > images.MAX_PIXELS:
+        wanted = f"{PIXELS}: expected at most {images.MAX_PIXELS:,} pixels of an image"
+        raise CohortError(source, [*problems, Problem(None, f"{wanted}, found {width} x {height}; scale them down")], n)
 
     def image_of(place: int) -> images.Picture:
         if place % images.COMMIT_EVERY == 0:
@@ -258,8 +262,8 @@ def _masks(folder: Path, shape: tuple[int, ...], problems: Problems) -> np.ndarr
 
 
 def _mapped(path: Path) -> np.ndarray | None:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:  # a pipe of that name may never end
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
     except (OSError, ValueError, EOFError):
         return None
 

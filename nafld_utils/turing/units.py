@@ -218,7 +218,7 @@ def ratings_files(run: Run) -> dict[str, bytes]:
     if name is None:
         return {}
     path = work_root() / Path(name).expanduser()
-    if not path.exists():
+    if not (path.is_dir() or path.is_file()):
         raise ValueError(f"{path}: expected a folder of results files, or one, found nothing; correct turing.ratings.")
     found = [item for item in sorted(path.iterdir()) if item.is_file()] if path.is_dir() else [path]
     contents = {}

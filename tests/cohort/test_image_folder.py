@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import tracemalloc
 import unicodedata
@@ -591,6 +592,25 @@ def test_a_wrong_array_is_refused(tmp_path, array, message):
         np.save(path / "pixels.npy", array)
     with pytest.raises(cohort.CohortError, match=message):
         cohort.load(path, NAMES)
+
+
+def test_an_array_of_images_beyond_the_pixel_limit_is_refused_unread(tmp_path):
+    path = folder(tmp_path / "a")
+    np.lib.format.open_memmap(path / "pixels.npy", "w+", np.uint8, (8, 5001, 10_000)).flush()  # a hole on the disk
+    with pytest.raises(cohort.CohortError, match="at most 50,000,000 pixels of an image, found 10000 x 5001; scale"):
+        cohort.load(path, NAMES)
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "masks.npy", "cohort.json", "notes.txt"])
+def test_a_pipe_beside_the_images_holds_nothing_up(tmp_path, name):
+    path = folder(tmp_path / "a")
+    if name == "masks.npy":
+        np.save(path / "pixels.npy", np.stack([picture(i) for i in range(8)]))
+        (path / "cohort.json").write_text('{"simulated": "Simulated."}')
+    os.mkfifo(path / name)
+    code = f"from nafld_utils import cohort; print(len(cohort.load({str(path)!r}, {NAMES!r}).images))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "8\n", done.stderr
 
 
 def test_labels_of_other_names_are_said_once_with_the_setting(tmp_path):
