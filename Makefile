@@ -10,6 +10,7 @@ A         :=
 B         :=
 JOBS      := 2
 NOTEBOOKS := notebooks
+IMAGES    := yes
 
 override RUN := $(or $(strip $(RUN)),$(PROFILE))
 ROOT      := $(or $(NAFLD_ROOT),.)
@@ -26,6 +27,7 @@ export NAFLD_SET     := $(value SET)
 export NAFLD_DATA    := $(value DATA)
 export NAFLD_JOBS    := $(JOBS)
 export NAFLD_A       := $(value A)
+export NAFLD_IMAGES  := $(value IMAGES)
 export NAFLD_B       := $(value B)
 NAFLD   = $(VENV)/bin/nafld
 OPTIONS = --profile "$$NAFLD_PROFILE" --run "$$NAFLD_RUN" --set "$$NAFLD_SET" --data "$$NAFLD_DATA" --notebooks $(NOTEBOOKS)
@@ -58,8 +60,8 @@ plan: $(VENV)/.ready     ## say which stages would run, why, and which finished 
 dry-run: $(VENV)/.ready  ## say how many classifiers would be trained, what is done, and how long it takes here
 	@$(NAFLD) dry-run $(OPTIONS)
 
-report-zip: $(VENV)/.ready ## pack the report pages of RUN into one archive to mail
-	@$(NAFLD) report-zip -- "$$NAFLD_RUN"
+report-zip: $(VENV)/.ready ## pack the report pages of RUN into one archive to mail; IMAGES=no: without images of patients
+	@$(NAFLD) report-zip --images "$$NAFLD_IMAGES" -- "$$NAFLD_RUN"
 
 compare: $(VENV)/.ready  ## hold two finished runs against each other: make compare A=run B=run
 	@$(NAFLD) compare -- "$$NAFLD_A" "$$NAFLD_B"
@@ -76,7 +78,7 @@ $(REPORTS)/04_sampling.ipynb:             $(REPORTS)/03_ldm_training.ipynb
 $(REPORTS)/05_quality_metrics.ipynb:      $(REPORTS)/04_sampling.ipynb
 $(REPORTS)/06_classification_sweep.ipynb: $(REPORTS)/05_quality_metrics.ipynb
 $(REPORTS)/07_shap.ipynb:                 $(REPORTS)/06_classification_sweep.ipynb
-$(REPORTS)/08_turing_test.ipynb:          $(REPORTS)/04_sampling.ipynb
+$(REPORTS)/08_turing_test.ipynb:          $(REPORTS)/05_quality_metrics.ipynb
 
 $(STAGES:%=$(REPORTS)/%.ipynb): $(REPORTS)/%.ipynb: $(NOTEBOOKS)/%.ipynb $(STAMPS)/%.json
 	@$(NAFLD) execute $* $(OPTIONS)

@@ -103,11 +103,16 @@ def _index(options: argparse.Namespace) -> int:
 
 def _archive(options: argparse.Namespace) -> int:
     run = artifacts.open_run(run=options.run)
-    path = report.write_archive(run)
+    images = options.images == "yes"
+    path = report.write_archive(run, images)
     print(f"report: {path}, {path.stat().st_size / 2**20:.1f} MiB")
     for stage in report.left_out(run):
         print(f"left out: {stage}.html, since it shows which images of the Turing test are real.")
-    print("Its pages show images of patients: share them as the cohort's terms allow, and not with raters to come.")
+    if images:
+        print("With images of patients: share it as the cohort's terms allow, and not with raters to come.")
+        print("IMAGES=no packs pages without any.")
+    else:
+        print("Without images of patients, real or synthetic; its tables still have a row per patient, by number.")
     return 0
 
 
@@ -176,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", _doctor, "check this machine")
     packed = commands.add_parser("report-zip", help="pack the report pages of a finished run")
     packed.set_defaults(command=_archive)
+    packed.add_argument("--images", choices=("yes", "no"), default="yes", help="whether pages show images of patients")
     packed.add_argument("run", help="name of the run")
     compared = commands.add_parser("compare", help="write a page that holds two finished runs against each other")
     compared.set_defaults(command=_compare)

@@ -65,8 +65,8 @@ GENERATOR = [
     ("nafld_utils/quality/figures.py", '    "gan": ', '    "flat": "one grey",\n{}'),
 ]
 STAGE = [
-    ("pyproject.toml", '    "quality | turing",\n', '    "echo",\n{}'),
-    ("nafld_utils/pipeline/staleness.py", '    "08_turing_test": (', '{}"04_sampling",),\n    "09_echo": ('),
+    ("pyproject.toml", '    "turing",\n', '    "echo",\n{}'),
+    ("nafld_utils/pipeline/staleness.py", '    "08_turing_test": (', '{}"05_quality_metrics",),\n    "09_echo": ('),
     ("nafld_utils/params/settings.py", '    "08_turing_test": (', '    "09_echo": ("seed", "turing"),\n{}'),
     (
         "nafld_utils/pipeline/overview.py",

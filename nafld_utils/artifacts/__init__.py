@@ -19,7 +19,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "save_weights spreadsheet_safe"
         ).split(),
         "locks": "Busy locked remove_orphans".split(),
-        "run": "LAB Run check_disk given_to_lab open_run remembered stage_fault stored_runs".split(),
+        "run": (
+            "LAB LEFT_OUT Run check_disk given_to_lab is_private open_run remembered stage_fault stored_runs"
+        ).split(),
         "seals": "MANIFEST digest is_whole sealed unsealed".split(),
         "units": (
             "PROJECT_ROOT Unit declared_hash environment read_manifest revision threads unit_seed work_root"

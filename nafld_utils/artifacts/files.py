@@ -107,9 +107,9 @@ def save_json(path: str | Path, value: Any) -> Path:
 
 
 def load_record(path: str | Path) -> dict[str, Any] | None:
-    """Mapping in a JSON file; None where there is none, or no JSON."""
+    """Mapping in a JSON file; None where there is none, or no JSON, or a pipe that may never end."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else None
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

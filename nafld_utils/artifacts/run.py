@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME_FILES = ("path", "join", "weights", "baseline_weights", "ratings")  # last parts of keys whose value may be a file
+LEFT_OUT = "(left out)"  # stands for what names a patient or this machine
 LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
 
 
@@ -130,15 +131,18 @@ class Run:
         return Unit(self.root.joinpath(stage, *map(str, keys)), digest(recipe), recipe)
 
     def show(self, *sections: str) -> pd.DataFrame:
-        """Settings in force beside the paper profile's: ``setting, this run, paper profile, where it differs``."""
+        """Settings in force beside the paper profile's: ``setting, this run, paper profile, where it differs``.
+
+        Names of files and machines are left out, before a table cuts them short.
+        """
         import pandas as pd
 
         paper = params.load(params.BASE_PROFILE).by_key()
-        rows = [
-            (key, str(value), str(paper.get(key, "not set")) if value != paper.get(key) else "")
-            for key, value in self.settings.by_key().items()
-            if key in sections or key.split(".")[0] in sections
-        ]
+        rows = []
+        for key, value in self.settings.by_key().items():
+            if key in sections or key.split(".")[0] in sections:
+                shown = LEFT_OUT if is_private(key, value) else str(value)
+                rows.append((key, shown, str(paper.get(key, "not set")) if value != paper.get(key) else ""))
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
 
     def record_claims(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -198,6 +202,13 @@ class Run:
         for path in sorted((self.root / stage).iterdir()):
             rows.append((str(path.relative_to(work_root())), round(path.stat().st_size / 1024, 1), float("nan")))
         return pd.DataFrame(rows, columns=["file", "size_kib", "made_in_s"])
+
+
+def is_private(key: str, value: Any) -> bool:
+    """Whether a setting names a file, a folder or a machine of the user; a plain word names none."""
+    if key in ("engine.slurm", "engine.address"):
+        return bool(value)
+    return key.rpartition(".")[2] in NAME_FILES and isinstance(value, str) and not value.isalnum()
 
 
 def _mark(path: Path) -> tuple[int, int] | None:

@@ -33,7 +33,7 @@ from nafld_utils.cohort.folder_files import MARK_FILE, MASKS, PIXELS
 from nafld_utils.cohort.one_person import AS_WRITTEN, People
 from nafld_utils.cohort.problems import CohortError, Problem, Problems, shown
 
-REVISION = ("cohort_folder", 3), ("cohort_checks", 1)  # raise the first; units name the second beside it
+REVISION = ("cohort_folder", 4), ("cohort_checks", 1)  # raise the first; units name the second beside it
 MARK = "simulated"
 SOURCES = "sources.csv"  # of a run, where the stage says its path
 CONVERSIONS = {
@@ -44,6 +44,10 @@ CONVERSIONS = {
     "turned": "turned as their orientation entry says",
     "hidden": "with transparent pixels or padding, which became black",
 }
+_BURNED_IN = (
+    "expected pixels without text, found BurnedInAnnotation YES, which may be a patient's name; take the text out, or"
+    ' give SET="cohort.burned_in=allow" once you have looked at the images'
+)
 Decoder = Callable[[int], images.Picture | None]  # of the image at a place of a table; None: cannot be opened
 
 
@@ -70,8 +74,8 @@ def read(
         shapes, image_of = _array_source(folder, len(table), rows, problems, source)
         masks = _masks(folder, (len(table), *shapes[0]), problems)
     else:
-        shapes, image_of = _file_source(rows, problems)
-        _file_source(table[~used].reset_index(), problems)  # left out of this run, but not of the check
+        shapes, image_of = _file_source(rows, problems, people)
+        _file_source(table[~used].reset_index(), problems, people)  # left out of this run, but not of the check
         masks = None
     if in_place and not rows["place"].is_monotonic_increasing:
         problems.add(None, "expected rows in the order of their patients, found others; sort the table")
@@ -81,7 +85,7 @@ def read(
         raise CohortError(source, problems, len(table))
     if in_place:
         stored |= {"pixels": _mapped(folder / PIXELS), "masks": masks}
-    said = [_sentence(folder, rows, shapes, facts), one_person.told(table, people)]
+    said = [_sentence(rows, shapes, facts), one_person.told(table, people)]
     found = _cohort(folder, rows, stored, "; ".join(filter(None, said)))
     others = len(folder_table.of_others(source, people.leave_out)[0])
     found.provenance.update(images=len(table), of_other_classes=others)  # type: ignore[call-overload]
@@ -113,8 +117,8 @@ def check(
     scratch : Path, optional
         Where the images are decoded into a folder that is removed; by default where the system keeps such folders. If
         they cannot be written there, what is wrong with the table is said alone.
-    people : People or (str, str or None, sequence of str)
-        ``cohort.alike_names``, ``cohort.join``, and ``cohort.leave_out``, the labels whose images are left out.
+    people : People or its fields
+        Settings of ``cohort`` that say who is a patient, see `one_person.People`.
 
     Raises
     ------
@@ -143,7 +147,7 @@ def _open_table(folder: Path, class_names: Sequence[str], people: People) -> tup
     """
     source, in_array = folder_files.find_table(folder), (folder / PIXELS).is_file()
     table, problems = folder_table.read_table(source, class_names, not in_array, people)
-    table["patient_id"], table["path"] = patient_ids(table["patient"]), None
+    table["patient_id"], table["path"] = patient_ids(table["patient"], people.numbers, problems), None
     table["number"] = table.groupby("patient_id").cumcount()
     if in_array:
         named = table["image"].str.extract(r"_f(\d{1,6})$", expand=False)
@@ -163,11 +167,18 @@ def _open_table(folder: Path, class_names: Sequence[str], people: People) -> tup
     return source, table.assign(path=paths), problems
 
 
-def patient_ids(patient: pd.Series) -> pd.Series:
-    """Patient ids: the user's own where all are different whole numbers from 1, else counted from 1 in their order."""
+def patient_ids(patient: pd.Series, numbers: str, problems: Problems) -> pd.Series:
+    """Patient ids, counted from 1 in the order of the table; the user's own where these run from 1, or as asked for."""
     names = list(dict.fromkeys(patient))
     whole = [name.isascii() and name.isdigit() and len(name) < 12 and 0 < int(name) < 2**31 for name in names]
-    if all(whole) and len({int(name) for name in names}) == len(names):
+    own = {int(name) for name in names} if all(whole) else set()
+    unlike = len(own) != len(names)
+    if numbers == "own" and unlike:
+        found = next((name for name, fits in zip(names, whole, strict=True) if not fits), names[0])
+        wanted = "expected whole numbers from 1 to 2147483647, each written in one way, as patients"
+        remedy = 'correct the table or give SET="cohort.patient_numbers=counted"'
+        problems.add(None, f"{wanted} where cohort.patient_numbers is own, found {shown(found)}; {remedy}")
+    if not unlike and (numbers == "own" or max(own) == len(names)):  # 1 to the number of patients tells nobody anything
         return patient.astype(np.int64)
     return patient.map({name: number for number, name in enumerate(names, start=1)})
 
@@ -204,13 +215,16 @@ def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
 # ---------------------------------------------------------------- the images
 
 
-def _file_source(rows: pd.DataFrame, problems: Problems) -> tuple[np.ndarray, Decoder]:
+def _file_source(rows: pd.DataFrame, problems: Problems, people: People) -> tuple[np.ndarray, Decoder]:
     """Sizes (N, 2) from the files' headers, and the function that decodes one of them."""
     shapes = np.zeros((len(rows), 2), dtype=np.int64)
     bad = set(np.flatnonzero(rows["path"].isna()))
     for place in np.flatnonzero(rows["path"].notna()):
         try:
-            shapes[place] = images.read_header(rows["path"][place]).shape
+            header = images.read_header(rows["path"][place])
+            shapes[place] = header.shape
+            if header.burned_in and people.burned_in == "stop":
+                problems.add(rows["row"][place], f"{shown(rows['image'][place])}: {_BURNED_IN}")
         except images.ImageFault as fault:
             bad.add(place)
             problems.add(rows["row"][place], f"{shown(rows['image'][place])}: {fault}")
@@ -227,6 +241,10 @@ def _array_source(
         found = "a damaged file" if pixels is None else f"{pixels.shape} {pixels.dtype}"
         wanted = f"{PIXELS}: expected ({n}, height, width) uint8 as {source.name} has rows"
         raise CohortError(source, [*problems, Problem(None, f"{wanted}, found {found}")], n)
+    height, width = pixels.shape[1:]
+    if height * width > images.MAX_PIXELS:
+        wanted = f"{PIXELS}: expected at most {images.MAX_PIXELS:,} pixels of an image"
+        raise CohortError(source, [*problems, Problem(None, f"{wanted}, found {width} x {height}; scale them down")], n)
 
     def image_of(place: int) -> images.Picture:
         if place % images.COMMIT_EVERY == 0:
@@ -247,8 +265,8 @@ def _masks(folder: Path, shape: tuple[int, ...], problems: Problems) -> np.ndarr
 
 
 def _mapped(path: Path) -> np.ndarray | None:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:  # a pipe of that name may never end
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
     except (OSError, ValueError, EOFError):
         return None
 
@@ -360,7 +378,7 @@ def _mark(folder: Path) -> dict[str, str] | None:
     return {name: str(value) for name, value in found.items()} if found.get(MARK) else None
 
 
-def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict[str, Any]) -> str:
+def _sentence(rows: pd.DataFrame, shapes: np.ndarray, counts: dict[str, Any]) -> str:
     """What the folder holds and what was done to it, for reports; without the full stop."""
     low, high = shapes.min(axis=0), shapes.max(axis=0)
     size = f"{low[1]} x {low[0]}" if (low == high).all() else f"{low[1]} x {low[0]} to {high[1]} x {high[0]}"
@@ -370,4 +388,4 @@ def _sentence(folder: Path, rows: pd.DataFrame, shapes: np.ndarray, counts: dict
     elif rows["patient"].str.startswith("0").any():
         done.append(f"patients keep their numbers without leading zeros, {SOURCES} has them as written")
     people = rows["patient_id"].nunique()
-    return "; ".join([f"Folder {shown(folder.name)}: {len(rows)} images of {people} patients, {size} pixels", *done])
+    return "; ".join([f"A folder of {len(rows)} images of {people} patients, {size} pixels", *done])

@@ -61,10 +61,9 @@ def load(
         Folder into which a folder's images are decoded, to be read through a memory map; else they are in memory.
     keep : int, optional
         Images per patient that are read of a folder (see `Cohort.subset_frames`); all by default.
-    people : (str, str or None, sequence of str)
-        Which names are one patient: ``cohort.alike_names`` ("stop", "same" or "different") and ``cohort.join``, the
-        path of a CSV file of the columns ``patient, same_as``. Ids of a .mat file are names too. Then
-        ``cohort.leave_out``, labels of a folder's table whose images are left out.
+    people : (str, str or None, str, str, sequence of str)
+        Settings of ``cohort``: ``alike_names``; ``join``, the path of a CSV file of the columns ``patient, same_as``
+        (ids of a .mat file are names too); and, for a folder, ``patient_numbers``, ``burned_in`` and ``leave_out``.
 
     Returns
     -------
@@ -126,12 +125,12 @@ def _provenance(path: Path, sha256: str, mark: str | None) -> dict[str, str]:
     record = download.matching_record(path)
     if record is not None:
         doi, checksum = record["doi"], record["checksum"]
-        text = f"{path.name} as published under doi {doi} (the record's checksum {checksum} matches). {CITATION}."
+        text = f"The file as published under doi {doi} (the record's checksum {checksum} matches). {CITATION}."
         return {"kind": "published file", "text": text}
     if sha256 == KNOWN_CONTENT:
-        text = f"{path.name} holds the frames of the published data set (decoded array {sha256[:12]}), not its bytes."
+        text = f"The file holds the frames of the published data set (decoded array {sha256[:12]}), not its bytes."
         return {"kind": "same content", "text": f"{text} {CITATION}."}
-    text = f"{path.name} holds other frames than the published data set (decoded array {sha256[:12]})."
+    text = f"The file holds other frames than the published data set (decoded array {sha256[:12]})."
     return {"kind": "other content", "text": text}
 
 

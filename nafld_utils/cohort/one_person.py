@@ -49,11 +49,21 @@ _STEPS: dict[str, Callable[[str], str]] = {
 
 
 class People(NamedTuple):
-    """Who is a patient: ``cohort.alike_names``, ``cohort.join`` and ``cohort.leave_out`` of the settings."""
+    """Who is a patient, and how patients are told apart and kept unnamed: settings of ``cohort`` in this order.
+
+    They are ``alike_names, join, patient_numbers, burned_in, leave_out``.
+    """
 
     alike: str = "stop"
     join: str | None = None
+    numbers: str = "counted"
+    burned_in: str = "stop"
     leave_out: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, chosen: Any) -> People:
+        """As the settings of the cohort say."""
+        return cls(chosen.alike_names, chosen.join, chosen.patient_numbers, chosen.burned_in, chosen.leave_out)
 
 
 AS_WRITTEN = People()

@@ -59,12 +59,12 @@ def outlined(run: Run) -> Outline:
 def _of_folder(run: Run, folder: Path) -> tuple[pd.DataFrame, list[str], tuple[float, float]]:
     s, in_array = run.settings.cohort, (folder / folder_files.PIXELS).is_file()
     source = folder_files.find_table(folder)
-    table, problems = folder_table.read_table(
-        source, s.class_names, not in_array, People(s.alike_names, s.join, s.leave_out)
-    )
+    table, problems = folder_table.read_table(source, s.class_names, not in_array, People.of(s))
     if problems:
         raise folder_table.CohortError(source, problems, len(table))
-    rows = table.assign(patient_id=image_folder.patient_ids(table["patient"]))[["patient_id", "label", "fold"]]
+    rows = table.assign(patient_id=image_folder.patient_ids(table["patient"], s.patient_numbers, problems))[
+        ["patient_id", "label", "fold"]
+    ]
     rows = rows.sort_values("patient_id", kind="stable")  # the order in which folds are drawn
     if rows["fold"].isna().all():
         rows = rows.drop(columns="fold")

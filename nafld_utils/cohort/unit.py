@@ -48,6 +48,8 @@ def cohort_unit(run: Run, fetch: bool = False) -> Unit:
     if (s.alike_names, s.join) != People()[:2]:  # the units of runs before these settings stay as they are
         settings |= {"alike_names": s.alike_names, "join": _joins(run)}
         modules += ["patient_names"]
+    usual = {"patient_numbers": People().numbers, "burned_in": People().burned_in} if is_folder(run) else {}
+    settings |= {name: getattr(s, name) for name, value in usual.items() if getattr(s, name) != value}
     return run.unit(COHORT, settings=settings, inputs=_source(run, fetch), modules=modules)
 
 
@@ -135,7 +137,7 @@ def _load(run: Run, work: Path) -> Cohort:
     """The cohort found or simulated; what lies on disk until it is stored lies in the folder `work`."""
     s = run.settings.cohort
     if s.source != "simulated":
-        people = People(s.alike_names, s.join, s.leave_out)
+        people = People.of(s)
         found = loading.find(s, run.data)
         return loading.load(found, s.class_names, s.fat_threshold, work, s.frames_per_patient, people)
     engine.announce(f"simulating {s.n_patients} patients")

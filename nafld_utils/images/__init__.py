@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "crop_corner crop_window cut extract_crop find_region random_box region_mask resize_box "
             "rotate_about to_float whole_box"
         ).split(),
-        "grey_levels": "ImageFault Picture".split(),
+        "grey_levels": "ImageFault MAX_PIXELS Picture".split(),
         "image_file": "read read_header".split(),
         "image_store": "COMMIT_EVERY Ragged Store move release stream".split(),
         "semantic_maps": "warp_map".split(),

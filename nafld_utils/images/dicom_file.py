@@ -9,6 +9,7 @@ cannot be read is named in an `ImageFault`. Source: DICOM PS3.3, C.7.6.3, C.7.5.
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ SAVE = "correct the tag or save it as PNG"
 USUAL_BITS = (8, 12, 16)
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
+# Choice: of an inflated file, more than the largest image that is read needs in 16-bit colour.
+MOST_BYTES = 2**29
 VIDEOS = ("MPEG", "HEVC", "H.26")
 Span = tuple[float, float] | None  # of values
 
@@ -56,9 +59,30 @@ def dataset(path: Path, **options: Any) -> Any:
         raise ImageFault(f"expected pydicom to read a DICOM file, found it not installed; {EXTRA}") from None
     try:
         with warnings.catch_warnings(action="ignore"):  # values of other tags that break the standard
+            _refuse_bomb(path)
             return pydicom.dcmread(path, **options)
+    except ImageFault:
+        raise
     except Exception as error:
         raise ImageFault(f"expected a DICOM file, found damaged content ({reason(error)})") from None
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a deflated file that inflates to more than `MOST_BYTES`, before pydicom inflates it whole."""
+    from pydicom import filereader, uid
+
+    with open(path, "rb") as handle:
+        filereader.read_preamble(handle, force=True)
+        about = filereader.read_dataset(handle, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        if about.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+            return
+        total, unpack = 0, zlib.decompressobj(-zlib.MAX_WBITS)
+        while not unpack.eof and (packed := unpack.unconsumed_tail or handle.read(2**16)):
+            total += len(unpack.decompress(packed, 2**20))
+            if total > MOST_BYTES:
+                size = path.stat().st_size
+                found = f"found {size} bytes that inflate to more; save it uncompressed"
+                raise ImageFault(f"expected at most {MOST_BYTES >> 20} MiB, {found}")
 
 
 def read_header(path: Path, command: str) -> Header:
@@ -73,7 +97,8 @@ def read_header(path: Path, command: str) -> Header:
         ) from None
     if video := video_of(data):
         raise ImageFault(f"expected one image, found a video ({video}); make one file of each frame with {command}")
-    return Header(checked(height, width, pages, command), "DICOM")
+    burned_in = str(data.get("BurnedInAnnotation") or "").strip().upper() == "YES"  # PS3.3, C.7.6.1
+    return Header(checked(height, width, pages, command), "DICOM", burned_in)
 
 
 def video_of(data: Any) -> str:

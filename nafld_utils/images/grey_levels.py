@@ -21,10 +21,14 @@ class ImageFault(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself: ``shape`` (height, width) after turning, ``kind`` PNG, JPEG, TIFF or DICOM."""
+    """What a file says about itself: ``shape`` (height, width) after turning, ``kind`` PNG, JPEG, TIFF or DICOM.
+
+    ``burned_in``: it says that text is burned into the pixels.
+    """
 
     shape: tuple[int, int]
     kind: str
+    burned_in: bool = False
 
 
 @dataclass(frozen=True)

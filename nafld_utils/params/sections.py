@@ -42,6 +42,8 @@ class CohortSettings(Section):
     frames_per_patient: Count | None
     alike_names: Literal["stop", "same", "different"]
     join: str | None
+    patient_numbers: Literal["counted", "own"]
+    burned_in: Literal["stop", "allow"]
     n_patients: Annotated[int, Field(ge=2, le=100_000)]
     simulation_seed: NonNegative
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from nafld_utils import artifacts, engine
 from nafld_utils.artifacts import Run
-from nafld_utils.pipeline import staleness
+from nafld_utils.pipeline import redaction, staleness
 
 _HEARTBEAT = 30.0  # seconds without a word after which the running cell is named again
 
@@ -126,11 +126,11 @@ def _execute(run: Run, stage: str, notebook: Path, half: Path) -> None:
     except BaseException as error:
         copy = failed if half.exists() else None
         if copy:
-            os.replace(half, copy)
+            _keep(run, half, copy)
         if isinstance(error, Exception | KeyboardInterrupt):
             raise StageError(f"{stage} failed: {_reason(error)}", copy) from error
         raise
-    _publish(half, staleness.report_path(run, stage))
+    _keep(run, half, staleness.report_path(run, stage))
     failed.unlink(missing_ok=True)
 
 
@@ -282,14 +282,16 @@ def _reason(error: BaseException) -> str:
     return lines[-1] if isinstance(error, StageError) else f"{type(error).__name__}: {lines[-1]}"
 
 
-def _publish(half: Path, report: Path) -> None:
-    """Give the executed notebook its name; the file names that papermill noted are those of this machine."""
+def _keep(run: Run, half: Path, kept: Path) -> None:
+    """Give an executed notebook its name, without what names a patient or this machine; one cut short goes."""
     import nbformat
 
-    notebook = nbformat.read(half, as_version=4)
-    note = notebook.metadata.get("papermill", {})
-    note["input_path"], note["output_path"] = f"notebooks/{report.name}", report.name
-    note.pop("environment_variables", None)
-    with artifacts.replacing(report) as temporary:
-        nbformat.write(notebook, temporary)
+    with contextlib.suppress(ValueError, nbformat.validator.NotebookValidationError):
+        notebook = nbformat.read(half, as_version=4)
+        note = notebook.metadata.get("papermill", {})
+        note["input_path"], note["output_path"] = f"notebooks/{kept.name}", kept.name
+        note.pop("environment_variables", None)
+        redaction.redact_notebook(run, notebook)
+        with artifacts.replacing(kept) as temporary:
+            nbformat.write(notebook, temporary)
     half.unlink()

@@ -30,7 +30,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "05_quality_metrics": ("04_sampling",),
     "06_classification_sweep": ("05_quality_metrics",),  # the filtered set is one of its arms
     "07_shap": ("06_classification_sweep",),
-    "08_turing_test": ("04_sampling",),
+    "08_turing_test": ("05_quality_metrics",),
 }
 STAGES = tuple(UPSTREAM)
 

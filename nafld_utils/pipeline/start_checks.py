@@ -80,7 +80,7 @@ def check_folder(run: Run) -> None:
     if path is not None and path.is_dir():
         scratch = artifacts.existing(run.root)
         try:
-            people = (s.cohort.alike_names, s.cohort.join, s.cohort.leave_out)
+            people = cohort.one_person.People.of(s.cohort)
             cohort.check(path, s.cohort.class_names, s.folds.n_splits, s.cohort.frames_per_patient, scratch, people)
         except cohort.CohortError as error:
             raise error.written(run.root / cohort.WHOLE_LIST) from None

@@ -13,7 +13,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "patient_distance_units patient_distances precision_recall stage"
     ).split(),
     submod_attrs={
-        "copy_units": "audit_copies audit_unit calibration closest copied_patients release_unit summary".split(),
+        "copy_units": (
+            "audit_copies audit_unit calibration closest copied_patients release_unit summary withheld withheld_words"
+        ).split(),
         "filter": "quota".split(),
         "filter_units": "NAME choose_images kept_against_rest open_set set_unit unit_of".split(),
         "galleries": "judged_images pictures spread".split(),

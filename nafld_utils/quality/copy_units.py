@@ -6,6 +6,7 @@ what is known to be no copy. Thresholds come from the training patients alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,18 @@ def audit_copies(run: Run) -> None:
         with unit.writing() as folder:
             rest = table.drop(columns=first.columns, errors="ignore")
             save_table(folder / "synthetic_release.csv", pd.concat([first, rest], axis=1))
+
+
+def withheld(run: Run, generator: str, fold: int) -> np.ndarray:
+    """Which images of a set may not be given away, since the audit calls them copies: (n,) bool, in the set's order."""
+    return audit_unit(run, generator, fold).require().load_table("table.csv")["copy"].to_numpy(bool)
+
+
+def withheld_words(run: Run, names: Iterable[str]) -> str:
+    """A sentence, after a blank, on how many images of these generators are withheld; empty where none is."""
+    found = np.concatenate([withheld(run, name, fold) for name in names for fold in ldm.folds_of(run)])
+    n = int(found.sum())
+    return f" {n} of {len(found)} synthetic images are withheld as copies of patients and not shown." if n else ""
 
 
 def audits(run: Run) -> pd.DataFrame:

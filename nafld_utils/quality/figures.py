@@ -172,7 +172,8 @@ def closest_pairs(table: pd.DataFrame, axes: np.ndarray) -> None:
     `table` is that of `quality.closest`: ``fold, patient, correlation, copy, image, nearest``.
     """
     items = table.to_dict("records")
-    above = [f"correlation {item['correlation']:.2f}" + (", a copy" if item["copy"] else "") for item in items]
+    marks = [",\nwithheld as a copy" if item["copy"] else "" for item in items]
+    above = [f"correlation {item['correlation']:.2f}{mark}" for item, mark in zip(items, marks, strict=True)]
     _pairs(axes, items, above, [f"patient {item['patient']}, fold {item['fold']}" for item in items])
 
 
@@ -187,7 +188,7 @@ def beside_nearest(items: Sequence[Mapping[str, Any]], axes: np.ndarray, class_n
     ]
     below = [
         f"patient {item['nearest_patient']}\ncorrelation {item['correlation']:.2f}"
-        + (", a copy" if item["is_copy"] else "")
+        + (", withheld as a copy" if item["is_copy"] else "")
         for item in items
     ]
     _pairs(axes, items, above, below)

@@ -51,7 +51,7 @@ def make(run: Run, fold: int) -> None:
     scores = drawn.assign(
         realism=precision_recall.realism(made, real, patients, run.settings.quality.neighbours),
         agreement=np.where(drawn["label"] == 1, fatty, 1.0 - fatty),
-        copy=copy_units.audit_unit(run, generator, fold).load_table("table.csv")["copy"],
+        copy=copy_units.withheld(run, generator, fold),
     )
     with unit.writing() as folder:
         save_table(folder / "table.csv", filter.choose(scores, run.settings.quality.filter_keep))

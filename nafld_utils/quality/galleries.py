@@ -50,9 +50,9 @@ def pictures(run: Run, item: Any) -> tuple[np.ndarray, np.ndarray]:
 def spread(run: Run, table: pd.DataFrame, generator: str, n: int = 6) -> list[dict[str, Any]]:
     """Rows of `judged_images`, each with its ``image`` and ``nearest``, evenly spread over a generator's scores.
 
-    There are `n`, the image nearest to real ones and the farthest among them.
+    There are `n`, the image nearest to real ones and the farthest among them; images withheld as copies are not shown.
     """
-    part = table[table["generator"] == generator].sort_values("distance", kind="stable")
-    places = np.unique(np.rint(np.linspace(0, len(part) - 1, n)).astype(int))
+    part = table[(table["generator"] == generator) & ~table["is_copy"]].sort_values("distance", kind="stable")
+    places = np.unique(np.rint(np.linspace(0, len(part) - 1, min(n, len(part)))).astype(int))
     rows = part.iloc[places].to_dict("records")
     return [{**item, **dict(zip(("image", "nearest"), pictures(run, item), strict=True))} for item in rows]

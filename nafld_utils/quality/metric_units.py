@@ -11,7 +11,7 @@ import pandas as pd
 from nafld_utils import engine, ldm, networks, sampling
 from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, remembered, save_table, unit_seed
 from nafld_utils.params import SetName
-from nafld_utils.quality import metric_tables
+from nafld_utils.quality import copy_units, metric_tables
 from nafld_utils.quality.metric_tables import FeatureSet
 from nafld_utils.sampling import NOISE, REAL, TRADITIONAL
 
@@ -192,11 +192,13 @@ def scored(run: Run, generator: str) -> pd.DataFrame:
 
 
 def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
-    """The `n` images of a model nearest to and farthest from held-out real images of their fold.
+    """The `n` images of a model nearest to and farthest from held-out real images of their fold, of those not withheld.
 
     Columns ``distance`` (feature units), ``fold``, ``kind`` ("near" or "far"), ``label``, ``image`` ((S, S) uint8).
     """
-    table = scored(run, generator).sort_values("distance", kind="stable", ignore_index=True)
+    table = scored(run, generator).sort_values("distance", kind="stable")
+    kept = {fold: ~copy_units.withheld(run, generator, int(fold)) for fold in table["fold"].unique()}
+    table = table[[kept[fold][row] for fold, row in zip(table["fold"], table["row"], strict=True)]]
     table = pd.concat([table.head(n).assign(kind="near"), table.tail(n)[::-1].assign(kind="far")], ignore_index=True)
     drawn = {int(fold): sampling.open_set(run, generator, int(fold)) for fold in table["fold"].unique()}
     places = list(zip(table["fold"], table.pop("row"), strict=True))

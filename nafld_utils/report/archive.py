@@ -1,8 +1,9 @@
 """A run's report pages in one archive.
 
 Contract: the same pages give the same bytes, since entries are sorted and carry no time and no owner; the archive
-appears whole or not at all. Left out are the executed notebooks, which hold what the pages hold and folders of this
-machine besides, and, until raters' answers are given, the page of the Turing test, which is its key.
+appears whole or not at all. Left out are the executed notebooks, which hold what the pages hold, and, until raters'
+answers are given, the page of the Turing test, which is its key. One form has no images of patients, neither real nor
+synthetic, since a synthetic one may be a copy; its name and its front page say so.
 """
 
 from __future__ import annotations
@@ -23,26 +24,28 @@ def left_out(run: Run) -> list[str]:
     return [] if run.settings.turing.ratings else [KEY_PAGE]
 
 
-def write_archive(run: Run) -> Path:
+def write_archive(run: Run, images: bool = True) -> Path:
     """Write ``reports/<run>/<run>-report.zip``: a front page and the pages of the stages.
 
-    Raises
-    ------
-    ValueError
-        The run has no whole and current report.
+    Without `images` it is ``<run>-report-no-images.zip``. ValueError: the run has no whole and current report.
     """
     stored.require_finished(run)
-    behind = left_out(run)
-    entries = {"index.html": index.index_html(run, left_out=behind, executed=False)}
+    behind, name = left_out(run), f"{run.name}-report{'' if images else '-no-images'}"
+    entries = {"index.html": index.index_html(run, left_out=behind, executed=False, images=images)}
     for stage in pipeline.STAGES:
         if stage not in behind:
-            entries[f"{stage}.html"] = _unlinked(notebooks.page_path(run, stage).read_text(encoding="utf-8"), behind)
-    path = run.reports / f"{run.name}-report.zip"
+            page = notebooks.page_path(run, stage).read_text(encoding="utf-8")
+            if not images:
+                page = notebooks.notebook_html(
+                    run, stage, notebooks.without_images(notebooks.read_notebook(run, stage))
+                )
+            entries[f"{stage}.html"] = _unlinked(page, behind)
+    path = run.reports / f"{name}.zip"
     with artifacts.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(entries):
-            entry = zipfile.ZipInfo(f"{run.name}-report/{name}", _TIME)
+        for page in sorted(entries):
+            entry = zipfile.ZipInfo(f"{name}/{page}", _TIME)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            archive.writestr(entry, entries[name].encode())
+            archive.writestr(entry, entries[page].encode())
     return path
 
 

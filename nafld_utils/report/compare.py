@@ -75,7 +75,7 @@ def comparison_html(a: Run, b: Run) -> str:
         claims=claims,
         figures=_figures(read),
     )
-    return pages.without_folders(b, pages.without_folders(a, page))
+    return pipeline.redacted(b, pipeline.redacted(a, page))
 
 
 def _short(a: Run, b: Run, settings: list[dict[str, str]], rows: list[dict[str, Any]]) -> list[str]:
@@ -107,12 +107,14 @@ def _units(run: Run, stage: str) -> set[tuple[str, str]]:
 
 
 def _settings(a: Run, b: Run) -> list[dict[str, str]]:
-    one, two = stored.recorded_settings(a), stored.recorded_settings(b)
+    one, two, absent = stored.recorded_settings(a), stored.recorded_settings(b), "not a setting then"
     return [
         {
             "name": key,
-            "a": pages.without_folders(a, str(one.get(key, "not a setting then"))),
-            "b": pages.without_folders(b, str(two.get(key, "not a setting then"))),
+            **{
+                side: artifacts.LEFT_OUT if artifacts.is_private(key, found.get(key)) else str(found.get(key, absent))
+                for side, found in (("a", one), ("b", two))
+            },
         }
         for key in {**one, **two}
         if one.get(key) != two.get(key) or (key in one) != (key in two)

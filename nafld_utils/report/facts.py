@@ -215,10 +215,7 @@ def finished(notebooks: Iterable[Any]) -> str:
 def settings(run: Run) -> list[dict[str, str]]:
     """Settings in force, each with the paper profile's value where it differs; no folder of this machine."""
     shown = run.show(*(name for name in type(run.settings).model_fields if name != "profile"))
-    return [
-        {"name": key, "value": pages.without_folders(run, value), "paper": paper}
-        for key, value, paper in shown.itertuples(index=False)
-    ]
+    return [{"name": key, "value": value, "paper": paper} for key, value, paper in shown.itertuples(index=False)]
 
 
 def declared(run: Run) -> dict[str, Any]:
@@ -257,7 +254,11 @@ def command(run: Run) -> str:
     given = artifacts.load_record(run.root / "settings" / "run.json")
     if not given:
         return ""
-    return pages.without_folders(run, pipeline.command("all", run.name, given))
+    overrides = {
+        key: artifacts.LEFT_OUT if artifacts.is_private(key, value) else value
+        for key, value in given.get("overrides", {}).items()
+    }
+    return pipeline.command("all", run.name, given | {"overrides": overrides})
 
 
 def manifests(run: Run) -> list[dict[str, Any]]:

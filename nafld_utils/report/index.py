@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, views
+from nafld_utils import artifacts, pipeline, views
 from nafld_utils.artifacts import Run
 from nafld_utils.report import answers, facts, pages, reforms, texts
-from nafld_utils.report.notebooks import key_figures, read_notebooks
+from nafld_utils.report.notebooks import key_figures, read_notebooks, without_images
 
 
 def write_index(run: Run) -> Path:
@@ -20,7 +20,7 @@ def write_index(run: Run) -> Path:
     return artifacts.save_text(run.reports / "index.html", index_html(run))
 
 
-def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) -> str:
+def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True, images: bool = True) -> str:
     """The front page of a run, from what its stages have stored.
 
     Parameters
@@ -31,13 +31,15 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         Stages whose page does not go along; they are named and not linked.
     executed : bool
         Whether executed notebooks lie beside the page, so that it may link to them.
+    images : bool
+        Whether this page and those beside it show images of patients.
 
     Returns
     -------
     str
         HTML.
     """
-    notebooks = read_notebooks(run)
+    notebooks = {stage: found if images else without_images(found) for stage, found in read_notebooks(run).items()}
     left_out, table = set(left_out), facts.claims_table(run)
     claims = facts.claims(table, notebooks)
     page = pages.render(
@@ -58,6 +60,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         cohort=facts.cohort(run),
         stages=facts.stages(run, notebooks, left_out),
         executed=executed,
+        images=images,
         pages=set(notebooks) - left_out,
         declared=facts.declared(run),
         settings=facts.settings(run),
@@ -66,7 +69,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True) ->
         limits=texts.limits(run, notebooks, table),
         reforms=reforms.for_page(reforms.checklist(run, table)),
     )
-    return pages.without_folders(run, page)
+    return pipeline.redacted(run, page)
 
 
 def _figures(notebooks: dict[str, Any]) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from nafld_utils.report import pages
 
 KEY_FIGURE = "key-figure"  # tag of the notebook cells whose figures sum up a stage
 ANSWER_FIGURE = "answer-figure"  # tag of those, where there are more than two, that the answer rests on
+SHOWS_IMAGES = "shows-images"  # tag of those whose figures show images of patients, real or synthetic
 _PER_STAGE = 2  # figures of one notebook on the front page
 _IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -57,6 +58,17 @@ def read_notebook(run: Run, stage: str) -> Any:
     return nbformat.read(os.fspath(path), as_version=4)
 
 
+def without_images(notebook: Any) -> Any:
+    """The notebook, in place, with a sentence where a figure shows images of patients."""
+    import nbformat
+
+    for cell in notebook.cells:
+        if SHOWS_IMAGES in cell.metadata.get("tags", []):
+            note = nbformat.v4.new_output("display_data", {"text/markdown": "Images of patients are left out here."})
+            cell.outputs = [output for output in cell.outputs if not {*_IMAGES} & {*output.get("data", {})}] + [note]
+    return notebook
+
+
 def read_notebooks(run: Run) -> dict[str, Any]:
     """Stage to executed notebook, of the stages that have one."""
     return {stage: read_notebook(run, stage) for stage in pipeline.STAGES if pipeline.report_path(run, stage).exists()}
@@ -81,6 +93,7 @@ def notebook_html(run: Run, stage: str, notebook: Any) -> str:
     """
     from nbconvert import HTMLExporter
 
+    pipeline.redact_notebook(run, notebook)  # one of an older version of the package holds paths
     _prepare(notebook)
     exporter = HTMLExporter(template_name="basic", template_file=str(pages.TEMPLATES / "notebook.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
@@ -96,7 +109,7 @@ def notebook_html(run: Run, stage: str, notebook: Any) -> str:
         "foot": f"Run {run.name}, profile {run.settings.profile}. {pages.citation()}",
     }
     html, _ = exporter.from_notebook_node(notebook, resources={"page": page})
-    return pages.without_folders(run, html)
+    return html
 
 
 def _links(stage: str) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import params, pipeline, views
+from nafld_utils import params, views
 from nafld_utils.artifacts import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -142,17 +142,6 @@ def plain(text: str) -> str:
     """Markdown of a sentence as plain text."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     return " ".join(re.sub(r"[*`]|(?<!\w)_|_(?!\w)", "", text).split())
-
-
-def without_folders(run: Run, text: str) -> str:
-    """`text` without the folders of the user's own files: a page tells no stranger where they lie."""
-    for key in (key for keys in pipeline.USER_FILES.values() for key in keys):
-        value = run.settings.section(key)
-        if value and Path(value).is_absolute() and Path(value).parent != Path("/"):
-            folder = f"{Path(value).parent}/"
-            for written in (folder, html.escape(folder)):
-                text = text.replace(written, "…/")
-    return text
 
 
 def clean(source: str, label: str) -> str:

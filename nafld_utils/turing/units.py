@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import ldm, preprocessing, sampling, views
+from nafld_utils import ldm, preprocessing, quality, sampling, views
 from nafld_utils.artifacts import (
     Run,
     Unit,
@@ -38,7 +38,7 @@ from nafld_utils.turing.page import build, load_texts, separation
 if TYPE_CHECKING:
     from nafld_utils.params import TuringSettings
 
-REVISION = ("stages.turing", 2)
+REVISION = ("stages.turing", 3)
 
 _NULLABLE = {"patient_id": "Int64", "fold": "Int64"}
 _TEXT = ("note", "over", "rater", "file", "status")  # columns that stay text where they are empty
@@ -89,9 +89,9 @@ def set_unit(run: Run) -> Unit:
     """Unit of the image set."""
     section = run.settings.section("turing")
     inputs = [preprocessing.preprocess_unit(run)]
-    inputs += [
-        sampling.synthetic_unit(run, task["conditioning"], task["fold"]) for task in ldm.autoencoder_units.tasks(run)
-    ]
+    for task in ldm.autoencoder_units.tasks(run):
+        of_set = run, task["conditioning"], task["fold"]
+        inputs += [sampling.synthetic_unit(*of_set), quality.audit_unit(*of_set)]
     settings = {name: section[name] for name in (*sitting.NUMBERS, "seed")}
     settings["synthetic"] = list(run.settings.ldm.conditionings)
     return run.unit("turing", "set", settings=settings, inputs=inputs, modules=["turing_sitting", "stages.turing"])
@@ -99,11 +99,6 @@ def set_unit(run: Run) -> Unit:
 
 def make_set(run: Run) -> TuringSet:
     """Draw the set from the cohort's images and every fold's synthetic sets, unless it is there, and open it.
-
-    Returns
-    -------
-    TuringSet
-        Opened.
 
     Raises
     ------
@@ -113,15 +108,17 @@ def make_set(run: Run) -> TuringSet:
     Notes
     -----
     Choice: a real image is shown as one of its stored random crops, because the models learnt from such crops; shown
-    whole, real images would be recognised by their field of view. Both kinds are 8-bit and of one size.
+    whole, real images would be recognised by their field of view. Both kinds are 8-bit and of one size. Synthetic
+    images that the copy audit withholds are not shown.
     """
     unit = set_unit(run)
     if not unit.done():
         real = preprocessing.open_preprocessed(run)
         sets = {(t["conditioning"], t["fold"]): sampling.open_synthetic(**t) for t in ldm.autoencoder_units.tasks(run)}
         tables: dict[str, list[pd.DataFrame]] = {}
-        for (model, _), one in sets.items():
-            tables.setdefault(model, []).append(one.table.assign(row=np.arange(len(one.table))))
+        for (model, fold), one in sets.items():
+            table = one.table.assign(row=np.arange(len(one.table)))
+            tables.setdefault(model, []).append(table[~quality.withheld(run, model, fold)])
         pools = {model: pd.concat(tables[model], ignore_index=True) for model in run.settings.ldm.conditionings}
         settings, seed = run.settings.turing, run.settings.turing.seed
         items = sitting.draw_set(real.images, pools, settings, run.settings.cohort.class_names)
@@ -154,12 +151,13 @@ def shortfall(run: Run, shown: TuringSet) -> str:
     """One sentence: whether the set has the images that were asked for, and what there is where it has not."""
     table = numbers(run, shown)
     few = table[table["shown"] < table["asked"]]
+    copied = quality.withheld_words(run, run.settings.ldm.conditionings)
     if few.empty:
-        return f"Shown as asked for: {len(shown.items)} images."
+        return f"Shown as asked for: {len(shown.items)} images.{copied}"
     parts = ", ".join(f"{row.shown} of {row.asked} ({row.images})" for row in few.itertuples())
     return (
         f"FEWER IMAGES than asked for: {parts}. The cohort or the synthetic sets hold no more; of a class both kinds"
-        " are lowered in proportion, so that the share of real images stays about as asked for."
+        f" are lowered in proportion, so that the share of real images stays about as asked for.{copied}"
     )
 
 
@@ -220,7 +218,7 @@ def ratings_files(run: Run) -> dict[str, bytes]:
     if name is None:
         return {}
     path = work_root() / Path(name).expanduser()
-    if not path.exists():
+    if not (path.is_dir() or path.is_file()):
         raise ValueError(f"{path}: expected a folder of results files, or one, found nothing; correct turing.ratings.")
     found = [item for item in sorted(path.iterdir()) if item.is_file()] if path.is_dir() else [path]
     contents = {}

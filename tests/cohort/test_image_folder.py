@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tracemalloc
 import unicodedata
@@ -70,22 +71,47 @@ def test_a_folder_of_images_is_a_cohort(tmp_path):
     assert "8 images of 4 patients, 30 x 24 pixels" in found.provenance["text"]
 
 
-def test_whole_numbers_stay_the_patients_ids(tmp_path):
-    rows = [{**row, "patient": 7 * (4 - int(row["patient"][2]))} for row in ROWS]
+def test_hospital_numbers_are_counted_unless_a_setting_keeps_them(tmp_path):
+    rows = [{**row, "patient": f"{4711 * (4 - int(row['patient'][2])):06d}"} for row in ROWS]
+    path = folder(tmp_path / "a", rows)
+    found = cohort.load(path, NAMES)
+    assert found.patients["patient_id"].tolist() == [1, 2, 3, 4]
+    assert found.images["image_id"].iloc[-1] == "p004_f01"
+    assert (found.pixels[0] == picture(0)).all(), "patients come in the order of the table"
+    assert found.sources["patient"].tolist()[::2] == ["018844", "014133", "009422", "004711"]
+    assert "; patients are numbered in the order of the table, sources.csv has their names" in found.provenance["text"]
+    kept = cohort.load(path, NAMES, people=("stop", None, "own"))
+    assert kept.patients["patient_id"].tolist() == [4711, 9422, 14133, 18844]
+    assert (kept.pixels[0] == picture(6)).all(), "patients come in the order of their ids"
+    assert "; patients keep their numbers without leading zeros, sources.csv has them" in kept.provenance["text"]
+    with pytest.raises(cohort.CohortError, match=r"where cohort\.patient_numbers is own, found P-0; correct the table"):
+        cohort.load(folder(tmp_path / "b"), NAMES, people=("stop", None, "own"))
+
+
+def test_numbers_from_1_stay_as_they_are(tmp_path):
+    rows = [{**row, "patient": 4 - int(row["patient"][2])} for row in ROWS]
     found = cohort.load(folder(tmp_path / "a", rows), NAMES)
-    assert found.patients["patient_id"].tolist() == [7, 14, 21, 28]
-    assert (found.pixels[0] == picture(6)).all(), "patients come in the order of their ids"
-    assert "patients keep" not in found.provenance["text"]
+    assert found.patients["patient_id"].tolist() == [1, 2, 3, 4]
+    assert (found.pixels[0] == picture(6)).all(), "patient 1 is the table's last"
     assert "patients are numbered" not in found.provenance["text"]
+    assert "patients keep" not in found.provenance["text"]
 
 
-def test_numbers_with_leading_zeros_are_not_said_to_be_counted(tmp_path):
-    rows = [{**row, "patient": f"{7 * (4 - int(row['patient'][2])):03d}"} for row in ROWS]
-    found = cohort.load(folder(tmp_path / "a", rows), NAMES)
-    assert found.patients["patient_id"].tolist() == [7, 14, 21, 28]
-    assert found.sources["patient"].tolist()[::2] == ["007", "014", "021", "028"]
-    assert "; patients keep their numbers without leading zeros, sources.csv has them" in found.provenance["text"]
-    assert "in the order of the table" not in found.provenance["text"]
+@pytest.mark.parametrize(("said", "refused"), [("YES", True), ("NO", False), ("", False)])
+def test_text_burned_into_dicom_pixels_stops_unless_it_is_allowed(tmp_path, said, refused):
+    path = folder(tmp_path / "a")
+    rows = [{**row, "image": f"{place}.dcm"} for place, row in enumerate(ROWS)]
+    pd.DataFrame(rows).to_csv(path / "images.csv", index=False)
+    for place in range(len(ROWS)):
+        dicom(path / f"{place}.dcm", picture(place), BurnedInAnnotation=said if place == 3 else "NO")
+    if not refused:
+        assert len(cohort.load(path, NAMES).images) == len(ROWS)
+        return
+    [(row, text)] = problems(path)
+    assert row == 5
+    assert text.startswith("3.dcm: expected pixels without text, found BurnedInAnnotation YES")
+    assert 'give SET="cohort.burned_in=allow"' in text
+    assert len(cohort.load(path, NAMES, people=("stop", None, "counted", "allow")).images) == len(ROWS)
 
 
 def test_numbers_that_are_two_names_of_one_number_are_names(tmp_path):
@@ -569,6 +595,25 @@ def test_a_wrong_array_is_refused(tmp_path, array, message):
         cohort.load(path, NAMES)
 
 
+def test_an_array_of_images_beyond_the_pixel_limit_is_refused_unread(tmp_path):
+    path = folder(tmp_path / "a")
+    np.lib.format.open_memmap(path / "pixels.npy", "w+", np.uint8, (8, 5001, 10_000)).flush()  # a hole on the disk
+    with pytest.raises(cohort.CohortError, match="at most 50,000,000 pixels of an image, found 10000 x 5001; scale"):
+        cohort.load(path, NAMES)
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "masks.npy", "cohort.json", "notes.txt"])
+def test_a_pipe_beside_the_images_holds_nothing_up(tmp_path, name):
+    path = folder(tmp_path / "a")
+    if name == "masks.npy":
+        np.save(path / "pixels.npy", np.stack([picture(i) for i in range(8)]))
+        (path / "cohort.json").write_text('{"simulated": "Simulated."}')
+    os.mkfifo(path / name)
+    code = f"from nafld_utils import cohort; print(len(cohort.load({str(path)!r}, {NAMES!r}).images))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "8\n", done.stderr
+
+
 def test_labels_of_other_names_are_said_once_with_the_setting(tmp_path):
     path = folder(tmp_path / "a")
     with pytest.raises(cohort.CohortError, match=r"1 problem in 8 rows\n.*cohort.class_names=\[benign, malig"):
@@ -739,7 +784,7 @@ def test_a_patient_of_a_class_that_is_left_out_is_of_no_other(tmp_path):
     with pytest.raises(
         cohort.CohortError, match=r"row 2: .*found cyst, which cohort.leave_out leaves out, and another"
     ):
-        cohort.load(folder(tmp_path / "a", rows), NAMES, people=("stop", None, ("cyst",)))
+        cohort.load(folder(tmp_path / "a", rows), NAMES, people=("stop", None, "counted", "stop", ("cyst",)))
     with pytest.raises(params.SettingsError, match="leave_out must name none of class_names"):
         params.load("smoke", {"cohort.leave_out": ["Fatty"]})
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pydicom
@@ -270,3 +271,41 @@ def test_a_video_in_dicom_is_refused_and_its_stream_is_written(tmp_path, capsys)
     assert "ffmpeg -i" in capsys.readouterr().out
     assert (tmp_path / "a.stream").read_bytes() == b"a stream"
     assert dicom_file.video_of(data).startswith("MPEG-4")
+
+
+def test_a_deflated_file_is_read_unless_it_is_a_bomb(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    path = deflated(tmp_path / "a.dcm", values)
+    assert (images.read(path).pixels == values).all()
+    bomb = deflated(tmp_path / "b.dcm", np.zeros((3000, 1000), np.uint8))
+    assert bomb.stat().st_size < 10_000
+    monkeypatch.setattr(dicom_file, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(pydicom, "dcmread", lambda *_, **__: pytest.fail("inflated whole"))
+    with pytest.raises(images.ImageFault, match=r"at most 1 MiB, found \d+ bytes that inflate to more; save it"):
+        images.read_header(bomb)
+
+
+def test_a_bomb_of_the_usual_limit_takes_little_memory(tmp_path):
+    import tracemalloc
+
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    small = deflated(tmp_path / "small.dcm", np.zeros((8, 8), np.uint8)).read_bytes()
+    length = int.from_bytes(small[140:144], "little")  # of the part of the file that is not deflated
+    with open(tmp_path / "b.dcm", "wb") as handle:
+        handle.write(small[: 144 + length])
+        for _ in range(dicom_file.MOST_BYTES // 2**24 + 1):
+            handle.write(packer.compress(bytes(2**24)))
+        handle.write(packer.flush())
+    tracemalloc.start()
+    with pytest.raises(images.ImageFault, match=r"at most 512 MiB, found \d+ bytes that inflate to more"):
+        images.read_header(tmp_path / "b.dcm")
+    assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    tracemalloc.stop()
+
+
+def deflated(path, values):
+    """The file of `write`, saved with the transfer syntax of PS3.5, A.5."""
+    data = pydicom.dcmread(write(path, values))
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    data.save_as(path, enforce_file_format=True)
+    return path

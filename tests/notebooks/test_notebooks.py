@@ -150,7 +150,7 @@ def planned(overrides=""):
     [
         ("shap.n_samples=11", ["07_shap"]),
         ("turing.seed=5", ["08_turing_test"]),
-        ("quality.kid_subsets=6", ["05_quality_metrics", "06_classification_sweep", "07_shap"]),
+        ("quality.kid_subsets=6", list(pipeline.STAGES[4:])),
         ("sweep.steps=5", ["06_classification_sweep", "07_shap"]),
         ("sampling.steps=5", list(pipeline.STAGES[3:])),
         ("folds.seed=5", list(pipeline.STAGES[1:])),

@@ -14,6 +14,7 @@ from project import run_make
 from nafld_utils import artifacts, cli, pipeline, report
 
 SWEEP = "06_classification_sweep"
+PATIENT, CURVE = "cGF0aWVudA==", "Y3VydmU="  # two pictures, told apart by their bytes
 OVER = "patients within class (bootstrap)"
 
 
@@ -171,6 +172,39 @@ def test_archive_holds_the_pages_but_not_the_key(root):
         linked = re.findall(r'href="([^"#]+)"', page)
         assert all(link in pages or link == "data:," for link in linked), "a link that leads nowhere"
     assert 'href="08_turing_test.html"' in report.index_html(run), "the page on this disk has it"
+
+
+def test_an_archive_without_images_has_none_and_says_so(root):
+    run = finished("one")
+    cells = [
+        nbformat.v4.new_code_cell(
+            "show()",
+            outputs=[nbformat.v4.new_output("display_data", {"image/png": png})],
+            metadata={"tags": ["key-figure", *tags]},
+        )
+        for png, tags in ((PATIENT, ["shows-images"]), (CURVE, []))
+    ]
+    notebook = executed(SWEEP, cells)
+    del notebook.cells[3]  # its figure would be on the front page instead
+    nbformat.write(notebook, run.reports / f"{SWEEP}.ipynb")
+    report.write_notebook(run, SWEEP)
+    report.write_index(run)
+    for images, name in ((True, "one-report"), (False, "one-report-no-images")):
+        path = report.write_archive(run, images)
+        assert path.name == f"{name}.zip"
+        with zipfile.ZipFile(path) as packed:
+            pages = {entry: packed.read(entry).decode() for entry in packed.namelist()}
+        assert all(entry.startswith(f"{name}/") for entry in pages)
+        shown = "".join(pages.values())
+        assert (PATIENT in shown) == images
+        assert CURVE in shown, "a figure without images stays"
+        said = "These pages were made without images of patients, real or synthetic."
+        assert (said in pages[f"{name}/index.html"]) == (not images)
+        assert ("Images of patients are left out here." in pages[f"{name}/{SWEEP}.html"]) == (not images)
+    said = run_make("report-zip", "RUN=one", "IMAGES=no", root=root, check=0).stdout
+    assert "one-report-no-images.zip" in said
+    assert "Without images of patients, real or synthetic" in said
+    assert "With images of patients" in run_make("report-zip", "RUN=one", root=root, check=0).stdout
 
 
 def test_the_key_goes_along_once_people_have_rated(root):

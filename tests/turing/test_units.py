@@ -9,6 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from nafld_utils import artifacts, params, preprocessing, turing, views
+from nafld_utils.quality import copy_units
 from nafld_utils.report import facts
 from nafld_utils.sampling import set_units
 from nafld_utils.turing import figures, intervals, rater_model, results_files, sitting, table_1
@@ -374,7 +375,21 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setattr(preprocessing.unit, "preprocess_unit", lambda run: "preprocess")
     monkeypatch.setattr(set_units, "open_synthetic", open_synthetic)
     monkeypatch.setattr(set_units, "synthetic_unit", lambda run, *key: "-".join(map(str, key)))
+    monkeypatch.setattr(copy_units, "audit_unit", lambda run, *key: "-".join(["audit", *map(str, key)]))
+    monkeypatch.setattr(copy_units, "withheld", lambda *_: np.zeros(40, dtype=bool))
     return units
+
+
+def test_withheld_images_are_not_shown_to_raters(stage, monkeypatch):
+    run = artifacts.open_run("smoke")
+    monkeypatch.setattr(copy_units, "withheld", lambda run, model, fold: np.arange(40) % 4 < (3 if fold else 2))
+    shown = stage.make_set(run)
+    made = shown.items[shown.items["is_real"] == 0]
+    assert len(made) == 10
+    assert (made["row"] % 4 >= np.where(made["fold"] > 0, 3, 2)).all(), "3 in 4 or 2 in 4 are copies"
+    assert stage.shortfall(run, shown) == (
+        "Shown as asked for: 18 images. 100 of 160 synthetic images are withheld as copies of patients and not shown."
+    )
 
 
 def test_stage_shows_every_item_with_its_own_pixels(stage):
