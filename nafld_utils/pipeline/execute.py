@@ -109,7 +109,7 @@ def run_notebook(run: Run, stage: str, notebook: Path) -> Path:
     _check_parameters(notebook)
     run.reports.mkdir(parents=True, exist_ok=True)
     artifacts.remove_orphans(run.reports, f".{stage}.*.running.ipynb")
-    half = run.reports / f".{stage}.{os.getpid()}.running.ipynb"
+    half = run.reports / f".{stage}.{artifacts.locks.unique_ending()}.running.ipynb"
     with artifacts.locked(half):
         _execute(run, stage, notebook, half)
     return staleness.report_path(run, stage)

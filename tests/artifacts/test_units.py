@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,6 +187,35 @@ def test_without_locks_units_are_written_and_nothing_of_others_is_removed(run, m
     make(unit)
     assert unit.done()
     assert sorted(p.name for p in unit.path.parent.iterdir()) == [other.name, "toy"]
+
+
+def test_two_threads_write_a_unit_one_after_the_other(run):
+    unit, inside, most = run.unit("toy", settings={}), [], []
+
+    def write(value):
+        with unit.writing() as folder:
+            inside.append(value)
+            most.append(len(inside))
+            time.sleep(0.05)
+            files.save_array(folder / "a.npy", np.full(3, value))
+            inside.remove(value)
+
+    writers = [threading.Thread(target=write, args=(value,)) for value in (1.0, 2.0, 3.0)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert most == [1, 1, 1]
+    assert unit.done()
+    assert [p.name for p in unit.path.parent.iterdir()] == ["toy"]
+
+
+def test_who_holds_a_unit_may_write_it(run):
+    unit = run.unit("toy", settings={})
+    with artifacts.locked(unit.path):
+        make(unit)
+        assert unit.path.with_name(".toy.lock").exists(), "it is still held"
+    assert unit.done()
 
 
 @pytest.mark.parametrize("change", [{"a": 2}, {"b": 1}, {"seal": "0" * 16}])
