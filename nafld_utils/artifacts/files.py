@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+_NO_HANDLES = (errno.EMFILE, errno.ENFILE)
+
+
 class NotEnoughMemoryError(MemoryError):
     """Memory lacks, and the text says what to do."""
 
@@ -42,6 +45,12 @@ def no_space(error: BaseException, path: Path) -> BaseException:
         return error
     text = f"no space left while writing {path}; free disk space and run again"
     return OSError(number or errno.ENOSPC, text, str(path))
+
+
+def advised(text: str) -> str:
+    """What an error says, and what to do where it says that too many files are open, whichever library said so."""
+    advice = "; raise the limit with `ulimit -n 8192`, or lower JOBS and engine.n_workers, and run again"
+    return f"{text.rstrip('.')}{advice}" if "too many open files" in text.lower() and advice not in text else text
 
 
 def _is_full(folder: Path) -> bool:
@@ -153,7 +162,9 @@ def load_record(path: str | Path) -> dict[str, Any] | None:
     """Mapping in a JSON file; None where there is none, or no JSON."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in _NO_HANDLES:  # it says nothing about the file
+            raise
         return None
     return value if isinstance(value, dict) else None
 
@@ -336,6 +347,8 @@ def _open_weights(path: str | Path) -> Iterator[Any]:
         with safe_open(path, "pt") as handle:
             yield handle
     except (SafetensorError, OSError) as error:
+        if advised(f"{error}") != f"{error}":  # it says nothing about the file
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path)) from None
         found = _kind(Path(path)) or str(error)
         raise ValueError(
             f"{path}: expected safetensors weights, found {found}; remove it and run its stage again."

@@ -235,11 +235,23 @@ def environment() -> dict[str, Any]:
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True)
-        commit = done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return {"versions": versions, "python": platform.python_version(), "machine": machine, "commit": commit}
+    found = {"versions": versions, "python": platform.python_version(), "machine": machine}
+    return {**found, "commit": commit_of(PROJECT_ROOT)}
+
+
+def commit_of(root: Path) -> str:
+    """Commit of a git checkout, ``-dirty`` where it differs from it; "unknown" where the folder is no checkout.
+
+    Its owner may be another user, whose code runs here anyhow; a checkout around the folder is another project's.
+    """
+    trusted = ["-c", f"safe.directory={root}", "-c", "core.fsmonitor=false"]
+    command = ["git", *trusted, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # which hooks of git hand on
+    kept = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    alone = {**kept, "GIT_CEILING_DIRECTORIES": str(root.parent)}
+    try:
+        done = subprocess.run(command, env=alone, capture_output=True, encoding="utf-8", timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -301,7 +301,8 @@ def make_latents(run: Run, conditioning: str, fold: int) -> None:
     facts = {**autoencoder.describe(stage), "fingerprint": autoencoder.fingerprint(stage)}
     settings = run.settings.section(f"autoencoder.{conditioning}")
     if settings["source"] == "hub":
-        facts["commit"] = autoencoder.hub_commit(settings["hub_id"], settings["subfolder"], settings["revision"])
+        file = str(Path(settings["subfolder"] or "") / "config.json")
+        facts["commit"] = networks.hub_commit(settings["hub_id"], file, settings["revision"])
     with unit.writing(device=str(device), autoencoder=facts) as folder:
         moments = autoencoder.encode_images(stage, data.pool.reshape(n * k, size, size), device)
         originals = np.asarray(data.resized[rows])

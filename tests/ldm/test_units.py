@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 from safetensors.torch import load_file
 
-from nafld_utils import artifacts, cohort, engine, ldm, params, preprocessing, sampling
+from nafld_utils import artifacts, cohort, engine, ldm, networks, params, preprocessing, sampling
 from nafld_utils.engine import timer
 from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser_training, denoiser_units, gan_units
 from nafld_utils.preprocessing import unit
@@ -468,7 +468,7 @@ def test_a_first_stage_from_the_hub_says_the_commit_it_was(run, tmp_path, monkey
     ldm.make_latents(mine, "class", 0)
     (row,) = ldm.origins(mine).to_dict("records")
     assert (row["models"], row["source"], row["origin"], row["commit"]) == ("class", "hub", "someone/vae/vae", commit)
-    assert autoencoder.hub_commit("someone/other") is None
+    assert networks.hub_commit("someone/other", "config.json") is None
     newer = commit[::-1]
     later = autoencoder.untrained("kl", 8, 32, 0.18215, seed=5).model
     later.save_pretrained(folder / "snapshots" / newer / "vae", safe_serialization=True)
