@@ -362,6 +362,7 @@ def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(
 
     def train(run, model, kind, images, planned, fold, device, report):
         (steps,) = planned.values()
+        assert steps, "a phase of no steps, which is not trained"
         for step in range(steps):
             report(step, 0.0)
 
@@ -375,6 +376,8 @@ def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(
     passes = 2 * len(images) + held_out + held_out  # two stored crops an image; held-out images there and back
     assert table["latents", "class"] == pytest.approx(passes / ldm.CPU_GROUP / 60)
     assert ("autoencoder", "semantic") not in table, "the shipped one is ready"
+    few = artifacts.open_run("smoke", {"autoencoder.class": {**chosen, "train_steps": 2}, "sampling.n_compared": 0})
+    assert sampling.estimate(few).set_index(["work", "model"])["minutes_a_unit"]["autoencoder", "class"] == 2 / 60
 
 
 def test_a_gan_is_estimated_with_the_steps_that_its_budget_gives(run, monkeypatch):
