@@ -8,6 +8,7 @@ sentence. Papermill writes its output whether or not a cell failed, hence the te
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -132,6 +133,8 @@ def _execute(run: Run, stage: str, notebook: Path, half: Path) -> None:
         copy = failed if half.exists() else None
         if copy:
             os.replace(half, copy)
+        if isinstance(error, KeyboardInterrupt):  # the cell's own is retrieved by nobody, which asyncio would tell
+            logging.getLogger("asyncio").disabled = True
         if isinstance(error, Exception | KeyboardInterrupt):
             raise StageError(f"{stage} failed: {artifacts.advised(_reason(error))}", copy) from error
         raise
@@ -140,8 +143,6 @@ def _execute(run: Run, stage: str, notebook: Path, half: Path) -> None:
 
 
 def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], console: Console) -> None:
-    import logging
-
     import papermill
     from jupyter_client import AsyncKernelManager
     from papermill.engines import NBClientEngine, papermill_engines
