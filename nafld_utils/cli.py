@@ -1,35 +1,40 @@
 """The command behind the Makefile, ``nafld``: settle the settings, run a notebook, write the reports.
 
 Contract: a mistake of the user ends in one sentence on stderr and exit status 2, before any kernel starts; a notebook
-that fails ends in one sentence, the place of its half-run copy, and exit status 1. A command loads only
-the modules that it uses, since rooms are lazy.
+that fails ends in one sentence, the place of its half-run copy, and exit status 1; Ctrl-C in one sentence and 130, as
+shells count it, or 1 within a notebook. A command loads only the modules that it uses, since rooms are lazy.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nafld_utils import artifacts, doctor, engine, params, pipeline, report, sweep
+from nafld_utils import artifacts, engine, params, pipeline, report, sweep
 
 Command = Callable[[argparse.Namespace], int]
 
 USER_ERROR = 2
 STAGE_FAILED = 1
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0: done, 1: a notebook failed, 2: something given is wrong."""
+    """Run the command line; status 0: done, 1: a notebook failed, 2: something given is wrong, 130: interrupted."""
     options = _parser().parse_args(arguments)
     # On import jsonschema compiles this grammar of addresses, for two seconds; without it, it leaves that check out.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
         return options.command(options)
     except (ValueError, OSError) as error:
-        print(f"nafld: {_sentence(error)}", file=sys.stderr)
+        print(f"nafld: {artifacts.advised(_sentence(error))}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        print("nafld: interrupted; what is finished is kept, run the same command again to go on.", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _resolve(options: argparse.Namespace) -> int:
@@ -126,6 +131,8 @@ def _lab(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from nafld_utils import doctor  # which needs no set-up, and so loads what no other command needs
+
     return doctor.main(["--data", options.data] if options.data else [])
 
 

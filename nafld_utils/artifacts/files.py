@@ -13,8 +13,8 @@ import math
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+_NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 
 
 class NotEnoughMemoryError(MemoryError):
@@ -42,6 +45,12 @@ def no_space(error: BaseException, path: Path) -> BaseException:
         return error
     text = f"no space left while writing {path}; free disk space and run again"
     return OSError(number or errno.ENOSPC, text, str(path))
+
+
+def advised(text: str) -> str:
+    """What an error says, and what to do where it says that too many files are open, whichever library said so."""
+    advice = "; raise the limit with `ulimit -n 8192`, or lower JOBS and engine.n_workers, and run again"
+    return f"{text.rstrip('.')}{advice}" if "too many open files" in text.lower() and advice not in text else text
 
 
 def _is_full(folder: Path) -> bool:
@@ -71,18 +80,61 @@ def replacing(path: str | Path) -> Iterator[Path]:
         The disk is full or read-only; the message names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{unique_ending()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{locks.unique_ending()}.tmp{path.suffix}")
     with or_nothing(temporary, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent in _filled:  # one that was removed under its writer must not come back with this file alone
+            _filled[path.parent].check()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+        _note(path)
 
 
-def unique_ending() -> str:
-    """Twelve hex digits that no other temporary name has."""
-    return uuid.uuid4().hex[:12]
+@dataclass
+class Filling:
+    """A new folder that this process fills now: its handle, and the size of each file that was written to it."""
+
+    folder: Path
+    handle: int
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse a folder that another program removed or changed: ValueError in one sentence."""
+        found = "the folder gone"
+        if locks.is_at(self.handle, self.folder):
+            sizes = {path.name: path.stat().st_size for path in self.folder.iterdir()}
+            changed = [name for name, size in self.sizes.items() if sizes.get(name) != size]
+            if not changed:
+                return
+            found = f"{changed[0]} {'changed' if changed[0] in sizes else 'gone'}"
+        raise ValueError(
+            f"{self.folder}: expected what was just written there, found {found}; let no other program clear or change"
+            " this folder, and run again."
+        )
+
+
+_filled: dict[Path, Filling] = {}
+
+
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[Filling]:
+    """Make a folder and note what `replacing`, and all that writes by it, puts there."""
+    folder.mkdir()
+    handle = os.open(folder, os.O_RDONLY)
+    _filled[folder] = Filling(folder, handle)
+    try:
+        yield _filled[folder]
+    finally:
+        del _filled[folder]
+        os.close(handle)
+
+
+def _note(path: Path) -> None:
+    if path.parent in _filled:
+        _filled[path.parent].sizes[path.name] = path.stat().st_size
 
 
 def sync(path: Path) -> None:
@@ -110,7 +162,9 @@ def load_record(path: str | Path) -> dict[str, Any] | None:
     """Mapping in a JSON file; None where there is none, or no JSON, or a pipe that may never end."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else None
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in _NO_HANDLES:  # it says nothing about the file
+            raise
         return None
     return value if isinstance(value, dict) else None
 
@@ -247,20 +301,24 @@ def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = "uint8")
     if hasattr(os, "posix_fallocate"):  # macOS has none
         with open(path, "r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+    _note(Path(path))
     return array
 
 
-def save_weights(path: str | Path, tensors: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+def save_weights(path: str | Path, tensors: Mapping[str, Any], facts: Mapping[str, str] | None = None) -> None:
     """Write tensors on the CPU as safetensors with their metadata in order, which safetensors leaves to chance."""
     from safetensors.torch import save_file
 
-    save_file(dict(tensors), path, metadata=dict(facts))
-    with open(path, "r+b") as handle:
-        size = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        handle.seek(8)
-        handle.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
+    with replacing(path) as temporary:
+        save_file(dict(tensors), temporary, metadata=dict(facts) if facts else None)
+        if not facts:
+            return
+        with open(temporary, "r+b") as handle:
+            size = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            handle.seek(8)
+            handle.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -289,6 +347,8 @@ def _open_weights(path: str | Path) -> Iterator[Any]:
         with safe_open(path, "pt") as handle:
             yield handle
     except (SafetensorError, OSError) as error:
+        if advised(f"{error}") != f"{error}":  # it says nothing about the file
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path)) from None
         found = _kind(Path(path)) or str(error)
         raise ValueError(
             f"{path}: expected safetensors weights, found {found}; remove it and run its stage again."

@@ -362,7 +362,9 @@ def stage_fault(run: Run, stage: str) -> str | None:
         damage = damage_of(folder, record, "stage.json")
     except FileNotFoundError:
         return "it has not finished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # it says nothing about the file
+            raise
         return "its file stage.json has other content than when it was written"
     return damage or next(filter(None, (_unit_fault(run, *entry) for entry in entries)), None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import functools
 import hashlib
 import os
@@ -22,13 +23,13 @@ from nafld_utils import params
 from nafld_utils.artifacts import locks
 from nafld_utils.artifacts.files import (
     file_sha256,
+    filling,
     load_array,
     load_record,
     load_table,
     or_nothing,
     save_json,
     sync,
-    unique_ending,
 )
 from nafld_utils.artifacts.seals import MANIFEST, damage_of, digest, sealed
 from nafld_utils.artifacts.user_files import is_litter
@@ -138,26 +139,34 @@ class Unit:
     def writing(self, **facts: Any) -> Iterator[Path]:
         """Yield an empty folder; on success seal it as the unit, on error leave nothing behind.
 
+        One process at a time writes a unit, where the file system has locks.
+
         Parameters
         ----------
         **facts
             JSON-able entries added to the manifest (device, counts).
+
+        Raises
+        ------
+        ValueError
+            The folder no longer holds what was written to it: another program has cleared or changed it.
         """
-        temporary = self._beside(f"{unique_ending()}.tmp")
+        temporary = self._temporary()
         started = time.perf_counter()
-        with or_nothing(temporary, self.path):
+        with or_nothing(temporary, self.path), locks.locked(self.path, again=True):
             locks.remove_orphans(self.path.parent, f".{self.path.name}.*.tmp")
-            with locks.locked(temporary):
-                temporary.mkdir()
+            with locks.locked(temporary), filling(temporary) as filled:
                 yield temporary
+                filled.check()
                 facts["seconds"] = round(facts.get("seconds", time.perf_counter() - started), 3)
                 save_json(temporary / MANIFEST, self._manifest(temporary, facts))
-                for item in temporary.iterdir():
+                for item in (*temporary.iterdir(), temporary):
                     sync(item)
+                filled.check()
                 self._put_in_place(temporary)
 
-    def _beside(self, ending: str) -> Path:
-        return self.path.with_name(f".{self.path.name}.{ending}")
+    def _temporary(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.{locks.unique_ending()}.tmp")
 
     def _manifest(self, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         own = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_litter(Path(path.name))]
@@ -167,17 +176,21 @@ class Unit:
         return sealed({"hash": self.hash, **self.recipe, "files": files, "made": made, **facts})
 
     def _put_in_place(self, temporary: Path) -> None:
-        with locks.locked(self._beside("swap")):
-            old = self._beside(f"{unique_ending()}.old.tmp")
-            if self.done():  # another process was faster; whoever reads its files keeps them
-                locks.remove(temporary)
-            else:
-                if self.path.exists():
-                    os.replace(self.path, old)
+        old = []
+        while not self.done():  # else another process was faster; whoever reads its files keeps them
+            old.append(self._temporary())
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.path, old[-1])
+            try:
                 os.replace(temporary, self.path)
-                sync(self.path.parent)
-            locks.remove(self.work)  # first of all: nobody would look for it any more
-            locks.remove(old)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # one of another host came between
+                    continue
+                raise
+            sync(self.path.parent)
+            break
+        for left in (self.work, temporary, *old):  # first the work: nobody would look for it any more
+            locks.remove(left)
 
     def load_table(self, name: str) -> pd.DataFrame:
         """Read one of the unit's tables."""
@@ -222,11 +235,23 @@ def environment() -> dict[str, Any]:
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True)
-        commit = done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return {"versions": versions, "python": platform.python_version(), "machine": machine, "commit": commit}
+    found = {"versions": versions, "python": platform.python_version(), "machine": machine}
+    return {**found, "commit": commit_of(PROJECT_ROOT)}
+
+
+def commit_of(root: Path) -> str:
+    """Commit of a git checkout, ``-dirty`` where it differs from it; "unknown" where the folder is no checkout.
+
+    Its owner may be another user, whose code runs here anyhow; a checkout around the folder is another project's.
+    """
+    trusted = ["-c", f"safe.directory={root}", "-c", "core.fsmonitor=false"]
+    command = ["git", *trusted, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # which hooks of git hand on
+    kept = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    alone = {**kept, "GIT_CEILING_DIRECTORIES": str(root.parent)}
+    try:
+        done = subprocess.run(command, env=alone, capture_output=True, encoding="utf-8", timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

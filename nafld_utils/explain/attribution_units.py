@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, networks, preprocessing, sampling, sweep
-from nafld_utils.artifacts import Run, Unit, load_weights, save_array, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, load_weights, save_array, save_table, save_weights, unit_seed
 from nafld_utils.explain import explainers, map_measures
 
 REVISION = ("stages.explain", 3)
@@ -118,9 +118,7 @@ def stored_scores(run: Run, wanted: dict[str, Any]) -> pd.DataFrame:
 
 def save_tail(folder: Path, tail: Any) -> None:
     """Keep the weights of a trained tail in a unit's folder, for `open_classifier`."""
-    from safetensors.torch import save_file
-
-    save_file({k: v.cpu().contiguous() for k, v in tail.state_dict().items()}, folder / _TAIL)
+    save_weights(folder / _TAIL, {k: v.cpu().contiguous() for k, v in tail.state_dict().items()})
 
 
 def open_classifier(

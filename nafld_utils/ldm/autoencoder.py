@@ -213,15 +213,6 @@ def load_pretrained(
     return published(model, kind, scale)
 
 
-def hub_commit(hub_id: str, subfolder: str | None = None, revision: str | None = None) -> str | None:
-    """Commit that `load_pretrained` took its weights from, as the hub's cache says; None where it does not."""
-    import huggingface_hub
-
-    name = Path(subfolder or "") / "config.json"
-    found = huggingface_hub.try_to_load_from_cache(hub_id, str(name), revision=revision)
-    return Path(found).parents[len(name.parts) - 1].name if isinstance(found, str) else None
-
-
 def standardise(model: nn.Module, images: torch.Tensor, kind: str = "tiny", batch_size: int = 32) -> FirstStage:
     """Wrap an autoencoder with the shift and scale that standardise its latents over training `images`.
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 
 from nafld_utils import artifacts, engine, networks, preprocessing
 from nafld_utils.artifacts import Run, Unit, file_sha256, read_manifest, remembered, save_table, unit_seed
@@ -227,7 +226,7 @@ def train_autoencoder(run: Run, conditioning: str, fold: int) -> None:
     model, planned = before_training(run, conditioning, fold), phases(settings["kind"], settings["train_steps"])
     with unit.writing(device=str(device)) as folder:
         stage, curve = train_phases(run, model, settings["kind"], images, planned, fold, device)
-        save_file(autoencoder.to_tensors(stage), folder / "autoencoder.safetensors")
+        artifacts.save_weights(folder / "autoencoder.safetensors", autoencoder.to_tensors(stage))
         save_table(folder / "curve.csv", curve)
 
 
@@ -302,15 +301,16 @@ def make_latents(run: Run, conditioning: str, fold: int) -> None:
     facts = {**autoencoder.describe(stage), "fingerprint": autoencoder.fingerprint(stage)}
     settings = run.settings.section(f"autoencoder.{conditioning}")
     if settings["source"] == "hub":
-        facts["commit"] = autoencoder.hub_commit(settings["hub_id"], settings["subfolder"], settings["revision"])
+        file = str(Path(settings["subfolder"] or "") / "config.json")
+        facts["commit"] = networks.hub_commit(settings["hub_id"], file, settings["revision"])
     with unit.writing(device=str(device), autoencoder=facts) as folder:
         moments = autoencoder.encode_images(stage, data.pool.reshape(n * k, size, size), device)
         originals = np.asarray(data.resized[rows])
         copies = autoencoder.reconstruct(stage, originals, device)
         table = table.iloc[rows].assign(row=rows, **autoencoder.reconstruction_error(originals, copies))
-        np.save(folder / "moments.npy", moments.reshape(n, k, *moments.shape[1:]))
-        np.save(folder / "reconstructions.npy", copies)
-        table.to_csv(folder / "reconstruction.csv", index=False)
+        artifacts.save_array(folder / "moments.npy", moments.reshape(n, k, *moments.shape[1:]))
+        artifacts.save_array(folder / "reconstructions.npy", copies)
+        save_table(folder / "reconstruction.csv", table)
         save_table(folder / "distance.csv", _distances(originals, copies, table["fold"].to_numpy(), str(device)))
 
 

@@ -125,6 +125,7 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
         raise
     metadata = {"fold": str(fold), "model": name, "autoencoder": autoencoder.fingerprint(stage)}
     facts = {"parameters": denoiser.count_parameters(network), "latent_shape": shape, "seconds": training.seconds}
+    facts["trained_with"] = training.versions
     with unit.writing(device=str(device), **facts) as folder:
         artifacts.save_weights(folder / "averaged.safetensors", training.averaged(), metadata)
         artifacts.save_weights(folder / "last.safetensors", on_cpu(network.state_dict()), metadata)

@@ -93,6 +93,7 @@ def train_gan(run: Run, fold: int) -> None:
     }
     given = budget(run) if settings["steps"] is None else None
     facts = {"steps": until, "parameters": counts, "operations_given": given, "seconds": training.seconds}
+    facts["trained_with"] = training.versions
     with unit.writing(device=str(device), **facts) as folder:
         artifacts.save_weights(
             folder / "averaged.safetensors", on_cpu(training.average.state_dict()), {"fold": str(fold)}

@@ -28,6 +28,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
+    versions: list[str] = field(default_factory=lambda: [str(torch.__version__)])  # of torch, as they took part
 
     def networks(self) -> dict[str, nn.Module]:
         """Networks by the name that their tensors carry in a checkpoint."""
@@ -49,7 +50,7 @@ class State:
 
     def facts(self) -> dict[str, Any]:
         """What is not a tensor."""
-        return {"step": self.step, "seconds": self.seconds, "curve": self.curve}
+        return {"step": self.step, "seconds": self.seconds, "curve": self.curve, "versions": self.versions}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Continue from `tensors` and `facts`.
@@ -68,6 +69,7 @@ class State:
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
         self.curve = [dict(row) for row in facts["curve"]]
+        self.versions = list(dict.fromkeys([*facts.get("versions", ()), str(torch.__version__)]))
 
     def below(self, key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a checkpoint that belong to `key`, under their own names."""
@@ -129,5 +131,10 @@ def resume(training: State, unit: Unit) -> bool:
                 f" ({owner[:12]}); remove {unit.work} and run stage 03 again."
             )
         training.restore(tensors, facts)
+        if len(training.versions) > 1:
+            engine.notice(
+                f"{unit.path}: its training was begun with torch {training.versions[0]} and goes on with torch"
+                f" {torch.__version__}; the front page says so. Remove {unit.work} to train with one version alone."
+            )
         return True
     return False

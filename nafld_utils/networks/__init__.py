@@ -9,11 +9,11 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules="backbone_weights backbones distances feature_networks nearest_frames weight_files".split(),
     submod_attrs={
-        "backbone_weights": "WEIGHTS load local_file".split(),
+        "backbone_weights": "WEIGHTS hub_facts load local_file".split(),
         "backbones": "Decoder channels_last features inference_batch normalisation split to_input".split(),
         "distances": "checked_pair frechet_distance inception_score kernel_distance nearest_distance typical".split(),
         "feature_networks": "FEATURES INCEPTION_SHA256 LITE0 METRICS extract".split(),
         "nearest_frames": "Nearest nearest_features nearest_pixels pixels_apart".split(),
-        "weight_files": "read".split(),
+        "weight_files": "hub_commit read".split(),
     },
 )

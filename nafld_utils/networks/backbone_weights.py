@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nafld_utils.engine import announce
 from nafld_utils.networks import weight_files
 
 
@@ -112,13 +113,31 @@ def _from_hub(name: str, num_classes: int) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(name, pretrained=True, num_classes=num_classes).eval()
+        network = timm.create_model(name, pretrained=True, num_classes=num_classes).eval()
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(
             f"weights of {name}: expected them from the hub or its cache, found neither ({reason});"
             " connect once, or use the bundled tf_efficientnet_lite0."
         ) from error
+    announce(f"weights of {name}: {hub_facts(name, 'hub')['hub']}")
+    return network
+
+
+def hub_facts(name: str, weights: str) -> dict[str, str]:
+    """What a unit's manifest says of weights that `load` took from the hub: ``hub``, the repository and its commit.
+
+    timm names no commit, and takes the newest; the hub's cache knows which one that was. Empty for other weights.
+    """
+    import timm
+
+    if weights != "hub":
+        return {}
+    configuration = timm.get_pretrained_cfg(name)
+    hub_id, _, revision = configuration.hf_hub_id.partition("@")
+    files = [configuration.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
+    commits = (weight_files.hub_commit(hub_id, file, revision or None) for file in files)
+    return {"hub": f"{hub_id} at commit {next(filter(None, commits), 'not known')}"}
 
 
 def _bundled_state(architecture: str) -> dict[str, Tensor]:

@@ -12,6 +12,14 @@ from typing import Any
 from nafld_utils.artifacts import file_sha256
 
 
+def hub_commit(hub_id: str, file: str, revision: str | None = None) -> str | None:
+    """Commit of the Hugging Face hub that a file was taken from, as the hub's cache says; None where it does not."""
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(hub_id, file, revision=revision)
+    return Path(found).parents[len(Path(file).parts) - 1].name if isinstance(found, str) else None
+
+
 def read(path: str | Path, sha256: str | None, stated: str, advice: str) -> Any:
     """Tensors of a file in torch's format, by name, on the CPU.
 

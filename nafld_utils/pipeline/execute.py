@@ -8,6 +8,7 @@ sentence. Papermill writes its output whether or not a cell failed, hence the te
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -38,11 +39,14 @@ class Console:
     """Lines about the running notebook, each with the stage's name and the time since it started.
 
     Shown are also the lines of the progress file, to which `nafld_utils.engine.progress_lines.announce` writes in
-    the kernel and its workers.
+    the kernel and its workers. What the kernel's libraries say on its own stderr (`kernel_log`) follows at the end, and
+    is left out after Ctrl-C, which they answer with tracebacks.
     """
 
     def __init__(self, stage: str, progress_file: Path) -> None:
         self.stage, self._file = stage, progress_file
+        self.kernel_log = progress_file.with_name("kernel.log")
+        self.kernel_log.touch()
         self._started = self._said = time.monotonic()
         self._cell = "starting the kernel"
         self._lock = threading.Lock()
@@ -56,6 +60,8 @@ class Console:
     def __exit__(self, *error: Any) -> None:
         self._stop.set()
         self._thread.join()
+        if error[0] is not KeyboardInterrupt:
+            print(self.kernel_log.read_text(encoding="utf-8", errors="replace"), end="", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -109,7 +115,7 @@ def run_notebook(run: Run, stage: str, notebook: Path) -> Path:
     _check_parameters(notebook)
     run.reports.mkdir(parents=True, exist_ok=True)
     artifacts.remove_orphans(run.reports, f".{stage}.*.running.ipynb")
-    half = run.reports / f".{stage}.{os.getpid()}.running.ipynb"
+    half = run.reports / f".{stage}.{artifacts.locks.unique_ending()}.running.ipynb"
     with artifacts.locked(half):
         _execute(run, stage, notebook, half)
     return staleness.report_path(run, stage)
@@ -127,17 +133,18 @@ def _execute(run: Run, stage: str, notebook: Path, half: Path) -> None:
         copy = failed if half.exists() else None
         if copy:
             _keep(run, half, copy)
+        if isinstance(error, KeyboardInterrupt):  # the cell's own is retrieved by nobody, which asyncio would tell
+            logging.getLogger("asyncio").disabled = True
         if isinstance(error, Exception | KeyboardInterrupt):
-            raise StageError(f"{stage} failed: {_reason(error)}", copy) from error
+            raise StageError(f"{stage} failed: {artifacts.advised(_reason(error))}", copy) from error
         raise
     _keep(run, half, staleness.report_path(run, stage))
     failed.unlink(missing_ok=True)
 
 
 def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], console: Console) -> None:
-    import logging
-
     import papermill
+    from jupyter_client import AsyncKernelManager
     from papermill.engines import NBClientEngine, papermill_engines
     from traitlets.config import Config
 
@@ -156,6 +163,13 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
             nb_man.cell_start = cell_start
             return super().execute_managed_notebook(nb_man, kernel_name, **options)
 
+    class Logging(AsyncKernelManager):
+        """Jupyter's own manager; the stderr of the kernel's process goes to a file."""
+
+        async def start_kernel(self, **options: Any) -> None:
+            with open(console.kernel_log, "ab") as handle:
+                await super().start_kernel(**options, stderr=handle)
+
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill_engines.register("nafld", Announcing)
     papermill.execute_notebook(
@@ -164,6 +178,7 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
         parameters=dict(parameters),
         engine_name="nafld",
         kernel_name="python3",
+        kernel_manager_class=Logging,
         progress_bar=False,
         stdout_file=sys.stdout,
         stderr_file=sys.stderr,

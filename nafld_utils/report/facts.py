@@ -277,17 +277,33 @@ def environment(run: Run) -> list[tuple[str, str]]:
         "commit": [_commit(name, count, len(commits)) for name, count in sorted(commits.items()) if name],
         **{name: [str(item.get(name.lower()) or "") for item in made] for name in named},
         "libraries": versions,
+        "torch of each training": _trained_with(made),
+        "weights from the hub": _from_hub(made),
         "settings": [f"digest {artifacts.digest(run.settings.model_dump(mode='json', by_alias=True))} of all settings"],
         "units": [f"{len(made)}, each with its manifest of settings, inputs and file hashes (run.json)"],
     }
     return [(name, ", ".join(sorted(set(values) - {""})) or "not recorded") for name, values in facts.items()]
 
 
+def _trained_with(made: list[dict[str, Any]]) -> list[str]:
+    """Trainings that were begun with one version of torch and ended with another, one by one."""
+    trained = {item["unit"]: item["trained_with"] for item in made if "trained_with" in item}
+    mixed = [f"{unit}: {', then '.join(versions)}" for unit, versions in trained.items() if len(versions) > 1]
+    return mixed or ["one alone"] * bool(trained)
+
+
+def _from_hub(made: list[dict[str, Any]]) -> list[str]:
+    """Repositories of the Hugging Face hub that weights were taken from, with their commits."""
+    stages = [item["autoencoder"] for item in made if item.get("autoencoder")]
+    found = [f"autoencoder at commit {stage['commit'] or 'not known'}" for stage in stages if "commit" in stage]
+    return [*found, *(item["hub"] for item in made if "hub" in item)] or ["none"]
+
+
 def _commit(name: str, units: int, of: int) -> str:
     """A recorded commit in words, with how many units it made where there are several."""
     share = f" ({units} units)" if of > 1 else ""
     if name == "unknown":
-        return f"not known: the code was not in a git checkout{share}"
+        return f"not known: the code was in no git checkout that git could read{share}"
     if name.endswith("-dirty"):
         return f"{name.removesuffix('-dirty')} with uncommitted changes{share}"
     return f"{name}, nothing uncommitted{share}"

@@ -17,7 +17,17 @@ import pandas as pd
 import torch
 
 from nafld_utils import engine, images, ldm, preprocessing
-from nafld_utils.artifacts import Run, Unit, checkpoints, create_array, read_manifest, remembered, unit_seed
+from nafld_utils.artifacts import (
+    Run,
+    Unit,
+    checkpoints,
+    create_array,
+    read_manifest,
+    remembered,
+    save_array,
+    save_table,
+    unit_seed,
+)
 from nafld_utils.params import SET_KINDS, SetName
 
 Painter = Callable[[pd.DataFrame, np.ndarray], np.ndarray]
@@ -188,9 +198,9 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
             drawn[start : start + size] = checkpoints.load_array(_shard(unit, start))
         drawn.flush()
         del drawn
-        table.to_csv(folder / "table.csv", index=False)
+        save_table(folder / "table.csv", table)
         if conditioning == "semantic":
-            np.save(folder / "conditions.npy", conditions)
+            save_array(folder / "conditions.npy", conditions)
 
 
 def _shard(unit: Unit, start: int) -> Path:

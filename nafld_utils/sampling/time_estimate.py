@@ -198,6 +198,8 @@ def _seconds_to_train(run: Run, conditioning: str) -> float:
     settings = run.settings.section(f"autoencoder.{conditioning}")
     device, images, seconds = engine.device(run.settings.engine), _empty(run), 0.0
     for phase, steps in ldm.phases(settings["kind"], settings["train_steps"]).items():
+        if not steps:  # of fewer than five in all
+            continue
         ends: list[float] = []
         model = ldm.before_training(run, conditioning, 0)
         end = functools.partial(_note_time, ends)

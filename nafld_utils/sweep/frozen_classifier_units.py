@@ -61,7 +61,10 @@ def frozen_features(run: Run, crops: np.ndarray) -> np.ndarray:
 
 def open_learners(run: Run) -> dict[str, tuple[np.ndarray, frozen_classifiers.Learner]]:
     """Every learnt baseline by name: its features, made when they are not there, and what scores them."""
-    features = _features(frozen_unit(run), lambda: frozen_features(run, preprocessing.open_preprocessed(run).crops))
+    source = networks.hub_facts(run.settings.sweep.baseline_backbone, run.settings.sweep.baseline_weights)
+    features = _features(
+        frozen_unit(run), lambda: frozen_features(run, preprocessing.open_preprocessed(run).crops), **source
+    )
     texture = _features(
         texture_unit(run), lambda: frozen_classifiers.glcm_features(preprocessing.open_preprocessed(run).crops)
     )
@@ -72,10 +75,10 @@ def open_learners(run: Run) -> dict[str, tuple[np.ndarray, frozen_classifiers.Le
     }
 
 
-def _features(unit: Unit, make: Callable[[], np.ndarray]) -> np.ndarray:
+def _features(unit: Unit, make: Callable[[], np.ndarray], **facts: str) -> np.ndarray:
     """The unit's features (N, d), made when they are not there."""
     if not unit.done():
-        with unit.writing() as folder:
+        with unit.writing(**facts) as folder:
             save_array(folder / "features.npy", make())
     return unit.load_array("features.npy")
 

@@ -96,7 +96,7 @@ def make_features(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
         return
     device = engine.device(run.settings.engine)
     prefix, _ = network(backbone, run.settings.sweep.weights, freeze)
-    with unit.writing(device=str(device)) as folder:
+    with unit.writing(device=str(device), **networks.hub_facts(backbone, run.settings.sweep.weights)) as folder:
         for name, images in source_images(run, kind, fold).items():
             flat = images.reshape(-1, *images.shape[2:])
             # the paper's largest set takes 2.3 GB

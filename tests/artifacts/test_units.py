@@ -1,19 +1,24 @@
 """Units are whole or absent, and done only while settings, inputs, code revision and content agree."""
 
+import contextlib
 import errno
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from nafld_utils import artifacts, pipeline
+from nafld_utils import artifacts, cli, pipeline
 from nafld_utils.artifacts import files, locks, units
 
 
@@ -187,6 +192,35 @@ def test_without_locks_units_are_written_and_nothing_of_others_is_removed(run, m
     assert sorted(p.name for p in unit.path.parent.iterdir()) == [other.name, "toy"]
 
 
+def test_two_threads_write_a_unit_one_after_the_other(run):
+    unit, inside, most = run.unit("toy", settings={}), [], []
+
+    def write(value):
+        with unit.writing() as folder:
+            inside.append(value)
+            most.append(len(inside))
+            time.sleep(0.05)
+            files.save_array(folder / "a.npy", np.full(3, value))
+            inside.remove(value)
+
+    writers = [threading.Thread(target=write, args=(value,)) for value in (1.0, 2.0, 3.0)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert most == [1, 1, 1]
+    assert unit.done()
+    assert [p.name for p in unit.path.parent.iterdir()] == ["toy"]
+
+
+def test_who_holds_a_unit_may_write_it(run):
+    unit = run.unit("toy", settings={})
+    with artifacts.locked(unit.path):
+        make(unit)
+        assert unit.path.with_name(".toy.lock").exists(), "it is still held"
+    assert unit.done()
+
+
 @pytest.mark.parametrize("change", [{"a": 2}, {"b": 1}, {"seal": "0" * 16}])
 def test_a_sealed_record_that_was_changed_is_not_whole_and_an_old_one_without_seal_is(change):
     record = artifacts.sealed({"a": 1, "path": Path("x")})
@@ -213,6 +247,63 @@ def test_work_that_a_process_killed_after_sealing_left_goes_when_its_stage_ends(
     assert unit.work.exists()
     run.finish("toy", [unit])
     assert (unit.work.exists(), other.work.exists()) == (False, True)
+
+
+def test_the_commit_is_that_of_the_checkout_whoever_owns_it_and_of_no_other(tmp_path, monkeypatch):
+    outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    git = ["git", "-C", str(outer), "-c", "user.name=x", "-c", "user.email=x@y.z"]
+    (outer / "file").write_text("x")
+    for command in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout[:12]
+    assert units.commit_of(outer) == commit
+    assert units.commit_of(inner) == "unknown", "a checkout around it is another project's"
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    refused = subprocess.run([*git, "describe", "--always"], check=False, capture_output=True, text=True)
+    assert "dubious ownership" in refused.stderr
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nothing"))
+    assert units.commit_of(outer) == commit
+    (outer / "file").write_text("y")
+    assert units.commit_of(outer) == f"{commit}-dirty"
+
+
+def test_too_many_open_files_is_told_as_that_with_advice_and_blames_no_file(run, tmp_path, monkeypatch, capsys):
+    unit = run.unit("toy", settings={})
+    make(unit)
+    run.finish("01_data_analysis", [unit])
+    weights = tmp_path / "w.safetensors"
+    files.save_weights(weights, {"a": torch.zeros(1)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    handles = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 9, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                handles.append(open(os.devnull))  # noqa: SIM115
+        for ask in (
+            unit.done,
+            lambda: artifacts.stage_fault(run, "01_data_analysis"),
+            lambda: artifacts.load_weights(weights),
+            lambda: unit.load_array("a.npy"),
+        ):
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                ask()
+            assert caught.value.errno == errno.EMFILE
+    finally:
+        for handle in handles:
+            handle.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert unit.done()
+    advice = "raise the limit with `ulimit -n 8192`, or lower JOBS and engine.n_workers, and run again"
+    told = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.npy")
+    assert pipeline.execute._reason(told) == "OSError: [Errno 24] Too many open files: 'a.npy'"
+    assert artifacts.advised(pipeline.execute._reason(told)).endswith(advice)
+    assert artifacts.advised(artifacts.advised("x: Too many open files")).count(advice) == 1
+    assert artifacts.advised("No such file") == "No such file"
+    monkeypatch.setattr(cli, "_archive", lambda _: (_ for _ in ()).throw(told))
+    assert cli.main(["report-zip", "x"]) == 2
+    assert capsys.readouterr().err == f"nafld: Too many open files: a.npy; {advice}\n"
 
 
 def test_a_key_stays_when_its_module_moves_and_stands_in_one_module_alone(monkeypatch):

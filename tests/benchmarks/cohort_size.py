@@ -99,7 +99,7 @@ def _scratch() -> Iterator[str]:
     """A work folder of this process, gone afterwards; what killed ones left goes first, since it may be gigabytes."""
     path = artifacts.work_root() / "artifacts" / "bench-size"
     artifacts.remove_orphans(path.parent, f".{path.name}.*.tmp")
-    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = path.with_name(f".{path.name}.{artifacts.locks.unique_ending()}.tmp")
     folder.mkdir(parents=True)
     try:
         yield str(folder)

@@ -422,6 +422,18 @@ PROMISES = {
         "Two runs at once in one tree end as one",
         "two `make` of two notebooks, and every step twice at once",
     ),
+    "hosts": (
+        "Two hosts in one folder: a unit is whole or absent, also where each host sees its own locks alone; what a"
+        " living process writes is not removed, and a unit whose folder another program clears is not sealed",
+        "another host's name and locks that hold nothing back: units written at once, remains of every age, folders and"
+        " files removed and changed before the seal",
+    ),
+    "interrupt": (
+        "Ctrl-C ends every notebook and command in one sentence, without a traceback and with nothing left running; the"
+        " next run ends with equal content",
+        "SIGINT to all processes of the terminal, once or twice, at random moments of all eight notebooks with their"
+        " workers, and of the commands that look ahead",
+    ),
     "disk": (
         "A full disk is one sentence that names the file; nothing half-written stays, and the run goes on when there is"
         " room",

@@ -95,6 +95,26 @@ def test_training_resumes_to_the_bit_through_a_checkpoint_file(conditioning, lay
     assert whole.facts() == resumed.facts()
 
 
+def test_another_torch_between_two_starts_of_a_training_is_noticed_and_noted(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(resumable.engine, "notice", said.append)
+    resumable.checkpoint(fit("class", stop=3), unit(tmp_path))
+    same = ldm.start_training(tiny("class"), settings())
+    assert resumable.resume(same, unit(tmp_path))
+    assert (said, same.versions) == ([], [torch.__version__])
+    monkeypatch.setattr(torch, "__version__", "99.0.0")
+    later = ldm.start_training(tiny("class"), settings())
+    assert resumable.resume(later, unit(tmp_path))
+    assert later.versions == [same.versions[0], "99.0.0"]
+    assert f"begun with torch {same.versions[0]} and goes on with torch 99.0.0" in said[0]
+    resumable.checkpoint(later, unit(tmp_path))
+    monkeypatch.undo()
+    third = ldm.start_training(tiny("class"), settings())
+    monkeypatch.setattr(resumable.engine, "notice", said.append)
+    assert resumable.resume(third, unit(tmp_path))
+    assert third.versions == later.versions, "a third start, with the first version, hides nothing"
+
+
 def test_a_damaged_checkpoint_is_removed_and_the_one_before_is_used(tmp_path):
     resumable.checkpoint(fit("class", stop=3), unit(tmp_path))
     resumable.checkpoint(fit("class", stop=6), unit(tmp_path))

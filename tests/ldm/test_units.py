@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 from safetensors.torch import load_file
 
-from nafld_utils import artifacts, cohort, engine, ldm, params, preprocessing, sampling
+from nafld_utils import artifacts, cohort, engine, ldm, networks, params, preprocessing, sampling
 from nafld_utils.engine import timer
 from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser_training, denoiser_units, gan_units
 from nafld_utils.preprocessing import unit
@@ -362,6 +362,7 @@ def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(
 
     def train(run, model, kind, images, planned, fold, device, report):
         (steps,) = planned.values()
+        assert steps, "a phase of no steps, which is not trained"
         for step in range(steps):
             report(step, 0.0)
 
@@ -375,6 +376,8 @@ def test_the_estimate_holds_the_autoencoders_that_are_trained_and_their_latents(
     passes = 2 * len(images) + held_out + held_out  # two stored crops an image; held-out images there and back
     assert table["latents", "class"] == pytest.approx(passes / ldm.CPU_GROUP / 60)
     assert ("autoencoder", "semantic") not in table, "the shipped one is ready"
+    few = artifacts.open_run("smoke", {"autoencoder.class": {**chosen, "train_steps": 2}, "sampling.n_compared": 0})
+    assert sampling.estimate(few).set_index(["work", "model"])["minutes_a_unit"]["autoencoder", "class"] == 2 / 60
 
 
 def test_a_gan_is_estimated_with_the_steps_that_its_budget_gives(run, monkeypatch):
@@ -468,7 +471,7 @@ def test_a_first_stage_from_the_hub_says_the_commit_it_was(run, tmp_path, monkey
     ldm.make_latents(mine, "class", 0)
     (row,) = ldm.origins(mine).to_dict("records")
     assert (row["models"], row["source"], row["origin"], row["commit"]) == ("class", "hub", "someone/vae/vae", commit)
-    assert autoencoder.hub_commit("someone/other") is None
+    assert networks.hub_commit("someone/other", "config.json") is None
     newer = commit[::-1]
     later = autoencoder.untrained("kl", 8, 32, 0.18215, seed=5).model
     later.save_pretrained(folder / "snapshots" / newer / "vae", safe_serialization=True)

@@ -5,7 +5,9 @@ import importlib.resources
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 from nafld_utils import networks
 from nafld_utils.networks import backbone_weights, backbones
@@ -95,6 +97,27 @@ def test_a_missing_weight_package_is_named(monkeypatch):
 def test_wrong_names_are_refused_with_the_nearest(name, weights, words):
     with pytest.raises(ValueError, match=words):
         networks.load(name, weights)
+
+
+def test_the_commit_of_weights_from_the_hub_is_printed_and_known(monkeypatch, tmp_path):
+    huggingface = pytest.importorskip("huggingface_hub")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    file = tmp_path / "models--timm--resnet18.tv_in1k" / "snapshots" / commit / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(timm.create_model("resnet18").state_dict(), file)
+    (file.parents[2] / "refs").mkdir()
+    (file.parents[2] / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: str(file))
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: load_file(file))
+    said = []
+    monkeypatch.setattr(networks.backbone_weights, "announce", said.append)
+    found = networks.load("resnet18.tv_in1k", "hub").state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in load_file(file).items())
+    assert said == [f"weights of resnet18.tv_in1k: timm/resnet18.tv_in1k at commit {commit}"]
+    assert networks.hub_facts("resnet18.tv_in1k", "hub") == {"hub": f"timm/resnet18.tv_in1k at commit {commit}"}
+    assert networks.hub_facts("resnet18.tv_in1k", "random") == {}
+    assert networks.hub_facts("resnet50.a1_in1k", "hub") == {"hub": "timm/resnet50.a1_in1k at commit not known"}
 
 
 def test_hub_without_network_says_so_at_once(monkeypatch, tmp_path):

@@ -65,6 +65,21 @@ def test_front_page_says_what_was_found(run):
     assert f"torch {artifacts.environment()['versions']['torch']}" in page
 
 
+def test_front_page_says_which_trainings_had_two_versions_of_torch_and_where_weights_are_from(run):
+    page = report.index_html(run)
+    assert "<dt>torch of each training</dt><dd>not recorded</dd>" in " ".join(page.split())
+    for name, facts in {
+        "one": {"trained_with": ["2.3.0"]},
+        "two": {"trained_with": ["2.3.0", "2.4.0"], "hub": "timm/resnet50 at commit 0123"},
+        "three": {"autoencoder": {"commit": None}},
+    }.items():
+        with run.unit("ldm", name, settings={}).writing(**facts):
+            pass
+    page = " ".join(report.index_html(run).split())
+    assert "<dt>torch of each training</dt><dd>ldm/two: 2.3.0, then 2.4.0</dd>" in page
+    assert "autoencoder at commit not known, timm/resnet50 at commit 0123" in page
+
+
 def test_front_page_shows_the_tagged_figure_else_the_first(run):
     notebook = executed(STAGE)
     (figure,) = notebooks.key_figures(STAGE, notebook)
