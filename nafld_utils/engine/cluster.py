@@ -11,11 +11,13 @@ import difflib
 import inspect
 import queue
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nafld_utils.artifacts import work_root
@@ -121,13 +123,7 @@ def _running_scheduler(settings: EngineSettings) -> Iterator[tuple[Any, Callable
 @contextlib.contextmanager
 def _slurm(settings: EngineSettings, n_tasks: int) -> Iterator[tuple[Any, Callable[[], str]]]:
     """A Dask client on ``engine.n_workers`` Slurm jobs, which end with the call so that no node stands idle."""
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError:
-        raise ValueError(
-            "engine.mode is cluster without engine.address: expected dask-jobqueue, found none;"
-            " install the slurm extra."
-        ) from None
+    jobqueue = _dask_jobqueue()
     from distributed import Client
 
     if settings.n_workers is None:
@@ -144,7 +140,7 @@ def _slurm(settings: EngineSettings, n_tasks: int) -> Iterator[tuple[Any, Callab
         keys = stack.enter_context(tempfile.TemporaryDirectory(prefix="tls-", dir=options["log_directory"]))
         security = _security(keys, settings)
         try:
-            cluster = SLURMCluster(**{"security": security, **options}, job_cls=_job_class())
+            cluster = jobqueue.SLURMCluster(**{"security": security, **options}, job_cls=_job_class())
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             raise ValueError(f"engine.slurm: {' '.join(str(error).split())}") from None
         stack.enter_context(cluster)
@@ -152,6 +148,21 @@ def _slurm(settings: EngineSettings, n_tasks: int) -> Iterator[tuple[Any, Callab
         jobs = SlurmJobs(cluster, min(settings.n_workers, n_tasks), options["log_directory"])
         cluster.scale(jobs=jobs.n)
         yield stack.enter_context(Client(cluster)), jobs.look_after
+
+
+def _dask_jobqueue() -> ModuleType:
+    """The library, which takes Ctrl-C for itself when it is imported: that is given back."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        import dask_jobqueue
+    except ImportError:
+        raise ValueError(
+            "engine.mode is cluster without engine.address: expected dask-jobqueue, found none;"
+            " install the slurm extra."
+        ) from None
+    if signal.getsignal(signal.SIGINT) is not before:
+        signal.signal(signal.SIGINT, before)
+    return dask_jobqueue
 
 
 def _job_class() -> type:
@@ -172,10 +183,14 @@ def job_options(settings: EngineSettings) -> dict[str, Any]:
 
     ValueError names the nearest key to one that SLURMCluster does not take.
     """
-    from dask_jobqueue.core import Job, JobQueueCluster
+    jobqueue = _dask_jobqueue()
     from dask_jobqueue.slurm import SLURMJob
 
-    known = {name for cls in (Job, JobQueueCluster, SLURMJob) for name in inspect.signature(cls).parameters}
+    known = {
+        name
+        for cls in (jobqueue.core.Job, jobqueue.JobQueueCluster, SLURMJob)
+        for name in inspect.signature(cls).parameters
+    }
     for key in settings.slurm:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

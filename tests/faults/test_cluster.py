@@ -2,6 +2,7 @@
 
 import collections
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -118,6 +119,15 @@ def test_a_job_gets_one_unit_at_a_time_and_the_threads_of_the_settings():
     script = SLURMJob("tcp://127.0.0.1:1", name="job", **{**known, "log_directory": None}).job_script()
     assert "--nworkers 2" in script
     assert script.rstrip().endswith("--nthreads 1 --memory-limit 0")
+
+
+def test_a_library_of_clusters_leaves_ctrl_c_to_those_who_use_it(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "dask_jobqueue"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = signal.getsignal(signal.SIGINT)
+    engine.cluster.job_options(settings())
+    assert "dask_jobqueue.runner" in sys.modules
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_misspelled_key_of_a_job_is_named_with_the_nearest():
