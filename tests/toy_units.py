@@ -53,12 +53,17 @@ def wait_for_turn(folder, name):
 
 
 def note(folder, name, deadly=False, seconds=0.0):
-    """Write down which process began a unit; it takes its process with it where it is deadly."""
+    """Write down which process began a unit, and keep a file while it is made; a deadly one takes it along."""
     with open(Path(folder) / f"began-{name}", "a") as handle:
         handle.write(f"{os.getpid()}\n")
     if deadly:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(seconds)
+    half = Path(folder) / f"half-{name}"
+    half.touch()
+    try:
+        time.sleep(seconds)
+    finally:
+        half.unlink()
 
 
 def facts_of(seconds):

@@ -25,6 +25,7 @@ from nafld_utils.params import EngineSettings
 # Choice: a process begun anew has no lock or thread of this one, and a server that forks would listen on a socket.
 _SPAWN = multiprocessing.get_context("spawn")
 DEATHS = 4  # workers that a task may take with it, before it is given up (choice)
+GRACE = 5.0  # s for an interrupted unit to end (choice)
 
 
 class KilledWorker(RuntimeError):
@@ -77,10 +78,10 @@ class _Worker:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: Ctrl-C is the driver's alone
         try:
             with contextlib.suppress(BrokenProcessPool):
-                return self.pool.submit(call, task)
+                return self.pool.submit(_work, call, task)
             self.stop()
             self.start()
-            return self.pool.submit(call, task)
+            return self.pool.submit(_work, call, task)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -111,14 +112,29 @@ def release_workers() -> None:
             worker.stop()
 
 
+_working = threading.Lock()  # held in a worker while it makes a unit
+
+
+def _work(call: Callable[[Any], Any], task: Any) -> Any:
+    with _working:
+        return call(task)
+
+
 def _begin(lifeline: Connection, number: int) -> None:
     """What a worker does first."""
-    threading.Thread(target=_end_with_driver, args=(lifeline,), daemon=True).start()
     devices.be_worker(number)
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    threading.Thread(target=_end_with_driver, args=(lifeline,), daemon=True).start()
 
 
 def _end_with_driver(lifeline: Connection) -> None:
-    """Wait for the end of a pipe that is never written to: the driver has closed it, or has died."""
+    """Wait for the end of a pipe that is never written to: the driver has closed it, or has died.
+
+    A unit in the making is interrupted, so that it removes what is half written.
+    """
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()
+    if not _working.acquire(blocking=False):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        _working.acquire(timeout=GRACE)
     os._exit(1)

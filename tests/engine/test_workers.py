@@ -132,6 +132,7 @@ def test_workers_end_with_a_driver_that_is_killed(tmp_path):
     driver.wait(60)
     gone, alive = psutil.wait_procs(made, timeout=30)
     assert (len(gone), alive) == (2, [])
+    assert not list(tmp_path.glob("half-*")), "something half-written is left"
 
 
 @pytest.mark.faults
@@ -153,6 +154,7 @@ def test_an_interrupt_ends_the_workers_in_the_midst_of_their_units(tmp_path):
     assert len(made) == 2
     assert psutil.wait_procs(made, timeout=30)[1] == []
     assert not (tmp_path / "began-2").exists()
+    assert not list(tmp_path.glob("half-*")), "something half-written is left"
 
 
 @pytest.mark.faults
