@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nafld_utils.engine import mapping
+from nafld_utils.engine import devices, mapping
 
 
 def touch(folder, name, fail=False):
@@ -52,8 +52,24 @@ def wait_for_turn(folder, name):
             handle.write(f"out {name}\n")
 
 
-def kill_own_process(folder):
-    os.kill(os.getpid(), signal.SIGKILL)
+def note(folder, name, deadly=False, seconds=0.0):
+    """Write down which process began a unit, and keep a file while it is made; a deadly one takes it along."""
+    with open(Path(folder) / f"began-{name}", "a") as handle:
+        handle.write(f"{os.getpid()}\n")
+    if deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    half = Path(folder) / f"half-{name}"
+    half.touch()
+    try:
+        time.sleep(seconds)
+    finally:
+        half.unlink()
+
+
+def facts_of(seconds):
+    """After a time, what a worker is: its number, and whether it overhears Ctrl-C."""
+    time.sleep(seconds)
+    return *devices._worker, signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def fail_in_words(text):

@@ -8,7 +8,7 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="devices mapping precision progress_lines timer workers".split(),
+    submodules="cluster devices mapping precision progress_lines timer workers".split(),
     submod_attrs={
         "devices": "THREAD_VARIABLES cores device use_threads".split(),
         "mapping": "UnitError in_words lacked_memory map_units once".split(),

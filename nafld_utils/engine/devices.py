@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from nafld_utils.params import EngineSettings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
-KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
+_worker: list[int] = []  # the number of the local worker that this process is
 
 
 def device(settings: EngineSettings) -> Any:
@@ -31,12 +28,19 @@ def device(settings: EngineSettings) -> Any:
     return torch.device("cuda", _own_gpu(n) if named is None else named)
 
 
-def _own_gpu(n: int) -> int:
-    """GPU of this process among the `n` it sees: by the number at the end of its worker's name, the first without one.
+def be_worker(number: int) -> None:
+    """Let this process compute as the local worker of that number, from 0."""
+    _worker[:] = [number]
 
-    Local workers are called 0, 1, ...; those of Dask and of a Slurm job of several processes name-0, name-1, ... A
-    Slurm job of one process sees the one GPU that Slurm gave it.
+
+def _own_gpu(n: int) -> int:
+    """GPU of this process among the `n` it sees: by the number of its worker, the first where it is none.
+
+    Workers of Dask and of a Slurm job of several processes are called name-0, name-1, ... A Slurm job of one process
+    sees the one GPU that Slurm gave it.
     """
+    if _worker:
+        return _worker[0] % n
     if "distributed" not in sys.modules:  # which a Dask worker is made of
         return 0
     from distributed import get_worker
@@ -59,18 +63,6 @@ def default_workers() -> int:
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-@contextlib.contextmanager
-def own_environment() -> Iterator[None]:
-    """Put the allocator's settings back afterwards: Dask writes them into this environment while it starts workers."""
-    before = {name: os.environ[name] for name in KEEP_PAGES if name in os.environ}
-    try:
-        yield
-    finally:
-        for name in KEEP_PAGES:
-            os.environ.pop(name, None)
-        os.environ.update(before)
 
 
 def use_threads(n: int) -> None:

@@ -12,7 +12,6 @@ import errno
 import logging
 import math
 import os
-import queue
 import re
 import socket
 import threading
@@ -26,12 +25,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from nafld_utils.artifacts import Busy, NotEnoughMemoryError, Unit, locked, work_root
+from nafld_utils.engine import cluster, workers
 from nafld_utils.engine.devices import use_threads
 from nafld_utils.engine.progress_lines import announce, notice, progress
-from nafld_utils.engine.workers import open_pool
 from nafld_utils.params import EngineSettings
 
-LOOK_EVERY = 5.0  # s between two looks after the workers
 _one_unit = threading.RLock()  # a unit has the worker's threads to itself, however many Dask gave it
 
 
@@ -172,55 +170,20 @@ def _run(call: _Call, tasks: list[Any], settings: EngineSettings, label: str) ->
     if settings.mode == "serial" or (settings.mode == "local" and len(tasks) == 1):
         return [call(task) for task in progress(tasks, label)]
     use_threads(settings.threads)  # as the workers inherit it
-    with open_pool(settings, len(tasks)) as (client, look_after):
-        if settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
-            root = work_root().resolve()
-            root.mkdir(parents=True, exist_ok=True)
-            call = replace(call, root=root)
-        return _gather(client, look_after, call, tasks, label)
-
-
-def _gather(client: Any, look_after: Callable[[], str], call: _Call, tasks: list[Any], label: str) -> list[_Ended]:
-    """Results in the order of the tasks; a worker that dies has its unit done by another one."""
-    finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    futures = [client.submit(call, task, pure=False) for task in tasks]
-    for future in futures:
-        future.add_done_callback(finished.put)
-    ended = {}
-    for future in progress(_each(finished, len(tasks), look_after, label), label, total=len(tasks)):
-        ended[future.key] = _fetch(future, look_after)
-        future.release()  # else the unit is done again where the worker that remembers its result dies
-    return [ended[future.key] for future in futures]
-
-
-def _each(finished: queue.SimpleQueue[Any], n: int, look_after: Callable[[], str], label: str) -> Iterator[Any]:
-    """Yield `n` futures as they finish; look after the workers meanwhile and say when they lack."""
-    lacking, looked = "", time.monotonic()
-    while n:
-        try:
-            future = finished.get(timeout=max(0.0, looked + LOOK_EVERY - time.monotonic()))
-        except queue.Empty:
-            before, lacking, looked = lacking, look_after(), time.monotonic()
-            if lacking != before:
-                announce(f"{label}: {lacking or 'all workers are there'}")
-        else:
-            n -= 1
-            yield future
-
-
-def _fetch(future: Any, look_after: Callable[[], str]) -> _Ended:
-    from distributed import KilledWorker
-
-    while True:
-        try:
-            return future.result(timeout=LOOK_EVERY)
-        except TimeoutError:  # the worker that remembered it has died in the meantime; it is done again
-            look_after()
-        except KilledWorker:
-            text = "every worker that began it died, out of memory or killed by hand; give a worker more memory"
-            return _Ended(math.nan, f"KilledWorker: {text}", is_killed=True)
-        except Exception as error:  # nothing that a unit raises comes here
-            return _Ended(math.nan, f"{type(error).__name__}: {error}")
+    if settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
+        root = work_root().resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        results = cluster.run(replace(call, root=root), tasks, settings, label)
+    else:
+        results = workers.run(call, tasks, settings)
+    ended = [_Ended()] * len(tasks)
+    with contextlib.closing(results):  # an interrupt ends its workers, wherever it comes
+        for i, found in progress(results, label, total=len(tasks)):
+            if isinstance(found, BaseException):  # nothing that a unit raises comes here
+                text, is_killed = f"{type(found).__name__}: {found}", isinstance(found, workers.KilledWorker)
+                found = _Ended(math.nan, text, is_killed=is_killed)
+            ended[i] = found
+    return ended
 
 
 @contextlib.contextmanager

@@ -245,6 +245,20 @@ class TuringSettings(Section):
     equivalence_power: Annotated[float, Field(gt=0, lt=1)]
 
 
+class TlsSettings(Section):
+    """Files in PEM with which a Dask scheduler, its workers and this process know one another."""
+
+    ca: str | None
+    cert: str | None
+    key: str | None
+
+    @model_validator(mode="after")
+    def _whole(self) -> TlsSettings:
+        if len({value is None for value in (self.ca, self.cert, self.key)}) > 1:
+            raise ValueError("ca, cert and key must be three files, or null all three")
+        return self
+
+
 class EngineSettings(Section):
     """Where work runs; never part of a result's hash, but for the arithmetic of the sweep's trainings (CPU or GPU)."""
 
@@ -255,6 +269,7 @@ class EngineSettings(Section):
     compile: bool
     address: str | None
     slurm: dict[str, Any]
+    tls: TlsSettings
     min_free_gib: Annotated[float, Field(ge=0)]
 
     @model_validator(mode="after")

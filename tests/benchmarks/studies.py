@@ -25,7 +25,6 @@ import torch
 
 from nafld_utils import artifacts, engine
 from nafld_utils.artifacts import Run, Unit
-from nafld_utils.engine import workers
 
 STORED = Path(__file__).parent / "stored"
 ALPHA = 0.01  # of the comparison with the stored table, over all its rows
@@ -160,18 +159,15 @@ def measure(study: Study, options: argparse.Namespace, device: torch.device) -> 
     """Make the whole study and store its table, or repeat a part and compare; yields one row."""
     run = artifacts.open_run("demo", {"run": study.script.replace("_", "-"), "engine.mode": options.mode})
     keys, started = list(study.cells[0]), time.perf_counter()
-    try:
-        if options.store:
-            n, seed = options.repetitions or study.repetitions, 0
-            outcomes = simulate(run, study, n, seed)
-        else:
-            seed = options.seed or int(time.time())
-            first = simulate(run, study, study.block, seed)  # says how long a block takes
-            each = time.perf_counter() - started
-            n = study.block * max(1, int(60 * options.minutes / each))
-            outcomes = simulate(run, study, n, seed) if n > study.block else first
-    finally:
-        workers.release_workers()  # at the interpreter's exit Dask's threads are gone, and closing waits for them
+    if options.store:
+        n, seed = options.repetitions or study.repetitions, 0
+        outcomes = simulate(run, study, n, seed)
+    else:
+        seed = options.seed or int(time.time())
+        first = simulate(run, study, study.block, seed)  # says how long a block takes
+        each = time.perf_counter() - started
+        n = study.block * max(1, int(60 * options.minutes / each))
+        outcomes = simulate(run, study, n, seed) if n > study.block else first
     table, broken = summarise(outcomes, keys), []
     print(table.drop(columns=["sd", "kind"]).round(3).to_string(index=False))
     if options.store:

@@ -5,10 +5,9 @@ import sys
 import time
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
-from toy_units import Marker, compute, fail_in_words, kill_own_process, touch, wait_for_turn
+from toy_units import Marker, compute, fail_in_words, touch, wait_for_turn
 
 from nafld_utils import artifacts, engine, params
 from nafld_utils.artifacts import locks
@@ -36,15 +35,11 @@ def test_every_unit_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, m
 
 
 def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypatch):
-    for name in devices.KEEP_PAGES:
-        monkeypatch.delenv(name, raising=False)
     chosen = settings(mode="local", n_workers=2)
     engine.use_threads(chosen.threads)
     before = dict(os.environ)
     engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
     first = {(tmp_path / str(i)).read_text() for i in range(4)}
-    given = [psutil.Process(int(pid)).environ() for pid in first]
-    assert all(found.items() >= {name: str(n) for name, n in devices.KEEP_PAGES.items()}.items() for found in given)
     assert dict(os.environ) == before, "what workers need is theirs alone"
     (tmp_path / "1").unlink()
     (tmp_path / "3").unlink()
@@ -52,7 +47,7 @@ def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypa
     assert (table["error"] == "").all()
     assert {(tmp_path / "1").read_text(), (tmp_path / "3").read_text()} <= first
     workers.release_workers()
-    monkeypatch.setattr(mapping, "open_pool", None)
+    monkeypatch.setattr(mapping, "workers", None)
     assert (engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)["seconds"] == 0).all()
 
 
@@ -77,15 +72,6 @@ def test_cluster_without_address_or_library_says_what_to_install(monkeypatch, tm
     monkeypatch.setitem(__import__("sys").modules, "dask_jobqueue", None)
     with pytest.raises(ValueError, match="install the slurm extra"):
         engine.map_units(touch, toy_tasks(tmp_path), settings(mode="cluster"), "toy")
-
-
-def test_a_running_scheduler_is_used_by_address(tmp_path):
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1") as cluster:
-        chosen = settings(mode="cluster", address=cluster.scheduler_address)
-        table = engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy")
-    assert (table["error"] == "").all()
 
 
 def test_progress_writes_lines_for_the_terminal_of_a_headless_run(tmp_path, monkeypatch):
@@ -140,13 +126,12 @@ def test_a_unit_computes_with_the_threads_of_the_settings_wherever_it_is_made(tm
     assert (tmp_path / "three").read_bytes() not in made
 
 
-WORKER_NAMES = [(0, 0), (1, 1), (3, 1), ("SLURMCluster-2", 0), ("SLURMCluster-2-1", 1), ("gpu-1", 1), (None, 0)]
+DASK_NAMES = [("SLURMCluster-2", 0), ("SLURMCluster-2-1", 1), ("gpu-1", 1), (None, 0), ("tcp://10.0.0.1:8787", 0)]
 
 
-@pytest.mark.parametrize(("name", "gpu"), [*WORKER_NAMES, ("tcp://10.0.0.1:8787", 0)])
-def test_every_local_worker_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch):
+@pytest.mark.parametrize(("name", "gpu"), DASK_NAMES)
+def test_every_worker_of_dask_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch):
     import distributed
-    import torch
 
     def worker():
         if name is None:
@@ -161,6 +146,16 @@ def test_every_local_worker_computes_on_a_gpu_of_its_own(name, gpu, monkeypatch)
     monkeypatch.delitem(sys.modules, "distributed")
     assert engine.device(settings()) == torch.device("cuda", 0), "no worker without Dask"
     assert "distributed" not in sys.modules, "which is not loaded for that"
+
+
+@pytest.mark.parametrize(("number", "gpu"), [(0, 0), (1, 1), (3, 1)])
+def test_every_local_worker_computes_on_a_gpu_of_its_own(number, gpu, monkeypatch):
+    monkeypatch.setattr(devices, "_worker", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    devices.be_worker(number)
+    assert engine.device(settings()) == torch.device("cuda", gpu)
+    assert engine.device(settings(device="cuda:1")) == torch.device("cuda", 1)
 
 
 def test_one_thing_is_made_by_one_process_at_a_time(tmp_path):
@@ -192,22 +187,6 @@ def test_a_unit_that_another_process_made_meanwhile_is_not_made_again(tmp_path):
     assert (tmp_path / "0").read_text() == ""
     make({"folder": str(tmp_path), "name": "1"})
     assert (tmp_path / "1").read_text() == str(os.getpid())
-
-
-@pytest.mark.faults
-@pytest.mark.promise("sweep")
-def test_a_unit_that_takes_every_worker_with_it_is_reported_as_that(tmp_path, caplog):
-    tasks = [{"folder": str(tmp_path)}, {"folder": str(tmp_path)}]
-    import dask
-    import distributed  # noqa: F401  its settings must be there before one of them is changed
-
-    workers.release_workers()
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # four deaths a unit take their time
-        chosen = settings(mode="local", n_workers=1)
-        table = engine.map_units(kill_own_process, tasks, chosen, "deadly", raise_failed=False)
-    assert table["error"].str.startswith("KilledWorker: every worker that began it died").all()
-    assert "deadly: 2 of 2 units failed, the first" in caplog.text
-    workers.release_workers()
 
 
 def test_failures_that_stop_nothing_are_said_in_notebook_and_terminal(tmp_path, monkeypatch, caplog):

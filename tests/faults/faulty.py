@@ -416,7 +416,13 @@ PROMISES = {
     ),
     "sweep": (
         "Killed workers, drivers and Slurm jobs cost one training each; two sweeps at once share the work",
-        "SIGKILL, scancel and a worker that kills itself, through Dask and a Slurm of this machine",
+        "SIGKILL, SIGINT, scancel and a worker that kills itself, in local processes and a Slurm of this machine",
+    ),
+    "others": (
+        "Others on the machine reach nothing of a run: no local process listens, and Slurm's jobs and a scheduler with"
+        " TLS take no order without its key",
+        "ports, open files and signals of a run tried from another account; every socket of a run looked at; clients"
+        " without a key and with another one",
     ),
     "at once": (
         "Two runs at once in one tree end as one",

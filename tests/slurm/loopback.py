@@ -118,6 +118,7 @@ class LoopbackSlurm:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait(10)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _env(self):
