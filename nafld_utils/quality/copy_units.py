@@ -323,13 +323,17 @@ def reading(run: Run) -> list[str]:
     *planted, held = calibration(run).to_dict("records")
     found = ", ".join(f"{row['copy']:.0%} of {row['n']} {row['set'].removeprefix('planted: ')}" for row in planted)
     chance, n = _by_chance(run)
-    few = f", more than {copies.LEVEL:.0%} because there are so few" if chance["measure"] > copies.LEVEL else ""
-    return [
-        *lines,
-        f"The copy audit finds {found}; it flags {held['copy']:.0%} of {held['n']} held-out patients.",
-        f"By chance it flags at most {chance['verdict']:.1%} of new patients, {chance['measure']:.1%} per measure,"
-        f" with thresholds from {n} training patients{few}.",
-    ]
+    few = f"It flags {round(held['copy'] * held['n'])} of {held['n']} held-out patients."
+    verdict, rule = (f"{100 * chance[name]:.3g} %" for name in ("verdict", "measure"))
+    each = f"({rule} by pixels, {rule} by latents and features together)"
+    if chance["measure"] > copies.LEVEL:
+        needed = int(np.ceil(2 / copies.LEVEL)) - 1  # training patients, by `copies.by_chance`
+        few += f" With only {n} training patients to set the thresholds, up to {verdict} of new patients could be"
+        few += f" flagged by chance {each}, so this audit shows little:"
+        few += f" {100 * copies.LEVEL:g} % per rule needs {needed}."
+    else:
+        few += f" With thresholds from {n} training patients, at most {verdict} are flagged by chance {each}."
+    return [*lines, f"The copy audit finds {found}.", few]
 
 
 def claims(run: Run) -> list[dict[str, Any]]:
