@@ -199,8 +199,10 @@ def claims(
     mean, one = (row for _, row in auc.iterrows())
     right = int(((table["called"] > 0.5) == (table["label"] == 1)).sum())
     error, few = 100 * explainers.missing_share(table), (None, None, "no interval: a handful of images")
-    over = f"held-out patients; {statistics.GIVEN}"
-    bounds, own = (mean.low, mean.high, over), (one.low, one.high, over)
+    bounds, own = (
+        (row.low, row.high, f"no interval: {row.unsaid}" if row.unsaid else f"held-out patients; {statistics.GIVEN}")
+        for row in (mean, one)
+    )
     decides = f"{_gate(auc)[0]}, which decides whether maps are read"
     single = (
         ("gate", decides, mean.auc, bounds, mean.n_patients, "image-level AUC"),

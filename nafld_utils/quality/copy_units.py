@@ -19,6 +19,7 @@ from nafld_utils.networks import extract, nearest_features, nearest_pixels
 from nafld_utils.params import SetName
 from nafld_utils.quality import copies
 from nafld_utils.quality.copies import MEASURES, STATISTICS
+from nafld_utils.quality.figures import WORDS
 
 REVISION = ("stages.copies", 1)
 FOLDER = "memorization"
@@ -342,7 +343,8 @@ def claims(run: Run) -> list[dict[str, Any]]:
     for row in summary(run).to_dict("records"):
         numbers = row | {"mean": row["copy"], "over": "folds", "n": n_folds}
         key = key_of("copies.share", "held_out" if row["set"] == HELD_OUT else row["set"])
-        rows.append(of_row(key, f"copies of training patients, {row['set']}", numbers, unit="share of images"))
+        text = f"copies of training patients, {WORDS.get(row['set'], row['set'])}"
+        rows.append(of_row(key, text, numbers, unit="share of images"))
     for row in calibration(run).to_dict("records"):
         numbers = row | {"mean": row["copy"], "over": f"{row['unit']} (binomial)"}
         parts = ("held_out",) if row["set"] == HELD_OUT else ("planted", row["set"].removeprefix("planted: "))

@@ -22,7 +22,7 @@ WORDS = {
     "class": "class LDM",
     "semantic_balanced": "semantic LDM, balanced",
     "class_balanced": "class LDM, balanced",
-    "gan": "GAN, trained here",
+    "gan": "GAN",
     "traditional": "traditional crops",
     "halves_of_real": "real, other patients",
     "gaussian_semantic": "Gaussian latents (semantic)",

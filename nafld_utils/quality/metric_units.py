@@ -258,7 +258,9 @@ def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
             rows.append(of_row(key, f"{names[metric]}, {row['model']} model, {row['class']}", row, same, paper=paper))
     others = intervals[(intervals["metric"] == "frechet") & (intervals["class"] == metric_tables.BOTH)]
     for row in others[others["role"].isin(["floor", "baseline"]) & (others["sample"] == "equal")].to_dict("records"):
-        what = {"floor": "real training images (floor)", "baseline": f"{row['model']} images"}[row["role"]]
+        what = {"floor": "real training images (floor)", "baseline": f"{WORDS.get(row['model'], row['model'])}"}[
+            row["role"]
+        ]
         text = f"{names['frechet']}, {what} against held-out images, equal numbers"
         rows.append(of_row(key_of(f"quality.frechet.{row['role']}", row["model"]), text, row))
     return rows

@@ -133,7 +133,10 @@ def with_intervals(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame
     """
     columns = {statistic: "mean", f"{statistic}_low": "low", f"{statistic}_high": "high", "n_patients": "n"}
     table = rows.reindex(columns=["model", "role", "class", *columns, "n_equal"]).rename(columns=columns)
-    return table.assign(over=OVER[statistic])
+    why = np.where(
+        table["role"] == "floor", "no interval: none is made for this floor", "no interval: too few patients"
+    )
+    return table.assign(over=np.where(table["low"].notna(), OVER[statistic], why))
 
 
 def reading(rows: pd.DataFrame, name: str) -> list[str]:
@@ -161,6 +164,6 @@ def claims(run: Run, rows: pd.DataFrame) -> list[dict[str, Any]]:
                 parts, where = [row["model"], class_part(run, row["class"])], ""
                 if statistic == "equal":
                     parts, where = [*parts, f"at_{n}"], f", at {n} patients"
-                text = f"{metrics[metric]}, {row['model']}, {row['class']}{where}"
+                text = f"{metrics[metric]}, {WORDS.get(row['model'], row['model'])}, {row['class']}{where}"
                 out.append(of_row(key_of(f"patients.{metric}", *parts), text, row))
     return out

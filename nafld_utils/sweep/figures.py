@@ -229,16 +229,15 @@ def small_multiples(variants: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(n_rows, n_cols, figsize=size, squeeze=False, sharex=True, sharey=True)
     names = arms_of(variants)
     colors = arm_colors(names)
-    rates = np.unique(variants["rate"])
-    shift = (
-        0.5 * float(np.diff(rates).min(initial=1.0)) / len(names)
-    )  # the arms of a rate take half of the way to the next
+    rates, others = np.unique(variants["rate"]), [name for name in names if name != "real"]
+    shift = 0.35 * float(np.diff(rates).min(initial=1.0)) / max(1, len(others))  # arms of a rate beside each other
     for ax, ((backbone, variant), part) in zip(axes.flat, panels, strict=False):
-        for k, arm in enumerate(names):
+        for arm in names:
             line = part[part["arm"] == arm].sort_values("rate")
-            x = line["rate"] + (k - (len(names) - 1) / 2) * shift
+            x = line["rate"] + (0 if arm == "real" else (others.index(arm) - (len(others) - 1) / 2) * shift)
             look = {"color": colors[arm], "ms": 4, "lw": 1.2, "elinewidth": 1.0, "fmt": "o-"}
             ax.errorbar(x, line["auc"], yerr=_bars(line["auc"], line), **look)
+        ax.set_xticks(rates)
         ax.set_title(f"{backbone}\n{variant}", fontsize=9, fontweight="normal")
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)

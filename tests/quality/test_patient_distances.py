@@ -144,4 +144,4 @@ def test_what_the_kernel_distance_says():
     assert one.startswith("semantic LDM: KID to real patients 0.5 [0.4, 0.6] (95 % over patients, by jackknife;")
     assert "the interval lies above 0, so these images differ from those of new patients" in one
     assert "does not lie above 0, so no difference is shown" in two
-    assert three == "GAN, trained here: KID to real patients 1: too few patients for an interval."
+    assert three == "GAN: KID to real patients 1: too few patients for an interval."
