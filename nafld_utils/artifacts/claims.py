@@ -18,6 +18,7 @@ from nafld_utils import statistics
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pandas.io.formats.style import Styler
 
 CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol", "key")
 OTHER_COHORT = "no: another cohort"
@@ -70,7 +71,8 @@ def claim(
     """
     low, high, over = interval
     if isinstance(low, float) and math.isnan(low) and not over.startswith("no interval"):
-        over = f"no interval: over {over}, one alone or none that differ"
+        why = {"folds": "only one fold" if n == 1 else "all folds alike"}
+        over = f"no interval: {why.get(over, f'over {over}, too few or all alike')}"
     numbers = {"paper": paper, "this_run": value, "low": low, "high": high, "over": over, "n": n}
     return {"claim": text, **numbers, "unit": unit, "same_protocol": same_protocol, "key": key}
 
@@ -99,6 +101,20 @@ def over_folds(
     """
     mean, low, high = statistics.over_folds(values, within or statistics.ANY)
     return claim(key, text, mean, UNSTATED, interval=(low, high, "folds"), n=len(values), unit=unit)
+
+
+def displayed(table: pd.DataFrame) -> Styler:
+    """Claims as a notebook shows them: numbers of three digits or whole, texts at full length."""
+    numbers = {name: _number for name in ("paper", "this_run", "low", "high", "n")}
+    style = table.drop(columns="key").style.format(numbers, na_rep="", escape="html").hide(axis="index")
+    return style.set_properties(**{"text-align": "left", "white-space": "normal"})
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    tiny = abs(value) < 1e-4  # what a logit or log scale leaves of a bound
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 and not tiny else f"{value:.0f}"
 
 
 def claims_table(root: Path, stage: str, rows: Iterable[Mapping[str, Any]], is_foreign: bool) -> pd.DataFrame:

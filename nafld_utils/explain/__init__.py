@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "attribution_units": "classifier_unit held_out_auc".split(),
         "check_units": "build_checks build_study explain_all side_by_side units".split(),
         "explainers": "missing_share shared_limit".split(),
-        "verdict": "answer claims is_readable what_shap_shows".split(),
+        "verdict": "answer claims is_readable off_in_words what_shap_shows".split(),
     },
 )

@@ -133,7 +133,8 @@ def features(table: pd.DataFrame, ax: Axes) -> Axes:
     names = [f"{row.feature.replace('_', ' ')}, {row.explainer}\nAUC {row.auc:.2f}" for row in table.itertuples()]
     ax.set_yticks(places, labels=names)
     ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_xlabel("attribution on the feature's place, over that place's share of the area")
+    over = f"(95 %, over {table['n_explained'].max():.0f} simulated patients)"
+    ax.set_xlabel(f"attribution on the feature's place, over that place's share of the area\n{over}")
     ax.grid(visible=False, axis="y")
     ax.legend()
     return ax

@@ -77,7 +77,22 @@ def _adds_up(found: Explanation) -> tuple[str, str, str]:
     verdict = "yes" if error <= ADDS_UP else "no: signs and places may be read, sizes may not; raise shap.n_samples"
     if error > READABLE_SIGNS:
         verdict = "no: too few draws for a reading of single images; raise shap.n_samples"
-    return "Do the attributions add up to the log-odds?", f"{error:.0%} missing over {len(found.table)} images", verdict
+    return (
+        "Do the attributions add up to the log-odds?",
+        f"{off_in_words(error)}, over {len(found.table)} images",
+        verdict,
+    )
+
+
+def off_in_words(share: float) -> str:
+    """How far attributions are from adding up, from `explainers.missing_share`.
+
+    Examples
+    --------
+    >>> off_in_words(0.28), off_in_words(2.95)
+    ('off by 28 % of the amount to explain', 'off by 3 times the amount to explain')
+    """
+    return f"off by {f'{share:.2g} times' if share > 1 else f'{100 * share:.0f} % of'} the amount to explain"
 
 
 _QUESTIONS = {
@@ -111,7 +126,9 @@ def _matters(checks: check_units.Checks) -> tuple[str, str, str]:
     measured = "; ".join(
         f"{row.mode} {row.gain:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in checks.gains.itertuples()
     )
-    verdict = "yes" if (checks.gains["low"] > 0).all() else "not shown for both"
+    yes, no = ([row.mode for row in checks.gains.itertuples() if (row.low > 0) == shown] for shown in (True, False))
+    parts = [f"{word} for {params.listed(modes)}" for word, modes in (("shown", yes), ("not shown", no)) if modes]
+    verdict = ", ".join(parts) if no else "yes"
     question = "Do the pixels that the map ranks first move the classifier more than random ones?"
     return question, f"log-odds over a random order: {measured}", verdict
 
@@ -182,8 +199,10 @@ def claims(
     mean, one = (row for _, row in auc.iterrows())
     right = int(((table["called"] > 0.5) == (table["label"] == 1)).sum())
     error, few = 100 * explainers.missing_share(table), (None, None, "no interval: a handful of images")
-    over = f"held-out patients; {statistics.GIVEN}"
-    bounds, own = (mean.low, mean.high, over), (one.low, one.high, over)
+    bounds, own = (
+        (row.low, row.high, f"no interval: {row.unsaid}" if row.unsaid else f"held-out patients; {statistics.GIVEN}")
+        for row in (mean, one)
+    )
     decides = f"{_gate(auc)[0]}, which decides whether maps are read"
     single = (
         ("gate", decides, mean.auc, bounds, mean.n_patients, "image-level AUC"),

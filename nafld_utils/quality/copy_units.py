@@ -20,6 +20,7 @@ from nafld_utils.networks import extract, nearest_features, nearest_pixels
 from nafld_utils.params import SetName
 from nafld_utils.quality import copies
 from nafld_utils.quality.copies import MEASURES, STATISTICS
+from nafld_utils.quality.figures import WORDS
 
 REVISION = ("stages.copies", 1)
 FOLDER = "memorization"
@@ -336,13 +337,17 @@ def reading(run: Run) -> list[str]:
     *planted, held = calibration(run).to_dict("records")
     found = ", ".join(f"{row['copy']:.0%} of {row['n']} {row['set'].removeprefix('planted: ')}" for row in planted)
     chance, n = _by_chance(run)
-    few = f", more than {copies.LEVEL:.0%} because there are so few" if chance["measure"] > copies.LEVEL else ""
-    return [
-        *lines,
-        f"The copy audit finds {found}; it flags {held['copy']:.0%} of {held['n']} held-out patients.",
-        f"By chance it flags at most {chance['verdict']:.1%} of new patients, {chance['measure']:.1%} per measure,"
-        f" with thresholds from {n} training patients{few}.",
-    ]
+    few = f"It flags {round(held['copy'] * held['n'])} of {held['n']} held-out patients."
+    verdict, rule = (f"{100 * chance[name]:.3g} %" for name in ("verdict", "measure"))
+    each = f"({rule} by pixels, {rule} by latents and features together)"
+    if chance["measure"] > copies.LEVEL:
+        needed = int(np.ceil(2 / copies.LEVEL)) - 1  # training patients, by `copies.by_chance`
+        few += f" With only {n} training patients to set the thresholds, up to {verdict} of new patients could be"
+        few += f" flagged by chance {each}, so this audit shows little:"
+        few += f" {100 * copies.LEVEL:g} % per rule needs {needed}."
+    else:
+        few += f" With thresholds from {n} training patients, at most {verdict} are flagged by chance {each}."
+    return [*lines, f"The copy audit finds {found}.", few]
 
 
 def claims(run: Run) -> list[dict[str, Any]]:
@@ -351,7 +356,8 @@ def claims(run: Run) -> list[dict[str, Any]]:
     for row in summary(run).to_dict("records"):
         numbers = row | {"mean": row["copy"], "over": "folds", "n": n_folds}
         key = key_of("copies.share", "held_out" if row["set"] == HELD_OUT else row["set"])
-        rows.append(of_row(key, f"copies of training patients, {row['set']}", numbers, unit="share of images"))
+        text = f"copies of training patients, {WORDS.get(row['set'], row['set'])}"
+        rows.append(of_row(key, text, numbers, unit="share of images"))
     for row in calibration(run).to_dict("records"):
         numbers = row | {"mean": row["copy"], "over": f"{row['unit']} (binomial)"}
         parts = ("held_out",) if row["set"] == HELD_OUT else ("planted", row["set"].removeprefix("planted: "))

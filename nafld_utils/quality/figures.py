@@ -22,7 +22,7 @@ WORDS = {
     "class": "class LDM",
     "semantic_balanced": "semantic LDM, balanced",
     "class_balanced": "class LDM, balanced",
-    "gan": "GAN, trained here",
+    "gan": "GAN",
     "traditional": "traditional crops",
     "halves_of_real": "real, other patients",
     "gaussian_semantic": "Gaussian latents (semantic)",
@@ -35,27 +35,45 @@ WORDS = {
 _ROLES = ("reference", "floor", "model", "baseline", "ceiling")
 
 
-def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", numbers: bool = True) -> Axes:
+def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", end: float = 0.0) -> Axes:
     """Horizontal bars of one metric and class: real images on top, then the models, then what they must beat (Fig. 4).
 
     `intervals` holds one row per set, ``model, role, mean, low, high``; `ax` may share its y axis with panels of the
-    same sets; `numbers` writes the mean beside each bar.
+    same sets. An interval longer than `end` (without one: `reach` of these bars) is cut there, with an arrow and its
+    true end.
     """
     table = intervals.assign(order=intervals["role"].map(_ROLES.index)).sort_values("order", kind="stable")
-    place = _named_rows(ax, [WORDS.get(name, name) for name in table["model"]])
+    place, end = _named_rows(ax, [WORDS.get(name, name) for name in table["model"]]), end or reach(table)
+    least = 0.0
     for y, row in zip(place, table.to_dict("records"), strict=True):
         if not np.isfinite(row["mean"]):
             ax.text(0, y, " too few images", va="center", fontsize=9, color="#777777")
             continue
         ax.barh(y, row["mean"], height=0.72, **_look(row["model"], row["role"]))
-        ends = np.nan_to_num([row["low"], row["high"]], nan=row["mean"])
-        ax.plot(ends, [y, y], color="black", lw=1.3, solid_capstyle="butt")
-        if numbers:
-            _write(ax, short(row["mean"]), ends[1], y)
+        low, high = np.clip(np.nan_to_num([row["low"], row["high"]], nan=row["mean"]), -end, end)
+        ax.plot([low, high], [y, y], color="black", lw=1.3, solid_capstyle="butt")
+        for x, bound, sign, side in ((low, row["low"], "<", "left"), (high, row["high"], ">", "right")):
+            if np.isfinite(bound) and abs(bound) > end:
+                ax.plot([x], [y], sign, color="black", ms=5, clip_on=False)
+                at = {"xytext": (7 if side == "left" else -7, 2), "textcoords": "offset points", "ha": side}
+                ax.annotate(f"to {short(bound)}", (x, y), va="bottom", fontsize=9, **at)
+        _write(ax, f"  {short(row['mean'])}" if row["high"] > end else short(row["mean"]), high, y)
+        least = min(least, low, row["mean"])
     ax.grid(axis="x", visible=True)
-    ax.margins(x=0.2)
-    ax.set(title=title, xlabel=xlabel)
+    ax.set(title=title, xlabel=xlabel, xlim=(1.1 * least, 1.3 * end))
     return ax
+
+
+def reach(table: pd.DataFrame) -> float:
+    """How far bars are drawn: twice the largest mean, and no farther than the longest interval goes."""
+    longest = float(np.nanmax(table[["mean", "low", "high"]].abs().to_numpy(), initial=0.0))
+    return min(2 * float(table["mean"].abs().max()), longest) or 1.0
+
+
+def unbounded(table: pd.DataFrame) -> str:
+    """What a panel of `bars` says where no model has an interval; empty where one has."""
+    models = table[table["role"] == "model"]
+    return "" if models.empty or models["low"].notna().any() else "\ntoo few for an interval"
 
 
 def _named_rows(ax: Axes, names: Sequence[str], **look: Any) -> np.ndarray:
@@ -95,7 +113,8 @@ def bar_grid(
             part = table[(table["metric"] == metric) & (table["class"] == group)]
             equal = part[part["role"] == "model"].iloc[0]
             size = f"per fold: at least {equal['n_images']} against {equal['n_reference']}"
-            bars(part, ax, f"{group}\n{size}" if ax in axes[0] else "", name)
+            end = reach(table[table["metric"] == metric])
+            bars(part, ax, f"{group}\n{size}" if ax in axes[0] else "", name, end)
         low, high = np.transpose([ax.get_xlim() for ax in row])
         for ax in row:
             ax.set_xlim(low.min(), high.max())
@@ -110,12 +129,16 @@ def precision_recall(intervals: pd.DataFrame, ax: Axes, title: str = "") -> Axes
     for (name, role), row in wide.iterrows():
         if role == "ceiling" and name not in ("repeated_image", "noise"):
             continue
-        color, marker = {"floor": (COLORS["real"], "s"), "ceiling": ("#8A8A8A", "x")}.get(role) or (color_of(name), "o")
+        color = {"floor": COLORS["real"], "ceiling": "#8A8A8A"}.get(role) or color_of(name)
+        marker = {"floor": "s", "noise": "+", "repeated_image": "x"}.get(name if role == "ceiling" else role, "o")
         x, y = row["mean", "recall"], row["mean", "precision"]
         ax.plot(x, y, marker, color=color, ms=7, label=WORDS.get(name, name))
         across, along = (np.clip([row["low", metric], row["high", metric]], 0, 1) for metric in ("recall", "precision"))
         ax.plot(across, [y, y], color=color, lw=1.0, alpha=0.7)
         ax.plot([x, x], along, color=color, lw=1.0, alpha=0.7)
+    ax.plot([], [], color="#777777", lw=1.0, label="95 % over folds")
+    if not wide["mean"][["precision", "recall"]].notna().all(axis=1).any():
+        ax.text(0.5, 0.5, "too few images", ha="center", va="center", fontsize=10, color="#555555")
     ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xlabel="recall (share of real images reached)", title=title)
     ax.set_ylabel("precision (share that looks real)")
     ax.set_aspect("equal")
@@ -146,9 +169,9 @@ def copy_shares(summary: pd.DataFrame, ax: Axes) -> Axes:
         color = color_of(row["set"]) if SetName.of(row["set"]).conditioning in COLORS else COLORS["real"]
         ax.barh(y, row["copy"], height=0.6, color=color)
         ax.plot([row["low"], row["high"]], [y, y], color="black", lw=1.3)
-    look = {"color": "black", "mfc": "white", "ms": 5, "ls": "none"}
-    for name, marker in (("pixels", "o"), ("latents", "^"), ("features", "s")):
-        ax.plot(summary[name], place, marker, label=f"near by {name} alone", **look)
+    look = {"color": "black", "mfc": "white", "ms": 5, "ls": "none", "clip_on": False, "zorder": 4}
+    for name, marker, shift in (("pixels", "o", 0.2), ("latents", "^", 0.0), ("features", "s", -0.2)):
+        ax.plot(summary[name], place + shift, marker, label=f"near by {name} alone", **look)
     ax.grid(axis="x", visible=True)
     ax.xaxis.set_major_formatter("{x:.0%}")
     ax.set(xlabel="share of images (bar: copies, 95 % interval over folds)", xlim=(0, None))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, ldm, networks, sampling
+from nafld_utils import engine, ldm, networks, params, sampling
 from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, remembered, save_table, unit_seed
 from nafld_utils.params import SetName
 from nafld_utils.quality import copy_units, metric_tables
+from nafld_utils.quality.figures import WORDS, short
 from nafld_utils.quality.metric_tables import FeatureSet
 from nafld_utils.sampling import NOISE, REAL, TRADITIONAL
 
@@ -156,24 +157,33 @@ def load_intervals(run: Run, name: str = "intervals.csv") -> pd.DataFrame:
 
 
 def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
-    """Where each model stands between floor and ceilings, a sentence each, from `metric_tables.against_references`."""
+    """Where each model stands between floor and ceilings, in words, from `metric_tables.against_references`."""
     lines, groups = [], [*class_names, metric_tables.BOTH]
     for model, part in places.groupby("model", sort=False):
         found = part.set_index("class")
         yes = [name for name in groups if found.loc[name, "below_every_ceiling"]]
         no = [name for name in groups if name not in yes]
-        text = f"below every ceiling, fold by fold, for {', '.join(yes) or 'no class'}"
-        text += f"; not for {', '.join(no)}" if no and yes else ""
-        row = found.loc[metric_tables.BOTH]
-        share = f"{row['place']:.0%} of the way from the floor to the lowest ceiling"
-        if not row["lowest_ceiling"] > row["floor"]:
-            share = "the lowest ceiling is no farther than the floor, so this cohort is too small to tell"
-        apart = ", one fold, no interval"
-        if np.isfinite(row["difference_low"]):
-            apart = f" [{row['difference_low']:.3g}, {row['difference_high']:.3g}] over folds"
-        share += f"; to the ceiling it is least clear of ({row['beyond']}) {row['difference']:.3g}{apart}"
-        lines.append(f"{model} model: {text}. Both classes together: {share}.")
+        text = "for no class shown to lie below every ceiling"
+        if yes:
+            text = f"shown to lie below every ceiling for {params.listed(yes)}"
+            text += f", not for {params.listed(no)}" * bool(no)
+        lines.append(f"{WORDS.get(model, model)}: {text}. {_both_in_words(found.loc[metric_tables.BOTH])}")
     return lines
+
+
+def _both_in_words(row: pd.Series) -> str:
+    """Both classes together between floor and ceilings, in a sentence."""
+    ceiling, beyond = (WORDS.get(row[name], row[name]) for name in ("ceiling", "beyond"))
+    text = f"Both classes: {short(row['mean'])}, floor {short(row['floor'])}"
+    text += f", lowest ceiling {short(row['lowest_ceiling'])} ({ceiling})"
+    if not row["lowest_ceiling"] > row["floor"]:
+        return f"{text}. That ceiling is no farther than the floor, so this cohort is too small to tell."
+    of = "that ceiling" if beyond == ceiling else f"the ceiling that it is least clear of ({beyond})"
+    over = "(one fold, no interval)"
+    if np.isfinite(row["difference_low"]):
+        over = f"[{short(row['difference_low'])}, {short(row['difference_high'])}] (95 % over folds)"
+    side = f"farther than {of}, by" if row["difference"] >= 0 else f"nearer than {of}:"
+    return f"{text}; {side} {short(row['difference'])} {over}."
 
 
 def scored(run: Run, generator: str) -> pd.DataFrame:
@@ -250,7 +260,9 @@ def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
             rows.append(of_row(key, f"{names[metric]}, {row['model']} model, {row['class']}", row, same, paper=paper))
     others = intervals[(intervals["metric"] == "frechet") & (intervals["class"] == metric_tables.BOTH)]
     for row in others[others["role"].isin(["floor", "baseline"]) & (others["sample"] == "equal")].to_dict("records"):
-        what = {"floor": "real training images (floor)", "baseline": f"{row['model']} images"}[row["role"]]
+        what = {"floor": "real training images (floor)", "baseline": f"{WORDS.get(row['model'], row['model'])}"}[
+            row["role"]
+        ]
         text = f"{names['frechet']}, {what} against held-out images, equal numbers"
         rows.append(of_row(key_of(f"quality.frechet.{row['role']}", row["model"]), text, row))
     return rows

@@ -11,6 +11,7 @@ import pandas as pd
 from nafld_utils import engine, ldm, networks, sampling
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_table, unit_seed
 from nafld_utils.quality import patient_distances
+from nafld_utils.quality.figures import WORDS, short
 from nafld_utils.quality.metric_tables import BOTH, FeatureSet
 from nafld_utils.quality.metric_units import CEILINGS, REPEATED, class_part, labels_of, role_of
 
@@ -19,7 +20,7 @@ HALVES = "halves_of_real"
 # What the interval of each distance is over.
 OVER = {
     "equal": "patients (delete-half jackknife); these synthetic sets",
-    "kernel": "patients (jackknife); these trained models",
+    "kernel": "patients, by jackknife; these trained models",
 }
 
 
@@ -61,7 +62,7 @@ def make(run: Run, name: str) -> None:
         return
     chosen, role = run.settings.quality, names(run)[name]
     reference, made = _reference(run), None if name in (HALVES, REPEATED) else _pooled(run, name)
-    # Choice: half of the smaller class, so that as many other real patients are left for the floor.
+    # Choice: half of the smaller class, so that as many other real patients are left for the floor; at least `LEAST`.
     n_patients = [len(np.unique(reference.patients[reference.rows(label)])) for label in (0, 1)]
     n_equal = max(patient_distances.LEAST, min(n_patients) // 2)
     rows = []
@@ -132,18 +133,23 @@ def with_intervals(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame
     """
     columns = {statistic: "mean", f"{statistic}_low": "low", f"{statistic}_high": "high", "n_patients": "n"}
     table = rows.reindex(columns=["model", "role", "class", *columns, "n_equal"]).rename(columns=columns)
-    return table.assign(over=OVER[statistic])
+    why = np.where(
+        table["role"] == "floor", "no interval: none is made for this floor", "no interval: too few patients"
+    )
+    return table.assign(over=np.where(table["low"].notna(), OVER[statistic], why))
 
 
 def reading(rows: pd.DataFrame, name: str) -> list[str]:
     """What the kernel distance, called `name`, says of each generator, both classes together, in sentences."""
     table, lines = with_intervals(rows, "kernel"), []
     for row in table[(table["role"] != "ceiling") & (table["class"] == BOTH)].dropna(subset="mean").to_dict("records"):
-        text, says = f"{row['model']}: {name} to real patients {row['mean']:.3g}", "too few patients for an interval"
+        model = WORDS.get(row["model"], row["model"])
+        text, says = f"{model}: {name} to real patients {short(row['mean'])}", "too few patients for an interval"
         if np.isfinite(row["low"]):
-            says = "lies above" if row["low"] > 0 else "does not lie above"
-            says = f"the interval {says} 0, the mean for images like those of new patients"
-            text += f" [{row['low']:.3g}, {row['high']:.3g}] over {row['over']}"
+            says = "the interval lies above 0, so these images differ from those of new patients"
+            says = says if row["low"] > 0 else "the interval does not lie above 0, so no difference is shown"
+            says += " (images alike would give 0 on average)"
+            text += f" [{short(row['low'])}, {short(row['high'])}] (95 % over {row['over']})"
         lines.append(f"{text}: {says}.")
     return lines
 
@@ -158,6 +164,6 @@ def claims(run: Run, rows: pd.DataFrame) -> list[dict[str, Any]]:
                 parts, where = [row["model"], class_part(run, row["class"])], ""
                 if statistic == "equal":
                     parts, where = [*parts, f"at_{n}"], f", at {n} patients"
-                text = f"{metrics[metric]}, {row['model']}, {row['class']}{where}"
+                text = f"{metrics[metric]}, {WORDS.get(row['model'], row['model'])}, {row['class']}{where}"
                 out.append(of_row(key_of(f"patients.{metric}", *parts), text, row))
     return out

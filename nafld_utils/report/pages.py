@@ -117,8 +117,20 @@ def number(text: Any) -> str:
 
 
 def interval(low: Any, high: Any) -> str:
-    """Two bounds for reading, e.g. ``[0.75, 0.955]``; empty where there are none."""
+    """Two bounds for reading, e.g. ``[0.75, 0.955]``; empty where there are none.
+
+    A bound that is next to nothing beside the other one, such as a logit scale leaves, is 0.
+
+    Examples
+    --------
+    >>> interval(7.59e-06, 100.0), interval(0.0002, 0.0009), interval(None, None)
+    ('[0, 100]', '[0.0002, 0.0009]', '')
+    """
     shown = number(low), number(high)
+    values = [abs(float(text)) if text else math.nan for text in shown]
+    shown = tuple(
+        "0" if a < 1e-3 and b >= 0.01 else text for text, a, b in zip(shown, values, values[::-1], strict=True)
+    )
     return f"[{shown[0]}, {shown[1]}]" if any(shown) else ""
 
 

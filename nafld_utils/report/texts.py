@@ -33,6 +33,7 @@ def _environment() -> Any:
     environment.filters |= {
         "g": lambda value: f"{value:g}",
         "listed": lambda values: params.listed(map(str, values)),
+        "named": lambda name: {"gan": "GAN"}.get(name, name),
         "number": pages.number,
         "upper_first": lambda text: text[:1].upper() + text[1:],
     }

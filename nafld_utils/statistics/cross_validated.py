@@ -78,16 +78,10 @@ def fold_mean_auc(label: Any, score: Any, patient: Any, fold: Any, level: float 
     roc.patient_codes(label.astype(bool), patient)
     names = np.unique(fold)
     found = [_one(label[fold == name], score[fold == name], patient[fold == name]) for name in names]
-    unsaid = [
-        f"fold {name} has fewer than two held-out patients of a class"
-        if min(one.n_pos, one.n_neg) < 2
-        else f"fold {name} gives every image the same score"
-        for name, one in zip(names, found, strict=True)
-        if np.isnan(one.variance)
-    ]
+    unsaid = _unsaid(names, found)
     auc = float(np.mean([one.auc for one in found]))
     low, high = (np.nan, np.nan) if unsaid else _bounds(found, auc, level)
-    return FoldMean(auc, low, high, len(np.unique(patient)), len(names), "; ".join(unsaid))
+    return FoldMean(auc, low, high, len(np.unique(patient)), len(names), unsaid)
 
 
 def _one(label: np.ndarray, score: np.ndarray, patient: np.ndarray) -> _Fold:
@@ -97,6 +91,22 @@ def _one(label: np.ndarray, score: np.ndarray, patient: np.ndarray) -> _Fold:
         return _Fold(roc.auc(label, score) if min(sizes) else np.nan, np.nan, *sizes)
     (auc,), ((variance,),) = delong.covariance(label, score, patient)
     return _Fold(float(auc), float(variance), *sizes)
+
+
+def _unsaid(names: Sequence[Any], found: Sequence[_Fold]) -> str:
+    """Which folds leave the mean without an interval, and why; empty where none does."""
+    words, nothing = [], [(name, one) for name, one in zip(names, found, strict=True) if np.isnan(one.variance)]
+    few = [str(name) for name, one in nothing if min(one.n_pos, one.n_neg) < 2]
+    alike = [str(name) for name, _ in nothing if str(name) not in few]
+    for which, verb, what in (
+        (few, "hold", "out fewer than two patients of a class"),
+        (alike, "give", "every image the same score"),
+    ):
+        if len(which) > 1:
+            words.append(f"folds {', '.join(which[:-1])} and {which[-1]} {verb} {what}")
+        elif which:
+            words.append(f"fold {which[0]} {verb}s {what}")
+    return "; ".join(words)
 
 
 def _bounds(found: Sequence[_Fold], auc: float, level: float) -> tuple[float, float]:

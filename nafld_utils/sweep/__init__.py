@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "comparisons": "present where".split(),
         "frozen_classifier_units": "build_baselines leaks no_pixels_note".split(),
-        "stage": "claims report stored units".split(),
+        "stage": "claims class_shares report stored units".split(),
         "timing_units": "costs dry_run time_training".split(),
         "training": "Options Views fresh_tail predict train_tail".split(),
         "training_units": "build_scores experiments failures run_sweep summary train".split(),

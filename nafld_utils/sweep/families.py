@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nafld_utils import statistics
 from nafld_utils.artifacts import claim, key_of
 from nafld_utils.sweep import comparisons
 
@@ -61,7 +62,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 def bounds_in_words(row: pd.Series) -> str:
     """The interval over patients of a row, or that it has none."""
     if not np.isfinite(row.low_patients):
-        return "a range that cannot be said, since nothing varies"
+        return "(no interval: nothing varies)"
     return f"[{row.low_patients:+.3f}, {row.high_patients:+.3f}]"
 
 
@@ -70,7 +71,13 @@ def p_in_words(row: pd.Series) -> str:
     return f"Holm p = {row['p_patients_holm']:.2g}" if np.isfinite(row["p_patients_holm"]) else "not tested"
 
 
-def in_words(table: pd.DataFrame) -> str:
+def over_in_words(row: pd.Series) -> str:
+    """What the interval over patients of a row is over, with the numbers of patients and, where it is, of seeds."""
+    seeds = f" and {row.n_seeds} training seeds" if row.n_seeds >= statistics.FEWEST_SEEDS else ""
+    return f"{row.n_patients} patients{seeds}"
+
+
+def in_words(table: pd.DataFrame) -> list[str]:
     """The secondary family of `with_roles` in a sentence, and what all other rows are worth."""
     found = table[table["role"] == SECONDARY]
     each = [
@@ -78,10 +85,15 @@ def in_words(table: pd.DataFrame) -> str:
         f" {bounds_in_words(row)}, {p_in_words(row)}"
         for _, row in found.iterrows()
     ]
-    words = [f"Secondary, as declared (intervals unadjusted): {'; '.join(each)}."] if each else []
+    words = []
+    if each:
+        over = over_in_words(found.iloc[0])
+        words.append(f"Secondary, as declared (95 % over {over}, intervals unadjusted): {'; '.join(each)}.")
     if n_others := int((table["role"] == EXPLORATORY).sum()):
-        words.append(f"All others ({n_others}) explore: their p are unadjusted and test nothing.")
-    return " ".join(words)
+        words.append(
+            f"The other {n_others} comparisons are exploratory." if n_others > 1 else "One more is exploratory."
+        )
+    return words
 
 
 def claims(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ ARM_NAMES = {
     "class": "real + class LDM",
     "semantic+class": "real + both LDMs",
     "gan": "real + GAN",
+    "filtered": "real + filtered",
 }
 _MORE = ("#009E73", "#CC79A7", "#E69F00", "#8C6D31", "#7570B3", "#1B4965")
 _INK, _GREY, _LEAK, _GREEN, _ORANGE = "#222222", "#777777", "#8C2D04", "#009E73", "#D55E00"
@@ -50,18 +51,19 @@ def name_of(arm: str) -> str:
     return ARM_NAMES.get(arm, arm.replace("_", " "))
 
 
-def over_words(n_seeds: pd.Series, fewest: int = 2) -> str:
-    """What intervals over patients are over, in a legend's words, from the training seeds of each: with `fewest` seeds
-    they are over seeds too.
+def over_words(n_seeds: pd.Series) -> str:
+    """What intervals over patients are over, in a legend's words, from the training seeds of each: from
+    `statistics.FEWEST_SEEDS` seeds on they are over seeds too.
 
     Examples
     --------
     >>> over_words(pd.Series([25, 25])), over_words(pd.Series([1]))
     ('patients and seeds', 'patients')
     """
-    if n_seeds.min() >= fewest:
+    if n_seeds.min() >= statistics.FEWEST_SEEDS:
         return "patients and seeds"
-    return "patients" if n_seeds.max() < fewest else "patients, and seeds where there are several"
+    some = f"patients, and seeds where there are {statistics.FEWEST_SEEDS} or more"
+    return "patients" if n_seeds.max() < statistics.FEWEST_SEEDS else some
 
 
 def boxes(by_seed: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
@@ -150,14 +152,17 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     _name_rows(ax, names, "AUC minus that of real images alone")
     if table["low_seeds"].notna().any():
         ax.plot([], [], color=_GREY, lw=1.6, ls=(0, (3, 1.5)), label="95 % over training seeds, these patients")
-    label = f"95 % over {over_words(table['n_seeds'], statistics.FEWEST_SEEDS)}"
+    label = f"95 % over {over_words(table['n_seeds'])}"
     ax.plot([], [], color=_GREY, lw=5, solid_capstyle="butt", label=label)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
 
-def power(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Power to show each declared gain over the number of patients (`planning.power_table`); dots at those needed."""
+def power(table: pd.DataFrame, ax: Axes, shares: str) -> Axes:
+    """Power to show each declared gain over the number of patients (`planning.power_table`); dots at those needed.
+
+    `shares` says in words how many patients are of each class.
+    """
     from matplotlib.ticker import LogLocator
 
     for (gain, part), color in zip(table.groupby("gain"), _MORE, strict=False):
@@ -179,11 +184,12 @@ def power(table: pd.DataFrame, ax: Axes) -> Axes:
     here = int(table["n_patients"].iloc[0])
     ax.axvline(here, color=_INK, lw=1, zorder=1)
     ax.annotate(f" these {here} patients", (here, 1.03), fontsize=9, color=_INK, va="bottom")
-    ax.set(xscale="log", ylim=(0, 1.12), xlabel="patients, in the shares of these classes", ylabel="power")
+    ax.set(xscale="log", ylim=(0, 1.12), xlabel=f"number of patients ({shares})", ylabel="power")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter("")
-    ax.legend(loc="lower right", fontsize=9, title="80 % power takes", title_fontsize=9)
+    look = {"fontsize": 9, "title": "80 % power takes", "title_fontsize": 9}
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), **look)
     return ax
 
 
@@ -223,19 +229,22 @@ def small_multiples(variants: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(n_rows, n_cols, figsize=size, squeeze=False, sharex=True, sharey=True)
     names = arms_of(variants)
     colors = arm_colors(names)
+    rates, others = np.unique(variants["rate"]), [name for name in names if name != "real"]
+    shift = 0.35 * float(np.diff(rates).min(initial=1.0)) / max(1, len(others))  # arms of a rate beside each other
     for ax, ((backbone, variant), part) in zip(axes.flat, panels, strict=False):
-        shift = 0.05 * max(0.1, float(part["rate"].max())) / max(1, len(names))
-        for k, arm in enumerate(names):
+        for arm in names:
             line = part[part["arm"] == arm].sort_values("rate")
-            x = line["rate"] + (k - (len(names) - 1) / 2) * shift
+            x = line["rate"] + (0 if arm == "real" else (others.index(arm) - (len(others) - 1) / 2) * shift)
             look = {"color": colors[arm], "ms": 4, "lw": 1.2, "elinewidth": 1.0, "fmt": "o-"}
             ax.errorbar(x, line["auc"], yerr=_bars(line["auc"], line), **look)
+        ax.set_xticks(rates)
         ax.set_title(f"{backbone}\n{variant}", fontsize=9, fontweight="normal")
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     handles = [plt.Line2D([], [], color=colors[arm], marker="o", ms=4, label=name_of(arm)) for arm in names]
-    fig.legend(handles=handles, loc="outside upper center", ncols=min(4, len(names)))
-    fig.supylabel(f"ROC AUC, 95 % over {over_words(variants['n_seeds'])}", fontsize=10)
+    handles.append(plt.Line2D([], [], color=_GREY, lw=1.0, label=f"95 % over {over_words(variants['n_seeds'])}"))
+    fig.legend(handles=handles, loc="outside upper center", ncols=min(3, len(names)))
+    fig.supylabel("ROC AUC", fontsize=10)
     for ax in axes[-1]:
         ax.set_xlabel("mixing rate r")
     return fig
@@ -320,26 +329,28 @@ def canary(table: pd.DataFrame, ax: Axes) -> Axes:
         table["auc"].mean(), color=_INK, lw=1.2, ls="--", label=f"mean of the shuffles: {table['auc'].mean():.3f}"
     )
     ax.plot([], [], color=_ORANGE, lw=1, label="interval misses 0.5")
-    ax.set(xlabel="shuffle, by AUC", ylabel="ROC AUC, 95 % over patients", xlim=(-1, len(table)), ylim=(-0.02, 1.02))
+    ax.set(xlabel="shuffle, by AUC", ylabel="ROC AUC, 95 % over patients", ylim=(-0.02, 1.02))
+    ax.set_xlim(-0.6, len(table) - 0.4)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(loc="lower right", ncols=3)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3)
     return ax
 
 
 def reliability(table: pd.DataFrame, ax: Axes, positive: str = "a fatty liver") -> Axes:
-    """Share of patients of class 1 by predicted probability, a line per arm; bars: Wilson 95 % over a bin's patients.
+    """Share of patients of class 1 by predicted probability, a colour per arm; bars: Wilson 95 % over a bin's patients.
 
     ``arm, rate, predicted, observed, low, high, n``; `positive` is what the probability is of.
     """
     ax.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--", zorder=1)
     for (arm, rate), part in table.groupby(["arm", "rate"], sort=False):
         color = COLORS.get(arm, _GREEN)
-        look = {"color": color, "ms": 5, "lw": 1.4, "elinewidth": 1, "fmt": "o-"}
+        look = {"color": color, "ms": 5, "elinewidth": 1, "fmt": "o", "alpha": 0.8}
         look["label"] = f"{name_of(arm)}, r = {rate:g}"
         ax.errorbar(part["predicted"], part["observed"], yerr=_bars(part["observed"], part), **look)
     ax.set(xlabel=f"predicted probability of {positive}", ylabel="observed share", aspect="equal")
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    ax.legend(loc="upper left")
+    ax.plot([], [], color=_GREY, lw=1, label="bars: 95 % (Wilson) over a bin's patients")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15))
     return ax
 
 

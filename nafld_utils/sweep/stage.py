@@ -5,6 +5,7 @@ The study of the intervals stands in the package, made by ``tests/benchmarks/int
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def stored(path: Path = STUDY) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def class_shares(scores: pd.DataFrame, class_names: Sequence[str]) -> str:
+    """How many patients of `scores` are of each class, in words, e.g. ``38 fatty : 17 healthy``."""
+    counts = scores.groupby("label")["patient_id"].nunique()
+    return " : ".join(f"{counts[label]} {class_names[label]}" for label in (1, 0))
+
+
 def report(run: Run, scores: pd.DataFrame, path: Path = STUDY) -> str:
     """What the stored study says of the run's method at the size nearest to the patients of `scores`, in a sentence."""
     patients = scores.drop_duplicates("patient_id")["label"]
@@ -64,9 +71,15 @@ def report(run: Run, scores: pd.DataFrame, path: Path = STUDY) -> str:
 
     size = min(table["patients"].unique(), key=far)
     row = table[(table["patients"] == size) & (table["method"] == method)].iloc[0]
+    cells = row.below_92.split("; ") if row.below_92 else []
+    worst = f" ({cells[0].partition(':')[0]})" if len(cells) == 1 else ""
     text = (
         f"This run has {own[0]}+{own[1]} patients; nearest in the study are {size}. There the interval in force"
         f" ({method}) holds the AUC in {100 * row.holds:.1f} % of simulated data sets, in {100 * row.least:.2f} % where"
-        " it does worst."
+        f" it does worst{worst}."
     )
-    return text + (f" It holds it in less than {100 * LEAST_COVERAGE:.0f} % at {row.below_92}." if row.below_92 else "")
+    if len(cells) > 1:
+        text += f" It holds it in less than {100 * LEAST_COVERAGE:.0f} % at {row.below_92}."
+    if min(own) < min(int(n) for one in table["patients"] for n in one.split("+")):
+        text += " This run has fewer patients of a class than any size studied: expect worse."
+    return text

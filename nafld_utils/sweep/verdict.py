@@ -185,40 +185,37 @@ def primary(run: Run, tables: dict[str, pd.DataFrame]) -> pd.Series:
 
 
 def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
-    """Whether synthetic images helped: the difference, what each interval is over, the verdict, what could be seen.
+    """Whether synthetic images helped, a line per matter: difference, verdict, intervals, what could be seen.
 
-    Then the secondary family; the last sentence says whether the run's settings are those of the declared analysis.
+    Then the secondary family; the last line says whether the run's settings are those of the declared analysis.
     """
     row = primary(run, tables)
     simulated = " on simulated patients" if run.is_simulated else ""
+    given = "Given these trained models and this split"
+    if row.n_seeds >= statistics.FEWEST_SEEDS:
+        given = "On other patients like these, given this split, these generators and these training patients"
+    interval = "no interval, since it is the same for all of them"
+    if np.isfinite(row.low_patients):
+        interval = f"{families.bounds_in_words(row)} (95 % over {families.over_in_words(row)}){_width(row)}"
     text = [
         f"Mixing in {row.arm} images at r = {row.rate:g} moved the image-level AUC from {row.mean_auc_base:.3f} to"
         f" {row.mean_auc:.3f}, by {row.difference:+.3f}{simulated}.",
+        f"Verdict of this primary comparison: {_verdict(row)}.",
+        f"{given}: {row.difference:+.3f}, {interval}.",
     ]
     if np.isfinite(row.low_seeds):
-        text.append(
-            "Trained again on the same patients, the mean difference lies in"
-            f" [{row.low_seeds:+.3f}, {row.high_seeds:+.3f}] (95 %, Student t over {row.n_seeds} seeds)."
-        )
-    given, seeds = "these trained models and this split", ""
-    if row.n_seeds >= statistics.FEWEST_SEEDS:
-        given = "this split, these generators and these training patients"
-        seeds = f" and {row.n_seeds} training seeds"
-    lies = "cannot be bounded, since it is the same for all of them,"
-    if np.isfinite(row.low_patients):
-        lies = f"lies in {families.bounds_in_words(row)} (95 %, over {row.n_patients} patients{seeds}),{_width(row)}"
-    text.append(f"On other patients like these, given {given}, it {lies} so {_verdict(row)}; {_could_show(row)}.")
-    text += ["That is the primary comparison.", families.in_words(tables["comparisons"])]
-    text.append(params.agreement(run.settings))
-    return " ".join(text)
+        seeds = f"[{row.low_seeds:+.3f}, {row.high_seeds:+.3f}] (95 %, Student t over {row.n_seeds} seeds)"
+        text.append(f"Trained again on the same patients: {row.difference:+.3f}, {seeds}.")
+    text.append(f"Power: {_could_show(row)}.")
+    return "\n".join([*text, *families.in_words(tables["comparisons"]), params.agreement(run.settings)])
 
 
 def _width(row: pd.Series) -> str:
-    """How wide the interval over patients is beside that over seeds, where there is one."""
-    if not row.high_seeds > row.low_seeds:
+    """How wide the interval over patients and seeds is beside that over seeds; empty where there are too few seeds."""
+    if row.n_seeds < statistics.FEWEST_SEEDS or not row.high_seeds > row.low_seeds:
         return ""
     times = (row.high_patients - row.low_patients) / (row.high_seeds - row.low_seeds)
-    return f" {times:.2g} times as wide as that over seeds,"
+    return f", {times:.2g} times as wide as that over seeds"
 
 
 def _could_show(row: pd.Series) -> str:
@@ -232,10 +229,8 @@ def _could_show(row: pd.Series) -> str:
 
 def _verdict(row: pd.Series) -> str:
     if row.n_seeds < statistics.FEWEST_SEEDS:
-        return (
-            f"there are too few seeds ({row.n_seeds}; the fewest are {statistics.FEWEST_SEEDS}) to say whether the"
-            " images help a network that is trained again"
-        )
+        needed = f"({row.n_seeds}; {statistics.FEWEST_SEEDS} are needed)"
+        return f"too few training seeds {needed} to say whether the images help a network that is trained again"
     if row.low_patients > 0:
         return "the images helped, as far as this split and these training runs show"
     if row.high_patients < 0:

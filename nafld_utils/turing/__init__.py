@@ -7,13 +7,14 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="figures intervals mailed page rater_model results_files sitting table_1 units".split(),
+    submodules="figures intervals mailed page rater_model results_files sitting table_1 units verdict".split(),
     submod_attrs={
         "page": "load_texts".split(),
         "sitting": "CONFIDENCE_LEVELS".split(),
         "table_1": "as_table_1 paper_ratings paper_summary per_rater summarize".split(),
         "units": (
-            "PAGE analyse answer claims make_page make_set numbers page_separation protocol shortfall titled work_root"
+            "PAGE analyse claims make_page make_set numbers page_separation protocol shortfall titled work_root"
         ).split(),
+        "verdict": ["answer"],
     },
 )

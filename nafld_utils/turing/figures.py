@@ -100,7 +100,7 @@ def rates(summaries: Mapping[str, pd.DataFrame], ax: Axes) -> Axes:
     return ax
 
 
-def recognised(images: pd.DataFrame, ax: Axes) -> Axes:
+def recognised(images: pd.DataFrame, ax: Axes, class_names: Sequence[str] = ("healthy", "unhealthy")) -> Axes:
     """How often each image was recognised: one dot per image, one row per kind and class, a bar for their mean.
 
     Parameters
@@ -108,6 +108,8 @@ def recognised(images: pd.DataFrame, ax: Axes) -> Axes:
     images : pandas.DataFrame
         ``kind, label, right`` (share of raters), one row per image.
     ax : Axes
+    class_names : sequence of str
+        Of labels 0 and 1.
     """
     rows = [(kind, label) for kind in KIND_NAMES for label in (1, 0)]
     rows = [row for row in rows if ((images["kind"] == row[0]) & (images["label"] == row[1])).any()]
@@ -118,7 +120,7 @@ def recognised(images: pd.DataFrame, ax: Axes) -> Axes:
         spread = np.bincount(first, minlength=len(values))[first]
         ax.plot(share, y + (stack - (spread - 1) / 2) * 0.075, "o", color=COLORS[kind], ms=5, alpha=0.85)
         ax.vlines(share.mean(), y - 0.4, y + 0.4, color=_INK, lw=2)
-    ax.set_yticks(range(len(rows)), [f"{KIND_NAMES[k]}, {'unhealthy' if y else 'healthy'}" for k, y in rows])
+    ax.set_yticks(range(len(rows)), [f"{KIND_NAMES[k]}, {class_names[y]}" for k, y in rows])
     ax.set(
         xlim=(-0.05, 1.05), ylim=(len(rows) - 0.5, -0.5), xlabel="share of raters who recognised the image (bar: mean)"
     )
@@ -278,26 +280,34 @@ def planned(table: pd.DataFrame, ax: Axes) -> Axes:
     """
     from matplotlib.ticker import NullLocator, ScalarFormatter
 
-    looks = [(_INK, "o-"), (_INK, "o--"), (COLORS["semantic"], "D-"), (COLORS["semantic"], "D--")]
-    for (color, form), (basis, part) in zip(looks, table.groupby("basis", sort=False), strict=False):
-        enough = part.dropna(subset=["n_images"])
-        label = basis if len(enough) else f"{basis}: no number is enough"
-        ax.plot(enough["n_raters"], enough["n_images"].astype(float), form, color=color, label=label, ms=5)
+    looks = {"these raters": (_INK, "o"), "the paper's raters": (COLORS["semantic"], "D")}
+    parts = dict(tuple(table.groupby("basis", sort=False)))
+    for who, (color, marker) in looks.items():
+        if who not in parts:
+            continue
+        own, worst = parts[who], parts[f"{who}, upper limit"]
+        lines = [(who, own, "-", color), (f"{who}, upper limit", worst, "--", "white")]
+        if own["n_images"].fillna(0).tolist() == worst["n_images"].fillna(0).tolist():
+            lines = [(f"{who}, upper limit too", own, "-", color)]
+        for basis, part, form, face in lines:
+            enough = part.dropna(subset=["n_images"])
+            label = basis if len(enough) else f"{basis}: no number is enough"
+            look = {"color": color, "marker": marker, "ms": 6, "mfc": face, "ls": form, "label": label}
+            ax.plot(enough["n_raters"], enough["n_images"].astype(float), **look)
     ax.set(xscale="log", yscale="log", xlabel="raters", ylabel="images each of them sees")
     for axis, ticks in ((ax.xaxis, sorted(table["n_raters"].unique())), (ax.yaxis, (10, 20, 50, 100, 200, 500, 1000))):
         axis.set_ticks(ticks)
         axis.set_major_formatter(ScalarFormatter())
         axis.set_minor_locator(NullLocator())
-    ax.legend(fontsize=9)
+    ax.legend(fontsize=9, handlelength=3.5)
     return ax
 
 
-def strip(images: np.ndarray, table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
+def strip(images: np.ndarray, table: pd.DataFrame, axes: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     """Images (n, S, S), titled with what it is and how many raters recognised it (``order, kind, label, right``)."""
     for ax, image, item in zip(axes, images, table.itertuples(), strict=True):
         ax.imshow(image, vmin=0, vmax=255)
-        group = "unhealthy" if item.label else "healthy"
-        text = f"no. {item.order}: {KIND_NAMES[item.kind]}\n{group}, recognised {item.right:.0%}"
+        text = f"no. {item.order}: {KIND_NAMES[item.kind]}\n{class_names[item.label]}, recognised {item.right:.0%}"
         ax.set_title(text, fontsize=9, loc="left", color=COLORS[item.kind], fontweight="normal")
         ax.axis("off")
     return axes

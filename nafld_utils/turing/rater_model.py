@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -225,16 +225,6 @@ def equivalence_test(panel: Panel, margin: float = 0.25) -> dict[str, float | st
     verdict = "cannot be said" if panel.note else "shown" if p < 0.05 else "not shown"
     numbers = {"d_prime": d, "low": d - half, "high": d + half, "p": p, "smallest_margin": abs(d) + half}
     return numbers | {"verdict": verdict, "note": panel.note}
-
-
-def sentence(test: Mapping[str, Any], margin: float) -> str:
-    """The verdict of `equivalence_test` in words."""
-    verdict = {"shown": "is shown", "not shown": "is NOT shown"}.get(test["verdict"], test["verdict"])
-    why = test["note"]
-    if not why:
-        why = f"d' {test['d_prime']:.2f}, 90 % interval over raters and images {test['low']:.2f} to {test['high']:.2f};"
-        why += f" two one-sided tests, p = {test['p']:.2g}"
-    return f"That they cannot tell, d' within {margin:g} of 0, {verdict} ({why})."
 
 
 def equivalence_power(n_raters: int, sizes: tuple[int, int], spread: Spread, margin: float = 0.25) -> float:

@@ -295,31 +295,6 @@ def _opened(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**text, **whole)
 
 
-def answer(run: Run, analysis: Analysis) -> str:
-    """The answer in words: what was found, how far it reaches, and what would be needed to know more."""
-    s = run.settings.turing
-    accuracy = analysis["crossed"].set_index(["group", "metric"]).loc[("both", "accuracy")]
-    reach = f"95 % interval over raters and images {accuracy.low:.2f} to {accuracy.high:.2f}"
-    here = analysis["chances"].iloc[0]
-    lines = [
-        f"{analysis.source} recognised {accuracy['mean']:.1%} of the images ({accuracy['note'] or reach}).",
-        rater_model.sentence(analysis.equivalence, s.equivalence_margin_d_prime),
-        f"A panel of {here.n_raters} raters with {here.n_images} images each ({here.panel}) shows it with a chance of"
-        f" {here.chance:.0%} if nobody can tell.",
-    ]
-    plan = analysis["plans"]
-    plan = plan[(plan["basis"] == plan["basis"].iloc[0]) & plan["n_images"].notna()]
-    if len(plan):
-        least = plan.loc[plan["n_answers"].astype(int).idxmin()]
-        lines.append(
-            f"To show it with a chance of {s.equivalence_power:.0%}, if it is so: about {least.n_raters} raters with"
-            f" {least.n_images} images each, for raters who differ as {least.basis} do."
-        )
-    if analysis.simulated:
-        lines.append("These raters are SIMULATED and guess: nothing of this is about the images.")
-    return "\n".join(lines)
-
-
 def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
     """A table for display under a caption that says whose answers it holds; cells are escaped.
 
@@ -390,7 +365,8 @@ def claims(run: Run, analysis: Analysis) -> list[dict[str, Any]]:
         cells, scale = [*found[["estimate", "low", "high"]], len(analysis["raters"])], "standard deviations"
         add("d_prime", "d' (0: cannot tell)", cells, f"{who} and images", scale)
         least = [analysis.equivalence["smallest_margin"], None, None, cells[3]]
-        add("d_prime.margin", "smallest margin around 0 that d' is shown to be within (5 %)", least, "", scale)
+        over = f"no interval: two one-sided tests at 5 %, over {who} and images"
+        add("d_prime.margin", "smallest margin around 0 that d' is shown to be within", least, over, scale)
     kappa = analysis["agreement"].iloc[0]
     if np.isfinite(kappa["kappa"]):
         add("kappa", "agreement, Fleiss' kappa", list(kappa[["kappa", "low", "high", "n_images"]]), "images", "kappa")

@@ -30,10 +30,10 @@ def test_rows_of_tables_and_values_per_fold_are_claims():
     assert folds["low"] < 1.0 < 3.0 < folds["high"]
     assert (folds["over"], folds["n"]) == ("folds", 2)
     assert folds["low"] < 0 < artifacts.over_folds("a", "a", [1.0, 3.0], "ratio", (0.0, float("inf")))["low"]
-    for alike in ([2.0, 2.0], [2.0]):
+    for alike, why in (([2.0, 2.0], "all folds alike"), ([2.0], "only one fold")):
         folds = artifacts.over_folds("a", "a", pd.Series(alike), "dB")
         assert np.isnan([folds["low"], folds["high"]]).all()
-        assert folds["over"] == "no interval: over folds, one alone or none that differ"
+        assert folds["over"] == f"no interval: {why}"
     row = {"auc": 0.5, "low": np.nan, "high": np.nan, "over": statistics.NO_SPREAD, "n_patients": 8}
     assert artifacts.of_row("a", "a", row, columns=("auc", "n_patients"))["over"] == statistics.NO_SPREAD
 

@@ -102,4 +102,5 @@ def test_a_run_is_told_what_the_nearest_size_says(tmp_path, monkeypatch, label_1
         said[method] = sweep.report(run, scores)
         assert f"{label_1}+{label_0} patients; nearest in the study are {size}" in said[method]
     for text in said.values():  # the default and logit fall short with few patients alone
-        assert ("less than 92 % at AUC" in text) == (size == "8+7")
+        assert ("less than 92 % at AUC" in text or "worst (AUC" in text) == (size == "8+7")
+        assert ("fewer patients of a class than any size studied" in text) == (label_0 < 7)

@@ -141,7 +141,7 @@ def test_what_the_kernel_distance_says():
     rows += [["noise", "ceiling", 3.0, 2.0, 4.0], ["halves_of_real", "floor", *3 * [np.nan]]]
     table = pd.DataFrame([[*row[:2], "both", *row[2:], 40] for row in rows], columns=columns)
     one, two, three = patient_distance_units.reading(table, "KID")
-    assert one.startswith("semantic: KID to real patients 0.5 [0.4, 0.6] over patients (jackknife)")
-    assert "lies above 0" in one
-    assert "does not lie above 0" in two
-    assert three == "gan: KID to real patients 1: too few patients for an interval."
+    assert one.startswith("semantic LDM: KID to real patients 0.5 [0.4, 0.6] (95 % over patients, by jackknife;")
+    assert "the interval lies above 0, so these images differ from those of new patients" in one
+    assert "does not lie above 0, so no difference is shown" in two
+    assert three == "GAN: KID to real patients 1: too few patients for an interval."

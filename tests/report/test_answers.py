@@ -40,7 +40,7 @@ def real(tmp_path, monkeypatch):
     [
         (0.01, 0.2, "Yes", "lies above 0"),
         (-0.2, -0.01, "No, it harms", "lies below 0"),
-        (-0.1, 0.2, "Not shown", "neither help nor harm is shown, and their absence is not shown either"),
+        (-0.1, 0.2, "Not shown", "it shows neither help nor harm, nor that there is none"),
         ("", "", "Cannot be said", "nothing is said about other patients"),
     ],
 )
@@ -222,7 +222,7 @@ def test_quality_is_judged_against_real_images_of_other_patients(real):
     assert near.verdict == "Not told apart"
     assert "does not show that they are the same" in " ".join(near.sentences)
     both = answered(real, distances(semantic=(300, 250, 350), gan=(110, 90, 130), **floor), "quality")
-    assert both.verdict.startswith("Not told apart: gan")
+    assert both.verdict.startswith("Not told apart: GAN")
     assert answered(real, distances(semantic=(300, "", ""), **floor), "quality").verdict == "Cannot be said"
     assert answered(real, distances(semantic=(300, 250, 350)), "quality").verdict == "Not answered", "no floor"
     assert near.sentences[0].startswith("Frechet distance (EfficientNet-Lite0) to real patients, at 8 patients")

@@ -85,8 +85,8 @@ def test_an_auc_of_one_has_the_bound_from_which_it_is_t_standard_errors_away(auc
 @pytest.mark.parametrize(
     ("label", "score", "auc", "reason"),
     [
-        ([1, 1, 0], [3, 2, 1], 1.0, "fold a has fewer than two held-out patients of a class"),
-        ([1, 1, 1], [3, 2, 1], np.nan, "fold a has fewer than two held-out patients of a class"),
+        ([1, 1, 0], [3, 2, 1], 1.0, "fold a holds out fewer than two patients of a class"),
+        ([1, 1, 1], [3, 2, 1], np.nan, "fold a holds out fewer than two patients of a class"),
         ([1, 1, 0, 0], [2, 2, 2, 2], 0.5, "fold a gives every image the same score"),
     ],
 )
@@ -96,6 +96,15 @@ def test_what_cannot_be_said_has_no_bounds_and_says_why(label, score, auc, reaso
     assert found.auc == pytest.approx((auc + 0.75) / 2, nan_ok=True)
     assert np.isnan([found.low, found.high]).all()
     assert found.unsaid == reason
+
+
+def test_folds_that_say_nothing_for_one_reason_are_named_together():
+    label, score = [1, 1, 0, 1, 1, 0, 1, 1, 0, 0], [3, 2, 1, 3, 2, 1, 2, 2, 2, 2]
+    found = fold_mean_auc(label, score, range(10), [0] * 3 + [1] * 3 + [2] * 4)
+    assert (
+        found.unsaid
+        == "folds 0 and 1 hold out fewer than two patients of a class; fold 2 gives every image the same score"
+    )
 
 
 def test_a_patient_of_two_labels_and_scores_that_are_not_finite_are_refused():

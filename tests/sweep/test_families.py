@@ -61,13 +61,14 @@ def test_a_comparison_without_a_p_leaves_the_family_to_the_others():
 
 def test_words_and_claims_name_the_family_and_mark_the_rest():
     out = families.with_roles(compared(), DECLARED, ("class", "traditional"))
-    text = families.in_words(out)
+    text = " ".join(families.in_words(out))
+    assert text.startswith("Secondary, as declared (95 % over 55 patients and 3 training seeds, intervals unadjusted)")
     assert "semantic images with a patient counted once +0.020 [-0.010, +0.050], Holm p = 0.06" in text
-    assert "All others (6) explore: their p are unadjusted and test nothing." in text
+    assert text.endswith("The other 6 comparisons are exploratory.")
     rows = {row["key"]: row for row in families.claims(out)}
     assert set(rows) == {f"sweep.gain.secondary.{name}" for name in ("class", "traditional", "patient_level")}
     assert rows["sweep.gain.secondary.class"]["claim"].endswith("(secondary, Holm p = 0.03)")
     assert rows["sweep.gain.secondary.patient_level"]["unit"] == "patient-level AUC"
     assert all(row["over"].endswith("unadjusted") for row in rows.values())
     alone = families.with_roles(out.loc[[1]].drop(columns=["p_patients_holm"]), DECLARED)
-    assert families.in_words(alone) == ""
+    assert families.in_words(alone) == []

@@ -57,7 +57,7 @@ def test_words_claims_and_figure_say_the_same(n_seeds):
         assert (f"sweep.patients_needed.{key}" in claims) == np.isfinite(row.needed)
     with views.style():
         fig, ax = plt.subplots()
-        labels = [one.get_text() for one in figures.power(found, ax).get_legend().get_texts()]
+        labels = [one.get_text() for one in figures.power(found, ax, "6 fatty : 2 healthy").get_legend().get_texts()]
         plt.close(fig)
     assert [label.split(":")[0] for label in labels] == ["gain of 0.02", "gain of 0.05", "gain of 0.1"]
 

@@ -83,8 +83,8 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     text = sweep.answer(run, tables)
     row = verdict.primary(run, tables)
     assert f"{row.difference:+.3f} on simulated patients" in text
-    assert "Student t over 3 seeds" in text
-    assert "(95 %, over 20 patients and 3 training seeds)" in text
+    assert "(95 %, Student t over 3 seeds)." in text
+    assert "(95 % over 20 patients and 3 training seeds)" in text
     assert "given this split, these generators and these training patients" in text
     assert f"four in five such studies would find a true difference of {row.smallest_effect:.3f}" in text
     # a noncentral t of that shift lies above the critical value in 80 %
@@ -92,7 +92,9 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert scipy_stats.nct.sf(limit, row.df_patients, shift) == pytest.approx(0.8, abs=1e-6)
     times = (row.high_patients - row.low_patients) / (row.high_seeds - row.low_seeds)
     assert f"{times:.2g} times as wide as that over seeds" in text
-    assert "That is the primary comparison. Secondary, as declared (intervals unadjusted): traditional images" in text
+    over = "95 % over 20 patients and 3 training seeds"
+    assert f"\nSecondary, as declared ({over}, intervals unadjusted): traditional images" in text
+    assert "\nOne more is exploratory.\n" in text
     assert text.count("Holm p = ") + text.count("not tested") == 2
     assert text.endswith(params.agreement(run.settings))
     assert "differs from the declared analysis in sweep.primary_rate (1.5 declared, 0.5 here)" in text
@@ -103,9 +105,11 @@ def test_one_or_two_seeds_are_too_few_for_a_verdict_whatever_the_gain(run, n_see
     tables = sweep.build_tables(run, made_up(arms={**ARMS, ("semantic", 0.5): 0.9}, n_seeds=n_seeds))
     row, text = verdict.primary(run, tables), sweep.answer(run, tables)
     assert row.low_patients > 0
-    assert f"so there are too few seeds ({n_seeds}; the fewest are 3) to say whether the images help" in text
+    assert f"too few training seeds ({n_seeds}; 3 are needed) to say whether the images help" in text
     assert "the images helped" not in text
-    assert f"(95 %, over {row.n_patients} patients)" in text
+    assert f"Given these trained models and this split: {row.difference:+.3f}, [" in text
+    assert f"] (95 % over {row.n_patients} patients)." in text
+    assert "times as wide" not in text
     (gain,) = (one for one in verdict.claims(run, tables) if one["key"] == "sweep.gain.patients")
     assert gain["over"] == comparisons.OVER_FEW
     with views.style():
@@ -120,7 +124,7 @@ def test_equal_scores_do_not_say_that_the_smallest_gain_is_none(run):
     row = verdict.primary(run, tables)
     assert np.isnan([row.low_patients, row.high_patients, row.p_patients, row.smallest_effect]).all()
     said = sweep.answer(run, tables)
-    assert "it cannot be bounded, since it is the same for all of them" in said
+    assert "no interval, since it is the same for all of them." in said
     assert "cannot be told, since nothing varies" in said
     assert "nan" not in said
     claims = verdict.claims(run, tables)
@@ -155,7 +159,7 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
 def test_claims_say_what_their_interval_is_over(run):
     tables = sweep.build_tables(run, made_up())
     rows = verdict.claims(run, tables)
-    table = run.record_claims("06_classification_sweep", rows)
+    table = run.record_claims("06_classification_sweep", rows).data
     assert {row["over"] for row in rows if row["claim"].startswith("gain") and np.isfinite(row["low"])} == {
         comparisons.OVER_SEEDS,
         comparisons.OVER_GAIN,
@@ -190,7 +194,7 @@ def test_every_interval_over_patients_says_what_it_is_given(run, n_seeds):
             assert gain or "these trained models" in part or "no interval" in part, (name, part)
             assert "this split" in part or "no interval" in part, (name, part)
     given = {1: "these trained models and this split", 3: "this split, these generators and these training patients"}
-    assert f"given {given[n_seeds]}" in sweep.answer(run, tables)
+    assert f"given {given[n_seeds]}:" in sweep.answer(run, tables).replace("Given", "given")
     spread = frozen_classifiers.split_spread(learners(features), ToyData.images, 2, range(2))
     assert spread["over"].str.startswith("no interval").all()
     assert frozen_classifiers.canary_summary(shuffled)["over"].str.startswith("shuffles").all()
@@ -437,7 +441,7 @@ def test_figures_and_answer_say_seeds_where_there_are_several(run, n_seeds, over
         labels = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in axes]
         title = axes[1].get_legend().get_title().get_text()
         several = figures.small_multiples(found["variants"])
-        assert several.get_supylabel() == f"ROC AUC, {over}"
+        assert several.legends[0].get_texts()[-1].get_text() == over
         plt.close(several)
         plt.close(fig)
     assert labels[0][-1] == labels[2][-1] == over
@@ -452,7 +456,8 @@ def test_figures_and_answer_say_seeds_where_there_are_several(run, n_seeds, over
 def test_legends_do_not_call_one_seed_several():
     assert figures.over_words(pd.Series([5, 25])) == "patients and seeds"
     assert figures.over_words(pd.Series([1, 1])) == "patients"
-    assert figures.over_words(pd.Series([1, 25])) == "patients, and seeds where there are several"
+    assert figures.over_words(pd.Series([1, 25])) == "patients, and seeds where there are 3 or more"
+    assert figures.over_words(pd.Series([2, 2])) == "patients", "two seeds carry no verdict over seeds"
 
 
 def test_small_multiples_have_a_panel_a_variant_and_one_scale(run, tables):

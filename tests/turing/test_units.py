@@ -422,7 +422,7 @@ def test_a_small_cohort_on_demos_counts_is_shown_and_says_so(stage, monkeypatch,
     assert f"{sum(sizes)} images, not 50" in stage.protocol(run, done)
     assert done["summary"]["mean"].notna().all()
     assert facts.turing_images(run) == (sum(sizes[:2]), sum(sizes[2:]))
-    assert stage.answer(run, done)
+    assert turing.answer(run, done)
 
 
 def test_a_set_as_asked_for_says_so(stage):
@@ -438,7 +438,7 @@ def test_stage_says_simulated_on_every_table_and_compares_nothing(stage):
     assert done.source == "5 simulated raters"
     assert len(done.tables) == 14
     assert all(table["simulated"].all() for table in done.tables.values())
-    assert "SIMULATED" in stage.answer(run, done)
+    assert "SIMULATED" in turing.answer(run, done)
     claims = stage.claims(run, done)
     assert [row["paper"] for row in claims][:3] == [0.512, 0.590, 0.460]
     assert all(row["same_protocol"].startswith("simulated raters: not to be compared; ") for row in claims)
@@ -555,7 +555,7 @@ def test_figures_draw_what_they_are_given(items):
             .texts[0]
             .get_text()
         )
-        assert len(figures.planned(rater_model.plans(rater_model.panel_of(ratings)), axes[7]).get_lines()) == 4
+        assert len(figures.planned(rater_model.plans(rater_model.panel_of(ratings)), axes[7]).get_lines()) == 3
         figures.mark(fig, SimpleNamespace(is_simulated=False), True)
         assert "simulated raters" in [text.get_text() for text in fig.texts]
         fig.canvas.draw()

@@ -1,0 +1,82 @@
+"""Stage 08 in words: what was found, how far it reaches, and what it would take to know more; opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from scipy import special
+
+from nafld_utils.artifacts import Run
+from nafld_utils.turing.units import Analysis
+
+
+def answer(run: Run, analysis: Analysis) -> str:
+    """The answer in words, a line per matter."""
+    chosen = run.settings.turing
+    accuracy = analysis["crossed"].set_index(["group", "metric"]).loc[("both", "accuracy")]
+    reach = accuracy["note"] or f"95 % over raters and images: {_percent(accuracy.low)} to {_percent(accuracy.high)}"
+    lines = [
+        f"{analysis.source} recognised {_percent(accuracy['mean'])} of the images ({reach}).",
+        equivalence(analysis.equivalence, chosen.equivalence_margin_d_prime),
+        chance(analysis["chances"].iloc[0]),
+        *plan(analysis["plans"], chosen.equivalence_power),
+    ]
+    if analysis.simulated:
+        lines.append("These raters are SIMULATED and guess: nothing of this is about the images.")
+    return "\n".join(lines)
+
+
+def equivalence(test: Mapping[str, Any], margin: float) -> str:
+    """The verdict of `rater_model.equivalence_test` in words."""
+    if test["note"]:
+        return f"Whether their skill d' lies within {margin:g} of 0 cannot be said: {test['note']}."
+    right = _percent(special.ndtr(margin / 2))
+    shown = "shown" if test["verdict"] == "shown" else "NOT shown"
+    return (
+        f"Skill d' (0: cannot tell; {margin:g}: {right} right without inclination) is {test['d_prime']:.2f}"
+        f" (90 % over raters and images: {test['low']:.2f} to {test['high']:.2f}). It is {shown} to lie within"
+        f" {margin:g} of 0 (two one-sided tests, p = {test['p']:.2g})."
+    )
+
+
+def chance(row: pd.Series) -> str:
+    """What a panel could show, this one or the paper's: a row of `rater_model.chances`."""
+    at_most = "at most" in row.panel
+    panel = f"{'Such a panel as the paper had, of' if at_most else 'A panel of'} {row.n_raters} raters"
+    panel += f" with {row.n_images} images each"
+    if row.chance < 0.005:
+        return f"{panel} cannot show it, even if nobody can tell."
+    return f"{panel} shows it with a chance of {'at most ' * at_most}{_percent(row.chance)} if nobody can tell."
+
+
+def plan(plans: pd.DataFrame, power: float) -> list[str]:
+    """How many raters and images it takes, by `rater_model.plans`: for these raters, and for raters like the paper's.
+
+    These raters' upper limit counts: a few tell badly how much raters differ, and their own spread is often too small.
+    """
+    by, lines = dict(tuple(plans.groupby("basis", sort=False))), []
+    head = f"To show it with a chance of {_percent(power)}, if nobody can tell, half of the images real:"
+    if "these raters" in by:
+        worst = by["these raters, upper limit"]
+        who = "for raters who differ as much as these may at most"
+        if not worst["sd_rater"].iloc[0]:
+            who = "at least so many, since these few raters show no difference in skill (SD 0)"
+        lines.append(f"{head} {_least(worst)}; {who}.")
+    own, worst = (_least(by[f"the paper's raters{end}"]) for end in ("", ", upper limit"))
+    text = f"or raters like the paper's: {own}; at the upper limit of their differences: {worst}."
+    return [*lines, f"F{text}" if lines else f"{head} f{text}"]
+
+
+def _least(part: pd.DataFrame) -> str:
+    """The panel with the fewest answers among the plans of one basis, in words."""
+    enough = part[part["n_images"].notna()]
+    if enough.empty:
+        return f"no panel of up to {part['n_raters'].max()} raters is enough"
+    one = enough.loc[enough["n_answers"].astype(int).idxmin()]
+    return f"about {one.n_raters} raters with {one.n_images} images each"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
