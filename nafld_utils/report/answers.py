@@ -131,16 +131,19 @@ def _copies(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     held_out, planted = found.pop("held_out", None), find(table, "copies.found.planted")
     if not found or held_out is None or not planted:
         return {}
-    some = [name for name, claim in found.items() if claim.value > 0]
-    more = [name for name in some if (found[name].low or 0.0) > (held_out.high or held_out.value)]
-    blind = min(claim.value for claim in planted) < _FOUND
     alike, flagged = first(table, "cohort.one_person"), first(table, "copies.found.held_out")
     chance = first(table, "copies.by_chance.verdict")
+    # what real patients reach: no bound, no "exceeds"
+    ends = [claim.high for claim in (held_out, flagged) if claim]
+    limit = max([1.0 if end is None else end for end in ends] + ([chance.value] if chance else []))
+    some = [name for name, claim in found.items() if claim.value > 0]
+    more = [name for name in some if (found[name].low or 0.0) > limit]
+    blind = min(claim.value for claim in planted) < _FOUND
     real = (alike is not None and alike.value > 0) or (
         flagged is not None and (flagged.low or 0.0) > (chance.value if chance else _NOMINAL)
     )
     state = "exceeds" if more else "some" if some else "blind" if blind else "alike" if real else "none"
-    known = {"held_out": held_out, "planted": planted, "more": more, "chance": chance}
+    known = {"held_out": held_out, "planted": planted, "more": more, "chance": chance, "limit": limit}
     return {"state": state, "drawn": list(found.values()), **known, "one_person": texts.one_person(table)}
 
 

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "readers": "FEWEST_SEEDS cautious gain patients_needed planned power smallest_gain".split(),
         "roc": (
             "ANY GIVEN Interval MeanInterval NO_SPREAD OVER_PATIENTS POSITIVE SHARE SIGNED auc checked "
-            "exact_interval over_folds paired_t patient_codes stated student_t_interval"
+            "clustered_share exact_interval over_folds paired_t patient_codes stated student_t_interval"
         ).split(),
     },
 )

@@ -147,3 +147,19 @@ def test_scores_that_know_nothing_have_an_auc_of_half_on_average():
         label, scores, _ = cohort(seed, effect=0.0, frames=2)
         aucs.append(statistics.auc(label, scores[0]))
     assert np.mean(aucs) == pytest.approx(0.5, abs=0.03)
+
+
+def test_shares_of_clusters_have_exact_bounds_that_never_miss_zero():
+    """Against scipy where clusters are rows, statsmodels' beta limits for the worth of larger ones, hand-counted."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    found = [1] + [0] * 63
+    share, low, high = statistics.clustered_share(found, range(64))
+    assert (low, high) == pytest.approx(statistics.exact_interval(1, 64))
+    assert share == 1 / 64
+    # both images of a patient alike: 20 patients are 20 tries
+    share, low, high = statistics.clustered_share(np.repeat([1] * 5 + [0] * 15, 2), np.repeat(range(20), 2))
+    assert (low, high) == pytest.approx(proportion_confint(5, 20, method="beta"))
+    for value in (0, 1):
+        ends = statistics.clustered_share([value] * 40, np.repeat(range(10), 4))[1:]
+        assert ends == pytest.approx(statistics.exact_interval(10 * value, 10))
