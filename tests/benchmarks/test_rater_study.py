@@ -33,4 +33,5 @@ def test_the_study_asks_what_the_test_promises_and_answers_within_its_cell():
     assert found["shown"]
     assert found["planned"] > 0.99
     assert found["found"] == pytest.approx(found["mean_of_raters"], abs=0.01), "the same where nobody leans"
+    assert {"lean", "lean most", "half tell"} < set(cells["raters_who"])
     assert not rater_study.once(many | {"d_prime": 1.0}, np.random.default_rng(2))["shown"]
