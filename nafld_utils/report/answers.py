@@ -75,6 +75,7 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     if not gains:
         return {}
     states, smallest = [_side(gain, 0.0) for gain in gains], first(table, "sweep.smallest_gain")
+    alone = first(table, "sweep.auc.image.real")
     few = seeds is not None and (numeric(seeds.n) or statistics.FEWEST_SEEDS) < statistics.FEWEST_SEEDS
     return {
         "state": "few" if few else states[0],
@@ -84,8 +85,9 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "planned": _planned(run, table),
         "few": few,
         "fewest": statistics.FEWEST_SEEDS,
-        "alone": first(table, "sweep.auc.image.real"),
+        "alone": alone,
         "smallest": smallest,
+        "beyond": smallest is not None and alone is not None and smallest.value > 1 - alone.value,
         "seeds": seeds,
     }
 

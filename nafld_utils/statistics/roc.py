@@ -26,6 +26,7 @@ REVISION = ("stats", 3)
 
 # What every interval over patients is given, what a bootstrap of a single training is over, and why there is none.
 GIVEN = "these trained models, this split"
+GIVEN_SEEDS = "this split, these generators and training patients"  # where training seeds vary too
 OVER_PATIENTS = f"patients within class (bootstrap); {GIVEN}"
 # Ranges that a mean and its interval cannot leave; `SIGNED` is that of correlations and of differences of two shares.
 ANY, POSITIVE, SHARE, SIGNED = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0), (-1.0, 1.0)
@@ -191,7 +192,8 @@ def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, floa
     level : float
         Coverage of the interval of the mean difference.
     within : (low, high)
-        Range of that interval, as in `student_t_interval`; `SIGNED` for AUCs. t and p do not depend on it.
+        Where that interval is cut, `SIGNED` for AUCs: on the scale of t and p, so that it holds 0 where p is above
+        ``1 - level``.
 
     Returns
     -------
@@ -204,7 +206,8 @@ def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, floa
         raise ValueError(
             f"new and base: expected the same seeds in both, found {new.shape} and {base.shape}; pair them."
         )
-    difference, low, high = student_t_interval(new - base, level, within)
+    difference, *ends = student_t_interval(new - base, level)
+    low, high = (float(end) for end in np.clip(ends, *within))
     error = (new - base).std(ddof=1) / np.sqrt(len(new))
     if not np.isfinite(low):
         raise ValueError(

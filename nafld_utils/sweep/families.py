@@ -61,7 +61,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 def bounds_in_words(row: pd.Series) -> str:
     """The interval over patients of a row, or that it has none."""
     if not np.isfinite(row.low_patients):
-        return "a range that cannot be said, since nothing varies"
+        return "a range that cannot be said"
     return f"[{row.low_patients:+.3f}, {row.high_patients:+.3f}]"
 
 

@@ -202,9 +202,9 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
         )
     given, seeds = "these trained models and this split", ""
     if row.n_seeds >= statistics.FEWEST_SEEDS:
-        given = "this split, these generators and these training patients"
+        given = statistics.GIVEN_SEEDS
         seeds = f" and {row.n_seeds} training seeds"
-    lies = "cannot be bounded, since it is the same for all of them,"
+    lies = "cannot be bounded, since nothing varies or an arm scores all images alike,"
     if np.isfinite(row.low_patients):
         lies = f"lies in {families.bounds_in_words(row)} (95 %, over {row.n_patients} patients{seeds}),{_width(row)}"
     text.append(f"On other patients like these, given {given}, it {lies} so {_verdict(row)}; {_could_show(row)}.")
@@ -223,11 +223,13 @@ def _width(row: pd.Series) -> str:
 
 def _could_show(row: pd.Series) -> str:
     if np.isfinite(row.smallest_effect):
+        if row.smallest_effect > 1 - row.mean_auc_base:
+            return "no possible gain would be found by four in five such studies; these patients are too few"
         return (
-            f"four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a smaller"
-            " one"
+            f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
+            " smaller one"
         )
-    return "how small a difference they could show cannot be told, since nothing varies"
+    return "how small a difference they could show cannot be told"
 
 
 def _verdict(row: pd.Series) -> str:
@@ -319,7 +321,7 @@ def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list
     errors = f"two-sided t test over {over_both[2].partition(' (')[0]}; no interval"
     role = "" if backbone == run.settings.sweep.backbones[0] else " (exploratory)"
     gain, alone = f"gain by {row.arm} images, r = {row.rate:g}{way}{role}", "not in the paper"
-    least, test = "true gain that four in five such studies find (80 % power)", "paired t of the gain over seeds"
+    least, test = "true gain that about four in five such studies find (80 % power)", "paired t of the gain over seeds"
     highest = f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"
     own, maximum = same if quoted else "the paper has it for EfficientNet v1", PAPER_BEST_SEED[1] if quoted else None
     single = (

@@ -115,6 +115,11 @@ def test_paired_t_equals_scipy_and_the_papers_p():
     mine, other = statistics.paired_t(new, base), scipy_stats.ttest_rel(new, base)
     assert mine[:3] == pytest.approx((other.statistic, other.pvalue, other.df), rel=1e-12)
     np.testing.assert_allclose([mine.low, mine.high], other.confidence_interval(), rtol=0, atol=1e-12)
+    # one scale: significant where the interval leaves 0 out, and cut where it leaves its range
+    bounds = statistics.paired_t([0.03, 0.61, 0.19, 0.34], [0, 0, 0, 0], within=statistics.SIGNED)
+    assert bounds.p > 0.05
+    assert bounds.low < 0
+    assert statistics.paired_t([0.9, 0.1], [0.1, 0.2], within=statistics.SIGNED)[-2:] == (-1, 1)
     # The paper: t -12.39 over 25 seeds, p 6.43e-12. A sample with exactly that t:
     gain = np.arange(25.0) - 12
     gain += 12.39 * gain.std(ddof=1) / 5
