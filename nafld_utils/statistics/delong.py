@@ -79,6 +79,12 @@ def covariance(label: Any, scores: Any, patient: Any = None) -> tuple[np.ndarray
     return aucs, sum(part @ part.T for part in parts)
 
 
+def score_variance(auc: float, n_pos: float, n_neg: float) -> float:
+    """Variance of a true AUC's estimate from independent rows of both classes (Newcombe 2006, method 5)."""
+    pairs = 1 + ((n_pos + n_neg) / 2 - 1) * ((1 - auc) / (2 - auc) + auc / (1 + auc))
+    return pairs * auc * (1 - auc) / (n_pos * n_neg)
+
+
 def score_bounds(
     auc: float, sizes: Sequence[tuple[float, float]], z: float, share: float = 1.0, more: float = 0.0
 ) -> tuple[float, float]:
@@ -102,8 +108,7 @@ def score_bounds(
     """
 
     def beyond(at: float) -> float:
-        each = (1 + ((m + n) / 2 - 1) * ((1 - at) / (2 - at) + at / (1 + at)) for m, n in sizes)
-        variance = sum(one / (m * n) for one, (m, n) in zip(each, sizes, strict=True)) * at * (1 - at) / len(sizes) ** 2
+        variance = sum(score_variance(at, m, n) for m, n in sizes) / len(sizes) ** 2
         return (at - auc) ** 2 - z**2 * (share * variance + more)
 
     inside = min(max(auc, 1e-9), 1 - 1e-9)

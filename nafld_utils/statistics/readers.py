@@ -196,11 +196,10 @@ def planned(spread: Spread, n_seeds: int, times: Any) -> tuple[Any, Any]:
 
 
 def power(gain: float, error: Any, df: Any, level: float = 0.95) -> Any:
-    """How often a two-sided t test shows a true gain, of numbers or arrays: the noncentral t beyond its limits."""
+    """How often a two-sided t test shows a true gain as one, of numbers or arrays: the noncentral t's upper tail."""
     df = np.minimum(df, 1e5)
     limit, shift = scipy_stats.t.ppf((1 + level) / 2, df), np.minimum(gain / error, 30.0)
-    beyond = np.nan_to_num(special.nctdtr(df, shift, -limit))  # NaN where it is below the smallest float
-    return 1 - special.nctdtr(df, shift, limit) + beyond
+    return 1 - special.nctdtr(df, shift, limit)
 
 
 def patients_needed(spread: Spread, n_seeds: int, n_patients: int, gain: float) -> float:

@@ -80,9 +80,9 @@ def test_patients_that_a_declared_gain_takes_stand_on_the_front_page(real):
     claims = table(*rows).assign(n="55")
     text = " ".join(" ".join(answered(real, claims, "help").sentences).split())
     assert (
-        "With 80 % power a gain of 0.02 takes more seeds, however many patients (these show it with 8 % or more);"
-        " one of 0.05 takes 312 patients (these show it with 31 % or more);"
-        " one of 0.1 takes no more patients than these (these show it with 88 % or more)."
+        "With 80 % power a gain of 0.02 takes more seeds, however many patients (these cannot show it);"
+        " one of 0.05 takes about 312 patients (these show it with about 31 %);"
+        " one of 0.1 takes about these patients or fewer (these show it with about 88 %)."
     ) in text
 
 

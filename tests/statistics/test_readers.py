@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 from toy_scores import cohort
 
 from nafld_utils import statistics
@@ -136,9 +137,12 @@ SPREAD = readers.Spread(seeds=0.0012, patients=0.0003, both=0.0009, df=30)
 
 
 def test_power_equals_r_and_simulated_t_tests():
-    # R: 1 - pt(qt(.975, df), df, ncp = 2.5) + pt(-qt(.975, df), df, ncp = 2.5) for df 4 and 30
-    assert statistics.power(2.5, 1.0, np.array([4, 30])) == pytest.approx([0.4772611, 0.6770315], abs=1e-6)
-    assert statistics.power(0.0, 1.0, 12.0) == pytest.approx(0.05)
+    # a gain is shown in the upper tail alone: R, 1 - pt(qt(.975, df), df, ncp = 2.5), is scipy's nct.sf
+    df = np.array([4, 30])
+    expected = scipy_stats.nct.sf(scipy_stats.t.ppf(0.975, df), df, 2.5)
+    assert statistics.power(2.5, 1.0, df) == pytest.approx(expected, abs=1e-9)
+    assert expected == pytest.approx([0.4772611, 0.6770315], abs=1e-4)
+    assert statistics.power(0.0, 1.0, 12.0) == pytest.approx(0.025)
     assert statistics.power(0.9, 0.01, 75.0) == pytest.approx(1)
     for df in (2, 7.5, np.inf):
         assert statistics.power(statistics.smallest_gain(0.02, df), 0.02, df) == pytest.approx(0.8, abs=1e-4)

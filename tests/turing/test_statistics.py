@@ -133,6 +133,13 @@ def test_d_prime_by_hand_and_its_inclination():
     assert row.chance == pytest.approx(0.5)
     always = turing.per_rater(table_1.from_counts([[0, 0, 18, 12]], table_1.PAPER_SIZES)).iloc[0]
     assert always.chance == always.accuracy == 0.6
+    assert always.p == 1
+    # R: fisher.test(matrix(c(10, 190, 15, 285), 2)) of a rater who guesses and says "real" in 5 %: accuracy 0.59
+    guess = turing.per_rater(table_1.from_counts([[5, 5, 143, 142]], (100, 100, 150, 150))).iloc[0]
+    assert guess.accuracy == pytest.approx(0.59)
+    assert scipy_stats.binomtest(int(guess.n_right), 500, 0.5).pvalue < 1e-4
+    assert guess.p == pytest.approx(scipy_stats.fisher_exact([[10, 190], [15, 285]]).pvalue)
+    assert guess.p > 0.9
 
 
 def test_agreement_equals_fleiss_formula_and_needs_two_raters():
