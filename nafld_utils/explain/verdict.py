@@ -15,6 +15,7 @@ from nafld_utils.explain.check_units import Against
 
 # Choice: from here on a number is called good; below it the sentence says what that forbids.
 ADDS_UP, READABLE_SIGNS, STABLE = 0.1, 0.5, 0.7
+UNSAID = "cannot be said: no interval, since there are too few images or none differs"
 
 
 def interval(middle: float, low: float, high: float) -> str:
@@ -118,17 +119,17 @@ def _agreement(checks: check_units.Checks) -> list[tuple[str, str, str]]:
             below = interval(row.below, row.below_low, row.below_high)
             measured += f", {below} below that of the same classifier with other draws"
             verdict = "yes" if row.below_low > 0 else "not shown: it differs no more than with other draws alone"
+            verdict = verdict if np.isfinite(row.below_low) else UNSAID
         rows.append((_QUESTIONS[row.with_], measured, verdict))
     return rows
 
 
 def _matters(checks: check_units.Checks) -> tuple[str, str, str]:
-    measured = "; ".join(
-        f"{row.mode} {row.gain:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in checks.gains.itertuples()
-    )
+    measured = "; ".join(f"{row.mode} {interval(row.gain, row.low, row.high)}" for row in checks.gains.itertuples())
     yes, no = ([row.mode for row in checks.gains.itertuples() if (row.low > 0) == shown] for shown in (True, False))
     parts = [f"{word} for {params.listed(modes)}" for word, modes in (("shown", yes), ("not shown", no)) if modes]
     verdict = ", ".join(parts) if no else "yes"
+    verdict = verdict if np.isfinite(checks.gains["low"]).all() else UNSAID
     question = "Do the pixels that the map ranks first move the classifier more than random ones?"
     return question, f"log-odds over a random order: {measured}", verdict
 
@@ -142,6 +143,8 @@ def _tissue(auc: pd.DataFrame, checks: check_units.Checks) -> list[tuple[str, st
         measured = f"{interval(row.ratio, row.low, row.high)} times its share of the area, {row.n} images"
         if not readable:
             verdict = "not interpreted: see the first row"
+        elif not np.isfinite(row.low):
+            verdict = UNSAID
         elif row.low > 1:
             verdict = "more than its area"
         else:
@@ -162,9 +165,11 @@ def answer(run: Run, auc: pd.DataFrame, checks: check_units.Checks, study: check
             " measured."
         )
     else:
-        more = _judged(checks).query("low > 1")["region"].tolist()
+        judged = _judged(checks)
+        more, unsaid = (judged[rows]["region"].tolist() for rows in (judged["low"] > 1, judged["low"].isna()))
         text += ", so maps of such classifiers may be read; the explained one's "
-        text += f"lie more than by area on {', '.join(more)}." if more else "favour no tissue."
+        text += f"lie more than by area on {', '.join(more)}" if more else "are not shown to favour a tissue"
+        text += f" ({', '.join(unsaid)}: cannot be said)." if unsaid else "."
     agreed = checks.agreement.set_index("with_")["agreement"]
     text += f" Two maps of one classifier with other draws agree by {agreed[Against.DRAWS]:.2f} in rank"
     seeds = agreed[Against.SEED]

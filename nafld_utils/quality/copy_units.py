@@ -26,6 +26,7 @@ REVISION = ("stages.copies", 1)
 FOLDER = "memorization"
 PLANTED = {"exact copies": False, "augmented copies": True}
 HELD_OUT = "real, held out"
+_OVER_DRAWN = "images, those of one map together (exact); these generators"
 NO_COPY = "no measure that counts finds a training patient this near"
 
 
@@ -276,15 +277,21 @@ def summary(run: Run) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``set, n_images``, share near a training patient by each measure, ``copy`` with ``low, high`` (Student t over
-        folds), ``authentic`` (synthetic only), ``patients_copied``: training patients whom a copy shows.
+        ``set, n_images``, share near a training patient by each measure, ``copy`` with its exact ``low, high`` and what
+        they are ``over`` (see `statistics.clustered_share`), ``authentic`` (synthetic only), ``patients_copied``:
+        training patients whom a copy shows. Images of one fold and source patient, or of one held-out patient, count
+        together.
     """
     rows = []
     held = _references(run, "held_out.csv").assign(authentic=float("nan"))
     for name, part in [*audits(run).groupby("generator", sort=False), (HELD_OUT, held)]:
-        mean, low, high = statistics.over_folds(part.groupby("fold")["copy"].mean(), statistics.SHARE)
+        source = part["patient_id" if name == HELD_OUT else "source_patient"].astype(str)
+        alone = source.where(source != "-1", [f"image {i}" for i in range(len(part))])  # drawn without a map
+        cluster = part["fold"].astype(str) + ": " + alone
+        mean, low, high = statistics.clustered_share(part["copy"], cluster)
+        over = "patients (exact); this split" if name == HELD_OUT else _OVER_DRAWN
         row = {"set": name, "n_images": len(part), **{m: part[f"{m}_near"].mean() for m in MEASURES}}
-        row |= {"copy": mean, "low": low, "high": high, "authentic": part["authentic"].mean()}
+        row |= {"copy": mean, "low": low, "high": high, "over": over, "authentic": part["authentic"].mean()}
         rows.append({**row, "patients_copied": part.loc[part["copy"], "pixels_patient"].nunique()})
     return pd.DataFrame(rows)
 
@@ -329,7 +336,7 @@ def frame(run: Run, image_id: str) -> np.ndarray:
 def reading(run: Run) -> list[str]:
     """What the copy audit found, in sentences."""
     lines = [
-        f"{row.set}: {row.copy:.1%} of {row.n_images} images are copies [{row.low:.1%}, {row.high:.1%} over folds];"
+        f"{row.set}: {row.copy:.1%} of {row.n_images} images are copies [{row.low:.1%}, {row.high:.1%} over images];"
         f" they show {row.patients_copied} training patients."
         for row in summary(run).itertuples()
         if row.set != HELD_OUT
@@ -352,9 +359,9 @@ def reading(run: Run) -> list[str]:
 
 def claims(run: Run) -> list[dict[str, Any]]:
     """Headline numbers of the copy audit; the paper has none."""
-    rows, n_folds = [], len(ldm.folds_of(run))
+    rows = []
     for row in summary(run).to_dict("records"):
-        numbers = row | {"mean": row["copy"], "over": "folds", "n": n_folds}
+        numbers = row | {"mean": row["copy"], "n": row["n_images"]}
         key = key_of("copies.share", "held_out" if row["set"] == HELD_OUT else row["set"])
         text = f"copies of training patients, {WORDS.get(row['set'], row['set'])}"
         rows.append(of_row(key, text, numbers, unit="share of images"))

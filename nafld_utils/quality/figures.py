@@ -160,7 +160,7 @@ def quoted(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
 
 
 def copy_shares(summary: pd.DataFrame, ax: Axes) -> Axes:
-    """Share of images that are copies, with intervals over folds, and the share that each measure alone finds near.
+    """Share of images that are copies, with exact intervals, and the share that each measure alone finds near.
 
     `summary` is that of `quality.summary`.
     """
@@ -174,7 +174,7 @@ def copy_shares(summary: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(summary[name], place + shift, marker, label=f"near by {name} alone", **look)
     ax.grid(axis="x", visible=True)
     ax.xaxis.set_major_formatter("{x:.0%}")
-    ax.set(xlabel="share of images (bar: copies, 95 % interval over folds)", xlim=(0, None))
+    ax.set(xlabel="share of images (bar: copies, exact 95 % interval over images or patients)", xlim=(0, None))
     ax.margins(x=0.1)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
     return ax

@@ -99,8 +99,8 @@ def measure(
     -------
     dict
         ``value`` (all images), ``equal`` with ``equal_low, equal_high``, ``n_patients, n_equal, n_images``. Interval:
-        estimate plus or minus Student's t times the standard error of the delete-half jackknife, from `n_halves`
-        half-samples of the patients; the synthetic set is held fixed.
+        by Student's t on the log scale (`statistics.POSITIVE`), from the standard error of the delete-half jackknife of
+        `n_halves` half-samples of the patients; the synthetic set is held fixed.
     """
     distance, n, everyone = DistanceToSubsets(made, real), len(np.unique(patients)), np.arange(len(real))
     args = patients, strata, n_equal, repeats, rng
@@ -109,7 +109,9 @@ def measure(
     if n_halves > 1 and n // 2 > LEAST:
         drawn = [draw_patients(patients, strata, n // 2, rng) for _ in range(n_halves)]
         spread = float(np.std([equal_distance(distance, half, *args) for half in drawn]))
-        found["equal_low"], found["equal_high"] = _student(equal, spread, n - 1)
+        if equal > 0:  # on the log scale, as `statistics.POSITIVE`
+            ends = _student(0.0, spread / equal, n - 1)
+            found["equal_low"], found["equal_high"] = (equal * float(np.exp(end)) for end in ends)
     return {**found, "n_patients": n, "n_equal": min(n_equal, n), "n_images": len(made)}
 
 

@@ -77,6 +77,7 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     if not gains:
         return {}
     states, smallest = [_side(gain, 0.0) for gain in gains], first(table, "sweep.smallest_gain")
+    alone = first(table, "sweep.auc.image.real")
     few = seeds is not None and (numeric(seeds.n) or statistics.FEWEST_SEEDS) < statistics.FEWEST_SEEDS
     return {
         "state": "few" if few else states[0],
@@ -86,10 +87,11 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "planned": _planned(run, table),
         "few": few,
         "fewest": statistics.FEWEST_SEEDS,
-        "alone": first(table, "sweep.auc.image.real"),
+        "alone": alone,
         **_no_pixels(table),
         **_strongest(table),
         "smallest": smallest,
+        "beyond": smallest is not None and alone is not None and smallest.value > 1 - alone.value,
         "seeds": seeds,
     }
 
@@ -153,16 +155,19 @@ def _copies(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     held_out, planted = found.pop("held_out", None), find(table, "copies.found.planted")
     if not found or held_out is None or not planted:
         return {}
-    some = [name for name, claim in found.items() if claim.value > 0]
-    more = [name for name in some if (found[name].low or 0.0) > (held_out.high or held_out.value)]
-    blind = min(claim.value for claim in planted) < _FOUND
     alike, flagged = first(table, "cohort.one_person"), first(table, "copies.found.held_out")
     chance = first(table, "copies.by_chance.verdict")
+    # what real patients reach: no bound, no "exceeds"
+    ends = [claim.high for claim in (held_out, flagged) if claim]
+    limit = max([1.0 if end is None else end for end in ends] + ([chance.value] if chance else []))
+    some = [name for name, claim in found.items() if claim.value > 0]
+    more = [name for name in some if (found[name].low or 0.0) > limit]
+    blind = min(claim.value for claim in planted) < _FOUND
     real = (alike is not None and alike.value > 0) or (
         flagged is not None and (flagged.low or 0.0) > (chance.value if chance else _NOMINAL)
     )
     state = "exceeds" if more else "some" if some else "blind" if blind else "alike" if real else "none"
-    known = {"held_out": held_out, "planted": planted, "more": more, "chance": chance}
+    known = {"held_out": held_out, "planted": planted, "more": more, "chance": chance, "limit": limit}
     return {"state": state, "drawn": list(found.values()), **known, "one_person": texts.one_person(table)}
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats as scipy_stats
 
-from nafld_utils.statistics import delong, roc
+from nafld_utils.statistics import delong, readers, roc
 
 REVISION = ("auc_intervals", 1)
 
@@ -76,7 +76,8 @@ def mean_auc_interval(
     Parameters
     ----------
     scores : (n_seeds, n) array of float
-        Row s holds the scores of training seed s for the same images. One row: an interval over patients alone.
+        Row s holds the scores of training seed s for the same images. Fewer than `readers.FEWEST_SEEDS`: an interval
+        over patients alone, given these trainings.
     fold : (n,) array, optional
         Fold of each image: the AUC is then the mean of the folds' own AUCs (Supplementary Fig. 3), and patients are
         those of a class and fold. None ranks the folds' scores together.
@@ -115,10 +116,10 @@ def over(found: roc.Interval, n_seeds: int = 1, method: str = "newcombe", within
     Examples
     --------
     >>> over(roc.Interval(0.8, 0.7, 0.9), n_seeds=3)
-    'patients within class and training seeds (Newcombe); these trained models, this split'
+    'patients within class and training seeds (Newcombe); this split, these generators and training patients'
     """
-    seeds = " and training seeds" if n_seeds > 1 else ""
-    return roc.stated(f"patients within class{within}{seeds} ({METHODS[method]}); {roc.GIVEN}", found.low)
+    seeds, given = ("", roc.GIVEN) if n_seeds < readers.FEWEST_SEEDS else (" and training seeds", roc.GIVEN_SEEDS)
+    return roc.stated(f"patients within class{within}{seeds} ({METHODS[method]}); {given}", found.low)
 
 
 # ---------------------------------------------------------------- what varies
@@ -148,9 +149,10 @@ def _spread(label: Any, scores: Any, patient: Any, fold: Any) -> _Spread:
     both = np.sum([one for _, one in measured], axis=0) / n_blocks**2
     singly = sum(np.diag(delong.covariance(label[rows], scores[:, rows])[1]).mean() for rows in blocks) / n_blocks**2
     single = float(np.diag(both).mean())
-    shared = (both.sum() - np.trace(both)) / (n_seeds * (n_seeds - 1)) if n_seeds > 1 else single
+    few = n_seeds < readers.FEWEST_SEEDS
+    shared = both.mean() if few else (both.sum() - np.trace(both)) / (n_seeds * (n_seeds - 1))
     shared = max(shared, single / n_seeds)  # as if seeds were independent: never less than a mean of them has
-    seeds = float(each.var(ddof=1)) / n_seeds if n_seeds > 1 else 0.0
+    seeds = 0.0 if few else float(each.var(ddof=1)) / n_seeds
     effect = single / singly if min(single, singly) > 0 else np.inf
     sizes = []
     for rows in blocks:

@@ -17,13 +17,17 @@ REVISION = ("resampling", 2)
 
 
 class Resampled(NamedTuple):
-    """A statistic with its interval, its bootstrap standard error and its replicates (n_resamples,)."""
+    """A statistic with its interval, its bootstrap standard error and its replicates (n_resamples,).
+
+    `over` says what another interval that stands in for the bootstrap's is over.
+    """
 
     estimate: float
     low: float
     high: float
     error: float
     draws: np.ndarray
+    over: str = ""
 
 
 def crossed_bootstrap(

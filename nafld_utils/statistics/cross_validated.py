@@ -63,16 +63,16 @@ def fold_mean_auc(label: Any, score: Any, patient: Any, fold: Any, level: float 
     -------
     FoldMean
         ``auc, low, high`` in [0, 1]. Bounds are NaN where it cannot be said: a fold with fewer than two patients of a
-        class, or with one score for all its images. Where no patient differs from the others, as with an AUC of 1, the
-        variance that belongs to the bound itself stands in (Newcombe 2006, method 5, doi 10.1002/sim.2324; a patient
-        counts once).
+        class, or with one score for all its images. A fold whose AUC is 0 or 1 has at least the variance that the mean
+        AUC would have there, and where all are, that of the bound itself stands in (Newcombe 2006, method 5, doi
+        10.1002/sim.2324; a patient counts once).
 
     Examples
     --------
     >>> label, fold = [0, 0, 0, 1, 1, 1] * 2, [0] * 6 + [1] * 6
     >>> found = fold_mean_auc(label, [1, 2, 4, 3, 5, 6, 1, 2, 3, 4, 5, 6], range(12), fold)
     >>> round(found.auc, 3), round(found.low, 3), round(found.high, 3)
-    (0.944, 0.35, 0.998)
+    (0.944, 0.201, 0.999)
     """
     label, score, patient, fold = (np.asarray(values) for values in (label, score, patient, fold))
     roc.patient_codes(label.astype(bool), patient)
@@ -111,7 +111,9 @@ def _unsaid(names: Sequence[Any], found: Sequence[_Fold]) -> str:
 
 def _bounds(found: Sequence[_Fold], auc: float, level: float) -> tuple[float, float]:
     t = float(scipy_stats.t.ppf((1 + level) / 2, sum(one.n_pos + one.n_neg - 2 for one in found)))
-    error = np.sqrt(sum(one.variance for one in found)) / len(found)
+    # a fold whose AUC is 0 or 1 has no spread of its own, and is no more certain than the mean of all
+    least = [delong.score_variance(auc, one.n_pos, one.n_neg) if one.auc in (0, 1) else 0.0 for one in found]
+    error = np.sqrt(sum(max(one.variance, low) for one, low in zip(found, least, strict=True))) / len(found)
     if error > 1e-8:  # rounding alone may leave a variance of 1e-17
         half = t * error / (auc * (1 - auc))
         return float(special.expit(special.logit(auc) - half)), float(special.expit(special.logit(auc) + half))

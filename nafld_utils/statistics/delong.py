@@ -28,7 +28,7 @@ REVISION = ("delong", 2)
 
 
 class DelongTest(NamedTuple):
-    """Difference of two mean AUCs over patients: standard error, z, two-sided p and interval, not clipped."""
+    """Difference of two mean AUCs over patients: standard error, z, two-sided p and interval, cut at -1 and 1."""
 
     difference: float
     error: float
@@ -79,6 +79,12 @@ def covariance(label: Any, scores: Any, patient: Any = None) -> tuple[np.ndarray
     return aucs, sum(part @ part.T for part in parts)
 
 
+def score_variance(auc: float, n_pos: float, n_neg: float) -> float:
+    """Variance of a true AUC's estimate from independent rows of both classes (Newcombe 2006, method 5)."""
+    pairs = 1 + ((n_pos + n_neg) / 2 - 1) * ((1 - auc) / (2 - auc) + auc / (1 + auc))
+    return pairs * auc * (1 - auc) / (n_pos * n_neg)
+
+
 def score_bounds(
     auc: float, sizes: Sequence[tuple[float, float]], z: float, share: float = 1.0, more: float = 0.0
 ) -> tuple[float, float]:
@@ -102,8 +108,7 @@ def score_bounds(
     """
 
     def beyond(at: float) -> float:
-        each = (1 + ((m + n) / 2 - 1) * ((1 - at) / (2 - at) + at / (1 + at)) for m, n in sizes)
-        variance = sum(one / (m * n) for one, (m, n) in zip(each, sizes, strict=True)) * at * (1 - at) / len(sizes) ** 2
+        variance = sum(score_variance(at, m, n) for m, n in sizes) / len(sizes) ** 2
         return (at - auc) ** 2 - z**2 * (share * variance + more)
 
     inside = min(max(auc, 1e-9), 1 - 1e-9)
@@ -119,6 +124,14 @@ def permutation_p(label: np.ndarray, values: np.ndarray) -> float:
 
     samples, rng = (values[label], values[~label]), np.random.default_rng(0)
     return float(scipy_stats.permutation_test(samples, statistic, vectorized=True, rng=rng).pvalue)
+
+
+def least_p(label: Any, patient: Any = None) -> float:
+    """Least two-sided p that permuted classes of these patients, or rows, could give."""
+    label = np.asarray(label).astype(bool)
+    code = np.arange(len(label)) if patient is None else roc.patient_codes(label, patient)
+    n = len(np.unique(code))
+    return min(1.0, 2 / math.comb(n, len(np.unique(code[label]))))
 
 
 def compare(label: Any, new: Any, base: Any, level: float = 0.95) -> DelongTest:
@@ -137,7 +150,7 @@ def compare(label: Any, new: Any, base: Any, level: float = 0.95) -> DelongTest:
     -------
     DelongTest
         All but the difference is NaN, which cannot be said, where an arm's scores are constant. ``p`` is never below
-        what a permutation of so few patients could give.
+        what a permutation of so few patients could give, and error and interval are then as wide as that p asks for.
 
     Notes
     -----
@@ -152,15 +165,20 @@ def compare(label: Any, new: Any, base: Any, level: float = 0.95) -> DelongTest:
     contrast = np.concatenate([np.full(n_new, 1 / n_new), np.full(n_base, -1 / n_base)])
     difference, quantile = float(contrast @ aucs), float(scipy_stats.norm.ppf((1 + level) / 2))
     error = float(np.sqrt(max(0.0, contrast @ variance @ contrast)))
-    n_pos, nan = int(label.sum()), float("nan")
+    n_pos, nan, least = int(label.sum()), float("nan"), least_p(label)
     if min(np.ptp(both[:n_new], axis=1).max(), np.ptp(both[n_new:], axis=1).max()) == 0:
         return DelongTest(difference, nan, nan, nan, nan, nan)
     if error > 1e-8:  # rounding alone may leave a variance of 1e-17
-        z, least = difference / error, 2 / math.comb(len(label), n_pos)
-        p = max(float(2 * scipy_stats.norm.sf(abs(z))), min(1.0, least))
-        return DelongTest(difference, error, z, p, difference - quantile * error, difference + quantile * error)
+        p = float(2 * scipy_stats.norm.sf(abs(difference) / error))
+        if p < least:
+            p, error = least, abs(difference) / float(scipy_stats.norm.isf(least / 2))
+        ends = np.clip([difference - quantile * error, difference + quantile * error], -1, 1)
+        return DelongTest(difference, error, difference / error, p, *map(float, ends))
     arms = float(aucs[:n_new].mean()), float(aucs[n_new:].mean())
     (low, high), (base_low, base_high) = (score_bounds(a, [(n_pos, len(label) - n_pos)], quantile) for a in arms)
     down, up = np.hypot(arms[0] - low, base_high - arms[1]), np.hypot(high - arms[0], arms[1] - base_low)
     p = permutation_p(label, contrast @ scipy_stats.rankdata(both, axis=1))
-    return DelongTest(difference, 0.0, nan, p, difference - float(down), difference + float(up))
+    low, high = max(-1.0, difference - float(down)), min(1.0, difference + float(up))
+    if p > 1 - level:  # an interval without 0 would say what the test does not
+        low, high = min(low, 0.0), max(high, 0.0)
+    return DelongTest(difference, 0.0, nan, p, low, high)

@@ -46,7 +46,9 @@ class Gain(NamedTuple):
     """A gain in AUC (-1 to 1) with its standard error, degrees of freedom, p, interval and spread.
 
     With fewer than `FEWEST_SEEDS` seeds they are over patients alone, given these trainings, and ``spread.seeds`` is
-    NaN. Where nothing varies, error, p and interval are NaN: no spread is not certainty.
+    NaN. Where nothing varies, or an arm's scores are constant, error, p and interval are NaN: no spread is not
+    certainty. p is never below what a permutation of so few patients could give, and the error is then as large as that
+    p asks for. Bounds are cut at -1 and 1.
     """
 
     difference: float
@@ -88,7 +90,9 @@ def gain(label: Any, new: Any, base: Any, patient: Any, level: float = 0.95) -> 
         raise ValueError(
             f"new and base: expected equal shapes (seeds, images), found {new.shape} and {base.shape}; pair them."
         )
-    n = len(new)
+    n, least = len(new), delong.least_p(label, patient)
+    if min(np.ptp(new, axis=1).max(), np.ptp(base, axis=1).max()) == 0:
+        least = float("nan")
     aucs, found = delong.placements(label, np.concatenate([new, base]), patient)
     each, found = aucs[:n] - aucs[n:], [part[:n] - part[n:] for part in found]
     over = sum(part @ part.T for part in found)  # covariance (n_seeds, n_seeds) of the gains over patients
@@ -98,12 +102,12 @@ def gain(label: Any, new: Any, base: Any, patient: Any, level: float = 0.95) -> 
     df = _pooled(by_class)
     if n < FEWEST_SEEDS:
         spread = Spread(float("nan"), max(shared, 0.0), own - shared, df)
-        return tested(float(each.mean()), float(over.mean()), df, spread, level)
+        return tested(float(each.mean()), float(over.mean()), df, spread, level, least)
     between = float(each.var(ddof=1))
     spread = Spread(max(between - (own - shared), 0.0), max(shared, 0.0), own - shared, df)
     known = spread.patients * float(scipy_stats.chi2.median(n - 1)) / (n - 1)
     df = degrees(between / n, known, n, df)
-    return tested(float(each.mean()), between / n + spread.patients, df, spread, level)
+    return tested(float(each.mean()), between / n + spread.patients, df, spread, level, least)
 
 
 def degrees(seeds: float, patients: float, n_seeds: int, df_patients: float = np.inf) -> float:
@@ -121,13 +125,17 @@ def _pooled(variances: Sequence[tuple[float, float]]) -> float:
     return sum(variance for variance, _ in variances) ** 2 / error if error > 0 else np.inf
 
 
-def tested(difference: float, variance: float, df: float, spread: Spread, level: float) -> Gain:
-    """Two-sided t test and interval of a gain; rounding alone may leave a variance of 1e-17."""
+def tested(difference: float, variance: float, df: float, spread: Spread, level: float, least: float) -> Gain:
+    """Two-sided t test and interval of a gain, p at least `least`; rounding alone may leave a variance of 1e-17."""
     error, nan = float(np.sqrt(max(variance, 0.0))), float("nan")
-    if error <= 1e-8:
+    if error <= 1e-8 or np.isnan(least):
         return Gain(difference, nan, nan, nan, nan, nan, spread)
-    half, p = scipy_stats.t.ppf((1 + level) / 2, df) * error, 2 * scipy_stats.t.sf(abs(difference) / error, df)
-    return Gain(difference, error, df, float(p), float(difference - half), float(difference + half), spread)
+    p = float(2 * scipy_stats.t.sf(abs(difference) / error, df))
+    if p < least:
+        p, error = least, abs(difference) / float(scipy_stats.t.isf(least / 2, df))
+    half = scipy_stats.t.ppf((1 + level) / 2, df) * error
+    low, high = (float(np.clip(difference + side, -1, 1)) for side in (-half, half))
+    return Gain(difference, error, df, p, low, high, spread)
 
 
 def smallest_gain(error: Any, df: Any, level: float = 0.95) -> Any:
@@ -143,6 +151,18 @@ def smallest_gain(error: Any, df: Any, level: float = 0.95) -> Any:
 
 
 # ---------------------------------------------------------------- how many patients would it take
+
+
+def smallest_effect(found: Gain, n_seeds: int) -> float:
+    """About the gain that four in five studies like this one find, by the `cautious` spread; NaN where nothing varies.
+
+    By the error found itself it is too small where that happens to be, as with few seeds it often is: with three, 59 %
+    of simulated studies find such a gain. This one, where it is possible, is found by 94, 91 and 88 % with 3, 5 and 25.
+    """
+    if np.isnan(found.error):
+        return float("nan")
+    error, df = planned(cautious(found.spread, n_seeds), n_seeds, 1.0)
+    return float(smallest_gain(max(float(error), found.error), df))
 
 
 def cautious(spread: Spread, n_seeds: int) -> Spread:
@@ -176,11 +196,10 @@ def planned(spread: Spread, n_seeds: int, times: Any) -> tuple[Any, Any]:
 
 
 def power(gain: float, error: Any, df: Any, level: float = 0.95) -> Any:
-    """How often a two-sided t test shows a true gain, of numbers or arrays: the noncentral t beyond its limits."""
+    """How often a two-sided t test shows a true gain as one, of numbers or arrays: the noncentral t's upper tail."""
     df = np.minimum(df, 1e5)
     limit, shift = scipy_stats.t.ppf((1 + level) / 2, df), np.minimum(gain / error, 30.0)
-    beyond = np.nan_to_num(special.nctdtr(df, shift, -limit))  # NaN where it is below the smallest float
-    return 1 - special.nctdtr(df, shift, limit) + beyond
+    return 1 - special.nctdtr(df, shift, limit)
 
 
 def patients_needed(spread: Spread, n_seeds: int, n_patients: int, gain: float) -> float:

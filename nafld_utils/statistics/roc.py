@@ -26,6 +26,7 @@ REVISION = ("stats", 3)
 
 # What every interval over patients is given, what a bootstrap of a single training is over, and why there is none.
 GIVEN = "these trained models, this split"
+GIVEN_SEEDS = "this split, these generators and training patients"  # where training seeds vary too
 OVER_PATIENTS = f"patients within class (bootstrap); {GIVEN}"
 # Ranges that a mean and its interval cannot leave; `SIGNED` is that of correlations and of differences of two shares.
 ANY, POSITIVE, SHARE, SIGNED = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0), (-1.0, 1.0)
@@ -160,6 +161,27 @@ def exact_interval(n_right: int, n: int) -> tuple[float, float]:
     return tuple(map(float, scipy_stats.binomtest(n_right, n).proportion_ci(0.95, "exact")))
 
 
+def clustered_share(found: Any, cluster: Any) -> MeanInterval:
+    """Share of true entries of `found` (n,) with an exact 95 % interval over clusters (n,), such as patients.
+
+    Clopper and Pearson's with as many tries as the entries are worth (Korn and Graubard 1998, Survey Methodology 24,
+    193-201): their number over the design effect, at least the clusters'. Where all are alike a cluster is one try.
+
+    Examples
+    --------
+    >>> [round(value, 3) for value in clustered_share([0, 0, 0, 0], ["a", "a", "b", "b"])]
+    [0.0, 0.0, 0.842]
+    """
+    found, code = np.asarray(found, dtype=float), np.unique(np.asarray(cluster), return_inverse=True)[1]
+    n, n_clusters, share = len(found), int(code.max()) + 1, float(found.mean())
+    off = np.bincount(code, found - share)
+    variance = n_clusters / max(n_clusters - 1, 1) * float((off**2).sum()) / n**2
+    tries = float(np.clip(share * (1 - share) / variance, n_clusters, n)) if variance > 0 else float(n_clusters)
+    low = 0.0 if share == 0 else scipy_stats.beta.ppf(0.025, tries * share, tries * (1 - share) + 1)
+    high = 1.0 if share == 1 else scipy_stats.beta.ppf(0.975, tries * share + 1, tries * (1 - share))
+    return MeanInterval(share, float(low), float(high))
+
+
 def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, float] = ANY) -> PairedT:
     """Paired t test over seeds, as in the paper: does `new` differ from `base` on the same patients?
 
@@ -170,7 +192,8 @@ def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, floa
     level : float
         Coverage of the interval of the mean difference.
     within : (low, high)
-        Range of that interval, as in `student_t_interval`; `SIGNED` for AUCs. t and p do not depend on it.
+        Where that interval is cut, `SIGNED` for AUCs: on the scale of t and p, so that it holds 0 where p is above
+        ``1 - level``.
 
     Returns
     -------
@@ -183,7 +206,8 @@ def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, floa
         raise ValueError(
             f"new and base: expected the same seeds in both, found {new.shape} and {base.shape}; pair them."
         )
-    difference, low, high = student_t_interval(new - base, level, within)
+    difference, *ends = student_t_interval(new - base, level)
+    low, high = (float(end) for end in np.clip(ends, *within))
     error = (new - base).std(ddof=1) / np.sqrt(len(new))
     if not np.isfinite(low):
         raise ValueError(

@@ -41,7 +41,7 @@ def sensitivity_at(
 
     Every resample sets its own threshold, on the patients that it is judged on, as on a ROC curve, so the number is
     optimistic. With 17 healthy patients one of them is 0.06 of specificity: 0.9 allows one false alarm. Where every
-    resample finds all patients of class 1 the interval is the exact binomial one of their number.
+    resample finds all patients of class 1 the interval is the exact binomial one of their number, as `over` then says.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def sensitivity_at(
     if np.isfinite(found.low) or found.estimate < 1:
         return found
     low, high = statistics.exact_interval(n_pos, n_pos)
-    return found._replace(low=low, high=high)
+    return found._replace(low=low, high=high, over=f"patients of class 1 (exact binomial); {statistics.GIVEN}")
 
 
 def fat_correlation(
@@ -170,7 +170,7 @@ def patient_measures(
             if value is not None:
                 one = {**cell, "measure": name, "value": value.estimate, "low": value.low, "high": value.high}
                 one["reference"] = share * (1 - share) if name == "Brier score" else float("nan")
-                over = statistics.stated(comparisons.over_patients(len(found.seeds)), value.low)
+                over = value.over or statistics.stated(comparisons.over_patients(len(found.seeds)), value.low)
                 rows.append({**one, **found.counts, "over": over})
     return pd.DataFrame(rows)
 

@@ -26,12 +26,9 @@ CELL = (*GROUP, "arm", "rate")
 LEVELS = ("image", "patient")
 OVER_SEEDS = "training seeds (Student t); these patients, this split"
 OVER_PATIENTS = statistics.OVER_PATIENTS
-OVER_BOTH = f"patients within class and training seeds (crossed bootstrap); {statistics.GIVEN}"
+OVER_BOTH = f"patients within class and training seeds (crossed bootstrap); {statistics.GIVEN_SEEDS}"
 # A gain: over seeds too where there are `statistics.FEWEST_SEEDS`; what is given then (Nadeau and Bengio 2003).
-OVER_GAIN = (
-    "patients and training seeds (Obuchowski-Rockette, degrees of freedom of Hillis);"
-    " this split, these generators and these training patients"
-)
+OVER_GAIN = f"patients and training seeds (Obuchowski-Rockette, degrees of freedom of Hillis); {statistics.GIVEN_SEEDS}"
 OVER_FEW = f"patients with their images (Obuchowski 1997); {statistics.GIVEN}"
 
 # The paper's robustness checks: how a group differs from the main one, and where the paper shows it.
@@ -264,8 +261,8 @@ def _compare(arm: Scored, base: Scored, level: str) -> dict[str, Any]:
     """A row of `compare_arms` without its cell.
 
     Over seeds ``t, p, low_seeds, high_seeds``; over patients and, where there are three, seeds ``p_patients,
-    low_patients, high_patients, se_patients, df_patients, smallest_effect`` (the gain that these patients and seeds
-    show with 80 % power; all NaN where nothing varies); at patient level, seeds held fixed, DeLong's ``delong_p,
+    low_patients, high_patients, se_patients, df_patients, smallest_effect`` (about the gain that four in five such
+    studies find; all NaN where nothing varies); at patient level, seeds held fixed, DeLong's ``delong_p,
     delong_low, delong_high`` (NaN at image level, where rows are not independent).
     """
     gain = statistics.gain(arm.label, arm.scores, base.scores, arm.patient)
@@ -293,7 +290,7 @@ def _compare(arm: Scored, base: Scored, level: str) -> dict[str, Any]:
         "high_patients": gain.high,
         "se_patients": gain.error,
         "df_patients": gain.df,
-        "smallest_effect": float(statistics.smallest_gain(gain.error, gain.df)),
+        "smallest_effect": statistics.smallest_effect(gain, len(each)),
         "delong_p": tested.p,
         "delong_low": tested.low,
         "delong_high": tested.high,

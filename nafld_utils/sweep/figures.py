@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import statistics
-from nafld_utils.sweep import frozen_classifiers
+from nafld_utils.sweep import frozen_classifiers, planning
 from nafld_utils.views import COLORS
 
 if TYPE_CHECKING:
@@ -167,9 +167,8 @@ def power(table: pd.DataFrame, ax: Axes, shares: str) -> Axes:
 
     for (gain, part), color in zip(table.groupby("gain"), _MORE, strict=False):
         needed = part["needed"].iloc[0]
-        takes = f"{needed:,.0f} patients" if np.isfinite(needed) else "more seeds, however many patients"
-        takes = "no more than these patients" if needed <= part["n_patients"].iloc[0] else takes
-        ax.plot(part["patients"], part["power"], color=color, lw=2, label=f"gain of {gain:g}: {takes}")
+        words = planning.takes(needed, *part[["n_patients", "n_seeds"]].iloc[0]).replace(" (", "\n(")
+        ax.plot(part["patients"], part["power"], color=color, lw=2, label=f"gain of {gain:g}: {words}")
         if np.isfinite(needed):
             ax.plot(
                 [needed],

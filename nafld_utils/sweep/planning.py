@@ -19,6 +19,8 @@ from nafld_utils.sweep import comparisons
 REVISION = ("patients_needed", 1)
 
 POINTS = 60  # of a curve of power
+LEAST_POWER = 0.1  # below it, patients "cannot show" a gain
+UNKNOWN = "how far trainings vary is not known"
 
 
 def power_table(scores: pd.DataFrame, primary: Mapping[str, Any], gains: Sequence[float]) -> pd.DataFrame:
@@ -36,7 +38,7 @@ def power_table(scores: pd.DataFrame, primary: Mapping[str, Any], gains: Sequenc
     Returns
     -------
     pandas.DataFrame
-        ``gain, patients, power`` (0 to 1, at least: `statistics.cautious`), and alike in every row of a gain ``needed``
+        ``gain, patients, power`` (0 to 1, planned cautiously), and alike in every row of a gain ``needed``
         (patients for 80 % power, from the cohort's number on; infinite where so few seeds hide the gain, NaN where
         nothing varies), ``power_here`` (the cohort's), ``n_patients, n_seeds, over``. Patients are in its class shares.
     """
@@ -61,22 +63,28 @@ def each_gain(table: pd.DataFrame) -> pd.DataFrame:
     return table[names].drop_duplicates("gain").reset_index(drop=True)
 
 
+def takes(needed: float, n_patients: int, n_seeds: int) -> str:
+    """How many patients 80 % power takes, in words."""
+    if np.isinf(needed):
+        return f"more than {n_seeds} seeds, however many patients there are"
+    if n_seeds < statistics.FEWEST_SEEDS:
+        return f"at least {needed:,.0f} patients ({UNKNOWN})"
+    return "about these patients or fewer" if needed <= n_patients else f"about {needed:,.0f} patients"
+
+
 def report(table: pd.DataFrame) -> str:
-    """A sentence on each declared gain, and on what is left out where there are too few seeds."""
+    """A sentence on each declared gain, and on how it is planned."""
     rows = each_gain(table)
     if rows["needed"].isna().any():
-        return "How many patients a gain takes cannot be told: nothing varies."
+        return "How many patients a gain takes cannot be told: nothing varies or an arm scores all images alike."
     text, few = [], rows["n_seeds"].iloc[0] < statistics.FEWEST_SEEDS
     for row in rows.itertuples():
-        takes = f"takes about {row.needed:,.0f} patients for 80 % power"
-        if row.needed <= row.n_patients:
-            takes = "takes no more patients than these for 80 % power"
-        elif np.isinf(row.needed):
-            takes = f"takes more than {row.n_seeds} seeds for 80 % power, however many patients there are"
-        shows = f"{100 * row.power_here:.0f} %{'' if few else ' or more'}"
-        text.append(f"A gain of {row.gain:g} {takes}; these {row.n_patients} show it with {shows}.")
-    if few:
-        text.append("How far trainings vary is unknown with so few seeds and left out: it takes at least as many.")
+        shows = f"show it with {'at most' if few else 'about'} {100 * row.power_here:.0f} %"
+        shows = shows if row.power_here >= LEAST_POWER else "cannot show it"
+        patients = takes(row.needed, row.n_patients, row.n_seeds)
+        text.append(f"With 80 % power a gain of {row.gain:g} takes {patients}; these {row.n_patients} {shows}.")
+    if not few:
+        text.append("Planned cautiously: the power said is too low more often than too high.")
     return " ".join(text)
 
 
@@ -84,11 +92,17 @@ def claims(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Claims on each declared gain: the power of these patients, and the patients needed where a number is enough."""
     rows = []
     for row in each_gain(table).itertuples():
-        least = ", at least" if row.n_seeds >= statistics.FEWEST_SEEDS else ", trainings held fixed"
-        over, shown = f"planned over {row.over.partition(' (')[0]}; no interval", f"a declared gain of {row.gain:g}"
+        few, planned = row.n_seeds < statistics.FEWEST_SEEDS, f"show a declared gain of {row.gain:g}"
+        least, how = (f", at least: {UNKNOWN}", f", at most: {UNKNOWN}") if few else (", about", ", about")
+        over = f"planned over {row.over.partition(' (')[0]}; no interval"
         for key, text, value, unit in (
-            ("sweep.power", f"power of these patients to show {shown}{least}", row.power_here, "share"),
-            ("sweep.patients_needed", f"patients needed to show {shown} with 80 % power", row.needed, "patients"),
+            ("sweep.power", f"power of these patients to {planned}{how}", row.power_here, "share"),
+            (
+                "sweep.patients_needed",
+                f"patients needed to {planned} with 80 % power{least}",
+                row.needed,
+                "patients",
+            ),
         ):
             if np.isfinite(value):
                 facts = {"interval": (None, None, over), "n": row.n_patients, "unit": unit}

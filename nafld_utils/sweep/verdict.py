@@ -193,7 +193,7 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
     simulated = " on simulated patients" if run.is_simulated else ""
     given = "Given these trained models and this split"
     if row.n_seeds >= statistics.FEWEST_SEEDS:
-        given = "On other patients like these, given this split, these generators and these training patients"
+        given = f"On other patients like these, given {statistics.GIVEN_SEEDS}"
     interval = "no interval, since it is the same for all of them"
     if np.isfinite(row.low_patients):
         interval = f"{families.bounds_in_words(row)} (95 % over {families.over_in_words(row)}){_width(row)}"
@@ -220,11 +220,13 @@ def _width(row: pd.Series) -> str:
 
 def _could_show(row: pd.Series) -> str:
     if np.isfinite(row.smallest_effect):
+        if row.smallest_effect > 1 - row.mean_auc_base:
+            return "no possible gain would be found by four in five such studies; these patients are too few"
         return (
-            f"four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a smaller"
-            " one"
+            f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
+            " smaller one"
         )
-    return "how small a difference they could show cannot be told, since nothing varies"
+    return "how small a difference they could show cannot be told"
 
 
 def _verdict(row: pd.Series) -> str:
@@ -314,7 +316,7 @@ def _claims_of(run: Run, tables: dict[str, pd.DataFrame], backbone: str) -> list
     errors = f"two-sided t test over {over_both[2].partition(' (')[0]}; no interval"
     role = "" if backbone == run.settings.sweep.backbones[0] else " (exploratory)"
     gain, alone = f"gain by {row.arm} images, r = {row.rate:g}{way}{role}", "not in the paper"
-    least, test = "true gain that four in five such studies find (80 % power)", "paired t of the gain over seeds"
+    least, test = "true gain that about four in five such studies find (80 % power)", "paired t of the gain over seeds"
     highest = f"best single seed, an optimistic maximum{f' (paper: {network})' * quoted}"
     own, maximum = same if quoted else "the paper has it for EfficientNet v1", PAPER_BEST_SEED[1] if quoted else None
     single = (

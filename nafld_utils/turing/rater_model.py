@@ -25,6 +25,9 @@ REVISION = ("turing_model", 2)
 
 MIN_ANSWERS = 10  # of the rarer answer, over all raters; see `crossed_d_prime`
 MIN_RATERS = 2.0  # by weight
+# Raters by weight and raters counted once: differences of d' beyond these (normal 90 %, share of the margin) matter.
+APART, NEAR = 1.645, 0.08
+MIN_TOLD = 0.8  # share of raters who gave both answers
 N_RATERS = (3, 5, 8, 12, 20, 30, 50, 100)
 MAX_IMAGES = 10_000
 OVER = "raters and images (crossed probit)"
@@ -82,6 +85,9 @@ class Panel(NamedTuple):
     n_told: int  # raters who gave both answers, of whom the rest is
     sizes: tuple[int, int]  # real and synthetic images
     effective: float  # raters by weight
+    mean: float  # of raters' own d', each counted once
+    apart: float  # standard error of its difference from d', which counts raters by their information
+    uneven: float  # of that information: mean of 1 / (raters * weight), less 1
     note: str
 
     def error(self) -> tuple[float, float]:
@@ -107,7 +113,7 @@ def crossed_d_prime(said: np.ndarray, real: np.ndarray) -> Panel:
     sizes = (int((real == 1).sum()), int((real == 0).sum()))
     rarer, said = int(min(said.sum(), said.size - said.sum())), said[(said.sum(1) > 0) & (said.sum(1) < n)]
     n_told = len(said)
-    nothing = Panel(_NAN, _NAN, _NAN, intervals.MeanSquares(*[_NAN] * 6), n_raters, n_told, sizes, _NAN, "")
+    nothing = Panel(_NAN, _NAN, _NAN, intervals.MeanSquares(*[_NAN] * 6), n_raters, n_told, sizes, *[_NAN] * 4, "")
     if rarer < MIN_ANSWERS:
         return nothing._replace(
             note=f'{rarer} answers of the rarer kind, "real" or "synthetic": {MIN_ANSWERS} are needed'
@@ -116,7 +122,8 @@ def crossed_d_prime(said: np.ndarray, real: np.ndarray) -> Panel:
         found = f"{n_told} raters who gave both answers, {sizes[0]} real and {sizes[1]} synthetic images"
         return nothing._replace(note=f"{found}: two of each are needed")
     kind = np.where(real == 1, 0, 1)
-    model = fit(np.stack([said[:, kind == k].sum(1) for k in (0, 1)], axis=1), np.array(sizes))
+    counts = np.stack([said[:, kind == k].sum(1) for k in (0, 1)], axis=1)
+    model = fit(counts, np.array(sizes))
     if model is None:
         return nothing._replace(note="the answers part real from synthetic images wholly: d' has no finite estimate")
     effective = float(1 / (model.weight**2).sum())
@@ -126,7 +133,16 @@ def crossed_d_prime(said: np.ndarray, real: np.ndarray) -> Panel:
     alone = _without_each(parts.mean(1), model.weight)
     squares = intervals.mean_squares(parts, kind)._replace(raters=n * alone, df_raters=effective - 1)
     middle, sd = float(model.criterion.mean()), float(model.criterion.std(ddof=1))
-    return Panel(model.d_prime, middle, sd, squares, n_raters, n_told, sizes, effective, "")
+    # a rater's own d' by one step from the panel's, which is their mean by weight
+    own = model.d_prime + (model.influence * (counts - np.array(sizes) * model.share)).sum(1) / model.weight
+    off = (1 / n_told - model.weight) * (own - own.mean())
+    apart = (float(own.mean()), float(np.sqrt(n_told / (n_told - 1) * (off**2).sum())), _uneven(model.weight))
+    return Panel(model.d_prime, middle, sd, squares, n_raters, n_told, sizes, effective, *apart, "")
+
+
+def _uneven(weight: np.ndarray) -> float:
+    """By how much the mean over raters, each counted once, has more variance by chance than d', as a share."""
+    return float((1 / (len(weight) * weight)).mean() - 1)
 
 
 def _without_each(parts: np.ndarray, weight: np.ndarray) -> float:
@@ -174,17 +190,18 @@ class Spread(NamedTuple):
     image: float
     noise: float  # by which one answer adds variance; pi / 2 for a rater without inclination
     effective: float  # raters by weight, share of all
+    uneven: float = 0.0  # see `Panel`
 
 
 def spread(panel: Panel) -> Spread:
     """Variance components of a panel by the method of moments, negative ones set to 0; NaN where nothing is said."""
     if panel.note:
-        return Spread(*[_NAN] * 5)
+        return Spread(*[_NAN] * 6)
     squares, n = panel.squares, sum(panel.sizes)
     per, share = n * (1 / panel.sizes[0] + 1 / panel.sizes[1]), panel.effective / panel.n_raters
     image = float(np.sqrt(max(0.0, (squares.images - squares.rest) / (panel.n_told * per))))
     raters = _rater_spread(squares, panel.effective / (panel.n_told * n))
-    return Spread(*raters, image, squares.rest / per * panel.n_raters / panel.n_told, share)
+    return Spread(*raters, image, squares.rest / per * panel.n_raters / panel.n_told, share, panel.uneven)
 
 
 @functools.cache
@@ -200,7 +217,8 @@ def paper_spread() -> Spread:
     squares = intervals.MeanSquares(n * _without_each(parts, model.weight), _NAN, n_raters * n / model.information,
                                     effective - 1, _NAN, _NAN)  # fmt: skip
     raters = _rater_spread(squares, effective / (n_raters * n))
-    return Spread(*raters, _NAN, n_raters / float(model.information * (1 / sizes).sum()), effective / n_raters)
+    noise = n_raters / float(model.information * (1 / sizes).sum())
+    return Spread(*raters, _NAN, noise, effective / n_raters, _uneven(model.weight))
 
 
 def _rater_spread(squares: intervals.MeanSquares, scale: float) -> tuple[float, float]:
@@ -215,16 +233,40 @@ def _rater_spread(squares: intervals.MeanSquares, scale: float) -> tuple[float, 
 def equivalence_test(panel: Panel, margin: float = 0.25) -> dict[str, float | str]:
     """Do these answers show that d' is within a margin of 0? Two one-sided tests at 5 %, over raters and images.
 
-    Gives ``d_prime, low, high`` (the 90 % interval that decides), ``p`` (the larger of the two one-sided ones),
-    ``smallest_margin`` (within which equivalence would be shown), ``verdict`` ("shown", "not shown", "cannot be
-    said"), ``note`` (why nothing can be said).
+    Gives ``d_prime, low, high`` (its 90 % interval), ``p`` (the larger of the one-sided ones), ``smallest_margin``
+    (within which equivalence would be shown; NaN where none), ``verdict`` ("shown", "not shown", "cannot be said"),
+    ``note`` (why nothing can be said).
+
+    Notes
+    -----
+    Choice: d' counts raters by what their answers tell, so that raters who lean to one answer hardly count. Where they
+    are the ones who can tell, d' is far below the mean over raters. So the tests must also succeed for the mean with
+    each rater counted once, the two must not differ by more than `APART` standard errors and `NEAR` margins, and
+    `MIN_TOLD` of the raters must have given both answers; else "cannot be said" stands for "shown".
     """
     d, (se, df) = panel.d_prime, panel.error()
-    half = float(scipy_stats.t.ppf(0.95, df) * se)
-    p = float(scipy_stats.t.sf((margin - abs(d)) / se, df))
-    verdict = "cannot be said" if panel.note else "shown" if p < 0.05 else "not shown"
-    numbers = {"d_prime": d, "low": d - half, "high": d + half, "p": p, "smallest_margin": abs(d) + half}
-    return numbers | {"verdict": verdict, "note": panel.note}
+    quantile, wide = float(scipy_stats.t.ppf(0.95, df)), float(np.hypot(se, panel.apart))
+    half, away = quantile * se, abs(panel.mean - d)
+    reach = {"weighted": abs(d) + half, "once": abs(panel.mean) + quantile * wide}
+    p = max(float(scipy_stats.t.sf((margin - abs(at)) / error, df)) for at, error in ((d, se), (panel.mean, wide)))
+    note = panel.note
+    if not note and reach["weighted"] < margin:
+        if panel.n_told < MIN_TOLD * panel.n_raters:
+            note = f"{panel.n_told} of {panel.n_raters} raters gave both answers, of the others nothing is known"
+        elif away > max(APART * panel.apart, NEAR * margin) or reach["once"] >= margin:
+            note = (
+                f"raters who lean to one answer hardly count in d' {d:.2f}, and differ from the others too much or"
+                f" tell too little: each counted once, the mean is {panel.mean:.2f}"
+            )
+    verdict = "cannot be said" if note else "shown" if reach["weighted"] < margin else "not shown"
+    least = _NAN if panel.n_told < MIN_TOLD * panel.n_raters else max(*reach.values(), _least(panel, away))
+    numbers = {"d_prime": d, "low": d - half, "high": d + half, "p": p, "smallest_margin": least}
+    return numbers | {"verdict": verdict, "note": note}
+
+
+def _least(panel: Panel, away: float) -> float:
+    """The margin from which on a difference of raters by weight and counted once does not matter."""
+    return 0.0 if away <= APART * panel.apart else away / NEAR
 
 
 def equivalence_power(n_raters: int, sizes: tuple[int, int], spread: Spread, margin: float = 0.25) -> float:
@@ -256,8 +298,16 @@ def equivalence_power(n_raters: int, sizes: tuple[int, int], spread: Spread, mar
     raters, images = np.meshgrid(*found)
     squares = intervals.MeanSquares(raters, images, rest, *df, (n_raters - 1) * (n - 2))
     se, free = intervals.crossed_error(squares, n_raters * n)
-    reach = margin - special.stdtrit(free, 0.95) * se
-    return float(np.maximum(0, 2 * special.ndtr(reach / true) - 1).mean())
+    # raters counted once: their mean is away from d' by what is uneven, independently of it
+    away = np.sqrt(
+        spread.uneven * spread.noise * (1 / sizes[0] + 1 / sizes[1]) / n_raters
+        + spread.rater**2 * max(0.0, 1 / spread.effective - 1) / n_raters
+    )
+    quantile, off = special.stdtrit(free, 0.95)[..., None], away * special.ndtri(chances)
+    reach, once = margin - quantile * se[..., None], margin - quantile * np.hypot(se, away)[..., None]
+    ends = np.minimum(reach, once - off), np.maximum(-reach, -once - off)
+    shown = np.maximum(0, special.ndtr(ends[0] / true) - special.ndtr(ends[1] / true))
+    return float((shown * (np.abs(off) <= max(APART * away, NEAR * margin))).mean())
 
 
 def equivalence_plan(

@@ -113,10 +113,10 @@ def per_rater(ratings: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``rater, n, n_right, accuracy, low, high`` (Clopper-Pearson 95 %, over images), ``p`` (exact two-sided
-        binomial test against 0.5), ``said_real`` (share), ``chance`` (the accuracy that this inclination gives
-        without any skill), ``d_prime`` (0: cannot tell), ``d_low, d_high`` (95 %, normal), ``criterion`` (above 0:
-        inclined to say synthetic), ``over``.
+        ``rater, n, n_right, accuracy, low, high`` (Clopper-Pearson 95 %, over images), ``p`` (Fisher's exact test of
+        "real" by kind of image, free of inclination and mix), ``said_real`` (share), ``chance`` (the accuracy that this
+        inclination gives without any skill), ``d_prime`` (0: cannot tell), ``d_low, d_high`` (95 %, normal),
+        ``criterion`` (above 0: inclined to say synthetic), ``over``.
 
     Notes
     -----
@@ -129,7 +129,9 @@ def per_rater(ratings: pd.DataFrame) -> pd.DataFrame:
     for rater, own in checked(ratings).groupby("rater", sort=False):
         real, said = own["is_real"].mean(), own["said_real"].mean()
         right = int((own["said_real"] == own["is_real"]).sum())
-        (low, high), p = statistics.exact_interval(right, len(own)), scipy_stats.binomtest(right, len(own), 0.5).pvalue
+        low, high = statistics.exact_interval(right, len(own))
+        kinds = [[int((own.loc[own["is_real"] == a, "said_real"] == b).sum()) for b in (1, 0)] for a in (1, 0)]
+        p = float(scipy_stats.fisher_exact(kinds).pvalue)
         (hit, v_hit), (false_alarm, v_false) = (_z(own.loc[own["is_real"] == kind, "said_real"]) for kind in (1, 0))
         d, half = hit - false_alarm, scipy_stats.norm.ppf(0.975) * np.sqrt(v_hit + v_false)
         rates = (len(own), right, right / len(own), low, high, p, said, real * said + (1 - real) * (1 - said))

@@ -122,7 +122,7 @@ def cpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, n_worke
             engine.map_units(measured_training, tasks, local, f"{backbone}: warming up")
         for n in range(n_rounds):
             # in a process of its own: the driver of a sweep never holds a whole network
-            for ways, changes in (([*LAYOUTS][:2], {}), ([TUNED], devices.KEEP_PAGES)):
+            for ways, changes in (([*LAYOUTS][:2], {}), ([TUNED], cluster.KEEP_PAGES)):
                 arguments = (_plain_rows, backbone, size, options_of(batch_size), n_workers, ways)
                 rows += [{"round": n, **row} for row in _apart(*arguments, changes=changes)]
             engine.map_units(measured_training, tasks, local, f"{backbone}: round {n + 1} of {n_rounds}")

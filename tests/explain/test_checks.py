@@ -10,7 +10,7 @@ import pytest
 
 from nafld_utils import artifacts, explain, params, preprocessing, views
 from nafld_utils.cohort import TISSUES
-from nafld_utils.explain import check_units, explainers, figures, map_measures
+from nafld_utils.explain import check_units, explainers, figures, map_measures, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
 LIVER, VESSEL = map_measures.REGIONS.index("liver"), map_measures.REGIONS.index("vessel border")
@@ -97,6 +97,25 @@ def test_no_interval_leaves_what_is_possible():
     row = check_units._agreement_row(check_units.Against.SEED, 1, np.array([-0.9, 0.9]), np.array([0.9, -0.9]))
     assert -1 <= row["low"] < 0 < row["high"] <= 1
     assert (row["below_low"], row["below_high"]) == (-2, 2)
+
+
+def test_a_missing_interval_is_no_finding():
+    """One image, one comparison, equal images: neither more nor less, neither yes nor no, and no "nan" in words."""
+    shares = pd.DataFrame(
+        [{"image": 0, "region": "liver", "area": 0.1, "share": 0.4, "ratio": 4.0, "net": 1.0, "peak": 1.0}]
+    )
+    auc = pd.DataFrame([{"auc": 0.95, "low": 0.8, "high": 0.99, "n_patients": 40, "n_folds": 5, "unsaid": ""}])
+    row = check_units._agreement_row(check_units.Against.UNTRAINED, 1, np.array([0.1]), np.array([0.9]))
+    gains = pd.DataFrame([{"mode": "deletion", "gain": 0.5, "low": np.nan, "high": np.nan}])
+    checks = SimpleNamespace(tissue=map_measures.summarise_shares(shares), gains=gains, agreement=pd.DataFrame([row]))
+    rows = [*verdict._tissue(auc, checks), verdict._matters(checks), *verdict._agreement(checks)]
+    assert len(rows) == 3
+    for _, measured, said in rows:
+        assert said == verdict.UNSAID
+        assert "nan" not in measured
+    assert "[no interval]" in rows[1][1]
+    bounded = SimpleNamespace(gains=gains.assign(low=0.1, high=0.9))
+    assert verdict._matters(bounded)[2] == "yes"
 
 
 # ---------------------------------------------------------------- agreement

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nafld_utils import networks, params, quality
+from nafld_utils import networks, params, quality, statistics
 from nafld_utils.images import extract_crop, resize_box, whole_box
 from nafld_utils.quality import copies
 
@@ -147,3 +147,22 @@ def test_memory_stays_flat_with_the_number_of_images():
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
     assert found.distance.shape == (10_000, 44)
     assert grown < 200 * 2**20, f"{grown / 2**20:.0f} MiB for 10,000 images against 440"
+
+
+def test_shares_of_copies_are_bounded_where_nothing_and_where_one_is_flagged(monkeypatch):
+    """No "nan%" where every fold has none, and one flagged image is no lower bound above chance."""
+    from nafld_utils.quality import copy_units
+
+    near = {f"{name}_near": False for name in copies.MEASURES}
+    facts = {"pixels_patient": "a", "authentic": True, "source_patient": [-1] * 8, "fold": [0, 0, 1, 1, 2, 2, 3, 3]}
+    some = pd.DataFrame({"generator": "gan", "copy": [True] + [False] * 7, **facts, **near})
+    drawn = pd.concat([some, some.assign(generator="class", copy=False)])
+    held = some.assign(copy=False, patient_id=list("abcdefgh"), planted="exact copies")
+    monkeypatch.setattr(copy_units, "audits", lambda run: drawn)
+    monkeypatch.setattr(copy_units, "_references", lambda run, name: held)
+    found = copy_units.summary(None).set_index("set")
+    assert found.loc["gan", ["low", "high"]].tolist() == pytest.approx(statistics.exact_interval(1, 8))
+    assert found.loc["gan", "low"] < 0.01
+    for name in ("class", copy_units.HELD_OUT):
+        assert found.loc[name, ["low", "high"]].tolist() == pytest.approx(statistics.exact_interval(0, 8))
+    assert "nan" not in " ".join(copy_units.reading(None))

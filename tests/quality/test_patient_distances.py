@@ -145,3 +145,16 @@ def test_what_the_kernel_distance_says():
     assert "the interval lies above 0, so these images differ from those of new patients" in one
     assert "does not lie above 0, so no difference is shown" in two
     assert three == "GAN: KID to real patients 1: too few patients for an interval."
+
+
+def test_no_interval_of_a_distance_leaves_its_range():
+    """Few patients that differ much: Student's t on the raw scale goes below 0, where no distance is."""
+    rng, low = np.random.default_rng(0), []
+    patients = np.repeat(np.arange(10), 4)
+    strata = (patients >= 5).astype(int)
+    for _ in range(12):
+        real = rng.normal(size=(40, 4)) + 0.7 * rng.normal(size=(10, 4))[patients]
+        found = patient_distances.measure(rng.normal(size=(400, 4)), real, patients, strata, 8, rng)
+        low.append(found["equal_low"])
+        assert found["equal"] ** 2 == pytest.approx(found["equal_low"] * found["equal_high"]), "symmetric as a ratio"
+    assert min(low) > 0

@@ -103,9 +103,9 @@ def test_patients_that_a_declared_gain_takes_stand_on_the_front_page(real):
     claims = table(*rows).assign(n="55")
     text = " ".join(" ".join(answered(real, claims, "help").sentences).split())
     assert (
-        "With 80 % power a gain of 0.02 takes more seeds, however many patients (these show it with 8 % or more);"
-        " one of 0.05 takes 312 patients (these show it with 31 % or more);"
-        " one of 0.1 takes no more patients than these (these show it with 88 % or more)."
+        "With 80 % power a gain of 0.02 takes more seeds, however many patients (these cannot show it);"
+        " one of 0.05 takes about 312 patients (these show it with about 31 %);"
+        " one of 0.1 takes about these patients or fewer (these show it with about 88 %)."
     ) in text
 
 
@@ -235,8 +235,8 @@ def test_quality_is_judged_against_real_images_of_other_patients(real):
 
 def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0):
     rows = [
-        ("copies.share.semantic", "any words", share, low, high, "folds"),
-        ("copies.share.held_out", "any words", *held, "folds"),
+        ("copies.share.semantic", "any words", share, low, high, "images"),
+        ("copies.share.held_out", "any words", *held, "patients"),
         ("copies.found.planted.exact_copies", "any words", planted, 0.5, 1, "images (binomial)"),
     ]
     return table(*[(QUALITY, *row) for row in rows])
@@ -257,7 +257,26 @@ def test_copies_are_held_against_the_search_itself(real, claims, verdict):
     assert found.verdict == verdict
     if verdict != "Not answered":
         assert "not thereby anonymous" in " ".join(found.sentences)
-    assert "[0, 0]" not in " ".join(found.sentences), "folds that are all alike give no interval"
+
+
+def test_one_flagged_image_is_not_more_than_real_patients_may_reach(real):
+    """Above the held-out patients' exact bound, and above what chance may flag; without a bound nothing is above."""
+    clear, bound = copies(0.3, 0.2, 0.4), ("", "", "a bound, from 30 training patients")
+    for held, chance, verdict in (
+        ((0.0, 0.0, 0.09), 0.129, "Yes, some of semantic"),
+        ((0.0, 0.0, 0.09), 0.25, "Some may be"),
+        ((0.0, 0.0, 0.21), 0.129, "Some may be"),
+        ((0.0, "", ""), 0.129, "Some may be"),
+    ):
+        known = [
+            (QUALITY, "copies.found.held_out", "any words", *held, "patients (binomial)"),
+            (QUALITY, "copies.by_chance.verdict", "any words", chance, *bound),
+        ]
+        assert answered(real, pd.concat([clear, table(*known)]), "copies").verdict == verdict
+    one = copies(1 / 256, 0.0001, 0.02, held=(0.0, 0.0, 0.09))
+    said = " ".join(answered(real, one, "copies").sentences)
+    assert "not shown to exceed what the audit may flag among patients no model has seen, 9 %" in said
+    assert "over images, and over held-out patients" in said
 
 
 def test_copies_by_chance_are_said_with_what_they_stand_on(real):

@@ -120,6 +120,18 @@ def test_seeds_are_readers():
     assert whole.high - whole.low > one.high - one.low
 
 
+def test_fewer_than_three_seeds_are_held_fixed():
+    """Their interval is over patients, by the variance of their mean AUC, and says so; three say what is fixed then."""
+    label, scores, patient = cohort(6, 17, 38, 2)
+    seeds = scores + np.array([[0.0], [2.0]]) * label
+    auc, low, high = found = statistics.mean_auc_interval(label, seeds, patient, method="logit")
+    half = 1.959964 * np.sqrt(delong.covariance(label, seeds, patient)[1].mean()) / (auc * (1 - auc))
+    odds = auc / (1 - auc) * np.exp([-half, half])
+    np.testing.assert_allclose([low, high], odds / (1 + odds), rtol=1e-6)
+    assert statistics.over(found, 2) == "patients within class (Newcombe); these trained models, this split"
+    assert "these trained models" not in statistics.over(found, 3)
+
+
 def test_seeds_that_contradict_each_other_are_no_certainty():
     """AUC 0.5 with both seeds, placements opposite: neither seeds nor shared patients vary, patients still do."""
     label, patient, seeds = [0, 0, 1, 1], list("abcd"), [[2, 3, 1, 4], [2, 3, 4, 1]]

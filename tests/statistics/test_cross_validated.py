@@ -82,6 +82,18 @@ def test_an_auc_of_one_has_the_bound_from_which_it_is_t_standard_errors_away(auc
     assert (found.high if auc else found.low) == auc
 
 
+def test_a_fold_with_an_auc_of_one_is_not_certain():
+    """Newcombe's variance at the mean AUC, 17 / 18, written out for 3 and 3 patients; the other fold has its own."""
+    label, score = [0, 0, 0, 1, 1, 1] * 2, [1, 2, 4, 3, 5, 6, 1, 2, 3, 4, 5, 6]
+    auc, own = 17 / 18, fold_mean_auc(label[:6], score[:6], range(6), [0] * 6)
+    t = stats.t.ppf(0.975, 4)
+    error = (special.logit(8 / 9) - special.logit(own.low)) * (8 / 81) / t
+    perfect = auc * (1 - auc) * (1 + 2 * (1 - auc) / (2 - auc) + 2 * auc / (1 + auc)) / 9
+    found = fold_mean_auc(label, score, range(12), [0] * 6 + [1] * 6)
+    half = stats.t.ppf(0.975, 8) * np.sqrt(error**2 + perfect) / 2 / (auc * (1 - auc))
+    assert found.low == pytest.approx(special.expit(special.logit(auc) - half))
+
+
 @pytest.mark.parametrize(
     ("label", "score", "auc", "reason"),
     [

@@ -109,8 +109,12 @@ def test_no_spread_is_not_certainty():
     found = statistics.compare(label, up, down)
     assert (found.difference, found.error) == (1, 0)
     assert found.p == pytest.approx(1 / 3)
-    # each arm's bound of 0.3856 lies 0.6144 away: together sqrt(2) times that
-    assert (found.low, found.high) == pytest.approx((1 - np.sqrt(2) * 0.6143642955, 1.0), abs=1e-9)
+    # each arm's bound of 0.3856 lies 0.6144 away: together sqrt(2) times that, above 0, where p is not below 0.05
+    assert (found.low, found.high) == (0.0, 1.0)
+    # at 50 % the bounds that R's equation gives lie 0.2123 away, and 1 of 3 is a finding
+    near = delong.score_bounds(1.0, [(2, 2)], scipy_stats.norm.ppf(0.75))[0]
+    half = statistics.compare(label, up, down, level=0.5)
+    assert (half.low, half.high) == pytest.approx((1 - np.sqrt(2) * (1 - near), 1.0), abs=1e-9)
     same = statistics.compare(label, up, [5, 6, 8, 9])
     assert (same.difference, same.p) == (0, 1)
     assert (same.low, same.high) == pytest.approx((-0.6143642955, 0.6143642955))
@@ -118,6 +122,20 @@ def test_no_spread_is_not_certainty():
         assert np.isnan(statistics.compare(label, *arms)[1:]).all(), "constant scores cannot be said"
     # a z beyond what so few patients can show: no permutation of them gives less than 1/3
     assert statistics.compare(label, [[1, 2, 3, 4]] * 9 + [[1, 3, 2, 4]], [[4, 3, 2, 1]]).p >= 1 / 3
+
+
+def test_the_interval_of_few_patients_says_what_their_p_says():
+    """No permutation of 2 + 2 gives less than 1/3, so no interval may exclude 0; and no bound leaves [-1, 1]."""
+    rng, label = np.random.default_rng(0), np.array([0, 0, 1, 1])
+    floored = 0
+    for _ in range(200):
+        found = statistics.compare(label, label + 0.5 * rng.normal(size=4), rng.normal(size=4))
+        if np.isfinite(found.p):
+            assert found.p >= 1 / 3
+            assert -1 <= found.low <= 0 <= found.high <= 1
+            floored += found.p == pytest.approx(1 / 3) and found.error > 0
+    assert floored > 0
+    assert delong.least_p(np.repeat([0, 1], 6), [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]) == pytest.approx(2 / 20)
 
 
 def test_permutation_p_counts_all_orders_of_few_patients():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 from toy_scores import cohort
 
 from nafld_utils import statistics
@@ -60,7 +61,7 @@ def test_published_analysis_of_two_tests_and_five_readers():
     """
     seeds, patients = 2 / 5 * 5.5103062e-4, 2 * (3.4407483e-4 - 2.3902837e-4)
     df = readers.degrees(seeds, patients, 5)
-    found = readers.tested(-0.043800322, seeds + patients, df, readers.Spread(0, patients, 0, np.inf), 0.95)
+    found = readers.tested(-0.043800322, seeds + patients, df, readers.Spread(0, patients, 0, np.inf), 0.95, 0.0)
     assert found.df == pytest.approx(15.26, abs=0.005)
     assert found.error == pytest.approx(0.0207, abs=5e-5)
     assert found.difference / found.error == pytest.approx(-2.11, abs=0.005)
@@ -136,9 +137,12 @@ SPREAD = readers.Spread(seeds=0.0012, patients=0.0003, both=0.0009, df=30)
 
 
 def test_power_equals_r_and_simulated_t_tests():
-    # R: 1 - pt(qt(.975, df), df, ncp = 2.5) + pt(-qt(.975, df), df, ncp = 2.5) for df 4 and 30
-    assert statistics.power(2.5, 1.0, np.array([4, 30])) == pytest.approx([0.4772611, 0.6770315], abs=1e-6)
-    assert statistics.power(0.0, 1.0, 12.0) == pytest.approx(0.05)
+    # a gain is shown in the upper tail alone: R, 1 - pt(qt(.975, df), df, ncp = 2.5), is scipy's nct.sf
+    df = np.array([4, 30])
+    expected = scipy_stats.nct.sf(scipy_stats.t.ppf(0.975, df), df, 2.5)
+    assert statistics.power(2.5, 1.0, df) == pytest.approx(expected, abs=1e-9)
+    assert expected == pytest.approx([0.4772611, 0.6770315], abs=1e-4)
+    assert statistics.power(0.0, 1.0, 12.0) == pytest.approx(0.025)
     assert statistics.power(0.9, 0.01, 75.0) == pytest.approx(1)
     for df in (2, 7.5, np.inf):
         assert statistics.power(statistics.smallest_gain(0.02, df), 0.02, df) == pytest.approx(0.8, abs=1e-4)
@@ -186,3 +190,29 @@ def test_bad_input_is_refused_in_one_sentence(call, says):
     with pytest.raises(ValueError, match=says) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_constant_scores_cannot_be_compared_and_few_patients_show_nothing():
+    """As `compare`: none over an arm without order, p at least 2 of 6 orders of four patients, bounds agree."""
+    label, new, patient = cohort(4, 17, 38, 1, n_seeds=25)
+    for arms in ((new, np.full_like(new, 0.5)), (np.zeros_like(new), new)):
+        found = statistics.gain(label, *arms, patient)
+        assert np.isnan([found.error, found.p, found.low, found.high]).all()
+        assert np.isnan(statistics.smallest_effect(found, 25))
+    rng, four, floored = np.random.default_rng(0), np.array([0, 0, 1, 1]), 0
+    for _ in range(200):
+        found = statistics.gain(four, four + 0.3 * rng.normal(size=(3, 4)), rng.normal(size=(3, 4)), np.arange(4))
+        if np.isfinite(found.p):
+            assert found.p >= 1 / 3
+            assert -1 <= found.low <= 0 <= found.high <= 1
+            floored += found.p == pytest.approx(1 / 3)
+    assert floored > 0
+
+
+def test_the_effect_that_studies_find_is_planned_cautiously():
+    """By hand: 3 seeds have the upper limit 2 / chi2(0.2, 2) = 4.4814 of what varies between them."""
+    found = readers.Gain(0.0, 0.02, 4.0, 1.0, -0.1, 0.1, readers.Spread(0.0012, 0.0003, 0.0, np.inf))
+    error = np.sqrt(0.0012 * 4.481420 / 3 + 0.0003)
+    df = error**4 / ((0.0012 * 4.481420 / 3) ** 2 / 2)
+    assert statistics.smallest_effect(found, 3) == pytest.approx(statistics.smallest_gain(error, df), rel=1e-5)
+    assert statistics.smallest_effect(found, 3) > statistics.smallest_gain(found.error, found.df)

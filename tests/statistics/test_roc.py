@@ -115,6 +115,11 @@ def test_paired_t_equals_scipy_and_the_papers_p():
     mine, other = statistics.paired_t(new, base), scipy_stats.ttest_rel(new, base)
     assert mine[:3] == pytest.approx((other.statistic, other.pvalue, other.df), rel=1e-12)
     np.testing.assert_allclose([mine.low, mine.high], other.confidence_interval(), rtol=0, atol=1e-12)
+    # one scale: significant where the interval leaves 0 out, and cut where it leaves its range
+    bounds = statistics.paired_t([0.03, 0.61, 0.19, 0.34], [0, 0, 0, 0], within=statistics.SIGNED)
+    assert bounds.p > 0.05
+    assert bounds.low < 0
+    assert statistics.paired_t([0.9, 0.1], [0.1, 0.2], within=statistics.SIGNED)[-2:] == (-1, 1)
     # The paper: t -12.39 over 25 seeds, p 6.43e-12. A sample with exactly that t:
     gain = np.arange(25.0) - 12
     gain += 12.39 * gain.std(ddof=1) / 5
@@ -147,3 +152,19 @@ def test_scores_that_know_nothing_have_an_auc_of_half_on_average():
         label, scores, _ = cohort(seed, effect=0.0, frames=2)
         aucs.append(statistics.auc(label, scores[0]))
     assert np.mean(aucs) == pytest.approx(0.5, abs=0.03)
+
+
+def test_shares_of_clusters_have_exact_bounds_that_never_miss_zero():
+    """Against scipy where clusters are rows, statsmodels' beta limits for the worth of larger ones, hand-counted."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    found = [1] + [0] * 63
+    share, low, high = statistics.clustered_share(found, range(64))
+    assert (low, high) == pytest.approx(statistics.exact_interval(1, 64))
+    assert share == 1 / 64
+    # both images of a patient alike: 20 patients are 20 tries
+    share, low, high = statistics.clustered_share(np.repeat([1] * 5 + [0] * 15, 2), np.repeat(range(20), 2))
+    assert (low, high) == pytest.approx(proportion_confint(5, 20, method="beta"))
+    for value in (0, 1):
+        ends = statistics.clustered_share([value] * 40, np.repeat(range(10), 4))[1:]
+        assert ends == pytest.approx(statistics.exact_interval(10 * value, 10))

@@ -32,6 +32,7 @@ def test_a_measure_that_no_resample_moves_has_no_interval_and_says_so():
     found = clinical_measures.sensitivity_at(LABEL, LABEL.astype(float), n_resamples=50)
     assert (found.estimate, found.high) == (1, 1)
     assert found.low == pytest.approx(0.025 ** (1 / n))
+    assert found.over == f"patients of class 1 (exact binomial); {statistics.GIVEN}"
     none = clinical_measures.sensitivity_at(LABEL, np.full(len(LABEL), 0.5), n_resamples=50)
     assert none.estimate == 0
     assert np.isnan(none.low)
@@ -96,3 +97,11 @@ def test_reliability_by_eye():
 def test_bad_input_is_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_an_exact_interval_of_sensitivity_is_called_exact_in_the_table():
+    facts = {"arm": "real", "rate": 0.0, "seed": 0, "label": LABEL, "patient_id": np.arange(len(LABEL))}
+    table = pd.DataFrame({**facts, "score": 0.1 + 0.8 * LABEL})
+    table = table.assign(image_id=table["patient_id"].astype(str))
+    rows = clinical_measures.patient_measures(table, {}, 0.9, n_resamples=50).set_index("measure")
+    assert "exact binomial" in rows.loc["sensitivity at specificity 0.9", "over"]

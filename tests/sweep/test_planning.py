@@ -48,25 +48,32 @@ def test_the_gain_that_was_seen_changes_no_plan():
 def test_words_claims_and_figure_say_the_same(n_seeds):
     found = table(n_seeds)
     text, claims = planning.report(found), {row["key"]: row for row in planning.claims(found)}
-    assert ("left out: it takes at least as many" in text) == (n_seeds < 3)
+    assert ("at least" in text) == ("how far trainings vary is not known" in text) == (n_seeds < 3)
+    assert ("too low more often than too high" in text) == (n_seeds > 2)
     for row in planning.each_gain(found).itertuples():
         key = f"gain_{row.gain:g}".replace(".", "_")
         assert claims[f"sweep.power.{key}"]["this_run"] == row.power_here
         assert "no interval" in claims[f"sweep.power.{key}"]["over"]
-        assert f"show it with {100 * row.power_here:.0f} %{' or more' if n_seeds > 2 else ''}." in text
-        assert (f"sweep.patients_needed.{key}" in claims) == np.isfinite(row.needed)
+        about = "at most" if n_seeds < 3 else "about"
+        shows = f"show it with {about} {100 * row.power_here:.0f} %." if row.power_here >= 0.1 else "cannot show it."
+        assert f"these 20 {shows}" in text
+        assert ("how far trainings vary is not known" in claims[f"sweep.power.{key}"]["claim"]) == (n_seeds < 3)
+        needed = claims.get(f"sweep.patients_needed.{key}")
+        assert (needed is not None) == np.isfinite(row.needed)
+        assert needed is None or ("how far trainings vary is not known" in needed["claim"]) == (n_seeds < 3)
     with views.style():
         fig, ax = plt.subplots()
         labels = [one.get_text() for one in figures.power(found, ax, "6 fatty : 2 healthy").get_legend().get_texts()]
         plt.close(fig)
+    assert all(planning.UNKNOWN in label or "more than" in label for label in labels) == (n_seeds < 3)
     assert [label.split(":")[0] for label in labels] == ["gain of 0.02", "gain of 0.05", "gain of 0.1"]
 
 
 def test_a_gain_that_seeds_hide_and_scores_that_never_vary_are_told():
     hidden = table().assign(needed=np.inf)
-    assert "takes more than 6 seeds for 80 % power, however many patients there are" in planning.report(hidden)
+    assert "takes more than 6 seeds, however many patients there are" in planning.report(hidden)
     assert not any(row["key"].startswith("sweep.patients_needed") for row in planning.claims(hidden))
     scores = made_up(arms=ARMS, n_seeds=3).assign(score=0.5)
     equal = planning.power_table(scores, PRIMARY, GAINS)
-    assert planning.report(equal) == "How many patients a gain takes cannot be told: nothing varies."
+    assert planning.report(equal).startswith("How many patients a gain takes cannot be told: nothing varies")
     assert planning.claims(equal) == []

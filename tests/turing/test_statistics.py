@@ -133,6 +133,13 @@ def test_d_prime_by_hand_and_its_inclination():
     assert row.chance == pytest.approx(0.5)
     always = turing.per_rater(table_1.from_counts([[0, 0, 18, 12]], table_1.PAPER_SIZES)).iloc[0]
     assert always.chance == always.accuracy == 0.6
+    assert always.p == 1
+    # R: fisher.test(matrix(c(10, 190, 15, 285), 2)) of a rater who guesses and says "real" in 5 %: accuracy 0.59
+    guess = turing.per_rater(table_1.from_counts([[5, 5, 143, 142]], (100, 100, 150, 150))).iloc[0]
+    assert guess.accuracy == pytest.approx(0.59)
+    assert scipy_stats.binomtest(int(guess.n_right), 500, 0.5).pvalue < 1e-4
+    assert guess.p == pytest.approx(scipy_stats.fisher_exact([[10, 190], [15, 285]]).pvalue)
+    assert guess.p > 0.9
 
 
 def test_agreement_equals_fleiss_formula_and_needs_two_raters():
@@ -270,6 +277,38 @@ def test_model_table_and_test_share_one_interval():
     assert test["smallest_margin"] == pytest.approx(max(abs(test["low"]), abs(test["high"])))
     for margin, verdict in ((1.001 * test["smallest_margin"], "shown"), (0.999 * test["smallest_margin"], "not shown")):
         assert rater_model.equivalence_test(found, margin)["verdict"] == verdict
+
+
+def test_raters_who_lean_and_can_tell_are_not_outvoted_by_those_who_guess():
+    """Half guess, half have d' 0.6 and say "real" in 2 %: each counted once the mean is 0.3, by weight 0.1."""
+    real, who = np.repeat([1, 0], 250), np.arange(30)[:, None] % 2
+    for skill in (0.6, 0.0):
+        rng = np.random.default_rng(1)
+        sees = skill * who * (real - 0.5) - 2.0 * who + rng.normal(size=(30, 500))
+        found = rater_model.crossed_d_prime((sees > 0).astype(float), real)
+        test = rater_model.equivalence_test(found)
+        if skill:
+            assert abs(found.d_prime) + 1.7 * found.error()[0] < 0.25, "by weight alone it would be shown"
+            assert found.mean == pytest.approx(0.3, abs=0.1)
+            assert test["verdict"] == "cannot be said"
+            assert "hardly count" in test["note"]
+            assert test["smallest_margin"] > 0.25
+        else:
+            assert test["verdict"] == "shown", "who leans and guesses as the others do"
+            assert test["smallest_margin"] < 0.25
+
+
+def test_the_mean_by_weight_of_raters_own_d_prime_is_that_of_the_panel():
+    """By the formula: own d' is one Newton step away; only its unweighted mean differs."""
+    found = rater_model.panel_of(seen(5, 12, (60, 40), 0.3, sd=(0.3, 0, 0.8)))
+    assert abs(found.mean - found.d_prime) < 4 * found.apart
+    even = rater_model.panel_of(seen(5, 12, (60, 40), 0.3, sd=(0, 0, 0)))
+    assert even.mean == pytest.approx(even.d_prime, abs=0.02)
+    assert even.uneven < 0.05 < found.uneven
+    # raters of whom most said one thing alone leave nothing to say
+    few = rater_model.equivalence_test(found._replace(n_raters=20), 5.0)
+    assert few["verdict"] == "cannot be said"
+    assert "12 of 20 raters gave both answers" in few["note"]
 
 
 # ---------------------------------------------------------------- planning
