@@ -120,13 +120,13 @@ def test_no_spread_is_not_certainty():
         found = statistics.gain(label, new, base, patient)
         assert found.difference == 0
         assert np.isnan([found.error, found.df, found.p, found.low, found.high]).all()
-        assert np.isnan(statistics.smallest_gain(found.error, found.df))
+        assert np.isnan(readers.smallest_gain(found.error, found.df))
 
 
 def test_smallest_gain_is_found_with_80_percent_power():
     # R: uniroot(function(d) 1 - pt(qt(0.975, df), df, ncp = d) - 0.8, c(1, 9))
     for df, expected in ((2, 5.65349), (4, 3.76106), (np.inf, 1.959964 + 0.841621)):
-        assert statistics.smallest_gain(0.1, df) == pytest.approx(0.1 * expected, rel=1e-5)
+        assert readers.smallest_gain(0.1, df) == pytest.approx(0.1 * expected, rel=1e-5)
     rng = np.random.default_rng(0)
     gains = rng.normal(0.1 * 3.76106, 0.1 * np.sqrt(5), (20000, 5))
     t = np.sqrt(5) * gains.mean(axis=1) / gains.std(axis=1, ddof=1)
@@ -145,7 +145,7 @@ def test_power_equals_r_and_simulated_t_tests():
     assert statistics.power(0.0, 1.0, 12.0) == pytest.approx(0.025)
     assert statistics.power(0.9, 0.01, 75.0) == pytest.approx(1)
     for df in (2, 7.5, np.inf):
-        assert statistics.power(statistics.smallest_gain(0.02, df), 0.02, df) == pytest.approx(0.8, abs=1e-4)
+        assert statistics.power(readers.smallest_gain(0.02, df), 0.02, df) == pytest.approx(0.8, abs=1e-4)
 
 
 def test_more_patients_shrink_their_part_and_leave_that_of_the_seeds():
@@ -214,5 +214,5 @@ def test_the_effect_that_studies_find_is_planned_cautiously():
     found = readers.Gain(0.0, 0.02, 4.0, 1.0, -0.1, 0.1, readers.Spread(0.0012, 0.0003, 0.0, np.inf))
     error = np.sqrt(0.0012 * 4.481420 / 3 + 0.0003)
     df = error**4 / ((0.0012 * 4.481420 / 3) ** 2 / 2)
-    assert statistics.smallest_effect(found, 3) == pytest.approx(statistics.smallest_gain(error, df), rel=1e-5)
-    assert statistics.smallest_effect(found, 3) > statistics.smallest_gain(found.error, found.df)
+    assert statistics.smallest_effect(found, 3) == pytest.approx(readers.smallest_gain(error, df), rel=1e-5)
+    assert statistics.smallest_effect(found, 3) > readers.smallest_gain(found.error, found.df)
