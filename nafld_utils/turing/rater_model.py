@@ -278,7 +278,8 @@ def equivalence_power(n_raters: int, sizes: tuple[int, int], spread: Spread, mar
     -----
     ``var(d') = sd_rater^2 / R' + (sd_image^2 + noise / R) (1 / n_real + 1 / n_synthetic)`` with R' raters by weight of
     R; their d' and their inclination are taken for unrelated. The chance is averaged over what the analysis of variance
-    may find, whose mean squares are those expected times chi-square over its degrees of freedom; checked against simulated panels in `tests/benchmarks/rater_study.py`.
+    may find, whose mean squares are those expected times chi-square over its degrees of freedom; checked against
+    simulated panels in `tests/benchmarks/rater_study.py`.
 
     Examples
     --------
