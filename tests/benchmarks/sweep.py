@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from nafld_utils import engine, params, sweep
-from nafld_utils.engine import autocast, devices
+from nafld_utils.engine import autocast, cluster
 from nafld_utils.sweep import Options, trial_grid
 from nafld_utils.sweep.timing_units import Network
 
