@@ -55,7 +55,7 @@ def summarize(ratings: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         Nine rows: ``group`` (unhealthy, healthy, both), ``metric`` (accuracy, sensitivity = real recognised,
         specificity = synthetic recognised), ``mean``, ``low, high`` (95 % Student t interval over raters, not
-        clipped to [0, 1]), ``n_raters``, ``over``, ``note`` (why a bound is NaN or an interval has no width).
+        clipped to [0, 1]), ``n_raters``, ``over``, ``note`` (why a bound is NaN).
 
     Raises
     ------

@@ -188,7 +188,7 @@ def test_summary_by_eye():
     assert table["mean"].xs("accuracy", level="metric").to_dict() == {"unhealthy": 0.5, "healthy": 1.0, "both": 0.75}
     half = 12.706204736 * 0.5  # t of one degree of freedom times the standard error
     assert table.loc[("unhealthy", "sensitivity"), ["low", "high"]].tolist() == pytest.approx([0.5 - half, 0.5 + half])
-    assert table.loc[("healthy", "accuracy"), "note"] == "all raters alike: the interval has no width"
+    assert table.loc[("healthy", "accuracy"), "note"] == "all raters alike: no interval, nothing can be said"
 
 
 def test_sensitivity_is_of_real_and_specificity_of_synthetic_images():
@@ -284,7 +284,8 @@ def test_one_rater_has_means_and_says_why_there_is_no_interval():
 def test_perfect_raters_are_finite():
     ratings = table_1.from_counts([[13, 7, 18, 12]] * 3, table_1.PAPER_SIZES)
     table = turing.summarize(ratings)
-    assert table[["mean", "low", "high"]].eq(1).all(axis=None)
+    assert table["mean"].eq(1).all()
+    assert table[["low", "high"]].isna().all(axis=None), "no spread is not certainty"
     assert np.isfinite(turing.per_rater(ratings)[["d_prime", "criterion", "p"]]).all(axis=None)
     assert intervals.agreement(ratings) == pytest.approx(1)
 
