@@ -10,6 +10,7 @@ for i = 1 and k = 2).
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -25,25 +26,38 @@ from nafld_utils.cohort.problems import Problems, shown
 REVISION = ("patient_names", 1), ("one_person", 1)
 SETTING = "cohort.alike_names"
 CHANCE = 0.01  # that unrounded numbers of 16 digits and more end in so many zeros (choice)
-_SHORT = re.compile(r"(\d(?:[.,]\d+)?)e\+\d{2,3}", re.IGNORECASE)  # 4.711E+07
-_LONG = re.compile(r"\d{16,}")  # a spreadsheet and a 64-bit number hold 15 digits for sure
-_TWINS = str.maketrans("АВЕКМНОРСТХаеорсухΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTXaeopcyxABEZHIKMNOPTYX")
+_SHORT = re.compile(r"(\d{1,3})([.,]\d+|(?=e\+))e\+?(\d{1,3})", re.IGNORECASE)  # 4.711E+07, 4E+7; 1E5 is a name
+_LONG = re.compile(r"\d{16,300}")  # a spreadsheet and a 64-bit number hold 15 digits for sure
+_LETTERS = str.maketrans("АВЕКМНОРСТХІЈЅаеорсухіјѕΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTXIJSaeopcyxijsABEZHIKMNOPTYX")
+_TWINS = {ord(chr(one).casefold()): chr(other).casefold() for one, other in _LETTERS.items()} | _LETTERS
 _DASHES = {**dict.fromkeys(map(ord, "‐‑‒–—―−"), "-"), **dict.fromkeys(map(ord, "'\"’‘‚“”„´`="))}
+# What nobody sees beside control and format characters: Unicode's default-ignorable ones and a Braille blank.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 def _visible(text: str) -> str:
-    return "".join(letter for letter in text if unicodedata.category(letter) not in ("Cf", "Cc") or letter in "\t\n")
+    text = _UNSEEN.sub("", text)
+    return "".join(letter for letter in text if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc"))
+
+
+def _between_digits(text: str, marks: str) -> str:
+    """Marks as one blank between two digits, elsewhere as nothing."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", re.sub(rf"[{marks}]+", " ", text))
 
 
 # What two writings of one name may differ by, in the order in which it is taken away.
 _STEPS: dict[str, Callable[[str], str]] = {
-    "blanks": lambda text: re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", re.sub(r"\s+", " ", text)),
-    "Unicode form": lambda text: unicodedata.normalize("NFKC", text),
     "invisible characters": _visible,
-    "the alphabet of a letter": lambda text: text.translate(_TWINS),
-    "dashes or quotes": lambda text: text.translate(_DASHES),
+    "blanks": lambda text: _between_digits(text, r"\s"),
+    "Unicode form": lambda text: unicodedata.normalize("NFKC", text),
     "case": str.casefold,
+    "the alphabet of a letter": lambda text: text.translate(_TWINS),
+    "the script of a digit": lambda text: "".join(str(unicodedata.decimal(letter, letter)) for letter in text),
+    "dashes or quotes": lambda text: text.translate(_DASHES),
     ".0 behind a number": lambda text: re.sub(r"^(\d+)[.,]0+$", r"\1", text),
+    "blanks, dots, hyphens or underscores": lambda text: _between_digits(text, r"\s_.\-"),
     "leading zeros": lambda text: re.sub(r"(?<!\d)0+(?=\d)", "", text),
 }
 
@@ -60,7 +74,7 @@ AS_WRITTEN = People()
 
 
 def plain(name: str, without: str = "") -> str:
-    """A name as it is compared: composed, one case, no blanks but between digits, no leading zeros, no ``.0``.
+    """A name as it is compared: composed, one case, no marks but a blank between digits, no leading zeros, no ``.0``.
 
     Examples
     --------
@@ -79,19 +93,24 @@ def differ_by(one: str, other: str) -> str:
         one, other = step(one), step(other)
         if one == other:
             return " and ".join(needed or [what])
-    return "a spreadsheet's rounding"
+    return "marks between thousands"
 
 
 def rounded(names: Iterable[str]) -> list[str]:
     """Names that are numbers which a spreadsheet or a 64-bit number has rounded, so that several may have become one.
 
-    Choice: those with an exponent of two digits; those of more than 15 digits with ``.0`` behind; and those of more
-    than 15 digits where more of them end in zeros than unrounded numbers would (Poisson, below `CHANCE`).
+    Choice: those with an exponent above their decimals; those of more than 15 digits with ``.0`` behind, or where more
+    of them end in zeros than unrounded numbers would (Poisson, below `CHANCE`); and those above 2 to the power 53 where
+    each is a 64-bit number, which so many unrounded ones would be with a chance below `CHANCE`.
     """
     names = list(names)
-    found = [name for name in names if _SHORT.fullmatch(name) or re.fullmatch(r"\d{16,}[.,]0+", name)]
+    found = [name for name in names if _kept(name) or re.fullmatch(r"\d{16,}[.,]0+", name)]
     long = [name for name in names if _LONG.fullmatch(name)]
     cut = [name for name in long if not name[15:].strip("0")]
+    binary = [name for name in long if int(name) > 2**53]
+    exact = all(int(name) == int(float(name)) for name in binary)
+    if exact and math.prod(1 / math.ulp(float(name)) for name in binary) < CHANCE:
+        return found + list(dict.fromkeys(cut + binary))
     if not cut:
         return found
     from scipy import stats
@@ -100,24 +119,39 @@ def rounded(names: Iterable[str]) -> list[str]:
     return found + (cut if stats.poisson.sf(len(cut) - 1, expected) < CHANCE else [])
 
 
-def alike(names: Sequence[str]) -> dict[str, str]:
-    """Of each name, the first that may be another writing of it: itself where there is none before it."""
-    names = list(dict.fromkeys(names))
-    first: dict[str, str] = {}
-    pairs = [(name, first.setdefault(plain(name), name)) for name in names]
-    short = rounded(names)
-    digits = {len(match[1]) - 2 for name in short if (match := _SHORT.fullmatch(name))} | {5}
-    whole = [name for name in names if name.isascii() and name.isdigit()]
+def _kept(name: str) -> int:
+    """Digits that a number with an exponent has kept; 0 where it is none or has no digit less than the whole number."""
+    match = _SHORT.fullmatch(name)
+    whole, decimals, power = match.groups() if match else ("", "", "0")
+    return len(whole.lstrip("0") + decimals[1:]) if int(power) >= max(1, len(decimals)) else 0
+
+
+def may_be(names: Iterable[str], short: Iterable[str]) -> dict[str, list[str]]:
+    """Of each rounded number of `short`, the whole numbers among `names` that it may have been."""
+    short = list(short)
+    whole = [name for name in names if name.isascii() and name.isdigit() and name not in short]
     became: dict[tuple[str, object], list[str]] = {}
     for name in whole:
         became.setdefault(("long", (len(name), name[:15])), []).append(name)
-        for kept in digits:
-            became.setdefault(("short", float(f"{float(name):.{max(0, kept)}e}")), []).append(name)
-    for name in short:
-        number = name.replace(",", ".")
-        key = ("short", float(number)) if _SHORT.fullmatch(name) else ("long", (len(name), name[:15]))
-        pairs += [(name, other) for other in became.get(key, ())]
-    return joined(names, pairs)
+        for kept in {6, *map(_kept, short)} - {0}:
+            became.setdefault(("short", float(f"{float(name):.{kept - 1}e}")), []).append(name)
+    keys = {name: ("long", (len(re.sub("[.,].*", "", name)), name[:15])) for name in short}
+    keys |= {name: ("short", float(name.replace(",", "."))) for name in short if _kept(name)}
+    return {name: list(dict.fromkeys(became.get(key, ()))) for name, key in keys.items()}
+
+
+def alike(names: Iterable[str]) -> dict[str, str]:
+    """Of each name, the first that may be another writing of it: itself where there is none before it."""
+    names = list(dict.fromkeys(names))
+    first: dict[str, str] = {}
+    forms = [(name, {plain(name), plain(_ungrouped(name))}) for name in names]
+    return joined(names, [(name, first.setdefault(form, name)) for name, both in forms for form in sorted(both)])
+
+
+def _ungrouped(name: str) -> str:
+    """A whole number without blanks or commas between its thousands; another name as it is."""
+    text = " ".join(_STEPS["invisible characters"](name).split())
+    return re.sub("[ ,]", "", text) if re.fullmatch(r"\d{1,3}([ ,]\d{3})+([.,]0+)?", text) else name
 
 
 def joined(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -138,40 +172,40 @@ def joined(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> dict[str, 
 def one_each(table: pd.DataFrame, alike_names: str, joins: pd.DataFrame | None, problems: Problems) -> pd.Series:
     """Names of the patients, one per patient; what is wrong with them is added to `problems`.
 
-    `table` has ``row, patient``, one row per image; `joins` is `folder_table.read_joins` of ``cohort.join``.
+    `table` has ``row, patient``, one row per image; `joins` is `folder_table.read_joins` of ``cohort.join``. Joined
+    names are compared with the others too: one that looks like a joined name is not in the join.
     """
     names = table.loc[table["patient"] != "", ["patient", "row"]].drop_duplicates("patient").set_index("patient")["row"]
-    chosen = {name: name for name in names.index}
-    if joins is not None:
-        chosen = joined(list(names.index), _known(joins, names, problems))
-    left = pd.Series(list(dict.fromkeys(chosen.values())), dtype=object)
-    if alike_names != "different":
-        same = alike(list(left))
-        if alike_names == "same":
-            chosen = {name: same[person] for name, person in chosen.items()}
-        else:
-            _tell(names, same, rounded(left), problems)
+    known, same = [] if joins is None else _known(joins, names, problems), alike(names.index)
+    chosen = joined(names.index, known + (list(same.items()) if alike_names == "same" else []))
+    short = rounded(names.index)
+    if alike_names == "stop":
+        _tell_alike(names, {a: b for a, b in same.items() if chosen[a] != chosen[b]}, short, problems)
+    _tell_rounded(names, short, problems)
     return table["patient"].map(lambda name: chosen.get(name, name)).astype(object)
 
 
-def _tell(names: pd.Series, same: dict[str, str], short: list[str], problems: Problems) -> None:
-    """Add names that look alike and rounded numbers to the problems."""
+def _tell_alike(names: pd.Series, same: dict[str, str], short: Sequence[str], problems: Problems) -> None:
+    """Add names that look alike, of which no join says that they are one, to the problems."""
     either = f'give SET="{SETTING}=same" or SET="{SETTING}=different"'
     for name, first in same.items():
-        if name == first or name in short or first in short:
+        if name in short or first in short:
             continue
         text = f"expected one way to write a patient, found {shown(name)} here and {shown(first)} in row {names[first]}"
         what = differ_by(name, first)
         problems.add(int(names[name]), f"{text}, which differ by {what}; correct the table, or {either}")
-    for name in short:
-        others = [other for other in same if same[other] == same[name] and other != name]
-        others = [f"{shown(other)} in row {names[other]}" for other in others[:3]]
+
+
+def _tell_rounded(names: pd.Series, short: Sequence[str], problems: Problems) -> None:
+    """Add rounded numbers to the problems, whatever the settings say: nothing tells which patients they were."""
+    for name, whole in may_be(names.index, short).items():
+        others = [f"{shown(other)} in row {names[other]}" for other in whole[:3]]
         also = f", which may be {' or '.join(others)}" if others else ""
         problems.add(
             int(names[name]),
             f"expected a patient's name, found {shown(name)}, a number that a spreadsheet has rounded, so that several"
-            f" patients may have become one{also}; format the column as text and enter the numbers again, or give"
-            f' SET="{SETTING}=different" to take it as a name',
+            f" patients may have become one{also}; format the column as text and enter the numbers again, or, if this"
+            " is the name, write a letter before it",
         )
 
 
