@@ -248,3 +248,12 @@ def test_one_image_that_is_used_of_several_is_not_taken_for_all(tmp_path):
     found = cohort.load(folder(tmp_path / "a", [list("ABCDE")]), NAMES, keep=1)
     assert "patient;" not in found.provenance["text"]
     assert len(found.images) == 5
+
+
+@pytest.mark.parametrize("word", ["NA", "n/a", "NaN", "None", "null", "Unknown", "?", "-"])
+def test_words_for_nothing_are_no_patient_and_no_grade(tmp_path, word):
+    problems = wrong(folder(tmp_path / "a", [["P0", "P1", word, word, "P4", "P5"]]))
+    assert [problem.row for problem in problems] == [6], "named once, and not one patient of two labels"
+    assert f"found {word} in 4 rows, the first of which is this, which stands for nothing" in problems[0].text
+    found = cohort.load(folder(tmp_path / "b", [["P0", "P1", "P2"]], grade=[word, word, 1, 1, 2, 2]), NAMES)
+    assert found.patients["grade"].isna().tolist() == [True, False, False]
