@@ -36,6 +36,7 @@ SYNONYMS = {  # what other tables call the columns, likeliest first, without bla
 PAIRS = 6  # commands in a message (choice): those of four labels
 # Names of a class that has not what is looked for, so that no suggestion makes it the one to detect.
 _WITHOUT = re.compile(r"\b(normal|healthy|controls?|benign|negative|none|no|clear|absent)\b", re.IGNORECASE)
+_NOTHING = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-")  # words that programs and people write for it
 _NUMBERS = {"0": 0, "1": 1}  # labels of any table whose classes have other names
 
 
@@ -58,6 +59,7 @@ def read_table(
     table, problems = _cells(source, need_images)
     table = _without_others(source, table, people.leave_out, problems)
     parsed = table[["row", "image", "patient"]].assign(written=table["patient"])
+    parsed["patient"] = parsed["patient"].mask(_is_one_of(table["patient"], _NOTHING), "")
     joins = read_joins(Path(people.join).expanduser()) if people.join else None
     parsed["patient"] = one_person.one_each(parsed, people.alike, joins, problems)
     parsed["label"], names, all_known = _labels(table, class_names, problems, source.parent)
@@ -166,6 +168,7 @@ def _rename(name: str, others: dict[str, str]) -> str:
 
 
 def _is_one_of(label: pd.Series, names: Sequence[str]) -> pd.Series:
+    """Whether a text is one of `names`, as labels are compared."""
     return label.map(_label_text).str.casefold().isin([_label_text(name).casefold() for name in names])
 
 
@@ -173,7 +176,7 @@ def _without_others(source: Path, table: pd.DataFrame, leave_out: Sequence[str],
     """The rows without those of labels that are left out; a patient who has both is a problem."""
     others = _is_one_of(table["label"], leave_out)
     kept = table[~others].reset_index(drop=True)
-    both = table[others & table["patient"].isin(kept["patient"]) & (table["patient"] != "")]
+    both = table[others & table["patient"].isin(kept["patient"]) & ~_is_one_of(table["patient"], ("", *_NOTHING))]
     what = "expected one label per patient, found {label}, which cohort.leave_out leaves out, and another label for"
     problems.each(both, what + " patient {patient}")
     if not len(kept):
@@ -289,7 +292,7 @@ def _class_hint(names: Sequence[str], class_names: Sequence[str]) -> str:
 
 
 def _grades(table: pd.DataFrame, problems: Problems) -> pd.Series:
-    text = table["grade"]
+    text = table["grade"].mask(_is_one_of(table["grade"], _NOTHING), "")
     grade = pd.to_numeric(text.where(text != ""), errors="coerce").astype(float)
     problems.each(table[(text != "") & ~np.isfinite(grade)], "expected a number or nothing as grade, found {grade}")
     return grade
@@ -318,6 +321,10 @@ def _folds(table: pd.DataFrame, label: pd.Series, all_known: bool, problems: Pro
 def _check_names(table: pd.DataFrame, need_images: bool, problems: Problems) -> None:
     for name in ("image", "patient") if need_images else ("patient",):
         problems.each(table[table[name] == ""], f"expected {name}, found nothing")
+    for word, rows in table[_is_one_of(table["patient"], _NOTHING)].groupby("patient", sort=False):
+        times = f"in {len(rows)} rows, the first of which is this" if len(rows) > 1 else "here"
+        text = f"expected patient, found {word} {times}, which stands for nothing; write who it is"
+        problems.add(int(rows["row"].iloc[0]), text)
     if need_images:
         image = table["image"].str.normalize("NFC")
         again = table.assign(image=image, first=table["row"].groupby(image).transform("first"))

@@ -10,7 +10,7 @@ import pandas as pd
 from nafld_utils import artifacts, engine
 from nafld_utils.artifacts import Run, Unit, claim
 from nafld_utils.cohort import one_person
-from nafld_utils.cohort.data import Cohort, spread
+from nafld_utils.cohort.data import Cohort
 from nafld_utils.cohort.unit import SIDE, cohort_unit, open_cohort, region_of, same_protocol
 from nafld_utils.images import crop_window
 
@@ -37,20 +37,18 @@ def build_pairs(run: Run) -> Unit:
 
 def _build(run: Run, unit: Unit) -> None:
     started, found = time.perf_counter(), open_cohort(run)
-    rows = _compared(found)
-    squares = np.empty((len(rows), SIDE, SIDE), dtype=np.uint8)
+    squares = np.empty((len(found.images), SIDE, SIDE), dtype=np.uint8)
     own: dict[int, np.ndarray] = {}  # frames of the paper's kind show one sector per patient
-    for place, row in enumerate(engine.progress(rows, "comparing patients", total=len(rows))):
+    for row in engine.progress(range(len(squares)), "comparing patients", total=len(squares)):
         image, patient = np.asarray(found.pixels[row]), int(found.images["patient_id"].iloc[row])
         region = None if run.is_foreign else own.get(patient)
         region = own[patient] = region_of(run, found, row, image) if region is None else region
         window = crop_window(region, run.settings.preprocess, fit=True)
-        squares[place] = window.cut(np.where(region, image, 0).astype(np.uint8), SIDE)
-    chosen = found.images.iloc[rows].reset_index(drop=True)
+        squares[row] = window.cut(np.where(region, image, 0).astype(np.uint8), SIDE)
     device = engine.device(run.settings.engine)
-    table = one_person.look_alikes(squares, chosen["patient_id"].to_numpy(), device)
+    table = one_person.look_alikes(squares, found.images["patient_id"].to_numpy(), device)
     for side in ("a", "b"):
-        table[f"image_{side}"] = chosen["image_id"].reindex(table[f"row_{side}"].astype(int)).to_numpy()
+        table[f"image_{side}"] = found.images["image_id"].to_numpy()[table[f"row_{side}"].astype(int)]
     names = _names(found)
     table.insert(0, "patient", table["patient_a"].map(names))
     table.insert(1, "same_as", table["patient_b"].map(names))
@@ -58,14 +56,6 @@ def _build(run: Run, unit: Unit) -> None:
     with unit.writing(seconds=time.perf_counter() - started, device=str(device)) as folder:
         artifacts.save_table(folder / ALL, table)
         artifacts.save_table(folder / FLAGGED, table[table["flagged"].astype(bool)])
-
-
-def _compared(found: Cohort) -> np.ndarray:
-    """Rows of the images that are compared, at most `one_person.FRAMES` per patient and `one_person.MOST` in all."""
-    groups = list(found.images.reset_index(drop=True).groupby("patient_id").indices.values())
-    groups = [groups[place] for place in spread(len(groups), one_person.MOST)]
-    each = max(1, min(one_person.FRAMES, one_person.MOST // len(groups)))
-    return np.concatenate([rows[spread(len(rows), each)] for rows in groups])
 
 
 def _names(found: Cohort) -> pd.Series:
@@ -92,18 +82,25 @@ def open_pairs(run: Run) -> pd.DataFrame:
 
 def pairs_reading(run: Run) -> str:
     """What was found, and what to do, in sentences."""
-    table, patients = open_pairs(run), len(open_cohort(run).patients)
-    n = int(table["flagged"].sum())
+    table, found = open_pairs(run), open_cohort(run)
+    n, patients = int(table["flagged"].sum()), len(found.patients)
     if table.empty:
         return f"With {patients} patients nothing is said: {one_person.FEWEST} or more are needed."
     level = f"in at most {one_person.LEVEL:.0%} of cohorts without such persons is any pair flagged"
+    searched = (
+        f"All {len(found.images)} images of {patients} patients were searched at {one_person.COARSE} pixels a side, and"
+        f" at most {one_person.FRAMES} of each patient compared closely with the {one_person.NEAREST} nearest patients."
+        f" Mirrored, turned or inverted images are not found, nor a person under more than {one_person.NEAREST} numbers"
+        " or a cohort in which most persons have many."
+    )
     if not n:
-        return f"No two of {patients} patients are nearer by pixels than different patients of this cohort; {level}."
+        text = f"No two of {patients} patients are nearer by pixels than different patients of this cohort"
+        return f"{text}; {level}. {searched}"
     path = pairs_unit(run).file(FLAGGED).relative_to(artifacts.work_root()).as_posix()
     return (
         f"Warning: {n} pair{'s' * (n != 1)} of patients look{'s' * (n == 1)} like one person; {level}. Look at each."
         f" To join those that are, copy {path}, take out the rows of different persons, and give"
-        ' SET="cohort.join=<the copy>"; then the folds are made anew.'
+        f' SET="cohort.join=<the copy>"; then the folds are made anew. {searched}'
     )
 
 

@@ -92,13 +92,13 @@ def nearest_pixels(
 
 
 def pixels_apart(frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", chunk: int = 8) -> np.ndarray:
-    """One minus the best correlation, (m, k) float32, of each frame's middle with the frames `rows` (m, k) of its own.
+    """One minus the best correlation, (n, k) float32, of the first n frames' middles with the frames `rows` (n, k).
 
-    `frames` are (m, S, S) uint8; compared as in `nearest_pixels`.
+    `frames` are (m, S, S) uint8, m at least n; compared as in `nearest_pixels`.
     """
     bank, found = Bank(frames, SIDE, device), np.empty(rows.shape, np.float32)
-    for start in range(0, len(frames), chunk):
-        some = slice(start, start + chunk)
+    for start in range(0, len(rows), chunk):
+        some = slice(start, min(start + chunk, len(rows)))
         named = torch.from_numpy(rows[some].astype(np.int64)).to(device)
         found[some] = 1.0 - bank.correlation(np.asarray(frames[some]), named).cpu().numpy()
     return found

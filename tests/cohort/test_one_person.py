@@ -49,7 +49,7 @@ def test_a_cohort_in_which_everybody_has_two_numbers():
 
 
 def test_the_numbers_of_a_pair_by_hand():
-    distance = {1: 0.00001, 2: 0.10, 3: 0.20, 4: 0.30, 5: 0.40, 6: 0.50, 7: 0.60, 8: 0.70}
+    distance = {1: 0.00001, 2: 0.10, 3: 0.20, 4: 0.30, 5: 0.40, 6: 0.50, 7: 0.60, 8: 0.70, 9: 0.80}
     rows = [
         (p, (p + k) % 12, d * (1 if p < 2 or k > 1 else 9000), p, 0) for p in range(12) for k, d in distance.items()
     ]
@@ -58,7 +58,8 @@ def test_the_numbers_of_a_pair_by_hand():
     table = one_person.judged(pairs)
     # The median of log(third / eighth) is log(2 / 7); the median of beta(3, 5) is 0.36412.
     dimension = np.log(0.36412) / np.log(0.2 / 0.7)
-    p = 1 - (1 - (0.00001 / 0.4) ** dimension) ** 4
+    # Beside the fifth and the ninth nearest; with 12 patients there is no seventeenth.
+    p = 2 * min(1 - (1 - (0.00001 / far) ** dimension) ** (k - 1) for k, far in ((5, 0.4), (9, 0.8)))
     first = table.iloc[0]
     assert first["p"] == pytest.approx(p, rel=1e-3)
     assert (first["correlation"], first["usual"]) == (pytest.approx(0.99999), pytest.approx(0.6))
@@ -75,6 +76,26 @@ def test_chance_alone_flags_few_cohorts():
         table = pd.DataFrame(rows, columns=["patient", "other", "distance", "row", "other_row"])
         alarms += one_person.judged(table)["flagged"].any()
     assert alarms <= 16
+
+
+@pytest.mark.parametrize("numbers", [6, 9, 12])
+def test_one_person_under_many_numbers(numbers):
+    squares, patients = people(30 + numbers, frames=1)
+    assert flagged(squares, patients) == set()
+    noise = np.random.default_rng(1).normal(0, 3, (numbers, 64, 64))
+    squares[:numbers] = (squares[0] + noise).clip(0, 255)
+    found = flagged(squares, patients)
+    assert {number for pair in found for number in pair} == set(range(1, numbers + 1))
+
+
+def test_one_image_of_twenty_that_two_patients_share():
+    squares, patients = people(12, frames=20)
+    squares[7 * 20 + 13] = squares[2 * 20 + 9]
+    squares[7 * 20 + 13, 2:8, 4:40] = 255  # a caption
+    table = one_person.look_alikes(squares, patients)
+    assert table.loc[table["flagged"], ["patient_a", "patient_b", "row_a", "row_b"]].to_numpy().tolist() == [
+        [3, 8, 49, 153]
+    ]
 
 
 def test_of_fewer_than_six_patients_nothing_is_said():
@@ -105,6 +126,7 @@ def test_a_messy_folder_shows_its_twins_and_a_table_joins_them(tmp_path, monkeyp
     assert {*every[["patient", "same_as"]].iloc[1]} == {"case E4", "case Z2"}, "the next in the gallery"
     assert every["correlation"].iloc[1] > 0.98
     assert "Warning: 1 pair of patients looks like one person" in cohort.pairs_reading(run)
+    assert f"All {len(cohort.open_cohort(run).images)} images of 18 patients were searched" in cohort.pairs_reading(run)
     (claim,) = cohort.pair_claims(run)
     assert (claim["key"], claim["this_run"], claim["n"]) == ("cohort.one_person", 1, 18)
     again = artifacts.open_run("smoke", chosen | {"cohort.join": str(unit.path / "look_alikes.csv")})

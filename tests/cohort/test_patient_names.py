@@ -44,6 +44,12 @@ WRITINGS = {
     "leading zeros": ([f"{p:03d}" for p in range(1, 11)], range(1, 11)),
     "dashes or quotes": ([f"A-{p}" for p in range(10)], [f"A\u2013{p}" for p in range(10)]),
     "the alphabet of a letter": ([f"P{p}" for p in range(10)], [f"\u0420{p}" for p in range(10)]),
+    "the script of a digit": (
+        range(1, 11),
+        [chr(0x0660 + p // 10) * (p > 9) + chr(0x0660 + p % 10) for p in range(1, 11)],
+    ),
+    "blanks, dots, hyphens or underscores": ([f"A-{p}" for p in range(10)], [f"A_{p}" for p in range(10)]),
+    "marks between thousands": (range(1000, 1010), [f"{p:,}" for p in range(1000, 1010)]),
 }
 
 
@@ -106,9 +112,28 @@ def test_rounded_numbers_are_problems_by_row(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("P7.", "P7"),
+        ("P 7", "P_7"),
+        ("1\u00a0234", "1234"),
+        ("\u0432\u0037", "B7"),  # a small letter whose capital looks like B
+        ("site 1 \u200b12", "site 1 12"),
+        *((f"P7{unseen}", "P7") for unseen in "\u2800\u3164\u034f\ufe0f\u180e\u061c\u2069"),
+    ],
+)
+def test_marks_letters_and_what_nobody_sees(one, other):
+    assert one_person.alike([other, one])[one] == other
+
+
+@pytest.mark.parametrize(
     ("names", "found"),
     [
         (["4.711E+07", "47110012", "8"], ["4.711E+07"]),
+        (["4.711E+7", "47110012", "8"], ["4.711E+7"]),
+        (["1.23457E11", "123456789012", "8"], ["1.23457E11"]),
+        (["123.457E+9", "123456789012", "8"], ["123.457E+9"]),
+        (["1.23457E+1", "4E+0", "7.0e0", "123456789012"], []),  # with nothing less than the whole number
         (["4,7E+07", "47000001", "8"], ["4,7E+07"]),  # 4.70000E+07, as a spreadsheet shows it
         (["1234567890123450000", "1234567890123456789"], ["1234567890123450000"]),
         (["12345678901234568.0", "8"], ["12345678901234568.0"]),
@@ -118,9 +143,39 @@ def test_rounded_numbers_are_problems_by_row(tmp_path):
 )
 def test_what_a_spreadsheet_has_rounded(names, found):
     assert one_person.rounded(names) == found
+    assert len(set(one_person.alike(names).values())) == len(names), "a rounded number connects nobody"
     if found and found[0] != "12345678901234568.0":
-        assert one_person.alike(names)[names[1]] == names[0], "and whose number it may be"
-        assert len(set(one_person.alike(names).values())) == len(names) - 1
+        assert one_person.may_be(names, found) == {names[0]: [names[1]]}, "whose number it may be"
+
+
+def test_whole_numbers_that_are_all_64_bit_numbers_were_rounded():
+    true = [123456789012345601 + 137 * place for place in range(20)]
+    became = [str(int(float(number))) for number in true]
+    assert one_person.rounded(map(str, true)) == []
+    assert set(one_person.rounded(became)) == set(became)
+    assert one_person.rounded(became[:1]) == [], "one of 16 numbers is one by chance"
+
+
+@pytest.mark.parametrize("answer", ["same", "different"])
+def test_no_setting_silences_a_rounded_number(tmp_path, answer):
+    names = ["47110001", "47110002", "4.711E+07", "8"]
+    (problem,) = wrong(folder(tmp_path / "a", [names]), alike=answer, join=None)
+    assert problem.row == 6
+    assert "which may be 47110001 in row 2 or 47110002 in row 4; format the column as text" in problem.text
+    assert len(set(one_person.alike(names).values())) == 4
+
+
+def test_a_join_of_some_names_does_not_hide_others_that_look_alike(tmp_path):
+    """Ten persons under three names each, two of which differ by case; the join knows one pair of each."""
+    three = [[f"V{p:02d}" for p in range(10)], [f"P{p:02d}" for p in range(10)], [f"p{p:02d}" for p in range(10)]]
+    path, join = folder(tmp_path / "a", three, n_frames=3), tmp_path / "join.csv"
+    pd.DataFrame({"patient": three[0], "same_as": three[1]}).to_csv(join, index=False)
+    problems = wrong(path, alike="stop", join=str(join))
+    assert [problem.row for problem in problems] == list(range(4, 34, 3)), "the third name of each person"
+    same = cohort.load(path, NAMES, people=("same", str(join)))
+    assert same.images.groupby("patient_id").size().tolist() == [3] * 10
+    pd.DataFrame({"patient": three[1], "same_as": three[2]}).to_csv(join, index=False)
+    assert len(cohort.load(path, NAMES, people=("stop", str(join))).patients) == 20, "a join answers for its pair"
 
 
 def test_a_table_joins_patients_before_anything_is_split(tmp_path):
@@ -193,3 +248,12 @@ def test_one_image_that_is_used_of_several_is_not_taken_for_all(tmp_path):
     found = cohort.load(folder(tmp_path / "a", [list("ABCDE")]), NAMES, keep=1)
     assert "patient;" not in found.provenance["text"]
     assert len(found.images) == 5
+
+
+@pytest.mark.parametrize("word", ["NA", "n/a", "NaN", "None", "null", "Unknown", "?", "-"])
+def test_words_for_nothing_are_no_patient_and_no_grade(tmp_path, word):
+    problems = wrong(folder(tmp_path / "a", [["P0", "P1", word, word, "P4", "P5"]]))
+    assert [problem.row for problem in problems] == [6], "named once, and not one patient of two labels"
+    assert f"found {word} in 4 rows, the first of which is this, which stands for nothing" in problems[0].text
+    found = cohort.load(folder(tmp_path / "b", [["P0", "P1", "P2"]], grade=[word, word, 1, 1, 2, 2]), NAMES)
+    assert found.patients["grade"].isna().tolist() == [True, False, False]
