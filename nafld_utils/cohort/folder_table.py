@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import posixpath
 import re
 import shlex
 from collections.abc import Sequence
@@ -319,7 +320,8 @@ def _check_names(table: pd.DataFrame, need_images: bool, problems: Problems) -> 
     for name in ("image", "patient") if need_images else ("patient",):
         problems.each(table[table[name] == ""], f"expected {name}, found nothing")
     if need_images:
-        image = table["image"].str.normalize("NFC")
+        turned = table["image"].str.normalize("NFC").str.replace("\\", "/")
+        image = turned.map(posixpath.normpath).where(turned != "", "")
         again = table.assign(image=image, first=table["row"].groupby(image).transform("first"))
         again = again[image.duplicated() & (image != "")]
         problems.each(again, "expected each image once, found {image} in row {first} too")

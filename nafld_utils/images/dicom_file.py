@@ -1,9 +1,10 @@
 """One DICOM file to one grey image, with the grey levels that its tags give.
 
 Contract: stored values become those of the modality (slope and intercept, or a table), then those shown (a window, or a
-table), then 0..255 over the range that the tags state: the window's, the table's, or that of the bits stored. Padding
-becomes black. A tag that is empty, or zero where zero has no meaning, counts as absent; one that contradicts another or
-cannot be read is named in an `ImageFault`. Source: DICOM PS3.3, C.7.6.3, C.7.5.1.1.2, C.11.1 and C.11.2.
+table), then 0..255 over the range that the tags state: the window's, the table's, or that of the bits stored; else over
+the picture's own. Padding becomes black. A tag that is empty, or zero where zero has no meaning, counts as absent; one
+that contradicts another or cannot be read is named in an `ImageFault`. Source: DICOM PS3.3, C.7.6.3, C.7.5.1.1.2, C.11.1
+and C.11.2.
 """
 
 from __future__ import annotations
@@ -26,13 +27,11 @@ from nafld_utils.images.grey_levels import (
     scaled,
 )
 
-REVISION = ("dicom_files", 1)
+REVISION = ("dicom_files", 2)
 SUFFIXES = (".dcm", ".dicom", ".ima")
 EXTRA = "install the extra: pip install -e '.[dicom]'"
 SAVE = "correct the tag or save it as PNG"
-# Choice: a file whose 16 bits are all declared as stored, as many programs declare them whatever they write, has the
-# fewest of these that hold its values; their ranges are so far apart that pictures of one scanner get the same.
-USUAL_BITS = (8, 12, 16)
+SAID_BITS = 15  # choice: many programs declare 16 bits as stored whatever they write, which so says no range
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
 VIDEOS = ("MPEG", "HEVC", "H.26")
@@ -164,7 +163,7 @@ def _grey(values: np.ndarray, bits: int, data: Any, said: dict[str, str]) -> Pic
     """Grey levels of stored values of so many bits."""
     hidden = _padding(values, data)
     seen = np.ones(values.shape, dtype=bool) if hidden is None else ~hidden
-    known = _bits_of(values[seen], bits)
+    known = bits if bits <= SAID_BITS else 0
     values, span, rescale = _modality(values, _span(values, known), data)
     shown, shown_span, window = _shown(values, span, data)
     pixels = scaled(shown, shown_span, hidden)
@@ -178,14 +177,6 @@ def _grey(values: np.ndarray, bits: int, data: Any, said: dict[str, str]) -> Pic
     said |= {"bits": str(bits), "rescale": rescale, "levels": levels, "padding": padding}
     how = {"deep": bits > 8 or not bits, "own": shown_span is None, "hidden": hidden is not None}
     return Picture(pixels, **how, windowed=bool(window), said=said)
-
-
-def _bits_of(values: np.ndarray, bits: int) -> int:
-    """How many bits decide the range; 0 where nothing says it."""
-    signed = values.dtype.kind == "i"
-    if bits > 16 or (bits == 16 and signed):
-        return 0
-    return bits if bits < 16 else next(usual for usual in USUAL_BITS if values.max() < 2**usual)
 
 
 def _span(values: np.ndarray, bits: int) -> Span:
@@ -255,7 +246,7 @@ def _looked_up(values: np.ndarray, item: Any, name: str) -> tuple[np.ndarray, tu
     except Exception as error:
         raise ImageFault(f"expected a table in {name}, found {reason(error)}; {SAVE}") from None
     places = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
-    return table[places], (0.0, 2.0 ** _bits_of(table, bits) - 1)
+    return table[places], (0.0, 2.0**bits - 1 if bits <= SAID_BITS else float(table.max()))
 
 
 # ---------------------------------------------------------------- tags

@@ -402,6 +402,8 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     ("number", "values", "message"),
     [
         (1, {"image": "00.png"}, "row 3: expected each image once, found 00.png in row 2 too"),
+        (1, {"image": "./00.png"}, "row 3: expected each image once, found 00.png in row 2 too"),
+        (1, {"image": ".\\00.png"}, "row 3: expected each image once, found 00.png in row 2 too"),
         (1, {"image": ""}, "row 3: expected image, found nothing"),
         (1, {"patient": " "}, "row 3: expected patient, found nothing"),
         (1, {"label": ""}, "found nothing"),

@@ -204,6 +204,19 @@ def test_the_rater_of_a_refused_file_is_named_where_it_can_be_read(items):
     assert report["rater"].tolist() == ["R7", "R9"]
 
 
+@pytest.mark.parametrize(("one", "other"), [("7", "7.0"), ("007", "7"), ("R1", "R 1"), ("R\u20101", "r-1")])
+def test_one_rater_written_in_two_ways_counts_once(items, one, other):
+    """Two panels of one person would halve the interval over raters."""
+    tables = [
+        "rater,image_id,said_real\n" + "".join(f"{rater},{name},{i % 2}\n" for i, name in enumerate(items["image_id"]))
+        for rater in (one, other)
+    ]
+    ratings, report = read(items, a_csv=tables[0].encode(), b_csv=tables[1].encode())
+    assert ratings["rater"].unique().tolist() == [one]
+    assert f"found {other!r} here and {one!r} in a.csv" in report.set_index("file").loc["b.csv", "note"]
+    assert len(read(items, a_csv=tables[0].encode(), b_csv=tables[1].replace(other, "R2").encode())[0]) == 2 * N
+
+
 def test_a_rater_counts_once_whatever_the_files_are_called(items):
     first, later = body(items), body(items, sitting="b", finished="2026-02-02T03:14:05Z")
     files = {
@@ -217,9 +230,9 @@ def test_a_rater_counts_once_whatever_the_files_are_called(items):
     assert report["status"].to_dict() == {
         "a.json": "refused", "b.json": "counted", "c.json": "refused", "d.json": "refused", "e.json": "refused"
     }  # fmt: skip
-    assert "found 'R1' in b.json already" in report.loc["a.json", "note"]
+    assert "found 'R1' here and 'R1' in b.json" in report.loc["a.json", "note"]
     assert "the same sitting as b.json" in report.loc["c.json", "note"]
-    assert "found 'r1' in b.json already" in report.loc["d.json", "note"]
+    assert "found 'r1' here and 'R1' in b.json" in report.loc["d.json", "note"]
     assert "the same sitting as b.json" in report.loc["e.json", "note"], "one sitting under two codes"
 
 
