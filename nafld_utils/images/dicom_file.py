@@ -3,12 +3,13 @@
 Contract: stored values become those of the modality (slope and intercept, or a table), then those shown (a window, or a
 table), then 0..255 over the range that the tags state: the window's, the table's, or that of the bits stored; else over
 the picture's own. Padding becomes black. A tag that is empty, or zero where zero has no meaning, counts as absent; one
-that contradicts another or cannot be read is named in an `ImageFault`. Source: DICOM PS3.3, C.7.6.3, C.7.5.1.1.2, C.11.1
-and C.11.2.
+that contradicts another or cannot be read is named in an `ImageFault`. Source: DICOM PS3.3, C.7.6.3, C.7.5.1.1.2,
+C.11.1 and C.11.2.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +40,12 @@ Span = tuple[float, float] | None  # of values
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its ending or the mark behind its preamble."""
+    """Whether a file is DICOM, by its ending, the mark behind its preamble, or a first tag without either."""
     if path.suffix.lower() in SUFFIXES:
         return True
     with open(path, "rb") as handle:
-        return handle.read(132)[128:] == b"DICM"
+        start = handle.read(132)
+    return start[128:] == b"DICM" or bool(re.match(rb"[\x02\x08]\0.\0", start, re.DOTALL))
 
 
 def dataset(path: Path, **options: Any) -> Any:
@@ -55,7 +57,17 @@ def dataset(path: Path, **options: Any) -> Any:
         raise ImageFault(f"expected pydicom to read a DICOM file, found it not installed; {EXTRA}") from None
     try:
         with warnings.catch_warnings(action="ignore"):  # values of other tags that break the standard
-            return pydicom.dcmread(path, **options)
+            try:
+                return pydicom.dcmread(path, **options)
+            except pydicom.errors.InvalidDicomError:  # of an old program, which wrote no preamble
+                data = pydicom.dcmread(path, force=True, **options)
+                if "Rows" not in data:
+                    raise
+            if "TransferSyntaxUID" not in data.file_meta:
+                implicit, little = data.original_encoding
+                big_or_little = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+                data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else big_or_little
+            return data
     except Exception as error:
         raise ImageFault(f"expected a DICOM file, found damaged content ({reason(error)})") from None
 
@@ -90,20 +102,20 @@ def read(path: Path) -> Picture:
         raise ImageFault(f"expected PhotometricInterpretation to be one of {known}, found {meaning or 'none'}; {SAVE}")
     said = {"format": f"DICOM {meaning}"}
     with warnings.catch_warnings(action="ignore"):
-        values, bits = _stored(data, meaning)
+        values, bits, hidden = _stored(data, meaning)
         if meaning == PALETTE:
             values = _palette_colours(values, data)
         if meaning not in GREY:
             pixels, colour = luminance(values)
             return Picture(pixels, colour=colour, said=said)
-        return _grey(values, bits, data, said)
+        return _grey(values, bits, hidden, data, said)
 
 
 # ---------------------------------------------------------------- stored values
 
 
-def _stored(data: Any, meaning: str) -> tuple[np.ndarray, int]:
-    """Values as stored, (H, W) or (H, W, 3), and how many bits of each mean something; 0 where they are no integers."""
+def _stored(data: Any, meaning: str) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """Values as stored, (H, W) or (H, W, 3); how many bits mean something, 0 of no integers; where padding is."""
     import pydicom.pixels
 
     usual = {"SamplesPerPixel": 3 if meaning in COLOUR else 1, "PlanarConfiguration": 0, "PixelRepresentation": 0}
@@ -119,7 +131,14 @@ def _stored(data: Any, meaning: str) -> tuple[np.ndarray, int]:
     if values.ndim != (3 if meaning in COLOUR else 2):
         raise ImageFault(f"expected one image of {meaning}, found an array of shape {values.shape}; {SAVE}")
     bits = int(data.BitsStored) if values.dtype.kind in "iu" else 0
-    return (_unused_bits_off(values, bits, data) if bits and meaning not in COLOUR else values), bits
+    if not bits or meaning in COLOUR:
+        return values, bits, None
+    unused = values.dtype.itemsize * 8 - bits
+    hidden = _padding(values, data)
+    if hidden is not None and (values != (values << unused) >> unused)[hidden].any():  # it needs more than these bits
+        return _unused_bits_off(np.where(hidden, 0, values).astype(values.dtype), bits, data), bits, hidden
+    values = _unused_bits_off(values, bits, data)
+    return values, bits, _padding(values, data)
 
 
 def _unused_bits_off(values: np.ndarray, bits: int, data: Any) -> np.ndarray:
@@ -159,9 +178,8 @@ def _padding(values: np.ndarray, data: Any) -> np.ndarray | None:
 # ---------------------------------------------------------------- grey levels
 
 
-def _grey(values: np.ndarray, bits: int, data: Any, said: dict[str, str]) -> Picture:
+def _grey(values: np.ndarray, bits: int, hidden: np.ndarray | None, data: Any, said: dict[str, str]) -> Picture:
     """Grey levels of stored values of so many bits."""
-    hidden = _padding(values, data)
     seen = np.ones(values.shape, dtype=bool) if hidden is None else ~hidden
     known = bits if bits <= SAID_BITS else 0
     values, span, rescale = _modality(values, _span(values, known), data)

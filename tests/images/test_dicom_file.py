@@ -8,6 +8,7 @@ import pydicom
 import pytest
 from dicom_files import item, table, write
 from PIL import Image
+from pydicom.dataset import FileMetaDataset
 
 from nafld_utils import images
 from nafld_utils.images import dicom_file, frames
@@ -277,3 +278,25 @@ def test_a_video_in_dicom_is_refused_and_its_stream_is_written(tmp_path, capsys)
     assert "ffmpeg -i" in capsys.readouterr().out
     assert (tmp_path / "a.stream").read_bytes() == b"a stream"
     assert dicom_file.video_of(data).startswith("MPEG-4")
+
+
+def test_padding_may_need_more_bits_than_are_stored(tmp_path):
+    values = DIM.astype(np.uint16) * 16
+    values[:, :4] = 63536  # -2000 in 16 bits
+    found = images.read(write(tmp_path / "a.dcm", values, PixelPaddingValue=63536, **TWELVE))
+    assert found.hidden
+    assert not found.pixels[:, :4].any()
+    assert (found.pixels[:, 4:] == np.round(DIM * 16.0 / 4095 * 255)[:, 4:]).all()
+
+
+@pytest.mark.parametrize("ending", [".dcm", ""])
+def test_a_file_without_preamble_is_read(tmp_path, ending):
+    data = pydicom.dcmread(write(tmp_path / "a.dcm", DIM, SOPClassUID="1.2.840.10008.5.1.4.1.1.6.1"))
+    data.file_meta, data.preamble = FileMetaDataset(), None
+    path = tmp_path / f"old{ending}"
+    data.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert path.read_bytes()[:2] == b"\x08\0"
+    assert (images.read(path).pixels == DIM).all()
+    path.write_bytes(b"\x08\0\x05\0" + b"no tags" * 40)
+    with pytest.raises(images.ImageFault, match="expected a DICOM file"):
+        images.read(path)
