@@ -208,11 +208,16 @@ def read_results(name: str, text: str, items: pd.DataFrame, set_id: str) -> list
                 found.setdefault(one.sitting, one)
             except ValueError as error:
                 faults.append(error)
-        least = faults if least is None or len(faults) <= len(least) else least
+        least = faults if least is None or _weight(faults) <= _weight(least) else least
     refused = [Sitting(name, note=str(fault)) for fault in least or ()]
     if not found:
         raise least[0]
     return [*found.values(), *refused]
+
+
+def _weight(faults: list[ValueError]) -> tuple[int, int]:
+    """How much is wrong: first how many results, then how many of them are no JSON."""
+    return len(faults), sum(str(fault).startswith(("expected JSON", "expected results as JSON")) for fault in faults)
 
 
 def _sitting(name: str, value: dict[str, Any] | ValueError, items: pd.DataFrame, set_id: str) -> Sitting:
