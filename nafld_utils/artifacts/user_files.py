@@ -29,7 +29,15 @@ _KINDS = {
     "a gzip archive; unpack it": (rb"\x1f\x8b",),
     "a 7z archive; unpack it and name the file that is in it": (rb"7z\xbc\xaf\x27\x1c",),
     "a RAR archive; unpack it and name the file that is in it": (rb"Rar!\x1a\x07",),
-    "a web page; download the file itself": (rb"\s*(?:<!--.{0,200}-->\s*)?<(?i:!doctype\s+html|html|head|body)\b",),
+    "a tar archive; unpack it and name the file that is in it": (rb".{257}ustar",),
+    "an archive of bzip2, xz or zstd; unpack it": (rb"BZh[1-9]", rb"\xfd7zXZ\0", rb"\x28\xb5\x2f\xfd"),
+    "a web page; download the file itself": (
+        rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^<>]*>\s*)?(?:<!--.{0,300}?-->\s*)*"
+        rb"<(?i:!doctype\s+html|html|head|body|script)\b",
+        rb"\xff\xfe<\0(?i:h\0t\0m\0l|!\0d)",
+    ),
+    "a NumPy array; see the README for a folder of one": (rb"\x93NUMPY",),
+    "a picture; see the README for a folder of images": (rb"\x89PNG\r\n", rb"\xff\xd8\xff", rb"II\x2a\0|MM\0\x2a"),
     "a pointer of Git LFS; get the file with git lfs pull": (rb"version https://git-lfs",),
     "a PDF document; ask for the original": (rb"%PDF-",),
 }

@@ -37,8 +37,8 @@ def text_of(content: bytes) -> str:
         texts = (part.get_payload(decode=True) for part in parts if part.get_content_maintype() != "image")
         return "\n".join(text.decode("utf-8", "replace") for text in texts)
     kind = file_kind(content[:512]) or ""
-    if kind.startswith("a web page") and b"checksum" in content:  # a mail that was saved as one
-        return content.decode("utf-8", "replace")
+    if kind.startswith("a web page") and b"checksum" in content.replace(b"\0", b""):  # a mail saved as one
+        return content.decode("utf-16" if content.startswith(b"\xff\xfe") else "utf-8", "replace")
     try:
         return decoded(content)
     except ValueError:

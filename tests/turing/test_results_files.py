@@ -115,6 +115,14 @@ def test_what_a_mail_program_does_does_not_matter_where_the_checksum_holds(items
         read(items, a_txt=spoilt.encode())
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_mail_saved_as_a_web_page_is_read_in_every_encoding(items, encoding):
+    page = MAILED["saved as a web page"](sealed(body(items)).decode())
+    assert len(read(items, a_html=page.encode(encoding))[0]) == N
+    with pytest.raises(ValueError, match="found a web page; download the file itself"):
+        read(items, a_json="<html>login</html>".encode(encoding))
+
+
 def test_a_mail_saved_in_base64_is_read(items):
     mail = EmailMessage()
     mail.set_content("Here it is.")
