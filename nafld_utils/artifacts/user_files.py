@@ -175,7 +175,8 @@ def _sheet(text: str, known: Collection[str], unwrap: bool = True) -> Sheet:
     marks = {mark: {column_name(cell.strip().strip('"')) for cell in first.split(mark)} for mark in ",;\t|"}
     separator = stated[1] if stated else max(marks, key=lambda mark: (len(marks[mark] & {*known}), first.count(mark)))
     try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+        file = io.StringIO(text, newline="")
+        lines = list(csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True))
     except csv.Error as error:
         raise ValueError(f"expected a CSV table, found {error}; correct it") from None
     filled = [(row, [cell.strip() for cell in cells]) for row, cells in enumerate(lines, 1) if any(map(plain, cells))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from numbers import Real
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -60,7 +59,7 @@ class Section(BaseModel):
         kinds = _leaves(cls.model_fields[info.field_name].annotation)
         if kinds and kinds <= {int, float}:
             for leaf in value if isinstance(value, list | tuple) else [value]:
-                if leaf is None or (isinstance(leaf, Real) and not isinstance(leaf, bool) and math.isfinite(leaf)):
+                if leaf is None or (isinstance(leaf, Real) and not isinstance(leaf, bool) and abs(leaf) < 1e300):
                     continue
                 kind = "integer" if kinds == {int} else "number"
                 raise ValueError(f"input should be a valid {kind}, in decimal digits and without quotes")

@@ -548,9 +548,7 @@ def test_of_several_tables_the_one_with_the_columns_is_taken(tmp_path):
     (path / "notes.csv").write_bytes(b"\xff\xff\0")
     assert len(cohort.load(path, NAMES).images) == len(ROWS)
     (path / "other.csv").write_text((path / "mine.csv").read_text())
-    with pytest.raises(
-        cohort.CohortError, match=r"expected a file images.csv .*, found mine.csv, other.csv; write one"
-    ):
+    with pytest.raises(cohort.CohortError, match=r"found mine\.csv, other\.csv; write one"):
         cohort.load(path, NAMES)
 
 
