@@ -141,13 +141,13 @@ def _open(options: argparse.Namespace) -> artifacts.Run:
     if "run" in params.parse_overrides(options.set):
         raise params.SettingsError("SET: expected settings, found run; name the run with RUN=<name>.")
 
-    def opened(settings: str) -> artifacts.Run:
+    def opened(settings: str | dict[str, object]) -> artifacts.Run:
         return artifacts.open_run(options.profile, settings, run=options.run, data=options.data, in_lab=False)
 
     run = opened(options.set)
     own = run.is_smoke and run.settings.cohort.source == "file"
     if own and (more := pipeline.images_for_smoke(run)):
-        run = opened(f"{options.set} sampling.n_images={more}")
+        run = opened({**params.parse_overrides(options.set), "sampling.n_images": more})
     pipeline.check_same_cohort(run)
     return run
 

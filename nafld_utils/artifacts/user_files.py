@@ -29,7 +29,15 @@ _KINDS = {
     "a gzip archive; unpack it": (rb"\x1f\x8b",),
     "a 7z archive; unpack it and name the file that is in it": (rb"7z\xbc\xaf\x27\x1c",),
     "a RAR archive; unpack it and name the file that is in it": (rb"Rar!\x1a\x07",),
-    "a web page; download the file itself": (rb"\s*(?:<!--.{0,200}-->\s*)?<(?i:!doctype\s+html|html|head|body)\b",),
+    "a tar archive; unpack it and name the file that is in it": (rb".{257}ustar",),
+    "an archive of bzip2, xz or zstd; unpack it": (rb"BZh[1-9]", rb"\xfd7zXZ\0", rb"\x28\xb5\x2f\xfd"),
+    "a web page; download the file itself": (
+        rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^<>]*>\s*)?(?:<!--.{0,300}?-->\s*)*"
+        rb"<(?i:!doctype\s+html|html|head|body|script)\b",
+        rb"\xff\xfe<\0(?i:h\0t\0m\0l|!\0d)",
+    ),
+    "a NumPy array; see the README for a folder of one": (rb"\x93NUMPY",),
+    "a picture; see the README for a folder of images": (rb"\x89PNG\r\n", rb"\xff\xd8\xff", rb"II\x2a\0|MM\0\x2a"),
     "a pointer of Git LFS; get the file with git lfs pull": (rb"version https://git-lfs",),
     "a PDF document; ask for the original": (rb"%PDF-",),
 }
@@ -167,7 +175,8 @@ def _sheet(text: str, known: Collection[str], unwrap: bool = True) -> Sheet:
     marks = {mark: {column_name(cell.strip().strip('"')) for cell in first.split(mark)} for mark in ",;\t|"}
     separator = stated[1] if stated else max(marks, key=lambda mark: (len(marks[mark] & {*known}), first.count(mark)))
     try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+        file = io.StringIO(text, newline="")
+        lines = list(csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True))
     except csv.Error as error:
         raise ValueError(f"expected a CSV table, found {error}; correct it") from None
     filled = [(row, [cell.strip() for cell in cells]) for row, cells in enumerate(lines, 1) if any(map(plain, cells))]

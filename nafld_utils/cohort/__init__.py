@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "folder_files": "content_files mat_files".split(),
         "image_folder": "check".split(),
         "loading": "load write_mat".split(),
+        "one_person": "alike".split(),
         "one_person_units": "build_pairs open_pairs pair_claims pairs_reading".split(),
         "outline": "outlined".split(),
         "problems": "CohortError WHOLE_LIST".split(),

@@ -66,6 +66,20 @@ def _tags(found: Cohort) -> pd.DataFrame:
     return pd.DataFrame(list(pairs)).fillna("not said")
 
 
+def mixed_levels(found: Cohort) -> str:
+    """A sentence where the range of grey levels is decided in several ways within one cohort; else nothing."""
+    tags = _tags(found)
+    said = tags["levels"] if "levels" in tags else pd.Series(dtype=str)
+    ways = said.str.replace(r"^window.*", "a window", regex=True).value_counts()
+    if len(ways) < 2:
+        return ""
+    counts = ", ".join(f"{way} ({count})" for way, count in ways.items())
+    return (
+        f"Warning: grey levels of the images are scaled in {len(ways)} ways, {counts}; save all with one range, or"
+        " brightness tells which way it was."
+    )
+
+
 def tag_numbers(found: Cohort) -> pd.DataFrame:
     """Tags of each image as numbers, (N, d) float: 0 or 1 for each of few values, one of many as the number it is."""
     tags, parts = _tags(found), []

@@ -6,6 +6,7 @@ that leads out of it, or to nothing, is called a link.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -28,18 +29,34 @@ def mat_files(folder: Path) -> list[Path]:
 
 
 def find_table(folder: Path) -> Path:
-    """``images.csv`` of a folder, or its only .csv file; a `CohortError` where that cannot be told."""
+    """``images.csv`` of a folder, or its only .csv file, or the only one with all columns; else a `CohortError`."""
     if (folder / TABLE).is_file():
-        return folder / TABLE
+        return _inside(folder, folder / TABLE)
     files = sorted(path for path in folder.iterdir() if path.is_file() and not artifacts.is_litter(Path(path.name)))
     found = [path for path in files if path.suffix.lower() == ".csv"]
+    found = [path for path in found if _has_columns(path)] if len(found) > 1 else found
     if len(found) == 1:
-        return found[0]
+        return _inside(folder, found[0])
+    found = found or [path for path in files if path.suffix.lower() == ".csv"]
     sheets = [] if found else [path for path in files if path.suffix.lower() in artifacts.SHEETS]
     what = ", ".join(shown(path.name) for path in (found or sheets)[:5]) or "none"
     remedy = f"save the sheet as CSV UTF-8 under the name {TABLE}" if sheets else "write one"
     wanted = f"expected a file {TABLE} with the columns image, patient and label"
     raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
+
+
+def _inside(folder: Path, table: Path) -> Path:
+    if not table.resolve().is_relative_to(folder.resolve()):
+        text = f"expected a table inside the folder, found {shown(table.name)}, a link out of it; put the file there"
+        raise CohortError(folder, [Problem(None, text)])
+    return table
+
+
+def _has_columns(table: Path) -> bool:
+    """Whether a table has all columns that a cohort needs."""
+    with contextlib.suppress(ValueError), open(table, "rb") as handle:
+        return len(artifacts.read_sheet(handle.readline(2**16), REQUIRED).places(REQUIRED)) == len(REQUIRED)
+    return False
 
 
 def content_files(folder: Path) -> list[Path]:
@@ -49,7 +66,8 @@ def content_files(folder: Path) -> list[Path]:
     managers, Jupyter or people leave beside them is never read. Of a folder without a table, or with one that cannot
     be read, only what is known.
     """
-    found = {path for path in (folder / name for name in (PIXELS, MASKS, MARK_FILE)) if path.is_file()}
+    names = (PIXELS, MASKS, MARK_FILE) if (folder / PIXELS).is_file() else (MARK_FILE,)
+    found = {path for path in (folder / name for name in names) if path.is_file()}
     try:
         table = find_table(folder)
     except CohortError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import posixpath
 import re
 import shlex
 from collections.abc import Sequence
@@ -326,7 +327,8 @@ def _check_names(table: pd.DataFrame, need_images: bool, problems: Problems) -> 
         text = f"expected patient, found {word} {times}, which stands for nothing; write who it is"
         problems.add(int(rows["row"].iloc[0]), text)
     if need_images:
-        image = table["image"].str.normalize("NFC")
+        turned = table["image"].str.normalize("NFC").str.replace("\\", "/")
+        image = turned.map(posixpath.normpath).where(turned != "", "")
         again = table.assign(image=image, first=table["row"].groupby(image).transform("first"))
         again = again[image.duplicated() & (image != "")]
         problems.each(again, "expected each image once, found {image} in row {first} too")

@@ -365,6 +365,8 @@ def _cohort(folder: Path, rows: pd.DataFrame, stored: dict[str, Any], text: str)
     if rows["fold"].notna().any():
         folds = rows[["patient_id", "fold"]].drop_duplicates().astype(np.int64).reset_index(drop=True)
     found = Cohort(images, patients, stored["pixels"], provenance, stored.get("masks"), folds, sources, said)
+    if mixed := file_tags.mixed_levels(found):
+        provenance["text"] += f" {mixed}"
     tags = file_tags.tags_by_class(found)
     if differing := list(dict.fromkeys(tags.loc[tags["differs"].astype(bool), "tag"])):
         warning = f"Warning: {' and '.join(differing)} of the files differ by class, which may give the class away"

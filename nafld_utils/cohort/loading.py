@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,12 @@ FIELDS = ("id", "class", "fat", "images")
 _COMPRESSED = 15  # miCOMPRESSED of the MATLAB 5 format
 MOST_BYTES = 4 * 2**30  # choice: of an unpacked .mat file, 25 times the published cohort
 _HDF5, _HDF5_AT = b"\x89HDF\r\n\x1a\n", (512, 1024, 2048, 4096)
+_NO_MATLAB = {  # how files begin that are named .mat and have no head of MATLAB
+    "an empty file; get it again": rb"\Z",
+    "a file of Octave's own format; save it there with save -v7": rb"# Created by Octave|Octave-1-[LB]",
+    "an answer of a server in JSON; get the file itself": rb"\s*[{\[]",
+    "no MATLAB file but text; get the file itself": rb"[\t\r\n -~]+\Z",
+}
 MARK = "simulated"  # variable beside `data` in a file written here: a simulated file never passes for a real one
 
 
@@ -241,6 +248,8 @@ def _refuse_others(path: Path) -> None:
     if start[124:128] in (b"\x00\x02IM", b"\x02\x00MI") or any(start[at : at + 8] == _HDF5 for at in (0, *_HDF5_AT)):
         mark = "a MATLAB v7.3 file, which is HDF5" if start.startswith(b"MATLAB") else "an HDF5 file"
         found = f"{mark}; open it in MATLAB and save its variable with save(..., 'data', '-v7')"
+    if not found and not (start.startswith(b"MATLAB 5.0") or start[124:128] in (b"\x00\x01IM", b"\x01\x00MI")):
+        found = next((kind for kind, begins in _NO_MATLAB.items() if re.match(begins, start)), "no MATLAB file")
     if found:
         raise ValueError(f"{path}: expected a MATLAB 5 file, found {found}.")
 
@@ -277,7 +286,12 @@ def _refuse_bomb(path: Path) -> None:
 
 def _record(path: Path, place: int, record: np.void) -> tuple[int, int, float, np.ndarray]:
     """Id, class, fat and frames of one patient."""
-    number = int(_scalar(path, place, record, "id"))
+    number = _scalar(path, place, record, "id")
+    if number % 1:
+        raise ValueError(
+            f"{path}: expected a whole number as id of record {place}, found {number:g}; correct the file."
+        )
+    number = int(number)
     label = _scalar(path, place, record, "class")
     if label not in (0, 1):
         raise ValueError(f"{path}: expected class 0 or 1 for patient {number}, found {label:g}; correct the file.")

@@ -1,13 +1,15 @@
 """One DICOM file to one grey image, with the grey levels that its tags give.
 
 Contract: stored values become those of the modality (slope and intercept, or a table), then those shown (a window, or a
-table), then 0..255 over the range that the tags state: the window's, the table's, or that of the bits stored. Padding
-becomes black. A tag that is empty, or zero where zero has no meaning, counts as absent; one that contradicts another or
-cannot be read is named in an `ImageFault`. Source: DICOM PS3.3, C.7.6.3, C.7.5.1.1.2, C.11.1 and C.11.2.
+table), then 0..255 over the range that the tags state: the window's, the table's, or that of the bits stored; else over
+the picture's own. Padding becomes black. A tag that is empty, or zero where zero has no meaning, counts as absent; one
+that contradicts another or cannot be read is named in an `ImageFault`. Source: DICOM PS3.3, C.7.6.3, C.7.5.1.1.2,
+C.11.1 and C.11.2.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -27,13 +29,11 @@ from nafld_utils.images.grey_levels import (
     scaled,
 )
 
-REVISION = ("dicom_files", 1)
+REVISION = ("dicom_files", 2)
 SUFFIXES = (".dcm", ".dicom", ".ima")
 EXTRA = "install the extra: pip install -e '.[dicom]'"
 SAVE = "correct the tag or save it as PNG"
-# Choice: a file whose 16 bits are all declared as stored, as many programs declare them whatever they write, has the
-# fewest of these that hold its values; their ranges are so far apart that pictures of one scanner get the same.
-USUAL_BITS = (8, 12, 16)
+SAID_BITS = 15  # choice: many programs declare 16 bits as stored whatever they write, which so says no range
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
 # Choice: of an inflated file, more than the largest image that is read needs in 16-bit colour.
@@ -43,11 +43,12 @@ Span = tuple[float, float] | None  # of values
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its ending or the mark behind its preamble."""
+    """Whether a file is DICOM, by its ending, the mark behind its preamble, or a first tag without either."""
     if path.suffix.lower() in SUFFIXES:
         return True
     with open(path, "rb") as handle:
-        return handle.read(132)[128:] == b"DICM"
+        start = handle.read(132)
+    return start[128:] == b"DICM" or bool(re.match(rb"[\x02\x08]\0.\0", start, re.DOTALL))
 
 
 def dataset(path: Path, **options: Any) -> Any:
@@ -60,7 +61,17 @@ def dataset(path: Path, **options: Any) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # values of other tags that break the standard
             _refuse_bomb(path)
-            return pydicom.dcmread(path, **options)
+            try:
+                return pydicom.dcmread(path, **options)
+            except pydicom.errors.InvalidDicomError:  # of an old program, which wrote no preamble
+                data = pydicom.dcmread(path, force=True, **options)
+                if "Rows" not in data:
+                    raise
+            if "TransferSyntaxUID" not in data.file_meta:
+                implicit, little = data.original_encoding
+                big_or_little = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+                data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else big_or_little
+            return data
     except ImageFault:
         raise
     except Exception as error:
@@ -116,20 +127,20 @@ def read(path: Path) -> Picture:
         raise ImageFault(f"expected PhotometricInterpretation to be one of {known}, found {meaning or 'none'}; {SAVE}")
     said = {"format": f"DICOM {meaning}"}
     with warnings.catch_warnings(action="ignore"):
-        values, bits = _stored(data, meaning)
+        values, bits, hidden = _stored(data, meaning)
         if meaning == PALETTE:
             values = _palette_colours(values, data)
         if meaning not in GREY:
             pixels, colour = luminance(values)
             return Picture(pixels, colour=colour, said=said)
-        return _grey(values, bits, data, said)
+        return _grey(values, bits, hidden, data, said)
 
 
 # ---------------------------------------------------------------- stored values
 
 
-def _stored(data: Any, meaning: str) -> tuple[np.ndarray, int]:
-    """Values as stored, (H, W) or (H, W, 3), and how many bits of each mean something; 0 where they are no integers."""
+def _stored(data: Any, meaning: str) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """Values as stored, (H, W) or (H, W, 3); how many bits mean something, 0 of no integers; where padding is."""
     import pydicom.pixels
 
     usual = {"SamplesPerPixel": 3 if meaning in COLOUR else 1, "PlanarConfiguration": 0, "PixelRepresentation": 0}
@@ -145,7 +156,14 @@ def _stored(data: Any, meaning: str) -> tuple[np.ndarray, int]:
     if values.ndim != (3 if meaning in COLOUR else 2):
         raise ImageFault(f"expected one image of {meaning}, found an array of shape {values.shape}; {SAVE}")
     bits = int(data.BitsStored) if values.dtype.kind in "iu" else 0
-    return (_unused_bits_off(values, bits, data) if bits and meaning not in COLOUR else values), bits
+    if not bits or meaning in COLOUR:
+        return values, bits, None
+    unused = values.dtype.itemsize * 8 - bits
+    hidden = _padding(values, data)
+    if hidden is not None and (values != (values << unused) >> unused)[hidden].any():  # it needs more than these bits
+        return _unused_bits_off(np.where(hidden, 0, values).astype(values.dtype), bits, data), bits, hidden
+    values = _unused_bits_off(values, bits, data)
+    return values, bits, _padding(values, data)
 
 
 def _unused_bits_off(values: np.ndarray, bits: int, data: Any) -> np.ndarray:
@@ -185,11 +203,10 @@ def _padding(values: np.ndarray, data: Any) -> np.ndarray | None:
 # ---------------------------------------------------------------- grey levels
 
 
-def _grey(values: np.ndarray, bits: int, data: Any, said: dict[str, str]) -> Picture:
+def _grey(values: np.ndarray, bits: int, hidden: np.ndarray | None, data: Any, said: dict[str, str]) -> Picture:
     """Grey levels of stored values of so many bits."""
-    hidden = _padding(values, data)
     seen = np.ones(values.shape, dtype=bool) if hidden is None else ~hidden
-    known = _bits_of(values[seen], bits)
+    known = bits if bits <= SAID_BITS else 0
     values, span, rescale = _modality(values, _span(values, known), data)
     shown, shown_span, window = _shown(values, span, data)
     pixels = scaled(shown, shown_span, hidden)
@@ -203,14 +220,6 @@ def _grey(values: np.ndarray, bits: int, data: Any, said: dict[str, str]) -> Pic
     said |= {"bits": str(bits), "rescale": rescale, "levels": levels, "padding": padding}
     how = {"deep": bits > 8 or not bits, "own": shown_span is None, "hidden": hidden is not None}
     return Picture(pixels, **how, windowed=bool(window), said=said)
-
-
-def _bits_of(values: np.ndarray, bits: int) -> int:
-    """How many bits decide the range; 0 where nothing says it."""
-    signed = values.dtype.kind == "i"
-    if bits > 16 or (bits == 16 and signed):
-        return 0
-    return bits if bits < 16 else next(usual for usual in USUAL_BITS if values.max() < 2**usual)
 
 
 def _span(values: np.ndarray, bits: int) -> Span:
@@ -280,7 +289,7 @@ def _looked_up(values: np.ndarray, item: Any, name: str) -> tuple[np.ndarray, tu
     except Exception as error:
         raise ImageFault(f"expected a table in {name}, found {reason(error)}; {SAVE}") from None
     places = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
-    return table[places], (0.0, 2.0 ** _bits_of(table, bits) - 1)
+    return table[places], (0.0, 2.0**bits - 1 if bits <= SAID_BITS else float(table.max()))
 
 
 # ---------------------------------------------------------------- tags

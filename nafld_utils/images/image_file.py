@@ -7,8 +7,9 @@ file and the row.
 Choice: the study works on one grey channel. A picture in colour becomes its luminance (ITU-R 601: 0.299 red + 0.587
 green + 0.114 blue), and what is transparent becomes black. A DICOM file has the grey levels that its tags give
 (`dicom_file`). A PNG or TIFF of more than 8 bits is scaled from its own darkest and brightest pixel to 0..255, since it
-does not say where its white is, but a TIFF of 12 bits. All are counted, and reports say so. What would come out
-otherwise than it was meant, colour of more than 8 bits a channel for one, is refused with what to save instead.
+does not say where its white is; but a TIFF of 12 bits, one with tags of its least and greatest value, and a PNG with a
+chunk sBIT, whose white is 65535, do. All are counted, and reports say so. What would come out otherwise than it was
+meant, colour of more than 8 bits a channel for one, is refused with what to save instead.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from nafld_utils.images.grey_levels import (
     scaled,
 )
 
-REVISION = ("image_files", 3)
+REVISION = ("image_files", 4)
 FORMATS = ("PNG", "JPEG", "TIFF")  # for Pillow, whose JPEG reader gives MPO too: of phones, with a second picture
 MAX_BYTES = 256 * 2**20  # of a file (choice)
 FRAMES = "python -m nafld_utils.images.frames"
@@ -223,6 +224,8 @@ def _refuse_misread_tiff(tags: Any, bits: int) -> None:
                          " save it as PNG")  # fmt: skip
     if meaning in (0, 1) and 0 in extra:
         raise ImageFault(f"expected one grey channel, found {1 + len(extra)}; save the one that counts as PNG")
+    if meaning == 3 and 0 < max(tags.get(320, (0,))) < 256:  # ColorMap, of which 65535 is white
+        raise ImageFault("expected a palette of 16 bits, found one of 8, whose colours would be black; save it as PNG")
     if meaning == 8:
         raise ImageFault("expected grey, RGB, a palette, YCbCr or CMYK, found CIE L*a*b* colour; save it as RGB")
 
@@ -234,7 +237,7 @@ def _read_picture(path: Path) -> Picture:
     with warnings.catch_warnings(action="ignore"), _opened(path) as opened:
         mode, tags = opened.mode, dict(getattr(opened, "tag_v2", {}))
         depth = {"L;2": 2, "L;4": 4}.get(str(opened.tile[0].args), 8) if opened.format == "PNG" else 8
-        turn = _orientation(opened)
+        turn, deep_white = _orientation(opened), opened.format == "PNG" and _has_sbit(path)
         opened.load()  # turns a TIFF
         picture, hidden = _flat(opened if opened.format == "TIFF" else ImageOps.exif_transpose(opened), depth)
         how = {"turned": turn in range(2, 9), "hidden": hidden is not None and bool(hidden.any())}
@@ -242,12 +245,13 @@ def _read_picture(path: Path) -> Picture:
         said |= {"orientation": str(turn), "transparent": _yes(how["hidden"])}
         said |= {"gamma": f"{opened.info.get('gamma') or 0:g}", "profile": _yes("icc_profile" in opened.info)}
         if mode.startswith(("I", "F")):
-            values, span = _deep(np.asarray(picture), tags)
+            values, span = _deep(np.asarray(picture), tags, deep_white)
             pixels = scaled(values, span, hidden)
             # low values are bright; Pillow inverts those of 8 bits itself
             if tags.get(262) == 0:
                 pixels = blackened(255 - pixels, hidden)
-            said["levels"] = "12 bits" if span else "own darkest to brightest"
+            known = "12 bits" if span == (0, 4095) else f"stated {span[0]:g} to {span[1]:g}" if span else ""
+            said["levels"] = known or "own darkest to brightest"
             return Picture(pixels, deep=True, own=span is None, said=said, **how)
         if picture.mode in ("1", "L"):
             return Picture(blackened(np.array(picture.convert("L")), hidden), said=said, **how)
@@ -260,7 +264,9 @@ def _flat(picture: Any, depth: int) -> tuple[Any, np.ndarray | None]:
     from PIL import Image
 
     key = picture.info.get("transparency")
-    if picture.mode in ("RGBA", "LA", "La", "RGBa", "PA") or (picture.mode == "P" and key is not None):
+    if picture.mode == "La":  # grey already times its opacity, which Pillow turns into no colour
+        picture = picture.convert("LA")
+    if picture.mode in ("RGBA", "LA", "RGBa", "PA") or (picture.mode == "P" and key is not None):
         picture = picture.convert("RGBA")
         hidden = np.asarray(picture)[..., 3] == 0
         return Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB"), hidden
@@ -272,11 +278,30 @@ def _flat(picture: Any, depth: int) -> tuple[Any, np.ndarray | None]:
     return picture, np.reshape(values == np.asarray(key), (*values.shape[:2], -1)).all(axis=-1)
 
 
-def _deep(values: np.ndarray, tags: dict[int, Any]) -> tuple[np.ndarray, tuple[float, float] | None]:
+def _deep(values: np.ndarray, tags: dict[int, Any], deep_white: bool) -> tuple[np.ndarray, tuple[float, float] | None]:
     """Grey levels of more than 8 bits as they are meant, and their range where a file says it."""
     if tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):  # BitsPerSample, SampleFormat: Pillow reads them signed
         values = values.view(np.uint32)
-    return values, (0.0, 4095.0) if tags.get(258) == (12,) else None
+    if deep_white:
+        return values, (0.0, 65535.0)
+    span = (0.0, 4095.0) if tags.get(258) == (12,) else None
+    for least, greatest in ((340, 341), (280, 281)):  # SMinSampleValue and SMaxSampleValue, then those of integers
+        if span is None and greatest in tags:
+            low, high = (float(np.ravel(tags.get(tag, 0))[0]) for tag in (least, greatest))
+            whole = values.dtype.kind in "iu" and high in (2**16 - 1, 2**32 - 1)  # all that the type can hold
+            span = None if whole else (low, high)
+    if span and not (span[0] < span[1] and span[0] <= values.min() and values.max() <= span[1]):
+        found = f"{values.min():g} to {values.max():g}"
+        raise ImageFault(
+            f"expected values of {span[0]:g} to {span[1]:g} as its tags say, found {found}; save it as PNG"
+        )
+    return values, span
+
+
+def _has_sbit(path: Path) -> bool:
+    """Whether a PNG says how many bits of its pixels mean something, so that white is 65535 (PNG, 11.3.2.7)."""
+    with open(path, "rb") as handle:
+        return b"\0\0\0\1sBIT" in handle.read(4096).partition(b"IDAT")[0]
 
 
 def _yes(what: object) -> str:

@@ -48,6 +48,10 @@ def _leaves(annotation: Any) -> set[Any]:
     return set().union(*map(_leaves, get_args(annotation))) or {annotation}
 
 
+def _is_finite(number: Any) -> bool:
+    return number.bit_length() < 1000 if isinstance(number, int) else math.isfinite(number)  # as a float is
+
+
 class Section(BaseModel):
     """A section of the settings: unknown keys are refused, values stay as they are, and a number is a number."""
 
@@ -60,7 +64,7 @@ class Section(BaseModel):
         kinds = _leaves(cls.model_fields[info.field_name].annotation)
         if kinds and kinds <= {int, float}:
             for leaf in value if isinstance(value, list | tuple) else [value]:
-                if leaf is None or (isinstance(leaf, Real) and not isinstance(leaf, bool) and math.isfinite(leaf)):
+                if leaf is None or (isinstance(leaf, Real) and not isinstance(leaf, bool) and _is_finite(leaf)):
                     continue
                 kind = "integer" if kinds == {int} else "number"
                 raise ValueError(f"input should be a valid {kind}, in decimal digits and without quotes")

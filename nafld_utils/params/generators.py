@@ -57,7 +57,7 @@ class DenoiserSettings(Section):
     """The network of one model and its noise schedule."""
 
     model_channels: Annotated[int, Field(ge=32, multiple_of=32)]
-    channel_mult: tuple[Count, ...]
+    channel_mult: Annotated[tuple[Count, ...], Field(min_length=1)]
     layers_per_block: Count
     attention: bool
     heads: Count
@@ -153,9 +153,9 @@ def ddim_steps_near(steps: int, train_timesteps: int) -> str:
 
 
 def sizes_that_halve(size: int, multiple: int, least: int, most: int) -> str:
-    """The sides nearest to one that is no such multiple, smaller first, for a message."""
+    """The sides nearest to one that is no such multiple, smaller first, for a message; "" where there is none."""
     near = [n for n in (size // multiple * multiple, (size // multiple + 1) * multiple) if least <= n <= most]
-    return " or ".join(map(str, near or [max(multiple, least // multiple * multiple)]))
+    return " or ".join(map(str, near))
 
 
 class GanSettings(Section):

@@ -36,10 +36,19 @@ class _Values(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's gives
         return out
 
 
+def _decimal(loader: Any, node: yaml.ScalarNode) -> int:
+    """A whole number, also where its tag is written: YAML 1.1 would read ``010`` as eight."""
+    if not re.fullmatch(_INT, node.value):
+        raise yaml.MarkedYAMLError(problem=f"{node.value}, no decimal number", problem_mark=node.start_mark)
+    return int(node.value)
+
+
+_INT = r"[-+]?(0|[1-9][0-9]*)"
+_Values.add_constructor("tag:yaml.org,2002:int", _decimal)
 for _tag, _text, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("int", _INT, list("-+0123456789")),
     ("float", r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
 ):
     _Values.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"({_text})\Z"), _first)
@@ -64,7 +73,7 @@ def parse_overrides(overrides: str | Iterable[str] | Mapping[str, Any]) -> dict[
     Raises
     ------
     SettingsError
-        Something is not ``key=value``, or a value is not YAML.
+        Something is not ``key=value``, a key is there twice, or a value is not YAML.
 
     Examples
     --------
@@ -80,6 +89,8 @@ def parse_overrides(overrides: str | Iterable[str] | Mapping[str, Any]) -> dict[
         found = _OVERRIDE.match(text, position)
         if not found:
             raise SettingsError(f'SET: expected pairs such as "sweep.n_seeds=5", found {text[position:].strip()!r}.')
+        if found["key"] in pairs:
+            raise SettingsError(f"SET: expected every key once, found {found['key']} twice; remove one of them.")
         try:
             pairs[found["key"]] = read_value(found["value"])
         except ValueError as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from nafld_utils.params import arms
-from nafld_utils.params.fields import OTHER_REPORTS, Name, NonNegative, Section, SettingsError
+from nafld_utils.params.fields import OTHER_REPORTS, Name, Section, SettingsError
 from nafld_utils.params.generators import (
     AutoencodersSettings,
     GanSettings,
@@ -51,7 +51,7 @@ class Settings(Section):
     """All settings of a run; the keys and their reasons are in ``params/paper.yaml``."""
 
     profile: Name
-    seed: NonNegative
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: Name | None
     cohort: CohortSettings
     folds: FoldSettings
@@ -112,6 +112,12 @@ class Settings(Section):
             multiple = max(8, self.autoencoder.semantic.pixels_per_latent * 2**halvings)
         if size % multiple:
             near = sizes_that_halve(size, multiple, IMAGE_SIZE_LEAST, self.preprocess.crop_size)
+            if not near:
+                raise ValueError(
+                    f"preprocess.crop_size must be at least {-(-IMAGE_SIZE_LEAST // multiple) * multiple}, got"
+                    f" {self.preprocess.crop_size}: preprocess.image_size must be a multiple of {multiple}, which the"
+                    " networks can halve, and no greater"
+                )
             raise ValueError(
                 f"preprocess.image_size must be {near} or another multiple of {multiple}, which the networks can halve,"
                 f" got {size}"

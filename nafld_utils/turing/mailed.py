@@ -6,6 +6,7 @@ changes an answer never counts.
 
 from __future__ import annotations
 
+import email
 import html
 import itertools
 import json
@@ -17,33 +18,56 @@ from typing import Any
 from nafld_utils.artifacts import INVISIBLE, decoded, file_kind
 
 MOST = 50  # results in one text that are looked at (choice)
-# What mail programs and word processors write for quotes, hyphens and blanks.
+# What mail programs and word processors write for quotes, hyphens, blanks and ends of lines.
 _TYPED = str.maketrans(
     {
-        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u2036\uff02", '"'),
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u2036\uff02", '"'),
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
         **dict.fromkeys("\u00a0\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))), " "),
+        **dict.fromkeys("\x0b\x0c\x85\u2028\u2029", "\n"),
     }
 )
+_MAIL = re.compile(rb"(?im)^(?:content-transfer-encoding|mime-version)\s*:")
 
 
 def text_of(content: bytes) -> str:
-    """Text of a file; in Windows' own letters where it is not Unicode, since the checksum tells."""
+    """Text of a file, of a mail that of its parts; in Windows' letters where not Unicode, since the checksum tells."""
+    if _MAIL.search(content.partition(b"\n\n")[0].partition(b"\r\n\r\n")[0]):
+        parts = [part for part in email.message_from_bytes(content).walk() if not part.is_multipart()]
+        texts = (part.get_payload(decode=True) for part in parts if part.get_content_maintype() != "image")
+        return "\n".join(text.decode("utf-8", "replace") for text in texts)
+    kind = file_kind(content[:512]) or ""
+    if kind.startswith("a web page") and b"checksum" in content.replace(b"\0", b""):  # a mail saved as one
+        return content.decode("utf-16" if content.startswith(b"\xff\xfe") else "utf-8", "replace")
     try:
         return decoded(content)
     except ValueError:
-        if file_kind(content[:512]) or b"\0" in content:
+        if kind or b"\0" in content:
             raise
         return content.decode("cp1252", "replace")
 
 
 def versions(text: str) -> list[str]:
-    """Text as it is, and without what mail programs do to it: blanks, quotes, dashes, marks of quoting, markup."""
-    plainer = html.unescape(re.sub(r"<[^<>]{1,300}>", " ", text)) if re.search(r"<\w|&[\w#]+;", text) else text
+    """Text as it is; without what mail programs do to it (blanks, quotes, marks, markup), as one line; and as lines."""
+    plainer = _without_rtf(text) if text.lstrip().startswith("{\\rtf") else text
+    plainer = re.sub(r"\s?<mailto:[^<>]{1,300}>", "", plainer)
+    if re.search(r"<\w|&[\w#]+;", plainer):
+        plainer = html.unescape(re.sub(r"<[^<>]{1,300}>", " ", plainer))
     if re.search(r"=(?:\r?\n|[0-9A-F]{2})", plainer):  # quoted-printable, the source of a mail
         plainer = quopri.decodestring(plainer.encode("utf-8", "replace")).decode("utf-8", "replace")
+    plainer = re.sub(r"\u00ab\s*|\s*\u00bb|''", '"', plainer)
     plainer = re.sub(r"(?m)^[>|\t ]+", "", INVISIBLE.sub("", plainer).translate(_TYPED))
-    return list(dict.fromkeys((text, plainer)))
+    plainer = re.sub(r",(\s*[}\]])", r"\1", plainer)
+    return list(dict.fromkeys((text, re.sub(r"[\r\n]+", "", plainer), plainer)))
+
+
+def _without_rtf(text: str) -> str:
+    """Text of a document in rich text format."""
+    text = re.sub(r"\\([{}\\])", lambda found: f"\\'{ord(found[1]):02x}", text)
+    text = re.sub(r"\\(?:par|line)\b ?", "\n", re.sub(r"[{}]", "", text))
+    text = re.sub(r"\\u(\d{2,5}) ?\??", lambda found: chr(int(found[1]) % 65536), text)
+    text = re.sub(r"\\[a-z]+-?\d* ?", "", text)
+    return re.sub(r"\\'([0-9a-f]{2})", lambda found: bytes.fromhex(found[1]).decode("cp1252", "replace"), text)
 
 
 def objects(text: str) -> Iterator[dict[str, Any] | ValueError]:
@@ -57,7 +81,7 @@ def objects(text: str) -> Iterator[dict[str, Any] | ValueError]:
             value, end = decoder.raw_decode(text, start)
             yield value
         except json.JSONDecodeError as error:
-            whole = re.search(r'"checksum"\s*:\s*"[0-9a-f]{8}"\s*\}', text[start:following])
+            whole = re.search(r"checksum\W{1,12}[0-9a-f]{8}\b", text[start:following])
             yield _fault(error, "damaged" if whole else "truncated")
         except RecursionError:
             yield ValueError("expected a results file, found JSON nested too deeply.")

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nafld_utils import cohort
 from nafld_utils.artifacts import (
     SHEETS,
     is_formula,
@@ -31,7 +32,7 @@ from nafld_utils.turing import mailed
 from nafld_utils.turing.mailed import brief
 from nafld_utils.turing.sitting import CONFIDENCE_LEVELS, RATER_PATTERN, RESULTS_SCHEMA, RESULTS_VERSION
 
-REVISION = ("turing_import", 2), ("turing_answers", 1)
+REVISION = ("turing_import", 3), ("turing_answers", 1)
 
 RATING_COLUMNS = ["rater", "image_id", "said_real"]
 FILE_COLUMNS = ["file", "rater", "status", "answers", "with_confidence", "minutes", "note"]
@@ -165,10 +166,10 @@ def _repeats(one: Sitting, counted: list[Sitting]) -> str:
         if other.sitting and other.sitting == one.sitting:
             return f"the same sitting as {other.file}; a copy does not count."
     for other in counted:
-        if other.rater.casefold() == one.rater.casefold():
+        if len(set(cohort.alike([other.rater, one.rater]).values())) == 1:
             return (
-                f"expected each rater once, found {one.rater!r} in {other.file} already; the sitting that was"
-                " finished first counts. Give two persons two codes."
+                f"expected each rater once, found {one.rater!r} here and {other.rater!r} in {other.file}; the sitting"
+                " that was finished first counts. Give two persons codes that differ in more than their writing."
             )
     return ""
 
@@ -207,11 +208,16 @@ def read_results(name: str, text: str, items: pd.DataFrame, set_id: str) -> list
                 found.setdefault(one.sitting, one)
             except ValueError as error:
                 faults.append(error)
-        least = faults if least is None or len(faults) <= len(least) else least
+        least = faults if least is None or _weight(faults) <= _weight(least) else least
     refused = [Sitting(name, note=str(fault)) for fault in least or ()]
     if not found:
         raise least[0]
     return [*found.values(), *refused]
+
+
+def _weight(faults: list[ValueError]) -> tuple[int, int]:
+    """How much is wrong: first how many results, then how many of them are no JSON."""
+    return len(faults), sum(str(fault).startswith(("expected JSON", "expected results as JSON")) for fault in faults)
 
 
 def _sitting(name: str, value: dict[str, Any] | ValueError, items: pd.DataFrame, set_id: str) -> Sitting:

@@ -65,6 +65,12 @@ def test_what_pandas_writes_comes_back(encoding, separator, end):
     assert sheet.separator == separator
 
 
+def test_a_blank_before_a_quoted_cell_is_no_part_of_it():
+    sheet = artifacts.read_sheet(b'"image", "label"\n"a, b.png", "x"\n', KNOWN)
+    assert sheet.header == ["image", "label"]
+    assert sheet.rows == [(2, ["a, b.png", "x"])]
+
+
 def test_the_separator_is_the_one_that_shows_the_known_columns():
     sheet = artifacts.read_sheet(b"a, b, and c;Image;label\n1;2;3\n", KNOWN)
     assert sheet.header == ["a, b, and c", "Image", "label"]

@@ -78,6 +78,18 @@ def test_tags_that_differ_by_class_are_warned_about(tmp_path, save, expected):
         assert f"Warning: {names} of the files differ by class, which may give the class away; notebook 01" in text
 
 
+def test_grey_levels_scaled_in_several_ways_are_warned_about(tmp_path):
+    def save(path, grey, *_):
+        bits = {"BitsStored": 12, "HighBit": 11} if path.stem.endswith("0") else {}
+        return scan(path, grey.astype(np.uint16) * 16, **bits)
+
+    text = folder(tmp_path / "two", save).provenance["text"]
+    assert "Warning: grey levels of the images are scaled in 2 ways" in text
+    assert "12 bits (" in text
+    one = folder(tmp_path / "one", lambda path, grey, *_: scan(path, grey.astype(np.uint16) * 16))
+    assert "grey levels" not in one.provenance["text"]
+
+
 def made(values, label):
     """A cohort of one image per patient, whose file says `values` of its levels."""
     patients = pd.DataFrame({"patient_id": range(len(label)), "label": label})

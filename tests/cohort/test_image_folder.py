@@ -428,6 +428,8 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     ("number", "values", "message"),
     [
         (1, {"image": "00.png"}, "row 3: expected each image once, found 00.png in row 2 too"),
+        (1, {"image": "./00.png"}, "row 3: expected each image once, found 00.png in row 2 too"),
+        (1, {"image": ".\\00.png"}, "row 3: expected each image once, found 00.png in row 2 too"),
         (1, {"image": ""}, "row 3: expected image, found nothing"),
         (1, {"patient": " "}, "row 3: expected patient, found nothing"),
         (1, {"label": ""}, "found nothing"),
@@ -554,6 +556,35 @@ def test_the_hash_of_a_folder_without_litter_is_that_of_all_its_files(tmp_path):
     assert cohort.content_files(path) == [path / "cohort.json", path / "images.csv"], "a table that cannot be read"
     (path / "images.csv").unlink()
     assert cohort.content_files(path) == [path / "cohort.json"]
+
+
+def test_masks_count_only_beside_the_array_that_they_belong_to(tmp_path):
+    path = folder(tmp_path / "a")
+    before = cohort.content_files(path)
+    np.save(path / "masks.npy", np.zeros(3))
+    assert cohort.content_files(path) == before
+    np.save(path / "pixels.npy", np.zeros(3))
+    assert {path / "masks.npy", path / "pixels.npy"} < {*cohort.content_files(path)}
+
+
+def test_of_several_tables_the_one_with_the_columns_is_taken(tmp_path):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").rename(path / "mine.csv")
+    (path / "export.csv").write_text("image,score\n00.png,1\n")
+    (path / "notes.csv").write_bytes(b"\xff\xff\0")
+    assert len(cohort.load(path, NAMES).images) == len(ROWS)
+    (path / "other.csv").write_text((path / "mine.csv").read_text())
+    with pytest.raises(cohort.CohortError, match=r"found mine\.csv, other\.csv; write one"):
+        cohort.load(path, NAMES)
+
+
+def test_a_table_that_is_a_link_out_of_the_folder_is_refused(tmp_path):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").rename(tmp_path / "elsewhere.csv")
+    (path / "images.csv").symlink_to(tmp_path / "elsewhere.csv")
+    with pytest.raises(cohort.CohortError, match=r"found images.csv, a link out of it; put the file there"):
+        cohort.load(path, NAMES)
+    assert path / "images.csv" not in cohort.content_files(path)
 
 
 def test_one_class_only_is_refused(tmp_path):

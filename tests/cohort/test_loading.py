@@ -214,6 +214,17 @@ REMEDY = r"open it in MATLAB and save its variable with save\(\.\.\., 'data', '-
         (b"<html>404 Not Found</html>", "a web page; download the file itself"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS; get the file with git lfs pull"),
         (b"%PDF-1.7", "a PDF document; ask for the original"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C">', "a web page; download the file itself"),
+        (b"<script>location='/login'</script>", "a web page; download the file itself"),
+        ("<html>login</html>".encode("utf-16"), "a web page; download the file itself"),
+        (b"x" * 257 + b"ustar", "a tar archive; unpack it"),
+        (b"BZh91AY", "an archive of bzip2, xz or zstd; unpack it"),
+        (b"\xfd7zXZ\0", "an archive of bzip2, xz or zstd; unpack it"),
+        (b"\x93NUMPY\1\0", "a NumPy array; see the README"),
+        (b"\x89PNG\r\n\x1a\n", "a picture; see the README"),
+        (b"# Created by Octave 8.4.0\n", "a file of Octave's own format; save it there with save -v7"),
+        (b'{"status": 404}', "an answer of a server in JSON; get the file itself"),
+        (b"\1\2\3\4", "no MATLAB file"),
     ],
 )
 @pytest.mark.parametrize("size", [0, 180 * 2**20])
@@ -223,6 +234,25 @@ def test_other_files_are_named_for_what_they_are_whatever_their_size(tmp_path, s
         handle.truncate(max(size, len(start) + 100))
     with pytest.raises(ValueError, match=rf"b\.mat: expected a MATLAB 5 file, found {found}[^;]*\.$"):
         cohort.load(tmp_path / "b.mat")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "an empty file; get it again"),
+        (b"image,patient,label\n" * 20, "no MATLAB file but text; get the file itself"),
+        (b"Access denied\n", "no MATLAB file but text; get the file itself"),
+    ],
+)
+def test_what_has_no_head_of_matlab_is_not_called_truncated(tmp_path, content, found):
+    (tmp_path / "a.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.mat: expected a MATLAB 5 file, found {found}\.$"):
+        cohort.load(tmp_path / "a.mat")
+
+
+def test_an_id_is_a_whole_number(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a whole number as id of record 3, found 1\.5"):
+        cohort.load(saved(tmp_path, records(id=1.5)))
 
 
 def test_other_endings_are_refused(tmp_path):

@@ -286,3 +286,50 @@ def test_what_is_no_image_is_named_with_what_to_do(tmp_path, head, found):
     said = fault(tmp_path / "a.png")
     assert said.startswith(f"expected a PNG, JPEG, TIFF or DICOM image, found {found}")
     assert "ffmpeg" not in said or said.endswith(f"ffmpeg -i {tmp_path}/a.png {tmp_path}/a_%04d.png")
+
+
+def test_grey_that_a_tiff_says_is_multiplied_by_its_opacity_is_read(tmp_path):
+    opacity = np.where(np.arange(32) < 5, 0, 255).astype(np.uint8) * np.ones_like(GREY)
+    layers, path = np.dstack([np.where(opacity, GREY, 0), opacity]), tmp_path / "a.tif"
+    tifffile.imwrite(path, layers, photometric="minisblack", extrasamples=["assocalpha"])
+    found = images.read(path)
+    assert found.hidden
+    assert (found.pixels == layers[..., 0]).all()
+
+
+def test_a_palette_of_8_bits_is_refused(tmp_path):
+    for factor, refused in ((1, True), (257, False)):
+        path = tmp_path / f"{factor}.tif"
+        tifffile.imwrite(
+            path, GREY, photometric="palette", colormap=np.stack([np.arange(256) * factor] * 3).astype("u2")
+        )
+        if refused:
+            assert "expected a palette of 16 bits, found one of 8" in fault(path)
+        else:
+            assert (images.read(path).pixels == GREY).all()
+
+
+def test_a_range_that_a_file_states_holds_for_dim_and_bright_pictures(tmp_path):
+    for tags in ((280, 281), (340, 341)):
+        for factor in (4, 16):
+            values, path = GREY.astype(np.uint16) * factor, tmp_path / "a.tif"
+            stated = [(tag, 3, 1, end, False) for tag, end in zip(tags, (0, 4080), strict=True)]
+            tifffile.imwrite(path, values, extratags=stated)
+            found = images.read(path)
+            assert not found.own
+            assert (found.pixels == np.round(GREY * (factor / 16))).all()
+            assert found.said["levels"] == "stated 0 to 4080"
+    tifffile.imwrite(path, values, extratags=[(281, 3, 1, 255, False)])
+    assert "expected values of 0 to 255 as its tags say, found 0 to 4080" in fault(path)
+    tifffile.imwrite(path, values, extratags=[(281, 3, 1, 65535, False)])
+    assert images.read(path).own, "all that 16 bits can hold"
+
+
+def test_a_png_that_counts_its_bits_has_its_white_at_65535(tmp_path):
+    chunks = PngInfo()
+    chunks.add(b"sBIT", b"\x0c")
+    for factor in (64, 257):
+        Image.fromarray(GREY.astype(np.uint16) * factor).save(tmp_path / "a.png", pnginfo=chunks)
+        found = images.read(tmp_path / "a.png")
+        assert not found.own
+        assert (found.pixels == np.round(GREY * (factor / 257))).all()

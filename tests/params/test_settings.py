@@ -182,6 +182,27 @@ def test_numbers_of_a_mapping_are_numbers_too():
             params.load("demo", {"sweep.learning_rate": value})
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sweep.n_seeds=5 seed=1 sweep.n_seeds=6", "expected every key once, found sweep.n_seeds twice"),
+        ("ldm.semantic.channel_mult=[]", "at least 1 item"),
+        (f"seed=1{'0' * 400}", "setting seed"),
+        ("sweep.n_seeds=!!int '010'", "is not YAML, found .*010"),
+    ],
+)
+def test_a_value_that_means_nothing_or_another_thing_is_refused(text, says):
+    with pytest.raises(params.SettingsError, match=says):
+        params.load("smoke", text)
+    assert params.load("smoke", "sweep.n_seeds=!!int '10'").sweep.n_seeds == 10
+
+
+def test_no_image_size_is_advised_that_the_crop_cannot_hold():
+    text = "preprocess.crop_size=60 preprocess.image_size=56 ldm.semantic.channel_mult=[1,1,1,1]"
+    with pytest.raises(params.SettingsError, match=r"preprocess.crop_size must be at least 64, got 60"):
+        params.load("smoke", text)
+
+
 def test_a_key_that_a_profile_names_twice_is_refused(tmp_path, monkeypatch):
     (tmp_path / "paper.yaml").write_text("seed: 1\nfolds:\n  seed: 2\n  seed: 3\n")
     monkeypatch.setattr(merging, "PARAMS_DIR", tmp_path)

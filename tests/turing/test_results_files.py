@@ -1,8 +1,11 @@
 """Files that raters send back: read, refused by name with a reason, and put beside the key."""
 
+import html
 import json
 import quopri
+import re
 import time
+from email.message import EmailMessage
 
 import numpy as np
 import pandas as pd
@@ -60,6 +63,11 @@ def lines(text, start):
     return "".join(f"{start}{line}\n" for line in text.splitlines())
 
 
+def wrapped(text, width):
+    return "\n".join(re.findall(f".{{1,{width}}}", json.dumps(json.loads(text))))
+
+
+RTF, RTF_END = r"\\\1", "\\par\n"
 MAILED = {
     "no-break blanks": lambda t: t.replace("\n ", "\n\u00a0"),
     "narrow and wide blanks": lambda t: t.replace(": ", ":\u202f").replace("\n ", "\n\u3000\t"),
@@ -81,6 +89,16 @@ MAILED = {
     "quoted-printable, all of it": lambda t: "".join(c if c.isalnum() else f"={ord(c):02X}" for c in t),
     "web mail": lambda t: f"<div>{t.replace(chr(34), '&quot;').replace(' ', '&nbsp;').replace(chr(10), '<br>')}</div>",
     "twice": lambda t: f"{t}\n{lines(t, '> ')}",
+    "wrapped inside words": lambda t: wrapped(t, 76),
+    "wrapped inside words and quoted": lambda t: lines(wrapped(t, 30), "> "),
+    "other ends of lines": lambda t: t.replace("\n", "\u2028", 9).replace("\n", "\x0b", 9).replace("\n", "\x85"),
+    "French quotes with blanks": lambda t: re.sub('"([^"]*)"', "\u00ab\u00a0\\1\u202f\u00bb", t),
+    "single curly quotes": lambda t: t.replace('"', "\u2019"),
+    "two apostrophes": lambda t: t.replace('"', "''"),
+    "comma behind the last": lambda t: f"{t.rstrip()[:-1]},}}",
+    "address made a link": lambda t: t.replace("390x740@3", "390x740@3 <mailto:390x740@3>"),
+    "saved as a web page": lambda t: f"<html><body><pre>{html.escape(t)}</pre></body></html>",
+    "rich text": lambda t: f"{{\\rtf1\\ansi {re.sub('([{}])', RTF, t).replace(chr(10), RTF_END)}}}",
 }  # fmt: skip
 
 
@@ -95,6 +113,24 @@ def test_what_a_mail_program_does_does_not_matter_where_the_checksum_holds(items
     spoilt = text.replace("2500", "2600")
     with pytest.raises(ValueError, match="found it edited"):
         read(items, a_txt=spoilt.encode())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_mail_saved_as_a_web_page_is_read_in_every_encoding(items, encoding):
+    page = MAILED["saved as a web page"](sealed(body(items)).decode())
+    assert len(read(items, a_html=page.encode(encoding))[0]) == N
+    with pytest.raises(ValueError, match="found a web page; download the file itself"):
+        read(items, a_json="<html>login</html>".encode(encoding))
+
+
+def test_a_mail_saved_in_base64_is_read(items):
+    mail = EmailMessage()
+    mail.set_content("Here it is.")
+    mail.add_attachment(sealed(body(items)), maintype="application", subtype="json", filename="a.json")
+    assert b"nafld-turing" not in mail.as_bytes()
+    ratings, report = read(items, a_eml=mail.as_bytes())
+    assert ratings["said_real"].tolist() == [1, 0, 1, 0, 1, 0]
+    assert report["status"].tolist() == ["counted"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig", "cp1252"])
@@ -119,6 +155,7 @@ def test_every_sitting_that_a_mail_holds_counts_or_is_refused(items):
     [
         (lambda t: t.replace('"confidence"', "confidence", 1) + "-- \nA\n", "line 15 .*: it is damaged"),
         (lambda t: t.replace(",\n", "\n", 3), "it is damaged"),
+        (lambda t: t.replace(":", "\uff1a"), "it is damaged"),
         (lambda t: f"Hello,\n{t[:-12]}", "it is truncated"),
         (lambda t: f"Hello,\n{lines(t[:400], '> ')}-- \nA\n", "it is truncated"),
         (lambda t: "I did not find the button.", "expected results as JSON, found none in it"),
@@ -204,6 +241,19 @@ def test_the_rater_of_a_refused_file_is_named_where_it_can_be_read(items):
     assert report["rater"].tolist() == ["R7", "R9"]
 
 
+@pytest.mark.parametrize(("one", "other"), [("7", "7.0"), ("007", "7"), ("R1", "R 1"), ("R\u20101", "r-1")])
+def test_one_rater_written_in_two_ways_counts_once(items, one, other):
+    """Two panels of one person would halve the interval over raters."""
+    tables = [
+        "rater,image_id,said_real\n" + "".join(f"{rater},{name},{i % 2}\n" for i, name in enumerate(items["image_id"]))
+        for rater in (one, other)
+    ]
+    ratings, report = read(items, a_csv=tables[0].encode(), b_csv=tables[1].encode())
+    assert ratings["rater"].unique().tolist() == [one]
+    assert f"found {other!r} here and {one!r} in a.csv" in report.set_index("file").loc["b.csv", "note"]
+    assert len(read(items, a_csv=tables[0].encode(), b_csv=tables[1].replace(other, "R2").encode())[0]) == 2 * N
+
+
 def test_a_rater_counts_once_whatever_the_files_are_called(items):
     first, later = body(items), body(items, sitting="b", finished="2026-02-02T03:14:05Z")
     files = {
@@ -217,9 +267,9 @@ def test_a_rater_counts_once_whatever_the_files_are_called(items):
     assert report["status"].to_dict() == {
         "a.json": "refused", "b.json": "counted", "c.json": "refused", "d.json": "refused", "e.json": "refused"
     }  # fmt: skip
-    assert "found 'R1' in b.json already" in report.loc["a.json", "note"]
+    assert "found 'R1' here and 'R1' in b.json" in report.loc["a.json", "note"]
     assert "the same sitting as b.json" in report.loc["c.json", "note"]
-    assert "found 'r1' in b.json already" in report.loc["d.json", "note"]
+    assert "found 'r1' here and 'R1' in b.json" in report.loc["d.json", "note"]
     assert "the same sitting as b.json" in report.loc["e.json", "note"], "one sitting under two codes"
 
 
