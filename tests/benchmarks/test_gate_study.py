@@ -41,5 +41,5 @@ def test_the_stored_table_keeps_the_promise_of_notebook_07():
     assert table.loc[(table["outcome"] == "as_published") & (table["auc"] == 0.7), "value"].min() > 0.05
     power = passes[(passes["folds"] == 5) & (passes["auc"] == 0.9)].set_index(["patients", "within"])["value"]
     shown = [power[patients, within] for patients in ("8+3", "2+2") for within in (0.5, 0.9)]
-    assert np.round(shown, 2).tolist() == [0.97, 0.81, 0.53, 0.24], "as notebook 07 says"
+    assert np.round(shown, 2).tolist() == [0.97, 0.78, 0.24, 0.04], "as notebook 07 says"
     assert len(passes) == len(gate_study.CELLS)
