@@ -226,8 +226,7 @@ def rows_of(tmp_path, module, *arguments):
 
 def test_the_sweep_is_measured_beside_the_plain_loop(tmp_path, monkeypatch):
     """On one core, so that no worker is started; `make bench` has one per core."""
-    for module in (devices, mapping):
-        monkeypatch.setattr(module, "cores", lambda: 1)
+    monkeypatch.setattr(devices, "cores", lambda: 1)
     small = ("--backbones", "resnet18", "--size", "32", "--batch-size", "4", "--rounds", "1")
     rows = rows_of(tmp_path, sweep, *small)
     assert [row["what"] for row in rows] == [f"resnet18, {how}" for how in (*sweep.LAYOUTS, sweep.OURS)]
