@@ -187,7 +187,8 @@ def test_the_size_of_a_cohort_is_measured_stage_by_stage(tmp_path, monkeypatch, 
     """Small, in one process; the published measurement is in reports/README.md."""
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     monkeypatch.setattr(cohort_size, "ProcessPoolExecutor", Here)
-    (tmp_path / "artifacts" / ".bench-size.999999999.tmp").mkdir(parents=True)  # of a process that was killed
+    killed = f".bench-size.{artifacts.locks.here()}.0123456789ab.tmp"  # what a killed process of this host left
+    (tmp_path / "artifacts" / killed).mkdir(parents=True)
     arguments = ["--patients", "5", "--frames", "1", "--profile", "smoke", "--out", str(tmp_path / "out")]
     assert cohort_size.main(arguments) == 0
     found = records.load(tmp_path / "out", "cohort_size")

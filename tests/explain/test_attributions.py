@@ -264,7 +264,7 @@ def test_what_cannot_be_said_is_never_readable_and_says_why():
     assert found["auc"] == 1.0
     assert not map_measures.readable(found["low"])
     assert map_measures.why_unread(found) == (
-        "whether it is above 0.7 cannot be said, since fold 0 has fewer than two held-out patients of a class"
+        "whether it is above 0.7 cannot be said, since fold 0 holds out fewer than two patients of a class"
     )
     assert map_measures.why_unread({"unsaid": "", "low": 0.652}) == "its lower bound 0.65 is not above 0.7"
 

@@ -324,7 +324,7 @@ def test_a_unit_that_was_computed_with_other_threads_is_done_and_says_so(empty):
     engine.use_threads(before)
     assert artifacts.read_manifest(unit.path)["threads"] == 3
     told = "1 computed with 3 threads, not 1: the last digits may differ"
-    assert overview.unit_states(empty, FIRST)[["done", "next"]].to_numpy().tolist() == [[1, told]]
+    assert overview.unit_states(empty, FIRST)[["done", "next"]].to_numpy().tolist()[0] == [1, told]
 
 
 # ---------------------------------------------------------------- the small run
