@@ -18,6 +18,8 @@ import records
 import torch
 from page_checks import assert_self_contained
 
+from nafld_utils import artifacts
+
 CPU = torch.device("cpu")
 
 
