@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from nafld_utils.cohort.data import Cohort
 
@@ -97,6 +96,8 @@ def _numbers(values: pd.Series) -> pd.Series:
 
 def _compared(name: str, values: pd.Series, label: np.ndarray) -> list[tuple[object, ...]]:
     """Rows of `tags_by_class` of one tag, from one value per patient."""
+    from scipy import stats
+
     counts = pd.crosstab(values.to_numpy(), label).reindex(columns=[0, 1], fill_value=0)
     apart = bool((counts.min(axis=1) == 0).all())
     if len(counts) > FEW:

@@ -1,6 +1,7 @@
 """This machine's workers: out of everybody's reach, ended with their driver, and replaced one by one."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -137,7 +138,9 @@ def test_workers_end_with_a_driver_that_is_killed(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.promise("sweep")
-def test_an_interrupt_ends_the_workers_in_the_midst_of_their_units(tmp_path):
+def test_an_interrupt_ends_the_workers_in_the_midst_of_their_units(tmp_path, request):
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Python's own: another test's library may have its own
     tasks = [{"folder": str(tmp_path), "name": str(i), "seconds": 300.0} for i in range(3)]
     begun = [tmp_path / f"began-{i}" for i in range(2)]
     made = []

@@ -265,7 +265,8 @@ def _watch(root, fault=None, value=None):
 
 # ---------------------------------------------------------------- what a run has made
 
-_CLOCKED = {"seal", "seconds", "made", "commit", "machine", "python", "versions", "minutes"}
+# with `threads`, which a process that has not loaded torch cannot tell
+_CLOCKED = {"seal", "seconds", "made", "commit", "machine", "python", "versions", "minutes", "threads"}
 
 
 def fingerprint(root):

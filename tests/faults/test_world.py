@@ -379,7 +379,7 @@ def limited(code, *arguments, gibibytes=3):
     start = f"""
 import resource, sys
 from nafld_utils import cohort
-import PIL.Image, scipy.io
+import PIL.Image, scipy.io, nafld_utils.cohort.loading
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int({gibibytes} * 2**30),) * 2)
 """
