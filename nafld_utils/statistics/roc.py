@@ -1,17 +1,10 @@
-"""ROC AUC of a clustered cohort: intervals over patients, tests over seeds, and what each of them is about.
+"""ROC AUC of a clustered cohort: what is refused, means of seeds and folds, and what an interval is over.
 
-Contract: arrays in, numbers or named tuples out; the same `seed` gives the same interval. Two sources of chance are
-kept apart. *Seeds*: the same patients, trained again (the paper's paired t test); says nothing about other patients.
-*Patients*: other patients drawn like these; always given these trained models and this split, so it is still too
-narrow for a newly trained model. Every function refuses, with a ValueError, one class only, unequal lengths and scores
-that are not finite; those over patients also a patient with two labels and fewer than two patients in a class.
-
-Notes
------
-An AUC is the share of (fatty, healthy) image pairs in the right order. Summed by pair of patients these wins are a
-small matrix ``K``; if a bootstrap draws patient ``i`` ``w_i`` times, its AUC is exactly
-``w_fatty' K w_healthy / (w_fatty' m_fatty * w_healthy' m_healthy)`` with ``m`` the images a patient has. So the images
-are compared once, a resample is a product of small matrices, and nothing is approximated.
+Contract: arrays in, numbers or named tuples out; nothing is drawn. Two sources of chance are kept apart. *Seeds*: the
+same patients, trained again (the paper's paired t test); says nothing about other patients. *Patients*: other patients
+drawn like these (`auc_intervals`, `delong`, `readers`). Functions of scores refuse, with a ValueError, one class only,
+unequal lengths and scores that are not finite; those over patients also a patient with two labels and fewer than two
+patients in a class.
 """
 
 from __future__ import annotations
