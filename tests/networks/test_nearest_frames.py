@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from toy_frames import smooth
 
 from nafld_utils import images, networks
 from nafld_utils.networks import nearest_frames
@@ -10,13 +11,6 @@ from nafld_utils.networks import nearest_frames
 
 def rng(seed=0):
     return np.random.default_rng(seed)
-
-
-def smooth(n, side=64, seed=0):
-    """Random images with structure of a few pixels."""
-    x = torch.from_numpy(rng(seed).normal(size=(n, 1, side // 4, side // 4))).float()
-    x = torch.nn.functional.interpolate(x, side, mode="bicubic")[:, 0]
-    return (x * 40 + 128).clamp(0, 255).to(torch.uint8).numpy()
 
 
 def test_an_image_correlates_fully_with_itself_and_little_with_others():

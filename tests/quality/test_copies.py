@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from toy_frames import smooth
 
 from nafld_utils import networks, params, quality, statistics
 from nafld_utils.images import extract_crop, resize_box, whole_box
@@ -15,13 +16,6 @@ from nafld_utils.quality import copies
 
 def rng(seed=0):
     return np.random.default_rng(seed)
-
-
-def smooth(n, side=64, seed=0):
-    """Random images with structure of a few pixels."""
-    x = torch.from_numpy(rng(seed).normal(size=(n, 1, side // 4, side // 4))).float()
-    x = torch.nn.functional.interpolate(x, side, mode="bicubic")[:, 0]
-    return (x * 40 + 128).clamp(0, 255).to(torch.uint8).numpy()
 
 
 def test_relative_distance_and_threshold_by_hand():
