@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from nafld_utils.report import notebooks
+from nafld_utils.report import pictures
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one red pixel
@@ -68,7 +68,7 @@ def executed(stage, cells=(), duration=83.2):
         nbformat.v4.new_markdown_cell(f"# {stage[:2]} · Does it *help*?\n\nDo synthetic images help a classifier?"),
         nbformat.v4.new_code_cell("1 < 2", outputs=[html, widget, script]),
         nbformat.v4.new_markdown_cell("## Image-level AUC over the mixing rate"),
-        nbformat.v4.new_code_cell("plot()", outputs=[image], metadata={"tags": [notebooks.KEY_FIGURE]}),
+        nbformat.v4.new_code_cell("plot()", outputs=[image], metadata={"tags": [pictures.KEY_FIGURE]}),
         nbformat.v4.new_markdown_cell("Boxes are over **seeds**, not patients.\n\nMore text."),
         nbformat.v4.new_code_cell("other()", outputs=[image]),
         *cells,

@@ -384,7 +384,7 @@ def test_a_stage_does_not_finish_on_a_unit_that_is_not_done(run):
 
 def test_claims_have_fixed_columns(run):
     row = {"key": "cohort.patients", "claim": "patients", "this_run": 8, "same_protocol": "no: simulated"}
-    table = run.record_claims("01_data_analysis", [row]).data
+    table = run.record_claims("01_data_analysis", [row])
     stored = pd.read_csv(run.root / "01_data_analysis" / "claims.csv")
     assert tuple(stored.columns) == artifacts.CLAIM_COLUMNS
     assert stored["key"].tolist() == ["cohort.patients"]
@@ -405,7 +405,7 @@ def test_a_key_stands_once_in_a_run(run):
         run.record_claims("02_preprocessing", [row])
     path = run.root / "01_data_analysis" / "claims.csv"
     pd.read_csv(path).drop(columns="key").to_csv(path, index=False)
-    assert len(run.record_claims("02_preprocessing", [row]).data) == 1, "claims of old runs have no key"
+    assert len(run.record_claims("02_preprocessing", [row])) == 1, "claims of old runs have no key"
 
 
 def test_seeds_are_stable_and_differ_by_every_part():

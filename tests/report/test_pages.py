@@ -12,7 +12,7 @@ import pytest
 from page_checks import RANDOM, addresses, assert_self_contained, assert_whole_in_print, executed, open_and_look
 
 from nafld_utils import artifacts, report, views
-from nafld_utils.report import notebooks, pages
+from nafld_utils.report import notebooks, pages, pictures
 
 STAGE = "06_classification_sweep"
 
@@ -95,7 +95,7 @@ def test_front_page_shows_the_tagged_figure_else_the_first(run):
 
 def test_figures_tagged_for_the_answer_come_before_key_figures():
     notebook = executed(STAGE)
-    notebook.cells[5].metadata["tags"] = [notebooks.KEY_FIGURE, notebooks.ANSWER_FIGURE]
+    notebook.cells[5].metadata["tags"] = [pictures.KEY_FIGURE, pictures.ANSWER_FIGURE]
     notebook.cells[5].outputs = notebook.cells[5].outputs * 3
     found = notebooks.key_figures(STAGE, notebook)
     assert [figure["alt"] for figure in found] == [
@@ -147,7 +147,7 @@ def test_an_unfinished_run_has_a_front_page(tmp_path, monkeypatch):
      ("0.5 [0.4, 0.6]", "0.5 [0.4, 0.6]")],
 )  # fmt: skip
 def test_numbers_are_read_not_stored(stored, shown):
-    assert pages.number(stored) == shown
+    assert views.number(stored) == shown
 
 
 def test_command_on_the_page_gives_the_same_run(run, tmp_path):

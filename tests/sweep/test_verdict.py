@@ -162,7 +162,7 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
 def test_claims_say_what_their_interval_is_over(run):
     tables = sweep.build_tables(run, made_up())
     rows = verdict.claims(run, tables)
-    table = run.record_claims("06_classification_sweep", rows).data
+    table = run.record_claims("06_classification_sweep", rows)
     assert {row["over"] for row in rows if row["claim"].startswith("gain") and np.isfinite(row["low"])} == {
         comparisons.OVER_SEEDS,
         comparisons.OVER_GAIN,
