@@ -65,8 +65,10 @@ def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", e
     return ax
 
 
-def card(strip: Mapping[str, Sequence[np.ndarray]], intervals: pd.DataFrame, names: Sequence[str], fig: Figure) -> None:
-    """A strip of `quality.strip`, a column per set, and below the sets' distances between floor and lowest ceiling.
+def strip_card(
+    strip: Mapping[str, Sequence[np.ndarray]], intervals: pd.DataFrame, names: Sequence[str], fig: Figure
+) -> None:
+    """A strip of `quality.strip`, a column per set; below it the sets' distances between floor and lowest ceiling.
 
     `intervals` as in `bars`; `names` are those of the classes.
     """

@@ -56,6 +56,7 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True, im
         answers=answers.answers(run, table),
         claims=claims,
         legend=legend,
+        words=texts.load()["unanswered"]["words"],
         cards=pictures.cards(notebooks),
         beside=any(row["beside_paper"] for stage in claims for row in stage["rows"]),
         figures=_figures(notebooks),

@@ -158,7 +158,7 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def card(gain: pd.Series, networks: pd.DataFrame, baselines: pd.DataFrame, axes: np.ndarray) -> None:
+def gain_card(gain: pd.Series, networks: pd.DataFrame, baselines: pd.DataFrame, axes: np.ndarray) -> None:
     """The primary gain with both its intervals, and below AUC by patient of the networks and of the strongest baseline.
 
     `gain` is a row as in `differences`, `networks` and `baselines` as in `baseline_bars`.
