@@ -150,6 +150,7 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
     monkeypatch.setattr(artifacts.Unit, "seconds", lambda unit: 60.0)
     tables["costs"] = sweep.costs(run, pd.DataFrame([{"arm": "real", "state": "done", "seconds": 1.0}]), tables)
     tables |= dict.fromkeys(("gain", "intervals", "by patient"), tables["comparisons"])
+    tables["kinds"] = sweep.kinds(tables["comparisons"])
     for name in set(verdict.COLUMNS) - {"baselines"}:
         assert list(sweep.shown(tables[name], name).data.columns) == list(verdict.COLUMNS[name].split()), name
     alone = sweep.shown(tables["arms"].drop(columns=["freeze", "balance"]), "arms").data
