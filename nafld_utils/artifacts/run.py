@@ -142,16 +142,18 @@ class Run:
     def show(self, *sections: str) -> pd.DataFrame:
         """Settings in force beside the paper profile's: ``setting, this run, paper profile, where it differs``.
 
-        Names of files and machines are left out, before a table cuts them short.
+        Names of files and machines are left out, before a table cuts them short; so are the paper's classes beside
+        others.
         """
         import pandas as pd
 
         paper = params.load(params.BASE_PROFILE).by_key()
+        beside = paper | {"cohort.class_names": "those of the paper's cohort"}
         rows = []
         for key, value in self.settings.by_key().items():
             if key in sections or key.split(".")[0] in sections:
                 shown = LEFT_OUT if is_private(key, value) else str(value)
-                rows.append((key, shown, str(paper.get(key, "not set")) if value != paper.get(key) else ""))
+                rows.append((key, shown, str(beside.get(key, "not set")) if value != paper.get(key) else ""))
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
 
     def record_claims(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> Styler:

@@ -93,6 +93,9 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         **_strongest(table),
         "smallest": smallest,
         "beyond": smallest is not None and alone is not None and smallest.value > 1 - alone.value,
+        "narrow": smallest is not None
+        and gains[0].bounded
+        and statistics.is_narrow(smallest.value, gains[0].low, gains[0].high),
         "seeds": seeds,
     }
 

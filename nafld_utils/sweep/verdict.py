@@ -221,14 +221,20 @@ def _width(row: pd.Series) -> str:
 
 
 def _could_show(row: pd.Series) -> str:
-    if np.isfinite(row.smallest_effect):
-        if row.smallest_effect > 1 - row.mean_auc_base:
-            return "no possible gain would be found by four in five such studies; these patients are too few"
-        return (
-            f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
-            " smaller one"
+    if np.isnan(row.smallest_effect):
+        return "how small a difference they could show cannot be told"
+    text = (
+        f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
+        " smaller one"
+    )
+    if row.smallest_effect > 1 - row.mean_auc_base:
+        text = "no possible gain would be found by four in five such studies; these patients are too few"
+    if statistics.is_narrow(row.smallest_effect, row.low_patients, row.high_patients):
+        text += (
+            f"; most of them would have a wider interval, since these {row.n_seeds} seeds agree more than"
+            f" {row.n_patients} patients let expect"
         )
-    return "how small a difference they could show cannot be told"
+    return text
 
 
 def _verdict(row: pd.Series) -> str:

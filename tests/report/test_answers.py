@@ -91,6 +91,9 @@ def test_a_difference_that_no_resample_moves_tells_nothing_of_smaller_ones(real)
     text = " ".join(answered(real, table((*gain, -0.1, 0.1, PATIENTS), shown), "help").sentences)
     assert "would find a true gain of 0.1 (80 % power), and fewer a smaller one." in text
     assert "cannot be told" not in text
+    assert "wider interval" not in text
+    text = " ".join(answered(real, table((*gain, -0.02, 0.02, PATIENTS), shown), "help").sentences)
+    assert "Most of them would have a wider interval: the seeds of this run agree more than" in text
 
 
 def test_patients_that_a_declared_gain_takes_stand_on_the_front_page(real):

@@ -90,6 +90,11 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert "no possible gain would be found by four in five such studies; these patients are too few" in text
     possible = verdict._could_show(pd.Series({**row.to_dict(), "smallest_effect": 0.1}))
     assert possible.startswith("about four in five such studies would find a true difference of 0.100")
+    assert "wider interval" not in text + possible
+    lucky = {"smallest_effect": 0.1, "low_patients": -0.02, "high_patients": 0.028}  # 4.2 half-widths
+    said = verdict._could_show(pd.Series({**row.to_dict(), **lucky}))
+    assert said.endswith("a wider interval, since these 3 seeds agree more than 20 patients let expect")
+    assert "wider" not in verdict._could_show(pd.Series({**row.to_dict(), **lucky, "high_patients": 0.032}))
     # a noncentral t of that shift lies above the critical value in 80 % and more: it is planned cautiously
     shift, limit = row.smallest_effect / row.se_patients, scipy_stats.t.ppf(0.975, row.df_patients)
     assert scipy_stats.nct.sf(limit, row.df_patients, shift) > 0.8
