@@ -236,8 +236,9 @@ def test_quality_is_judged_against_real_images_of_other_patients(real):
     assert "semantic 0.5 [0.4, 0.6]; 95 % intervals over patients (jackknife)." in " ".join(both.sentences)
 
 
-def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0):
+def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0, turned=1.0):
     rows = [
+        ("copies.found.planted.rotated_copies", "any words", turned, 0.5, 1, "images (binomial)"),
         ("copies.share.semantic", "any words", share, low, high, "images"),
         ("copies.share.held_out", "any words", *held, "patients"),
         ("copies.found.planted.exact_copies", "any words", planted, 0.5, 1, "images (binomial)"),
@@ -250,9 +251,10 @@ def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0):
     [
         (copies(0, 0, 0), "None was found"),
         (copies(0, 0, 0, planted=0.5), "Cannot be said"),
+        (copies(0, 0, 0, turned=0.5), "None was found"),
         (copies(0.02, 0, 0.05), "Some may be"),
         (copies(0.3, 0.2, 0.4), "Yes, some of semantic"),
-        (copies(0.3, 0.2, 0.4).iloc[:1], "Not answered"),
+        (copies(0.3, 0.2, 0.4).iloc[:2], "Not answered"),
     ],
 )
 def test_copies_are_held_against_the_search_itself(real, claims, verdict):
@@ -260,6 +262,12 @@ def test_copies_are_held_against_the_search_itself(real, claims, verdict):
     assert found.verdict == verdict
     if verdict != "Not answered":
         assert "not thereby anonymous" in " ".join(found.sentences)
+
+
+def test_a_change_that_the_audit_does_not_find_is_named(real):
+    words = "Beyond it, as it finds fewer than 95 % of them, are rotated copies."
+    assert words in " ".join(answered(real, copies(0, 0, 0, turned=0.9), "copies").sentences)
+    assert "Beyond it" not in " ".join(answered(real, copies(0, 0, 0), "copies").sentences)
 
 
 def test_one_flagged_image_is_not_more_than_real_patients_may_reach(real):
