@@ -27,6 +27,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "simulated_anatomy": "FEATURES TISSUES".split(),
         "simulated_scanner": "simulate_patient".split(),
         "simulation": "FEATURE_FAT simulate version".split(),
-        "unit": "build_cohort cohort_claims cohort_unit likeness open_cohort region_of same_protocol".split(),
+        "unit": (
+            "build_cohort cohort_claims cohort_unit content_of likeness open_cohort region_of same_protocol"
+        ).split(),
     },
 )
