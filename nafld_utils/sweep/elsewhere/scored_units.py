@@ -175,9 +175,15 @@ def fitted_elsewhere(
 
 
 def external_path(run: Run) -> Path | None:
-    """Where ``cohort.external`` lies, relative to the work folder; None where no other cohort is named."""
+    """Where ``cohort.external`` lies, relative to the work folder; None where no other cohort is named.
+
+    ValueError where nothing lies there.
+    """
     named = run.settings.cohort.external
-    return artifacts.work_root() / Path(named).expanduser() if named else None
+    path = artifacts.work_root() / Path(named).expanduser() if named else None
+    if path is not None and not path.exists():
+        raise ValueError(f"cohort.external: expected a folder or .mat file, found nothing at {path}; correct it.")
+    return path
 
 
 def build_elsewhere(run: Run, baselines: dict[str, pd.DataFrame]) -> Elsewhere | None:
