@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from pandas.io.formats.style import Styler
 
-NAME_FILES = ("path", "join", "weights", "baseline_weights", "ratings")  # last parts of keys whose value may be a file
+# Last parts of keys whose value may be a file.
+NAME_FILES = ("path", "join", "external", "weights", "baseline_weights", "ratings")
 MARK_FILE = "cohort.json"  # in a folder of simulated patients, says so
 LIVERS = "liver ultrasounds"  # `cohort.subject` of a folder that holds them
 LEFT_OUT = "(left out)"  # stands for what names a patient or this machine

@@ -93,6 +93,7 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "alone": alone,
         **_no_pixels(table),
         **_strongest(table),
+        "elsewhere": _elsewhere(table),
         "smallest": smallest,
         "beyond": smallest is not None and alone is not None and smallest.value > 1 - alone.value,
         "narrow": smallest is not None
@@ -118,6 +119,13 @@ def _no_pixels(table: pd.DataFrame) -> dict[str, Any]:
     network = network if blind and network and blind.n == network.n else None
     tells = blind is not None and _side(blind, 0.5) == "above"
     return {"no_pixels": blind, "network": network, "no_pixels_tells": tells}
+
+
+def _elsewhere(table: pd.DataFrame) -> dict[str, Claim] | None:
+    """What the locked test on another cohort says; None where there is none."""
+    keys = ("patients", "auc.real", "auc.declared", "auc.baseline", "gain")
+    found = {key.rpartition(".")[2]: claim for key in keys if (claim := first(table, f"elsewhere.{key}"))}
+    return found if len(found) == len(keys) else None
 
 
 def _strongest(table: pd.DataFrame) -> dict[str, Any]:

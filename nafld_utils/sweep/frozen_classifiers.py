@@ -94,8 +94,11 @@ Learner = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def _sides(features: np.ndarray, label: np.ndarray, fold: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """By fold: which rows (N,) bool are trained on, and all features (N, d) scaled to unit variance on these."""
-    for k in np.unique(fold):
+    """By fold: which rows (N,) bool are trained on, and all features (N, d) scaled to unit variance on these.
+
+    Rows of a fold below 0 are trained on for every other fold, and never scored.
+    """
+    for k in np.unique(fold[fold >= 0]):
         train = fold != k
         if len(np.unique(label[train])) < 2:
             raise ValueError(f"fold {k}: expected both classes in training, found one; use fewer folds.")
