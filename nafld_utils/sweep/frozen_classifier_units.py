@@ -214,7 +214,7 @@ def _scores(learners: dict[str, Any], data: preprocessing.Preprocessed, foreign:
     """
     rules = {} if foreign else {frozen_classifiers.HALVES: frozen_classifiers.half_ratio(data.crops)}
     if data.tissue is not None:
-        from nafld_utils.cohort import TISSUES
+        from nafld_utils.phantom import TISSUES
 
         codes = (TISSUES["liver"], TISSUES["kidney_cortex"])
         patients = data.images["patient_id"]

@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler
 from project import call
 from safetensors.torch import load_file, save_file
 
-from nafld_utils import artifacts, cohort, engine, ldm, params, preprocessing
+from nafld_utils import artifacts, engine, ldm, params, phantom, preprocessing
 from nafld_utils.images import extract_crop, resize_box, whole_box
 from nafld_utils.ldm import (
     autoencoder,
@@ -404,7 +404,7 @@ def test_validation_of_a_compiled_training_makes_no_graph_of_its_own():
 
 def four_images(shipped):
     """Simulated patients' crops as latents, (4, 4, 8, 8), and as the autoencoder gives them back."""
-    patients = [cohort.simulate_patient(3, index, fat, 1)[0][0] for index, fat in enumerate((1, 20, 45, 80))]
+    patients = [phantom.simulate_patient(3, index, fat, 1)[0][0] for index, fat in enumerate((1, 20, 45, 80))]
     crops = [extract_crop(frame) for frame in patients]
     images = np.stack([resize_box(crop, whole_box(crop), 64) for crop in crops])
     latents = shipped.draw(torch.from_numpy(ldm.encode_images(shipped, images, CPU)))

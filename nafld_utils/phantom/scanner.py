@@ -1,6 +1,6 @@
 """The simulated scanner: a physical B-mode model of right liver and kidney under a 2.5 MHz sector probe.
 
-Point scatterers, weighted by the patient's tissue map (`simulated_anatomy`), are carried by the patient's motion, put
+Point scatterers, weighted by the patient's tissue map (`anatomy`), are carried by the patient's motion, put
 on a polar grid with their two-way phase, attenuated, and convolved with a depth-dependent point spread function; the
 envelope is averaged over frames (persistence), log compressed and scan converted into the geometry of the real frames,
 and the scanner's overlays are drawn around it. Results are of revision ``phantom``: raise that when they change.
@@ -22,8 +22,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import fft, ndimage
 
-from nafld_utils.cohort import simulated_anatomy
-from nafld_utils.cohort.simulated_anatomy import draw_anatomy
+from nafld_utils.phantom import anatomy
+from nafld_utils.phantom.anatomy import draw_anatomy
+from nafld_utils.phantom.variants import FULL
+
+REVISION = ("phantom", 2)
 
 # Geometry of the real frames, measured on all 550 (fit residual below 0.6 pixel; pixels, row first).
 FRAME_SHAPE = (434, 636)
@@ -42,12 +45,12 @@ N_SCATTERERS = 180_000
 _WAVE_NUMBER = 2 * np.pi / (1.54 / FREQUENCY) * MM_PER_PIXEL  # radians per pixel, one way
 
 
-def simulate_patient(seed, index, fat, n_frames=10, feature=None):
-    """Frames and tissue masks of one patient, both (n_frames, 434, 636) uint8; masks hold codes of `cohort.TISSUES`.
+def simulate_patient(seed, index, fat, n_frames=10, feature=None, variant=FULL):
+    """Frames and tissue masks of one patient, both (n_frames, 434, 636) uint8; masks hold codes of `TISSUES`.
 
     Arguments as in `Patient`. Masks are 0 outside the sector.
     """
-    patient = Patient(seed, index, fat, feature)
+    patient = Patient(seed, index, fat, feature, variant)
     frames = np.zeros((n_frames, *FRAME_SHAPE), np.uint8)
     masks = np.zeros_like(frames)
     intensity = patient.envelope(-1) ** 2
@@ -67,10 +70,10 @@ class Patient:
     `fat` is 0 to 100 percent of hepatocytes; `feature` as in `cohort.simulate`.
     """
 
-    def __init__(self, seed, index, fat, feature=None):
+    def __init__(self, seed, index, fat, feature=None, variant=FULL):
         self._key = [seed, 11, index]
         rng = np.random.default_rng([*self._key, 0])
-        self.anatomy = draw_anatomy(rng, fat, feature)
+        self.anatomy = draw_anatomy(rng, fat, feature, variant)
         self.persistence = rng.uniform(0.08, 0.26)
         self.static_share = rng.uniform(0.24, 0.34)  # of scatterer amplitude squared; the rest is new in every frame
         self.dynamic_range, self.gain = rng.uniform(42, 54), rng.normal(0, 2.0)
@@ -191,8 +194,8 @@ def _amplitude(decibel):
 
 
 def _lookup(image, x, z):
-    col = np.clip(np.rint(x - simulated_anatomy.X0), 0, image.shape[1] - 1).astype(np.intp)
-    row = np.clip(np.rint(z - simulated_anatomy.Z0), 0, image.shape[0] - 1).astype(np.intp)
+    col = np.clip(np.rint(x - anatomy.X0), 0, image.shape[1] - 1).astype(np.intp)
+    row = np.clip(np.rint(z - anatomy.Z0), 0, image.shape[0] - 1).astype(np.intp)
     return image[row, col]
 
 

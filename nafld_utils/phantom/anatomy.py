@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from nafld_utils.phantom.variants import EFFECTS, FULL
+
 REVISION = ("phantom_anatomy", 2)
 
 TISSUES = {
@@ -32,8 +34,12 @@ STEATOSIS_GAIN = 9.5  # dB, liver over cortex at full load; Choice: gives the pu
 SHAPE = (424, 661)  # rows, columns of the map; it reaches past the sector on all sides
 # Attenuation of each tissue code in dB/cm/MHz, one way; Choice: textbook soft-tissue values, liver set per patient.
 _ATTENUATION = np.array([0.5, 0.75, 0.5, 0.1, 0.5, 0.5, 0.6, 0.8, 0.6, 0.6])
-# What steatosis changes in an image and a reader looks for, one at a time (see `draw_anatomy`).
-FEATURES = ("echogenicity", "vessel_blur", "diaphragm_blur")
+# What a reader looks for, one at a time, and the effects that it is made of (see `draw_anatomy`).
+FEATURES = {
+    "echogenicity": ("echogenicity",),
+    "vessel_blur": ("vessel_loss", "border_blur"),
+    "diaphragm_blur": ("diaphragm_loss", "border_blur"),
+}
 _BLUR_REACH = 9  # pixels around a vessel or the diaphragm in which a feature of its own blurs the map
 
 
@@ -48,28 +54,29 @@ class Anatomy(NamedTuple):
     curves: np.ndarray
 
 
-def draw_anatomy(rng, fat, feature=None):
+def draw_anatomy(rng, fat, feature=None, variant=FULL):
     """Draw one patient's anatomy; the generator `rng` decides everything.
 
-    `fat`, 0 to 100 percent of hepatocytes, raises the liver against the cortex and the liver's attenuation, and blurs
-    borders. No draw depends on it: the same generator with another fat gives the same patient with and without a
-    feature. With a `feature`, one of `FEATURES`, it is the only thing that the fat changes, and every patient has
-    vessels and a diaphragm inside the centre crop, since what is not in the picture cannot be learnt from it.
+    `fat`, 0 to 100 percent of hepatocytes, has the effects of the variant. No draw depends on it: the same generator
+    with another fat gives the same patient with and without a feature. With a `feature`, one of `FEATURES`, it is the
+    only thing that the fat changes, and every patient has vessels and a diaphragm inside the centre crop, since what is
+    not in the picture cannot be learnt from it.
     """
     if feature is not None and feature not in FEATURES:
         raise ValueError(f"feature: expected one of {', '.join(FEATURES)} or None, found {feature!r}; choose one.")
     z, x = np.mgrid[Z0 : Z0 + SHAPE[0], X0 : X0 + SHAPE[1]].astype(np.float32)
     kidney = _draw_kidney(rng)
     labels, lines = _draw_layout(rng, x, z, kidney, shown=feature is not None)
-    load = 1 - np.exp(-fat / 20)  # Choice: the effect saturates, as brightness grades do
-    loads = {name: load if feature in (None, name) else 0.0 for name in FEATURES}
+    load = variant.effect_size * (1 - np.exp(-fat / 20))  # Choice: the effect saturates, as brightness grades do
+    seen = variant.effects if feature is None else FEATURES[feature]
+    loads = {name: load if name in seen else 0.0 for name in EFFECTS}
     echo = _draw_echo(rng, x, z, labels, kidney, loads, feature)
     attenuation = _ATTENUATION.copy()
-    attenuation[TISSUES["liver"]] = 0.52 + 0.10 * (load if feature is None else 0.0) + rng.normal(0, 0.03)
+    attenuation[TISSUES["liver"]] = 0.52 + 0.10 * loads["attenuation"] + rng.normal(0, 0.03)
     curves = []
     for kind, line in lines:
         points = _trace(rng, *line)
-        points[:, 4] *= 1 - 0.65 * (load if feature is None else loads.get(f"{kind}_blur", 0.0))
+        points[:, 4] *= max(1 - 0.65 * loads[f"{kind}_loss"], 0)
         curves.append(points)
     curves = np.concatenate(curves)
     return Anatomy(labels, echo.astype(np.float32), attenuation, curves.astype(np.float32))
@@ -147,7 +154,7 @@ def _draw_layout(rng, x, z, kidney, shown=False):
     labels[radius < wall_depth] = codes["wall"]
     lines = [("capsule", line) for line in _cap_lines(rng, kidney)]
     lines.append(("diaphragm", _diaphragm_line(rng, (dx, dz, dr), labels, shown)))
-    lines += [("wall", line) for line in _wall_lines(rng, thickness)]
+    lines += [("capsule", line) for line in _wall_lines(rng, thickness)]
     lines += [("vessel", line) for line in _draw_vessels(rng, x, z, labels, shown)]
     return labels, lines
 
@@ -255,19 +262,17 @@ def _streaks(rng, x, z, radial, angular):
 
 def _blur_borders(echo, labels, loads, share, feature):
     """The map blurred by the load: everywhere, or with a `feature` around the tissue that it is about."""
-    sigma = {name: 0.8 + 2.2 * load * share for name, load in loads.items()}
-    if feature is None:
-        return ndimage.gaussian_filter(echo, sigma["vessel_blur"], truncate=3)
+    blurred = ndimage.gaussian_filter(echo, 0.8 + 2.2 * loads["border_blur"] * share, truncate=3)
+    if feature in (None, "echogenicity"):
+        return blurred
     sharp = ndimage.gaussian_filter(echo, 0.8, truncate=3)
-    if feature == "echogenicity":
-        return sharp
     near = ndimage.distance_transform_edt(labels != TISSUES[feature.removesuffix("_blur")])
     weight = np.clip(2 - 2 * near / _BLUR_REACH, 0, 1)  # full at the border, none from the reach on
-    return sharp + weight * (ndimage.gaussian_filter(echo, sigma[feature], truncate=3) - sharp)
+    return sharp + weight * (blurred - sharp)
 
 
 def _draw_echo(rng, x, z, labels, kidney, loads, feature=None):
-    """Backscatter map in dB relative to healthy liver; `loads` by feature in [0, 1]."""
+    """Backscatter map in dB relative to healthy liver; `loads` by effect."""
     codes = TISSUES
     level = np.zeros(len(codes), np.float32)
     contrast = rng.normal(1.0, 1.4) + STEATOSIS_GAIN * loads["echogenicity"]  # liver over cortex in dB
@@ -279,7 +284,7 @@ def _draw_echo(rng, x, z, labels, kidney, loads, feature=None):
     level[codes["diaphragm"]] = rng.normal(4.0, 3.0)
     level[codes["beyond"]] = rng.normal(0.0, 3.0)
     level[codes["retroperitoneum"]] = rng.normal(5.0, 2.5)
-    level[codes["vessel"]] = -14 + 7 * loads["vessel_blur"]
+    level[codes["vessel"]] = -14 + 7 * loads["vessel_loss"]
     echo = level[labels]
     # To the right of the kidney the retroperitoneum turns into what looks like liver.
     right = x - kidney["x"] - kidney["a"] * math.cos(kidney["tilt"])

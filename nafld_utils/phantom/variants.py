@@ -1,0 +1,91 @@
+"""Variants of the simulator: which effects of steatosis show and how strongly, which scanners, which constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+REVISION = ("phantom_variants", 1)
+
+# What fat changes in an image, and how: the label of a simulated patient shows in nothing else.
+EFFECTS = {
+    "echogenicity": "the liver is brighter than the kidney's cortex",
+    "attenuation": "the liver takes more of the sound, so that deep parts are darker",
+    "border_blur": "borders between tissues are blurred",
+    "vessel_loss": "vessels are filled and lose their bright walls",
+    "diaphragm_loss": "the diaphragm's line is weaker",
+    "capsule_loss": "the lines of the capsules and of the body wall are weaker",
+}
+HEALTHY, FATTY = (0, 5), (5, 101)  # percent of hepatocytes of either class, from and before
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to simulate patients; `VARIANTS` has those that are named.
+
+    Attributes
+    ----------
+    name : str
+    about : str
+        What it is, as a sentence for readers.
+    effects : tuple of str
+        Those of `EFFECTS` that fat has on an image.
+    effect_size : float > 0
+        Every effect, in decibels or pixels, times this.
+    scanner : {"cohort", "wide"}
+        Settings as on the frames of the real cohort, or drawn wide for every patient.
+    constants : {"all", "no_frames", "literature"}
+        All; none measured on a frame of the real cohort; or besides none fitted to its labels.
+    """
+
+    name: str
+    about: str
+    effects: tuple[str, ...] = tuple(EFFECTS)
+    effect_size: float = 1.0
+    scanner: str = "cohort"
+    constants: str = "all"
+
+
+_NAMED = (
+    Variant("full", "All that steatosis changes, on the scanner of the real cohort."),
+    Variant("off", "Fat changes nothing in the image, so that the label means nothing.", ()),
+    Variant("half", "Every effect of steatosis is half as strong.", effect_size=0.5),
+    Variant("double", "Every effect of steatosis is twice as strong.", effect_size=2.0),
+    *(
+        Variant(f"only_{name}", f"Of all effects of steatosis one alone: {text}.", (name,))
+        for name, text in EFFECTS.items()
+    ),
+    Variant("wide", "Every patient is seen by a scanner with settings of its own, drawn wide.", scanner="wide"),
+    Variant(
+        "no_frames",
+        "Scanners drawn wide, and no constant that was measured on a frame of the real cohort.",
+        scanner="wide",
+        constants="no_frames",
+    ),
+    Variant(
+        "literature",
+        "As no_frames, and no constant that was fitted to labels of the real cohort; fat is even in each class.",
+        scanner="wide",
+        constants="literature",
+    ),
+)
+VARIANTS = {variant.name: variant for variant in _NAMED}
+FULL = VARIANTS["full"]
+
+
+def fat_of_55(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Fat (percent) of 17 healthy and of 38 fatty patients, each in random order, spread as in the real cohort."""
+    healthy = rng.permutation(np.repeat([0, 1, 2, 3, 4], [2, 3, 8, 3, 1]))
+    bands = [rng.integers(1, 7, 20) * 5, rng.integers(7, 12, 8) * 5 + 5, rng.integers(14, 18, 10) * 5]
+    return healthy, rng.permutation(np.concatenate(bands))
+
+
+def draw_fat(label: int, rng: np.random.Generator, variant: Variant = FULL) -> int:
+    """Fat of one patient of a class, in percent of hepatocytes: 0..4 for label 0, from 5 on for label 1.
+
+    Spread as in the real cohort, or evenly (0..4; 5..100) where the variant's constants are "literature".
+    """
+    if variant.constants == "literature":
+        return int(rng.integers(*(FATTY if label else HEALTHY)))
+    return int(rng.choice(fat_of_55(rng)[int(bool(label))]))
