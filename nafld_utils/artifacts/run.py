@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 NAME_FILES = ("path", "join", "weights", "baseline_weights", "ratings")  # last parts of keys whose value may be a file
+MARK_FILE = "cohort.json"  # in a folder of simulated patients, says so
+LIVERS = "liver ultrasounds"  # `cohort.subject` of a folder that holds them
 LEFT_OUT = "(left out)"  # stands for what names a patient or this machine
 LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
 
@@ -71,9 +73,16 @@ class Run:
     @property
     def is_foreign(self) -> bool:
         """Whether the cohort is a folder of other images than liver ultrasounds, which the paper says nothing about."""
-        stored = self._provenance()
+        stored, path = self._provenance(), self.settings.cohort.path
+        if not stored and path and Path(path).expanduser().is_dir():  # before stage 01
+            stored = {"format": "folder", **(load_record(Path(path).expanduser() / MARK_FILE) or {})}
         given = self.settings.cohort.source == "file" and stored.get("format") == "folder"
         return given and stored.get("model") != "phantom"
+
+    @property
+    def shows_livers(self) -> bool:
+        """Whether the cohort is of the paper's organ: the published one, simulated, or a folder that is said to be."""
+        return not self.is_foreign or self.settings.cohort.subject == LIVERS
 
     @property
     def is_smoke(self) -> bool:
@@ -283,7 +292,10 @@ def open_run(
         values |= _cohort_at(data, values)
     if run and run != profile:
         values["run"] = run
-    return Run(params.load(profile, values), values)
+    opened = Run(params.load(profile, values), values)
+    if opened.settings.simulated.enabled == "auto" and not opened.shows_livers:
+        return Run(opened.settings.without_simulated(), values)
+    return opened
 
 
 def _cohort_at(data: str, values: Mapping[str, Any]) -> dict[str, str]:

@@ -71,7 +71,7 @@ def train_shuffled(run: Run) -> Unit:
     decoder = networks.Decoder(wanted["backbone"])
     with unit.writing(device=str(device)) as folder:
         tail = sweep.fresh_tail(pretrained, seed)
-        tail, _ = sweep.train_tail(tail, parts, sweep.options_of(run), seed, decoder, device)
+        tail, _ = sweep.train_tail(tail, parts, sweep.options_of(run, wanted["arm"]), seed, decoder, device)
         scores = data["images"][["image_id", "patient_id", "label"]]
         scores = scores.assign(score=sweep.predict(tail, data["held_out"], decoder, device))
         attribution_units.save_tail(folder, tail)

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "crops": (
             "crop_corner crop_window cut extract_crop find_region random_box region_mask resize_box "
-            "rotate_about to_float whole_box"
+            "rotate_about to_float trivial_augment whole_box"
         ).split(),
         "grey_levels": "ImageFault MAX_PIXELS Picture".split(),
         "image_file": "read read_header".split(),

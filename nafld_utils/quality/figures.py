@@ -23,6 +23,7 @@ WORDS = {
     "semantic_balanced": "semantic LDM, balanced",
     "class_balanced": "class LDM, balanced",
     "gan": "GAN",
+    "simulated": "simulated patients",
     "traditional": "traditional crops",
     "halves_of_real": "real, other patients",
     "gaussian_semantic": "Gaussian latents (semantic)",

@@ -82,6 +82,7 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     return {
         "state": "few" if few else states[0],
         "secondary_gains": find(table, "sweep.gain.secondary"),
+        "kinds": find(table, "sweep.kind"),
         "gains": list(zip(gains, states, strict=True)),
         "unmoved": not gains[0].bounded and smallest is None,
         "planned": _planned(run, table),

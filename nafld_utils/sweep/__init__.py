@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     ).split(),
     submod_attrs={
         "comparisons": "present where".split(),
+        "families": "kinds".split(),
         "frozen_classifier_units": "build_baselines leaks no_pixels_note".split(),
         "stage": "claims class_shares report stored units".split(),
         "timing_units": "costs dry_run time_training".split(),

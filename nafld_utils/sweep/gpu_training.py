@@ -125,7 +125,7 @@ class Resident:
 
     def training(self, job: Job) -> Iterator[tuple[nn.Sequential, np.ndarray] | None]:
         """Train step by step: None after each step, at last the job's trained tail and its losses (steps,) float32."""
-        check_classes(job.parts)
+        check_classes(job.parts, self.options)
         tail = job.tail.to(device=self.device, memory_format=torch.channels_last)
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))

@@ -90,6 +90,7 @@ class Options:
     learning_rate: float
     weight_decay: float
     precision: str = "fp32"
+    first: int = 0  # steps, before all others, on the images added to the real ones alone; the others on real ones
     norm: str = "train"  # BatchNorm layers of the tail: train | frozen, as pretrained and in eval mode
 
 
@@ -128,20 +129,28 @@ def prefix_features(
     return np.concatenate(parts)
 
 
-def check_classes(parts: Sequence[Views]) -> None:
-    """Refuse a training set of one class, or of no image."""
-    classes = sorted({int(label) for part in parts for label in np.unique(part.labels)})
-    if classes != [0, 1]:
-        raise ValueError(
-            f"training images: expected both classes (0 and 1), found {classes};"
-            " use fewer folds or more patients of the other class."
-        )
+def check_classes(parts: Sequence[Views], options: Options) -> None:
+    """Refuse a training set, or what is seen before the real images (``options.first``), of one class or no image."""
+    for seen in (parts[:1], parts[1:]) if options.first else (parts,):
+        classes = sorted({int(label) for part in seen for label in np.unique(part.labels)})
+        if classes != [0, 1]:
+            raise ValueError(
+                f"training images: expected both classes (0 and 1), found {classes};"
+                " use fewer folds or more patients of the other class."
+            )
 
 
 def batch_of(parts: Sequence[Views], options: Options, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the union of the parts, and the views, that a step sees (`draws.draw_batch`)."""
-    n_views = max(part.n_views for part in parts)
-    return draw_batch(sum(map(len, parts)), n_views, options.batch_size, seed, step)
+    """Rows of the union of the parts, and the views, that a step sees (`draws.draw_batch`).
+
+    With ``options.first`` a step sees the first part (the real images) or all others, never both.
+    """
+    n_views, n_all = max(part.n_views for part in parts), sum(map(len, parts))
+    low, high = 0, n_all
+    if options.first:
+        low, high = (len(parts[0]), n_all) if step < options.first else (0, len(parts[0]))
+    rows, views = draw_batch(high - low, n_views, options.batch_size, seed, step)
+    return low + rows, views
 
 
 def gather(
@@ -203,7 +212,7 @@ def train_tail(
     losses : (steps,) float32
         Cross-entropy of every step in nats, before the step. DivergedError where one is not finite.
     """
-    check_classes(parts)
+    check_classes(parts, options)
     tail.to(device=device, memory_format=torch.channels_last)
     decoder, optimizer = decoder.to(device), build_optimizer(tail, options)
     losses: list[Tensor] = []

@@ -33,6 +33,7 @@ _CELL, _GROUP = " ".join(comparisons.CELL), " ".join(comparisons.GROUP)
 _PATIENTS = "low_patients high_patients p_patients"
 COLUMNS = {
     "gain": f"{_CELL} mean_auc_base mean_auc difference role note",
+    "kinds": "images use difference low_patients high_patients n_patients n_seeds role",
     "intervals": (
         f"{_CELL} t p low_seeds high_seeds n_seeds {_PATIENTS} p_patients_holm smallest_effect n_patients role"
     ),
@@ -207,7 +208,8 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
         seeds = f"[{row.low_seeds:+.3f}, {row.high_seeds:+.3f}] (95 %, Student t over {row.n_seeds} seeds)"
         text.append(f"Trained again on the same patients: {row.difference:+.3f}, {seeds}.")
     text.append(f"Power: {_could_show(row)}.")
-    return "\n".join([*text, *families.in_words(tables["comparisons"]), params.agreement(run.settings)])
+    more = families.kinds_in_words(tables["comparisons"], run.is_simulated)
+    return "\n".join([*text, *families.in_words(tables["comparisons"]), *more, params.agreement(run.settings)])
 
 
 def _width(row: pd.Series) -> str:
@@ -275,6 +277,7 @@ def differences(run: Run, backbone: str | None = None) -> list[str]:
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of the sweep beside the paper's; those of the baselines are `frozen_classifier_units.claims`."""
     shown, secondary = networks(run, tables), families.claims(tables["comparisons"])
+    secondary += families.kind_claims(tables["comparisons"], run.is_simulated)
     rows = [(backbone, row) for backbone in shown for row in _claims_of(run, tables, backbone)]
     if len(shown) == 1:
         return [*(row for _, row in rows), *secondary]

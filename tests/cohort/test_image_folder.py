@@ -1160,7 +1160,7 @@ def test_stages_take_unequal_images_and_the_tables_folds(tmp_path, study):
     assert data.folds["fold"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert data.crops.shape == (16, 64, 64)
     assert (data.images["kept_share"] == 1).all(), "the square is fitted to the region"
-    assert data.traditional_pool.shape == data.pool.shape
+    assert data.augmented_pool("traditional").shape == data.pool.shape
     assert run.is_foreign
     assert len(cohort.likeness(run).pairs.query("pair == 'same patient'")) == 8
     with pytest.raises(ValueError, match=r"folds.n_splits is 3, expected the 2 folds .* column fold"):

@@ -93,7 +93,7 @@ def steps():
     return {
         "cohort": ("01", cohort.build_cohort),
         "preprocessed": ("02", preprocessing.build_preprocessed),
-        "traditional": ("02", preprocessing.build_traditional),
+        "traditional": ("02", lambda run: preprocessing.build_augmented(run, "traditional")),
         "autoencoders": (
             "03",
             lambda run: _units(ldm.train_autoencoder, ldm.autoencoder_tasks(run), ldm.autoencoder_unit),
