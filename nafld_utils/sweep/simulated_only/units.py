@@ -75,11 +75,12 @@ def make_cohort(run: Run, variant: str, cohort: int) -> None:
         return
     labels = np.diff(np.floor(run.settings.simulated.share * np.arange(n + 1))).astype(np.int64)  # the classes in turn
     seeds = [unit_seed(run.settings.seed, "simulated_only", cohort, i) for i in range(n)]
-    made = [changes.patient_views(run, variant, int(label), seed) for label, seed in zip(labels, seeds, strict=True)]
-    n_frames = made[0][0].shape[0]
-    table = pd.DataFrame({"patient_id": np.arange(n), "label": labels, "grade": [fat for _, fat in made]})
     with unit.writing() as folder:
-        save_table(folder / "images.csv", table.loc[np.repeat(np.arange(n), n_frames)])
+        made = [
+            changes.patient_views(run, variant, int(label), seed) for label, seed in zip(labels, seeds, strict=True)
+        ]
+        table = pd.DataFrame({"patient_id": np.arange(n), "label": labels, "grade": [fat for _, fat in made]})
+        save_table(folder / "images.csv", table.loc[np.repeat(np.arange(n), len(made[0][0]))])
         save_array(folder / "views.npy", _features(run, np.concatenate([views for views, _ in made])))
 
 
@@ -91,10 +92,11 @@ def changed_unit(run: Run) -> Unit:
 
 def make_changed(run: Run) -> None:
     """Change the real crops and compute their features; does nothing when they are there."""
-    unit, crops, size = changed_unit(run), preprocessing.open_preprocessed(run).crops, run.settings.preprocess.image_size
+    unit = changed_unit(run)
     if unit.done():
         return
     with unit.writing() as folder:
+        crops, size = preprocessing.open_preprocessed(run).crops, run.settings.preprocess.image_size
         for name, change in changes.CHANGES.items():
             resized = [images.resize_box(crop, images.whole_box(crop), size) for crop in change(crops)]
             save_array(folder / f"{name}.npy", _features(run, np.stack(resized)[:, None]))
@@ -134,7 +136,11 @@ def make_training(run: Run, variant: str, cohort: int, seed: int, shuffled: bool
     """
     from nafld_utils.sweep import training
 
-    unit, made, chosen = training_unit(run, variant, cohort, seed, shuffled), cohort_unit(run, variant, cohort), run.settings
+    unit, made, chosen = (
+        training_unit(run, variant, cohort, seed, shuffled),
+        cohort_unit(run, variant, cohort),
+        run.settings,
+    )
     if unit.done():
         return
     table, own = made.load_table("images.csv"), unit_seed(chosen.seed, "simulated_only", "training", cohort, seed)
@@ -157,9 +163,9 @@ def make_training(run: Run, variant: str, cohort: int, seed: int, shuffled: bool
 
     decoder, device = networks.Decoder(chosen.sweep.backbones[0]), engine.device(chosen.engine)
     options = _options(run, chosen.simulated_only.steps)
-    tail = training.fresh_tail(_pretrained(run), own)
-    _, losses = training.train_tail(tail, [part], options, own, decoder, device, look)
     with unit.writing(device=str(device)) as folder:
+        tail = training.fresh_tail(_pretrained(run), own)
+        _, losses = training.train_tail(tail, [part], options, own, decoder, device, look)
         save_array(folder / "losses.npy", losses)
         save_table(folder / "scores.parquet", pd.concat(parts, ignore_index=True))
 
@@ -243,13 +249,13 @@ def make_worth(run: Run, fold: int, seed: int, n: int) -> None:
     simulated = training.Views(views, labels, np.arange(len(labels)))
     held_out = training.Views(prefix_features.stored(run, *_real(run), "resized"), label[outside], outside)
     decoder, device, parts = networks.Decoder(chosen.backbones[0]), engine.device(run.settings.engine), []
-    for first, sets in ((0, [real]), (round(chosen.pretrain_share * chosen.steps), [real, simulated])):
-        tail = training.fresh_tail(_pretrained(run), own)
-        training.train_tail(tail, sets, _options(run, chosen.steps, first), own, decoder, device)
-        score = training.predict(tail, held_out, decoder, device)
-        facts = table.iloc[outside][["image_id", "patient_id", "label", "fold"]]
-        parts.append(facts.assign(first=first > 0, n=n, seed=seed, score=score))
     with unit.writing(device=str(device)) as folder:
+        for first, sets in ((0, [real]), (round(chosen.pretrain_share * chosen.steps), [real, simulated])):
+            tail = training.fresh_tail(_pretrained(run), own)
+            training.train_tail(tail, sets, _options(run, chosen.steps, first), own, decoder, device)
+            score = training.predict(tail, held_out, decoder, device)
+            facts = table.iloc[outside][["image_id", "patient_id", "label", "fold"]]
+            parts.append(facts.assign(first=first > 0, n=n, seed=seed, score=score))
         save_table(folder / "scores.parquet", pd.concat(parts, ignore_index=True))
 
 
@@ -259,12 +265,14 @@ def make_worth(run: Run, fold: int, seed: int, n: int) -> None:
 def trainings(run: Run) -> pd.DataFrame:
     """Every training without a real image: ``variant, cohort, seed, shuffled``.
 
-    Of the main variant every cohort and seed, and as many with shuffled labels; of each other variant one cohort.
+    Of the main variant every cohort and seed, and of each cohort one with shuffled labels; of each other variant one
+    cohort. Those of a first seed come first.
     """
     chosen, main = run.settings.simulated_only, main_variant(run)
-    rows = [(main, c, s, mixed) for mixed in (False, True) for c in range(chosen.n_cohorts) for s in range(chosen.n_seeds)]
+    rows = [(main, c, s, False) for s in range(chosen.n_seeds) for c in range(chosen.n_cohorts)]
+    rows += [(main, c, 0, True) for c in range(chosen.n_cohorts)]
     others = [name for name in chosen.variants if name != main]
-    rows += [(name, 0, seed, False) for name in others for seed in range(chosen.variant_seeds)]
+    rows += [(name, 0, seed, False) for seed in range(chosen.variant_seeds) for name in others]
     return pd.DataFrame(rows, columns=["variant", "cohort", "seed", "shuffled"])
 
 
@@ -283,7 +291,9 @@ def tasks(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[di
 
 def make_all(run: Run) -> None:
     """Make every unit that is not there yet."""
-    unknown = [name for name in (main_variant(run), *run.settings.simulated_only.variants) if name not in phantom.VARIANTS]
+    unknown = [
+        name for name in (main_variant(run), *run.settings.simulated_only.variants) if name not in phantom.VARIANTS
+    ]
     if unknown:
         raise params.SettingsError(
             f"simulated_only.variants: expected some of {', '.join(phantom.VARIANTS)}, found {unknown[0]!r}; correct it."
