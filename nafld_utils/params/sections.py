@@ -212,6 +212,7 @@ class SimulatedOnlySettings(Section):
     crops: Count
     steps: Count
     look_every: Count
+    learning_rate: Positive
     norm: Literal["train", "frozen"]
     variants: tuple[PlainName, ...]
     variant_seeds: Count

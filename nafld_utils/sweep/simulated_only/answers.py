@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import preprocessing
+from nafld_utils import params, preprocessing
 from nafld_utils.artifacts import Run, claim, key_of, of_row
 from nafld_utils.sweep import clinical_measures, frozen_classifiers, verdict
 from nafld_utils.sweep.simulated_only import tables, units
@@ -67,18 +67,33 @@ def shown(found: dict[str, pd.DataFrame], name: str) -> Any:
 # ---------------------------------------------------------------- sentences
 
 
-def answer(run: Run, found: dict[str, pd.DataFrame]) -> str:
-    """How far one gets without a real image, and why, a line per matter; all from the numbers of `build`."""
+def answer(run: Run, found: dict[str, pd.DataFrame], swept: dict[str, pd.DataFrame]) -> str:
+    """How far one gets without a real image, and why, a line per matter; all from the numbers of `build`.
+
+    Parameters
+    ----------
+    run : Run
+    found : dict of str to pandas.DataFrame
+        From `build`.
+    swept : dict of str to pandas.DataFrame
+        From `sweep.build_tables`, for the AUC of real images alone.
+
+    Returns
+    -------
+    str
+        One sentence where nothing was trained.
+    """
     if not found:
-        return "Not asked for: simulated_only.n_cohorts is 0, or the cohort does not show livers."
+        return "Nothing is trained without a real image: simulated_only.n_cohorts is 0, or the cohort shows no livers."
     row, auc = _declared(found), found["auc"]
-    whose = "patients of this simulated cohort, which are others" if run.is_simulated else "real patients"
+    of = "of this simulated cohort, who are others" if run.is_simulated else "who are real"
     text = [
         f"No real image in training: {row.n_cohorts} x {row.n_seeds} trainings, each on"
-        f" {run.settings.simulated_only.n_patients} simulated patients, tell {row.n_patients} {whose} at an AUC of"
-        f" {_bounds(row.auc, row.low, row.high)} by patient (mean of the folds; 95 % over {row.over}).",
-        f"It varies, as a standard deviation, by {_sd(row.sd_patients)} between cohorts of {row.n_patients} patients like"
-        f" these, by {_sd(row.sd_cohorts)} between simulated cohorts and by {_sd(row.sd_seeds)} between training seeds.",
+        f" {run.settings.simulated_only.n_patients} simulated patients. Their AUC on the {row.n_patients} patients {of},"
+        f" is {_bounds(row.auc, row.low, row.high)} by patient, mean of the folds (95 % over {row.over}).",
+        f"As a standard deviation it varies by {_sd(row.sd_patients)} between cohorts of {row.n_patients} patients like"
+        f" these, by {_sd(row.sd_cohorts)} between simulated cohorts, by {_sd(row.sd_seeds)} between training seeds.",
+        _beside_real(run, row, swept),
         _attenuation(found["ratio"]),
         _listed("Controls, of which the first two must stand near 0.5", auc.query("kind == 'control'")),
     ]
@@ -86,11 +101,19 @@ def answer(run: Run, found: dict[str, pd.DataFrame]) -> str:
     if len(variants):
         text.append(_listed("Variants of the simulator, one cohort each, exploratory", variants))
     if "equivalents" in found:
-        text += [_worth(one) for one in found["equivalents"].head(1).itertuples()] + [_first(found["worth"])]
-    kind = "Simulated patients stand in for real ones here" if run.is_simulated else "No real image is not no real data"
-    return "\n".join(
-        [*text, f"{kind}: some constants of the simulator come from the published cohort (see its table)."]
-    )
+        text += [_worth(next(found["equivalents"].itertuples())), _first(found["worth"])]
+    text.append("No real image is not no real data: some constants of the simulator come from the published cohort.")
+    return "\n".join(filter(None, text))
+
+
+def _beside_real(run: Run, row: Any, swept: dict[str, pd.DataFrame]) -> str:
+    """The same AUC of trainings with real images alone; empty where a fold has too few patients."""
+    arms = verdict.at(run, swept["arms"], "patient")
+    real = arms[arms["arm"] == params.REAL].iloc[0]
+    if not np.isfinite(real.fold_auc):
+        return ""
+    bounds, more = _bounds(real.fold_auc, real.fold_low, real.fold_high), row.auc - real.fold_auc
+    return f"Real images alone, in this run: {bounds}; without any it is {more:+.3f} from that (no test)."
 
 
 def _declared(found: dict[str, pd.DataFrame]) -> Any:
@@ -107,26 +130,23 @@ def _sd(value: float) -> str:
 
 
 def _listed(words: str, rows: pd.DataFrame) -> str:
-    return (
-        f"{words}: "
-        + "; ".join(
-            f"{r['name'].replace('_', ' ')} {_bounds(r['auc'], r['low'], r['high'])}" for r in rows.to_dict("records")
-        )
-        + "."
-    )
+    """Rows of `tables.auc_table` in one sentence."""
+    each = [
+        f"{row.name.replace('_', ' ')} {_bounds(row.auc, row.low, row.high)}" for row in rows.itertuples(index=False)
+    ]
+    return f"{words}: {'; '.join(each)}."
 
 
 def _attenuation(ratio: pd.DataFrame) -> str:
     """Whether more than attenuation is learnt: judged by the AUC within strata of the half ratio."""
-    by = ratio.set_index("what")
-    alone, gain, within = by.iloc[0], by.iloc[1], by.iloc[2]
-    told = f"Beside the {tables.HALVES} ratio ({_bounds(*alone[['value', 'low', 'high']])}, nothing learnt): "
-    told += f"{_bounds(*gain[['value', 'low', 'high']], '+')}; among patients of like ratio {_bounds(*within[['value', 'low', 'high']])}: "
+    alone, gain, within = (row for _, row in ratio.head(3).iterrows())
+    halves = f"The {tables.HALVES} ratio, nothing learnt: {_bounds(*alone[['value', 'low', 'high']])}"
+    text = f"{halves}; the trainings minus it {_bounds(*gain[['value', 'low', 'high']], '+')}; among patients of like"
+    text += f" ratio the trainings have {_bounds(*within[['value', 'low', 'high']])}: "
     if not np.isfinite(within["low"]):
-        return told + "too few patients to say whether more than attenuation is learnt."
-    if within["low"] > 0.5:
-        return told + "more than this attenuation is learnt."
-    return told + "this does not tell more than attenuation rediscovered."
+        return text + "too few patients to say whether more than attenuation is learnt."
+    more = "more than this attenuation is learnt." if within["low"] > 0.5 else "this shows no more than attenuation."
+    return text + more
 
 
 def _worth(row: Any) -> str:
@@ -135,21 +155,18 @@ def _worth(row: Any) -> str:
     def number(n: float) -> str:
         return f"more than {row.most:.0f}" if n >= row.most - 1e-6 else f"{n:.0f}"
 
-    bounds = (
-        f"{number(row.low)} to {number(row.high)}; 95 % over held-out patients"
-        if np.isfinite(row.low)
-        else "no interval"
-    )
-    return f"As many real patients, alone, as reach the AUC without any: {number(row.equals)} ({bounds})."
+    bounds = "no interval"
+    if np.isfinite(row.low):
+        bounds = f"{number(row.low)} to {number(row.high)}; 95 % over held-out patients"
+    return f"Real patients, alone, that reach the AUC without any: {number(row.equals)} ({bounds})."
 
 
 def _first(worth: pd.DataFrame) -> str:
-    rows = worth[worth["first"]].sort_values("n")
-    gains = "; ".join(
+    each = [
         f"{row.n} patients {_bounds(row.difference, row.low_difference, row.high_difference, '+')}"
-        for row in rows.itertuples()
-    )
-    return f"Simulated patients first, then real ones, minus real ones alone in as many steps: {gains}."
+        for row in worth[worth["first"]].sort_values("n").itertuples()
+    ]
+    return f"Simulated patients first, then real ones, minus real ones alone in as many steps: {'; '.join(each)}."
 
 
 # ---------------------------------------------------------------- claims
@@ -159,22 +176,23 @@ def claims(run: Run, found: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of `build`, none where it is empty."""
     if not found:
         return []
-    of = ", on simulated patients" if run.is_simulated else ""
-    rows, unit = [], "AUC, mean of the folds"
+    of, rows, unit = (
+        f"no real image in training{', on simulated patients' * run.is_simulated}",
+        [],
+        "AUC, mean of the folds",
+    )
     for row in found["auc"].to_dict("records"):
-        part = {"declared": ("auc", row["level"])}.get(row["kind"], (row["kind"], row["name"]))
-        text = {"declared": f"no real image in training{of}"}.get(
-            row["kind"], f"no real image in training{of}, {row['name'].replace('_', ' ')}"
-        )
-        columns = ("auc", "n_patients")
-        rows.append(of_row(key_of(KEY, *part), text, row, ALONE, f"{row['level']}-level {unit}", columns=columns))
+        declared = row["kind"] == "declared"
+        key = key_of(KEY, "auc", row["level"]) if declared else key_of(KEY, row["kind"], row["name"])
+        text = of if declared else f"{of}, {row['kind']} {row['name'].replace('_', ' ')}"
+        rows.append(of_row(key, text, row, ALONE, f"{row['level']}-level {unit}", columns=("auc", "n_patients")))
     row = _declared(found)
     for part, text in (
         ("patients", "between patients"),
         ("cohorts", "between simulated cohorts"),
         ("seeds", "between seeds"),
     ):
-        value, words = row[f"sd_{part}"], f"no real image in training{of}: standard deviation {text}"
+        value, words = row[f"sd_{part}"], f"{of}: standard deviation {text}"
         if np.isfinite(value):
             rows.append(
                 claim(f"{KEY}.sd.{part}", words, value, ALONE, interval=(None, None, "no interval"), unit="AUC")
@@ -183,34 +201,29 @@ def claims(run: Run, found: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     named = {"ratio.auc": 0, "ratio.difference": 1, "ratio.within": 2}
     for key, place in named.items():
         one = found["ratio"].iloc[place].to_dict()
-        text = f"no real image in training{of}, {one['what']}"
+        text = f"{of}, {one['what']}"
         rows.append(of_row(f"{KEY}.{key}", text, {**one, "n": n}, ALONE, unit, columns=("value", "n")))
     for one in found["measures"].to_dict("records"):
-        text = f"no real image in training{of}: {one['measure']}"
+        text = f"{of}: {one['measure']}"
         key = key_of(f"{KEY}.measure", one["measure"])
         rows.append(of_row(key, text, {**one, "n": n}, ALONE, "by patient", columns=("value", "n")))
     best = found["optimistic"].iloc[-1]
     over = (None, None, "no interval: a maximum")
-    text = f"no real image in training{of}: {best.what}, an optimistic maximum"
+    text = f"{of}: {best.what}, an optimistic maximum"
     rows.append(claim(f"{KEY}.best", text, best.auc, ALONE, interval=over, n=int(best["of"]), unit=unit))
-    return rows + (_worth_claims(found, of, n) if "worth" in found else [])
+    return rows + (_worth_claims(found, run.is_simulated, n) if "worth" in found else [])
 
 
-def _worth_claims(found: dict[str, pd.DataFrame], of: str, n: int) -> list[dict[str, Any]]:
+def _worth_claims(found: dict[str, pd.DataFrame], simulated: bool, n: int) -> list[dict[str, Any]]:
     rows = []
     for one in found["equivalents"].to_dict("records"):
-        what = f"after {one['real']:.0f} real ones" if one["real"] else "without a real image"
-        text = f"real patients, alone, that reach the AUC of simulated patients {what}{of}; {one['most']:.0f}: that or more"
-        if one["real"]:
-            text = text.replace("after", "followed by")
-        key = key_of(f"{KEY}.worth", f"n{one['real']}")
+        then = f", then {one['real']:.0f} real patients," if one["real"] else ""
+        what = f"real patients, alone, that reach the AUC of simulated ones{then} ({one['most']:.0f}: that or more)"
+        text, key = what + ", on simulated patients" * simulated, key_of(f"{KEY}.worth", f"n{one['real']:.0f}")
         rows.append(of_row(key, text, {**one, "n": n}, ALONE, "patients", columns=("equals", "n")))
     for one in found["worth"].query("first").to_dict("records"):
-        bounds = (one["low_difference"], one["high_difference"], one["over"])
-        text = f"simulated patients first, then {one['n']} real ones, minus these alone{of}"
-        rows.append(
-            claim(
-                f"{KEY}.first.n{one['n']}", text, one["difference"], ALONE, interval=bounds, n=n, unit="AUC by patient"
-            )
-        )
+        facts = {"interval": (one["low_difference"], one["high_difference"], one["over"]), "n": n}
+        text = f"simulated patients first, then {one['n']} real ones, minus these alone"
+        text, key = text + ", on simulated patients" * simulated, f"{KEY}.first.n{one['n']}"
+        rows.append(claim(key, text, one["difference"], ALONE, unit="AUC by patient, mean of the folds", **facts))
     return rows

@@ -36,7 +36,7 @@ def patient_views(run: Run, variant: str, label: int, seed: int) -> tuple[np.nda
 
 
 def without_border(crops: np.ndarray) -> np.ndarray:
-    """Crops with `BORDER` pixels along their region's edge set to 0, and with them marks of the scanner that touch it."""
+    """Crops with `BORDER` pixels along their region's edge set to 0, and marks of the scanner that touch it."""
     out = np.zeros_like(crops)
     for i, crop in enumerate(crops):
         # the crop's own edge is no edge of the region
@@ -49,8 +49,8 @@ def without_border(crops: np.ndarray) -> np.ndarray:
 def without_depth(crops: np.ndarray) -> np.ndarray:
     """Crops whose rows all have the mean grey of the whole region: no time-gain and no attenuation is left.
 
-    Grey levels are logarithms of the echo, so that a gain is added to a row. A row's mean is that of its pixels above 0,
-    averaged over rows by a Gaussian of `SMOOTH`.
+    Grey levels are logarithms of the echo, so that a gain is added to a row. A row's mean is that of its pixels above
+    0, averaged over rows by a Gaussian of `SMOOTH`.
     """
     out = np.zeros_like(crops)
     for i, crop in enumerate(crops):

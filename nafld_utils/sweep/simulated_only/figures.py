@@ -81,7 +81,7 @@ def worth(table: pd.DataFrame, alone: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def bars(table: pd.DataFrame, ratio: pd.DataFrame, ax: Axes) -> Axes:
-    """AUC of the declared trainings, of controls and of the simulator's variants, with 95 % bars (`tables.auc_table`)."""
+    """AUC of the declared trainings, of controls and of variants of the simulator, with 95 % bars."""
     for y, row in enumerate(table.itertuples()):
         color = _KINDS[row.kind]
         ax.plot([row.low, row.high], [y] * 2, color=color, lw=1.6)

@@ -52,7 +52,7 @@ class Scored(NamedTuple):
 
 
 def scored(part: pd.DataFrame, level: str = "patient") -> Scored:
-    """Scores of some trainings, one step and one way of seeing, as a matrix; ValueError where a training lacks a row."""
+    """Scores of some trainings, one step and one way of seeing, as a matrix; ValueError where one lacks a row."""
     rows = ["patient_id", "image_id"] if level == "image" else ["patient_id"]
     means = part.groupby(["cohort", "seed", *rows])["score"].mean()
     wide = means.unstack(rows)  # noqa: PD010
@@ -179,8 +179,8 @@ def measures(found: Scored, grade: Sequence[float], n_resamples: int, seed: int)
 def beside_ratio(found: Scored, ratio: np.ndarray, grade: Sequence[float]) -> pd.DataFrame:
     """The declared trainings beside the upper-to-lower-half ratio of each patient, which learns nothing.
 
-    ``what, value, low, high, over``: the ratio's own AUC, the trainings' minus it (paired), their AUC within `STRATA` of
-    the ratio, the rank correlation of both within a class, and each one's correlation with the grade.
+    ``what, value, low, high, over``: the ratio's own AUC, the trainings' minus it (paired), their AUC within `STRATA`
+    of the ratio, the rank correlation of both within a class, and each one's correlation with the grade.
     """
     from scipy import stats
 
@@ -211,7 +211,7 @@ def beside_ratio(found: Scored, ratio: np.ndarray, grade: Sequence[float]) -> pd
 
 
 def worth_table(worth: pd.DataFrame) -> pd.DataFrame:
-    """AUC over the number of real training patients, alone and after simulated ones: ``n, first, auc, low, high, over``.
+    """AUC over the number of real training patients, alone and after simulated: ``n, first, auc, low, high, over``.
 
     Of the rows after simulated ones also ``difference, low_difference, high_difference``, paired by seed and subset.
     """

@@ -108,7 +108,7 @@ def make_changed(run: Run) -> None:
 def _how(run: Run) -> dict[str, Any]:
     """Settings that every training here has in common with the sweep's."""
     chosen = run.settings.sweep
-    names = ("batch_size", "learning_rate", "weight_decay")
+    names = ("batch_size", "weight_decay")
     return {**{name: getattr(chosen, name) for name in names}, "arithmetic": trial_units.arithmetic(run)}
 
 
@@ -117,7 +117,7 @@ def training_unit(run: Run, variant: str, cohort: int, seed: int, shuffled: bool
     """Unit of one training's losses and scores of real images."""
     chosen, made = run.settings.simulated_only, cohort_unit(run, variant, cohort)
     settings = {"training": seed, "shuffled": shuffled, "seed": run.settings.seed, **_how(run)}
-    settings |= {name: getattr(chosen, name) for name in ("steps", "look_every", "norm")}
+    settings |= {name: getattr(chosen, name) for name in ("steps", "look_every", "learning_rate", "norm")}
     real = prefix_features.read_unit(run, *_real(run))
     name = f"{variant}_{cohort}_{seed}{'_shuffled' * shuffled}"
     inputs = [made, real, changed_unit(run)]
@@ -130,71 +130,64 @@ def _real(run: Run) -> tuple[str, str, str, int]:
 
 
 def make_training(run: Run, variant: str, cohort: int, seed: int, shuffled: bool = False) -> None:
-    """Train on a simulated cohort and score real images every few steps; does nothing when that is done.
-
-    Labels are shuffled among patients, so that images of one patient keep one label.
-    """
+    """Train on a simulated cohort and score real images every few steps; does nothing when that is done."""
     from nafld_utils.sweep import training
 
-    unit, made, chosen = (
-        training_unit(run, variant, cohort, seed, shuffled),
-        cohort_unit(run, variant, cohort),
-        run.settings,
-    )
+    unit, chosen = training_unit(run, variant, cohort, seed, shuffled), run.settings.simulated_only
     if unit.done():
         return
-    table, own = made.load_table("images.csv"), unit_seed(chosen.seed, "simulated_only", "training", cohort, seed)
-    if shuffled:
-        patients = table.drop_duplicates("patient_id")
-        drawn = np.random.default_rng([own, 6]).permutation(patients["label"])
-        table["label"] = table["patient_id"].map(dict(zip(patients["patient_id"], drawn, strict=True)))
-    part = training.Views(made.load_array("views.npy", mmap=True), table["label"].to_numpy(), np.arange(len(table)))
-    held_out = trial_units.held_out_images(run)
+    own, parts = unit_seed(run.settings.seed, "simulated_only", "training", cohort, seed), []
+    held_out, device = trial_units.held_out_images(run), engine.device(run.settings.engine)
+    rows, decoder = _rows(run, held_out), networks.Decoder(run.settings.sweep.backbones[0])
     seen = {AS_THEY_ARE: prefix_features.stored(run, *_real(run), "resized")}
     seen |= {name: changed_unit(run).load_array(f"{name}.npy", mmap=True) for name in changes.CHANGES}
-    rows, parts = _rows(run, held_out), []
 
     def look(step: int, tail: Any) -> None:
-        if step % chosen.simulated_only.look_every == 0 or step == chosen.simulated_only.steps:
-            for name in seen if step == chosen.simulated_only.steps else [AS_THEY_ARE]:
-                views = training.Views(seen[name], held_out["label"].to_numpy(), rows)
-                score = training.predict(tail, views, decoder, device)
-                parts.append(held_out.assign(step=step, seen=name, score=score))
+        last = step == chosen.steps
+        for name in seen if last else [AS_THEY_ARE] * (step % chosen.look_every == 0):
+            views = training.Views(seen[name], held_out["label"].to_numpy(), rows)
+            score = training.predict(tail, views, decoder, device)
+            parts.append(held_out.assign(step=step, seen=name, score=score))
 
-    decoder, device = networks.Decoder(chosen.sweep.backbones[0]), engine.device(chosen.engine)
-    options = _options(run, chosen.simulated_only.steps)
+    how = run.settings.sweep.batch_size, chosen.learning_rate, run.settings.sweep.weight_decay
+    options = training.Options(chosen.steps, *how, run.settings.sweep.precision, norm=chosen.norm)
     with unit.writing(device=str(device)) as folder:
-        tail = training.fresh_tail(_pretrained(run), own)
-        _, losses = training.train_tail(tail, [part], options, own, decoder, device, look)
+        simulated = _simulated(run, variant, cohort, own if shuffled else None)
+        tail = training.fresh_tail(pretrained(run), own)
+        _, losses = training.train_tail(tail, [simulated], options, own, decoder, device, look)
         save_array(folder / "losses.npy", losses)
         save_table(folder / "scores.parquet", pd.concat(parts, ignore_index=True))
 
 
-def _options(run: Run, steps: int, first: int = 0) -> Any:
-    from nafld_utils.sweep.training import Options
+def _simulated(run: Run, variant: str, cohort: int, shuffled: int | None = None) -> Any:
+    """A simulated cohort as `sweep.Views`; with a seed its labels shuffled among patients, who keep one label each."""
+    from nafld_utils.sweep import training
 
-    chosen, norm = run.settings.sweep, run.settings.simulated_only.norm
-    how = chosen.batch_size, chosen.learning_rate, chosen.weight_decay, chosen.precision
-    return Options(steps, *how, first=first, norm=norm)
+    made = cohort_unit(run, variant, cohort)
+    table = made.load_table("images.csv")
+    if shuffled is not None:
+        patients = table.drop_duplicates("patient_id").set_index("patient_id")["label"]
+        drawn = np.random.default_rng([shuffled, 6]).permutation(patients)
+        table["label"] = table["patient_id"].map(dict(zip(patients.index, drawn, strict=True)))
+    return training.Views(made.load_array("views.npy", mmap=True), table["label"].to_numpy())
 
 
-def _pretrained(run: Run) -> Any:
+def pretrained(run: Run) -> Any:
+    """The pretrained tail of the network; a training copies it."""
     chosen = run.settings.sweep
     return prefix_features.network(chosen.backbones[0], chosen.weights, chosen.freeze)[1]
 
 
 def _rows(run: Run, held_out: pd.DataFrame) -> np.ndarray:
     """Places of held-out images in the preprocessed cohort."""
-    place = pd.Series(range(len(preprocessing.open_preprocessed(run).images)))
-    place.index = preprocessing.open_preprocessed(run).images["image_id"]
-    return place[held_out["image_id"]].to_numpy()
+    return pd.Index(preprocessing.open_preprocessed(run).images["image_id"]).get_indexer(held_out["image_id"])
 
 
 # ---------------------------------------------------------------- how many real patients it is worth
 
 
 def sizes(run: Run) -> list[int]:
-    """Numbers of real training patients: those asked for that every fold has, and at last all of the smallest fold's."""
+    """Numbers of real training patients: those asked for that every fold has, and last all of the smallest's."""
     patients = preprocessing.open_preprocessed(run).folds
     most = len(patients) - int(patients["fold"].value_counts().max())
     return [n for n in sorted(set(run.settings.simulated_only.real_patients)) if n < most] + [most]
@@ -217,8 +210,7 @@ def subset(patients: pd.DataFrame, n: int, seed: int) -> np.ndarray:
 def worth_unit(run: Run, fold: int, seed: int, n: int) -> Unit:
     """Unit of two trainings on `n` real patients of a fold, alone and after simulated ones: scores of its held-out."""
     settings = {"fold": fold, "training": seed, "n": n, "seed": run.settings.seed, **_how(run)}
-    settings |= {"steps": run.settings.sweep.steps, "first": run.settings.sweep.pretrain_share}
-    settings |= {"norm": run.settings.simulated_only.norm, "crops": run.settings.sweep.crops}
+    settings |= {name: getattr(run.settings.sweep, name) for name in ("steps", "pretrain_share", "learning_rate")}
     inputs = [prefix_features.read_unit(run, *_real(run)), cohort_unit(run, main_variant(run), _cohort(run, seed))]
     name = f"fold{fold}_seed{seed}_n{n:04d}"
     return run.unit("simulated_only", "worth", name, settings=settings, inputs=inputs, modules=_MODULES)
@@ -244,18 +236,16 @@ def make_worth(run: Run, fold: int, seed: int, n: int) -> None:
     outside = np.flatnonzero(table["fold"] == fold)
     label = table["label"].to_numpy()
     real = training.Views(prefix_features.stored(run, *_real(run)), label[rows], rows)
-    made = cohort_unit(run, main_variant(run), _cohort(run, seed))
-    views, labels = made.load_array("views.npy", mmap=True), made.load_table("images.csv")["label"].to_numpy()
-    simulated = training.Views(views, labels, np.arange(len(labels)))
+    simulated = _simulated(run, main_variant(run), _cohort(run, seed))
     held_out = training.Views(prefix_features.stored(run, *_real(run), "resized"), label[outside], outside)
     decoder, device, parts = networks.Decoder(chosen.backbones[0]), engine.device(run.settings.engine), []
     with unit.writing(device=str(device)) as folder:
-        for first, sets in ((0, [real]), (round(chosen.pretrain_share * chosen.steps), [real, simulated])):
-            tail = training.fresh_tail(_pretrained(run), own)
-            training.train_tail(tail, sets, _options(run, chosen.steps, first), own, decoder, device)
+        for arm, sets in ((params.REAL, [real]), (f"{params.SIMULATED}_first", [real, simulated])):
+            tail, options = training.fresh_tail(pretrained(run), own), trial_units.options_of(run, arm)
+            training.train_tail(tail, sets, options, own, decoder, device)
             score = training.predict(tail, held_out, decoder, device)
             facts = table.iloc[outside][["image_id", "patient_id", "label", "fold"]]
-            parts.append(facts.assign(first=first > 0, n=n, seed=seed, score=score))
+            parts.append(facts.assign(first=options.first > 0, n=n, seed=seed, score=score))
         save_table(folder / "scores.parquet", pd.concat(parts, ignore_index=True))
 
 
@@ -291,12 +281,12 @@ def tasks(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[di
 
 def make_all(run: Run) -> None:
     """Make every unit that is not there yet."""
-    unknown = [
-        name for name in (main_variant(run), *run.settings.simulated_only.variants) if name not in phantom.VARIANTS
-    ]
+    asked = (main_variant(run), *run.settings.simulated_only.variants)
+    unknown = [name for name in asked if name not in phantom.VARIANTS]
     if unknown:
         raise params.SettingsError(
-            f"simulated_only.variants: expected some of {', '.join(phantom.VARIANTS)}, found {unknown[0]!r}; correct it."
+            f"simulated_only.variants: expected some of {', '.join(phantom.VARIANTS)}, found {unknown[0]!r};"
+            " correct it."
         )
     cohorts, alone, worth = tasks(run)
     where = run.settings.engine
@@ -309,7 +299,7 @@ def make_all(run: Run) -> None:
 
 
 def scores(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of trainings without a real image (`trainings`, image, ``step, seen, score``), and of those of `make_worth`."""
+    """Scores of trainings without a real image (`trainings`, image, ``step, seen, score``) and of `make_worth`'s."""
     _, alone, worth = tasks(run)
     parts = []
     for task in alone:
