@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils.artifacts import Run, Unit, load_table
-from nafld_utils.sweep import frozen_classifier_units, planning, verdict
+from nafld_utils.sweep import frozen_classifier_units, planning, simulated_only, verdict
 
 STUDY = Path(__file__).parent / "stored" / "interval_study.csv"
 LEAST_COVERAGE = 0.92  # of a 95 % interval; where the study counted less, a sentence says so
@@ -30,7 +30,7 @@ def claims(run: Run, tables: dict[str, pd.DataFrame], baselines: dict[str, pd.Da
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 06 stands on."""
-    return [*verdict.units(run), *frozen_classifier_units.units(run)]
+    return [*verdict.units(run), *frozen_classifier_units.units(run), *simulated_only.units.units(run)]
 
 
 def stored(path: Path = STUDY) -> pd.DataFrame:

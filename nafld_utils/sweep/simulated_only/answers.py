@@ -57,11 +57,27 @@ def _ratio(run: Run, patients: np.ndarray) -> np.ndarray:
     return values[patients].to_numpy()
 
 
-def shown(found: dict[str, pd.DataFrame], name: str) -> Any:
-    """One of the tables of `build` as a styled table of three digits; None where there is none."""
-    if name not in found:
-        return None
-    return found[name].style.format(precision=3, na_rep="").hide(axis="index")
+CAPTIONS = {
+    "auc": "AUCs of the trainings, of controls and of variants of the simulator",
+    "ratio": "Beside the ratio of the region's upper to its lower half, by patient",
+    "measures": "Calibration and agreement with the grade, by patient",
+    "reliability": "Share of class 1 by predicted probability, bins of equally many patients (Wilson 95 %)",
+    "optimistic": "Maxima that are tempting to quote",
+    "worth": "Some real training patients, alone and after simulated ones",
+    "equivalents": "Real patients, alone, that reach the AUC of simulated ones, followed by so many real ones",
+}
+
+
+def shown(found: dict[str, pd.DataFrame]) -> list[Any]:
+    """The tables of `build` but for the curve, styled with three digits and a caption each; none where it is empty.
+
+    Parameters
+    ----------
+    found : dict of str to pandas.DataFrame
+        From `build`.
+    """
+    styled = [found[name].style.set_caption(caption) for name, caption in CAPTIONS.items() if name in found]
+    return [table.format(precision=3, na_rep="").hide(axis="index") for table in styled]
 
 
 # ---------------------------------------------------------------- sentences
