@@ -8,10 +8,11 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="anatomy scanner variants".split(),
+    submodules="anatomy fat looks overlays provenance scanner variants".split(),
     submod_attrs={
         "anatomy": "FEATURES TISSUES".split(),
+        "fat": "draw_fat fat_of_55".split(),
         "scanner": "FRAME_SHAPE sector_mask simulate_patient".split(),
-        "variants": "FULL VARIANTS Variant draw_fat fat_of_55".split(),
+        "variants": "FULL VARIANTS Variant".split(),
     },
 )

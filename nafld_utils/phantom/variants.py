@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 REVISION = ("phantom_variants", 1)
 
 # What fat changes in an image, and how: the label of a simulated patient shows in nothing else.
@@ -17,7 +15,6 @@ EFFECTS = {
     "diaphragm_loss": "the diaphragm's line is weaker",
     "capsule_loss": "the lines of the capsules and of the body wall are weaker",
 }
-HEALTHY, FATTY = (0, 5), (5, 101)  # percent of hepatocytes of either class, from and before
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,12 @@ class Variant:
     scanner: str = "cohort"
     constants: str = "all"
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Sets of the table of constants, each over the one before."""
+        more = {"all": (), "no_frames": ("no_frames",), "literature": ("no_frames", "literature")}[self.constants]
+        return ("cohort", *(("wide",) if more or self.scanner == "wide" else ()), *more)
+
 
 _NAMED = (
     Variant("full", "All that steatosis changes, on the scanner of the real cohort."),
@@ -72,20 +75,3 @@ _NAMED = (
 )
 VARIANTS = {variant.name: variant for variant in _NAMED}
 FULL = VARIANTS["full"]
-
-
-def fat_of_55(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Fat (percent) of 17 healthy and of 38 fatty patients, each in random order, spread as in the real cohort."""
-    healthy = rng.permutation(np.repeat([0, 1, 2, 3, 4], [2, 3, 8, 3, 1]))
-    bands = [rng.integers(1, 7, 20) * 5, rng.integers(7, 12, 8) * 5 + 5, rng.integers(14, 18, 10) * 5]
-    return healthy, rng.permutation(np.concatenate(bands))
-
-
-def draw_fat(label: int, rng: np.random.Generator, variant: Variant = FULL) -> int:
-    """Fat of one patient of a class, in percent of hepatocytes: 0..4 for label 0, from 5 on for label 1.
-
-    Spread as in the real cohort, or evenly (0..4; 5..100) where the variant's constants are "literature".
-    """
-    if variant.constants == "literature":
-        return int(rng.integers(*(FATTY if label else HEALTHY)))
-    return int(rng.choice(fat_of_55(rng)[int(bool(label))]))
