@@ -67,21 +67,20 @@ class Run:
 
     @property
     def is_simulated(self) -> bool:
-        """Whether the cohort is simulated, here or in a file that carries the mark of `cohort.write_mat`."""
+        """Whether the cohort is simulated, here or in a file with the mark of `cohort.write_mat`."""
         return self.settings.cohort.source == "simulated" or self._provenance().get("kind") == "simulated"
 
     @property
     def is_foreign(self) -> bool:
         """Whether the cohort is a folder of other images than liver ultrasounds, which the paper says nothing about."""
-        stored, path = self._provenance(), self.settings.cohort.path
-        if not stored and path and Path(path).expanduser().is_dir():  # before stage 01
-            stored = {"format": "folder", **(load_record(Path(path).expanduser() / MARK_FILE) or {})}
-        given = self.settings.cohort.source == "file" and stored.get("format") == "folder"
-        return given and stored.get("model") != "phantom"
+        stored, given = self._provenance(), self.settings.cohort
+        if not stored and given.path and (path := Path(given.path).expanduser()).is_dir():  # before stage 01
+            stored = {"format": "folder", **(load_record(path / MARK_FILE) or {})}
+        return given.source == "file" and stored.get("format") == "folder" and stored.get("model") != "phantom"
 
     @property
     def shows_livers(self) -> bool:
-        """Whether the cohort is of the paper's organ: the published one, simulated, or a folder that is said to be."""
+        """Whether images are of the paper's organ: published, simulated, or a folder that is said to be."""
         return not self.is_foreign or self.settings.cohort.subject == LIVERS
 
     @property
@@ -293,9 +292,8 @@ def open_run(
     if run and run != profile:
         values["run"] = run
     opened = Run(params.load(profile, values), values)
-    if opened.settings.simulated.enabled == "auto" and not opened.shows_livers:
-        return Run(opened.settings.without_simulated(), values)
-    return opened
+    left_out = opened.settings.simulated.enabled == "auto" and not opened.shows_livers
+    return Run(opened.settings.without_simulated(), values) if left_out else opened
 
 
 def _cohort_at(data: str, values: Mapping[str, Any]) -> dict[str, str]:

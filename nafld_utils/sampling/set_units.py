@@ -129,7 +129,9 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
         raise ValueError(f"synthetic set {kind!r}: expected one of {', '.join(SET_KINDS.values())}.")
     if is_shared(conditioning):
         settings = {"n": run.settings.sampling.n_images, "seed": run.settings.seed, **simulated.recipe(run)}
-        return run.unit("synthetic", conditioning, f"n{settings['n']:05d}", settings=settings, modules=simulated.MODULES)
+        return run.unit(
+            "synthetic", conditioning, f"n{settings['n']:05d}", settings=settings, modules=simulated.MODULES
+        )
     kind = "synthetic" if conditioning in BASELINES else kind
     n, warp = _count(run, kind), run.settings.preprocess
     settings = {"n": n, "seed": run.settings.seed, "fold": fold}

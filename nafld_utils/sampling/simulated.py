@@ -31,8 +31,8 @@ def require_liver(run: Run) -> None:
     if run.settings.simulated.enabled and not run.shows_livers:
         raise SettingsError(
             "simulated.enabled: expected a cohort of B-mode ultrasounds of the liver, which the simulator draws,"
-            f' found a folder of other images; give SET="simulated.enabled=false", or SET="cohort.subject={LIVERS}" where'
-            " they are such."
+            ' found a folder of other images; give SET="simulated.enabled=false", or'
+            f' SET="cohort.subject={LIVERS}" where they are such.'
         )
     if run.settings.simulated.variant not in phantom.VARIANTS:
         raise SettingsError(
@@ -42,7 +42,16 @@ def require_liver(run: Run) -> None:
 
 def recipe(run: Run) -> dict[str, Any]:
     """The settings that the images depend on beside their number and the root seed."""
-    read = ("threshold", "closing_radius", "region", "region_box", "crop_size", "image_size", "crop_scale", "crop_ratio")
+    read = (
+        "threshold",
+        "closing_radius",
+        "region",
+        "region_box",
+        "crop_size",
+        "image_size",
+        "crop_scale",
+        "crop_ratio",
+    )
     chosen = {key: value for key, value in run.settings.section("preprocess").items() if key in read}
     own = run.settings.simulated
     return {"preprocess": chosen, "fit": preprocessing.fits(run), "variant": own.variant, "share": own.share}
@@ -60,7 +69,9 @@ def painter(run: Run, fold: int, device: torch.device) -> Callable[[np.ndarray, 
             fat = phantom.draw_fat(int(label), rng, variant)
             frames, _ = phantom.simulate_patient(seed, 0, fat, 1, variant=variant)
             crop = preprocessing.cropped(run, frames[0])
-            drawn.append(images.resize_box(crop, images.random_box(crop.shape, s.crop_scale, s.crop_ratio, rng), s.image_size))
+            drawn.append(
+                images.resize_box(crop, images.random_box(crop.shape, s.crop_scale, s.crop_ratio, rng), s.image_size)
+            )
         return np.stack(drawn)
 
     return paint

@@ -145,17 +145,19 @@ def kinds_in_words(table: pd.DataFrame, simulated: bool) -> list[str]:
         )
     control = found[found["images"] == params.SIMULATED]
     if simulated and len(control):
-        each = " and ".join(f"used {row.use} {row.difference:+.3f} {bounds_in_words(row)}" for _, row in control.iterrows())
+        each = " and ".join(
+            f"used {row.use} {row.difference:+.3f} {bounds_in_words(row)}" for _, row in control.iterrows()
+        )
         seen = (control["low_patients"] > 0).any()
         words.append(
             f"Positive control: to this simulated cohort simulated images are more patients. Their gain is {each}:"
-            f" {'so a gain can be seen here' if seen else 'if this cannot be shown here, no generator can be shown to help'}."
+            f" {'so a gain can be seen here' if seen else 'as this cannot be shown here, no generator can be'}."
         )
     return words
 
 
 def kind_claims(table: pd.DataFrame, simulated: bool) -> list[dict[str, Any]]:
-    """The gain of each kind and use that is neither primary nor secondary, exploratory; the positive control is named."""
+    """The gain of each kind and use that explores; the positive control is named."""
     rows = []
     for _, row in kinds(table).query("role == @EXPLORATORY").iterrows():
         control = "; positive control: more patients" if simulated and row.images == params.SIMULATED else ""
@@ -163,6 +165,8 @@ def kind_claims(table: pd.DataFrame, simulated: bool) -> list[dict[str, Any]]:
         over = f"{comparisons.over_gain(row.n_seeds)}; unadjusted"
         facts = {"interval": (row.low_patients, row.high_patients, over), "n": row.n_patients}
         rows.append(
-            claim(key_of("sweep.kind", row.arm), text, row.difference, "not in the paper", **facts, unit="image-level AUC")
+            claim(
+                key_of("sweep.kind", row.arm), text, row.difference, "not in the paper", **facts, unit="image-level AUC"
+            )
         )
     return rows

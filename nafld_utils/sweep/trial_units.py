@@ -112,9 +112,10 @@ def refuse(run: Run) -> None:
 def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The sets that a training is made of, which of their images and views, and their labels; no pixel is read.
 
-    Yields the set's name (``real``, ``traditional``, ``trivial`` or a generator) and ``labels, rows, views`` of `sweep.Views` with
-    ``drawn``, rows of the set (of the flattened pool of changed crops). ValueError for a patient on both sides; one
-    class among the training images; a synthetic set of another fold or split; a rate above the set's size.
+    Yields the set's name (``real``, ``traditional``, ``trivial`` or a generator) and ``labels, rows, views`` of
+    `sweep.Views` with ``drawn``, rows of the set (of the flattened pool of changed crops). ValueError for a patient on
+    both sides; one class among the training images; a synthetic set of another fold or split; a rate above the set's
+    size.
     """
     arm, fold, seed = params.parse(trial["arm"]), int(trial["fold"]), seed_of(run, trial)
     data = preprocessing.open_preprocessed(run)

@@ -70,7 +70,9 @@ def test_where_no_liver_is_shown_it_is_left_out_or_refused_in_a_sentence(tmp_pat
     assert "simulated" not in run.settings.generators
     sampling.require_liver(run)
     asked = artifacts.open_run("smoke", {"simulated.enabled": True}, data=folder)
-    with pytest.raises(params.SettingsError, match="simulated.enabled: expected .* of the liver, .* found a folder of"):
+    with pytest.raises(
+        params.SettingsError, match=r"simulated.enabled: expected .* of the liver, .* found a folder of"
+    ):
         sampling.require_liver(asked)
     livers = artifacts.open_run("smoke", {"cohort.subject": artifacts.LIVERS}, data=folder)
     assert "simulated" in livers.settings.generators
@@ -79,5 +81,5 @@ def test_where_no_liver_is_shown_it_is_left_out_or_refused_in_a_sentence(tmp_pat
 
 def test_an_unknown_variant_is_refused_and_the_known_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    with pytest.raises(params.SettingsError, match="simulated.variant: expected one of full, .*, found fulll"):
+    with pytest.raises(params.SettingsError, match=r"simulated.variant: expected one of full, .*, found fulll"):
         sampling.require_liver(artifacts.open_run("smoke", {"simulated.variant": "fulll"}))

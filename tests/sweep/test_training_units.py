@@ -363,7 +363,7 @@ def _synthetic(run, conditioning, fold):
     source = images.loc[images["fold"] != fold, "patient_id"].to_numpy()[np.arange(N_SYNTHETIC) % 8]
     table = pd.DataFrame({"fold": fold, "source_patient": source, "label": source % 2})
     table["synthetic_id"] = [f"s{i}" for i in range(N_SYNTHETIC)]
-    pixels = np.random.default_rng(fold).integers(0, 256, (N_SYNTHETIC, SIZE, SIZE)).astype(np.uint8)
+    pixels = np.random.default_rng(fold + 1).integers(0, 256, (N_SYNTHETIC, SIZE, SIZE)).astype(np.uint8)
     unit = run.unit("synthetic", conditioning, fold, settings={})
     return SimpleNamespace(images=pixels, table=table, unit=unit, split=preprocessing.digest_of(images))
 

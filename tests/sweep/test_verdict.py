@@ -150,6 +150,7 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
     monkeypatch.setattr(artifacts.Unit, "seconds", lambda unit: 60.0)
     tables["costs"] = sweep.costs(run, pd.DataFrame([{"arm": "real", "state": "done", "seconds": 1.0}]), tables)
     tables |= dict.fromkeys(("gain", "intervals", "by patient"), tables["comparisons"])
+    tables["kinds"] = sweep.kinds(tables["comparisons"])
     for name in set(verdict.COLUMNS) - {"baselines"}:
         assert list(sweep.shown(tables[name], name).data.columns) == list(verdict.COLUMNS[name].split()), name
     alone = sweep.shown(tables["arms"].drop(columns=["freeze", "balance"]), "arms").data
@@ -472,6 +473,6 @@ def test_small_multiples_have_a_panel_a_variant_and_one_scale(run, tables):
 
 
 def test_every_arm_has_a_colour_of_its_own():
-    arms = figures.arms_of(pd.DataFrame({"arm": ["odd", "gan", "filtered", "real", "semantic+class", "semantic"]}))
+    arms = figures.arms_of(pd.DataFrame({"arm": ["simulated_first", "gan", "filtered", "real", "semantic+class", "semantic"]}))
     assert arms[:2] == ["real", "semantic"]
     assert len(set(figures.arm_colors(arms).values())) == len(arms)
