@@ -1,4 +1,4 @@
-"""Trainings without a real image: what is simulated and changed, their tables by hand, and the whole on a small cohort."""
+"""Trainings without a real image: what is simulated and changed, their tables by hand, and all on a small cohort."""
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,9 @@ def tail(seed=0):
 def toy_views(n=12):
     rng = np.random.default_rng(0)
     label = np.arange(n) % 2
-    return training.Views((rng.normal(size=(n, 1, 2, 6, 6)) + label[:, None, None, None, None]).astype(np.float32), label)
+    return training.Views(
+        (rng.normal(size=(n, 1, 2, 6, 6)) + label[:, None, None, None, None]).astype(np.float32), label
+    )
 
 
 def decoder():
@@ -157,7 +159,7 @@ def test_the_curve_and_its_maxima():
 
 
 def test_more_than_the_half_ratio_is_told_within_its_strata():
-    """Scores that separate the classes whatever the ratio says, and the ratio itself, which tells nothing in a third."""
+    """Scores that separate the classes whatever the ratio says, and the ratio itself, which tells little in a third."""
     label, patient = np.repeat([0, 1], 30), np.arange(60)
     ratio = np.concatenate([np.linspace(0, 2, 30), np.linspace(1, 3, 30)])
     rng = np.random.default_rng(0)
@@ -174,7 +176,11 @@ def test_more_than_the_half_ratio_is_told_within_its_strata():
 
 
 def worth_scores(real, after):
-    facts = [({(0, 0): auc}, {"n": k, "first": first}) for first, by in ((False, real), (True, after)) for k, auc in by.items()]
+    facts = [
+        ({(0, 0): auc}, {"n": k, "first": first})
+        for first, by in ((False, real), (True, after))
+        for k, auc in by.items()
+    ]
     return pd.concat([toy_scores(aucs, size=40, **more) for aucs, more in facts], ignore_index=True)
 
 
@@ -265,7 +271,7 @@ def test_what_is_said_follows_from_the_numbers_and_says_that_all_is_simulated(bu
     import matplotlib.pyplot as plt
 
     drawn = figures.drawn(found)
-    assert len(drawn) == 2
+    assert len(drawn) == 3
     assert [label.get_text() for label in drawn[1].axes[0].get_yticklabels()][-1] == "off"
     plt.close("all")
 

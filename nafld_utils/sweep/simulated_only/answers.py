@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import params, preprocessing
+from nafld_utils import params, phantom, preprocessing
 from nafld_utils.artifacts import Run, claim, key_of, of_row
 from nafld_utils.sweep import clinical_measures, frozen_classifiers, verdict
-from nafld_utils.sweep.simulated_only import tables, units
+from nafld_utils.sweep.simulated_only import look_units, tables, units
 
 KEY, ALONE = "sweep.simulated_only", "not in the paper"
 
@@ -26,8 +26,8 @@ def build(run: Run) -> dict[str, pd.DataFrame]:
     Returns
     -------
     dict of str to pandas.DataFrame
-        From `tables`: ``auc, curve, optimistic, measures, reliability, ratio`` and, where real patients are trained on,
-        ``worth, equivalents``.
+        From `tables`: ``auc, curve, optimistic, measures, reliability, ratio``, where real patients are trained on
+        ``worth, equivalents``; ``looks`` (`phantom.looks`, by ``group``), ``constants`` (`phantom.provenance.kinds`).
     """
     if not units.is_on(run):
         return {}
@@ -44,6 +44,8 @@ def build(run: Run) -> dict[str, pd.DataFrame]:
         "measures": tables.measures(found, grade, *how),
         "reliability": clinical_measures.calibration_bins(found.label, found.flat),
         "ratio": tables.beside_ratio(found, _ratio(run, found.patient), grade),
+        "looks": look_units.looks_unit(run).load_table("looks.csv"),
+        "constants": phantom.provenance.kinds().reset_index(),
     }
     if len(worth):
         made["worth"], made["equivalents"] = tables.worth_table(worth), tables.equivalents(worth, found, *how)
@@ -64,6 +66,7 @@ CAPTIONS = {
     "reliability": "Share of class 1 by predicted probability, bins of equally many patients (Wilson 95 %)",
     "optimistic": "Maxima that are tempting to quote",
     "worth": "Some real training patients, alone and after simulated ones",
+    "constants": "Constants of the simulator by where they come from",
     "equivalents": "Real patients, alone, that reach the AUC of simulated ones, followed by so many real ones",
 }
 
@@ -105,8 +108,8 @@ def answer(run: Run, found: dict[str, pd.DataFrame], swept: dict[str, pd.DataFra
     of = "of this simulated cohort, who are others" if run.is_simulated else "who are real"
     text = [
         f"No real image in training: {row.n_cohorts} x {row.n_seeds} trainings, each on"
-        f" {run.settings.simulated_only.n_patients} simulated patients. Their AUC on the {row.n_patients} patients {of},"
-        f" is {_bounds(row.auc, row.low, row.high)} by patient, mean of the folds (95 % over {row.over}).",
+        f" {run.settings.simulated_only.n_patients} simulated patients. Their AUC on the {row.n_patients} patients"
+        f" {of}, is {_bounds(row.auc, row.low, row.high)} by patient, mean of the folds (95 % over {row.over}).",
         f"As a standard deviation it varies by {_sd(row.sd_patients)} between cohorts of {row.n_patients} patients like"
         f" these, by {_sd(row.sd_cohorts)} between simulated cohorts, by {_sd(row.sd_seeds)} between training seeds.",
         _beside_real(run, row, swept),
@@ -118,7 +121,7 @@ def answer(run: Run, found: dict[str, pd.DataFrame], swept: dict[str, pd.DataFra
         text.append(_listed("Variants of the simulator, one cohort each, exploratory", variants))
     if "equivalents" in found:
         text += [_worth(next(found["equivalents"].itertuples())), _first(found["worth"])]
-    text.append("No real image is not no real data: some constants of the simulator come from the published cohort.")
+    text.append(_origin(found["constants"].set_index("variant")))
     return "\n".join(filter(None, text))
 
 
@@ -163,6 +166,16 @@ def _attenuation(ratio: pd.DataFrame) -> str:
         return text + "too few patients to say whether more than attenuation is learnt."
     more = "more than this attenuation is learnt." if within["low"] > 0.5 else "this shows no more than attenuation."
     return text + more
+
+
+def _origin(constants: pd.DataFrame) -> str:
+    """That no real image is not no real data, in numbers."""
+    frames, labels = constants.loc["full", ["frames", "labels"]]
+    return (
+        f"No real image is not no real data: {frames} of the simulator's {constants.loc['full'].sum()} constants were"
+        f" measured on unlabelled frames of the published cohort and {labels} fitted to statistics of its labels;"
+        " variant no_frames has none of the first kind, literature none of both."
+    )
 
 
 def _worth(row: Any) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from nafld_utils import phantom
 from nafld_utils.sweep.simulated_only import tables
 from nafld_utils.views import COLORS
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _GREY, _RATIO = "#222222", "#777777", "#8C2D04"
+_LOOKED = (COLORS["real"], "#D55E00", "#0072B2")  # the cohort, the declared variant, wide scanners
 _KINDS = {"declared": "#D55E00", "control": "#777777", "variant": "#0072B2"}
 
 
@@ -38,7 +41,17 @@ def drawn(found: dict[str, pd.DataFrame]) -> list[Figure]:
     whole = found["auc"].query("level == 'patient'")
     second, ax = plt.subplots(figsize=(8.5, 1.4 + 0.36 * len(whole)))
     bars(whole, found["ratio"], ax)
-    return [first, second]
+    third, axes = plt.subplots(2, 3, figsize=(8.5, 5.4))
+    looks(found["looks"], axes.flat)
+    return [first, second, third]
+
+
+def looks(table: pd.DataFrame, axes: Iterable[Axes]) -> None:
+    """How frames of the cohort look beside simulated ones, a panel per measure (`phantom.looks.draw`)."""
+    groups = {name: part.drop(columns="group") for name, part in table.groupby("group", sort=False)}
+    *panels, profile, spare = axes
+    phantom.looks.draw(groups, [*panels, profile], dict(zip(groups, _LOOKED, strict=False)))
+    spare.set_visible(False)
 
 
 def curve(table: pd.DataFrame, ax: Axes) -> Axes:
@@ -51,7 +64,7 @@ def curve(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.axhline(0.5, color="#999999", lw=1, ls="--", zorder=1)
     ax.set(xlabel="step, on simulated patients alone", ylabel="AUC by patient, mean of the folds")
     ax.set_title("No real image in training")
-    ax.legend(loc="lower right", fontsize=9)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9)
     return ax
 
 
@@ -75,8 +88,8 @@ def worth(table: pd.DataFrame, alone: pd.DataFrame, ax: Axes) -> Axes:
     ax.errorbar([0], [none.auc], yerr=ends, color=_KINDS["declared"], fmt="D", ms=6, label="simulated alone")
     ax.set_xticks([0, *sorted(table["n"].unique())])
     ax.set(xlabel="real training patients", ylabel="AUC by patient, mean of the folds")
-    ax.set_title("What simulated patients are worth")
-    ax.legend(loc="lower right", fontsize=9, title="bars: 95 % over patients", title_fontsize=9)
+    ax.set_title("What simulated patients are worth (95 %)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=9)
     return ax
 
 

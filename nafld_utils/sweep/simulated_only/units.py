@@ -16,7 +16,7 @@ import pandas as pd
 from nafld_utils import engine, images, networks, params, phantom, preprocessing, sampling
 from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_table, unit_seed
 from nafld_utils.sweep import prefix_features, trial_units
-from nafld_utils.sweep.simulated_only import changes
+from nafld_utils.sweep.simulated_only import changes, look_units
 
 REVISION = ("simulated_only", 1)
 
@@ -294,6 +294,7 @@ def make_all(run: Run) -> None:
     if run.settings.sweep.freeze != prefix_features.NOTHING_FROZEN:
         prefix_features.make_features(run, *_real(run)[:1], params.REAL, freeze=run.settings.sweep.freeze)
     make_changed(run)
+    look_units.make_looks(run)
     engine.map_units(make_training, alone, where, "trainings on simulated patients", unit_of=training_unit)
     engine.map_units(make_worth, worth, where, "trainings on some real patients", unit_of=worth_unit)
 
@@ -315,4 +316,4 @@ def units(run: Run) -> Sequence[Unit]:
         return []
     cohorts, alone, worth = tasks(run)
     made = [cohort_unit(**task) for task in cohorts] + [training_unit(**task) for task in alone]
-    return [*made, changed_unit(run), *(worth_unit(**task) for task in worth)]
+    return [*made, changed_unit(run), look_units.looks_unit(run), *(worth_unit(**task) for task in worth)]
