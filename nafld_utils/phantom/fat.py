@@ -17,9 +17,19 @@ def fat_of_55(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_fat(label: int, rng: np.random.Generator, variant: Variant = FULL) -> int:
-    """Fat of one patient of a class, in percent of hepatocytes: 0..4 for label 0, from 5 on for label 1.
+    """Draw the fat of one patient of a class.
 
-    Spread as in the real cohort, or evenly (0..4; 5..100) where the variant's constants are "literature".
+    Parameters
+    ----------
+    label : {0, 1}
+    rng : numpy.random.Generator
+    variant : Variant
+
+    Returns
+    -------
+    int
+        Percent of hepatocytes: 0..4 for label 0, from 5 on for label 1; spread as in the real cohort, or evenly (0..4;
+        5..100) where the variant's constants are "literature".
     """
     even = Draws(rng, variant)["fat_even"]
     if even:

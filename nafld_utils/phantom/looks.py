@@ -12,14 +12,18 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from nafld_utils.phantom.fat import draw_fat
+from nafld_utils.phantom.scanner import simulate_patient
+from nafld_utils.phantom.variants import Variant
+
 REVISION = ("phantom_looks", 1)
 
 # Measures of a frame and how a reader calls them; all but the profile are one number.
 MEASURES = {
     "brightness": "brightness (mean grey level)",
-    "contrast": "contrast (standard deviation of grey levels)",
-    "speckle_across": "speckle across the beam (pixels at half maximum)",
-    "speckle_along": "speckle along the beam (pixels at half maximum)",
+    "contrast": "contrast (SD of grey levels)",
+    "speckle_across": "speckle across the beam (pixels)",
+    "speckle_along": "speckle along the beam (pixels)",
 }
 BANDS = 10  # of the depth profile: tenths of the region's height
 _COARSE, _LAGS, _MARGIN = 6.0, 15, 8  # pixels: what is no speckle any more, the lags looked at, the border left out
@@ -40,11 +44,21 @@ def measure(pixels: Sequence[np.ndarray], regions: Sequence[np.ndarray], patient
     Returns
     -------
     pandas.DataFrame
-        One row per patient: the keys of `MEASURES` (grey levels; pixels) and ``depth_0`` to ``depth_9``, the mean grey
-        level in tenths of the region's height from the top, in the middle third of its width.
+        One row per patient: the keys of `MEASURES` (grey levels; pixels, the width of the autocovariance at half its
+        maximum) and ``depth_0`` to ``depth_9``, the mean grey level in tenths of the region's height from the top, in
+        the middle third of its width.
     """
     rows = [_of_frame(frame, region) for frame, region in zip(pixels, regions, strict=True)]
     return pd.DataFrame(rows).groupby(np.asarray(patients)).mean().rename_axis("patient")
+
+
+def simulated(variant: Variant, n_patients: int, seed: int) -> pd.DataFrame:
+    """Measures of simulated patients, one frame and the table's row of each; healthy and fatty in turn."""
+    rng, rows = np.random.default_rng([seed, 10]), []
+    for index in range(n_patients):
+        frames, masks = simulate_patient(seed, index, draw_fat(index % 2, rng, variant), 1, None, variant)
+        rows.append(_of_frame(frames[0], masks[0] > 0))
+    return pd.DataFrame(rows).rename_axis("patient")
 
 
 def _of_frame(frame: np.ndarray, region: np.ndarray) -> dict[str, float]:
@@ -110,7 +124,7 @@ def draw(groups: Mapping[str, pd.DataFrame], axes: Sequence[Any], colors: Mappin
         box = ax.boxplot([groups[name][key] for name in names], whis=(5, 95), showfliers=False, patch_artist=True)
         for patch, line, name in zip(box["boxes"], box["medians"], names, strict=True):
             patch.set_facecolor(colors[name])
-            line.set_color("black")
+            line.set_color("white")
         ax.set_xticks(range(1, len(names) + 1), names)
         ax.set_ylabel(label)
     place = (np.arange(BANDS) + 0.5) * 100 / BANDS

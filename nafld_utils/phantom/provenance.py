@@ -23,7 +23,7 @@ TABLE = Path(__file__).with_name("stored") / "constants.csv"
 KINDS = {
     "published": "published value, or physics alone",
     "computation": "grid of the computation, no property of a patient or a scanner",
-    "by eye": "chosen by eye, or a range that the literature leaves open",
+    "by eye": "chosen by eye, partly beside real frames, or a range that the literature leaves open",
     "frames": "measured on unlabelled frames of the real cohort",
     "labels": "fitted to label statistics of the real cohort",
 }

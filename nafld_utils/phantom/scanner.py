@@ -38,9 +38,27 @@ N_SCATTERERS = _COHORT["n_scatterers"]
 
 
 def simulate_patient(seed, index, fat, n_frames=10, feature=None, variant=FULL):
-    """Frames and tissue masks of one patient, both (n_frames, 434, 636) uint8; masks hold codes of `TISSUES`.
+    """Simulate one patient.
 
-    Arguments as in `Patient`. Masks are 0 outside the sector.
+    Parameters
+    ----------
+    seed : int >= 0
+        Of a cohort below 2**32; of a unit of work up to 2**64. The two never meet, whatever the index.
+    index : int >= 0
+        The patient's number; with the seed it decides everything but the fat.
+    fat : float
+        0 to 100 percent of hepatocytes.
+    n_frames : int >= 1
+        Frame f does not depend on how many follow.
+    feature : str, optional
+        As in `cohort.simulate`.
+    variant : Variant
+        What fat changes, which scanners, which constants.
+
+    Returns
+    -------
+    frames, masks : (n_frames, 434, 636) uint8
+        Grey levels, and codes of `TISSUES`; masks are 0 outside the sector.
     """
     patient = Patient(seed, index, fat, feature, variant)
     frames = np.zeros((n_frames, *FRAME_SHAPE), np.uint8)
@@ -59,10 +77,7 @@ def simulate_patient(seed, index, fat, n_frames=10, feature=None, variant=FULL):
 
 
 class Patient:
-    """What the frames of one simulated patient share; `seed` of the cohort and `index` decide all but `fat`.
-
-    `fat` is 0 to 100 percent of hepatocytes; `feature` as in `cohort.simulate`.
-    """
+    """What the frames of one simulated patient share; arguments as in `simulate_patient`."""
 
     def __init__(self, seed, index, fat, feature=None, variant=FULL):
         self._key = [seed, 11, index]

@@ -62,13 +62,13 @@ _NAMED = (
     Variant("wide", "Every patient is seen by a scanner with settings of its own, drawn wide.", scanner="wide"),
     Variant(
         "no_frames",
-        "Scanners drawn wide, and no constant that was measured on a frame of the real cohort.",
+        "Scanners drawn wide, and no constant measured on a frame of the real cohort; those chosen by eye stay.",
         scanner="wide",
         constants="no_frames",
     ),
     Variant(
         "literature",
-        "As no_frames, and no constant that was fitted to labels of the real cohort; fat is even in each class.",
+        "As no_frames, and no constant fitted to labels of the real cohort; fat is drawn evenly in each class.",
         scanner="wide",
         constants="literature",
     ),

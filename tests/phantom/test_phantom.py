@@ -9,7 +9,7 @@ import pytest
 from project import call
 from scipy import ndimage
 
-from nafld_utils import artifacts, phantom
+from nafld_utils import artifacts, images, phantom
 from nafld_utils.cohort import simulate, simulation
 from nafld_utils.ldm import shipped_autoencoder
 from nafld_utils.phantom import TISSUES, anatomy, looks, scanner, sector_mask, simulate_patient, variants
@@ -266,7 +266,7 @@ def test_a_frame_of_another_scanner_lies_in_its_own_sector(name):
     sector = sector_mask(patient.sector)
     assert np.array_equal(masks > 0, np.broadcast_to(sector, masks.shape))
     outside = frames[0][~sector]
-    assert (outside > 0).any() == (name == "wide"), "no overlays where nothing may be taken from the frames"
+    assert not outside.any(), "marks are those of the real cohort's scanner"
     assert sector.sum() != sector_mask().sum()
     assert np.array_equal(frames[:1], simulate_patient(12, 4, 40.0, 1, None, variant)[0])
 
@@ -326,6 +326,17 @@ def test_looks_of_smoothed_noise_are_those_worked_out():
     assert depths.tolist() == pytest.approx([4.5 + 10 * i for i in range(10)])
 
 
+def test_looks_of_simulated_patients_are_those_of_their_frames():
+    variant = phantom.VARIANTS["half"]
+    found = looks.simulated(variant, 2, 6)
+    rng = np.random.default_rng([6, 10])
+    healthy, fatty = (phantom.draw_fat(label, rng, variant) for label in (0, 1))
+    assert healthy < 5 <= fatty
+    frames, masks = simulate_patient(6, 1, fatty, 1, None, variant)
+    assert found.loc[1, "brightness"] == pytest.approx(frames[masks > 0].mean(), rel=1e-5)
+    assert found.loc[0, "brightness"] != found.loc[1, "brightness"]
+
+
 def test_looks_are_compared_over_patients_and_drawn():
     import matplotlib.pyplot as plt
 
@@ -351,11 +362,19 @@ def test_wide_scanners_cover_the_real_frames():
     from scipy.io import loadmat
 
     frames = np.stack(loadmat(path)["data"]["images"][0])[:, 0]
-    wide = [simulate_patient(21, k, 60.0 * (k % 2), 1, None, phantom.VARIANTS["wide"]) for k in range(30)]
     groups = {
         "real": looks.measure(frames, [sector_mask()] * 55, range(55)),
-        "wide": looks.measure([one[0] for one, _ in wide], [mask[0] > 0 for _, mask in wide], range(30)),
+        "wide": looks.simulated(phantom.VARIANTS["wide"], 30, 21),
     }
     covered = looks.compare(groups, "real").set_index(["group", "measure"]).loc["wide", "covered"]
     assert covered[["brightness", "contrast"]].min() > 0.8
     assert covered.filter(like="depth").median() > 0.8
+
+
+@pytest.mark.parametrize("name", ["full", "wide", "literature"])
+def test_the_region_of_a_simulated_frame_is_its_sector(name):
+    """Also of the darkest: what is cut from a frame does not depend on its brightness."""
+    for index in (1, 3):
+        frames, masks = simulate_patient(99, index, 80.0, 1, None, phantom.VARIANTS[name])
+        region = images.region_mask(frames[0])
+        assert (region & (masks[0] > 0)).sum() / (region | (masks[0] > 0)).sum() > 0.99
