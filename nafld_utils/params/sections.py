@@ -203,6 +203,24 @@ class SweepSettings(Section):
         return self
 
 
+class SimulatedOnlySettings(Section):
+    """Classifiers that see simulated patients alone, and how many real patients these are worth."""
+
+    n_cohorts: NonNegative
+    n_seeds: Count
+    n_patients: Annotated[int, Field(ge=4)]
+    n_frames: Count
+    crops: Count
+    steps: Count
+    look_every: Count
+    learning_rate: Positive
+    norm: Literal["train", "frozen"]
+    variants: tuple[PlainName, ...]
+    variant_seeds: Count
+    real_patients: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+    real_seeds: NonNegative
+
+
 class ShapSettings(Section):
     """Which classifier and images are explained, and what the attributions are held against."""
 

@@ -114,7 +114,18 @@ def _seconds(s: Settings, images: pd.DataFrame) -> float:
     for backbone, trainings in sweep.trial_grid.grid(s)["backbone"].value_counts().items():
         a_step = CLASSIFIED[_is_small(str(backbone))] * s.sweep.batch_size * size
         total += trainings * s.sweep.steps * a_step
-    return total
+    return total + _without_real(s, a_step)
+
+
+def _without_real(s: Settings, a_step: float) -> float:
+    """Seconds of processor time of trainings without a real image and of those with some; `a_step`: of the network."""
+    own = s.simulated_only
+    if not own.n_cohorts:
+        return 0.0
+    cohorts = (own.n_cohorts + len(own.variants)) * own.n_patients * own.n_frames * SIMULATED
+    alone = own.n_cohorts * (own.n_seeds + 1) + len(own.variants) * own.variant_seeds
+    worth = 2 * own.real_seeds * len(own.real_patients) * s.folds.n_splits * s.sweep.steps
+    return cohorts + (alone * own.steps + worth) * a_step
 
 
 def _bytes(s: Settings, images: pd.DataFrame, pixels: int) -> float:

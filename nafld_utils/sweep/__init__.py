@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "clinical_measures comparisons draws explorer families figures frozen_classifier_units frozen_classifiers "
-        "gpu_training planning prefix_features stage timing_units training training_units trial_grid "
+        "gpu_training planning prefix_features simulated_only stage timing_units training training_units trial_grid "
         "trial_store trial_units verdict"
     ).split(),
     submod_attrs={

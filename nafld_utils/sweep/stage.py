@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils.artifacts import Run, Unit, load_table
-from nafld_utils.sweep import frozen_classifier_units, planning, verdict
+from nafld_utils.sweep import frozen_classifier_units, planning, simulated_only, verdict
 from nafld_utils.sweep.elsewhere import scored_units
 
 STUDY = Path(__file__).parent / "stored" / "interval_study.csv"
@@ -34,7 +34,8 @@ def claims(
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 06 stands on."""
-    return [*verdict.units(run), *frozen_classifier_units.units(run), *scored_units.units(run)]
+    apart = [*frozen_classifier_units.units(run), *simulated_only.units.units(run), *scored_units.units(run)]
+    return [*verdict.units(run), *apart]
 
 
 def stored(path: Path = STUDY) -> pd.DataFrame:
