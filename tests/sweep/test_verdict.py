@@ -478,6 +478,7 @@ def test_small_multiples_have_a_panel_a_variant_and_one_scale(run, tables):
 
 
 def test_every_arm_has_a_colour_of_its_own():
-    arms = figures.arms_of(pd.DataFrame({"arm": ["simulated_first", "gan", "filtered", "real", "semantic+class", "semantic"]}))
+    names = ["simulated_first", "gan", "filtered", "real", "semantic+class", "semantic"]
+    arms = figures.arms_of(pd.DataFrame({"arm": names}))
     assert arms[:2] == ["real", "semantic"]
     assert len(set(figures.arm_colors(arms).values())) == len(arms)
