@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from pandas.io.formats.style import Styler
 
-# Last parts of keys whose value may be a file.
-NAME_FILES = ("path", "join", "external", "weights", "baseline_weights", "ratings")
+NAME_FILES = ("path", "join", "external", "weights", "baseline_weights", "ratings")  # ends of keys of files
 MARK_FILE = "cohort.json"  # in a folder of simulated patients, says so
 LIVERS = "liver ultrasounds"  # `cohort.subject` of a folder that holds them
 LEFT_OUT = "(left out)"  # stands for what names a patient or this machine
@@ -143,14 +142,12 @@ class Run:
     def show(self, *sections: str) -> pd.DataFrame:
         """Settings in force beside the paper profile's: ``setting, this run, paper profile, where it differs``.
 
-        Names of files and machines are left out, before a table cuts them short; so are the paper's classes beside
-        others.
+        Names of files and machines are left out, before a table cuts them short, and the paper's classes beside others.
         """
         import pandas as pd
 
         paper = params.load(params.BASE_PROFILE).by_key()
-        beside = paper | {"cohort.class_names": "those of the paper's cohort"}
-        rows = []
+        beside, rows = paper | {"cohort.class_names": "those of the paper's cohort"}, []
         for key, value in self.settings.by_key().items():
             if key in sections or key.split(".")[0] in sections:
                 shown = LEFT_OUT if is_private(key, value) else str(value)
