@@ -17,7 +17,7 @@ OF_COHORT, WIDE, N_LOOKED = "this cohort", "wide", 40  # real frames, variant of
 
 def looks_unit(run: Run) -> Unit:
     """Unit of how frames of this cohort look beside simulated ones, whatever the labels say."""
-    settings = {"variants": looked_at(run), "patients": N_LOOKED, "seed": run.settings.seed}
+    settings = {"variants": looked_at(run), "patients": _number(run), "seed": run.settings.seed}
     modules = ["phantom", "phantom_anatomy", "phantom_variants", "phantom_looks", "simulated_only_looks"]
     return run.unit("simulated_only", "looks", settings=settings, inputs=[cohort.cohort_unit(run)], modules=modules)
 
@@ -25,6 +25,10 @@ def looks_unit(run: Run) -> Unit:
 def looked_at(run: Run) -> list[str]:
     """Variants whose frames are shown beside the cohort's."""
     return list(dict.fromkeys([run.settings.simulated.variant, WIDE]))
+
+
+def _number(run: Run) -> int:
+    return min(N_LOOKED, run.settings.simulated_only.n_patients)
 
 
 def make_looks(run: Run) -> None:
@@ -38,5 +42,5 @@ def make_looks(run: Run) -> None:
         parts = [phantom.looks.measure(found.pixels, regions, found.images["patient_id"]).assign(group=OF_COHORT)]
         seed = unit_seed(run.settings.seed, "simulated_only", "looks")
         for name in looked_at(run):
-            parts.append(phantom.looks.simulated(phantom.VARIANTS[name], N_LOOKED, seed).assign(group=name))
+            parts.append(phantom.looks.simulated(phantom.VARIANTS[name], _number(run), seed).assign(group=name))
         save_table(folder / "looks.csv", pd.concat(parts, ignore_index=True))
