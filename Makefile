@@ -89,8 +89,9 @@ $(REPORTS)/08_turing_test.ipynb:          $(REPORTS)/05_quality_metrics.ipynb
 $(STAGES:%=$(REPORTS)/%.ipynb): $(REPORTS)/%.ipynb: $(NOTEBOOKS)/%.ipynb $(STAMPS)/%.json
 	@$(NAFLD) execute $* $(OPTIONS)
 
+# `execute` has just written the page, of which a make that began before it does not know.
 $(STAGES:%=$(REPORTS)/%.html): $(REPORTS)/%.html: $(REPORTS)/%.ipynb $(LOOKS)
-	@$(NAFLD) render $* $(OPTIONS)
+	@for made in $^; do [ $@ -nt "$$made" ] || { $(NAFLD) render $* $(OPTIONS); break; }; done
 
 $(REPORTS)/index.html: $(STAGES:%=$(REPORTS)/%.html) $(LOOKS)
 	@$(NAFLD) index $(OPTIONS)

@@ -21,6 +21,10 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
+# As `nafld_utils.pipeline.execute` sets them for kernels; what this process starts inherits them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(64 * 2**20))
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 * 2**20))
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 

@@ -65,6 +65,11 @@ def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
     before = {name: value for name, value in mpl.rcParams.copy().items() if name != "backend"}
     mpl.rcdefaults()  # not those of the user's own matplotlibrc
     mpl.rcParams.update({**look, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})})
+    if "inline" in mpl.get_backend():  # in a notebook, where pyplot would draw each figure once more than it is shown
+        import matplotlib.pyplot as plt
+
+        plt.switch_backend(mpl.get_backend())
+        plt.uninstall_repl_displayhook()
     restore = ExitStack()
     restore.callback(mpl.rcParams.update, before)
     return restore
