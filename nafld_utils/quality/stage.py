@@ -24,12 +24,11 @@ def build_features(run: Run) -> pd.DataFrame:
 
 
 def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[str]:
-    """What the quality table's `places`, the distances over patients and the copy audit say, in sentences."""
+    """What the quality table's `places` and the distances over patients say, in sentences."""
     kernel = FEATURES[run.settings.quality.features].metrics["kernel"]
     return [
         *metric_units.reading(places, run.settings.cohort.class_names),
         *patient_distance_units.reading(by_patients, kernel),
-        *copy_units.reading(run),
     ]
 
 

@@ -26,13 +26,19 @@ _NOMINAL = 0.05  # share of held-out patients that the audit may flag by chance,
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: the question, what is said in a few words, the sentences that carry it, the stage they come from."""
+    """One answer: the question, what is said in a few words, the sentences that carry it, the stage they come from.
+
+    `short` is the verdict in three words, `card` two sentences at most, `of` whom they are said of.
+    """
 
     key: str
     question: str
     verdict: str
     stage: str
     sentences: list[str]
+    short: str
+    card: list[str]
+    of: str = ""
 
 
 def answers(run: Run, table: pd.DataFrame) -> list[Answer]:
@@ -51,15 +57,19 @@ def answers(run: Run, table: pd.DataFrame) -> list[Answer]:
         if found:
             verdict = texts.fill(part["verdicts"][found["state"]], known | found)
             sentences = texts.fill_all(part["sentences"], known | found)
+            short, of = (texts.fill(text, known | found) for text in (part["short"][found["state"]], part["of"]))
+            card = texts.fill_all(part["card"], known | found)
         else:
             nothing = texts.load()["unanswered"]
             old = (table["stage"] == part["stage"]) & (table["key"] == "")
             verdict, sentences = nothing["verdict"], [nothing["old"] if old.any() else part["nothing"]]
+            short, card, of = verdict, sentences, ""
         if run.is_smoke and found:
-            verdict = texts.load()["unanswered"]["smoke"]
+            verdict, short = (texts.load()["unanswered"][name] for name in ("smoke", "short"))
         elif run.is_simulated:
             verdict = f"Simulated patients: {verdict[0].lower()}{verdict[1:]}"
-        out.append(Answer(key, texts.fill(part["question"], known), verdict, part["stage"], sentences))
+        question = texts.fill(part["question"], known)
+        out.append(Answer(key, question, verdict, part["stage"], sentences, short, card, of))
     return out
 
 

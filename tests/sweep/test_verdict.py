@@ -154,12 +154,16 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
     tables = sweep.build_tables(run, made_up(freeze="paper", balance="none"))
     monkeypatch.setattr(artifacts.Unit, "seconds", lambda unit: 60.0)
     tables["costs"] = sweep.costs(run, pd.DataFrame([{"arm": "real", "state": "done", "seconds": 1.0}]), tables)
-    tables |= dict.fromkeys(("gain", "intervals", "by patient"), tables["comparisons"])
+    tables |= dict.fromkeys(("gain", "intervals", "seeds", "by patient"), tables["comparisons"])
     tables["kinds"] = sweep.kinds(tables["comparisons"])
-    for name in set(verdict.COLUMNS) - {"baselines"}:
-        assert list(sweep.shown(tables[name], name).data.columns) == list(verdict.COLUMNS[name].split()), name
+    for name in set(verdict.SHOWN) - {"baselines"}:
+        _, rows, columns = verdict.SHOWN[name]
+        assert {part for column in f"{rows} {columns}".split() for part in column.split("|")} <= {*tables[name]}, name
+        shown = sweep.shown(tables[name], name).data
+        assert len(shown) == len(tables[name]), name
+        assert len(shown.columns) == len(columns.split()), name
     alone = sweep.shown(tables["arms"].drop(columns=["freeze", "balance"]), "arms").data
-    assert list(alone.columns)[:4] == ["level", "backbone", "arm", "rate"]
+    assert [*alone.index.names][-2:] == ["images mixed in", "mixing rate"]
 
 
 # ---------------------------------------------------------------- claims and cost
@@ -168,7 +172,7 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
 def test_claims_say_what_their_interval_is_over(run):
     tables = sweep.build_tables(run, made_up())
     rows = verdict.claims(run, tables)
-    table = run.record_claims("06_classification_sweep", rows).data
+    table = run.record_claims("06_classification_sweep", rows)
     assert {row["over"] for row in rows if row["claim"].startswith("gain") and np.isfinite(row["low"])} == {
         comparisons.OVER_SEEDS,
         comparisons.OVER_GAIN,
