@@ -151,6 +151,21 @@ def by_patient(real, declared, n=70, **baselines):
     return found.assign(n=[str(count) for *_, count in rows])
 
 
+def test_the_first_answer_tells_the_locked_test_on_another_cohort_where_there_is_one(real):
+    gain = (SWEEP, "sweep.gain.patients", GAIN, 0.05, 0.01, 0.2, PATIENTS)
+    assert "Elsewhere" not in " ".join(answered(real, table(gain), "help").sentences)
+    keys = {"auc.real": 0.8, "auc.declared": 0.75, "auc.baseline": 0.7, "gain": -0.05}
+    rows = [(SWEEP, f"elsewhere.{key}", key, value, value - 0.1, value + 0.1, "x") for key, value in keys.items()]
+    patients = (SWEEP, "elsewhere.patients", "simulated patients of the other cohort", 24, "", "", "")
+    claims = table(gain, *rows, patients).assign(n="24")
+    text = " ".join(answered(real, claims, "help").sentences)
+    assert (
+        "Elsewhere, on 24 simulated patients of the other cohort, to which nothing was fitted, the AUC by patient is"
+        " 0.8 [0.7, 0.9] with real images alone, 0.75 [0.65, 0.85] with synthetic ones (changed by"
+        " -0.05 [-0.15, 0.05]) and 0.7 [0.6, 0.8] for the strongest baseline; intervals are 95 % over these patients."
+    ) in text
+
+
 def test_the_first_answer_names_the_strongest_baseline_on_the_same_folds(real):
     gain = table((SWEEP, "sweep.gain.patients", GAIN, 0.05, 0.01, 0.2, PATIENTS))
 
