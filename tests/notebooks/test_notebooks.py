@@ -28,7 +28,7 @@ from project import PROJECT
 
 from nafld_utils import artifacts, pipeline, report
 from nafld_utils.pipeline import lab
-from nafld_utils.report import notebooks
+from nafld_utils.report import notebooks, pictures
 
 NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in pipeline.STAGES]
 BUDGET = 300.0  # seconds for the smoke profile on two free cores
@@ -71,6 +71,9 @@ def test_executed_notebooks_hold_no_error_and_no_warning(smoke):
         assert not [output for output in outputs if output.output_type == "error"], stage
         noise = [output.text for output in outputs if output.get("name") == "stderr"]
         assert not noise, f"{stage}: {noise[0][:500]}"
+        tables = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
+        assert not [table for table in tables if 'class="dataframe"' in table], f"{stage}: a table is for readers"
+        assert all("<caption>" in table for table in tables if "<table" in table), f"{stage}: a table says what to read"
 
 
 def test_every_page_is_self_contained_and_says_simulated(smoke):
@@ -152,6 +155,18 @@ def test_the_pictures_of_the_readme_are_made_and_small(smoke, run, browser, tmp_
         assert "simulated" in alt[1]
     with pytest.raises(ValueError, match="no picture of them is published"):
         readme_pictures.write(browser, artifacts.open_run("cpu"), tmp_path)
+
+
+def test_figures_are_vectors_but_for_pictures(smoke):
+    vectors = 0
+    for stage in pipeline.STAGES:
+        for cell in nbformat.read(smoke.reports / f"{stage}.ipynb", as_version=4).cells:
+            for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+                assert "image/png" in data or "image/svg+xml" not in data, "readers that show no SVG have a PNG"
+                drawn = "image/svg+xml" in data
+                assert not (drawn and pictures.SHOWS_IMAGES in cell.metadata.get("tags", [])), f"{stage}: {cell.source}"
+                vectors += drawn
+    assert vectors > 15
 
 
 def test_a_second_make_runs_nothing(smoke):
