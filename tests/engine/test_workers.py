@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import os
 import signal
 import subprocess
@@ -199,4 +198,4 @@ def test_a_worker_knows_its_number_and_overhears_ctrl_c():
 
 def test_a_worker_looks_for_cycles_of_objects_less_often_than_python_does():
     (found,) = (found for _, found in workers.run(toy_units.collects_after, [None], SETTINGS))
-    assert found == 100_000 > gc.get_threshold()[0]
+    assert found == 100_000, "700 in Python's own"
