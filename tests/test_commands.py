@@ -97,6 +97,8 @@ MAKE = {
     "doctor": asked("-m nafld_utils.doctor"),  # run by tests/test_setup.py
     "lab": asked(" lab"),
     "report-zip": asked("nafld report-zip"),
+    "export": asked("nafld export"),
+    "predict": asked("nafld predict"),
     "compare": asked("nafld compare"),
     "dry-run": asked("nafld dry-run"),  # run by tests/engine/test_timer.py
     "test": asked("-m pytest"),

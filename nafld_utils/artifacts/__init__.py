@@ -20,7 +20,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ).split(),
         "locks": "Busy locked remove_orphans".split(),
         "run": (
-            "LAB LEFT_OUT Run check_disk given_to_lab is_private open_run remembered stage_fault stored_runs"
+            "LAB LEFT_OUT LIVERS MARK_FILE Run check_disk given_to_lab is_private open_run remembered stage_fault "
+            "stored_runs"
         ).split(),
         "seals": "MANIFEST digest is_whole sealed unsealed".split(),
         "units": (

@@ -25,7 +25,9 @@ from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME_FILES = ("path", "join", "weights", "baseline_weights", "ratings")  # last parts of keys whose value may be a file
+NAME_FILES = ("path", "join", "external", "weights", "baseline_weights", "ratings")  # ends of keys of files
+MARK_FILE = "cohort.json"  # in a folder of simulated patients, says so
+LIVERS = "liver ultrasounds"  # `cohort.subject` of a folder that holds them
 LEFT_OUT = "(left out)"  # stands for what names a patient or this machine
 LAB = "NAFLD_LAB"  # environment of JupyterLab: JSON of what `make lab` was given
 
@@ -64,15 +66,21 @@ class Run:
 
     @property
     def is_simulated(self) -> bool:
-        """Whether the cohort is simulated, here or in a file that carries the mark of `cohort.write_mat`."""
+        """Whether the cohort is simulated, here or in a file with the mark of `cohort.write_mat`."""
         return self.settings.cohort.source == "simulated" or self._provenance().get("kind") == "simulated"
 
     @property
     def is_foreign(self) -> bool:
         """Whether the cohort is a folder of other images than liver ultrasounds, which the paper says nothing about."""
-        stored = self._provenance()
-        given = self.settings.cohort.source == "file" and stored.get("format") == "folder"
-        return given and stored.get("model") != "phantom"
+        stored, given = self._provenance(), self.settings.cohort
+        if not stored and given.path and (path := Path(given.path).expanduser()).is_dir():  # before stage 01
+            stored = {"format": "folder", **(load_record(path / MARK_FILE) or {})}
+        return given.source == "file" and stored.get("format") == "folder" and stored.get("model") != "phantom"
+
+    @property
+    def shows_livers(self) -> bool:
+        """Whether images are of the paper's organ: published, simulated, or a folder that is said to be."""
+        return not self.is_foreign or self.settings.cohort.subject == LIVERS
 
     @property
     def is_smoke(self) -> bool:
@@ -133,16 +141,16 @@ class Run:
     def show(self, *sections: str) -> pd.DataFrame:
         """Settings in force beside the paper profile's: ``setting, this run, paper profile, where it differs``.
 
-        Names of files and machines are left out, before a table cuts them short.
+        Names of files and machines are left out, before a table cuts them short, and the paper's classes beside others.
         """
         import pandas as pd
 
         paper = params.load(params.BASE_PROFILE).by_key()
-        rows = []
+        beside, rows = paper | {"cohort.class_names": "those of the paper's cohort"}, []
         for key, value in self.settings.by_key().items():
             if key in sections or key.split(".")[0] in sections:
                 shown = LEFT_OUT if is_private(key, value) else str(value)
-                rows.append((key, shown, str(paper.get(key, "not set")) if value != paper.get(key) else ""))
+                rows.append((key, shown, str(beside.get(key, "not set")) if value != paper.get(key) else ""))
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
 
     def record_claims(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -282,7 +290,9 @@ def open_run(
         values |= _cohort_at(data, values)
     if run and run != profile:
         values["run"] = run
-    return Run(params.load(profile, values), values)
+    opened = Run(params.load(profile, values), values)
+    left_out = opened.settings.simulated.enabled == "auto" and not opened.shows_livers
+    return Run(opened.settings.without_simulated(), values) if left_out else opened
 
 
 def _cohort_at(data: str, values: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "data description download example explorer figures file_tags folder_files folder_table image_folder loading "
-        "one_person one_person_units outline problems simulated_anatomy simulated_scanner simulation unit"
+        "one_person one_person_units outline problems simulation unit"
     ).split(),
     submod_attrs={
         "data": "Cohort".split(),
@@ -24,9 +24,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "one_person_units": "build_pairs open_pairs pair_claims pairs_reading".split(),
         "outline": "outlined".split(),
         "problems": "CohortError WHOLE_LIST".split(),
-        "simulated_anatomy": "FEATURES TISSUES".split(),
-        "simulated_scanner": "simulate_patient".split(),
         "simulation": "FEATURE_FAT simulate version".split(),
-        "unit": "build_cohort cohort_claims cohort_unit likeness open_cohort region_of same_protocol".split(),
+        "unit": (
+            "build_cohort cohort_claims cohort_unit content_of likeness open_cohort region_of same_protocol"
+        ).split(),
     },
 )

@@ -60,7 +60,7 @@ class Cohort:
         ``labels`` of a folder's table ("names" or "numbers"), ``model`` ("phantom" of a folder that this study's
         simulator wrote).
     masks : (N, H, W) uint8 ndarray or None
-        Tissue codes of simulated images (`cohort.TISSUES`); None for real ones.
+        Tissue codes of simulated images (`phantom.TISSUES`); None for real ones.
     folds : pandas.DataFrame or None
         ``patient_id, fold`` where the cohort states its own folds.
     sources : pandas.DataFrame or None

@@ -19,7 +19,7 @@ from nafld_utils.cohort.problems import CohortError, Problem, shown
 TABLE = "images.csv"
 REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 PIXELS = "pixels.npy"  # a folder that holds it has one array instead of image files
-MASKS, MARK_FILE = "masks.npy", "cohort.json"
+MASKS, MARK_FILE = "masks.npy", artifacts.MARK_FILE
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 
 

@@ -1,4 +1,4 @@
-"""The simulated cohort: patients of `simulated_scanner` in memory or, for large cohorts, one by one into a folder.
+"""The simulated cohort: patients of `phantom` in memory or, for large cohorts, one by one into a folder.
 
 The folder is a cohort of `image_folder`, read through a memory map: ``images.csv``, ``pixels.npy``, ``masks.npy`` and
 the mark ``cohort.json``. A killed simulation goes on with the patient it was at, and the bytes are those of `simulate`
@@ -18,18 +18,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import artifacts, engine, images
+from nafld_utils import artifacts, engine, images, phantom
 from nafld_utils.cohort import folder_files, image_folder
 from nafld_utils.cohort.data import Cohort, from_arrays, image_id, spread
-from nafld_utils.cohort.simulated_scanner import FRAME_SHAPE, simulate_patient
 
-REVISION = ("phantom", 2), ("phantom_folder", 1)
+REVISION = ("phantom_folder", 1)
 ABOVE = 200  # patients; from here on a run's simulated cohort is written so (choice: 200 hold 1.1 GB in memory)
 FATTY_FROM = 5  # percent of hepatocytes; label 1 from here on, as in the real cohort
 FEATURE_FAT = 80  # percent, of the patients with the feature where only one depends on the label; the effect is full
 
 
-def simulate(n_patients: int, seed: int, n_frames: int = 10, n_jobs: int = 1, feature: str | None = None) -> Cohort:
+def simulate(
+    n_patients: int,
+    seed: int,
+    n_frames: int = 10,
+    n_jobs: int = 1,
+    feature: str | None = None,
+    variant: phantom.Variant = phantom.FULL,
+) -> Cohort:
     """Simulate a cohort in the structure of the real one.
 
     Parameters
@@ -43,13 +49,15 @@ def simulate(n_patients: int, seed: int, n_frames: int = 10, n_jobs: int = 1, fe
     n_jobs : int >= 1
         Processes that share the patients; the result does not depend on it.
     feature : str, optional
-        One of `FEATURES`: the one thing in the images that depends on the label (see `simulated_anatomy.draw_anatomy`);
+        One of `phantom.FEATURES`: the one thing in the images that depends on the label (see `phantom.anatomy`);
         half of the patients then have no fat, the others `FEATURE_FAT` percent. None: all that steatosis changes.
+    variant : phantom.Variant
+        What fat changes, and by which scanners the patients are seen.
 
     Returns
     -------
     Cohort
-        `pixels` and `masks` are (n_patients * n_frames, 434, 636) uint8; mask codes are `TISSUES`;
+        `pixels` and `masks` are (n_patients * n_frames, 434, 636) uint8; mask codes are `phantom.TISSUES`;
         patients are numbered from 1; `provenance["kind"]` is "simulated".
 
     Raises
@@ -58,17 +66,23 @@ def simulate(n_patients: int, seed: int, n_frames: int = 10, n_jobs: int = 1, fe
         When a count is below its minimum, or `feature` is unknown.
     """
     _check_counts(n_patients=n_patients, seed=seed, n_frames=n_frames, n_jobs=n_jobs)
-    fats = draw_fat(n_patients, seed) if feature is None else _with_and_without(n_patients, seed)
-    pixels = np.empty((n_patients, n_frames, *FRAME_SHAPE), np.uint8)
+    fats = draw_fat(n_patients, seed, variant) if feature is None else _with_and_without(n_patients, seed)
+    pixels = np.empty((n_patients, n_frames, *phantom.FRAME_SHAPE), np.uint8)
     masks = np.empty_like(pixels)
-    for i, made in enumerate(_patients(range(n_patients), fats, seed, n_frames, n_jobs, feature)):
+    for i, made in enumerate(_patients(range(n_patients), fats, (seed, n_frames, feature, variant), n_jobs)):
         pixels[i], masks[i] = made
-    text = _sentence(n_patients, n_frames, seed) + (f" The label shows in {feature} alone." if feature else "")
+    text = _sentence(n_patients, n_frames, seed, variant) + (f" The label shows in {feature} alone." if feature else "")
     return from_arrays(pixels, fats, fats >= FATTY_FROM, {"kind": "simulated", "text": text}, masks)
 
 
 def write_folder(
-    folder: str | Path, n_patients: int, seed: int, n_frames: int = 10, keep: int | None = None, n_jobs: int = 1
+    folder: str | Path,
+    n_patients: int,
+    seed: int,
+    n_frames: int = 10,
+    keep: int | None = None,
+    n_jobs: int = 1,
+    variant: phantom.Variant = phantom.FULL,
 ) -> Path:
     """Simulate a cohort as `simulate` does into a folder, and return it; an unfinished one is completed.
 
@@ -77,10 +91,10 @@ def write_folder(
     """
     _check_counts(n_patients=n_patients, seed=seed, n_frames=n_frames, n_jobs=n_jobs)
     folder, chosen = Path(folder), spread(n_frames, keep)
-    text, fats = _sentence(n_patients, n_frames, seed), draw_fat(n_patients, seed)
+    text, fats = _sentence(n_patients, n_frames, seed, variant), draw_fat(n_patients, seed, variant)
     if len(chosen) < n_frames:
         text += f" {len(chosen)} frames of each are kept."
-    array = ((n_patients * len(chosen), *FRAME_SHAPE), np.uint8)
+    array = ((n_patients * len(chosen), *phantom.FRAME_SHAPE), np.uint8)
     with images.Store(folder, {"pixels": array, "masks": array}, refuse_other=True) as store:
         if store.facts not in ({}, {"text": text}):
             raise ValueError(
@@ -88,7 +102,7 @@ def write_folder(
             )
         store.facts = {"text": text}
         missing = range(store.done // len(chosen), n_patients)
-        made = _patients(missing, fats, seed, n_frames, n_jobs)
+        made = _patients(missing, fats, (seed, n_frames, None, variant), n_jobs)
         for i in engine.progress(missing, "simulating patients"):
             frames, masks = next(made)
             for j, frame in enumerate(chosen):
@@ -109,8 +123,9 @@ def version() -> str:
     return f"{artifacts.revision('phantom')}.{artifacts.revision('phantom_anatomy')}"
 
 
-def _sentence(n_patients: int, n_frames: int, seed: int) -> str:
-    return f"Simulated cohort: {n_patients} patients x {n_frames} frames, seed {seed}, phantom revision {version()}."
+def _sentence(n_patients: int, n_frames: int, seed: int, variant: phantom.Variant) -> str:
+    text = f"Simulated cohort: {n_patients} patients x {n_frames} frames, seed {seed}, phantom revision {version()}."
+    return text if variant == phantom.FULL else f"{text} Variant {variant.name}: {variant.about}"
 
 
 def _check_counts(**counts: Any) -> None:
@@ -121,38 +136,42 @@ def _check_counts(**counts: Any) -> None:
 
 
 def _patients(
-    numbers: range, fats: np.ndarray, seed: int, n_frames: int, n_jobs: int, feature: str | None = None
+    numbers: range, fats: np.ndarray, how: tuple[int, int, str | None, phantom.Variant], n_jobs: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Frames and masks of each patient; with processes a few patients ahead of the reader, never all of them."""
-    tasks = [(seed, i, float(fats[i]), n_frames, feature) for i in numbers]
+    seed, *rest = how
+    tasks = [(seed, i, float(fats[i]), *rest) for i in numbers]
     if n_jobs == 1:
-        yield from (simulate_patient(*task) for task in tasks)
+        yield from (phantom.simulate_patient(*task) for task in tasks)
         return
     from concurrent.futures import ProcessPoolExecutor
 
     with ProcessPoolExecutor(n_jobs) as pool:
         for start in range(0, len(tasks), 4 * n_jobs):
-            yield from pool.map(simulate_patient, *zip(*tasks[start : start + 4 * n_jobs], strict=True))
+            yield from pool.map(phantom.simulate_patient, *zip(*tasks[start : start + 4 * n_jobs], strict=True))
 
 
-def draw_fat(n_patients: int, seed: int) -> np.ndarray:
+def draw_fat(n_patients: int, seed: int, variant: phantom.Variant = phantom.FULL) -> np.ndarray:
     """Fat of each patient, (n_patients,) int64 in 0..85 percent of hepatocytes, spread as in the real cohort.
 
     Fatty from 5 on. Of every 55 patients 17 are below 5, 20 in 5..33, 8 in 34..66 and 10 in 67..85, as in the real
-    cohort; entry i does not depend on `n_patients`, and the first two differ in class.
+    cohort (evenly in each class where the variant wants it); entry i does not depend on `n_patients`, and the first two
+    differ in class.
     """
     fats = []
     for block in range(-(-n_patients // 55)):
         rng = np.random.default_rng([seed, 7, block])
-        healthy = rng.permutation(np.repeat([0, 1, 2, 3, 4], [2, 3, 8, 3, 1]))
-        bands = [rng.integers(1, 7, 20) * 5, rng.integers(7, 12, 8) * 5 + 5, rng.integers(14, 18, 10) * 5]
-        fatty = iter(rng.permutation(np.concatenate(bands)))
+        healthy, fatty = phantom.fat_of_55(rng)
+        fatty = iter(fatty)
         for triple in range(17):
             # A triple holds one healthy patient; the very first has it among its first two.
             place = rng.integers(2 if block == 0 and triple == 0 else 3)
             fats += [healthy[triple] if k == place else next(fatty) for k in range(3)]
             if triple % 4 == 3:
                 fats.append(next(fatty))
+    if variant.constants == "literature":
+        rng = np.random.default_rng([seed, 9])
+        fats = [phantom.draw_fat(int(fat >= FATTY_FROM), rng, variant) for fat in fats]
     return np.array(fats[:n_patients], dtype=np.int64)
 
 
@@ -170,10 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--patients", type=int, default=500)
     parser.add_argument("--frames", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--variant", choices=phantom.VARIANTS, default="full", help="what fat changes, which scanners")
     parser.add_argument("--jobs", type=int, default=engine.cores())
     options = parser.parse_args(arguments)
     try:
-        folder = write_folder(options.folder, options.patients, options.seed, options.frames, n_jobs=options.jobs)
+        how = {"n_jobs": options.jobs, "variant": phantom.VARIANTS[options.variant]}
+        folder = write_folder(options.folder, options.patients, options.seed, options.frames, **how)
     except (ValueError, OSError) as error:
         print(f"simulation: {error}", file=sys.stderr)
         return 2

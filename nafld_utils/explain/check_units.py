@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nafld_utils import artifacts, cohort, engine, networks, preprocessing, statistics, sweep
+from nafld_utils import artifacts, engine, networks, phantom, preprocessing, statistics, sweep
 from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, unit_seed
 from nafld_utils.explain import attribution_units, explainers, map_measures, single_feature_study
 from nafld_utils.explain.attribution_units import Explanation
@@ -71,10 +71,10 @@ def train_shuffled(run: Run) -> Unit:
     decoder = networks.Decoder(wanted["backbone"])
     with unit.writing(device=str(device)) as folder:
         tail = sweep.fresh_tail(pretrained, seed)
-        tail, _ = sweep.train_tail(tail, parts, sweep.options_of(run), seed, decoder, device)
+        tail, _ = sweep.train_tail(tail, parts, sweep.options_of(run, wanted["arm"]), seed, decoder, device)
         scores = data["images"][["image_id", "patient_id", "label"]]
         scores = scores.assign(score=sweep.predict(tail, data["held_out"], decoder, device))
-        attribution_units.save_tail(folder, tail)
+        sweep.save_tail(folder, tail)
         save_table(folder / "scores.csv", scores)
     return unit
 
@@ -254,7 +254,7 @@ def share_tissue(run: Run, own: Explanation) -> pd.DataFrame | None:
     rows = np.flatnonzero(own.table["judged"])
     codes = np.array(tissue[own.table["row"].to_numpy()[rows]])
     border = max(1, round(run.settings.shap.border * codes.shape[1]))
-    return map_measures.shares(own.smoothed()[rows], map_measures.regions(codes, cohort.TISSUES, border))
+    return map_measures.shares(own.smoothed()[rows], map_measures.regions(codes, phantom.TISSUES, border))
 
 
 # ---------------------------------------------------------------- one feature at a time
@@ -312,7 +312,7 @@ def build_study(run: Run) -> Study:
 def _study(run: Run) -> Study:
     if not run.settings.shap.feature_patients:
         return stored_study()
-    tasks = [{"run": run, "feature": name} for name in cohort.FEATURES]
+    tasks = [{"run": run, "feature": name} for name in phantom.FEATURES]
     engine.map_units(make_feature, tasks, run.settings.engine, "single-feature study", unit_of=feature_unit)
     rows, arrays = [], {}
     for task in tasks:
@@ -372,7 +372,7 @@ def units(run: Run) -> list[Unit]:
     explained.append(attribution_units.attributions_unit(run, "untrained", trials[0]["backbone"], "compared"))
     explained.append(attribution_units.attributions_unit(run, "shuffled", shuffled, "compared"))
     out = [*classifiers, shuffled, attribution_units.images_unit(run), *explained, checks_unit(run, explained)]
-    return out + [feature_unit(run, name) for name in cohort.FEATURES if run.settings.shap.feature_patients]
+    return out + [feature_unit(run, name) for name in phantom.FEATURES if run.settings.shap.feature_patients]
 
 
 def main() -> None:

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nafld_utils import cohort, images, networks, preprocessing, statistics, sweep
-from nafld_utils.cohort import TISSUES
+from nafld_utils import cohort, images, networks, phantom, preprocessing, statistics, sweep
 from nafld_utils.explain import explainers, map_measures
 from nafld_utils.images import random_box, resize_box
+from nafld_utils.phantom import TISSUES
 
 REVISION = ("feature_study", 2)
 
@@ -85,7 +85,7 @@ def _whole(crop: np.ndarray, labels: bool = False) -> np.ndarray:
 
 
 def make_cohort(feature: str, n_patients: int, seed: int, n_jobs: int = 1) -> Cohort:
-    """Simulate a cohort about one of `cohort.FEATURES` and cut it as the study does; `n_jobs` processes simulate."""
+    """Simulate a cohort about one of `phantom.FEATURES` and cut it as the study does; `n_jobs` processes simulate."""
     found = cohort.simulate(n_patients, seed, N_FRAMES, min(n_jobs, n_patients), feature)
     assigned = preprocessing.make_folds(found.patients, 2, seed)
     images = found.images.merge(assigned, on="patient_id", how="left", validate="many_to_one")
@@ -110,7 +110,7 @@ def twins(images: pd.DataFrame, feature: str, seed: int) -> np.ndarray:
     out = []
     for row in images.itertuples():
         fat = 0.0 if row.label else float(cohort.FEATURE_FAT)
-        frames, masks = cohort.simulate_patient(seed, int(row.patient_id) - 1, fat, 1, feature)
+        frames, masks = phantom.simulate_patient(seed, int(row.patient_id) - 1, fat, 1, feature)
         out.append(_whole(crop_of(frames[0], masks[0])[0]))
     return np.stack(out)
 

@@ -16,7 +16,8 @@ from scipy import ndimage
 if TYPE_CHECKING:
     from nafld_utils.params import PreprocessSettings
 
-REVISION = ("preprocess", 1), ("regions", 1)  # raise the first; units of this stage name the second beside it
+# raise the first; units of this stage name the second beside it, those of the arm `trivial` the third
+REVISION = ("preprocess", 1), ("regions", 1), ("trivial_augment", 1)
 OPENING_RADIUS = 5  # pixels; strokes of overlays are 1 to 4 pixels wide, so they do not survive it (choice)
 STUB = 2  # pixels; how far an overlay's stroke may stay attached, the price of keeping the sector's sharp corners
 # Where a shadow parts the sector (choice). A part has so much of the largest one's area: overlays of the published
@@ -306,3 +307,18 @@ def rotate_about(crop: np.ndarray, box: Box, degrees: float) -> np.ndarray:
     centre = (left + width / 2, top + height / 2)
     picture = Image.fromarray(np.ascontiguousarray(crop))
     return np.asarray(picture.rotate(degrees, Image.Resampling.BILINEAR, center=centre))
+
+
+def trivial_augment(image: np.ndarray, seed: int) -> np.ndarray:
+    """One change of random kind and strength of an image (H, W) uint8, by torchvision's TrivialAugmentWide.
+
+    Kinds and strengths as published (shear, shift, rotation, brightness, contrast, sharpness, fewer grey levels,
+    inversion above a level, equalisation, none; arXiv 2103.10158); what comes from outside is black.
+    """
+    import torch
+    from torchvision.transforms import TrivialAugmentWide
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        changed = TrivialAugmentWide(fill=[0.0])(torch.from_numpy(np.array(image))[None])
+    return changed[0].numpy()

@@ -12,6 +12,7 @@ speckle). The paper quotes GANs of another group; this one is ours, trained on t
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -274,15 +275,24 @@ def step_operations(image_size: int, settings: Mapping[str, Any]) -> list[int]:
 
     They are counted as those of the denoisers are (`operations`); `settings` is the ``gan`` section.
     """
+    penalised, plain = _counted(image_size, *(settings[key] for key in ("batch_size", "base_channels", "max_channels")))
+    return [penalised, *[plain] * (PENALTY_EVERY - 1)]
+
+
+@functools.cache
+def _counted(image_size: int, batch_size: int, base_channels: int, max_channels: int) -> tuple[int, int]:
+    """Operations of a step with gradient penalties and of one without."""
     device = torch.device("meta")
+    size = {"batch_size": batch_size, "base_channels": base_channels, "max_channels": max_channels}
+    settings = {**size, "learning_rate": 0.0, "penalty": 1.0, "ema_decay": 0.0}  # which change no count
     training, counts = start_training(image_size, settings, 0, device), []
-    n, side = settings["batch_size"], image_size
-    real, y = torch.empty(n, 1, side, side, device=device), torch.zeros(n, dtype=torch.long, device=device)
-    for training.step in range(PENALTY_EVERY):
+    real = torch.empty(batch_size, 1, image_size, image_size, device=device)
+    y = torch.zeros(batch_size, dtype=torch.long, device=device)
+    for training.step in range(2):
         with Operations() as counted:
             _step(training, real, y, settings, torch.Generator())
         counts.append(counted.total)
-    return counts
+    return counts[0], counts[1]
 
 
 # ---------------------------------------------------------------- sampling

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules="arms declared fields generators loading merging sections set_names settings".split(),
     submod_attrs={
-        "arms": "BASELINES FILTERED REAL TRADITIONAL parse".split(),
+        "arms": "AUGMENTED BASELINES FILTERED REAL SIMULATED TRADITIONAL TRIVIAL parse".split(),
         "declared": "agreement as_yaml differences protocol".split(),
         "fields": "NAME PLAIN_NAME PLAIN_NAME_RULE SettingsError".split(),
         "generators": "ddim_strides".split(),

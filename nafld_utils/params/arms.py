@@ -1,8 +1,9 @@
 """Names of the sweep's arms: which images a training set is made of.
 
 Contract: pure functions of a name. An arm is ``real``, or one generator or two joined by ``+`` (half of r each), with
-``_matched`` where the synthetic images are drawn in the class mix of the real training images, and ``_only`` where no
-real image is among the training images. Nothing else reads an arm's name.
+``_matched`` where the images added are drawn in the class mix of the real training images, ``_only`` where no real
+image is among the training images, and ``_first`` where a training sees the added images alone first and real ones
+alone after. Nothing else reads an arm's name.
 
 Notes
 -----
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 
 REVISION = ("arms", 1)
 
-REAL, TRADITIONAL, FILTERED = "real", "traditional", "filtered"
-BASELINES = ("gan",)  # generators beside the diffusion models, each a section of the settings with `enabled`
+REAL, TRADITIONAL, TRIVIAL, SIMULATED, FILTERED = "real", "traditional", "trivial", "simulated", "filtered"
+AUGMENTED = (TRADITIONAL, TRIVIAL)  # real images, changed
+BASELINES = ("gan", SIMULATED)  # generators beside the diffusion models, each a section of the settings with `enabled`
 # choice: two generators are enough to ask whether the two models complement each other
-GENERATORS = (TRADITIONAL, "semantic", "class", *BASELINES, FILTERED)
-MATCHED, ONLY = "_matched", "_only"
+GENERATORS = (*AUGMENTED, "semantic", "class", *BASELINES, FILTERED)
+MATCHED, ONLY, FIRST = "_matched", "_only", "_first"
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,17 @@ class Arm:
     name: str
     generators: tuple[str, ...]  # each with an equal part of r
     with_real: bool = True  # the fold's real training images are in the set
-    matched: bool = False  # images mixed in are drawn in the class mix of the real training images
+    matched: bool = False  # images added are drawn in the class mix of the real training images
+    first: bool = False  # a training's first steps are on the added images alone, the others on real ones alone
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Generators that a network was trained for: all but crop and rotation of real images."""
-        return tuple(name for name in self.generators if name != TRADITIONAL)
+        """Generators that make new images: all but changes of real ones."""
+        return tuple(name for name in self.generators if name not in AUGMENTED)
+
+    def used(self, use: str) -> str:
+        """The arm's name where its images are used as asked: ``mix``, or ``pretrain`` where a real image follows."""
+        return f"{self.name}{FIRST}" if use == "pretrain" and self.generators and self.with_real else self.name
 
 
 def parse(name: str) -> Arm:
@@ -54,11 +61,12 @@ def parse(name: str) -> Arm:
     >>> parse("semantic+class").generators
     ('semantic', 'class')
     >>> parse("class_matched_only")
-    Arm(name='class_matched_only', generators=('class',), with_real=False, matched=True)
+    Arm(name='class_matched_only', generators=('class',), with_real=False, matched=True, first=False)
     """
     if name == REAL:
         return Arm(name, ())
     stem = name.removesuffix(ONLY)
+    stem = stem if stem != name else name.removesuffix(FIRST)
     generators = tuple(stem.removesuffix(MATCHED).split("+"))
     # one order of the two, or the same training would have two names
     if len(generators) > 2 or list(generators) != [known for known in GENERATORS if known in generators]:
@@ -66,12 +74,13 @@ def parse(name: str) -> Arm:
         nearest = f"; the nearest is {close[0]}" if close else ""
         raise ValueError(
             f"arm {name!r}: expected real, or one or two of {', '.join(GENERATORS)} joined by + in this order, with"
-            f" {MATCHED} or {ONLY} behind, found no such arm{nearest}."
+            f" {MATCHED}, {ONLY} or {FIRST} behind, found no such arm{nearest}."
         )
-    return Arm(name, generators, with_real=stem == name, matched=stem.endswith(MATCHED))
+    return Arm(name, generators, not name.endswith(ONLY), stem.endswith(MATCHED), name.endswith(FIRST))
 
 
 def every() -> list[str]:
     """Every arm's name."""
     stems = [*GENERATORS, *("+".join(pair) for pair in itertools.combinations(GENERATORS, 2))]
-    return [REAL, *(f"{stem}{suffix}" for stem in stems for suffix in ("", MATCHED, ONLY, MATCHED + ONLY))]
+    ends = [f"{matched}{last}" for matched in ("", MATCHED) for last in ("", ONLY, FIRST)]
+    return [REAL, *(f"{stem}{suffix}" for stem in stems for suffix in ends)]

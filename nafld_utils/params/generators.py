@@ -158,6 +158,14 @@ def sizes_that_halve(size: int, multiple: int, least: int, most: int) -> str:
     return " or ".join(map(str, near))
 
 
+class SimulatedSettings(Section):
+    """Images of simulated patients, made without any image of the cohort."""
+
+    enabled: bool | Literal["auto"]
+    variant: Annotated[str, Field(pattern=r"^[a-z_]+$")]
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
 class GanSettings(Section):
     """The GAN that the diffusion models are compared with."""
 

@@ -44,6 +44,7 @@ class CohortSettings(Section):
     join: str | None
     patient_numbers: Literal["counted", "own"]
     burned_in: Literal["stop", "allow"]
+    external: str | None
     n_patients: Annotated[int, Field(ge=2, le=100_000)]
     simulation_seed: NonNegative
 
@@ -130,6 +131,7 @@ def _arm(name: str) -> str:
 
 
 Arm = Annotated[str, AfterValidator(_arm)]
+Use = Literal["mix", "pretrain"]
 Freeze = Annotated[str, Field(pattern=r"^[a-z_]+[0-9]*(\.[0-9]+)?$")]
 PLAIN = "plain"
 
@@ -143,6 +145,7 @@ class ExperimentSettings(Section):
     balance: Balance | None = None
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)] | None = None
     rates: Annotated[tuple[Rate, ...], Field(min_length=1)] | None = None
+    use: Annotated[tuple[Use, ...], Field(min_length=1)] | None = None
     n_seeds: Count | None = None
     level: Literal["image", "fold", "patient"] | None = None
 
@@ -162,6 +165,8 @@ class SweepSettings(Section):
     crops: Literal["fresh", "fixed"]
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     rates: Annotated[tuple[Rate, ...], Field(min_length=1)]
+    use: Annotated[tuple[Use, ...], Field(min_length=1)]
+    pretrain_share: Annotated[float, Field(gt=0, lt=1)]
     n_seeds: Count
     steps: Count
     batch_size: Count
@@ -189,12 +194,31 @@ class SweepSettings(Section):
 
     @model_validator(mode="after")
     def _primary(self) -> SweepSettings:
-        if self.primary_arm not in self.arms or self.primary_rate not in self.rates:
+        used = {arms.parse(name).used(use) for name in self.arms for use in self.use}
+        if self.primary_arm not in {*self.arms, *used} or self.primary_rate not in self.rates:
             raise ValueError(
                 f"primary_arm and primary_rate must be in arms {list(self.arms)} and rates {list(self.rates)},"
                 f" got {self.primary_arm} and {self.primary_rate}"
             )
         return self
+
+
+class SimulatedOnlySettings(Section):
+    """Classifiers that see simulated patients alone, and how many real patients these are worth."""
+
+    n_cohorts: NonNegative
+    n_seeds: Count
+    n_patients: Annotated[int, Field(ge=4)]
+    n_frames: Count
+    crops: Count
+    steps: Count
+    look_every: Count
+    learning_rate: Positive
+    norm: Literal["train", "frozen"]
+    variants: tuple[PlainName, ...]
+    variant_seeds: Count
+    real_patients: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+    real_seeds: NonNegative
 
 
 class ShapSettings(Section):

@@ -14,6 +14,7 @@ from nafld_utils.params.generators import (
     GanSettings,
     LdmSettings,
     SamplingSettings,
+    SimulatedSettings,
     ddim_steps_near,
     ddim_strides,
     sizes_that_halve,
@@ -30,6 +31,7 @@ from nafld_utils.params.sections import (
     PreprocessSettings,
     QualitySettings,
     ShapSettings,
+    SimulatedOnlySettings,
     SweepSettings,
     TuringSettings,
 )
@@ -41,7 +43,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm", "gan"),
     "04_sampling": ("seed", "preprocess", "ldm", *arms.BASELINES, "sampling"),
     "05_quality_metrics": ("seed", "ldm", *arms.BASELINES, "quality", "sweep.rotation", "sweep.rotation_probability"),
-    "06_classification_sweep": ("seed", "preprocess", "sweep", "experiments"),
+    "06_classification_sweep": ("seed", "preprocess", "sweep", "experiments", "simulated_only", "cohort.external"),
     "07_shap": ("seed", "sweep", "experiments", "shap"),
     "08_turing_test": ("seed", "turing"),
 }
@@ -59,10 +61,12 @@ class Settings(Section):
     autoencoder: AutoencodersSettings
     ldm: LdmSettings
     gan: GanSettings
+    simulated: SimulatedSettings
     sampling: SamplingSettings
     quality: QualitySettings
     sweep: SweepSettings
     experiments: dict[Name, ExperimentSettings]
+    simulated_only: SimulatedOnlySettings
     shap: ShapSettings
     turing: TuringSettings
     engine: EngineSettings
@@ -132,6 +136,19 @@ class Settings(Section):
     def generators(self) -> list[str]:
         """Generators of the run, by name: diffusion models, then the baselines that are enabled."""
         return [*self.ldm.conditionings, *(name for name in arms.BASELINES if getattr(self, name).enabled)]
+
+    def without_simulated(self) -> Settings:
+        """These settings where ``simulated.enabled`` is ``auto`` and the cohort is no liver: its arms are left out."""
+
+        def kept(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(name for name in names if arms.SIMULATED not in arms.parse(name).generators)
+
+        experiments = {
+            name: own.model_copy(update={"arms": kept(own.arms)}) if own.arms else own
+            for name, own in self.experiments.items()
+        }
+        off = {"simulated": self.simulated.model_copy(update={"enabled": False}), "experiments": experiments}
+        return self.model_copy(update={**off, "sweep": self.sweep.model_copy(update={"arms": kept(self.sweep.arms)})})
 
     @property
     def filtered_generator(self) -> str:

@@ -25,6 +25,7 @@ CLASSIFIED = {
 PREFIX_BYTES = {True: 1.0, False: 8.0}  # of the frozen prefix, per pixel of a view
 OVERHEAD = 100.0  # seconds of the eight notebooks' kernels
 PER_IMAGE = 0.25  # seconds per image: read, crop, texture, features, audit
+SIMULATED = 0.12  # seconds per image of a simulated patient
 WEIGHT_BYTES = 1300.0  # of a denoiser's stored weights, per squared channel
 
 
@@ -109,10 +110,22 @@ def _seconds(s: Settings, images: pd.DataFrame) -> float:
             total += folds * s.section(f"autoencoder.{name}")["train_steps"] * 8 * AUTOENCODED * size
     if s.gan.enabled:  # by default as much work as the class model, one network more
         total += TRAINED * _work(s, s.ldm.conditionings[-1]) * image_steps * folds
+    total += SIMULATED * s.sampling.n_images * ("simulated" in s.generators)
     for backbone, trainings in sweep.trial_grid.grid(s)["backbone"].value_counts().items():
         a_step = CLASSIFIED[_is_small(str(backbone))] * s.sweep.batch_size * size
         total += trainings * s.sweep.steps * a_step
-    return total
+    return total + _without_real(s, a_step)
+
+
+def _without_real(s: Settings, a_step: float) -> float:
+    """Seconds of processor time of trainings without a real image and of those with some; `a_step`: of the network."""
+    own = s.simulated_only
+    if not own.n_cohorts:
+        return 0.0
+    cohorts = (own.n_cohorts + len(own.variants)) * own.n_patients * own.n_frames * SIMULATED
+    alone = own.n_cohorts * (own.n_seeds + 1) + len(own.variants) * own.variant_seeds
+    worth = 2 * own.real_seeds * len(own.real_patients) * s.folds.n_splits * s.sweep.steps
+    return cohorts + (alone * own.steps + worth) * a_step
 
 
 def _bytes(s: Settings, images: pd.DataFrame, pixels: int) -> float:

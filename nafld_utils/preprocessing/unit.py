@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ import pandas as pd
 from nafld_utils import engine, images
 from nafld_utils.artifacts import Run, Unit, claim, load_array, of_row, remembered, save_table, unit_seed
 from nafld_utils.cohort import Cohort, cohort_unit, open_cohort, region_of, same_protocol
-from nafld_utils.images import move
+from nafld_utils.params import TRADITIONAL, TRIVIAL
 from nafld_utils.preprocessing import crop_facts, folds
 
-PREPROCESS, TRADITIONAL = "preprocess", "traditional"
+PREPROCESS = "preprocess"
 
 
 # ---------------------------------------------------------------- 02 preprocessing
@@ -49,7 +49,7 @@ class Preprocessed:
     unit : Unit
         Where this is stored.
     run : Run
-        The run, from which the traditional arm's pool is opened.
+        The run, from which pools of changed crops are opened.
     """
 
     images: pd.DataFrame
@@ -64,10 +64,9 @@ class Preprocessed:
     unit: Unit
     run: Run
 
-    @functools.cached_property
-    def traditional_pool(self) -> np.ndarray:
-        """(N, K, S, S) uint8 random resized crops, a share of them rotated; made when first asked for."""
-        return build_traditional(self.run).load_array("pool.npy", mmap=True)
+    def augmented_pool(self, kind: str) -> np.ndarray:
+        """(N, K, S, S) uint8 random resized crops, changed as the arm `kind` does; made when first asked for."""
+        return build_augmented(self.run, kind).load_array("pool.npy", mmap=True)
 
 
 @remembered
@@ -89,15 +88,15 @@ def build_preprocessed(run: Run) -> Unit:
 
 def _preprocess(run: Run, unit: Unit) -> None:
     found = open_cohort(run)
-    images = _folded(run, found)
+    table = _folded(run, found)
     for fold in range(run.settings.folds.n_splits):
-        folds.split(images, fold)
+        folds.split(table, fold)
     arrays = _arrays(run, found)
     placed = _fill(run, found, unit, arrays)
     with unit.writing() as folder:
-        move(unit.work, folder, list(arrays))
-        save_table(folder / "folds.csv", images[["patient_id", "fold"]].drop_duplicates())
-        save_table(folder / "images.csv", pd.concat([images, placed], axis=1))
+        images.move(unit.work, folder, list(arrays))
+        save_table(folder / "folds.csv", table[["patient_id", "fold"]].drop_duplicates())
+        save_table(folder / "images.csv", pd.concat([table, placed], axis=1))
 
 
 def folded_images(run: Run) -> pd.DataFrame:
@@ -163,10 +162,8 @@ def _prepared(run: Run, found: Cohort, i: int, fit: bool) -> dict[str, np.ndarra
     """Row `i` of every array of the unit, and of ``placed``: crops are black outside the region."""
     s, frame = run.settings.preprocess, found.pixels[i]
     region = region_of(run, found, i, frame)
-    square = images.crop_window(region, s, fit)
-    crop = square.cut(np.where(region, frame, 0).astype(np.uint8), s.crop_size)
+    square, crop, resized = _centred(frame, region, s, fit)
     placed = (square.top, square.left, square.side, region.sum(), square.share_of(region))
-    resized = images.resize_box(crop, images.whole_box(crop), s.image_size)
     boxes = []
     for j in range(s.crops_per_image):
         rng = np.random.default_rng(unit_seed(run.settings.seed, "crop", found.images["image_id"][i], j))
@@ -179,6 +176,22 @@ def _prepared(run: Run, found: Cohort, i: int, fit: bool) -> dict[str, np.ndarra
         tissue = square.cut(found.masks[i], s.crop_size, labels=True)
         row["tissue"] = images.resize_box(tissue, images.whole_box(tissue), s.image_size, labels=True)
     return row
+
+
+def _centred(frame: np.ndarray, region: np.ndarray, s: Any, fit: bool) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The window about a frame's region, its crop (C, C), black outside the region, and that resized (S, S), uint8."""
+    square = images.crop_window(region, s, fit)
+    crop = square.cut(np.where(region, frame, 0).astype(np.uint8), s.crop_size)
+    return square, crop, images.resize_box(crop, images.whole_box(crop), s.image_size)
+
+
+def as_held_out(run: Run, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Another cohort's frame, (H, W) uint8, as a run's held-out ones: its crop (C, C) and that resized (S, S), uint8.
+
+    ValueError as `images.find_region`.
+    """
+    s = run.settings.preprocess
+    return _centred(frame, images.find_region(frame, s), s, fits(run))[1:]
 
 
 def open_preprocessed(run: Run) -> Preprocessed:
@@ -210,51 +223,65 @@ def facts_of(run: Run) -> pd.DataFrame:
     return crop_facts.crop_facts(table, sizes)
 
 
-# ---------------------------------------------------------------- the traditional arm
+# ---------------------------------------------------------------- the arms of changed real images
 
 
 @remembered
-def traditional_unit(run: Run) -> Unit:
-    """Unit of the traditional arm's pool: its rotation belongs to the sweep's settings, so it is a unit of its own."""
-    s = run.settings
-    settings = {"seed": s.seed, "rotation": s.sweep.rotation, "rotation_probability": s.sweep.rotation_probability}
-    return run.unit(TRADITIONAL, settings=settings, inputs=[preprocess_unit(run)], modules=("preprocess",))
+def augmented_unit(run: Run, kind: str) -> Unit:
+    """Unit of an arm's changed crops, ``traditional`` or ``trivial``; what changes them belongs to the sweep."""
+    s, settings, modules = run.settings, {"seed": run.settings.seed}, ["preprocess"]
+    if kind == TRADITIONAL:
+        settings |= {"rotation": s.sweep.rotation, "rotation_probability": s.sweep.rotation_probability}
+    else:
+        modules.append("trivial_augment")
+    return run.unit(kind, settings=settings, inputs=[preprocess_unit(run)], modules=modules)
 
 
-def build_traditional(run: Run) -> Unit:
-    """Random resized crops of other draws than the pool's, rotated with the sweep's probability; skipped when done.
+def build_augmented(run: Run, kind: str) -> Unit:
+    """Random resized crops of other draws than the pool's, changed as the arm does; skipped when done.
 
-    Paper: "random resized crops of the original images, rotated between -5 and 5 degrees with a 25% chance".
+    ``traditional`` [paper]: "random resized crops of the original images, rotated between -5 and 5 degrees with a 25%
+    chance". ``trivial``: one change of random kind and strength per crop (TrivialAugment, arXiv 2103.10158).
     """
-    unit = traditional_unit(run)
-    return engine.once(unit, lambda: _traditional(run, unit))
+    unit = augmented_unit(run, kind)
+    return engine.once(unit, lambda: _augment(run, unit, kind))
 
 
-def _traditional(run: Run, unit: Unit) -> None:
-    data = open_preprocessed(run)
-    arrays = {"pool": (data.pool.shape, np.uint8), "angles": (data.pool.shape[:2], np.float32)}
-    with images.Store(unit.work, arrays) as store:
+def _augment(run: Run, unit: Unit, kind: str) -> None:
+    data, change = open_preprocessed(run), {TRADITIONAL: _rotated, TRIVIAL: _trivial}[kind]
+    with images.Store(unit.work, {"pool": (data.pool.shape, np.uint8)}) as store:
         for i in store.remaining(len(data.images)):
-            pool, angles = _rotated(run, data.images["image_id"][i], data.crops[i])
-            store.put("pool", i, pool)
-            store.put("angles", i, angles)
+            store.put("pool", i, change(run, data.images["image_id"][i], data.crops[i]))
     with unit.writing() as folder:
-        images.move(unit.work, folder, list(arrays))
+        images.move(unit.work, folder, ["pool"])
 
 
-def _rotated(run: Run, name: str, original: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The traditional arm's crops of one image, and the angle of each in degrees."""
-    s, k = run.settings, run.settings.preprocess.crops_per_image
-    size = s.preprocess.image_size
-    pool, angles = np.empty((k, size, size), np.uint8), np.zeros(k, np.float32)
-    for j in range(k):
-        rng, crop = np.random.default_rng(unit_seed(s.seed, "traditional", name, j)), original
-        box = images.random_box(crop.shape, s.preprocess.crop_scale, s.preprocess.crop_ratio, rng)
+def _drawn(run: Run, kind: str, name: str, crop: np.ndarray) -> Iterator[tuple[np.random.Generator, images.Box]]:
+    """A generator and a random box of a crop for each of an image's stored views."""
+    s = run.settings.preprocess
+    for j in range(s.crops_per_image):
+        rng = np.random.default_rng(unit_seed(run.settings.seed, kind, name, j))
+        yield rng, images.random_box(crop.shape, s.crop_scale, s.crop_ratio, rng)
+
+
+def _rotated(run: Run, name: str, original: np.ndarray) -> np.ndarray:
+    """The traditional arm's crops of one image, (K, S, S) uint8."""
+    s, pool = run.settings, []
+    for rng, box in _drawn(run, TRADITIONAL, name, original):
+        crop = original
         if rng.random() < s.sweep.rotation_probability:
-            angles[j] = rng.uniform(-s.sweep.rotation, s.sweep.rotation)
-            crop = images.rotate_about(crop, box, float(angles[j]))
-        pool[j] = images.resize_box(crop, box, size)
-    return pool, angles
+            degrees = np.float32(rng.uniform(-s.sweep.rotation, s.sweep.rotation))
+            crop = images.rotate_about(crop, box, float(degrees))
+        pool.append(images.resize_box(crop, box, s.preprocess.image_size))
+    return np.stack(pool)
+
+
+def _trivial(run: Run, name: str, original: np.ndarray) -> np.ndarray:
+    """The trivial arm's crops of one image, (K, S, S) uint8."""
+    size, pool = run.settings.preprocess.image_size, []
+    for rng, box in _drawn(run, TRIVIAL, name, original):
+        pool.append(images.trivial_augment(images.resize_box(original, box, size), int(rng.integers(2**31))))
+    return np.stack(pool)
 
 
 def preprocess_claims(run: Run) -> list[dict[str, object]]:

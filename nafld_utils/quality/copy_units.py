@@ -15,16 +15,14 @@ import torch
 
 from nafld_utils import engine, ldm, preprocessing, sampling, statistics
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_array, save_json, save_table, unit_seed
-from nafld_utils.images import resize_box
 from nafld_utils.networks import extract, nearest_features, nearest_pixels
-from nafld_utils.params import SetName
+from nafld_utils.params import SetName, listed
 from nafld_utils.quality import copies
 from nafld_utils.quality.copies import MEASURES, STATISTICS
 from nafld_utils.quality.figures import WORDS
 
 REVISION = ("stages.copies", 1)
 FOLDER = "memorization"
-PLANTED = {"exact copies": False, "augmented copies": True}
 HELD_OUT = "real, held out"
 _OVER_DRAWN = "images, those of one map together (exact); these generators"
 NO_COPY = "no measure that counts finds a training patient this near"
@@ -71,11 +69,11 @@ def make_reference(run: Run, owner: str, fold: int) -> None:
     limits = {name: copies.thresholds(found, own) for name, found in real.items()}
     apart = copies.statistics(nearest_features(crops, crops, crop_patients).without_own(crop_patients))
     parts = []
-    for name, augment in PLANTED.items():
-        rng = np.random.default_rng(unit_seed(run.settings.seed, "planted", fold, augment))
+    for name in copies.CHANGES:
+        rng = np.random.default_rng(unit_seed(run.settings.seed, "planted", fold, name))
         rows = rng.choice(frames.training, min(run.settings.quality.n_planted, len(own)), replace=False)
         drawn = zip(rows, rng.integers(0, frames.n_crops, len(rows)), strict=True)
-        images = copies.plant(np.stack([frames.data.pool[i, j] for i, j in drawn]), augment, resize_box, rng)
+        images = copies.plant(np.stack([frames.data.pool[i, j] for i, j in drawn]), name, rng)
         parts.append(frames.table(frames.near(images), limits, rows).assign(planted=name))
     with unit.writing(device=str(frames.device)) as folder:
         save_json(folder / "thresholds.json", limits)
@@ -343,6 +341,8 @@ def reading(run: Run) -> list[str]:
     ]
     *planted, held = calibration(run).to_dict("records")
     found = ", ".join(f"{row['copy']:.0%} of {row['n']} {row['set'].removeprefix('planted: ')}" for row in planted)
+    beyond = [row["set"].removeprefix("planted: ") for row in planted if row["copy"] < copies.FOUND]
+    found += f". Beyond it, as it finds fewer than {copies.FOUND:.0%} of them, are {listed(beyond)}" if beyond else ""
     chance, n = _by_chance(run)
     few = f"It flags {round(held['copy'] * held['n'])} of {held['n']} held-out patients."
     verdict, rule = (f"{100 * chance[name]:.3g} %" for name in ("verdict", "measure"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ WORDS = {
     "semantic_balanced": "semantic LDM, balanced",
     "class_balanced": "class LDM, balanced",
     "gan": "GAN",
+    "simulated": "simulated patients",
     "traditional": "traditional crops",
     "halves_of_real": "real, other patients",
     "gaussian_semantic": "Gaussian latents (semantic)",
@@ -176,6 +178,20 @@ def quoted(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
     ax.margins(x=0.2)
     ax.set(title=title)
     return ax
+
+
+def agreement(table: pd.DataFrame, names: Mapping[str, str], axes: Sequence[Axes], classes: Sequence[str]) -> None:
+    """Distances of the sets in one feature space against another, a panel per pair of spaces, both axes logarithmic.
+
+    `table` is that of `quality.compare_spaces`, `names` the spaces by key, `classes` the names of labels 0 and 1.
+    """
+    for (a, b), ax in zip(itertools.combinations(names, 2), axes, strict=True):
+        for (model, label), part in table.groupby(["model", "label"], sort=False):
+            look = {"color": color_of(model), "mfc": (color_of(model), "white")[label], "marker": "os"[label]}
+            ax.plot(part[a], part[b], ls="none", ms=6, label=f"{WORDS.get(model, model)}, {classes[label]}", **look)
+        ax.set(
+            xscale="log", yscale="log", xlabel=f"Frechet distance, {names[a]}", ylabel=f"Frechet distance, {names[b]}"
+        )
 
 
 def copy_shares(summary: pd.DataFrame, ax: Axes) -> Axes:

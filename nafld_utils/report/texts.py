@@ -77,6 +77,7 @@ def values(run: Run) -> dict[str, Any]:
         "enough_seeds": s.sweep.n_seeds >= statistics.FEWEST_SEEDS,
         "judged": sweep.folds_of(s),
         "arms": arms,
+        "firsts": [arm for arm in arms if params.parse(arm).first],
         "rates": [f"{rate:g}" for rate in rates],
         "backbones": backbones,
         "experiments": () if s.sweep.experiments == (params.PLAIN,) else s.sweep.experiments,

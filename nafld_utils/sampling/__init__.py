@@ -8,7 +8,8 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
-        "condition_effect condition_units feature_units figures sampler_comparison set_units stage time_estimate"
+        "condition_effect condition_units feature_units figures sampler_comparison set_units simulated stage "
+        "time_estimate"
     ).split(),
     submod_attrs={
         "condition_effect": "condition_separation".split(),
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "set_units": (
             "BASELINES Synthetic class_mix generators make_set open_set open_synthetic synthetic_unit task_of tasks"
         ).split(),
+        "simulated": "require_liver".split(),
         "stage": "check_conditions draw_sets folds_of open_preprocessed open_sets units".split(),
         "time_estimate": "estimate networks".split(),
     },

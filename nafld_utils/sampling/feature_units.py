@@ -11,12 +11,13 @@ import pandas as pd
 
 from nafld_utils import engine, images, ldm, networks, preprocessing
 from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, remembered, unit_seed
+from nafld_utils.params import REAL, TRADITIONAL
 from nafld_utils.sampling import set_units
+from nafld_utils.sampling.set_units import SHARED
 
-REAL, NOISE, TRADITIONAL = "real", "noise", "traditional"
+NOISE = "noise"
 SERIAL_BELOW = 8000  # images; choice: starting workers costs more than a network of this size takes for fewer
 CHUNK = 512  # images whose features are held at once; a multiple of every batch
-SHARED = -1  # fold of a set that every fold shares
 
 
 @remembered
@@ -41,8 +42,9 @@ def features_unit(run: Run, kind: str, name: str, fold: int = SHARED) -> Unit:
     if name in (REAL, NOISE):
         inputs.append(preprocessing.preprocess_unit(run))
     elif name == TRADITIONAL:
-        inputs.append(preprocessing.traditional_unit(run))
+        inputs.append(preprocessing.augmented_unit(run, TRADITIONAL))
     else:
+        fold = SHARED if set_units.is_shared(name) else fold
         inputs.append(set_units.synthetic_unit(**set_units.task_of(run, name, fold)))
     if name == NOISE:
         settings |= {"n": run.settings.quality.n_reference, "seed": run.settings.seed, "fold": fold}
@@ -77,7 +79,7 @@ def _images(run: Run, name: str, fold: int) -> np.ndarray:
         return set_units.open_set(run, name, fold).images
     data = preprocessing.open_preprocessed(run)
     if name != NOISE:
-        pool = data.pool if name == REAL else data.traditional_pool
+        pool = data.pool if name == REAL else data.augmented_pool(TRADITIONAL)
         return pool.reshape(-1, *pool.shape[2:])
     # Choice: the grey levels of the training images without their places, a stricter ceiling than uniform noise.
     training = np.flatnonzero(data.images["fold"].to_numpy() != fold)
@@ -93,7 +95,9 @@ def _images(run: Run, name: str, fold: int) -> np.ndarray:
 def feature_tasks(run: Run, kind: str, names: Iterable[str], shared: Iterable[str] = (REAL,)) -> list[dict[str, Any]]:
     """One task per set: those that every fold shares, and for every fold those of `names`."""
     names = list(names)
-    sets = [*((name, SHARED) for name in shared), *((name, fold) for fold in ldm.folds_of(run) for name in names)]
+    own = [name for name in names if not set_units.is_shared(name)]
+    sets = [(name, SHARED) for name in (*shared, *(name for name in names if name not in own))]
+    sets += [(name, fold) for fold in ldm.folds_of(run) for name in own]
     return [{"run": run, "kind": kind, "name": name, "fold": fold} for name, fold in sets]
 
 
@@ -107,7 +111,7 @@ def build_features(run: Run, tasks: list[dict[str, Any]], label: str = "features
     settings = run.settings.engine
     waiting = [task for task in tasks if not features_unit(**task).done()]
     if any(task["name"] == TRADITIONAL for task in waiting):
-        preprocessing.build_traditional(run)  # before workers could make it twice
+        preprocessing.build_augmented(run, TRADITIONAL)  # before workers could make it twice
     n_images = len(waiting) * max(run.settings.sampling.n_images, run.settings.quality.n_reference)
     if settings.mode == "local" and n_images < SERIAL_BELOW:
         settings = settings.model_copy(update={"mode": "serial"})

@@ -28,7 +28,8 @@ from nafld_utils.artifacts import (
     save_table,
     unit_seed,
 )
-from nafld_utils.params import SET_KINDS, SetName
+from nafld_utils.params import SET_KINDS, SIMULATED, SetName
+from nafld_utils.sampling import simulated
 
 Painter = Callable[[pd.DataFrame, np.ndarray], np.ndarray]
 Drawer = Callable[[pd.DataFrame, np.ndarray], torch.Tensor]
@@ -40,15 +41,20 @@ class Baseline:
 
     ``unit`` gives, from ``(run, fold)``, the unit that its images of a fold depend on; ``painter``, from ``(run, fold,
     device)``, a function from labels (n,) and n seeds to images (n, S, S) uint8, each a function of its own seed alone.
-    It must not see patients whom the fold holds out. ``modules`` are those whose ``REVISION`` its images depend on.
+    It must not see patients whom the fold holds out. ``modules`` are those whose ``REVISION`` its images depend on. One
+    that sees no patient at all has no unit: its one set serves every fold.
     """
 
-    unit: Callable[[Run, int], Unit]
+    unit: Callable[[Run, int], Unit] | None
     painter: Callable[[Run, int, torch.device], Callable[[np.ndarray, list[int]], np.ndarray]]
     modules: tuple[str, ...]
 
 
-BASELINES = {ldm.NAME: Baseline(ldm.gan_unit, ldm.painter, ("gan",))}
+BASELINES = {
+    ldm.NAME: Baseline(ldm.gan_unit, ldm.painter, ("gan",)),
+    SIMULATED: Baseline(None, simulated.painter, simulated.MODULES),
+}
+SHARED = -1  # fold of a set that every fold shares
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,11 @@ def generators(run: Run) -> list[str]:
     return [*models, *dict.fromkeys(balanced), *(name for name in run.settings.generators if name in BASELINES)]
 
 
+def is_shared(name: str) -> bool:
+    """Whether a set serves every fold, since what made it saw no patient."""
+    return name in BASELINES and BASELINES[name].unit is None
+
+
 def task_of(run: Run, name: str, fold: int) -> dict[str, Any]:
     """Keyword arguments that stand for the set of a name in the functions of this module."""
     return {"run": run, "fold": fold, **asdict(SetName.of(name))}
@@ -94,7 +105,7 @@ def task_of(run: Run, name: str, fold: int) -> dict[str, Any]:
 def tasks(run: Run) -> list[dict[str, Any]]:
     """One task per set and fold; a Gaussian set is independent of the network and made once per model as well."""
     folds = ldm.folds_of(run)
-    found = [task_of(run, name, fold) for name in generators(run) for fold in folds]
+    found = [task_of(run, name, fold) for name in generators(run) for fold in (folds[:1] if is_shared(name) else folds)]
     return found + [
         {**task, "kind": kind} for kind in list(SET_KINDS.values())[1:] for task in ldm.autoencoder_units.tasks(run)
     ]
@@ -116,6 +127,11 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     """Unit of a set; `kind` is a value of `SET_KINDS`. Sets of several sizes lie side by side."""
     if kind not in SET_KINDS.values():
         raise ValueError(f"synthetic set {kind!r}: expected one of {', '.join(SET_KINDS.values())}.")
+    if is_shared(conditioning):
+        settings = {"n": run.settings.sampling.n_images, "seed": run.settings.seed, **simulated.recipe(run)}
+        return run.unit(
+            "synthetic", conditioning, f"n{settings['n']:05d}", settings=settings, modules=simulated.MODULES
+        )
     kind = "synthetic" if conditioning in BASELINES else kind
     n, warp = _count(run, kind), run.settings.preprocess
     settings = {"n": n, "seed": run.settings.seed, "fold": fold}
@@ -149,11 +165,15 @@ def draw_conditions(
     piecewise-affine warp; class: (n,) int64 labels half and half [paper, Synthetic image generation], and so the
     baselines. A model of the balanced cohort draws maps as its cohort holds them: from both classes alike.
     """
+    shared = is_shared(conditioning)
+    fold, name = SHARED if shared else fold, f"{SetName(conditioning, balance)}" + f"_f{fold}" * (not shared)
     seeds = [unit_seed(run.settings.seed, "synthetic", conditioning, fold, i) for i in range(n)]
     table = pd.DataFrame({"index": range(n), "seed": seeds}).assign(conditioning=conditioning, fold=fold)
-    table["synthetic_id"] = [f"{SetName(conditioning, balance)}_f{fold}_{i:05d}" for i in range(n)]
+    table["synthetic_id"] = [f"{name}_{i:05d}" for i in range(n)]
     if conditioning != "semantic":  # the class model and the baselines
-        table = table.assign(label=table["index"] % 2, source_patient=-1, source_image="")
+        share = run.settings.simulated.share if shared else 0.5
+        label = np.diff(np.floor(share * np.arange(n + 1))).astype(np.int64)  # the classes in turn
+        table = table.assign(label=label, source_patient=-1, source_image="")
         return table, np.array(table["label"], dtype=np.int64)
     data = preprocessing.open_preprocessed(run)
     training = np.flatnonzero(data.images["fold"].to_numpy() != fold)
@@ -189,8 +209,9 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
         if shard is None or len(shard) != len(part):
             checkpoints.save_array(path, paint(part, conditions[start : start + size]))
         meter(start + len(part))
-    split = preprocessing.digest_of(preprocessing.open_preprocessed(run).images)
-    facts = {"split": split, "class_mix": _mix(run, table), "seconds": meter.seconds()}
+    facts = {"class_mix": _mix(run, table), "seconds": meter.seconds()}
+    if not is_shared(conditioning):
+        facts["split"] = preprocessing.digest_of(preprocessing.open_preprocessed(run).images)
     with unit.writing(device=str(device), **facts) as folder:
         # the set may be larger than memory: it goes from shard to file
         drawn = create_array(folder / "images.npy", (len(table), image_size, image_size))
@@ -287,9 +308,13 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     ------
     ValueError
         The set is not made, was made with another split or other settings, belongs to another fold, or has a source
-        patient who is held out in this fold.
+        patient who is held out in this fold. A set that serves every fold is taken for the one asked for.
     """
     unit = synthetic_unit(run, conditioning, fold, kind, balance)
+    if is_shared(conditioning):
+        table = unit.require().load_table("table.csv").assign(source_image="", fold=fold)
+        split = preprocessing.digest_of(preprocessing.open_preprocessed(run).images)
+        return Synthetic(unit.load_array("images.npy", mmap=True), table, None, unit, split)
     split = (read_manifest(unit.path) or {}).get("split")
     preprocessing.assert_same_split(preprocessing.open_preprocessed(run).images, split, str(unit.path))
     table = unit.require().load_table("table.csv").astype({"source_image": object}).fillna({"source_image": ""})

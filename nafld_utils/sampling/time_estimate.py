@@ -164,6 +164,9 @@ def _works(run: Run) -> Iterator[Work]:
             yield work, name, unit, lambda name=name, kind=kind: measured(name)[kind]
     if run.settings.gan.enabled:
         yield from _gan(run)
+    if params.SIMULATED in run.settings.generators:
+        unit, n = set_units.synthetic_unit(run, params.SIMULATED, set_units.SHARED), run.settings.sampling.n_images
+        yield "sampling", params.SIMULATED, unit, lambda: n * _seconds_to_simulate(run)
 
 
 def _units(run: Run, conditioning: str) -> Iterator[tuple[str, str, Unit]]:
@@ -270,6 +273,12 @@ def _measured(run: Run, conditioning: str) -> dict[str, float]:
     seconds = {kind: a_pass * count[kind] for kind in KINDS}
     seconds["training"] = step / (TRAINING_PASSES * n) * count["training"] + a_pass * count["looks"]
     return seconds
+
+
+def _seconds_to_simulate(run: Run) -> float:
+    """Seconds of one image of a simulated patient."""
+    paint = set_units.BASELINES[params.SIMULATED].painter(run, set_units.SHARED, torch.device("cpu"))
+    return engine.timed(lambda: paint(np.ones(1, np.int64), [0]), torch.device("cpu"))
 
 
 def _gan_measured(run: Run) -> tuple[float, float]:

@@ -11,11 +11,18 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "clinical_measures comparisons draws explorer families figures frozen_classifier_units frozen_classifiers "
-        "gpu_training planning prefix_features stage timing_units training training_units trial_grid "
+        "gpu_training planning prefix_features simulated_only stage timing_units training training_units trial_grid "
         "trial_store trial_units verdict"
     ).split(),
     submod_attrs={
         "comparisons": "present where".split(),
+        "elsewhere.classifier_units": (
+            "build_classifiers classifier_unit held_out_scores of_arm save_tail tail_weights train_again"
+        ).split(),
+        "elsewhere.figures": ["draw_elsewhere"],
+        "elsewhere.measures": "DECLARED measured patients".split(),
+        "elsewhere.scored_units": "build_elsewhere elsewhere_words reliability score".split(),
+        "families": "kinds".split(),
         "frozen_classifier_units": "build_baselines leaks no_pixels_note".split(),
         "stage": "claims class_shares report stored units".split(),
         "timing_units": "costs dry_run time_training".split(),

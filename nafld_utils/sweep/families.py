@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import statistics
+from nafld_utils import params, statistics
 from nafld_utils.artifacts import claim, key_of
 from nafld_utils.sweep import comparisons
 
@@ -107,4 +107,66 @@ def claims(table: pd.DataFrame) -> list[dict[str, Any]]:
         facts = {"interval": (row.low_patients, row.high_patients, over), "n": row.n_patients}
         text += f" (secondary, {p_in_words(row)})"
         rows.append(claim(key, text, row.difference, "not in the paper", **facts, unit=f"{row.level}-level AUC"))
+    return rows
+
+
+# ---------------------------------------------------------------- which kind of images, and which use of them
+
+
+def kinds(table: pd.DataFrame) -> pd.DataFrame:
+    """Every arm at the network, way of training and rate of the primary comparison, at image level: kind and use.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows of `with_roles`, in its order, with ``images`` (the arm's name without its use), ``use`` (``mixed in``,
+        ``first`` or ``alone``).
+    """
+    primary = table[table["primary"]].iloc[0]
+    same = {name: primary[name] for name in comparisons.present(table, (*comparisons.GROUP, "rate"))}
+    found = table[comparisons.where(table, {**same, "level": "image"})]
+    arms = [params.parse(name) for name in found["arm"]]
+    use = ["first" if arm.first else "mixed in" if arm.with_real else "alone" for arm in arms]
+    return found.assign(images=[arm.name.partition("_first")[0] for arm in arms], use=use).reset_index(drop=True)
+
+
+def kinds_in_words(table: pd.DataFrame, simulated: bool) -> list[str]:
+    """Which kind and use gains most, as a maximum of so many; on simulated patients what the positive control says.
+
+    `simulated` says that the cohort is: simulated images are then more patients of it, and raise the AUC if anything
+    does.
+    """
+    found, words = kinds(table), []
+    if len(found) > 1:
+        best = found.loc[found["difference"].idxmax()]
+        words.append(
+            f"Of {len(found)} kinds and uses at r = {best.rate:g} the largest gain is that of {best.images} images used"
+            f" {best.use}: {best.difference:+.3f} {bounds_in_words(best)}; the largest of several is optimistic."
+        )
+    control = found[found["images"] == params.SIMULATED]
+    if simulated and len(control):
+        each = " and ".join(
+            f"used {row.use} {row.difference:+.3f} {bounds_in_words(row)}" for _, row in control.iterrows()
+        )
+        seen = (control["low_patients"] > 0).any()
+        words.append(
+            f"Positive control: to this simulated cohort simulated images are more patients. Their gain is {each}:"
+            f" {'so a gain can be seen here' if seen else 'as this cannot be shown here, no generator can be'}."
+        )
+    return words
+
+
+def kind_claims(table: pd.DataFrame, simulated: bool) -> list[dict[str, Any]]:
+    """The gain of each kind and use that explores; the positive control is named."""
+    rows = []
+    for _, row in kinds(table).query("role == @EXPLORATORY").iterrows():
+        control = "; positive control: more patients" if simulated and row.images == params.SIMULATED else ""
+        text = f"gain by {row.images} images used {row.use}, r = {row.rate:g} (exploratory{control})"
+        over = f"{comparisons.over_gain(row.n_seeds)}; unadjusted"
+        facts = {"interval": (row.low_patients, row.high_patients, over), "n": row.n_patients}
+        rows.append(
+            claim(
+                key_of("sweep.kind", row.arm), text, row.difference, "not in the paper", **facts, unit="image-level AUC"
+            )
+        )
     return rows

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import statistics
+from nafld_utils import params, statistics
 from nafld_utils.sweep import frozen_classifiers, planning
 from nafld_utils.views import COLORS
 
@@ -19,25 +19,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ARM_NAMES = {
-    "real": "real images alone",
-    "traditional": "real + cropped and rotated",
-    "semantic": "real + semantic LDM",
-    "class": "real + class LDM",
-    "semantic+class": "real + both LDMs",
-    "gan": "real + GAN",
-    "filtered": "real + filtered",
+GENERATORS = {
+    "traditional": "cropped and rotated",
+    "trivial": "TrivialAugment",
+    "semantic": "semantic LDM",
+    "class": "class LDM",
+    "gan": "GAN",
+    "simulated": "simulated patients",
+    "filtered": "filtered",
 }
-_MORE = ("#009E73", "#CC79A7", "#E69F00", "#8C6D31", "#7570B3", "#1B4965")
+_MORE = ("#009E73", "#CC79A7", "#1B4965", "#B2182B", "#5AAE61", "#2166AC", "#999999", "#6A3D9A")
 _INK, _GREY, _LEAK, _GREEN, _ORANGE = "#222222", "#777777", "#8C2D04", "#009E73", "#D55E00"
 _SPLITS = {frozen_classifiers.IN_FOLDS: ("o", _INK), frozen_classifiers.ONE_OUT: ("s", "#0072B2")}
 
 
 def arms_of(table: pd.DataFrame) -> list[str]:
-    """Arms of a table, known ones first and in one order, real images alone at the head."""
-    found = list(dict.fromkeys(table["arm"]))
-    known = [arm for arm in ARM_NAMES if arm in found]
-    return known + sorted(arm for arm in found if arm not in ARM_NAMES)
+    """Arms of a table in one order, real images alone at the head, those of two generators at the end."""
+
+    def place(name: str) -> tuple[Any, ...]:
+        arm = params.parse(name)
+        return len(arm.generators), [list(GENERATORS).index(g) for g in arm.generators], arm.first, name
+
+    return sorted(dict.fromkeys(table["arm"]), key=place)
 
 
 def arm_colors(arms: list[str]) -> dict[str, str]:
@@ -47,8 +50,18 @@ def arm_colors(arms: list[str]) -> dict[str, str]:
 
 
 def name_of(arm: str) -> str:
-    """An arm's name in words; its own where none is known."""
-    return ARM_NAMES.get(arm, arm.replace("_", " "))
+    """An arm's name in words.
+
+    Examples
+    --------
+    >>> name_of("semantic"), name_of("simulated_first"), name_of("class_matched_only")
+    ('real + semantic LDM', 'simulated patients, then real', 'class LDM (class mix of the real), no real')
+    """
+    one = params.parse(arm)
+    if not one.generators:
+        return "real images alone"
+    words = " and ".join(GENERATORS[name] for name in one.generators) + " (class mix of the real)" * one.matched
+    return f"{words}, then real" if one.first else f"real + {words}" if one.with_real else f"{words}, no real"
 
 
 def over_words(n_seeds: pd.Series) -> str:

@@ -86,7 +86,8 @@ class Resident:
         record: bool = True,
     ):
         self.options, self.device = options, device
-        self.tail = tail.to(device=device, memory_format=torch.channels_last).train()
+        self.tail = tail.to(device=device, memory_format=torch.channels_last)
+        training.in_training(self.tail, options)
         self.decoder = decoder.to(device)
         record = record and device.type == "cuda"
         self.optimizer = build_optimizer(self.tail, options, capturable=record)
@@ -124,13 +125,13 @@ class Resident:
 
     def training(self, job: Job) -> Iterator[tuple[nn.Sequential, np.ndarray] | None]:
         """Train step by step: None after each step, at last the job's trained tail and its losses (steps,) float32."""
-        check_classes(job.parts)
+        check_classes(job.parts, self.options)
         tail = job.tail.to(device=self.device, memory_format=torch.channels_last)
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with self._here():
             self._begin(tail)
-            self.tail.train()
+            training.in_training(self.tail, self.options)
             batches = Batches(job.parts, self.options, job.seed, self.device)
             losses = torch.zeros(self.options.steps, device=self.device)
         for step in range(self.options.steps):

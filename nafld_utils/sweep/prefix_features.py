@@ -23,19 +23,19 @@ REVISION = ("stages.sweep_features", 1)
 
 CHUNK = 512  # images whose features are held at once; a multiple of every batch
 SHARED = -1  # fold of sets that every fold shares
-SHARED_KINDS = (params.REAL, params.TRADITIONAL)
+SHARED_KINDS = (params.REAL, *params.AUGMENTED, params.SIMULATED)
 NOTHING_FROZEN = "none"
 
 
 def source_unit(run: Run, kind: str, fold: int = SHARED) -> Unit:
-    """Unit of a set's images: ``real`` (stored crops and deterministic resize), ``traditional`` or a generator's name.
+    """Unit of a set's images: ``real`` (stored crops and deterministic resize), changed crops or a generator's name.
 
     `fold` is the generator's; the real sets are shared by all folds.
     """
     if kind == params.REAL:
         return preprocessing.preprocess_unit(run)
-    if kind == params.TRADITIONAL:
-        return preprocessing.traditional_unit(run)
+    if kind in params.AUGMENTED:
+        return preprocessing.augmented_unit(run, kind)
     return quality.set_unit(run, kind, fold)
 
 
@@ -44,8 +44,8 @@ def source_images(run: Run, kind: str, fold: int = SHARED) -> dict[str, np.ndarr
     if kind == params.REAL:
         data = preprocessing.open_preprocessed(run)
         return {"pool": data.pool, "resized": data.resized[:, None]}
-    if kind == params.TRADITIONAL:
-        return {"pool": preprocessing.open_preprocessed(run).traditional_pool}
+    if kind in params.AUGMENTED:
+        return {"pool": preprocessing.open_preprocessed(run).augmented_pool(kind)}
     return {"pool": quality.open_set(run, kind, fold).images[:, None]}
 
 
@@ -129,8 +129,8 @@ def kinds_of(names: Any) -> list[str]:
 
 def build_features(run: Run) -> None:
     """Make the prefix features that are not there yet, and the crops that no training may make beside others."""
-    if params.TRADITIONAL in kinds_of(trial_grid.grid(run.settings)["arm"].unique()):
-        preprocessing.build_traditional(run)
+    for kind in set(params.AUGMENTED) & set(kinds_of(trial_grid.grid(run.settings)["arm"].unique())):
+        preprocessing.build_augmented(run, kind)
     tasks = [task for task in feature_tasks(run) if not features_unit(**task).done()]
     if tasks:
         engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix", unit_of=features_unit)

@@ -101,7 +101,8 @@ def images_without_features(run: Run) -> Counter[tuple[str, str]]:
     """Images, views counted one by one, whose prefix features are still to be computed, by (backbone, freeze)."""
     data, counts = preprocessing.open_preprocessed(run), Counter()
     n, n_views = data.pool.shape[:2]
-    sizes = {params.REAL: n * (n_views + 1), "traditional": n * n_views}
+    sizes = {params.REAL: n * (n_views + 1), **dict.fromkeys(params.AUGMENTED, n * n_views)}
+    sizes[params.SIMULATED] = run.settings.sampling.n_images
     for task in feature_tasks(run):
         if not features_unit(**task).done():
             kind = task["kind"]
@@ -171,7 +172,8 @@ def _makers(run: Run, name: str, fold: int) -> list[Unit]:
         return [*_makers(run, made_by, fold), *chosen]
     drawn = sampling.synthetic_unit(**sampling.task_of(run, name, fold))
     if name in sampling.BASELINES:
-        return [sampling.BASELINES[name].unit(run, fold), drawn]
+        trained = sampling.BASELINES[name].unit
+        return [trained(run, fold), drawn] if trained else [drawn]
     made = params.SetName.of(name)
     trained = run.settings.section(f"autoencoder.{made.conditioning}")["source"] == "train"
     first = [ldm.autoencoder_unit(run, made.conditioning, fold)] * trained

@@ -16,7 +16,7 @@ rate; the tail's BatchNorm layers train, those of the prefix do not.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,8 @@ class Options:
     learning_rate: float
     weight_decay: float
     precision: str = "fp32"
+    first: int = 0  # steps, before all others, on the images added to the real ones alone; the others on real ones
+    norm: str = "train"  # BatchNorm layers of the tail: train | frozen, as pretrained and in eval mode
 
 
 # ---------------------------------------------------------------- what a training sees
@@ -127,20 +129,28 @@ def prefix_features(
     return np.concatenate(parts)
 
 
-def check_classes(parts: Sequence[Views]) -> None:
-    """Refuse a training set of one class, or of no image."""
-    classes = sorted({int(label) for part in parts for label in np.unique(part.labels)})
-    if classes != [0, 1]:
-        raise ValueError(
-            f"training images: expected both classes (0 and 1), found {classes};"
-            " use fewer folds or more patients of the other class."
-        )
+def check_classes(parts: Sequence[Views], options: Options) -> None:
+    """Refuse a training set, or what is seen before the real images (``options.first``), of one class or no image."""
+    for seen in (parts[:1], parts[1:]) if options.first else (parts,):
+        classes = sorted({int(label) for part in seen for label in np.unique(part.labels)})
+        if classes != [0, 1]:
+            raise ValueError(
+                f"training images: expected both classes (0 and 1), found {classes};"
+                " use fewer folds or more patients of the other class."
+            )
 
 
 def batch_of(parts: Sequence[Views], options: Options, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the union of the parts, and the views, that a step sees (`draws.draw_batch`)."""
-    n_views = max(part.n_views for part in parts)
-    return draw_batch(sum(map(len, parts)), n_views, options.batch_size, seed, step)
+    """Rows of the union of the parts, and the views, that a step sees (`draws.draw_batch`).
+
+    With ``options.first`` a step sees the first part (the real images) or all others, never both.
+    """
+    n_views, n_all = max(part.n_views for part in parts), sum(map(len, parts))
+    low, high = 0, n_all
+    if options.first:
+        low, high = (len(parts[0]), n_all) if step < options.first else (0, len(parts[0]))
+    rows, views = draw_batch(high - low, n_views, options.batch_size, seed, step)
+    return low + rows, views
 
 
 def gather(
@@ -177,6 +187,7 @@ def train_tail(
     seed: int,
     decoder: nn.Module,
     device: torch.device | str = "cpu",
+    watch: Callable[[int, nn.Sequential], None] | None = None,
 ) -> tuple[nn.Sequential, np.ndarray]:
     """Train a tail from `fresh_tail` in place with cross-entropy for a set number of steps.
 
@@ -190,6 +201,9 @@ def train_tail(
     decoder : torch.nn.Module
         `networks.Decoder` of the network.
     device : torch.device or str
+    watch : callable, optional
+        Called with the number of steps done, from 0 on, and the tail, before each step and after the last; whatever it
+        does with the tail's mode is undone.
 
     Returns
     -------
@@ -198,17 +212,32 @@ def train_tail(
     losses : (steps,) float32
         Cross-entropy of every step in nats, before the step. DivergedError where one is not finite.
     """
-    check_classes(parts)
-    tail.to(device=device, memory_format=torch.channels_last).train()
+    check_classes(parts, options)
+    tail.to(device=device, memory_format=torch.channels_last)
     decoder, optimizer = decoder.to(device), build_optimizer(tail, options)
     losses: list[Tensor] = []
+    in_training(tail, options)
     with arithmetic(options.precision, device):
         for step in range(options.steps):
+            if watch is not None:
+                watch(step, tail)
+                in_training(tail, options)
             stored, labels = gather(parts, *batch_of(parts, options, seed, step), device)
             losses.append(step_on(tail, decoder, optimizer, stored, labels, options))
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == options.steps:
                 require_finite(torch.stack(losses[-CHECK_EVERY:]), len(losses), options)
+    if watch is not None:
+        watch(options.steps, tail)
     return tail.eval(), torch.stack(losses).float().cpu().numpy()
+
+
+def in_training(tail: nn.Module, options: Options) -> None:
+    """Set the mode of every layer as a training wants it."""
+    tail.train()
+    if options.norm == "frozen":
+        for layer in tail.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
 
 
 def step_on(

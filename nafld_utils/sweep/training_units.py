@@ -62,7 +62,7 @@ def train_seeds(run: Run, group: Sequence[dict[str, Any]]) -> list[Found | Excep
     from nafld_utils.sweep import gpu_training, training
 
     started, first = time.perf_counter(), group[0]
-    weights, freeze, options = run.settings.sweep.weights, first["freeze"], options_of(run)
+    weights, freeze, options = run.settings.sweep.weights, first["freeze"], options_of(run, first["arm"])
     _, pretrained = network(first["backbone"], weights, freeze)
     data, seeds = [training_set(run, trial) for trial in group], [seed_of(run, trial) for trial in group]
     jobs = [

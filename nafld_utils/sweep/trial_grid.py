@@ -18,7 +18,7 @@ import pandas as pd
 
 from nafld_utils import params, preprocessing, quality
 from nafld_utils.artifacts import digest
-from nafld_utils.params import BASELINES, FILTERED, PLAIN, REAL, TRADITIONAL, ExperimentSettings, Settings
+from nafld_utils.params import AUGMENTED, BASELINES, FILTERED, PLAIN, REAL, SIMULATED, ExperimentSettings, Settings
 from nafld_utils.sweep import draws
 from nafld_utils.sweep.trial_store import TRIAL_COLUMNS, to_train
 
@@ -44,11 +44,16 @@ def folds_of(settings: Settings) -> list[int]:
 
 
 def experiment(settings: Settings, name: str) -> ExperimentSettings:
-    """An experiment with nothing left out: what its line does not say is as in section ``sweep``."""
+    """An experiment with nothing left out: what its line does not say is as in section ``sweep``.
+
+    Its arms are named as they are used (`params.arms.Arm.used`).
+    """
     chosen = settings.sweep
     own = ExperimentSettings(about="the grid of section sweep") if name == PLAIN else settings.experiments[name]
-    fields = ("backbones", "freeze", "balance", "arms", "rates")
+    fields = ("backbones", "freeze", "balance", "arms", "rates", "use")
     filled = {field: getattr(chosen, field) if getattr(own, field) is None else getattr(own, field) for field in fields}
+    used = [params.parse(arm).used(use) for use in filled["use"] for arm in filled["arms"]]
+    filled["arms"] = tuple(dict.fromkeys(used))
     n_seeds = chosen.n_seeds if own.n_seeds is None else min(own.n_seeds, chosen.n_seeds)
     return own.model_copy(update={**filled, "n_seeds": n_seeds, "level": own.level or "image"})
 
@@ -74,7 +79,7 @@ def experiment_grid(settings: Settings, name: str) -> pd.DataFrame:
         if lacking:
             raise ValueError(
                 f"arm {arm} of experiment {name}: expected generators of this run {made}, found {min(lacking)!r};"
-                f" train it (ldm.conditionings, {', '.join(f'{name}.enabled' for name in BASELINES)}) or drop the arm."
+                f" make it (ldm.conditionings, {', '.join(f'{name}.enabled' for name in BASELINES)}) or drop the arm."
             )
     cells = [(REAL, 0.0), *((arm, float(rate)) for arm in chosen.arms if arm != REAL for rate in chosen.rates)]
     rows = [
@@ -289,7 +294,7 @@ def check_capacity(images: pd.DataFrame, settings: Settings) -> None:
 
 def _set(generator: str, label: np.ndarray, settings: Settings) -> tuple[str, int, Callable[[int], Offer]]:
     """The setting that a set's size follows from, its value, and what a value offers to these training images."""
-    if generator == TRADITIONAL:
+    if generator in AUGMENTED:
         counts = np.bincount(label, minlength=2)
         return CROPS, settings.preprocess.crops_per_image, lambda k: (len(label) * k, counts * k)
     filtered = generator == FILTERED
@@ -299,8 +304,9 @@ def _set(generator: str, label: np.ndarray, settings: Settings) -> tuple[str, in
     def offered(n: int) -> Offer:
         if source == "semantic":  # labels are drawn with these shares
             by_class = np.maximum(0, np.floor(n * share - MARGIN * np.sqrt(n * share.prod()))).astype(np.int64)
-        else:  # both classes in turn
-            by_class = np.array([n - n // 2, n // 2])
+        else:  # the classes in turn
+            second = int(n * (settings.simulated.share if source == SIMULATED else 0.5))
+            by_class = np.array([n - second, second])
         if not filtered:
             return n, by_class
         # of each class a whole number, whatever the classes' sizes

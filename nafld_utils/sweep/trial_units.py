@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, params, preprocessing, quality
+from nafld_utils import engine, params, preprocessing, quality, sampling
 from nafld_utils.artifacts import Run, revision, unit_seed
 from nafld_utils.sweep import draws, trial_grid, trial_store
 from nafld_utils.sweep.prefix_features import identity, kinds_of, network, read_unit, stored
@@ -33,8 +33,10 @@ def require_capacity(run: Run) -> None:
     Raises
     ------
     ValueError
-        As `trial_grid.check_capacity`, `preprocessing.make_folds` and `sweep.grid`; or the cohort is not stored.
+        As `trial_grid.check_capacity`, `preprocessing.make_folds`, `sampling.require_liver` and `sweep.grid`; or the
+        cohort is not stored.
     """
+    sampling.require_liver(run)
     trial_grid.check_capacity(preprocessing.folded_images(run), run.settings)
 
 
@@ -60,7 +62,8 @@ def status(run: Run) -> pd.DataFrame:
 def recipe(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
     """All that a trial depends on besides its name: settings, the hashes of its inputs, code revisions."""
     chosen = run.settings.sweep
-    names = ("steps", "batch_size", "learning_rate", "weight_decay", "crops")
+    names = ["steps", "batch_size", "learning_rate", "weight_decay", "crops"]
+    names += ["pretrain_share"] * params.parse(trial["arm"]).first
     backbone, freeze, fold = trial["backbone"], trial["freeze"], int(trial["fold"])
     return {
         "settings": {**{name: getattr(chosen, name) for name in names}, "root_seed": run.settings.seed},
@@ -109,9 +112,10 @@ def refuse(run: Run) -> None:
 def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The sets that a training is made of, which of their images and views, and their labels; no pixel is read.
 
-    Yields the set's name (``real``, ``traditional`` or a generator) and ``labels, rows, views`` of `sweep.Views` with
-    ``drawn``, rows of the set (of the flattened pool of rotated crops). ValueError for a patient on both sides; one
-    class among the training images; a synthetic set of another fold or split; a rate above the set's size.
+    Yields the set's name (``real``, ``traditional``, ``trivial`` or a generator) and ``labels, rows, views`` of
+    `sweep.Views` with ``drawn``, rows of the set (of the flattened pool of changed crops). ValueError for a patient on
+    both sides; one class among the training images; a synthetic set of another fold or split; a rate above the set's
+    size.
     """
     arm, fold, seed = params.parse(trial["arm"]), int(trial["fold"]), seed_of(run, trial)
     data = preprocessing.open_preprocessed(run)
@@ -130,7 +134,7 @@ def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str
         else:
             drawn = draws.draw_synthetic(len(rows), trial["rate"], len(available), seed, part)
         chosen = {"labels": available[drawn], "rows": drawn, "views": None, "drawn": drawn}
-        if kind == params.TRADITIONAL:
+        if kind in params.AUGMENTED:
             chosen |= {"rows": training[drawn // n_views], "views": drawn % n_views}
         yield kind, chosen
 
@@ -138,7 +142,7 @@ def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str
 def _available(run: Run, kind: str, fold: int, rows: np.ndarray) -> np.ndarray:
     """Labels of all images that a generator can add to a fold's training images `rows`."""
     data = preprocessing.open_preprocessed(run)
-    if kind == params.TRADITIONAL:
+    if kind in params.AUGMENTED:
         return np.repeat(data.images["label"].to_numpy()[rows], data.pool.shape[1])
     made = quality.open_set(run, kind, fold)
     trial_grid.check_fold(data.images, fold, made.table, made.split)
@@ -157,7 +161,7 @@ def training_set(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``parts`` (list of `sweep.Views`: the real images, unless the arm is without them, and each set mixed in),
+        ``parts`` (list of `sweep.Views`: the real images, unless the arm is without them, and each set added),
         ``drawn`` (by generator: rows of its set), ``n_real, n_synthetic``, ``held_out`` (`sweep.Views`), ``images``
         (table of the held-out images)
     """
@@ -190,9 +194,10 @@ def seed_of(run: Run, trial: dict[str, Any]) -> int:
     return unit_seed(run.settings.seed, "sweep", int(trial["fold"]), int(trial["seed"]))
 
 
-def options_of(run: Run) -> Any:
-    """How a tail is trained, `sweep.Options`."""
+def options_of(run: Run, arm: str = params.REAL) -> Any:
+    """How a tail is trained in an arm, `sweep.Options`."""
     from nafld_utils.sweep.training import Options
 
     chosen = run.settings.sweep
-    return Options(chosen.steps, chosen.batch_size, chosen.learning_rate, chosen.weight_decay, chosen.precision)
+    how = chosen.steps, chosen.batch_size, chosen.learning_rate, chosen.weight_decay, chosen.precision
+    return Options(*how, first=round(chosen.pretrain_share * chosen.steps) if params.parse(arm).first else 0)

@@ -34,6 +34,11 @@ _ROWS = f"{_GROUP} arm rate"
 # Tables of the notebook: what they say, what names their rows, their columns (`views.table`).
 SHOWN = {
     "gain": ("Image-level AUC beside that of real images alone", _ROWS, "mean_auc_base mean_auc difference role note"),
+    "kinds": (
+        "Gain in image-level AUC by kind and use of the added images, 95 % intervals over patients (and seeds)",
+        "images use",
+        "difference|low_patients|high_patients n_patients n_seeds role",
+    ),
     "intervals": (
         "The same gains, 95 % intervals over patients (and seeds)",
         _ROWS,
@@ -235,7 +240,8 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
         seeds = f"[{row.low_seeds:+.3f}, {row.high_seeds:+.3f}] (95 %, Student t over {row.n_seeds} seeds)"
         text.append(f"Trained again on the same patients: {row.difference:+.3f}, {seeds}.")
     text.append(f"Power: {_could_show(row)}.")
-    return "\n".join([*text, *families.in_words(tables["comparisons"]), params.agreement(run.settings)])
+    more = families.kinds_in_words(tables["comparisons"], run.is_simulated)
+    return "\n".join([*text, *families.in_words(tables["comparisons"]), *more, params.agreement(run.settings)])
 
 
 def _width(row: pd.Series) -> str:
@@ -247,14 +253,20 @@ def _width(row: pd.Series) -> str:
 
 
 def _could_show(row: pd.Series) -> str:
-    if np.isfinite(row.smallest_effect):
-        if row.smallest_effect > 1 - row.mean_auc_base:
-            return "no possible gain would be found by four in five such studies; these patients are too few"
-        return (
-            f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
-            " smaller one"
+    if np.isnan(row.smallest_effect):
+        return "how small a difference they could show cannot be told"
+    text = (
+        f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
+        " smaller one"
+    )
+    if row.smallest_effect > 1 - row.mean_auc_base:
+        text = "no possible gain would be found by four in five such studies; these patients are too few"
+    if statistics.is_narrow(row.smallest_effect, row.low_patients, row.high_patients):
+        text += (
+            f"; most of them would have a wider interval, since these {row.n_seeds} seeds agree more than"
+            f" {row.n_patients} patients let expect"
         )
-    return "how small a difference they could show cannot be told"
+    return text
 
 
 def _verdict(row: pd.Series) -> str:
@@ -303,6 +315,7 @@ def differences(run: Run, backbone: str | None = None) -> list[str]:
 def claims(run: Run, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of the sweep beside the paper's; those of the baselines are `frozen_classifier_units.claims`."""
     shown, secondary = networks(run, tables), families.claims(tables["comparisons"])
+    secondary += families.kind_claims(tables["comparisons"], run.is_simulated)
     rows = [(backbone, row) for backbone in shown for row in _claims_of(run, tables, backbone)]
     if len(shown) == 1:
         return [*(row for _, row in rows), *secondary]

@@ -29,7 +29,9 @@ COLORS: dict[str, str] = {
     "semantic": "#D55E00",
     "class": "#0072B2",
     "traditional": "#56B4E9",
+    "trivial": "#8C6D31",
     "gan": "#E69F00",
+    "simulated": "#7570B3",
     "filtered": "#999933",
     "healthy": "#009E73",
     "fatty": "#CC79A7",
@@ -68,6 +70,11 @@ def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
     mpl.rcdefaults()  # not those of the user's own matplotlibrc
     mpl.rcParams.update({**look, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})})
     _show_as_vectors()
+    if "inline" in mpl.get_backend():  # in a notebook, where pyplot would draw each figure once more than it is shown
+        import matplotlib.pyplot as plt
+
+        plt.switch_backend(mpl.get_backend())
+        plt.uninstall_repl_displayhook()
     restore = ExitStack()
     restore.callback(mpl.rcParams.update, before)
     return restore

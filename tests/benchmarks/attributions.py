@@ -15,7 +15,7 @@ import numpy as np
 import records
 import torch
 
-from nafld_utils import cohort, engine, explain, images, networks, params, sweep
+from nafld_utils import engine, explain, images, networks, params, phantom, sweep
 from nafld_utils.explain import explainers
 
 MOST_SECONDS, MOST_GIB = 120.0, 4.0
@@ -24,7 +24,7 @@ NETWORK = "tf_efficientnet_lite0"
 
 def pictures(n: int, size: int, seed: int = 0) -> np.ndarray:
     """Simulated frames as the study crops them, one per patient: ``(n, size, size)`` uint8."""
-    frames = [cohort.simulate_patient(seed, i, 40.0 * (i % 2), 1)[0][0] for i in range(n)]
+    frames = [phantom.simulate_patient(seed, i, 40.0 * (i % 2), 1)[0][0] for i in range(n)]
     crops = [images.extract_crop(frame) for frame in frames]
     return np.stack([images.resize_box(crop, images.whole_box(crop), size) for crop in crops])
 

@@ -17,7 +17,7 @@ import tifffile
 from dicom_files import write as dicom
 from PIL import Image, ImageFile
 
-from nafld_utils import artifacts, cli, cohort, images, params, pipeline, preprocessing, report, views
+from nafld_utils import artifacts, cli, cohort, images, params, phantom, pipeline, preprocessing, report, views
 from nafld_utils.artifacts import claims
 from nafld_utils.cohort import example, image_folder, simulation
 from nafld_utils.images import Ragged, image_file, image_store
@@ -1160,7 +1160,7 @@ def test_stages_take_unequal_images_and_the_tables_folds(tmp_path, study):
     assert data.folds["fold"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert data.crops.shape == (16, 64, 64)
     assert (data.images["kept_share"] == 1).all(), "the square is fitted to the region"
-    assert data.traditional_pool.shape == data.pool.shape
+    assert data.augmented_pool("traditional").shape == data.pool.shape
     assert run.is_foreign
     assert len(cohort.likeness(run).pairs.query("pair == 'same patient'")) == 8
     with pytest.raises(ValueError, match=r"folds.n_splits is 3, expected the 2 folds .* column fold"):
@@ -1326,7 +1326,7 @@ def test_equal_class_names_are_refused(study, tmp_path):
 
 def test_a_simulated_folder_is_the_simulated_cohort(tmp_path, monkeypatch):
     small = cohort.simulate(3, 5, n_frames=2)
-    simulate, calls = cohort.simulate_patient, []
+    simulate, calls = phantom.simulate_patient, []
 
     def breaking(*arguments):
         calls.append(arguments[1])
@@ -1334,7 +1334,7 @@ def test_a_simulated_folder_is_the_simulated_cohort(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return simulate(*arguments)
 
-    monkeypatch.setattr(simulation, "simulate_patient", breaking)
+    monkeypatch.setattr(phantom, "simulate_patient", breaking)
     with pytest.raises(KeyboardInterrupt):
         simulation.write_folder(tmp_path / "a", 3, 5, n_frames=2)
     simulation.write_folder(tmp_path / "a", 3, 5, n_frames=2)

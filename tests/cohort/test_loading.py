@@ -435,7 +435,7 @@ def test_stage_units_are_made_once_and_read_back(run):
     data = preprocessing.open_preprocessed(run)
     n, k = len(found.images), run.settings.preprocess.crops_per_image
     assert data.crops.shape == (n, 64, 64)
-    assert data.pool.shape == data.traditional_pool.shape == (n, k, 32, 32)
+    assert data.pool.shape == data.augmented_pool("traditional").shape == (n, k, 32, 32)
     assert data.pool_maps.shape == (n, k, 32, 32)
     assert data.maps.shape == (n, 32, 32)
     assert data.tissue is None

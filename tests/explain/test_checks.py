@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from nafld_utils import artifacts, explain, params, preprocessing, views
-from nafld_utils.cohort import TISSUES
 from nafld_utils.explain import check_units, explainers, figures, map_measures, verdict
+from nafld_utils.phantom import TISSUES
 
 pytestmark = pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
 LIVER, VESSEL = map_measures.REGIONS.index("liver"), map_measures.REGIONS.index("vessel border")

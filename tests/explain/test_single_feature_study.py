@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, cohort, explain, views
+from nafld_utils import artifacts, explain, phantom, views
 from nafld_utils.explain import explainers, figures, map_measures, single_feature_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
@@ -62,7 +62,7 @@ def made(tmp_path_factory):
     """One feature through the stage: simulated, trained for two steps, explained twice."""
     patch = pytest.MonkeyPatch()
     patch.setenv("NAFLD_ROOT", str(tmp_path_factory.mktemp("features")))
-    patch.setattr(cohort, "FEATURES", ("diaphragm_blur",))
+    patch.setattr(phantom, "FEATURES", ("diaphragm_blur",))
     small = {"feature_patients": 8, "feature_steps": 2, "feature_explained": 2, "n_samples": 4, "n_background": 2}
     run = artifacts.open_run("smoke", {f"shap.{name}": value for name, value in small.items()})
     study = explain.build_study(run)

@@ -62,7 +62,11 @@ def test_the_steps_make_every_unit_that_the_notebooks_finish_on(calm, monkeypatc
     from nafld_utils.sampling import condition_units, sampler_comparison, set_units
     from nafld_utils.sweep import frozen_classifier_units, verdict  # fmt: skip
 
-    made = [cohort.cohort_unit(run), preprocessing.preprocess_unit(run), preprocessing.traditional_unit(run)]
+    made = [
+        cohort.cohort_unit(run),
+        preprocessing.preprocess_unit(run),
+        preprocessing.augmented_unit(run, "traditional"),
+    ]
     for stage in (
         denoiser_units,
         gan_units,

@@ -7,8 +7,8 @@ import pytest
 from scipy import ndimage
 from skimage import transform
 
-from nafld_utils import cohort, images, params
-from nafld_utils.cohort import simulate, simulated_scanner
+from nafld_utils import cohort, images, params, phantom
+from nafld_utils.cohort import simulate
 from nafld_utils.images import crops, semantic_maps
 
 
@@ -103,7 +103,7 @@ def test_neither_a_second_sector_nor_a_legend_beside_it_is_taken_for_a_part():
 
 def test_simulated_overlays_are_removed():
     cohort = simulate(2, seed=11, n_frames=1)
-    whole = simulated_scanner.sector_mask()
+    whole = phantom.sector_mask()
     for frame in cohort.pixels:
         region = images.region_mask(frame)
         assert (whole & ~region).sum() < 0.001 * whole.sum()

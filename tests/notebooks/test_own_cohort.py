@@ -90,3 +90,19 @@ def test_a_second_make_runs_nothing_and_the_report_can_be_mailed(example):
     run_make("report-zip", "RUN=chest", root=root, check=0)
     (archive,) = (root / "reports" / "chest").glob("*.zip")
     assert f"{pipeline.STAGES[0]}.html" in "".join(zipfile.ZipFile(archive).namelist())
+
+
+def test_an_export_names_no_patient_and_no_file_of_the_user(example):
+    root, _ = example
+    said = run_make("export", "RUN=chest", root=root, check=0).stdout
+    folder = root / "reports" / "chest" / "chest-export"
+    assert f"export: {folder}" in said
+    sources = pd.read_csv(root / "artifacts" / "chest" / "cohort" / "sources.csv", dtype=str)
+    table = pd.read_csv(folder / "images.csv")
+    assert set(table["label"]) == {"clear", "effusion"}
+    assert not {*table["patient"]} & {*sources["patient"]}
+    for path in folder.rglob("*"):
+        if path.suffix in (".csv", ".md", ".cff", ".json", ".py"):
+            text = path.read_text(encoding="utf-8")
+            private = [*sources["file"], *(name for name in sources["patient"] if not name.isdigit()), str(root)]
+            assert not [name for name in private if name in text], path.name

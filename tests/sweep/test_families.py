@@ -72,3 +72,35 @@ def test_words_and_claims_name_the_family_and_mark_the_rest():
     assert all(row["over"].endswith("unadjusted") for row in rows.values())
     alone = families.with_roles(out.loc[[1]].drop(columns=["p_patients_holm"]), DECLARED)
     assert families.in_words(alone) == []
+
+
+KINDS = [
+    ("image", "a", "semantic", 1.5, 0.02, None),
+    ("image", "a", "semantic_first", 1.5, 0.2, None),
+    ("image", "a", "simulated", 1.5, 0.2, None),
+    ("image", "a", "simulated_only", 1.5, 0.2, None),
+    ("image", "a", "simulated", 0.5, 0.2, None),
+    ("image", "b", "simulated", 1.5, 0.2, None),
+    ("patient", "a", "semantic", 1.5, 0.2, None),
+]
+
+
+def test_kinds_and_uses_are_those_beside_the_primary_comparison_and_the_control_is_named():
+    table = families.with_roles(compared(KINDS), DECLARED)
+    table.loc[table["arm"] == "simulated", ["difference", "low_patients", "high_patients"]] = [0.1, 0.05, 0.15]
+    found = families.kinds(table)
+    assert found[["images", "use"]].to_numpy().tolist() == [
+        ["semantic", "mixed in"],
+        ["semantic", "first"],
+        ["simulated", "mixed in"],
+        ["simulated_only", "alone"],
+    ]
+    best, control = families.kinds_in_words(table, simulated=True)
+    assert "the largest gain is that of simulated images used mixed in: +0.100 [+0.050, +0.150]; the largest" in best
+    assert control.endswith("so a gain can be seen here.")
+    assert len(families.kinds_in_words(table, simulated=False)) == 1, "to real patients they are no more patients"
+    table.loc[table["arm"] == "simulated", "low_patients"] = -0.01
+    assert "no generator can be." in families.kinds_in_words(table, simulated=True)[1]
+    rows = families.kind_claims(table, simulated=True)
+    assert [row["key"] for row in rows] == [f"sweep.kind.{name}" for name in found["arm"][1:]]
+    assert "positive control" in rows[1]["claim"]

@@ -192,6 +192,26 @@ def resident_parts(prefix, dtype="float16"):
     return parts
 
 
+def test_added_images_first_then_real_ones_alone_equals_two_plain_loops(network):
+    """A tail trained with `first` ends as one that saw the added images, then the real ones, with one optimizer."""
+    _, prefix, pretrained = network
+    (real, labels), (more, more_labels) = pictures(10, 3), pictures(8, 1, seed=1)
+    parts = [views_of(prefix, real, labels), views_of(prefix, more, more_labels)]
+    chosen = options(steps=5, first=2)
+    _, losses = sweep.train_tail(sweep.fresh_tail(pretrained, 7), parts, chosen, 7, decoder())
+    tail = sweep.fresh_tail(pretrained, 7).train()
+    optimizer = torch.optim.AdamW(tail.parameters(), lr=chosen.learning_rate, weight_decay=chosen.weight_decay)
+    for step, found in enumerate(losses):
+        images, wanted = (more, more_labels) if step < 2 else (real, labels)
+        rows, views = draws.draw_batch(len(images), 3, chosen.batch_size, 7, step)
+        batch = networks.to_input(images[rows, views % images.shape[1]], NAME)
+        loss = nn.functional.cross_entropy(tail(prefix.eval()(batch)), torch.from_numpy(wanted[rows]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.item() == pytest.approx(found, rel=1e-3)
+
+
 def as_tensors(parts):
     return [sweep.Views(torch.from_numpy(p.features), p.labels, p.rows, p.views) for p in parts]
 
@@ -203,10 +223,10 @@ def resident_on(tail, parts, chosen, device=CPU, record=True):
     )
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_resident_batches_are_those_of_the_loop(network, frozen):
+@pytest.mark.parametrize(("frozen", "first"), [(True, 0), (False, 0), (True, 2)])
+def test_resident_batches_are_those_of_the_loop(network, frozen, first):
     parts = resident_parts(network[1] if frozen else None)
-    chosen = options(steps=5, batch_size=16)
+    chosen = options(steps=5, batch_size=16, first=first)
     batches = gpu_training.Batches(as_tensors(parts), chosen, 4, CPU)
     stored = torch.zeros(16, *parts[0].features.shape[2:], dtype=torch.from_numpy(parts[0].features).dtype)
     labels = torch.zeros(16, dtype=torch.int64)
@@ -384,6 +404,8 @@ def test_one_class_is_refused():
     tail, views = tiny()
     with pytest.raises(ValueError, match=r"expected both classes \(0 and 1\), found \[1\]"):
         sweep.train_tail(tail, [sweep.Views(views.features, np.ones(8, int))], options(), 0, decoder())
+    with pytest.raises(ValueError, match=r"expected both classes \(0 and 1\), found \[1\]"):
+        sweep.train_tail(tail, [views, sweep.Views(views.features, np.ones(8, int))], options(first=1), 0, decoder())
 
 
 def test_a_loss_that_is_not_finite_names_its_step():

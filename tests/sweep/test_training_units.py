@@ -94,9 +94,9 @@ def test_every_experiment_is_a_grid_of_its_own_and_can_be_read_again():
 
 
 def test_an_arm_without_its_model_is_refused():
-    with pytest.raises(ValueError, match=r"expected generators of this run .*, found 'semantic'; train it"):
+    with pytest.raises(ValueError, match=r"expected generators of this run .*, found 'semantic'; make it"):
         sweep.grid(params.load("paper", {"ldm.conditionings": ["class"]}))
-    with pytest.raises(ValueError, match=r"found 'gan'; train it \(ldm.conditionings, gan.enabled\)"):
+    with pytest.raises(ValueError, match=r"found 'gan'; make it \(ldm.conditionings, gan.enabled, "):
         sweep.grid(params.load("smoke", {"gan.enabled": False}))
 
 
@@ -342,13 +342,13 @@ def run(tmp_path, monkeypatch):
     images = images_table(8, 2, n_folds=2).assign(fold=np.repeat([0, 0, 0, 0, 1, 1, 1, 1], 2), grade=0.0)
     n = len(images)
     pool = rng.integers(0, 256, (n, 2, SIZE, SIZE)).astype(np.uint8)
-    data = ToyData(images=images, pool=pool, resized=pool[:, 0], traditional_pool=pool[:, ::-1])
+    data = ToyData(images=images, pool=pool, resized=pool[:, 0], augmented_pool=lambda kind: pool[:, ::-1])
     run = artifacts.open_run("smoke", OVERRIDES)
     unit = run.unit("preprocess", settings={})
     monkeypatch.setattr(preprocessing.unit, "open_preprocessed", lambda run: data)
     monkeypatch.setattr(preprocessing.unit, "preprocess_unit", lambda run: unit)
-    monkeypatch.setattr(preprocessing.unit, "traditional_unit", lambda run: unit)
-    monkeypatch.setattr(preprocessing.unit, "build_traditional", lambda run: unit)
+    monkeypatch.setattr(preprocessing.unit, "augmented_unit", lambda run, kind: unit)
+    monkeypatch.setattr(preprocessing.unit, "build_augmented", lambda run, kind: unit)
     monkeypatch.setattr(
         filter_units,
         "set_unit",
@@ -363,7 +363,7 @@ def _synthetic(run, conditioning, fold):
     source = images.loc[images["fold"] != fold, "patient_id"].to_numpy()[np.arange(N_SYNTHETIC) % 8]
     table = pd.DataFrame({"fold": fold, "source_patient": source, "label": source % 2})
     table["synthetic_id"] = [f"s{i}" for i in range(N_SYNTHETIC)]
-    pixels = np.random.default_rng(fold).integers(0, 256, (N_SYNTHETIC, SIZE, SIZE)).astype(np.uint8)
+    pixels = np.random.default_rng(fold + 1).integers(0, 256, (N_SYNTHETIC, SIZE, SIZE)).astype(np.uint8)
     unit = run.unit("synthetic", conditioning, fold, settings={})
     return SimpleNamespace(images=pixels, table=table, unit=unit, split=preprocessing.digest_of(images))
 
@@ -391,6 +391,7 @@ def test_the_stage_from_features_to_scores_and_nothing_is_done_twice(run, monkey
 def test_every_kind_of_arm_balance_and_freezing_trains_on_what_it_says(run):
     """One fold, every way to make a training set: who is in it, in which class mix, and no leak."""
     arms_of = ["semantic", "semantic+class", "class_matched", "semantic_only", "traditional_only", "gan", "filtered"]
+    arms_of += ["semantic_first", "trivial", "simulated", "simulated_only", "semantic+simulated_first"]
     changes = {"sweep.arms": ["semantic"], "sweep.n_seeds": 1, "ldm.folds": [0], "sweep.crops": "fixed"}
     run = artifacts.open_run("smoke", {**OVERRIDES, **changes})
     trial = {**TRIAL, "backbone": "resnet18", "fold": 0, "seed": 0, "rate": 0.5}
@@ -411,6 +412,7 @@ def test_every_kind_of_arm_balance_and_freezing_trains_on_what_it_says(run):
             if real:
                 assert set(data["parts"][0].rows) <= inside
                 assert data["parts"][0].n_views == 1, "one fixed crop"
+            assert trial_units.options_of(run, arm).first == arm.endswith("_first"), "one of two steps"
     data = sweep.training_set(run, {**trial, "arm": "class_matched"} | {"freeze": "none"})
     assert data["parts"][1].labels.mean() == data["parts"][0].labels.mean()
     _, scores, facts = sweep.train(run, {**trial, "arm": "semantic+class", "freeze": "none", "balance": "oversample"})
