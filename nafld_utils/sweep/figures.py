@@ -172,28 +172,22 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def gain_card(gain: pd.Series, networks: pd.DataFrame, baselines: pd.DataFrame, axes: np.ndarray) -> None:
-    """The primary gain with both its intervals, and below AUC by patient of the networks and of the strongest baseline.
-
-    `gain` is a row as in `differences`, `networks` and `baselines` as in `baseline_bars`.
-    """
-    top, bottom = axes
-    inside = baselines[baselines["split"] == frozen_classifiers.IN_FOLDS]
-    best = inside.loc[[inside["auc"].idxmax()]].rename(columns={"baseline": "name", "auc": "mean_auc"})
-    ours = networks.assign(name=["real images" if arm == "real" else f"and {arm}" for arm in networks["arm"]])
+    """The primary gain (a row as in `differences`) with both its intervals; AUC of `networks` and the best baseline."""
+    best = baselines[baselines["split"] == frozen_classifiers.IN_FOLDS].nlargest(1, "auc")
+    shown = pd.concat([networks, best.rename(columns={"auc": "mean_auc"})])
+    names = ["real images" if arm == "real" else f"and {arm}" for arm in networks["arm"]]
     over = over_words(pd.Series([gain.n_seeds])).replace("training ", "").replace(" and ", "\nand ")
-    for y, (low, high) in enumerate([(gain.low_patients, gain.high_patients), (gain.low_seeds, gain.high_seeds)]):
-        top.plot([low, high], [y, y], color=(_INK, _GREY)[y], lw=3, solid_capstyle="butt")
-        top.plot([gain.difference], [y], "o", color=(_INK, _GREY)[y], ms=6, mec="white")
-    top.axvline(0, color=_INK, lw=1, ls="--", zorder=1)
-    _name_rows(top, [f"over {over}", "over seeds"], f"gain in AUC, {gain.arm}, r = {gain.rate:g}")
-    shown = pd.concat([ours, best])
-    for y, item in enumerate(shown.itertuples()):
-        color = _GREEN if y < len(ours) else _INK
-        bottom.plot([item.low, item.high], [y, y], color=color, lw=2)
-        bottom.plot([item.mean_auc], [y], "o", color=color, ms=5)
-    _name_rows(bottom, [*ours["name"], best["name"].iloc[0].replace(" + ", "\n+ ")], "AUC by patient")
-    for ax in axes:
+    ways = (("patients", _INK), ("seeds", _GREY))
+    gains = [(gain.difference, gain[f"low_{way}"], gain[f"high_{way}"], color) for way, color in ways]
+    aucs = zip(shown["mean_auc"], shown["low"], shown["high"], [*[_GREEN] * len(networks), _INK], strict=True)
+    for ax, rows in zip(axes, (gains, aucs), strict=True):
+        for y, (value, low, high, color) in enumerate(rows):
+            ax.plot([low, high], [y, y], color=color, lw=3, solid_capstyle="butt")
+            ax.plot([value], [y], "o", color=color, ms=6, mec="white")
         ax.locator_params(axis="x", nbins=4)
+    axes[0].axvline(0, color=_INK, lw=1, ls="--", zorder=1)
+    _name_rows(axes[0], [f"over {over}", "over seeds"], f"gain in AUC, {gain.arm}, r = {gain.rate:g}")
+    _name_rows(axes[1], [*names, best["baseline"].iloc[0].replace(" + ", "\n+ ")], "AUC by patient")
 
 
 def power(table: pd.DataFrame, ax: Axes, shares: str) -> Axes:
@@ -333,9 +327,7 @@ def baseline_bars(table: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def leak(table: pd.DataFrame, ax: Axes) -> Axes:
-    """AUC of baselines over split seeds (`frozen_classifiers.split_spread`), split by patient and, as a warning, by
-    image.
-    """
+    """AUC of baselines over split seeds (`frozen_classifiers.split_spread`), split by patient and, a leak, by image."""
     rows = list(table.groupby(["split_by", "baseline"], sort=False))
     rows.sort(key=lambda item: item[0][0] == "image")
     for y, ((by, _), part) in enumerate(rows):
