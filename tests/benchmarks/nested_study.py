@@ -1,7 +1,8 @@
 """Does the interval of the AUC of trainings on simulated cohorts hold the true one, over patients and cohorts?
 
 Simulated: 17 and 38 patients in five folds, three simulated cohorts of two trainings each, normal scores whose
-separation varies between cohorts and between seeds. The true AUC is that of an endless number of trainings on endless patients.
+separation varies between cohorts and between seeds. The true AUC is that of an endless number of trainings on endless
+patients.
 """
 
 from __future__ import annotations
