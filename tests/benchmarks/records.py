@@ -42,6 +42,7 @@ PARTS = {
     "interval_study": ("Whether intervals of an AUC hold it, simulated: a part of the stored study", "2 min"),
     "gain_study": ("Simulated: size and coverage of the test of a gain over patients and seeds", "2 min"),
     "patients_study": ("Simulated: how often studies of the planned number of patients show a declared gain", "2 min"),
+    "nested_study": ("Simulated: coverage of the interval over patients and simulated cohorts", "2 min"),
 }
 NOT_RUN = "not run"
 
