@@ -134,7 +134,7 @@ def reading(run: Run, table: pd.DataFrame) -> str:
     parts = [f"{row['all']:.2f} for {names[row['a']]} and {names[row['b']]}" for row in found.to_dict("records")]
     last = table.pivot_table(index=["fold", "label"], columns="model", values=list(names)).dropna()
     farthest = pd.DataFrame({name: last[name].idxmax(axis=1) for name in names})
-    same = int((farthest.nunique(axis=1) == 1).sum())
+    same = int(farthest.eq(farthest.iloc[:, 0], axis=0).all(axis=1).sum())
     return (
         f"Over {found['n'].min()} sets (generators, classes and folds) the distances' rank correlation is"
         f" {'; '.join(parts)}. All spaces agree on which generator is farthest from real images in {same} of"

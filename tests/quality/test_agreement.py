@@ -1,4 +1,4 @@
-"""Whether feature spaces rank sets alike: rank correlations by hand, and distances of the same images in every space."""
+"""Whether feature spaces rank sets alike: rank correlations, and distances of the same images in every space."""
 
 import numpy as np
 import pandas as pd
