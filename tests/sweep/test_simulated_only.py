@@ -208,8 +208,8 @@ SETTINGS = {
     "preprocess.image_size": 64, "preprocess.crops_per_image": 1, "sweep.steps": 2, "sweep.n_resamples": 100,
     "simulated_only.n_cohorts": 2, "simulated_only.n_seeds": 1, "simulated_only.n_patients": 4,
     "simulated_only.n_frames": 1, "simulated_only.steps": 2, "simulated_only.look_every": 1,
-    "simulated_only.variants": ["no_effects"], "simulated_only.variant_seeds": 1, "simulated_only.real_patients": [4, 40, 50],
-    "simulated_only.real_seeds": 1,
+    "simulated_only.variants": ["no_effects"], "simulated_only.variant_seeds": 1,
+    "simulated_only.real_patients": [4, 40, 50], "simulated_only.real_seeds": 1,
 }  # fmt: skip
 
 
