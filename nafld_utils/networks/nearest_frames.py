@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-REVISION = ("nearest_frames", 1)  # raise ``memorization`` of quality.copies beside it, which the copy audit names
+REVISION = ("nearest_frames", 1)  # raise ``memorization`` of copy_rules beside it, which the copy audit names
 SIDE = 64  # pixels at which `pixels_apart` compares images
 WINDOW = 0.75  # share of the side of the middle square that is compared (choice: leaves room for shifts)
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.0)  # a stored crop shows 0.8 to 1 of a frame's side

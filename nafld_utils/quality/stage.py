@@ -28,6 +28,7 @@ def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[s
     kernel = FEATURES[run.settings.quality.features].metrics["kernel"]
     return [
         *metric_units.reading(places, run.settings.cohort.class_names),
+        *metric_units.gan_reading(run),
         *patient_distance_units.reading(by_patients, kernel),
     ]
 

@@ -68,8 +68,8 @@ def nested_auc(
     -----
     The variance of the mean is that between the cohorts' means, divided by the number of cohorts, and the mean
     covariance over patients of trainings of two cohorts, which is never taken for less than if trainings were
-    independent. With 17 and 38 patients in five folds and three cohorts of two trainings it held the true AUC in 94 to
-    96 % of 700 simulated studies, at AUCs of 0.73 to 0.94 and standard deviations between cohorts of 0 to 0.06.
+    independent. With 17 and 38 patients in five folds and three cohorts of two trainings it holds the true AUC in 94.0
+    to 95.6 % of 2,000 simulated studies of each cell (``tests/benchmarks/nested_study.py``).
     """
     scores = np.asarray(scores, dtype=float)
     n_cohorts, n_seeds = scores.shape[:2]

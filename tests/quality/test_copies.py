@@ -12,6 +12,7 @@ from toy_frames import smooth
 
 from nafld_utils import cohort, networks, params, statistics
 from nafld_utils.images import extract_crop, resize_box, whole_box
+from nafld_utils.networks import copy_rules
 from nafld_utils.quality import copies
 
 
@@ -21,13 +22,13 @@ def rng(seed=0):
 
 def test_relative_distance_and_threshold_by_hand():
     nearest = networks.Nearest(np.array([1, 2, 3]), np.array([[1.0, 4.0, 6.0]], np.float32), np.zeros((1, 3), int))
-    row = copies.statistics(nearest).iloc[0]
+    row = copy_rules.statistics(nearest).iloc[0]
     assert (row["patient"], row["distance"], row["relative"]) == (1, 1.0, pytest.approx(0.2))
     real = pd.DataFrame({"distance": [5.0, 1.0, 4.0, 3.0], "relative": [0.5, 0.1, 0.4, 0.3]})
-    found = copies.thresholds(real, np.array([1, 1, 2, 2]))
+    found = copy_rules.thresholds(real, np.array([1, 1, 2, 2]))
     assert found == {"distance": 1.0, "relative": 0.1}
     many = pd.DataFrame({"distance": np.arange(79.0)[::-1], "relative": np.arange(79.0)})
-    assert copies.thresholds(many, np.arange(79)) == {"distance": 1.0, "relative": 1.0}, "the second of 79 patients"
+    assert copy_rules.thresholds(many, np.arange(79)) == {"distance": 1.0, "relative": 1.0}, "the second of 79 patients"
 
 
 def near(apart, n):
@@ -37,7 +38,7 @@ def near(apart, n):
     for i in range(len(apart)):
         others = np.delete(np.delete(apart, i, 0), i, 1)
         real = pd.DataFrame({"distance": others.min(axis=1), "relative": 0.0})
-        out.append(apart[i].min() < copies.thresholds(real, np.arange(n))["distance"])
+        out.append(apart[i].min() < copy_rules.thresholds(real, np.arange(n))["distance"])
     return np.flatnonzero(out).tolist()
 
 
@@ -49,7 +50,7 @@ def test_of_any_patients_no_more_are_near_than_the_bound_says():
         if seed % 2:
             apart = apart + apart.T
         share = len(near(apart, n)) / (n + 1)
-        assert share <= copies.by_chance(n)["measure"] + 1e-12
+        assert share <= copy_rules.by_chance(n)["measure"] + 1e-12
         if seed % 2:
             assert share == 2 / (n + 1), "the two of the nearest pair, where distances have no direction"
 
@@ -59,29 +60,29 @@ def test_the_bound_is_met_where_distances_have_a_direction():
     apart[4, 2], apart[3, 1], apart[2, 1], apart[1, 9] = 1.0, 2.0, 3.0, 4.0
     apart += rng().uniform(0.0, 0.1, apart.shape)
     assert near(apart, 79) == [1, 2, 3, 4]
-    assert copies.by_chance(79) == {"measure": 0.05, "verdict": 0.1}
+    assert copy_rules.by_chance(79) == {"measure": 0.05, "verdict": 0.1}
 
 
 def test_few_patients_have_the_minimum_and_its_rate():
-    assert copies.order(12) == copies.order(38) == copies.order(78) == 1
-    assert copies.by_chance(12)["measure"] == pytest.approx(2 / 13)
-    assert copies.by_chance(2)["verdict"] == 1.0
+    assert copy_rules.order(12) == copy_rules.order(38) == copy_rules.order(78) == 1
+    assert copy_rules.by_chance(12)["measure"] == pytest.approx(2 / 13)
+    assert copy_rules.by_chance(2)["verdict"] == 1.0
 
 
 def test_one_patient_is_too_few():
     nearest = networks.Nearest(np.array([1]), np.ones((2, 1), np.float32), np.zeros((2, 1), int))
     with pytest.raises(ValueError, match="at least two patients"):
-        copies.statistics(nearest)
+        copy_rules.statistics(nearest)
 
 
 def test_authentic_images_are_farther_than_other_patients_are():
     found = pd.DataFrame({"distance": [0.5, 3.0], "row": [0, 1]})
-    assert copies.authentic(found, pd.DataFrame({"distance": [1.0, 2.0]})).tolist() == [False, True]
+    assert copy_rules.authentic(found, pd.DataFrame({"distance": [1.0, 2.0]})).tolist() == [False, True]
 
 
 def test_verdict_needs_pixels_or_both_others():
     table = pd.DataFrame({"pixels": [1, 0, 0, 0], "latents": [0, 1, 1, 0], "features": [0, 1, 0, 1]}, dtype=bool)
-    assert copies.verdict(table).tolist() == [True, True, False, False]
+    assert copy_rules.verdict(table).tolist() == [True, True, False, False]
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +111,11 @@ def search():
         found = [networks.nearest_pixels(x, reference[0], own)]
         found += [networks.nearest_features(q, r, own) for q, r in zip(parts[1:], reference[1:], strict=True)]
         found = [one if left_out is None else one.without_own(left_out) for one in found]
-        return {name: copies.statistics(one) for name, one in zip(copies.MEASURES, found, strict=True)}
+        return {name: copy_rules.statistics(one) for name, one in zip(copy_rules.MEASURES, found, strict=True)}
 
     real = near(images[known], own)
-    limits = {name: copies.thresholds(one, own) for name, one in real.items()}
-    return images, patients, known, lambda x: copies.flags(near(x), limits)
+    limits = {name: copy_rules.thresholds(one, own) for name, one in real.items()}
+    return images, patients, known, lambda x: copy_rules.flags(near(x), limits)
 
 
 def test_copies_under_every_change_are_found(search):
@@ -152,10 +153,10 @@ def test_changed_copies_are_told_from_new_patients_in_the_real_cohort():
     def near(x):
         return networks.nearest_pixels(x, images[known], own)
 
-    limits = copies.thresholds(copies.statistics(near(images[known]).without_own(own)), own)
+    limits = copy_rules.thresholds(copy_rules.statistics(near(images[known]).without_own(own)), own)
 
     def flagged(x):
-        return (copies.statistics(near(x))[list(limits)] < pd.Series(limits)).all(axis=1).to_numpy()
+        return (copy_rules.statistics(near(x))[list(limits)] < pd.Series(limits)).all(axis=1).to_numpy()
 
     planted = images[known][::2][:40]
     share = {name: flagged(copies.plant(planted, name, rng(4))).mean() for name in copies.CHANGES}
@@ -213,7 +214,7 @@ def test_shares_of_copies_are_bounded_where_nothing_and_where_one_is_flagged(mon
     """No "nan%" where every fold has none, and one flagged image is no lower bound above chance."""
     from nafld_utils.quality import copy_units
 
-    near = {f"{name}_near": False for name in copies.MEASURES}
+    near = {f"{name}_near": False for name in copy_rules.MEASURES}
     facts = {"pixels_patient": "a", "authentic": True, "source_patient": [-1] * 8, "fold": [0, 0, 1, 1, 2, 2, 3, 3]}
     some = pd.DataFrame({"generator": "gan", "copy": [True] + [False] * 7, **facts, **near})
     drawn = pd.concat([some, some.assign(generator="class", copy=False)])

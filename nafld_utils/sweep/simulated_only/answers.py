@@ -245,7 +245,7 @@ def claims(run: Run, found: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 def _worth_claims(found: dict[str, pd.DataFrame], simulated: bool, n: int) -> list[dict[str, Any]]:
     rows = []
     for one in found["equivalents"].to_dict("records"):
-        then = f", then {one['real']:.0f} real patients," if one["real"] else ""
+        then = f" followed by {one['real']:.0f} real ones" if one["real"] else ""
         what = f"real patients, alone, that reach the AUC of simulated ones{then} ({one['most']:.0f}: that or more)"
         text, key = what + ", on simulated patients" * simulated, key_of(f"{KEY}.worth", f"n{one['real']:.0f}")
         rows.append(of_row(key, text, {**one, "n": n}, ALONE, "patients", columns=("equals", "n")))

@@ -111,7 +111,7 @@ def auc_table(scores: pd.DataFrame, variant: str) -> pd.DataFrame:
             row = {"kind": kind, "name": name, "level": level, "auc": value.value, "low": value.low, "high": value.high}
             row |= dict(zip(("sd_patients", "sd_cohorts", "sd_seeds"), value[3:], strict=True))
             if kind != "declared":
-                row |= _difference(found, _partners(main_part(scores, variant), part))
+                row |= _difference(part, main_part(scores, variant))
             n_cohorts, n_seeds = found.scores.shape[:2]
             row |= {"n_cohorts": n_cohorts, "n_seeds": n_seeds, "n_patients": len(np.unique(found.patient))}
             rows.append({**row, "over": over(found, value)})
@@ -119,16 +119,11 @@ def auc_table(scores: pd.DataFrame, variant: str) -> pd.DataFrame:
     return pd.DataFrame(rows).pipe(lambda table: table[[*columns, *table.columns.difference(columns, sort=False)]])
 
 
-def _partners(declared: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
-    """Those of the declared trainings that have a partner in `part`: the same simulated cohort and seed."""
-    both = declared[["cohort", "seed"]].drop_duplicates().merge(part[["cohort", "seed"]].drop_duplicates())
-    return declared.merge(both) if len(both) else declared
-
-
-def _difference(found: Scored, declared: pd.DataFrame) -> dict[str, float]:
-    base = scored(declared)
-    whole = base.scores if base.scores.shape == found.scores.shape else base.flat.mean(axis=0)
-    value = found.auc(whole)
+def _difference(part: pd.DataFrame, declared: pd.DataFrame) -> dict[str, float]:
+    """AUC of trainings minus that of the declared ones with the same simulated cohort and seed."""
+    keys = ["cohort", "seed"]
+    both = declared[keys].drop_duplicates().merge(part[keys].drop_duplicates())
+    value = scored(part.merge(both)).auc(scored(declared.merge(both)).scores)
     return dict(zip(("difference", "low_difference", "high_difference"), value[:3], strict=True))
 
 
@@ -186,19 +181,24 @@ def beside_ratio(found: Scored, ratio: np.ndarray, grade: Sequence[float]) -> pd
 
     alone = Scored(found.label, found.patient, found.fold, ratio[None, None])
     value, gain = alone.auc(), found.auc(ratio)
-    rows = [(f"{HALVES}: AUC", *value[:3], over(alone, value)), ("trainings minus it", *gain[:3], over(found, gain))]
+    rows = [
+        (f"{HALVES}: AUC", *value[:3], over(alone, value)),
+        (f"trainings minus {HALVES}", *gain[:3], over(found, gain)),
+    ]
     stratum = pd.qcut(ratio, STRATA, labels=False, duplicates="drop")
     for name, one in (("trainings", found.flat), (HALVES, ratio[None])):
         within = statistics.auc_within(found.label, one, stratum)
         words = f"patients ({within.pairs} pairs of one stratum); {statistics.GIVEN}"
-        rows.append((f"{name}: AUC within {STRATA} strata of it", *within[:3], statistics.stated(words, within.low)))
+        rows.append(
+            (f"{name}: AUC within {STRATA} strata of {HALVES}", *within[:3], statistics.stated(words, within.low))
+        )
     alike = []
     for label in (0, 1):
         mine = found.label == label
         alike += [stats.spearmanr(row[mine], ratio[mine]).statistic for row in found.flat if np.ptp(row[mine])]
     none = "no interval: a description"
     mean = float(np.mean(alike)) if alike else float("nan")
-    rows.append(("rank correlation with it, within a class", mean, np.nan, np.nan, none))
+    rows.append((f"rank correlation with {HALVES}, within a class", mean, np.nan, np.nan, none))
     known = np.asarray(grade, dtype=float)
     if np.isfinite(known).all() and np.ptp(known):
         rows.append(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from nafld_utils import engine, images, networks, params, phantom, preprocessing, sampling
 from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_table, unit_seed
-from nafld_utils.sweep import prefix_features, trial_units
+from nafld_utils.sweep import prefix_features, trial_grid, trial_units
 from nafld_utils.sweep.simulated_only import changes, look_units
 
 REVISION = ("simulated_only", 1)
@@ -186,11 +186,10 @@ def _rows(run: Run, held_out: pd.DataFrame) -> np.ndarray:
 # ---------------------------------------------------------------- how many real patients it is worth
 
 
-def sizes(run: Run) -> list[int]:
-    """Numbers of real training patients: those asked for that every fold has, and last all of the smallest's."""
+def most_patients(run: Run) -> int:
+    """Training patients of the fold that has fewest."""
     patients = preprocessing.open_preprocessed(run).folds
-    most = len(patients) - int(patients["fold"].value_counts().max())
-    return [n for n in sorted(set(run.settings.simulated_only.real_patients)) if n < most] + [most]
+    return len(patients) - int(patients["fold"].value_counts().max())
 
 
 def subset(patients: pd.DataFrame, n: int, seed: int) -> np.ndarray:
@@ -208,7 +207,10 @@ def subset(patients: pd.DataFrame, n: int, seed: int) -> np.ndarray:
 
 @remembered
 def worth_unit(run: Run, fold: int, seed: int, n: int) -> Unit:
-    """Unit of two trainings on `n` real patients of a fold, alone and after simulated ones: scores of its held-out."""
+    """Unit of two trainings on `n` real patients of a fold, alone and after simulated ones: scores of its held-out.
+
+    Where the smallest fold has fewer training patients, these are all.
+    """
     settings = {"fold": fold, "training": seed, "n": n, "seed": run.settings.seed, **_how(run)}
     settings |= {name: getattr(run.settings.sweep, name) for name in ("steps", "pretrain_share", "learning_rate")}
     inputs = [prefix_features.read_unit(run, *_real(run)), cohort_unit(run, main_variant(run), _cohort(run, seed))]
@@ -231,6 +233,7 @@ def make_worth(run: Run, fold: int, seed: int, n: int) -> None:
     table = preprocessing.open_preprocessed(run).images
     own = unit_seed(run.settings.seed, "simulated_only", "worth", fold, seed)
     train = table[table["fold"] != fold]
+    n = min(n, most_patients(run))
     kept = subset(train.drop_duplicates("patient_id")[["patient_id", "label"]], n, own)
     rows = np.flatnonzero(table["patient_id"].isin(kept) & (table["fold"] != fold))
     outside = np.flatnonzero(table["fold"] == fold)
@@ -270,8 +273,8 @@ def tasks(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[di
     """Keyword arguments of every simulated cohort, every training without a real image, and every `worth_unit`."""
     table, chosen = trainings(run), run.settings.simulated_only
     cohorts = table[["variant", "cohort"]].drop_duplicates()
-    folds = sorted(trial_units.held_out_images(run)["fold"].unique().tolist())
-    worth = [(f, s, n) for s in range(chosen.real_seeds) for n in sizes(run) for f in folds]
+    folds, numbers = trial_grid.folds_of(run.settings), sorted(set(chosen.real_patients))
+    worth = [(f, s, n) for s in range(chosen.real_seeds) for n in numbers for f in folds]
     return (
         [{"run": run, **row} for row in cohorts.to_dict("records")],
         [{"run": run, **row} for row in table.to_dict("records")],
@@ -307,7 +310,8 @@ def scores(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
         facts = {name: task[name] for name in ("variant", "cohort", "seed", "shuffled")}
         parts.append(training_unit(**task).load_table("scores.parquet").assign(**facts))
     real = [worth_unit(**task).load_table("scores.parquet") for task in worth]
-    return pd.concat(parts, ignore_index=True), pd.concat(real, ignore_index=True) if real else pd.DataFrame()
+    some = pd.concat(real).drop_duplicates(["n", "first", "seed", "image_id"]) if real else pd.DataFrame()
+    return pd.concat(parts, ignore_index=True), some.reset_index(drop=True)
 
 
 def units(run: Run) -> Sequence[Unit]:
