@@ -71,9 +71,9 @@ def test_the_steps_of_a_gan_are_those_nearest_to_the_class_models_operations():
     assert gan_units.budget(opened(**{"ldm.conditionings": ["semantic"]})) != given
 
 
-def test_the_demo_trains_its_gans_for_89_steps_on_any_machine():
-    """Seconds gave 85 and 83 steps on an idle machine and 8 to 63 beside other work."""
-    assert gan_units.steps(opened("demo")) == 89
+def test_the_demo_trains_its_gans_for_298_steps_on_any_machine():
+    """Budgets of seconds gave other numbers beside other work than on an idle machine."""
+    assert gan_units.steps(opened("demo")) == 298
 
 
 def test_an_autoencoder_that_is_trained_on_the_fold_counts_with_its_model(monkeypatch):

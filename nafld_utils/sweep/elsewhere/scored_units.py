@@ -16,6 +16,7 @@ import pandas as pd
 
 from nafld_utils import artifacts, cohort, engine, images, params, preprocessing, statistics
 from nafld_utils.artifacts import Run, Unit, claim, digest, key_of, load_record, of_row, save_json, save_table
+from nafld_utils.images import texture_features
 from nafld_utils.sweep import clinical_measures, frozen_classifier_units, frozen_classifiers
 from nafld_utils.sweep.elsewhere import classifier_units, measures
 from nafld_utils.sweep.elsewhere.measures import DECLARED
@@ -153,7 +154,7 @@ def _baseline_scores(run: Run, name: str, crops: np.ndarray) -> np.ndarray:
         return frozen_classifiers.half_ratio(crops)[None]
     known, learn = frozen_classifier_units.open_learners(run)[name]
     texture = name == frozen_classifiers.GLCM_SVM
-    new = frozen_classifiers.glcm_features(crops) if texture else frozen_classifier_units.frozen_features(run, crops)
+    new = texture_features(crops) if texture else frozen_classifier_units.frozen_features(run, crops)
     table = preprocessing.open_preprocessed(run).images
     return fitted_elsewhere(learn, known, table["label"].to_numpy(), table["fold"].to_numpy(), new)
 
