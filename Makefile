@@ -39,7 +39,7 @@ endif
 BENCH     :=
 LAB       :=
 
-.PHONY: all plan dry-run report-zip compare test test-faults bench lint lab doctor clean help settings $(STAGES)
+.PHONY: all plan dry-run report-zip export predict compare test test-faults bench lint lab doctor clean help settings $(STAGES)
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .SECONDARY:
@@ -63,6 +63,12 @@ dry-run: $(VENV)/.ready  ## say how many classifiers would be trained, what is d
 report-zip: $(VENV)/.ready ## pack the report pages of RUN into one archive to mail; IMAGES=no: without images of patients
 	@$(NAFLD) report-zip --images "$$NAFLD_IMAGES" -- "$$NAFLD_RUN"
 
+export: $(VENV)/.ready   ## write RUN's released images and classifiers, with cards, into a folder to give away
+	@$(NAFLD) export -- "$$NAFLD_RUN"
+
+predict: $(VENV)/.ready  ## score the images at DATA with the classifiers of RUN; with labels, how good the scores are
+	@$(NAFLD) predict --data "$$NAFLD_DATA" -- "$$NAFLD_RUN"
+
 compare: $(VENV)/.ready  ## hold two finished runs against each other: make compare A=run B=run
 	@$(NAFLD) compare -- "$$NAFLD_A" "$$NAFLD_B"
 
@@ -83,8 +89,9 @@ $(REPORTS)/08_turing_test.ipynb:          $(REPORTS)/05_quality_metrics.ipynb
 $(STAGES:%=$(REPORTS)/%.ipynb): $(REPORTS)/%.ipynb: $(NOTEBOOKS)/%.ipynb $(STAMPS)/%.json
 	@$(NAFLD) execute $* $(OPTIONS)
 
+# `execute` has just written the page, of which a make that began before it does not know.
 $(STAGES:%=$(REPORTS)/%.html): $(REPORTS)/%.html: $(REPORTS)/%.ipynb $(LOOKS)
-	@$(NAFLD) render $* $(OPTIONS)
+	@for made in $^; do [ $@ -nt "$$made" ] || { $(NAFLD) render $* $(OPTIONS); break; }; done
 
 $(REPORTS)/index.html: $(STAGES:%=$(REPORTS)/%.html) $(LOOKS)
 	@$(NAFLD) index $(OPTIONS)

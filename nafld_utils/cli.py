@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nafld_utils import artifacts, engine, params, pipeline, report, sweep
+from nafld_utils import artifacts, engine, params, pipeline, release, report, sweep
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -121,6 +121,30 @@ def _archive(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    path = release.write_export(artifacts.open_run(run=options.run))
+    print(f"export: {path}")
+    print("It names and shows no patient; whoever gets its classifiers should read the risks in MODEL_CARD.md.")
+    print("The licence is to be named by the owner of the cohort.")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    run = artifacts.open_run(run=options.run)
+    found = release.write_prediction(run, options.data)
+    again = found.facts["again"]
+    chosen = run.settings.sweep
+    print(
+        f"{found.facts['images']} images of {len(found.patients)} patients, scored by the folds' classifiers of arm"
+        f" {chosen.primary_arm}, r = {chosen.primary_rate:g}"
+        f"{f'; {again} of them were trained again, since the run keeps scores alone' if again else ''}."
+    )
+    if found.measures is not None:
+        print(found.measures.round(3).to_string(index=False, na_rep=""))
+    print(f"prediction: {found.folder} holds the names of patients as DATA gives them")
+    return 0
+
+
 def _compare(options: argparse.Namespace) -> int:
     print(f"comparison: {report.write_comparison(options.a, options.b)}")
     return 0
@@ -190,6 +214,15 @@ def _parser() -> argparse.ArgumentParser:
     packed.set_defaults(command=_archive)
     packed.add_argument("--images", choices=("yes", "no"), default="yes", help="whether pages show images of patients")
     packed.add_argument("run", help="name of the run")
+    exported = commands.add_parser(
+        "export", help="write released images and classifiers of a run into a folder to give away"
+    )
+    exported.set_defaults(command=_export)
+    exported.add_argument("run", help="name of the run")
+    predicted = commands.add_parser("predict", help="score a folder of images with the classifiers of a run")
+    predicted.set_defaults(command=_predict)
+    predicted.add_argument("--data", default="", metavar="PATH", help="folder of images with a table, or .mat file")
+    predicted.add_argument("run", help="name of the run")
     compared = commands.add_parser("compare", help="write a page that holds two finished runs against each other")
     compared.set_defaults(command=_compare)
     compared.add_argument("a", help="name of a run")

@@ -1,6 +1,7 @@
 """What all tests share: no window, one thread, no skip unseen in CI, and a small study made of toy notebooks."""
 
 import contextlib
+import gc
 import os
 import random
 import shutil
@@ -21,6 +22,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
+# As `nafld_utils.pipeline.execute` sets them for kernels; what this process starts inherits them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(64 * 2**20))
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 * 2**20))
+gc.set_threshold(100_000, *gc.get_threshold()[1:])  # as `engine.collect_seldom`, before anything is imported
+sys.modules.setdefault("rfc3987_syntax", None)  # as `cli.main`: two seconds
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 

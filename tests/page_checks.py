@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
-from nafld_utils.report import notebooks
+from nafld_utils.report import pictures
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one red pixel
@@ -68,7 +69,7 @@ def executed(stage, cells=(), duration=83.2):
         nbformat.v4.new_markdown_cell(f"# {stage[:2]} · Does it *help*?\n\nDo synthetic images help a classifier?"),
         nbformat.v4.new_code_cell("1 < 2", outputs=[html, widget, script]),
         nbformat.v4.new_markdown_cell("## Image-level AUC over the mixing rate"),
-        nbformat.v4.new_code_cell("plot()", outputs=[image], metadata={"tags": [notebooks.KEY_FIGURE]}),
+        nbformat.v4.new_code_cell("plot()", outputs=[image], metadata={"tags": [pictures.KEY_FIGURE]}),
         nbformat.v4.new_markdown_cell("Boxes are over **seeds**, not patients.\n\nMore text."),
         nbformat.v4.new_code_cell("other()", outputs=[image]),
         *cells,
@@ -93,6 +94,8 @@ def open_and_look(browser, path, sheets=1):
     assert len(set(page.screenshot())) > 50
     assert page.title()
     assert_accessible(page)
+    assert serious(page) == []
+    assert_readable(page)
     page.set_viewport_size({"width": 360, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "a phone scrolls sideways"
     page.emulate_media(media="screen", color_scheme="dark")
@@ -138,6 +141,39 @@ def assert_prints_on_a4(pdf, name, least=1, most=60):
     assert len(boxes) == len(sheets)
     for box in boxes:
         assert sorted(map(float, box)) == pytest.approx(A4_POINTS, abs=1), f"{name}: {box} points"
+
+
+def serious(page, context=None):
+    """What axe finds on a page that keeps somebody out, a line each; `context` is a selector of a part of it."""
+    found = Axe().run(page, context).response["violations"]
+    return [
+        f"{one['id']}: {one['help']}, e.g. {one['nodes'][0]['html'][:200]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+def assert_readable(page):
+    """No table scrolls in a window of 1200 pixels or on a phone; no row of the claims has more than three lines."""
+    too_wide = """() => [...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1)
+                        .map(box => box.ariaLabel)"""
+    page.evaluate("document.querySelectorAll('details:not(.code)').forEach(part => { part.open = true })")
+    for width in (1200, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(too_wide) == [], f"cut off at {width} pixels"
+    page.set_viewport_size({"width": 1280, "height": 900})
+    long = page.evaluate(
+        """() => [...document.querySelectorAll('.front table.claims:not(.alone) tr')].filter(row => {
+             const line = parseFloat(getComputedStyle(row).lineHeight)
+             return [...row.cells].some(cell => {
+               const text = document.createRange()
+               text.selectNodeContents(cell)
+               return text.getBoundingClientRect().height > 3.2 * line
+             })
+           }).map(row => row.innerText)"""
+    )
+    assert long == [], "more than three lines"
+    page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = false })")
 
 
 def luminance(page, name):

@@ -97,6 +97,8 @@ MAKE = {
     "doctor": asked("-m nafld_utils.doctor"),  # run by tests/test_setup.py
     "lab": asked(" lab"),
     "report-zip": asked("nafld report-zip"),
+    "export": asked("nafld export"),
+    "predict": asked("nafld predict"),
     "compare": asked("nafld compare"),
     "dry-run": asked("nafld dry-run"),  # run by tests/engine/test_timer.py
     "test": asked("-m pytest"),
@@ -190,6 +192,8 @@ def test_a_command_of_the_pages_works(page, line, setting, tmp_path, monkeypatch
     elif program == PYTHON and arguments == ["tests/house.py"]:
         told = subprocess.run([sys.executable, PROJECT / arguments[0]], capture_output=True, text=True, check=True)
         assert "lines of code" in told.stdout
+    elif program == PYTHON and arguments[0] == "tests/readme_pictures.py":
+        parsed(importlib.import_module("readme_pictures"), arguments[1:])  # run by tests/notebooks/test_notebooks.py
     elif program == PYTHON:
         assert arguments[0] == "-m"
         module = arguments[1].removeprefix("nafld_utils.")

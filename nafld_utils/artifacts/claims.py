@@ -18,7 +18,6 @@ from nafld_utils import statistics
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pandas.io.formats.style import Styler
 
 CLAIM_COLUMNS = ("claim", "paper", "this_run", "low", "high", "over", "n", "unit", "same_protocol", "key")
 OTHER_COHORT = "no: another cohort"
@@ -101,20 +100,6 @@ def over_folds(
     """
     mean, low, high = statistics.over_folds(values, within or statistics.ANY)
     return claim(key, text, mean, UNSTATED, interval=(low, high, "folds"), n=len(values), unit=unit)
-
-
-def displayed(table: pd.DataFrame) -> Styler:
-    """Claims as a notebook shows them: numbers of three digits or whole, texts at full length."""
-    numbers = {name: _number for name in ("paper", "this_run", "low", "high", "n")}
-    style = table.drop(columns="key").style.format(numbers, na_rep="", escape="html").hide(axis="index")
-    return style.set_properties(**{"text-align": "left", "white-space": "normal"})
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    tiny = abs(value) < 1e-4  # what a logit or log scale leaves of a bound
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 and not tiny else f"{value:.0f}"
 
 
 def claims_table(root: Path, stage: str, rows: Iterable[Mapping[str, Any]], is_foreign: bool) -> pd.DataFrame:

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nafld_utils import params
-from nafld_utils.artifacts.claims import claims_table, displayed
+from nafld_utils.artifacts.claims import claims_table
 from nafld_utils.artifacts.files import existing, file_sha256, load_record, save_json, save_table
 from nafld_utils.artifacts.seals import MANIFEST, damage_of, digest, sealed
 from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pandas.io.formats.style import Styler
 
-NAME_FILES = ("path", "join", "weights", "baseline_weights", "ratings")  # last parts of keys whose value may be a file
+NAME_FILES = ("path", "join", "external", "weights", "baseline_weights", "ratings")  # ends of keys of files
 MARK_FILE = "cohort.json"  # in a folder of simulated patients, says so
 LIVERS = "liver ultrasounds"  # `cohort.subject` of a folder that holds them
 LEFT_OUT = "(left out)"  # stands for what names a patient or this machine
@@ -142,19 +141,19 @@ class Run:
     def show(self, *sections: str) -> pd.DataFrame:
         """Settings in force beside the paper profile's: ``setting, this run, paper profile, where it differs``.
 
-        Names of files and machines are left out, before a table cuts them short.
+        Names of files and machines are left out, before a table cuts them short, and the paper's classes beside others.
         """
         import pandas as pd
 
         paper = params.load(params.BASE_PROFILE).by_key()
-        rows = []
+        beside, rows = paper | {"cohort.class_names": "those of the paper's cohort"}, []
         for key, value in self.settings.by_key().items():
             if key in sections or key.split(".")[0] in sections:
                 shown = LEFT_OUT if is_private(key, value) else str(value)
-                rows.append((key, shown, str(paper.get(key, "not set")) if value != paper.get(key) else ""))
+                rows.append((key, shown, str(beside.get(key, "not set")) if value != paper.get(key) else ""))
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
 
-    def record_claims(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> Styler:
+    def record_claims(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         """Write the stage's headline numbers to its ``claims.csv``.
 
         Parameters
@@ -167,8 +166,8 @@ class Run:
 
         Returns
         -------
-        pandas.io.formats.style.Styler
-            The rows as people read them, without ``key``; their table is its ``data``.
+        pandas.DataFrame
+            The rows, as they are written.
 
         Raises
         ------
@@ -182,7 +181,7 @@ class Run:
         """
         table = claims_table(self.root, stage, rows, self.is_foreign)
         save_table(self.root / stage / "claims.csv", table)
-        return displayed(table)
+        return table
 
     def finish(self, stage: str, units: Iterable[Unit]) -> pd.DataFrame:
         """Record the units a stage stands on, so that make can tell when it is stale; return the files as a table.

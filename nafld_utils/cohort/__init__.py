@@ -25,6 +25,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "outline": "outlined".split(),
         "problems": "CohortError WHOLE_LIST".split(),
         "simulation": "FEATURE_FAT simulate version".split(),
-        "unit": "build_cohort cohort_claims cohort_unit likeness open_cohort region_of same_protocol".split(),
+        "unit": (
+            "build_cohort cohort_claims cohort_unit content_of likeness open_cohort region_of same_protocol"
+        ).split(),
     },
 )

@@ -11,7 +11,7 @@ import itertools
 import posixpath
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,13 +57,15 @@ def read_table(
     1), ``grade`` float (NaN where not known), ``fold`` Int64 from 0 (missing where there is no such column); where
     there are problems, labels and folds may be missing.
     """
-    table, problems = _cells(source, need_images)
+    table, problems = _cells(source, need_images, people.labelled)
     table = _without_others(source, table, people.leave_out, problems)
     parsed = table[["row", "image", "patient"]].assign(written=table["patient"])
     parsed["patient"] = parsed["patient"].mask(_is_one_of(table["patient"], _NOTHING), "")
     joins = read_joins(Path(people.join).expanduser()) if people.join else None
     parsed["patient"] = one_person.one_each(parsed, people.alike, joins, problems)
-    parsed["label"], names, all_known = _labels(table, class_names, problems, source.parent)
+    parsed["label"], names, all_known = -1, (), False
+    if people.labelled or (table["label"] != "").any():
+        parsed["label"], names, all_known = _labels(table, class_names, problems, source.parent)
     parsed["class_name"] = parsed["label"].map(dict(enumerate(names)))
     parsed["is_number"] = table["label"].map(_label_text).isin(_NUMBERS)
     parsed["grade"] = _grades(table, problems)
@@ -106,14 +108,14 @@ def of_others(source: Path, leave_out: Sequence[str]) -> tuple[pd.Series, pd.Ser
 # ---------------------------------------------------------------- the file
 
 
-def _cells(source: Path, need_images: bool) -> tuple[pd.DataFrame, Problems]:
+def _cells(source: Path, need_images: bool, need_labels: bool = True) -> tuple[pd.DataFrame, Problems]:
     """Text of every column, stripped, and rows that are too long; of columns not there, only ``fold`` is left out."""
     size, problems = source.stat().st_size, Problems()
     try:
         if size > MAX_TABLE_BYTES:
             raise ValueError(f"expected a table of at most {MAX_TABLE_BYTES >> 20} MiB, found {size >> 20} MiB")
         sheet = artifacts.read_sheet(source.read_bytes(), (*REQUIRED, *OPTIONAL))
-        places = _columns(source, sheet, need_images)
+        places = _columns(source, sheet, {"image": need_images, "label": need_labels})
         if not sheet.rows:
             raise ValueError("expected one row per image, found none; add them")
     except CohortError:
@@ -134,8 +136,8 @@ def _cells(source: Path, need_images: bool) -> tuple[pd.DataFrame, Problems]:
     return table, problems
 
 
-def _columns(source: Path, sheet: Sheet, need_images: bool) -> dict[str, int]:
-    """Place of each column that is read."""
+def _columns(source: Path, sheet: Sheet, needed: Mapping[str, bool]) -> dict[str, int]:
+    """Place of each column that is read; `needed` says which of the required ones may be missing."""
     problems, places, header = Problems(), {}, sheet.header
     folded = [artifacts.column_name(name) for name in header]
     others = {key: name for key, name in zip(folded, header, strict=True) if key not in (*REQUIRED, *OPTIONAL)}
@@ -147,7 +149,7 @@ def _columns(source: Path, sheet: Sheet, need_images: bool) -> dict[str, int]:
         elif name in OPTIONAL:
             for close in difflib.get_close_matches(name, others, n=1, cutoff=0.8):
                 problems.add(None, f"column {shown(close)} is not read; rename it to {name}, or to something else")
-        elif need_images or name != "image":
+        elif needed.get(name, True):
             found = ", ".join(shown(other, 30) for other in header[:12]) or "nothing"
             problems.add(None, f"expected a column {name}, found {found}; {_rename(name, others)}")
     if problems:

@@ -65,7 +65,8 @@ _STEPS: dict[str, Callable[[str], str]] = {
 class People(NamedTuple):
     """Who is a patient, and how patients are told apart and kept unnamed: settings of ``cohort`` in this order.
 
-    They are ``alike_names, join, patient_numbers, burned_in, leave_out``.
+    They are ``alike_names, join, patient_numbers, burned_in, leave_out``. Where a table need not be `labelled`, each
+    image of one without labels has label -1.
     """
 
     alike: str = "stop"
@@ -73,6 +74,7 @@ class People(NamedTuple):
     numbers: str = "counted"
     burned_in: str = "stop"
     leave_out: Sequence[str] = ()
+    labelled: bool = True
 
     @classmethod
     def of(cls, chosen: Any) -> People:

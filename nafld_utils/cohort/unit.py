@@ -57,7 +57,7 @@ def _joins(run: Run) -> str | None:
     """Content hash of the table ``cohort.join``; that of the stored unit where the table has gone away since."""
     join = run.settings.cohort.join
     if join is None or Path(join).expanduser().is_file():
-        return join and _content_of(Path(join).expanduser())
+        return join and content_of(Path(join).expanduser())
     stored = artifacts.read_manifest(run.root / COHORT) or {}
     return stored.get("settings", {}).get("join", join)
 
@@ -76,7 +76,7 @@ def is_folder(run: Run) -> bool:
 def _source(run: Run, fetch: bool) -> list[str]:
     """Content hash of the raw cohort; of the stored unit where the raw file has gone away since."""
     try:
-        return [_content_of(loading.find(run.settings.cohort, run.data, fetch))]
+        return [content_of(loading.find(run.settings.cohort, run.data, fetch))]
     except ValueError:
         stored = artifacts.read_manifest(run.root / COHORT)
         if fetch or stored is None:
@@ -84,7 +84,7 @@ def _source(run: Run, fetch: bool) -> list[str]:
         return stored["inputs"]
 
 
-def _content_of(path: Path) -> str:
+def content_of(path: Path) -> str:
     """Hash of a file, or of the files that a folder cohort is made of."""
     files = [path] if path.is_file() else folder_files.content_files(path)
     facts = [(os.path.relpath(f, path), f.stat().st_size, f.stat().st_mtime_ns) for f in files]

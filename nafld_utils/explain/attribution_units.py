@@ -7,18 +7,17 @@ Images and background are the same for every classifier that is compared, so tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, networks, preprocessing, sampling, sweep
-from nafld_utils.artifacts import Run, Unit, load_weights, save_array, save_table, save_weights, unit_seed
+from nafld_utils.artifacts import Run, Unit, save_array, save_table, unit_seed
 from nafld_utils.explain import explainers, map_measures
 
 REVISION = ("stages.explain", 3)
-_TAIL, AGAIN = "tail.safetensors", "again"
+AGAIN = "again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,31 +83,12 @@ def peers(run: Run) -> pd.DataFrame:
 
 def classifier_unit(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
     """Unit of an explained classifier; None is the one that section ``shap`` names."""
-    wanted = wanted or trial(run)
-    settings = {name: wanted[name] for name in sweep.TRIAL_COLUMNS}
-    inputs, modules = [wanted["hash"]], ["trial", "sweep"]
-    return run.unit("shap", "classifier", wanted["hash"], settings=settings, inputs=inputs, modules=modules)
+    return sweep.classifier_unit(run, wanted or trial(run))
 
 
 def train_classifier(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
-    """Train a trial of the sweep again and keep its tail; does nothing when that is done.
-
-    A training is a function of its settings, so the sweep keeps scores and no weights. The largest difference between
-    the two trainings' scores goes into the unit's manifest.
-    """
-    wanted = wanted or trial(run)
-    unit = classifier_unit(run, wanted)
-    if unit.done():
-        return unit
-    stored = stored_scores(run, wanted)
-    engine.announce(f"training {wanted['backbone']}, seed {wanted['seed']} again, to explain it")
-    tail, scores, facts = sweep.train(run, wanted)
-    paired = stored.merge(scores, on="image_id", validate="one_to_one", suffixes=("_stored", "_again"))
-    paired["difference"] = (paired["score_stored"] - paired["score_again"]).abs()
-    with unit.writing(device=facts["device"], largest_score_difference=float(paired["difference"].max())) as folder:
-        save_tail(folder, tail)
-        save_table(folder / "scores.csv", paired[["image_id", "score_stored", "score_again", "difference"]])
-    return unit
+    """Train a trial of the sweep again and keep its tail; does nothing when that is done."""
+    return sweep.train_again(run, wanted or trial(run))
 
 
 def stored_scores(run: Run, wanted: dict[str, Any]) -> pd.DataFrame:
@@ -116,19 +96,13 @@ def stored_scores(run: Run, wanted: dict[str, Any]) -> pd.DataFrame:
     return sweep.read_trial(sweep.store(run), wanted["hash"])[0]
 
 
-def save_tail(folder: Path, tail: Any) -> None:
-    """Keep the weights of a trained tail in a unit's folder, for `open_classifier`."""
-    save_weights(folder / _TAIL, {k: v.cpu().contiguous() for k, v in tail.state_dict().items()})
-
-
 def open_classifier(
     run: Run, wanted: dict[str, Any] | None = None, unit: Unit | None = None
 ) -> explainers.GreyClassifier:
     """A trial's network with the tail that `unit` keeps, as a function of grey pixels; None: the trial's own."""
     wanted = wanted or trial(run)
-    weights, _ = load_weights((unit or classifier_unit(run, wanted)).require().file(_TAIL))
     classifier = fresh_classifier(run, wanted, seed=0)
-    classifier.tail.load_state_dict(weights)
+    classifier.tail.load_state_dict(sweep.tail_weights(unit or classifier_unit(run, wanted)))
     return classifier
 
 

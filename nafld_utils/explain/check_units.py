@@ -74,7 +74,7 @@ def train_shuffled(run: Run) -> Unit:
         tail, _ = sweep.train_tail(tail, parts, sweep.options_of(run, wanted["arm"]), seed, decoder, device)
         scores = data["images"][["image_id", "patient_id", "label"]]
         scores = scores.assign(score=sweep.predict(tail, data["held_out"], decoder, device))
-        attribution_units.save_tail(folder, tail)
+        sweep.save_tail(folder, tail)
         save_table(folder / "scores.csv", scores)
     return unit
 

@@ -7,7 +7,7 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="crops dicom_file frames grey_levels image_file image_store semantic_maps".split(),
+    submodules="crops dicom_file frames grey_levels image_file image_store semantic_maps textures".split(),
     submod_attrs={
         "crops": (
             "crop_corner crop_window cut extract_crop find_region random_box region_mask resize_box "
@@ -17,5 +17,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "image_file": "read read_header".split(),
         "image_store": "COMMIT_EVERY Ragged Store move release stream".split(),
         "semantic_maps": "warp_map".split(),
+        "textures": "texture_features".split(),
     },
 )

@@ -320,5 +320,5 @@ def trivial_augment(image: np.ndarray, seed: int) -> np.ndarray:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        changed = TrivialAugmentWide(fill=[0.0])(torch.from_numpy(np.ascontiguousarray(image))[None])
+        changed = TrivialAugmentWide(fill=[0.0])(torch.from_numpy(np.array(image))[None])
     return changed[0].numpy()

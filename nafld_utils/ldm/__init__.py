@@ -10,8 +10,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "autoencoder autoencoder_training autoencoder_units compvis_checkpoint denoiser denoiser_training "
-        "denoiser_units figures gan gan_units latent_pools operations protocol resumable sampler shipped_autoencoder "
-        "stage"
+        "denoiser_units figures gan gan_units latent_pools operations over_training_units protocol resumable sampler "
+        "shipped_autoencoder stage"
     ).split(),
     submod_attrs={
         "autoencoder": ("CPU_GROUP FirstStage decode_latents encode_images groups latent_shape published").split(),
@@ -23,16 +23,17 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "denoiser": "build_unet compile_network count_parameters forward_flops".split(),
         "denoiser_training": "VALIDATED start_training train".split(),
         "denoiser_units": (
-            "N_PREVIEW PREVIEW balanced_tasks ldm_unit load_denoiser network_table new_denoiser placed previews "
+            "N_PREVIEW PREVIEW balanced_tasks ldm_unit network_table new_denoiser placed previews "
             "schedule_options train_ldm"
         ).split(),
         "figures": "image_row mosaic".split(),
         "gan_units": "NAME gan_unit painter reference table train_gan".split(),
         "latent_pools": "LatentPool".split(),
+        "over_training_units": "Frames load_denoiser weights_unit".split(),
         "protocol": "changes cohort in_words models reading".split(),
         "sampler": "gaussian_latents passes".split(),
         "stage": (
-            "assert_comparable claims open_preprocessed train_autoencoders train_denoisers train_gans units"
+            "assert_comparable claims open_preprocessed look train_autoencoders train_denoisers train_gans units"
         ).split(),
     },
 )

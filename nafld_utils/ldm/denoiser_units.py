@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ NOT_READ = (
     "checkpoint_every",
     "keep_checkpoints",
     "preview_every",
+    "stop",
+    "checked",
+    "checked_images",
 )
 # Settings of ldm.<model> without which its weights are of another shape or predict something else.
 NETWORK = ("model_channels", "channel_mult", "layers_per_block", "beta_start", "beta_end")
@@ -117,6 +122,7 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
         with SummaryWriter(str(board), purge_step=training.step + 1) as writer:
             for state in followed(steps, training, unit, f"{name} fold {fold}", settings["steps"], settings):
                 _write(writer, state)
+                keep_weights(run, unit, fold, state.step, settings["steps"], state.averaged)
                 if _due(state.step, settings["preview_every"], settings["steps"]):
                     look = _preview(run, conditioning, fold, state, stage)
                     artifacts.checkpoints.save_array(unit.work / f"preview-{state.step:08d}.safetensors", look)
@@ -131,6 +137,7 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
         artifacts.save_weights(folder / "last.safetensors", on_cpu(network.state_dict()), metadata)
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
         _keep_previews(unit, folder)
+        move_weights(unit, folder)
 
 
 def _keep_previews(unit: Unit, folder: Path) -> None:
@@ -144,16 +151,43 @@ def _keep_previews(unit: Unit, folder: Path) -> None:
             artifacts.files.save_array(folder / f"{name}.npy", look)
 
 
-def load_denoiser(run: Run, conditioning: str, fold: int, balance: str = "none") -> torch.nn.Module:
-    """The trained denoiser with averaged weights, on the CPU, in eval mode.
+def keep_weights(run: Run, unit: Unit, fold: int, step: int, last: int, averaged: Callable[[], Any]) -> None:
+    """Keep averaged weights beside a training at ``ldm.checked`` steps, of the first fold or all that need them."""
+    n, every = run.settings.ldm.checked, run.settings.ldm.stop == "before_copies"
+    due = {round(last * i / n) for i in range(1, n + 1)} if every or fold == autoencoder_units.folds_of(run)[0] else ()
+    if step in due:
+        artifacts.save_weights(unit.work / kept_name(step), averaged(), {"step": str(step)})
+
+
+def move_weights(unit: Unit, folder: Path) -> None:
+    """Move what `keep_weights` kept into the unit's folder."""
+    for path in sorted(unit.work.glob(kept_name("*"))):
+        shutil.move(path, folder / path.name)
+
+
+def kept_name(step: int | str) -> str:
+    """File of the averaged weights of a step."""
+    return f"at-{step:08d}.safetensors" if isinstance(step, int) else f"at-{step}.safetensors"
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """Steps of the averaged weights in a unit's folder."""
+    return sorted(int(path.stem.removeprefix("at-")) for path in folder.glob(kept_name("*")))
+
+
+def load_denoiser(
+    run: Run, conditioning: str, fold: int, balance: str = "none", step: int | None = None
+) -> torch.nn.Module:
+    """The trained denoiser with averaged weights, of the last step or of one that was kept, on the CPU, in eval mode.
 
     Raises
     ------
     ValueError
         It is not trained, its weights are no safetensors, or it was trained on latents of another autoencoder.
     """
-    path = ldm_unit(run, conditioning, fold, balance).require().file("averaged.safetensors")
-    weights, facts = load_weights(path)
+    unit = ldm_unit(run, conditioning, fold, balance).require()
+    path = unit.file("averaged.safetensors")
+    facts = artifacts.load_weight_facts(path)
     stage = autoencoder_units.first_stage(run, conditioning, fold)
     if facts.get("autoencoder") != autoencoder.fingerprint(stage):
         raise ValueError(
@@ -162,7 +196,7 @@ def load_denoiser(run: Run, conditioning: str, fold: int, balance: str = "none")
         )
     shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
     network = new_denoiser(run, conditioning, fold, shape)
-    network.load_state_dict(weights)
+    network.load_state_dict(load_weights(path if step is None else unit.file(kept_name(step)))[0])
     return network.eval().requires_grad_(False)
 
 

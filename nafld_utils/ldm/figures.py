@@ -10,6 +10,8 @@ import pandas as pd
 
 from nafld_utils.views import COLORS, bare, color_of
 
+LEVEL = 0.05  # of the test of each checkpoint, one-sided
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -43,6 +45,26 @@ def gan_curves(curves: pd.DataFrame, ax: Axes) -> Axes:
     ax.set(xlabel="training step", ylabel="relativistic loss (nats)")
     ax.legend()
     return ax
+
+
+def over_training(table: pd.DataFrame, distance: Axes, share: Axes) -> None:
+    """Distances to training and held-out patients above, the share of copies below, on one axis of steps; one model.
+
+    `table` is that of `over_training_units.look`: ``step, passes, n, copies, share, nominal, p, to_training,
+    to_held_out``.
+    """
+    color = color_of(table["model"].iloc[0])
+    distance.plot(table["step"], table["to_training"], "-", color=color, marker="o", label="training patients")
+    if "to_held_out" in table:
+        distance.plot(table["step"], table["to_held_out"], ":", color=color, marker="s", label="held-out patients")
+    distance.set(ylabel="Frechet distance (Lite0)", ylim=(0, None))
+    share.plot(table["step"], table["share"], "-", color=color, marker="o", label="copies")
+    above = table[table["p"] < LEVEL]
+    share.plot(above["step"], above["share"], "o", color="black", mfc="none", ms=10, label="above the nominal rate")
+    share.axhline(table["nominal"].iloc[0], color="#888888", lw=0.8, ls="--", label="nominal rate, a bound")
+    share.set(xlabel="training step", ylabel="share of images", ylim=(-0.03, 1.03))
+    for ax in (distance, share):
+        ax.legend()
 
 
 _WORDS = {"loss": "training batch", "validation": "held-out patients"}

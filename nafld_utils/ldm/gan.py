@@ -1,17 +1,19 @@
-"""A class-conditional GAN for a few hundred grey images: the baseline that a latent diffusion model has to beat.
+"""A class-conditional GAN in the latents of a few hundred images: the baseline that a diffusion model has to beat.
 
-Contract: networks, losses and the training loop; images ``(N, 1, S, S)`` float32 in [-1, 1], labels ``(N,)`` int64.
-Whatever is random in a step is a function of (seed, step), and a synthetic image is a function of its own seed alone.
+Contract: networks, losses and the training loop; scaled latents ``(N, C, h, w)`` float32 of the frozen first stage that
+the diffusion model of the same condition has, labels ``(N,)`` int64. Whatever is random in a step is a function of
+(seed, step), and a synthetic latent is a function of its own seed alone.
 
 Sources: Huang et al. 2024, arXiv 2501.05441 (relativistic loss with gradient penalties on both sides, no tricks);
 Zhao et al. 2020, arXiv 2006.10738 (differentiable augmentation, for training sets of this size); Miyato and Koyama
-2018, arXiv 1802.05637 (projection of the class); Karras et al. 2019, arXiv 1812.04948 (noise a pixel, which draws
-speckle). The paper quotes GANs of another group; this one is ours, trained on the same folds.
+2018, arXiv 1802.05637 (projection of the class); Karras et al. 2019, arXiv 1812.04948 (noise a pixel). The paper quotes
+GANs of another group; this one is ours, trained on the same folds.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -24,29 +26,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nafld_utils.artifacts import unit_seed
-from nafld_utils.ldm.autoencoder import to_uint8, to_unit
 from nafld_utils.ldm.operations import Operations
 from nafld_utils.ldm.resumable import State
 
-REVISION = ("gan", 1)
+REVISION = ("gan", 2)
 LATENT = 64  # numbers an image is drawn from (choice)
 N_CLASSES = 2
-SMALLEST = 4  # pixels a side, about, that generation starts from
+SMALLEST = 4  # latent pixels a side, about, that generation starts from
 BETAS = (0.0, 0.99)  # of Adam, as in R3GAN
 PENALTY_EVERY = 4  # steps between gradient penalties, weighed up by as much (Karras et al. 2020, lazy regularisation)
-# Choice: strengths of DiffAugment for ultrasound; no flips, since anatomy has sides, and no colours.
-BRIGHTNESS, CONTRAST, SHIFT, CUTOUT = 0.3, 0.3, 1 / 8, 1 / 4
+# Choice: strengths of DiffAugment in latents; no flips, since anatomy has sides, and no colours, which latents lack.
+SHIFT, CUTOUT = 1 / 8, 1 / 4
+Shape = tuple[int, int, int]  # channels, height and width of a latent
 
 
 # ---------------------------------------------------------------- networks
 
 
-def widths(image_size: int, base: int, most: int) -> list[tuple[int, int]]:
-    """(side in pixels, channels) of every level, small to large; channels double towards the small end."""
-    n = max(1, int(math.log2(image_size / SMALLEST)))
-    while image_size % 2**n:
+def widths(side: int, base: int, most: int) -> list[tuple[int, int]]:
+    """(side in latent pixels, channels) of every level, small to large; channels double towards the small end."""
+    n = max(1, int(math.log2(side / SMALLEST)))
+    while side % 2**n:
         n -= 1
-    return [(image_size >> i, min(base * 2**i, most)) for i in range(n, -1, -1)]
+    return [(side >> i, min(base * 2**i, most)) for i in range(n, -1, -1)]
 
 
 class GeneratorBlock(nn.Module):
@@ -67,42 +69,42 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latents, labels and noise to images of `image_size` pixels a side.
+    """Random numbers, labels and noise to latents of `shape`.
 
     `base_channels` are those of the largest level, `max_channels` the most of any.
     """
 
-    def __init__(self, image_size: int, base_channels: int = 32, max_channels: int = 256):
+    def __init__(self, shape: Shape, base_channels: int = 32, max_channels: int = 256):
         super().__init__()
-        levels = widths(image_size, base_channels, max_channels)
+        levels = widths(shape[-1], base_channels, max_channels)
         self.sides = [side for side, _ in levels]
         n_style = 2 * LATENT
         self.embedding = nn.Embedding(N_CLASSES, LATENT)
         self.mapping = nn.Sequential(nn.Linear(2 * LATENT, n_style), nn.SiLU(), nn.Linear(n_style, n_style), nn.SiLU())
         self.start = nn.Linear(n_style, levels[0][1] * self.sides[0] ** 2)
         self.blocks = nn.ModuleList(GeneratorBlock(a, b, n_style) for (_, a), (_, b) in itertools.pairwise(levels))
-        self.out = nn.Conv2d(levels[-1][1], 1, 3, padding=1)
+        self.out = nn.Conv2d(levels[-1][1], shape[0], 3, padding=1)
 
     def noise_shapes(self) -> list[tuple[int, int, int]]:
-        """Shapes (1, s, s) of the noise of one image, a block each."""
+        """Shapes (1, s, s) of the noise of one latent, a block each."""
         return [(1, side, side) for side in self.sides[1:]]
 
     def forward(self, z: Tensor, labels: Tensor, noise: list[Tensor]) -> Tensor:
-        """Latents (N, `LATENT`), labels (N,) and noise, a (N, 1, s, s) tensor a block, to (N, 1, S, S) in [-1, 1]."""
+        """Random numbers (N, `LATENT`), labels (N,) and noise, (N, 1, s, s) per block, to latents (N, C, h, w)."""
         style = self.mapping(torch.cat([F.normalize(z, dim=1) * math.sqrt(LATENT), self.embedding(labels)], dim=1))
         x = self.start(style).reshape(len(z), -1, self.sides[0], self.sides[0])
         for block, one in zip(self.blocks, noise, strict=True):
             x = block(x, style, one)
-        return torch.tanh(self.out(x))
+        return self.out(x)
 
 
 class Discriminator(nn.Module):
-    """Images and labels to logits; the class enters by projection, variety by the spread over the batch."""
+    """Latents and labels to logits; the class enters by projection, variety by the spread over the batch."""
 
-    def __init__(self, image_size: int, base_channels: int = 32, max_channels: int = 256):
+    def __init__(self, shape: Shape, base_channels: int = 32, max_channels: int = 256):
         super().__init__()
-        levels = widths(image_size, base_channels, max_channels)[::-1]
-        self.first = nn.Conv2d(1, levels[0][1], 3, padding=1)
+        levels = widths(shape[-1], base_channels, max_channels)[::-1]
+        self.first = nn.Conv2d(shape[0], levels[0][1], 3, padding=1)
         self.blocks = nn.ModuleList()
         for (_, a), (_, b) in itertools.pairwise(levels):
             layers = [nn.Conv2d(a, b, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(b, b, 3, padding=1)]
@@ -112,9 +114,9 @@ class Discriminator(nn.Module):
         self.head = nn.Sequential(nn.Linear(width * side**2, LATENT), nn.LeakyReLU(0.2))
         self.logit, self.embedding = nn.Linear(LATENT, 1), nn.Embedding(N_CLASSES, LATENT)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images (N, 1, S, S) and labels (N,) to logits (N,), high for real."""
-        x = F.leaky_relu(self.first(images), 0.2)
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Latents (N, C, h, w) and labels (N,) to logits (N,), high for real."""
+        x = F.leaky_relu(self.first(latents), 0.2)
         for block in self.blocks:
             x = F.avg_pool2d(x, 2)
             x = F.leaky_relu((block["main"](x) + block["skip"](x)) / math.sqrt(2), 0.2)
@@ -123,30 +125,24 @@ class Discriminator(nn.Module):
         return self.logit(features)[:, 0] + (features * self.embedding(labels)).sum(1) / math.sqrt(LATENT)
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """DiffAugment: brightness, contrast, a shift and a blank square, differentiable, each image its own draw."""
-    n, _, height, width = images.shape
+def augment(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """DiffAugment: a shift and a blank square, differentiable, each latent its own draw; 0 comes in from outside."""
+    n, _, height, width = latents.shape
+    device = latents.device
 
     def uniform(low: float, high: float) -> Tensor:
-        return (torch.rand(n, generator=generator) * (high - low) + low).to(images.device)
+        return (torch.rand(n, generator=generator) * (high - low) + low).to(device)
 
-    x = images + uniform(-BRIGHTNESS, BRIGHTNESS)[:, None, None, None]
-    mean = x.mean((1, 2, 3), keepdim=True)
-    x = (x - mean) * uniform(1 - CONTRAST, 1 + CONTRAST)[:, None, None, None] + mean
-    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-    moved = []
-    for extent, axis in ((height, rows), (width, columns)):
-        step = (uniform(-SHIFT, SHIFT) * extent).round().long()
-        moved.append(axis[None] + step[:, None])
-    inside = ((moved[0] >= 0) & (moved[0] < height))[:, None, :, None]
-    inside = inside & ((moved[1] >= 0) & (moved[1] < width))[:, None, None, :]
-    a, b = moved[0].clamp(0, height - 1), moved[1].clamp(0, width - 1)
-    x = x[torch.arange(n, device=x.device)[:, None, None], 0, a[:, :, None], b[:, None, :]][:, None]
-    x = torch.where(inside, x, -1.0)  # black comes in from outside
-    top, left = uniform(0, 1) * height, uniform(0, 1) * width
-    blank = ((rows[None] - top[:, None]).abs() < CUTOUT * height / 2)[:, None, :, None]
-    blank = blank & ((columns[None] - left[:, None]).abs() < CUTOUT * width / 2)[:, None, None, :]
-    return torch.where(blank, 0.0, x)
+    kept = []
+    for extent in (height, width):
+        axis = torch.arange(extent, device=device)[None]
+        moved = axis + (uniform(-SHIFT, SHIFT) * extent).round().long()[:, None]
+        blank = (axis - uniform(0, 1)[:, None] * extent).abs() < CUTOUT * extent / 2
+        kept.append((moved.clamp(0, extent - 1), (moved >= 0) & (moved < extent), blank))
+    (rows, above, top), (columns, beside, left) = kept
+    x = latents[torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    inside = above[:, :, None] & beside[:, None, :] & ~(top[:, :, None] & left[:, None, :])
+    return torch.where(inside[:, None], x.permute(0, 3, 1, 2), 0.0)
 
 
 # ---------------------------------------------------------------- state
@@ -172,11 +168,11 @@ class Training(State):
         return {"optimizer0": (self.both[0], self.generator), "optimizer1": (self.both[1], self.discriminator)}
 
 
-def start_training(image_size: int, settings: Mapping[str, Any], seed: int, device: torch.device) -> Training:
+def start_training(shape: Shape, settings: Mapping[str, Any], seed: int, device: torch.device) -> Training:
     """Networks, optimisers and running average from the ``gan`` section; global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        size = (image_size, settings["base_channels"], settings["max_channels"])
+        size = (shape, settings["base_channels"], settings["max_channels"])
         networks = Generator(*size).to(device), Discriminator(*size).to(device)
     rate = settings["learning_rate"]
     optimizers = tuple(torch.optim.Adam(net.parameters(), lr=rate, betas=BETAS) for net in networks)
@@ -188,7 +184,7 @@ def start_training(image_size: int, settings: Mapping[str, Any], seed: int, devi
 
 def train(
     training: Training,
-    images: np.ndarray,
+    latents: Tensor,
     labels: np.ndarray,
     settings: Mapping[str, Any],
     steps: int,
@@ -197,7 +193,7 @@ def train(
 ) -> Iterator[Training]:
     """Train to `steps`, yielding the state after every step; resumes from ``training.step``.
 
-    `images` are training patients' (n, S, S) uint8, never held-out ones, `labels` (n,) 0 or 1, `settings` is the
+    `latents` are training patients' (n, C, h, w) float32, never held-out ones, `labels` (n,) 0 or 1, `settings` is the
     ``gan`` section. Nothing is chosen by a held-out image.
 
     Raises
@@ -211,7 +207,7 @@ def train(
         y = torch.arange(settings["batch_size"]) % N_CLASSES
         place = torch.rand(len(y), generator=generator, dtype=torch.float64).numpy()
         rows = [by_class[label][int(u * len(by_class[label]))] for label, u in zip(y.tolist(), place, strict=True)]
-        losses = _step(training, to_unit(images[rows]).to(device), y.to(device), settings, generator)
+        losses = _step(training, latents[rows].to(device), y.to(device), settings, generator)
         row = {"step": training.step + 1, **{name: loss.item() for name, loss in losses.items()}}
         if not all(map(math.isfinite, row.values())):
             raise FloatingPointError(
@@ -269,33 +265,40 @@ def _step(
     return {**losses, "penalty": penalty.detach()} if penalised else losses
 
 
-def step_operations(image_size: int, settings: Mapping[str, Any]) -> list[int]:
+def step_operations(shape: Shape, settings: Mapping[str, Any]) -> list[int]:
     """Operations of each of `PENALTY_EVERY` successive steps, both networks', the first with gradient penalties.
 
     They are counted as those of the denoisers are (`operations`); `settings` is the ``gan`` section.
     """
+    penalised, plain = _counted(shape, *(settings[key] for key in ("batch_size", "base_channels", "max_channels")))
+    return [penalised, *[plain] * (PENALTY_EVERY - 1)]
+
+
+@functools.cache
+def _counted(shape: Shape, batch_size: int, base_channels: int, max_channels: int) -> tuple[int, int]:
+    """Operations of a step with gradient penalties and of one without."""
     device = torch.device("meta")
-    training, counts = start_training(image_size, settings, 0, device), []
-    n, side = settings["batch_size"], image_size
-    real, y = torch.empty(n, 1, side, side, device=device), torch.zeros(n, dtype=torch.long, device=device)
-    for training.step in range(PENALTY_EVERY):
+    size = {"batch_size": batch_size, "base_channels": base_channels, "max_channels": max_channels}
+    settings = {**size, "learning_rate": 0.0, "penalty": 1.0, "ema_decay": 0.0}  # which change no count
+    training, counts = start_training(shape, settings, 0, device), []
+    real, y = torch.empty(batch_size, *shape, device=device), torch.zeros(batch_size, dtype=torch.long, device=device)
+    for training.step in range(2):
         with Operations() as counted:
             _step(training, real, y, settings, torch.Generator())
         counts.append(counted.total)
-    return counts
+    return counts[0], counts[1]
 
 
 # ---------------------------------------------------------------- sampling
 
 
 @torch.no_grad()
-def sample(network: Generator, labels: np.ndarray, seeds: list[int], device: torch.device) -> np.ndarray:
-    """Images (n, S, S) uint8 of a network in eval mode: image i depends on seed i and label i alone."""
+def sample(network: Generator, labels: np.ndarray, seeds: list[int], device: torch.device) -> Tensor:
+    """Latents (n, C, h, w) of a network in eval mode: latent i depends on seed i and label i alone."""
     out = []
     for label, seed in zip(labels, seeds, strict=True):
         generator = torch.Generator().manual_seed(int(seed))
         z = torch.randn(1, LATENT, generator=generator).to(device)
         noise = [torch.randn(1, *shape, generator=generator).to(device) for shape in network.noise_shapes()]
-        image = network(z, torch.tensor([int(label)], device=device), noise)
-        out.append(to_uint8(image))
-    return np.concatenate(out)
+        out.append(network(z, torch.tensor([int(label)], device=device), noise))
+    return torch.cat(out)

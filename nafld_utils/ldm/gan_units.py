@@ -11,7 +11,7 @@ import torch
 
 from nafld_utils import artifacts, engine, preprocessing
 from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, remembered, save_table, unit_seed
-from nafld_utils.ldm import autoencoder_units, denoiser, denoiser_units, gan
+from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser, denoiser_units, gan
 from nafld_utils.ldm.resumable import followed, on_cpu, resume
 
 NAME = "gan"
@@ -34,7 +34,8 @@ def reference(run: Run) -> str:
 def gan_unit(run: Run, fold: int) -> Unit:
     """Unit of a trained GAN; without ``gan.steps`` it depends on the diffusion model whose budget it is given."""
     settings = {key: value for key, value in run.settings.section("gan").items() if key not in NOT_READ}
-    inputs, modules = [preprocessing.preprocess_unit(run)], ["gan"]
+    inputs = [preprocessing.preprocess_unit(run), autoencoder_units.latents_unit(run, reference(run), fold)]
+    modules = ["gan", "autoencoder"]
     if settings["steps"] is None:
         inputs.append(denoiser_units.ldm_unit(run, reference(run), fold))
         modules.append("operations")
@@ -59,7 +60,7 @@ def budget(run: Run) -> int:
 
 def _operations(run: Run, steps: int) -> int:
     """Operations of a GAN's first `steps`."""
-    each = gan.step_operations(run.settings.preprocess.image_size, run.settings.section("gan"))
+    each = gan.step_operations(autoencoder_units.shape_of_latents(run, reference(run)), run.settings.section("gan"))
     whole, rest = divmod(steps, len(each))
     return whole * sum(each) + sum(each[:rest])
 
@@ -76,17 +77,17 @@ def train_gan(run: Run, fold: int) -> None:
     if unit.done():
         return
     device, settings = engine.device(run.settings.engine), run.settings.section("gan")
-    data = preprocessing.open_preprocessed(run)
-    kept = np.flatnonzero(data.images["fold"].to_numpy() != fold)
-    images = np.ascontiguousarray(data.pool[kept]).reshape(-1, *data.pool.shape[2:])
-    labels = np.repeat(data.images["label"].to_numpy()[kept], data.pool.shape[1])
-    size, seed = images.shape[1], unit_seed(run.settings.seed, "gan", fold)
-    until = steps(run)
-    training = gan.start_training(size, settings, seed, device)
+    stage = autoencoder_units.first_stage(run, reference(run), fold)
+    pool, _ = autoencoder_units.stored_pools(run, reference(run), fold, stage)
+    latents = pool.draw(pool.moments.flatten(0, 1), None)
+    table = preprocessing.open_preprocessed(run).images
+    labels = np.repeat(table.loc[table["fold"] != fold, "label"].to_numpy(), pool.moments.shape[1])
+    seed, until = unit_seed(run.settings.seed, "gan", fold), steps(run)
+    training = gan.start_training(tuple(latents.shape[1:]), settings, seed, device)
     resume(training, unit)
-    train = gan.train(training, images, labels, settings, until, seed, device)
-    for _ in followed(train, training, unit, f"GAN fold {fold}", until, settings):
-        pass
+    train = gan.train(training, latents, labels, settings, until, seed, device)
+    for state in followed(train, training, unit, f"GAN fold {fold}", until, settings):
+        denoiser_units.keep_weights(run, unit, fold, state.step, until, lambda: on_cpu(training.average.state_dict()))
     counts = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in (("generator", training.generator), ("discriminator", training.discriminator))
@@ -99,20 +100,25 @@ def train_gan(run: Run, fold: int) -> None:
             folder / "averaged.safetensors", on_cpu(training.average.state_dict()), {"fold": str(fold)}
         )
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
+        denoiser_units.move_weights(unit, folder)
 
 
-def load_generator(run: Run, fold: int) -> gan.Generator:
-    """The trained generator with averaged weights, on the CPU, in eval mode."""
-    settings = run.settings.gan
-    network = gan.Generator(run.settings.preprocess.image_size, settings.base_channels, settings.max_channels)
-    network.load_state_dict(load_weights(gan_unit(run, fold).require().file("averaged.safetensors"))[0])
-    return network.eval().requires_grad_(False)
+def painter(
+    run: Run, fold: int, device: torch.device, weights: dict[str, torch.Tensor] | None = None
+) -> Callable[[np.ndarray, list[int]], np.ndarray]:
+    """Function from labels (n,) and a seed an image to images (n, S, S) uint8 of a fold's GAN, averaged at last."""
+    if weights is None:
+        weights, _ = load_weights(gan_unit(run, fold).require().file("averaged.safetensors"))
+    shape, settings = autoencoder_units.shape_of_latents(run, reference(run)), run.settings.gan
+    network = gan.Generator(shape, settings.base_channels, settings.max_channels)
+    network.load_state_dict(weights)
+    network = network.eval().requires_grad_(False).to(device)
+    stage = autoencoder_units.first_stage(run, reference(run), fold)
 
+    def paint(labels: np.ndarray, seeds: list[int]) -> np.ndarray:
+        return autoencoder.decode_latents(stage, gan.sample(network, labels, seeds, device), device)
 
-def painter(run: Run, fold: int, device: torch.device) -> Callable[[np.ndarray, list[int]], np.ndarray]:
-    """Function from labels (n,) and a seed an image to images (n, S, S) uint8 of a fold's GAN."""
-    network = load_generator(run, fold).to(device)
-    return lambda labels, seeds: gan.sample(network, labels, seeds, device)
+    return paint
 
 
 def table(run: Run) -> pd.DataFrame:

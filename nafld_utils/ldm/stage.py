@@ -6,7 +6,8 @@ from typing import Any
 
 from nafld_utils import engine
 from nafld_utils.artifacts import Run, Unit
-from nafld_utils.ldm import autoencoder_units, denoiser_units, gan_units
+from nafld_utils.ldm import autoencoder_units, denoiser_units, gan_units, over_training_units
+from nafld_utils.ldm.over_training_units import look as look
 from nafld_utils.preprocessing import assert_comparable as assert_comparable
 from nafld_utils.preprocessing import open_preprocessed as open_preprocessed
 
@@ -34,9 +35,9 @@ def train_gans(run: Run) -> None:
 
 def claims(run: Run) -> list[dict[str, Any]]:
     """Headline numbers of stage 03."""
-    return denoiser_units.claims(run)
+    return [*denoiser_units.claims(run), *over_training_units.claims(over_training_units.look(run))]
 
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 03 stands on."""
-    return [*denoiser_units.units(run), *gan_units.units(run)]
+    return [*denoiser_units.units(run), *gan_units.units(run), *over_training_units.units(run)]

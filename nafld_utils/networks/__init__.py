@@ -7,7 +7,7 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="backbone_weights backbones distances feature_networks nearest_frames weight_files".split(),
+    submodules="backbone_weights backbones copy_rules distances feature_networks nearest_frames weight_files".split(),
     submod_attrs={
         "backbone_weights": "WEIGHTS hub_facts load local_file".split(),
         "backbones": "Decoder channels_last features inference_batch normalisation split to_input".split(),

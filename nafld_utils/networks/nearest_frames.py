@@ -1,13 +1,16 @@
 """The nearest frame of every patient: distances between images by pixels and by features.
 
-Contract: images, features and patient numbers in, arrays out. The *distance of pixels* is one minus the best normalised
-cross-correlation over shifts and scales; that of features or latents is Euclidean. Frames of one patient are
-near-duplicates, so a distance is kept to the nearest frame of every *patient*.
+Contract: images, features and patient numbers in, arrays out. The *distance of pixels* is one minus the normalised
+cross-correlation where two images are aligned best; that of features or latents is Euclidean. Frames of one patient
+are near-duplicates, so a distance is kept to the nearest frame of every *patient*.
+
+Sources: Evangelidis and Psarakis 2008, doi 10.1109/TPAMI.2008.113 (alignment by the correlation's own gradient).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-REVISION = ("nearest_frames", 1)  # raise ``memorization`` of quality.copies beside it, which the copy audit names
-SIDE = 64  # pixels at which images are compared
-COARSE = 32  # pixels at which the nearest frame of a patient is found
+REVISION = ("nearest_frames", 1)  # raise ``memorization`` of copy_rules beside it, which the copy audit names
+SIDE = 64  # pixels at which `pixels_apart` compares images
 WINDOW = 0.75  # share of the side of the middle square that is compared (choice: leaves room for shifts)
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.0)  # a stored crop shows 0.8 to 1 of a frame's side
 LEAST_SD = 2.0  # grey levels; a flatter window has no pattern to correlate with
+# Of `nearest_pixels`. Choices, made on planted copies in simulated and published frames: anatomy that is coarser than
+# speckle and finer than attenuation, which all livers share, tells patients apart even where speckle is drawn anew.
+FOUND, ALIGNED = 24, 32  # pixels per side at which the nearest frame of a patient is found, and aligned
+SPECKLE, SHADE = 2 / 64, 10 / 64  # SD, as shares of the side, of the Gaussian that takes speckle out, and of the mean
+CROPPED = (0.65, 0.72, 0.8, 0.9, 1.0)  # shares of a frame's side: a stored crop, cropped once more
+ANGLES = (-7, 0, 7)  # degrees at which an alignment begins; it turns on from there
+TURNS = 4  # Gauss-Newton steps of an alignment
+BLACK = 4  # grey levels; darker pixels lie outside the region
 
 
 class Nearest:
@@ -71,36 +81,50 @@ def nearest_features(
 def nearest_pixels(
     queries: np.ndarray, frames: np.ndarray, patients: np.ndarray, device: Any = "cpu", chunk: int = 8
 ) -> Nearest:
-    """One minus the best correlation of a query's middle with any place of the nearest frame of every patient.
+    """One minus the correlation of a query's middle with the nearest frame of every patient, aligned as well as it can.
 
-    Queries are crops (n, S, S) uint8, frames whole training images (m, S, S) uint8 of patients (m,). The middle of a
-    query, three quarters of its side, is shrunk to each of five scales, because a crop shows 0.8 to 1 of a frame's
-    side, and correlated with the frame at every shift at which it lies inside. Choice: which frame of a patient is
-    nearest is found at 32 pixels a side, how near it is at 64; frames of one patient are so alike that the other
-    frames would change the third digit.
+    Queries are crops (n, S, S) uint8, frames whole training images (m, S, S) uint8 of patients (m,). Speckle and shade
+    are taken out of both (`_anatomy`). The middle of a query, three quarters of its side, and its mirror image are
+    correlated with every frame at every shift and five scales; with the best frame of each patient at three angles too;
+    and from the best of these an affine map is refined by the correlation's gradient, so that a copy is found where
+    it is flipped, turned, cropped, stretched, brightened or warped a little.
     """
     names, code = np.unique(patients, return_inverse=True)
-    coarse, fine = (Bank(frames, side, device) for side in (COARSE, SIDE))
-    found = Nearest.unknown(len(queries), names)
+    coarse, fine = (_anatomy(frames, side, device) for side in (FOUND, ALIGNED))
+    bank, found = Bank(coarse, CROPPED), Nearest.unknown(len(queries), names)
+    whole = round(WINDOW * ALIGNED)
+    inner = slice((ALIGNED - whole) // 2, (ALIGNED + whole) // 2)
     for start in range(0, len(queries), chunk):
         some = slice(start, start + chunk)
-        images = np.asarray(queries[some])
-        _, row = _by_patient(1.0 - coarse.correlation(images).cpu().numpy(), code)
-        rows = torch.from_numpy(row.astype(np.int64)).to(device)
-        found.distance[some], found.row[some] = (1.0 - fine.correlation(images, rows)).cpu().numpy(), row
+        x, y = (_both_ways(_anatomy(np.asarray(queries[some]), side, device)) for side in (FOUND, ALIGNED))
+        begun = []
+        for mirrored, way in enumerate(x):
+            _, row = _by_patient(1.0 - bank.best(way)[0].cpu().numpy(), code)
+            rows = torch.from_numpy(row.astype(np.int64)).to(device)
+            for angle in ANGLES:
+                place = bank.best(_turned(way, angle), rows)
+                facts = torch.stack([torch.full_like(place[0], value) for value in (mirrored, angle)])
+                begun.append(torch.cat([place, facts, rows[None].float()]))
+        begun = torch.stack(begun)
+        pick = begun[:, 0].argmax(0)[None, None].expand(1, *begun.shape[1:])
+        _, w, top, left, mirrored, angle, row = begun.gather(0, pick)[0]
+        maps, rows, order = _maps(w, top, left, angle), row.long(), torch.arange(len(row), device=row.device)
+        windows = y[mirrored.long(), order[:, None]][..., inner, inner]
+        apart = 1.0 - _aligned(windows.flatten(0, 1), fine[rows.flatten()], maps.flatten(0, 1))
+        found.distance[some], found.row[some] = apart.reshape(rows.shape).cpu().numpy(), rows.cpu().numpy()
     return found
 
 
 def pixels_apart(frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", chunk: int = 8) -> np.ndarray:
     """One minus the best correlation, (n, k) float32, of the first n frames' middles with the frames `rows` (n, k).
 
-    `frames` are (m, S, S) uint8, m at least n; compared as in `nearest_pixels`.
+    `frames` are (m, S, S) uint8, m at least n; at every shift and five scales (`Bank`).
     """
-    bank, found = Bank(frames, SIDE, device), np.empty(rows.shape, np.float32)
+    bank, found = Bank(_shrink(frames, SIDE, device), SCALES, LEAST_SD), np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), chunk):
         some = slice(start, min(start + chunk, len(rows)))
         named = torch.from_numpy(rows[some].astype(np.int64)).to(device)
-        found[some] = 1.0 - bank.correlation(np.asarray(frames[some]), named).cpu().numpy()
+        found[some] = 1.0 - bank.best(_shrink(frames[some], SIDE, device), named)[0].cpu().numpy()
     return found
 
 
@@ -115,47 +139,71 @@ def _by_patient(apart: np.ndarray, code: np.ndarray) -> tuple[list[np.ndarray], 
 
 
 def _shrink(images: np.ndarray, side: int, device: Any) -> Tensor:
-    x = torch.from_numpy(np.array(images)).to(device).float()
-    return F.adaptive_avg_pool2d(x[:, None], side)[:, 0]
+    parts = [torch.from_numpy(np.array(images[i : i + 256])).to(device).float() for i in range(0, len(images), 256)]
+    return torch.cat([F.adaptive_avg_pool2d(x[:, None], side)[:, 0] for x in parts])
+
+
+def _anatomy(images: np.ndarray, side: int, device: Any) -> Tensor:
+    """Images (n, S, S) uint8 at `side` pixels without speckle and less their local mean within the region, else 0."""
+    x = _shrink(images, side, device)
+    x = _blurred(x, SPECKLE * side) / _blurred(torch.ones_like(x[:1]), SPECKLE * side)
+    inside = (x > BLACK).float()
+    mean = _blurred(x * inside, SHADE * side) / _blurred(inside, SHADE * side).clamp_min(1e-3)
+    return (x - mean) * inside
+
+
+def _blurred(x: Tensor, sd: float) -> Tensor:
+    """Images (n, s, s) under a Gaussian of `sd` pixels, 0 beyond the border."""
+    reach = int(3 * sd + 0.5)
+    weight = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / sd).square())
+    weight = weight / weight.sum()
+    x = F.conv2d(x[:, None], weight[None, None, :, None], padding=(reach, 0))
+    return F.conv2d(x, weight[None, None, None], padding=(0, reach))[:, 0]
 
 
 class Bank:
     """Frames at one size, ready to be correlated with: spectra and, per scale, the local spread of grey levels.
 
-    `spectra` are (m, side, side // 2 + 1) complex; `norms` map the side of a window to (m, v, v), the root of the sum
-    of squares about the window's own mean, infinite where a window is too flat.
+    `frames` are (m, side, side); `scales` shares of the side; `least` the SD below which a window is too flat.
+    ``spectra`` are (m, side, side // 2 + 1) complex; ``norms`` map the side of a window to (m, v, v), the root of the
+    sum of squares about the window's own mean, infinite where it is too flat.
     """
 
-    def __init__(self, frames: np.ndarray, side: int, device: Any):
-        self.side, self.device = side, device
-        spectra, norms = [], {max(4, round(WINDOW * side * scale)): [] for scale in SCALES}
-        for start in range(0, len(frames), 256):
-            x = _shrink(frames[start : start + 256], side, device)
-            spectra.append(torch.fft.rfft2(x))
+    def __init__(self, frames: Tensor, scales: Sequence[float], least: float = LEAST_SD / 2):
+        self.side, self.least = frames.shape[-1], least
+        self.spectra = torch.fft.rfft2(frames)
+        norms = {max(4, round(WINDOW * self.side * scale)): [] for scale in scales}
+        for x in frames[:, None].split(256):
             for w, parts in norms.items():
-                mean = F.avg_pool2d(x[:, None].double(), w, stride=1)
-                square = F.avg_pool2d(x[:, None].double().square(), w, stride=1)
+                mean = F.avg_pool2d(x.double(), w, stride=1)
+                square = F.avg_pool2d(x.double().square(), w, stride=1)
                 spread = (square - mean.square()).clamp_min(0.0)[:, 0]
                 norm = (spread * w * w).sqrt()
-                parts.append(torch.where(spread.sqrt() < LEAST_SD, torch.inf, norm).float())
-        self.spectra, self.norms = torch.cat(spectra), {w: torch.cat(parts) for w, parts in norms.items()}
+                parts.append(torch.where(spread.sqrt() < least, torch.inf, norm).float())
+        self.norms = {w: torch.cat(parts) for w, parts in norms.items()}
 
-    def correlation(self, queries: np.ndarray, rows: Tensor | None = None) -> Tensor:
-        """Best correlation (n, m) of each query with each frame, or (n, P) with the frames `rows` (n, P) of its own."""
+    def best(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Where the middles of images (n, side, side) lie best in each frame, or in the frames `rows` (n, P) of each.
+
+        (4, n, m or P): correlation (-1 to 1), side of the window, its top row and left column.
+        """
         whole = round(WINDOW * self.side)
         edge = (self.side - whole) // 2
-        images = _shrink(queries, self.side, self.device)
         middle = images[:, None, edge : edge + whole, edge : edge + whole]
-        frames, found = slice(None, None) if rows is None else rows, []
+        frames, found = slice(None) if rows is None else rows, []
         for w, norms in self.norms.items():
             template = F.interpolate(middle, (w, w), mode="bilinear", antialias=True, align_corners=False)[:, 0]
             template = template - template.mean((1, 2), keepdim=True)
             norm = template.square().sum((1, 2), keepdim=True).sqrt()
-            template = torch.where(norm < LEAST_SD * w, 0.0, template / norm.clamp_min(1e-6))
+            template = torch.where(norm < self.least * w, 0.0, template / norm.clamp_min(1e-6))
             spectrum = torch.fft.rfft2(template, s=(self.side, self.side)).conj().resolve_conj()
-            inside = _inside(self.spectra[frames] * spectrum[:, None], self.side, self.side - w + 1)
-            found.append((inside / norms[frames]).amax((2, 3)))
-        return torch.stack(found).amax(0).clamp(-1.0, 1.0)
+            n = self.side - w + 1
+            inside = _inside(self.spectra[frames] * spectrum[:, None], self.side, n) / norms[frames]
+            value, place = inside.flatten(2).max(2)
+            top, left = (place // n).float(), (place % n).float()
+            found.append(torch.stack([value.clamp(-1.0, 1.0), torch.full_like(value, w), top, left]))
+        table = torch.stack(found)
+        return table.gather(0, table[:, 0].argmax(0)[None, None].expand(1, *table.shape[1:]))[0]
 
 
 def _inside(product: Tensor, side: int, n: int) -> Tensor:
@@ -173,3 +221,62 @@ def _inside(product: Tensor, side: int, n: int) -> Tensor:
     rows = torch.exp(angle * place[:, None] * torch.arange(side, device=device)[None]) / side
     partial = (product.reshape(-1, half) @ columns.to(product.dtype)).reshape(-1, side, n)
     return torch.matmul(rows.to(product.dtype), partial).real.reshape(*product.shape[:-2], n, n)
+
+
+# ---------------------------------------------------------------- alignment
+
+
+def _both_ways(x: Tensor) -> Tensor:
+    """Images (n, s, s) and their mirror images, (2, n, s, s)."""
+    return torch.stack([x, x.flip(2)])
+
+
+def _turned(x: Tensor, degrees: float) -> Tensor:
+    """Images (n, s, s) turned about their middle, bilinear, 0 from outside."""
+    if not degrees:
+        return x
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0]], device=x.device).expand(len(x), 2, 3)
+    return F.grid_sample(x[:, None], F.affine_grid(turn, [len(x), 1, *x.shape[1:]], False), align_corners=False)[:, 0]
+
+
+def _maps(w: Tensor, top: Tensor, left: Tensor, degrees: Tensor) -> Tensor:
+    """Affine maps (..., 2, 3) from an unturned window to the frame, both from -1 to 1, of places of `Bank.best`."""
+    scale, angle = w / FOUND, torch.deg2rad(-degrees)
+    c, s = torch.cos(angle) * scale, torch.sin(angle) * scale
+    x, y = ((first + w / 2) / FOUND * 2 - 1 for first in (left, top))
+    return torch.stack([torch.stack([c, -s, x], -1), torch.stack([s, c, y], -1)], -2)
+
+
+def _aligned(windows: Tensor, frames: Tensor, maps: Tensor) -> Tensor:
+    """Best correlation (N,) of windows (N, w, w) with frames (N, s, s), in `TURNS` steps from `maps` (N, 2, 3)."""
+    n, w, _ = windows.shape
+    line = (torch.arange(w, device=windows.device) + 0.5) / w * 2 - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    base = torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3)
+    wanted = windows.flatten(1) - windows.mean((1, 2))[:, None]
+    size, flat = wanted.norm(dim=1, keepdim=True), LEAST_SD / 2 * w
+    wanted = torch.where(size < flat, 0.0, wanted / size.clamp_min(1e-6))
+    half = frames.shape[-1] / 4  # a central difference per unit of the frame's own coordinates
+    across = F.pad(frames, (1, 1))[:, :, 2:] - F.pad(frames, (1, 1))[:, :, :-2]
+    along = F.pad(frames, (0, 0, 1, 1))[:, 2:] - F.pad(frames, (0, 0, 1, 1))[:, :-2]
+    stack, best = torch.stack([frames, across * half, along * half], 1), windows.new_full((n,), -1.0)
+    for turn in range(TURNS + 1):
+        grid = (base @ maps.transpose(1, 2)).reshape(n, w, w, 2)
+        seen, dx, dy = F.grid_sample(stack, grid, align_corners=False).flatten(2).unbind(1)
+        seen = seen - seen.mean(1, keepdim=True)
+        size = seen.norm(dim=1, keepdim=True)
+        size = torch.where(size < flat, torch.inf, size)
+        seen = seen / size
+        value = (seen * wanted).sum(1)
+        best = torch.maximum(best, value)
+        if turn == TURNS:
+            return best.clamp(-1.0, 1.0)
+        slope = torch.cat([dx[:, None] * base.T, dy[:, None] * base.T], 1)
+        slope = (slope - slope.mean(2, keepdim=True)) / size[:, :, None]
+        slope = slope - (slope * seen[:, None]).sum(2, keepdim=True) * seen[:, None]
+        curved = slope @ slope.transpose(1, 2)
+        curved = curved + torch.diag_embed(0.02 * curved.diagonal(dim1=1, dim2=2) + 1e-6)  # damped (choice)
+        step = torch.linalg.solve(curved, slope @ (wanted - seen * value[:, None])[..., None])
+        maps = maps + step.reshape(n, 2, 3).clamp(-0.08, 0.08)
+    return best

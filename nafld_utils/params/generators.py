@@ -101,11 +101,16 @@ class LdmSettings(Section):
     keep_checkpoints: Count
     preview_every: NonNegative
     log_every: Count
+    stop: Literal["last", "before_copies"]
+    checked: NonNegative
+    checked_images: Annotated[int, Field(ge=2)]
 
     @model_validator(mode="after")
     def _batches(self) -> LdmSettings:
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
+        if self.stop == "before_copies" and not 2 <= self.checked <= self.steps:
+            raise ValueError(f"checked must be 2 to steps {self.steps} with stop before_copies, got {self.checked}")
         if "none" not in self.balance or len(set(self.balance)) != len(self.balance):
             raise ValueError(f"balance must hold none, and each value once, got {list(self.balance)}")
         return self

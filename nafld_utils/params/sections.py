@@ -44,6 +44,7 @@ class CohortSettings(Section):
     join: str | None
     patient_numbers: Literal["counted", "own"]
     burned_in: Literal["stop", "allow"]
+    external: str | None
     n_patients: Annotated[int, Field(ge=2, le=100_000)]
     simulation_seed: NonNegative
 

@@ -43,7 +43,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm", "gan"),
     "04_sampling": ("seed", "preprocess", "ldm", *arms.BASELINES, "sampling"),
     "05_quality_metrics": ("seed", "ldm", *arms.BASELINES, "quality", "sweep.rotation", "sweep.rotation_probability"),
-    "06_classification_sweep": ("seed", "preprocess", "sweep", "experiments", "simulated_only"),
+    "06_classification_sweep": ("seed", "preprocess", "sweep", "experiments", "simulated_only", "cohort.external"),
     "07_shap": ("seed", "sweep", "experiments", "shap"),
     "08_turing_test": ("seed", "turing"),
 }

@@ -52,7 +52,7 @@ class Variant:
 
 _NAMED = (
     Variant("full", "All that steatosis changes, on the scanner of the real cohort."),
-    Variant("off", "Fat changes nothing in the image, so that the label means nothing.", ()),
+    Variant("no_effects", "Fat changes nothing in the image, so that the label means nothing.", ()),
     Variant("half", "Every effect of steatosis is half as strong.", effect_size=0.5),
     Variant("double", "Every effect of steatosis is twice as strong.", effect_size=2.0),
     *(

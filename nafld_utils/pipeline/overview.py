@@ -159,6 +159,7 @@ def begin(run: Run, stage: str) -> Any:
         Before any model is trained, in stages 02 and 03: the classifiers of the sweep will take more images than the
         models will draw; or the cohort is not stored.
     """
+    engine.collect_seldom()
     artifacts.check_disk(run)
     engine.use_threads(run.settings.engine.threads)
     if stage in ("02_preprocessing", "03_ldm_training"):

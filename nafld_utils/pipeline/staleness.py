@@ -37,10 +37,13 @@ STAGES = tuple(UPSTREAM)
 # Settings that name a file of the user: its size and time enter the stamp of the stages that read the setting.
 USER_FILES = {
     "cohort": ("cohort.path", "cohort.join"),
+    "cohort.external": ("cohort.external",),
     "autoencoder": ("autoencoder.semantic.path", "autoencoder.class.path"),
     "quality": ("quality.weights",),
     "turing": ("turing.ratings",),
 }
+BELOW_WORK = ("turing.ratings", "cohort.external")
+COHORTS = ("cohort.path", "cohort.external")
 LONG_AGO = 946_684_800  # s: the year 2000, before every clock this code has seen
 
 
@@ -176,10 +179,12 @@ def stamp_content(run: Run, stage: str) -> dict[str, Any]:
     files = [user_file(key, run.settings.section(key)) for key in keys if run.settings.section(key)]
     if "cohort" in sections and run.settings.cohort.source == "file" and not run.settings.cohort.path:
         files += cohort.mat_files(run.data)
-    folder = run.settings.cohort.path and user_file("cohort.path", run.settings.cohort.path)
-    inside = [inner for path in files for inner in _files_of(path, path == folder) if inner.exists()]
+    cohorts = [user_file(key, run.settings.section(key)) for key in COHORTS if run.settings.section(key)]
+    inside = [inner for path in files for inner in _files_of(path, path in cohorts) if inner.exists()]
     marks = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in inside}
-    return {"settings": {name: run.settings.section(name) for name in sections}, "files": marks}
+    settings = {name: run.settings.section(name) for name in sections}
+    settings.get("cohort", {}).pop("external", None)  # which only the stage reads that names it
+    return {"settings": settings, "files": marks}
 
 
 def _files_of(path: Path, is_cohort: bool) -> list[Path]:
@@ -193,9 +198,9 @@ def _files_of(path: Path, is_cohort: bool) -> list[Path]:
 
 
 def user_file(key: str, path: str) -> Path:
-    """The file of the user that a setting names; the stage of the Turing test reads relative to the work folder."""
+    """The file of the user that a setting names; those of `BELOW_WORK` are read relative to the work folder."""
     named = Path(path).expanduser()
-    return artifacts.work_root() / named if key == "turing.ratings" else named
+    return artifacts.work_root() / named if key in BELOW_WORK else named
 
 
 def write_stamps(run: Run) -> dict[str, str]:

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "folds": "assert_comparable assert_same_split assert_trained_without digest_of make_folds split".split(),
         "stage": "find_region open_cohort to_float warp_map".split(),
         "unit": (
-            "Preprocessed augmented_unit build_augmented build_preprocessed cropped facts_of fits folded_images "
+            "Preprocessed as_held_out augmented_unit build_augmented build_preprocessed facts_of fits folded_images "
             "open_preprocessed preprocess_claims preprocess_unit"
         ).split(),
     },

@@ -155,18 +155,6 @@ def _fill(run: Run, found: Cohort, unit: Unit, arrays: dict[str, tuple[tuple[int
     return placed.astype({name: np.int64 for name in _PLACED if name != "kept_share"})
 
 
-def _cut(run: Run, frame: np.ndarray, region: np.ndarray, fit: bool) -> tuple[images.crops.Window, np.ndarray]:
-    """Where the crop of a frame lies, and the crop (C, C) uint8, black outside the region."""
-    s = run.settings.preprocess
-    square = images.crop_window(region, s, fit)
-    return square, square.cut(np.where(region, frame, 0).astype(np.uint8), s.crop_size)
-
-
-def cropped(run: Run, frame: np.ndarray) -> np.ndarray:
-    """The crop (C, C) uint8 of a frame (H, W) uint8 that is none of the cohort's, cut as the run cuts its own."""
-    return _cut(run, frame, images.find_region(frame, run.settings.preprocess), fits(run))[1]
-
-
 _PLACED = ("crop_top", "crop_left", "crop_side", "region_pixels", "kept_share")
 
 
@@ -174,9 +162,8 @@ def _prepared(run: Run, found: Cohort, i: int, fit: bool) -> dict[str, np.ndarra
     """Row `i` of every array of the unit, and of ``placed``: crops are black outside the region."""
     s, frame = run.settings.preprocess, found.pixels[i]
     region = region_of(run, found, i, frame)
-    square, crop = _cut(run, frame, region, fit)
+    square, crop, resized = _centred(frame, region, s, fit)
     placed = (square.top, square.left, square.side, region.sum(), square.share_of(region))
-    resized = images.resize_box(crop, images.whole_box(crop), s.image_size)
     boxes = []
     for j in range(s.crops_per_image):
         rng = np.random.default_rng(unit_seed(run.settings.seed, "crop", found.images["image_id"][i], j))
@@ -189,6 +176,22 @@ def _prepared(run: Run, found: Cohort, i: int, fit: bool) -> dict[str, np.ndarra
         tissue = square.cut(found.masks[i], s.crop_size, labels=True)
         row["tissue"] = images.resize_box(tissue, images.whole_box(tissue), s.image_size, labels=True)
     return row
+
+
+def _centred(frame: np.ndarray, region: np.ndarray, s: Any, fit: bool) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The window about a frame's region, its crop (C, C), black outside the region, and that resized (S, S), uint8."""
+    square = images.crop_window(region, s, fit)
+    crop = square.cut(np.where(region, frame, 0).astype(np.uint8), s.crop_size)
+    return square, crop, images.resize_box(crop, images.whole_box(crop), s.image_size)
+
+
+def as_held_out(run: Run, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Another cohort's frame, (H, W) uint8, as a run's held-out ones: its crop (C, C) and that resized (S, S), uint8.
+
+    ValueError as `images.find_region`.
+    """
+    s = run.settings.preprocess
+    return _centred(frame, images.find_region(frame, s), s, fits(run))[1:]
 
 
 def open_preprocessed(run: Run) -> Preprocessed:

@@ -9,16 +9,17 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
-        "copies copy_units explorer figures filter filter_units galleries metric_tables metric_units "
+        "agreement_units copies copy_units explorer figures filter filter_units galleries metric_tables metric_units "
         "patient_distance_units patient_distances precision_recall stage"
     ).split(),
     submod_attrs={
+        "agreement_units": "agreement compare_spaces spaces".split(),
         "copy_units": (
             "audit_copies audit_unit calibration closest copied_patients release_unit summary withheld withheld_words"
         ).split(),
         "filter": "quota".split(),
         "filter_units": "NAME choose_images kept_against_rest open_set set_unit unit_of".split(),
-        "galleries": "judged_images pictures spread".split(),
+        "galleries": "judged_images pictures spread strip".split(),
         "metric_tables": "BOTH LEARNT PLAIN".split(),
         "metric_units": "build_table gallery load_intervals quoted table_tasks".split(),
         "patient_distance_units": "build_patient_distances with_intervals".split(),

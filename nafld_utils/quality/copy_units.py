@@ -11,20 +11,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from nafld_utils import engine, ldm, preprocessing, sampling, statistics
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_array, save_json, save_table, unit_seed
-from nafld_utils.images import resize_box
-from nafld_utils.networks import extract, nearest_features, nearest_pixels
-from nafld_utils.params import SetName
+from nafld_utils.networks import copy_rules, nearest_features
+from nafld_utils.params import SetName, listed
 from nafld_utils.quality import copies
-from nafld_utils.quality.copies import MEASURES, STATISTICS
 from nafld_utils.quality.figures import WORDS
 
 REVISION = ("stages.copies", 1)
 FOLDER = "memorization"
-PLANTED = {"exact copies": False, "augmented copies": True}
 HELD_OUT = "real, held out"
 _OVER_DRAWN = "images, those of one map together (exact); these generators"
 NO_COPY = "no measure that counts finds a training patient this near"
@@ -52,7 +48,7 @@ def reference_unit(run: Run, owner: str, fold: int) -> Unit:
     settings = {"n_planted": n, "kind": kind, "seed": run.settings.seed, "fold": fold}
     inputs = [preprocessing.preprocess_unit(run), ldm.latents_unit(run, owner, fold)]
     inputs.append(sampling.features_unit(run, kind, sampling.REAL))
-    modules = ["memorization", "autoencoder", "feature_networks", "stages.copies"]
+    modules = ["memorization", "planted", "autoencoder", "feature_networks", "stages.copies"]
     return run.unit(FOLDER, "reference", owner, f"fold{fold}", settings=settings, inputs=inputs, modules=modules)
 
 
@@ -65,17 +61,17 @@ def make_reference(run: Run, owner: str, fold: int) -> None:
     unit = reference_unit(run, owner, fold)
     if unit.done():
         return
-    frames = Frames(run, owner, fold)
+    frames = frames_of(run, owner, fold)
     own, crop_patients, crops = frames.patients[frames.training], frames.crop_patients, frames.known["features"]
     real, held = frames.near_real(frames.training, own), frames.near_real(frames.held_out)
-    limits = {name: copies.thresholds(found, own) for name, found in real.items()}
-    apart = copies.statistics(nearest_features(crops, crops, crop_patients).without_own(crop_patients))
+    limits = {name: copy_rules.thresholds(found, own) for name, found in real.items()}
+    apart = copy_rules.statistics(nearest_features(crops, crops, crop_patients).without_own(crop_patients))
     parts = []
-    for name, augment in PLANTED.items():
-        rng = np.random.default_rng(unit_seed(run.settings.seed, "planted", fold, augment))
+    for name in copies.CHANGES:
+        rng = np.random.default_rng(unit_seed(run.settings.seed, "planted", fold, name))
         rows = rng.choice(frames.training, min(run.settings.quality.n_planted, len(own)), replace=False)
         drawn = zip(rows, rng.integers(0, frames.n_crops, len(rows)), strict=True)
-        images = copies.plant(np.stack([frames.data.pool[i, j] for i, j in drawn]), augment, resize_box, rng)
+        images = copies.plant(np.stack([frames.data.pool[i, j] for i, j in drawn]), name, rng)
         parts.append(frames.table(frames.near(images), limits, rows).assign(planted=name))
     with unit.writing(device=str(frames.device)) as folder:
         save_json(folder / "thresholds.json", limits)
@@ -85,61 +81,10 @@ def make_reference(run: Run, owner: str, fold: int) -> None:
         save_array(folder / "apart.npy", apart["distance"].to_numpy())
 
 
-class Frames:
-    """Training frames of a fold under every measure of an autoencoder `owner`, and what comes near them."""
-
-    def __init__(self, run: Run, owner: str, fold: int):
-        self.chosen, self.device = run.settings.quality, engine.device(run.settings.engine)
-        self.data = preprocessing.open_preprocessed(run)
-        held = self.data.images["fold"].to_numpy() == fold
-        self.training, self.held_out = np.flatnonzero(~held), np.flatnonzero(held)
-        self.ids, self.patients = (self.data.images[name].to_numpy() for name in ("image_id", "patient_id"))
-        self.n_crops = self.data.pool.shape[1]
-        self.crop_patients = np.repeat(self.patients[self.training], self.n_crops)
-        self.stage = ldm.first_stage(run, owner, fold).to(self.device)
-        self.moments = ldm.latents_unit(run, owner, fold).load_array("moments.npy", mmap=True)
-        found, _ = sampling.load_features(run, self.chosen.features, sampling.REAL)
-        self.features = found.reshape(len(self.patients), self.n_crops, -1)
-        latents = self._latents(self.moments[self.training].reshape(-1, *self.moments.shape[2:]))
-        shape = (len(self.crop_patients), -1)
-        self.known = {"latents": latents.reshape(shape), "features": self.features[self.training].reshape(shape)}
-
-    def _latents(self, moments: np.ndarray) -> np.ndarray:
-        return self.stage.draw(torch.from_numpy(np.array(moments)).to(self.device)).cpu().numpy()
-
-    def near_real(self, rows: np.ndarray, own: np.ndarray | None = None) -> dict[str, pd.DataFrame]:
-        """`near` of the first stored crop of real images, without their `own` patients where these are given."""
-        return self._near(self.data.pool[rows, 0], self._latents(self.moments[rows, 0]), self.features[rows, 0], own)
-
-    def near(self, images: np.ndarray, features: np.ndarray | None = None) -> dict[str, pd.DataFrame]:
-        """`copies.statistics`, by measure, of images (n, S, S) uint8, whose features may be known already."""
-        if features is None:
-            features, _ = extract(images, self.chosen.features, self.chosen.weights, self.device, 16)
-        parts = [np.asarray(images[start : start + 256]) for start in range(0, len(images), 256)]
-        latents = np.concatenate([self._latents(ldm.encode_images(self.stage, x, self.device)) for x in parts])
-        return self._near(images, latents, features)
-
-    def _near(
-        self, images: np.ndarray, latents: np.ndarray, features: np.ndarray, own: np.ndarray | None = None
-    ) -> dict[str, pd.DataFrame]:
-        frames, patients = np.asarray(self.data.resized[self.training]), self.patients[self.training]
-        found = {"pixels": nearest_pixels(images, frames, patients, self.device)}
-        for name, queries in (("latents", latents), ("features", features)):
-            flat = queries.reshape(len(queries), -1)
-            found[name] = nearest_features(flat, self.known[name], self.crop_patients, self.device)
-        return {name: copies.statistics(one if own is None else one.without_own(own)) for name, one in found.items()}
-
-    def table(
-        self, found: dict[str, pd.DataFrame], limits: dict[str, dict[str, float]], rows: np.ndarray | None = None
-    ) -> pd.DataFrame:
-        """Statistics and flags side by side, with the image and patient of `rows` where these are real images."""
-        columns = {} if rows is None else {"image_id": self.ids[rows], "patient_id": self.patients[rows]}
-        for name, one in found.items():
-            place = one["row"].to_numpy() // (1 if name == "pixels" else self.n_crops)
-            columns |= {f"{name}_patient": one["patient"], f"{name}_image": self.ids[self.training][place]}
-            columns |= {f"{name}_{statistic}": one[statistic] for statistic in STATISTICS}
-        flags = copies.flags(found, limits).rename(columns={name: f"{name}_near" for name in MEASURES})
-        return pd.concat([pd.DataFrame(columns), flags], axis=1)
+def frames_of(run: Run, owner: str, fold: int) -> ldm.Frames:
+    """Training frames of a fold with the stored features of stage 05."""
+    found, _ = sampling.load_features(run, run.settings.quality.features, sampling.REAL)
+    return ldm.Frames(run, owner, fold, run.settings.quality.features, found)
 
 
 # ---------------------------------------------------------------- the audit
@@ -171,11 +116,11 @@ def audit(run: Run, generator: str, fold: int) -> None:
     owner = conditioning_of(run, generator)
     reference = reference_unit(run, owner, fold).require()
     limits = pd.read_json(reference.file("thresholds.json")).to_dict()
-    drawn, frames = sampling.open_set(run, generator, fold), Frames(run, owner, fold)
+    drawn, frames = sampling.open_set(run, generator, fold), frames_of(run, owner, fold)
     features, _ = sampling.load_features(run, run.settings.quality.features, generator, fold)
     near = frames.near(drawn.images, features)
     apart = pd.DataFrame({"distance": reference.load_array("apart.npy")})
-    table = frames.table(near, limits).assign(authentic=copies.authentic(near["features"], apart))
+    table = frames.table(near, limits).assign(authentic=copy_rules.authentic(near["features"], apart))
     facts = drawn.table[["synthetic_id", "label", "source_patient"]].reset_index(drop=True)
     with unit.writing(device=str(frames.device)) as folder:
         save_table(folder / "table.csv", pd.concat([facts, table], axis=1))
@@ -250,9 +195,9 @@ def calibration(run: Run) -> pd.DataFrame:
         ``set, unit, n``, and the share found by each measure and by the verdict (``copy``), with an exact binomial
         interval of the latter (``low, high``): planted copies a row per image, held-out patients a row per PATIENT,
         found where any of their images is. ``by_chance``, of held-out patients: the largest share that the verdict
-        flags of patients like the training patients (`copies.by_chance`).
+        flags of patients like the training patients (`copy_rules.by_chance`).
     """
-    columns = [*(f"{name}_near" for name in MEASURES), "copy"]
+    columns = [*(f"{name}_near" for name in copy_rules.MEASURES), "copy"]
     planted = _references(run, "planted.csv").groupby("planted", sort=False)
     sets = [(f"planted: {name}", "images", part[columns]) for name, part in planted]
     by_patient = _references(run, "held_out.csv").groupby("patient_id")[columns].any()
@@ -266,9 +211,9 @@ def calibration(run: Run) -> pd.DataFrame:
 
 
 def _by_chance(run: Run) -> tuple[dict[str, float], int]:
-    """`copies.by_chance` of the fold with the fewest training patients, and their number."""
+    """`copy_rules.by_chance` of the fold with the fewest training patients, and their number."""
     n = int(_references(run, "real.csv").groupby("fold")["patient_id"].nunique().min())
-    return copies.by_chance(n), n
+    return copy_rules.by_chance(n), n
 
 
 def summary(run: Run) -> pd.DataFrame:
@@ -290,7 +235,7 @@ def summary(run: Run) -> pd.DataFrame:
         cluster = part["fold"].astype(str) + ": " + alone
         mean, low, high = statistics.clustered_share(part["copy"], cluster)
         over = "patients (exact); this split" if name == HELD_OUT else _OVER_DRAWN
-        row = {"set": name, "n_images": len(part), **{m: part[f"{m}_near"].mean() for m in MEASURES}}
+        row = {"set": name, "n_images": len(part), **{m: part[f"{m}_near"].mean() for m in copy_rules.MEASURES}}
         row |= {"copy": mean, "low": low, "high": high, "over": over, "authentic": part["authentic"].mean()}
         rows.append({**row, "patients_copied": part.loc[part["copy"], "pixels_patient"].nunique()})
     return pd.DataFrame(rows)
@@ -343,15 +288,17 @@ def reading(run: Run) -> list[str]:
     ]
     *planted, held = calibration(run).to_dict("records")
     found = ", ".join(f"{row['copy']:.0%} of {row['n']} {row['set'].removeprefix('planted: ')}" for row in planted)
+    beyond = [row["set"].removeprefix("planted: ") for row in planted if row["copy"] < copies.FOUND]
+    found += f". Beyond it, as it finds fewer than {copies.FOUND:.0%} of them, are {listed(beyond)}" if beyond else ""
     chance, n = _by_chance(run)
     few = f"It flags {round(held['copy'] * held['n'])} of {held['n']} held-out patients."
     verdict, rule = (f"{100 * chance[name]:.3g} %" for name in ("verdict", "measure"))
     each = f"({rule} by pixels, {rule} by latents and features together)"
-    if chance["measure"] > copies.LEVEL:
-        needed = int(np.ceil(2 / copies.LEVEL)) - 1  # training patients, by `copies.by_chance`
+    if chance["measure"] > copy_rules.LEVEL:
+        needed = int(np.ceil(2 / copy_rules.LEVEL)) - 1  # training patients, by `copy_rules.by_chance`
         few += f" With only {n} training patients to set the thresholds, up to {verdict} of new patients could be"
         few += f" flagged by chance {each}, so this audit shows little:"
-        few += f" {100 * copies.LEVEL:g} % per rule needs {needed}."
+        few += f" {100 * copy_rules.LEVEL:g} % per rule needs {needed}."
     else:
         few += f" With thresholds from {n} training patients, at most {verdict} are flagged by chance {each}."
     return [*lines, f"The copy audit finds {found}.", few]
@@ -380,5 +327,5 @@ def claims(run: Run) -> list[dict[str, Any]]:
             "n": n,
         }
         text = f"share of new patients that {words} by chance, at most"
-        rows.append(of_row(key_of("copies.by_chance", name), text, bound, unit="share of patients"))
+        rows.append(of_row(key_of("copy_rules.by_chance", name), text, bound, unit="share of patients"))
     return rows

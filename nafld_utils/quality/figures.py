@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from nafld_utils.views import COLORS, bare, color_of, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _CEILING = {"color": "#D9D9D9", "edgecolor": "#8A8A8A", "hatch": "///"}
 WORDS = {
@@ -63,6 +65,24 @@ def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", e
     ax.grid(axis="x", visible=True)
     ax.set(title=title, xlabel=xlabel, xlim=(1.1 * least, 1.3 * end))
     return ax
+
+
+def strip_card(
+    strip: Mapping[str, Sequence[np.ndarray]], intervals: pd.DataFrame, names: Sequence[str], fig: Figure
+) -> None:
+    """A strip of `quality.strip`, a column per set; below it the sets' distances between floor and lowest ceiling.
+
+    `intervals` as in `bars`; `names` are those of the classes.
+    """
+    above, below = fig.subfigures(2, 1, height_ratios=[1.15, 1.0])
+    places = above.subplots(len(names), len(strip), squeeze=False)
+    for (column, images), line in zip(strip.items(), places.T, strict=True):
+        for ax, image in zip(line, images, strict=False):
+            picture(ax, image, column if ax is line[0] else "")
+    for row, name in zip(places, names, strict=True):
+        row[0].set_ylabel(name, fontsize=9)
+    lowest = intervals[intervals["role"] == "ceiling"].nsmallest(1, "mean").assign(model="lowest ceiling")
+    bars(pd.concat([intervals[intervals["role"] != "ceiling"], lowest]), below.subplots())
 
 
 def reach(table: pd.DataFrame) -> float:
@@ -160,6 +180,20 @@ def quoted(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
     return ax
 
 
+def agreement(table: pd.DataFrame, names: Mapping[str, str], axes: Sequence[Axes], classes: Sequence[str]) -> None:
+    """Distances of the sets in one feature space against another, a panel per pair of spaces, both axes logarithmic.
+
+    `table` is that of `quality.compare_spaces`, `names` the spaces by key, `classes` the names of labels 0 and 1.
+    """
+    for (a, b), ax in zip(itertools.combinations(names, 2), axes, strict=True):
+        for (model, label), part in table.groupby(["model", "label"], sort=False):
+            look = {"color": color_of(model), "mfc": (color_of(model), "white")[label], "marker": "os"[label]}
+            ax.plot(part[a], part[b], ls="none", ms=6, label=f"{WORDS.get(model, model)}, {classes[label]}", **look)
+        ax.set(
+            xscale="log", yscale="log", xlabel=f"Frechet distance, {names[a]}", ylabel=f"Frechet distance, {names[b]}"
+        )
+
+
 def copy_shares(summary: pd.DataFrame, ax: Axes) -> Axes:
     """Share of images that are copies, with exact intervals, and the share that each measure alone finds near.
 
@@ -231,3 +265,11 @@ def gallery(table: pd.DataFrame, axes: np.ndarray, class_names: Sequence[str]) -
         for ax in row:
             bare(ax)
         row[0].set_ylabel(label, fontsize=10)
+
+
+def closest_card(tables: Sequence[pd.DataFrame], axes: np.ndarray) -> None:
+    """Of the closest pairs of several generators (`quality.closest`) the closest one, side by side on two Axes."""
+    item = pd.concat(tables).nlargest(1, "correlation").iloc[0]
+    mark = "\nwithheld as a copy" if item["copy"] else ""
+    picture(axes[0], item["image"], f"synthetic, {str(item['synthetic_id']).partition('_')[0]}{mark}")
+    picture(axes[1], item["nearest"], f"training frame\ncorrelation {item['correlation']:.2f}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import sampling
+from nafld_utils import preprocessing, sampling
 from nafld_utils.artifacts import Run
 from nafld_utils.quality import copy_units, metric_units
 
@@ -56,3 +56,19 @@ def spread(run: Run, table: pd.DataFrame, generator: str, n: int = 6) -> list[di
     places = np.unique(np.rint(np.linspace(0, len(part) - 1, min(n, len(part)))).astype(int))
     rows = part.iloc[places].to_dict("records")
     return [{**item, **dict(zip(("image", "nearest"), pictures(run, item), strict=True))} for item in rows]
+
+
+def strip(run: Run) -> dict[str, list[np.ndarray]]:
+    """One image (S, S) uint8 of each class, real and of each generator: the first of the first fold, not chosen.
+
+    Real ones are random crops of held-out patients, as in notebook 04; images withheld as copies are passed over.
+    """
+    judged, data = judged_images(run).query("not is_copy"), preprocessing.open_preprocessed(run)
+    judged = judged[judged["fold"] == judged["fold"].min()]
+    images = data.images.reset_index(drop=True)
+    held_out = images[images["fold"] == judged["fold"].min()].drop_duplicates("label").sort_values("label")
+    first = judged.drop_duplicates(["generator", "label"]).sort_values("label")
+    drawn = {name: part.to_dict("records") for name, part in first.groupby("generator", sort=False)}
+    return {"real": [np.asarray(data.pool[i, 0]) for i in held_out.index]} | {
+        name: [pictures(run, item)[0] for item in drawn[name]] for name in sampling.generators(run) if name in drawn
+    }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, ldm, networks, params, sampling
+from nafld_utils import engine, ldm, networks, params, sampling, statistics
 from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, remembered, save_table, unit_seed
 from nafld_utils.params import SetName
 from nafld_utils.quality import copy_units, metric_tables
@@ -169,6 +169,37 @@ def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
             text += f", not for {params.listed(no)}" * bool(no)
         lines.append(f"{WORDS.get(model, model)}: {text}. {_both_in_words(found.loc[metric_tables.BOTH])}")
     return lines
+
+
+def gan_reading(run: Run) -> list[str]:
+    """Where the GAN stands, in a sentence: its difference to the models only where it lies below its own ceilings.
+
+    Both classes together, images in equal numbers; its ceilings are those of the model whose latents it draws.
+    """
+    if ldm.NAME not in sampling.generators(run):
+        return []
+    values = table_unit(run).load_table("values.csv")
+    used = (values["metric"] == "frechet") & (values["sample"] == "equal") & (values["class"] == metric_tables.BOTH)
+    folds, role = values[used].pivot_table("value", "fold", "model"), values[used].groupby("model")["role"].first()
+    return [gan_in_words(folds, role, ldm.reference(run))]
+
+
+def gan_in_words(folds: pd.DataFrame, role: pd.Series, reference: str) -> str:
+    """`gan_reading` of distances (folds, sets), the sets' roles, and the model whose latents the GAN draws."""
+    others = tuple(f"_{name}" for name in role.index[role == "model"] if name != reference)
+    ceilings = [name for name in folds if role[name] == "ceiling" and not name.endswith(others)]
+    gan, least = folds[ldm.NAME], folds[ceilings].mean().idxmin()
+    text = f"{WORDS[ldm.NAME]}, both classes: {short(gan.mean())}, lowest ceiling {short(folds[least].mean())}"
+    text += f" ({WORDS.get(least, least)})"
+    found = [statistics.over_folds((gan - folds[name]).dropna()) for name in ceilings]
+    if not all((mean if np.isnan(high) else high) < 0 for mean, _, high in found):
+        return f"{text}; not shown to lie below every ceiling: not trained enough to compare."
+    parts = []
+    for name in role.index[role == "model"]:
+        mean, low, high = statistics.over_folds((folds[name] - gan).dropna())
+        over = "(one fold, no interval)" if np.isnan(low) else f"[{short(low)}, {short(high)}] (95 % over folds)"
+        parts.append(f"{WORDS.get(name, name)} minus GAN {short(mean)} {over}")
+    return f"{text}; below every ceiling. {'; '.join(parts)}."
 
 
 def _both_in_words(row: pd.Series) -> str:

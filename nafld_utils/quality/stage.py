@@ -10,7 +10,7 @@ from nafld_utils.ldm import folds_of as folds_of
 from nafld_utils.networks import FEATURES as FEATURES
 from nafld_utils.networks import frechet_distance as frechet_distance
 from nafld_utils.preprocessing import open_preprocessed as open_preprocessed
-from nafld_utils.quality import copy_units, filter_units, metric_units, patient_distance_units
+from nafld_utils.quality import agreement_units, copy_units, filter_units, metric_units, patient_distance_units
 from nafld_utils.sampling import drawn_table as drawn_table
 from nafld_utils.sampling import generators as generators
 
@@ -24,20 +24,23 @@ def build_features(run: Run) -> pd.DataFrame:
 
 
 def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[str]:
-    """What the quality table's `places`, the distances over patients and the copy audit say, in sentences."""
+    """What the quality table's `places` and the distances over patients say, in sentences."""
     kernel = FEATURES[run.settings.quality.features].metrics["kernel"]
     return [
         *metric_units.reading(places, run.settings.cohort.class_names),
+        *metric_units.gan_reading(run),
         *patient_distance_units.reading(by_patients, kernel),
-        *copy_units.reading(run),
     ]
 
 
-def claims(run: Run, intervals: pd.DataFrame, by_patients: pd.DataFrame, scores: pd.DataFrame) -> list[dict[str, Any]]:
+def claims(
+    run: Run, intervals: pd.DataFrame, by_patients: pd.DataFrame, scores: pd.DataFrame, agreed: pd.DataFrame
+) -> list[dict[str, Any]]:
     """Headline numbers of stage 05."""
     return [
         *metric_units.claims(run, intervals),
         *patient_distance_units.claims(run, by_patients),
+        *agreement_units.claims(run, agreed),
         *copy_units.claims(run),
         *filter_units.claims(run, scores),
     ]
@@ -45,5 +48,5 @@ def claims(run: Run, intervals: pd.DataFrame, by_patients: pd.DataFrame, scores:
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 05 stands on."""
-    parts = (metric_units, patient_distance_units, copy_units, filter_units)
+    parts = (metric_units, agreement_units, patient_distance_units, copy_units, filter_units)
     return [unit for part in parts for unit in part.units(run)]

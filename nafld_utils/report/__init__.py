@@ -10,12 +10,13 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="answers archive compare facts index notebooks pages reforms stored texts".split(),
+    submodules="answers archive compare facts index notebooks pages pictures reforms stored texts".split(),
     submod_attrs={
         "archive": "left_out write_archive".split(),
         "compare": "comparison_html write_comparison".split(),
         "facts": "claims_table".split(),
         "index": "index_html write_index".split(),
-        "notebooks": "KEY_FIGURE write_notebook".split(),
+        "notebooks": "write_notebook".split(),
+        "pictures": "KEY_FIGURE".split(),
     },
 )

@@ -18,19 +18,27 @@ from nafld_utils.report import texts
 from nafld_utils.report.facts import Claim, find, first, numeric
 
 _FLOOR = "halves_of_real"  # real patients against other real patients
-_FOUND = 0.9  # share of planted copies below which an audit that finds nothing proves nothing
+_FOUND = 0.9  # share of planted copies, little changed, below which an audit that finds nothing proves nothing
+_BEYOND = 0.95  # share of planted copies below which a change is beyond the audit
+_LITTLE = ("exact_copies", "augmented_copies")
 _NOMINAL = 0.05  # share of held-out patients that the audit may flag by chance, where no claim says it
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: the question, what is said in a few words, the sentences that carry it, the stage they come from."""
+    """One answer: the question, what is said in a few words, the sentences that carry it, the stage they come from.
+
+    `short` is the verdict in three words, `card` two sentences at most, `of` whom they are said of.
+    """
 
     key: str
     question: str
     verdict: str
     stage: str
     sentences: list[str]
+    short: str
+    card: list[str]
+    of: str = ""
 
 
 def answers(run: Run, table: pd.DataFrame) -> list[Answer]:
@@ -49,15 +57,19 @@ def answers(run: Run, table: pd.DataFrame) -> list[Answer]:
         if found:
             verdict = texts.fill(part["verdicts"][found["state"]], known | found)
             sentences = texts.fill_all(part["sentences"], known | found)
+            short, of = (texts.fill(text, known | found) for text in (part["short"][found["state"]], part["of"]))
+            card = texts.fill_all(part["card"], known | found)
         else:
             nothing = texts.load()["unanswered"]
             old = (table["stage"] == part["stage"]) & (table["key"] == "")
             verdict, sentences = nothing["verdict"], [nothing["old"] if old.any() else part["nothing"]]
+            short, card, of = verdict, sentences, ""
         if run.is_smoke and found:
-            verdict = texts.load()["unanswered"]["smoke"]
+            verdict, short = (texts.load()["unanswered"][name] for name in ("smoke", "short"))
         elif run.is_simulated:
             verdict = f"Simulated patients: {verdict[0].lower()}{verdict[1:]}"
-        out.append(Answer(key, texts.fill(part["question"], known), verdict, part["stage"], sentences))
+        question = texts.fill(part["question"], known)
+        out.append(Answer(key, question, verdict, part["stage"], sentences, short, card, of))
     return out
 
 
@@ -91,8 +103,12 @@ def _help(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "alone": alone,
         **_no_pixels(table),
         **_strongest(table),
+        "elsewhere": _elsewhere(table),
         "smallest": smallest,
         "beyond": smallest is not None and alone is not None and smallest.value > 1 - alone.value,
+        "narrow": smallest is not None
+        and gains[0].bounded
+        and statistics.is_narrow(smallest.value, gains[0].low, gains[0].high),
         "seeds": seeds,
     }
 
@@ -113,6 +129,13 @@ def _no_pixels(table: pd.DataFrame) -> dict[str, Any]:
     network = network if blind and network and blind.n == network.n else None
     tells = blind is not None and _side(blind, 0.5) == "above"
     return {"no_pixels": blind, "network": network, "no_pixels_tells": tells}
+
+
+def _elsewhere(table: pd.DataFrame) -> dict[str, Claim] | None:
+    """What the locked test on another cohort says; None where there is none."""
+    keys = ("patients", "auc.real", "auc.declared", "auc.baseline", "gain")
+    found = {key.rpartition(".")[2]: claim for key in keys if (claim := first(table, f"elsewhere.{key}"))}
+    return found if len(found) == len(keys) else None
 
 
 def _strongest(table: pd.DataFrame) -> dict[str, Any]:
@@ -163,12 +186,13 @@ def _copies(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     limit = max([1.0 if end is None else end for end in ends] + ([chance.value] if chance else []))
     some = [name for name, claim in found.items() if claim.value > 0]
     more = [name for name in some if (found[name].low or 0.0) > limit]
-    blind = min(claim.value for claim in planted) < _FOUND
+    blind = min(claim.value for claim in planted if claim.parts[3] in _LITTLE) < _FOUND
+    beyond = [claim.parts[3].replace("_", " ") for claim in planted if claim.value < _BEYOND]
     real = (alike is not None and alike.value > 0) or (
         flagged is not None and (flagged.low or 0.0) > (chance.value if chance else _NOMINAL)
     )
     state = "exceeds" if more else "some" if some else "blind" if blind else "alike" if real else "none"
-    known = {"held_out": held_out, "planted": planted, "more": more, "chance": chance, "limit": limit}
+    known = {"held_out": held_out, "planted": planted, "more": more, "chance": chance, "limit": limit, "beyond": beyond}
     return {"state": state, "drawn": list(found.values()), **known, "one_person": texts.one_person(table)}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nafld_utils import artifacts, pipeline
 from nafld_utils.artifacts import Run
-from nafld_utils.report import index, notebooks, stored
+from nafld_utils.report import index, notebooks, pictures, stored
 
 KEY_PAGE = "08_turing_test"  # shows which images of the Turing test are real
 _TIME = (1980, 1, 1, 0, 0, 0)  # the archive format's first
@@ -36,9 +36,7 @@ def write_archive(run: Run, images: bool = True) -> Path:
         if stage not in behind:
             page = notebooks.page_path(run, stage).read_text(encoding="utf-8")
             if not images:
-                page = notebooks.notebook_html(
-                    run, stage, notebooks.without_images(notebooks.read_notebook(run, stage))
-                )
+                page = notebooks.notebook_html(run, stage, pictures.without_images(notebooks.read_notebook(run, stage)))
             entries[f"{stage}.html"] = _unlinked(page, behind)
     path = run.reports / f"{name}.zip"
     with artifacts.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:

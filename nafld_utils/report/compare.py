@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nafld_utils import artifacts, params, pipeline
+from nafld_utils import artifacts, params, pipeline, views
 from nafld_utils.artifacts import Run
 from nafld_utils.report import facts, notebooks, pages, stored
 
@@ -187,15 +187,15 @@ def _side_by_side_row(one: _Row | None, two: _Row | None, names: tuple[str, str]
     elif not why and (one["claim"], one["unit"]) != (two["claim"], two["unit"]):
         why = "of other images, models or units"
     elif not why and one["n"] != two["n"]:
-        why = f"n differs: {pages.number(one['n']) or 'none'} and {pages.number(two['n']) or 'none'}"
+        why = f"n differs: {views.number(one['n']) or 'none'} and {views.number(two['n']) or 'none'}"
     if not why:
-        row["difference"] = pages.number(values[1] - values[0])  # type: ignore[operator]
+        row["difference"] = views.number(values[1] - values[0])  # type: ignore[operator]
     return row | {"why": why}
 
 
 def _shown(row: _Row | None) -> tuple[str, str]:
     """Value and interval for reading; both empty where a run does not make the claim."""
-    return (pages.number(row["this_run"]), pages.interval(row["low"], row["high"])) if row else ("", "")
+    return (views.number(row["this_run"]), views.interval(row["low"], row["high"])) if row else ("", "")
 
 
 def _measure(stage: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Contract: reads what is stored, computes no result, and says "not recorded" wher
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils import artifacts, params, pipeline
+from nafld_utils import artifacts, params, pipeline, views
 from nafld_utils.artifacts import Run
 from nafld_utils.report import pages
 from nafld_utils.report.notebooks import question, title
+
+_UNSTATED = ("yes", artifacts.UNSTATED, "not in the paper")  # say nothing that differs
 
 
 def claims_table(run: Run) -> pd.DataFrame:
@@ -29,21 +32,35 @@ def claims_table(run: Run) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns, dtype=str)
 
 
-def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of `claims_table` for reading, per stage ``name, title, rows``; ``beside_paper`` where the paper has one."""
+def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of `claims_table` for reading, per stage ``name, title, rows``, and what differs from the paper's protocol.
+
+    A row names what differs by its numbers in that list, from 1; ``beside_paper`` where the paper has a number.
+    """
+    rows = [table[table["paper"] != ""], table[table["paper"] == ""]]
+    told = dict.fromkeys(part for some in rows for text in some["same_protocol"] for part in _parts(text))
+    legend = {part: number for number, part in enumerate((part for part in told if part not in _UNSTATED), 1)}
     out = []
-    for stage, rows in table.groupby("stage", sort=True):
+    for stage, part in table.groupby("stage", sort=True):
         entries = []
-        for row in rows.to_dict("records"):
+        for row in part.to_dict("records"):
             # The paper's own digits stay; only the ".0" that a column with gaps gives to whole numbers goes.
-            paper = row["paper"].removesuffix(".0")
-            shown = {name: pages.number(row[name]) for name in ("this_run", "n")}
-            shown |= {"interval": pages.interval(row["low"], row["high"]), "difference": ""}
-            if row["same_protocol"] == "yes" and numeric(paper) is not None and numeric(row["this_run"]) is not None:
-                shown["difference"] = pages.number(numeric(row["this_run"]) - numeric(paper))
-            entries.append({**row, **shown, "paper": paper, "beside_paper": bool(paper)})
+            paper, same = row["paper"].removesuffix(".0"), row["same_protocol"]
+            numbers = ", ".join(map(str, sorted(legend[text] for text in _parts(same) if text in legend)))
+            comparable = "yes" if same == "yes" else f"no: {numbers}" if paper and numbers else numbers
+            if same == "yes" and numeric(paper) is not None and numeric(row["this_run"]) is not None:
+                comparable = f"yes, differs by {views.number(numeric(row['this_run']) - numeric(paper))}"
+            bounds = views.interval(row["low"], row["high"])
+            shown = {"this_run": views.number(row["this_run"]), "interval": bounds, "n": views.number(row["n"])}
+            entries.append({**row, **shown, "paper": paper, "beside_paper": bool(paper), "comparable": comparable})
         out.append({"name": stage, "title": title(notebooks.get(stage), stage), "rows": entries})
-    return out
+    return out, list(legend)
+
+
+def _parts(same_protocol: str) -> list[str]:
+    """What differs from the paper's protocol, part by part; a semicolon within brackets does not part."""
+    text = same_protocol.removeprefix("no: ")
+    return [part.strip() for part in re.split(r";\s+(?![^(]*\))", text) if part.strip()]
 
 
 @dataclass(frozen=True)
@@ -70,19 +87,19 @@ class Claim:
 
     def interval(self) -> str:
         """The interval for reading; empty where there is none."""
-        return pages.interval(self.low, self.high)
+        return views.interval(self.low, self.high)
 
     def bare(self) -> str:
         """The value, with its interval where it has one."""
-        return self.shown(over=False) if self.bounded else pages.number(self.value)
+        return self.shown(over=False) if self.bounded else views.number(self.value)
 
     def shown(self, over: bool = True, percent: bool = False) -> str:
         """Value and interval in words, e.g. ``0.012 [-0.07, 0.11] (95 % interval over patients)``."""
         factor, unit = (100, " %") if percent else (1, "")
-        text = f"{pages.number(factor * self.value)}{unit}"
+        text = f"{views.number(factor * self.value)}{unit}"
         if not self.bounded:
             return f"{text} ({self.over if self.over.startswith('no interval') else 'no interval'})"
-        text += f" {pages.interval(factor * self.low, factor * self.high)}"  # type: ignore[operator]
+        text += f" {views.interval(factor * self.low, factor * self.high)}"  # type: ignore[operator]
         return f"{text} (95 % interval over {self.over})" if over else text
 
 
@@ -91,7 +108,7 @@ def find(table: pd.DataFrame, beginning: str) -> list[Claim]:
     rows = table[(table["key"] + ".").str.startswith(f"{beginning}.")].to_dict("records")
     numbers = [[numeric(row[name]) for name in ("this_run", "low", "high")] for row in rows]
     return [
-        Claim(row["key"], row["claim"], value, low, high, row["over"], pages.number(row["n"]))
+        Claim(row["key"], row["claim"], value, low, high, row["over"], views.number(row["n"]))
         for row, (value, low, high) in zip(rows, numbers, strict=True)
         if value is not None
     ]

@@ -11,8 +11,8 @@ from typing import Any
 
 from nafld_utils import artifacts, pipeline, views
 from nafld_utils.artifacts import Run
-from nafld_utils.report import answers, facts, pages, reforms, texts
-from nafld_utils.report.notebooks import key_figures, read_notebooks, without_images
+from nafld_utils.report import answers, facts, pages, pictures, reforms, texts
+from nafld_utils.report.notebooks import key_figures, read_notebooks
 
 
 def write_index(run: Run) -> Path:
@@ -39,21 +39,25 @@ def index_html(run: Run, left_out: Iterable[str] = (), executed: bool = True, im
     str
         HTML.
     """
-    notebooks = {stage: found if images else without_images(found) for stage, found in read_notebooks(run).items()}
+    notebooks = {
+        stage: found if images else pictures.without_images(found) for stage, found in read_notebooks(run).items()
+    }
     left_out, table = set(left_out), facts.claims_table(run)
-    claims = facts.claims(table, notebooks)
+    claims, legend = facts.claims(table, notebooks)
     page = pages.render(
         "index.html.j2",
         title=f"{run.name} · synthetic {views.words_for(run).subject}",
         subject=views.words_for(run).subject,
         foreign=run.is_foreign,
-        classes=run.settings.cohort.class_names,
         run=run.name,
         profile=run.settings.profile,
         finished=facts.finished(notebooks.values()),
         simulated=pages.simulated(run),
         answers=answers.answers(run, table),
         claims=claims,
+        legend=legend,
+        words=texts.load()["unanswered"]["words"],
+        cards=pictures.cards(notebooks),
         beside=any(row["beside_paper"] for stage in claims for row in stage["rows"]),
         figures=_figures(notebooks),
         methods=texts.methods(run),

@@ -5,22 +5,18 @@ Contract: see `nafld_utils.report`.
 
 from __future__ import annotations
 
-import itertools
+import html
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nafld_utils import artifacts, pipeline
 from nafld_utils.artifacts import Run
-from nafld_utils.report import pages
+from nafld_utils.report import pages, pictures
 
-KEY_FIGURE = "key-figure"  # tag of the notebook cells whose figures sum up a stage
-ANSWER_FIGURE = "answer-figure"  # tag of those, where there are more than two, that the answer rests on
-SHOWS_IMAGES = "shows-images"  # tag of those whose figures show images of patients, real or synthetic
-_PER_STAGE = 2  # figures of one notebook on the front page
-_IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
+FOLDED = "jp-MarkdownHeadingCollapsed"  # JupyterLab's mark of a heading whose section is folded, there and on pages
+FOLDED_ON_PAGE = "fold"  # tag of one that is folded on pages alone, at their end
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NOTE = '<p class="note">Interactive in JupyterLab only; its static twin is on this page.</p>'
 
@@ -56,17 +52,6 @@ def read_notebook(run: Run, stage: str) -> Any:
     if not path.exists():
         raise ValueError(f"{path}: expected an executed notebook, found none; run make {stage}.")
     return nbformat.read(os.fspath(path), as_version=4)
-
-
-def without_images(notebook: Any) -> Any:
-    """The notebook, in place, with a sentence where a figure shows images of patients."""
-    import nbformat
-
-    for cell in notebook.cells:
-        if SHOWS_IMAGES in cell.metadata.get("tags", []):
-            note = nbformat.v4.new_output("display_data", {"text/markdown": "Images of patients are left out here."})
-            cell.outputs = [output for output in cell.outputs if not {*_IMAGES} & {*output.get("data", {})}] + [note]
-    return notebook
 
 
 def read_notebooks(run: Run) -> dict[str, Any]:
@@ -108,8 +93,7 @@ def notebook_html(run: Run, stage: str, notebook: Any) -> str:
         "links": _links(stage),
         "foot": f"Run {run.name}, profile {run.settings.profile}. {pages.citation()}",
     }
-    html, _ = exporter.from_notebook_node(notebook, resources={"page": page})
-    return html
+    return exporter.from_notebook_node(notebook, resources={"page": page})[0]
 
 
 def _links(stage: str) -> list[dict[str, str]]:
@@ -124,90 +108,73 @@ def _links(stage: str) -> list[dict[str, str]]:
 
 
 def _prepare(notebook: Any) -> None:
-    """Make outputs fit for a page: images get a text, widgets a note, scripts go, foreign HTML is cleaned."""
+    """Make outputs fit for a page: figures are light and have a text, widgets a note, foreign HTML is cleaned."""
     from nbconvert.filters import markdown2html
 
     notebook.metadata.pop("widgets", None)
-    for cell, heading, after in _cells(notebook):
+    for cell, heading, after in pictures.cells(notebook):
         images = 0
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             data.pop("application/javascript", None)
-            if _WIDGET in data:
+            if found := pictures.light(data):
+                images += 1
+                alt = html.escape(pictures.alternative(heading, after, images))
+                data.clear()
+                data["text/html"] = (
+                    f'<div class="picture"><img alt="{alt}" src="data:{found["mime"]};base64,{found["data"]}"></div>'
+                )
+            elif _WIDGET in data:
                 data.clear()
                 data["text/html"] = _NOTE
             elif "text/html" in data:
                 data["text/html"] = pages.clean("".join(data["text/html"]), heading)
             elif "text/markdown" in data:
                 data["text/html"] = pages.clean(markdown2html("".join(data.pop("text/markdown"))), heading)
-            for mime in (name for name in _IMAGES if name in data):
-                images += 1
-                output.metadata.setdefault(mime, {}).setdefault("alt", _alternative(heading, after, images))
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("data", True)]
+    notebook.cells = _folded_last(_without_silent(notebook.cells))
+
+
+def _without_silent(cells: list[Any]) -> list[Any]:
+    """The cells without those that show nothing; their code stands before that of the next one that shows something."""
+    kept, held = [], []
+    for cell in cells:
+        if cell.cell_type != "code":
+            kept.append(cell)
+        elif cell.outputs:
+            cell.source = "\n\n".join([*held, cell.source])
+            kept, held = [*kept, cell], []
+        else:
+            held.append(cell.source)
+    shown = [cell for cell in kept if cell.cell_type == "code"]
+    if shown and held:
+        shown[-1].source = "\n\n".join([shown[-1].source, *held])
+    return kept
+
+
+def _folded_last(cells: list[Any]) -> list[Any]:
+    """The cells with those of sections that are folded at the end, each section in an element that opens and closes."""
+    from nbformat.v4 import new_raw_cell
+
+    shown, folded, inside = [], [], False
+    for cell in cells:
+        begins = re.match(r"##? (.+)", cell.source) if cell.cell_type == "markdown" else None
+        if begins and inside:
+            folded.append(new_raw_cell("</details>", metadata={"fold": True}))
+        if begins:
+            inside = bool(cell.metadata.get(FOLDED) or FOLDED_ON_PAGE in cell.metadata.get("tags", []))
+        if begins and inside:
+            start = f'<details class="fold"><summary><h2>{html.escape(pages.plain(begins[1]))}</h2></summary>'
+            folded.append(new_raw_cell(start, metadata={"fold": True}))
+            cell.source = cell.source[begins.end() :].strip()
+        (folded if inside else shown).append(cell)
+    return shown + folded + [new_raw_cell("</details>", metadata={"fold": True})] * inside
 
 
 def key_figures(stage: str, notebook: Any) -> list[dict[str, str]]:
-    """Figures for the front page: those of cells tagged ``answer-figure``, else two of ``key-figure``, else the first.
-
-    Returns
-    -------
-    list of dict
-        ``stage, mime, data`` (base64), ``alt, caption``; the caption is the notebook's title, the heading above the
-        figure and the text that follows it.
-    """
-    found: dict[str, list[dict[str, str]]] = {ANSWER_FIGURE: [], KEY_FIGURE: [], "": []}
-    name = title(notebook, stage)
-    for cell, heading, after in _cells(notebook):
-        tags = cell.metadata.get("tags", [])
-        kind = next((tag for tag in (ANSWER_FIGURE, KEY_FIGURE) if tag in tags), "")
-        for count, data in enumerate(_images_of(cell), 1):
-            texts = {"alt": _alternative(heading, after, count), "caption": _caption(name, heading, after)}
-            found[kind].append({"stage": stage, **data, **texts})
-    return found[ANSWER_FIGURE] or found[KEY_FIGURE][:_PER_STAGE] or found[""][:1]
-
-
-def _images_of(cell: Any) -> list[dict[str, str]]:
-    import base64
-
-    out = []
-    for output in cell.get("outputs", []):
-        mime = next((name for name in _IMAGES if name in output.get("data", {})), None)
-        if mime:
-            text = "".join(output.data[mime])
-            data = base64.b64encode(text.encode()).decode() if mime == "image/svg+xml" else text.replace("\n", "")
-            out.append({"mime": mime, "data": data})
-    return out
-
-
-def _cells(notebook: Any) -> Iterator[tuple[Any, str, str]]:
-    """Each cell with the heading above it and the text that follows it."""
-    heading = ""
-    for cell, after in itertools.zip_longest(notebook.cells, notebook.cells[1:]):
-        if cell.cell_type == "markdown":
-            heading = next(reversed(headings(cell.source)), heading)
-        yield cell, heading, _after(after)
-
-
-def _after(after: Any) -> str:
-    """First paragraph of the text of a cell, tables and headings apart; empty where there is none."""
-    text = after.source.strip() if after is not None and after.cell_type == "markdown" else ""
-    first = pages.plain(re.split(r"\n\s*\n", text)[0]) if text and not text.startswith("#") else ""
-    # a sentence that ends in a colon speaks of what comes next, not of the figure
-    return " ".join(part for part in re.split(r"(?<=[.?!]) ", first) if not part.endswith(":"))
-
-
-def _caption(*parts: str) -> str:
-    """Title, heading and text as sentences; a part that is empty or repeats the one before it is left out."""
-    kept = [part for place, part in enumerate(parts) if part and part not in parts[:place]]
-    return " ".join(part if part[-1] in ".?!" else f"{part}." for part in kept) or "Figure."
-
-
-def _alternative(heading: str, after: str, count: int) -> str:
-    """Text that stands for a figure: its heading, its place where a cell shows several, what is said of it."""
-    which = f" ({count})" if count > 1 else ""
-    sentence = re.split(r"(?<=[.?!]) ", after)[0] if after else ""
-    return f"Figure: {heading or 'untitled'}{which}" + (f". {sentence}" if sentence else "")
+    """Figures of a notebook for the front page (`pictures.key_figures`)."""
+    return pictures.key_figures(stage, notebook, title(notebook, stage))
 
 
 def _markdown(notebook: Any) -> list[str]:
@@ -215,14 +182,9 @@ def _markdown(notebook: Any) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"] if notebook else []
 
 
-def headings(source: str) -> list[str]:
-    """Headings of a Markdown cell, as plain text."""
-    return [pages.plain(text) for text in re.findall(r"^#+\s+(.+)$", source, re.MULTILINE)]
-
-
 def title(notebook: Any, stage: str) -> str:
     """First heading of a notebook, the name of its stage where it has not run."""
-    return next((text for source in _markdown(notebook) for text in headings(source)), stage)
+    return next((text for source in _markdown(notebook) for text in pictures.headings(source)), stage)
 
 
 def question(notebook: Any) -> str:

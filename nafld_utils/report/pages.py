@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import html
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -95,45 +94,6 @@ def citation() -> str:
     return "nafld-ldm, MIT licence. Pages are self-contained: nothing is fetched from the network."
 
 
-def number(text: Any) -> str:
-    """A stored number for reading: integers whole, others with three or four digits; other text as it is.
-
-    Examples
-    --------
-    >>> number("0.86123"), number("550.0"), number("0.51 [0.40, 0.62]"), number(float("nan"))
-    ('0.861', '550', '0.51 [0.40, 0.62]', '')
-    """
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return str(text or "")
-    if math.isnan(value):
-        return ""
-    if math.isinf(value) or (value.is_integer() and abs(value) < 1e15):
-        return str(value) if math.isinf(value) else str(int(value))
-    if abs(value) < 10:
-        return f"{value:.3g}"
-    return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-def interval(low: Any, high: Any) -> str:
-    """Two bounds for reading, e.g. ``[0.75, 0.955]``; empty where there are none.
-
-    A bound that is next to nothing beside the other one, such as a logit scale leaves, is 0.
-
-    Examples
-    --------
-    >>> interval(7.59e-06, 100.0), interval(0.0002, 0.0009), interval(None, None)
-    ('[0, 100]', '[0.0002, 0.0009]', '')
-    """
-    shown = number(low), number(high)
-    values = [abs(float(text)) if text else math.nan for text in shown]
-    shown = tuple(
-        "0" if a < 1e-3 and b >= 0.01 else text for text, a, b in zip(shown, values, values[::-1], strict=True)
-    )
-    return f"[{shown[0]}, {shown[1]}]" if any(shown) else ""
-
-
 def clock(seconds: float | None) -> str:
     """A duration for reading.
 
@@ -193,8 +153,14 @@ def _accessible(table: str, label: str) -> str:
         scope = "col" if part.group(1) == "thead" else "row"
         return re.sub(r"<th(?![a-z])(?![^>]*scope=)", f'<th scope="{scope}"', part.group())
 
+    def labelled(cell: re.Match[str]) -> str:
+        return f'{cell.group()[:-1]} data-label="{html.escape(html.unescape(heads.get(cell[1], "")))}">'
+
     table = re.sub(r"<(thead|tbody)\b.*?</\1>", scoped, table, flags=re.DOTALL)
+    heads = dict(re.findall(r'<th[^>]*class="col_heading level0 col(\d+)"[^>]*>(.*?)</th>', table, re.DOTALL))
+    table = re.sub(r'<td class="data row\d+ col(\d+)"[^>]*>', labelled, table)
     columns = max((len(re.findall(r"<t[hd][\s>]", row)) for row in table.split("</tr>")), default=0)
-    size = " very-wide" if columns > _VERY_WIDE else " wide" if columns > _WIDE else ""
+    size = " stack" * bool(heads)
+    size += " very-wide" if columns > _VERY_WIDE else " wide" if columns > _WIDE else ""
     name = html.escape(f"Table: {label}")
     return f'<div class="scroll{size}" tabindex="0" role="region" aria-label="{name}">{table}</div>'

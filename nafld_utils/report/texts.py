@@ -34,7 +34,8 @@ def _environment() -> Any:
         "g": lambda value: f"{value:g}",
         "listed": lambda values: params.listed(map(str, values)),
         "named": lambda name: {"gan": "GAN"}.get(name, name),
-        "number": pages.number,
+        "number": views.number,
+        "short": lambda value: f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}",
         "upper_first": lambda text: text[:1].upper() + text[1:],
     }
     return environment

@@ -37,7 +37,7 @@ def unit_of(run: Run, conditioning: str) -> Unit:
     fold, s = ldm.folds_of(run)[0], run.settings
     settings = {"n": s.sampling.n_compared, "variants": variants(run), "precision": s.sampling.precision}
     settings |= {"seed": s.seed, "fold": fold}
-    inputs = [ldm.ldm_unit(run, conditioning, fold), preprocessing.preprocess_unit(run)]
+    inputs = [ldm.weights_unit(run, conditioning, fold), preprocessing.preprocess_unit(run)]
     modules = ["sampling", "backbones", "condition_checks", "preprocess", "stages.comparison"]
     return run.unit("comparison", conditioning, f"fold{fold}", settings=settings, inputs=inputs, modules=modules)
 

@@ -145,7 +145,7 @@ def synthetic_unit(run: Run, conditioning: str, fold: int, kind: str = "syntheti
         if kind in ("synthetic_untrained", "synthetic_gaussian"):
             made_by = ldm.latents_unit(run, conditioning, fold)
         else:
-            made_by = ldm.ldm_unit(run, conditioning, fold, balance)
+            made_by = ldm.weights_unit(run, conditioning, fold, balance)
         if kind == "synthetic_untrained":
             settings["network"] = run.settings.section(f"ldm.{conditioning}")
     keys = str(SetName(conditioning, balance)), f"fold{fold}", f"n{n:05d}"

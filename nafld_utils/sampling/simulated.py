@@ -68,7 +68,7 @@ def painter(run: Run, fold: int, device: torch.device) -> Callable[[np.ndarray, 
             rng = np.random.default_rng([seed, 1])
             fat = phantom.draw_fat(int(label), rng, variant)
             frames, _ = phantom.simulate_patient(seed, 0, fat, 1, variant=variant)
-            crop = preprocessing.cropped(run, frames[0])
+            crop = preprocessing.as_held_out(run, frames[0])[0]
             drawn.append(
                 images.resize_box(crop, images.random_box(crop.shape, s.crop_scale, s.crop_ratio, rng), s.image_size)
             )

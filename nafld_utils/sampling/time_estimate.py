@@ -284,9 +284,16 @@ def _seconds_to_simulate(run: Run) -> float:
 def _gan_measured(run: Run) -> tuple[float, float]:
     """Seconds of a GAN's training, and of one of its images."""
     device, s, n = engine.device(run.settings.engine), run.settings, 8
-    size, settings, labels = s.preprocess.image_size, s.section("gan"), np.arange(n) % 2
-    training = ldm.gan.start_training(size, settings, 0, device)
-    drawing = engine.timed(lambda: ldm.gan.sample(training.average, labels, list(range(n)), device), device) / n
+    settings, labels = s.section("gan"), np.arange(n) % 2
+    shape = ldm.autoencoder_units.shape_of_latents(run, ldm.reference(run))
+    training = ldm.gan.start_training(shape, settings, 0, device)
+    stage = ldm.first_stage(run, ldm.reference(run), ldm.folds_of(run)[0]).to(device)
+
+    def draw() -> np.ndarray:
+        latents = ldm.gan.sample(training.average, labels, list(range(n)), device)
+        return ldm.decode_latents(stage, latents, device)
+
+    drawing = engine.timed(draw, device) / n
     cycle = ldm.gan.PENALTY_EVERY
-    steps = ldm.gan.train(training, np.zeros((n, size, size), np.uint8), labels, settings, 2 * cycle, 0, device)
+    steps = ldm.gan.train(training, torch.zeros(n, *shape), labels, settings, 2 * cycle, 0, device)
     return engine.timed(lambda: next(steps), device, cycle, cycle) * ldm.gan_units.steps(run), drawing

@@ -14,7 +14,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "cross_validated": ["fold_mean_auc"],
         "delong": "DelongTest compare".split(),
         "nested": "Nested auc_within nested_auc".split(),
-        "readers": "FEWEST_SEEDS cautious gain patients_needed planned power smallest_effect".split(),
+        "readers": (
+            "FEWEST_SEEDS cautious fewest_patients gain is_narrow patients_needed planned power smallest_effect"
+        ).split(),
         "roc": (
             "ANY GIVEN GIVEN_SEEDS Interval MeanInterval NO_SPREAD OVER_PATIENTS POSITIVE SHARE SIGNED auc "
             "checked clustered_share exact_interval over_folds paired_t patient_codes stated student_t_interval"

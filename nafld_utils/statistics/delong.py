@@ -130,8 +130,12 @@ def least_p(label: Any, patient: Any = None) -> float:
     """Least two-sided p that permuted classes of these patients, or rows, could give."""
     label = np.asarray(label).astype(bool)
     code = np.arange(len(label)) if patient is None else roc.patient_codes(label, patient)
-    n = len(np.unique(code))
-    return min(1.0, 2 / math.comb(n, len(np.unique(code[label]))))
+    return least_p_of(len(np.unique(code[label])), len(np.unique(code)))
+
+
+def least_p_of(n_pos: int, n: int) -> float:
+    """The same of `n` patients, `n_pos` of them of class 1; of 3 and 4 it is 2 / 35, so that 5 % is never reached."""
+    return min(1.0, 2 / math.comb(n, n_pos))
 
 
 def compare(label: Any, new: Any, base: Any, level: float = 0.95) -> DelongTest:

@@ -22,18 +22,20 @@ from scipy import stats as scipy_stats
 
 from nafld_utils.statistics import delong
 
-REVISION = ("readers", 1)
+REVISION = ("readers", 2)
 
 # With two seeds the spread between seeds has one degree of freedom: an interval would hold every gain there can be.
 FEWEST_SEEDS = 3
-POWER = 0.8
+POWER, ALPHA = 0.8, 0.05
+NARROW = 4.0  # half-widths of an interval in its `smallest_effect`, of which most studies have at most three (choice)
 
 
 class Spread(NamedTuple):
     """Where a gain's variance comes from, each for one seed and all patients, in AUC squared.
 
-    `seeds`: between the true gains of seeds; `patients`: between cohorts, alike for all seeds; `both`: between cohorts,
-    of each seed by itself. `df`: degrees of freedom of the patients' part.
+    `seeds`: between the true gains of seeds, below 0 where seeds agree more than their patients let expect; `patients`:
+    between cohorts, alike for all seeds; `both`: between cohorts, of each seed by itself. `df`: degrees of freedom of
+    the patients' parts.
     """
 
     seeds: float
@@ -48,7 +50,7 @@ class Gain(NamedTuple):
     With fewer than `FEWEST_SEEDS` seeds they are over patients alone, given these trainings, and ``spread.seeds`` is
     NaN. Where nothing varies, or an arm's scores are constant, error, p and interval are NaN: no spread is not
     certainty. p is never below what a permutation of so few patients could give, and the error is then as large as that
-    p asks for. Bounds are cut at -1 and 1.
+    p asks for. Bounds are cut at -1 and 1. `least` is that least p.
     """
 
     difference: float
@@ -58,6 +60,7 @@ class Gain(NamedTuple):
     low: float
     high: float
     spread: Spread
+    least: float = 0.0
 
 
 def gain(label: Any, new: Any, base: Any, patient: Any, level: float = 0.95) -> Gain:
@@ -104,7 +107,7 @@ def gain(label: Any, new: Any, base: Any, patient: Any, level: float = 0.95) -> 
         spread = Spread(float("nan"), max(shared, 0.0), own - shared, df)
         return tested(float(each.mean()), float(over.mean()), df, spread, level, least)
     between = float(each.var(ddof=1))
-    spread = Spread(max(between - (own - shared), 0.0), max(shared, 0.0), own - shared, df)
+    spread = Spread(between - (own - shared), max(shared, 0.0), own - shared, df)
     known = spread.patients * float(scipy_stats.chi2.median(n - 1)) / (n - 1)
     df = degrees(between / n, known, n, df)
     return tested(float(each.mean()), between / n + spread.patients, df, spread, level, least)
@@ -129,13 +132,13 @@ def tested(difference: float, variance: float, df: float, spread: Spread, level:
     """Two-sided t test and interval of a gain, p at least `least`; rounding alone may leave a variance of 1e-17."""
     error, nan = float(np.sqrt(max(variance, 0.0))), float("nan")
     if error <= 1e-8 or np.isnan(least):
-        return Gain(difference, nan, nan, nan, nan, nan, spread)
+        return Gain(difference, nan, nan, nan, nan, nan, spread, least)
     p = float(2 * scipy_stats.t.sf(abs(difference) / error, df))
     if p < least:
         p, error = least, abs(difference) / float(scipy_stats.t.isf(least / 2, df))
     half = scipy_stats.t.ppf((1 + level) / 2, df) * error
     low, high = (float(np.clip(difference + side, -1, 1)) for side in (-half, half))
-    return Gain(difference, error, df, p, low, high, spread)
+    return Gain(difference, error, df, p, low, high, spread, least)
 
 
 def smallest_gain(error: Any, df: Any, level: float = 0.95) -> Any:
@@ -154,25 +157,38 @@ def smallest_gain(error: Any, df: Any, level: float = 0.95) -> Any:
 
 
 def smallest_effect(found: Gain, n_seeds: int) -> float:
-    """About the gain that four in five studies like this one find, by the `cautious` spread; NaN where nothing varies.
+    """About the gain that four in five studies like this one find, by the `cautious` spread; NaN where nothing varies,
+    infinite where the patients are so few that p cannot be 0.05.
 
-    By the error found itself it is too small where that happens to be, as with few seeds it often is: with three, 59 %
-    of simulated studies find such a gain. This one, where it is possible, is found by 94, 91 and 88 % with 3, 5 and 25.
+    By the error found itself it is too small where that happens to be, as with few seeds it often is.
+    ``tests/benchmarks/patients_study.py`` counts how often new studies find such a gain.
     """
-    if np.isnan(found.error):
-        return float("nan")
+    if np.isnan(found.error) or found.least > ALPHA:
+        return float("nan") if np.isnan(found.error) else float("inf")
     error, df = planned(cautious(found.spread, n_seeds), n_seeds, 1.0)
     return float(smallest_gain(max(float(error), found.error), df))
+
+
+def is_narrow(smallest: float, low: float, high: float) -> bool:
+    """Whether an interval is so short beside `smallest_effect` that most such studies have a wider one.
+
+    It happens where few seeds agree by chance: with three, their variance has two degrees of freedom.
+    """
+    return bool(np.inf > smallest > NARROW * (high - low) / 2)
 
 
 def cautious(spread: Spread, n_seeds: int) -> Spread:
     """The spread to plan with: upper 80 % limits of its parts, by chi-squared, as a pilot study is used (Browne 1995,
     doi:10.1002/sim.4780141709). Planned with the estimates themselves, studies with few seeds show the gain too seldom.
+
+    What the seeds' gains vary by together, `seeds` and `both`, has the limit that few seeds give, and never less than
+    that of `both`, which the patients tell: `seeds` is not below 0 (Hillis, Obuchowski and Berbaum 2011).
     """
-    patients = spread.patients * _upper(spread.df)
+    patients, both = spread.patients * _upper(spread.df), spread.both * _upper(spread.df)
     if n_seeds < FEWEST_SEEDS:
-        return spread._replace(patients=patients, both=spread.both * _upper(spread.df))
-    return spread._replace(patients=patients, seeds=(spread.seeds + spread.both) * _upper(n_seeds - 1) - spread.both)
+        return spread._replace(patients=patients, both=both)
+    together = (spread.seeds + spread.both) * _upper(n_seeds - 1)
+    return spread._replace(patients=patients, both=both, seeds=max(together - both, 0.0))
 
 
 def _upper(df: float) -> float:
@@ -217,3 +233,11 @@ def patients_needed(spread: Spread, n_seeds: int, n_patients: int, gain: float) 
         return float("inf")
     times = 0.0 if excess(0.0) <= 0 else optimize.brentq(excess, 0.0, most, xtol=1e-9)
     return float(np.ceil(round(n_patients * np.exp(times), 6)))
+
+
+def fewest_patients(n_pos: int, n: int) -> int:
+    """Patients, in the shares of `n` with `n_pos` of class 1, from whom on p can be 0.05; at least `n`."""
+    most = n
+    while delong.least_p_of(round(n_pos * most / n), most) > ALPHA:
+        most += 1
+    return most

@@ -16,6 +16,12 @@ __getattr__, __dir__, __all__ = lazy.attach(
     ).split(),
     submod_attrs={
         "comparisons": "present where".split(),
+        "elsewhere.classifier_units": (
+            "build_classifiers classifier_unit held_out_scores of_arm save_tail tail_weights train_again"
+        ).split(),
+        "elsewhere.figures": ["draw_elsewhere"],
+        "elsewhere.measures": "DECLARED measured patients".split(),
+        "elsewhere.scored_units": "build_elsewhere elsewhere_words reliability score".split(),
         "families": "kinds".split(),
         "frozen_classifier_units": "build_baselines leaks no_pixels_note".split(),
         "stage": "claims class_shares report stored units".split(),

@@ -35,7 +35,7 @@ OVER_FEW = f"patients with their images (Obuchowski 1997); {statistics.GIVEN}"
 VARIANTS = {
     ("freeze", "all"): "every hidden layer frozen (S4)",
     ("freeze", "none"): "every layer trained (S5)",
-    ("balance", "oversample"): "healthy oversampled (S7)",
+    ("balance", "oversample"): "smaller class oversampled (S7)",
 }
 MAIN = {"freeze": "paper", "balance": "none"}
 _BOUNDS, _FOLD_BOUNDS = ("mean_auc", "low", "high", "over"), ("fold_auc", "fold_low", "fold_high", "over_folds")

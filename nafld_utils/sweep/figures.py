@@ -171,6 +171,31 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def gain_card(gain: pd.Series, networks: pd.DataFrame, baselines: pd.DataFrame, axes: np.ndarray) -> None:
+    """The primary gain with both its intervals, and below AUC by patient of the networks and of the strongest baseline.
+
+    `gain` is a row as in `differences`, `networks` and `baselines` as in `baseline_bars`.
+    """
+    top, bottom = axes
+    inside = baselines[baselines["split"] == frozen_classifiers.IN_FOLDS]
+    best = inside.loc[[inside["auc"].idxmax()]].rename(columns={"baseline": "name", "auc": "mean_auc"})
+    ours = networks.assign(name=["real images" if arm == "real" else f"and {arm}" for arm in networks["arm"]])
+    over = over_words(pd.Series([gain.n_seeds])).replace("training ", "").replace(" and ", "\nand ")
+    for y, (low, high) in enumerate([(gain.low_patients, gain.high_patients), (gain.low_seeds, gain.high_seeds)]):
+        top.plot([low, high], [y, y], color=(_INK, _GREY)[y], lw=3, solid_capstyle="butt")
+        top.plot([gain.difference], [y], "o", color=(_INK, _GREY)[y], ms=6, mec="white")
+    top.axvline(0, color=_INK, lw=1, ls="--", zorder=1)
+    _name_rows(top, [f"over {over}", "over seeds"], f"gain in AUC, {gain.arm}, r = {gain.rate:g}")
+    shown = pd.concat([ours, best])
+    for y, item in enumerate(shown.itertuples()):
+        color = _GREEN if y < len(ours) else _INK
+        bottom.plot([item.low, item.high], [y, y], color=color, lw=2)
+        bottom.plot([item.mean_auc], [y], "o", color=color, ms=5)
+    _name_rows(bottom, [*ours["name"], best["name"].iloc[0].replace(" + ", "\n+ ")], "AUC by patient")
+    for ax in axes:
+        ax.locator_params(axis="x", nbins=4)
+
+
 def power(table: pd.DataFrame, ax: Axes, shares: str) -> Axes:
     """Power to show each declared gain over the number of patients (`planning.power_table`); dots at those needed.
 

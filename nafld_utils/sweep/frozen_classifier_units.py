@@ -14,7 +14,7 @@ import pandas as pd
 
 from nafld_utils import cohort, engine, networks, preprocessing
 from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, remembered, save_array, save_table
-from nafld_utils.images import resize_box, whole_box
+from nafld_utils.images import resize_box, texture_features, whole_box
 from nafld_utils.sweep import frozen_classifiers
 
 REVISION = ("stages.baselines", 1)
@@ -65,9 +65,7 @@ def open_learners(run: Run) -> dict[str, tuple[np.ndarray, frozen_classifiers.Le
     features = _features(
         frozen_unit(run), lambda: frozen_features(run, preprocessing.open_preprocessed(run).crops), **source
     )
-    texture = _features(
-        texture_unit(run), lambda: frozen_classifiers.glcm_features(preprocessing.open_preprocessed(run).crops)
-    )
+    texture = _features(texture_unit(run), lambda: texture_features(preprocessing.open_preprocessed(run).crops))
     return {
         frozen_classifiers.FEATURES_SVM: (features, frozen_classifiers.svm_scores),
         frozen_classifiers.FEATURES_LOGISTIC: (features, frozen_classifiers.linear_scores),

@@ -29,35 +29,12 @@ GLCM_SVM, HALVES, RATIO = "GLCM texture + SVM", "upper / lower half", "liver / k
 NO_PIXELS = "no pixels: size, crop, file"
 IN_FOLDS, ONE_OUT = "folds of this run", "one patient left out"
 
-GLCM_LEVELS = 32  # grey levels; choice: bins of 8, above the speckle's own quantisation
-GLCM_DISTANCES = (1, 2, 4)  # pixels at original spacing (choice)
-GLCM_PROPERTIES = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
 MIN_PIXELS = 20  # choice: fewer pixels of an organ give no mean
 SHAPE = ["height", "width", "aspect", "region_pixels", "region_share", "kept_share", "image_share", "crop_side"]
 TREES, LEAF = 500, 2  # choice: sklearn's forest is steady from some hundred trees on; a leaf holds two patients
 
 
 # ---------------------------------------------------------------- features without a network
-
-
-def glcm_features(crops: np.ndarray) -> np.ndarray:
-    """Texture of whole crops (N, H, W) uint8, 0 outside the region, from grey-level co-occurrences: (N, 36) float64.
-
-    `GLCM_PROPERTIES`, for each their mean and range over four directions at each of `GLCM_DISTANCES`.
-    """
-    from skimage.feature import graycomatrix, graycoprops
-
-    angles = np.arange(4) * np.pi / 4
-    rows = []
-    for i, crop in enumerate(crops):
-        levels = np.where(crop > 0, 1 + crop.astype(int) * GLCM_LEVELS // 256, 0).astype(np.uint8)
-        pairs = graycomatrix(levels, GLCM_DISTANCES, angles, GLCM_LEVELS + 1, symmetric=True)[1:, 1:].astype(float)
-        if (pairs.sum(axis=(0, 1)) == 0).any():
-            raise ValueError(f"crop {i}: expected neighbouring pixels above 0, found none; check its region.")
-        pairs /= pairs.sum(axis=(0, 1))
-        values = [graycoprops(pairs, name) for name in GLCM_PROPERTIES]
-        rows.append(np.concatenate([[v.mean(axis=1), np.ptp(v, axis=1)] for v in values], axis=None))
-    return np.array(rows)
 
 
 def half_ratio(crops: np.ndarray) -> np.ndarray:
@@ -117,8 +94,11 @@ Learner = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def _sides(features: np.ndarray, label: np.ndarray, fold: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """By fold: which rows (N,) bool are trained on, and all features (N, d) scaled to unit variance on these."""
-    for k in np.unique(fold):
+    """By fold: which rows (N,) bool are trained on, and all features (N, d) scaled to unit variance on these.
+
+    Rows of a fold below 0 are trained on for every other fold, and never scored.
+    """
+    for k in np.unique(fold[fold >= 0]):
         train = fold != k
         if len(np.unique(label[train])) < 2:
             raise ValueError(f"fold {k}: expected both classes in training, found one; use fewer folds.")

@@ -16,7 +16,7 @@ from nafld_utils import statistics
 from nafld_utils.artifacts import claim, key_of
 from nafld_utils.sweep import comparisons
 
-REVISION = ("patients_needed", 1)
+REVISION = ("patients_needed", 2)
 
 POINTS = 60  # of a curve of power
 LEAST_POWER = 0.1  # below it, patients "cannot show" a gain
@@ -45,14 +45,18 @@ def power_table(scores: pd.DataFrame, primary: Mapping[str, Any], gains: Sequenc
     arm, base = comparisons.declared_pair(scores, primary)
     found, n_seeds = statistics.gain(arm.label, arm.scores, base.scores, arm.patient), len(arm.seeds)
     spread, here, nothing = statistics.cautious(found.spread, n_seeds), arm.counts["n_patients"], np.isnan(found.error)
-    needed = [np.nan if nothing else statistics.patients_needed(spread, n_seeds, here, gain) for gain in gains]
+    # of fewer no p can be 0.05
+    fewest = statistics.fewest_patients(len(np.unique(arm.patient[arm.label == 1])), here)
+    needed = [
+        np.nan if nothing else max(fewest, statistics.patients_needed(spread, n_seeds, here, gain)) for gain in gains
+    ]
     most = 2 * max([here, *(number for number in needed if np.isfinite(number))])
     patients = np.unique(np.geomspace(here, 40 * here if np.isinf(needed).any() else most, POINTS).round())
     parts = []
-    for gain, takes in zip(gains, needed, strict=True):
+    for gain, number in zip(gains, needed, strict=True):
         power = statistics.power(gain, *statistics.planned(spread, n_seeds, patients / here)) if not nothing else np.nan
-        part = pd.DataFrame({"patients": patients, "power": power})
-        facts = {"gain": gain, "needed": takes, "power_here": part["power"].iloc[0]}
+        part = pd.DataFrame({"patients": patients, "power": power * (patients >= fewest)})
+        facts = {"gain": gain, "needed": number, "power_here": part["power"].iloc[0]}
         parts.append(part.assign(**facts, n_patients=here, n_seeds=n_seeds))
     return pd.concat(parts, ignore_index=True).assign(over=comparisons.over_gain(n_seeds))
 
@@ -84,7 +88,10 @@ def report(table: pd.DataFrame) -> str:
         patients = takes(row.needed, row.n_patients, row.n_seeds)
         text.append(f"With 80 % power a gain of {row.gain:g} takes {patients}; these {row.n_patients} {shows}.")
     if not few:
-        text.append("Planned cautiously: the power said is too low more often than too high.")
+        text.append(
+            "Planned cautiously, with upper 80 % limits of what varies: about one such plan in five asks for too few"
+            " patients, and the power said is too low more often than too high."
+        )
     return " ".join(text)
 
 

@@ -14,23 +14,28 @@ import pandas as pd
 
 from nafld_utils.artifacts import Run, Unit, load_table
 from nafld_utils.sweep import frozen_classifier_units, planning, simulated_only, verdict
+from nafld_utils.sweep.elsewhere import scored_units
 
 STUDY = Path(__file__).parent / "stored" / "interval_study.csv"
 LEAST_COVERAGE = 0.92  # of a 95 % interval; where the study counted less, a sentence says so
 
 
-def claims(run: Run, tables: dict[str, pd.DataFrame], baselines: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Headline numbers of stage 06, from `build_tables` and `build_baselines`."""
+def claims(
+    run: Run, tables: dict[str, pd.DataFrame], baselines: dict[str, pd.DataFrame], elsewhere: Any = None
+) -> list[dict[str, Any]]:
+    """Headline numbers of stage 06, from `build_tables`, `build_baselines` and `build_elsewhere`."""
     return [
         *verdict.claims(run, tables),
         *planning.claims(tables["power"]),
         *frozen_classifier_units.claims(run, baselines),
+        *scored_units.claims(run, elsewhere),
     ]
 
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 06 stands on."""
-    return [*verdict.units(run), *frozen_classifier_units.units(run), *simulated_only.units.units(run)]
+    apart = [*frozen_classifier_units.units(run), *simulated_only.units.units(run), *scored_units.units(run)]
+    return [*verdict.units(run), *apart]
 
 
 def stored(path: Path = STUDY) -> pd.DataFrame:

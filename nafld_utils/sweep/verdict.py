@@ -29,20 +29,52 @@ PIXELS = tuple(name for name in params.PreprocessSettings.model_fields if name !
 TABLES = ("comparisons", "arms", "seeds", "measures", "optimistic", "variants", "roc", "reliability", "power")
 
 # Columns of the notebook's tables, in their order; a table shows those that it has.
-_CELL, _GROUP = " ".join(comparisons.CELL), " ".join(comparisons.GROUP)
-_PATIENTS = "low_patients high_patients p_patients"
-COLUMNS = {
-    "gain": f"{_CELL} mean_auc_base mean_auc difference role note",
-    "kinds": "images use difference low_patients high_patients n_patients n_seeds role",
-    "intervals": (
-        f"{_CELL} t p low_seeds high_seeds n_seeds {_PATIENTS} p_patients_holm smallest_effect n_patients role"
+_GROUP = " ".join(comparisons.GROUP)
+_ROWS = f"{_GROUP} arm rate"
+# Tables of the notebook: what they say, what names their rows, their columns (`views.table`).
+SHOWN = {
+    "gain": ("Image-level AUC beside that of real images alone", _ROWS, "mean_auc_base mean_auc difference role note"),
+    "kinds": (
+        "Gain in image-level AUC by kind and use of the added images, 95 % intervals over patients (and seeds)",
+        "images use",
+        "difference|low_patients|high_patients n_patients n_seeds role",
     ),
-    "by patient": f"{_CELL} difference {_PATIENTS} p_patients_holm delong_low delong_high delong_p role",
-    "arms": f"level {_CELL} mean_auc low high fold_auc fold_low fold_high sd_seeds n_seeds n_patients over",
-    "optimistic": f"{_GROUP} arm mean_auc best_rate best_rate_auc best_seed_rate best_seed_auc trainings is",
-    "measures": "arm rate measure value low high reference n_patients over",
-    "baselines": "baseline split level auc low high byra n_patients over",
-    "costs": "arm trainings seconds_each classifier_minutes feature_minutes generator_minutes difference",
+    "intervals": (
+        "The same gains, 95 % intervals over patients (and seeds)",
+        _ROWS,
+        "difference|low_patients|high_patients p_patients p_patients_holm smallest_effect n_patients role",
+    ),
+    "seeds": (
+        "The same gains, 95 % intervals over training seeds alone, these patients (the paper's paired t)",
+        _ROWS,
+        "difference|low_seeds|high_seeds t p n_seeds role",
+    ),
+    "by patient": (
+        "Gains with a patient counted once, 95 % intervals over patients (and seeds)",
+        _ROWS,
+        "difference|low_patients|high_patients p_patients p_patients_holm delong_low|delong_high delong_p role",
+    ),
+    "arms": (
+        "AUC of every arm, folds ranked together and one by one",
+        f"level {_ROWS}",
+        "mean_auc|low|high fold_auc|fold_low|fold_high sd_seeds n_seeds n_patients over",
+    ),
+    "optimistic": (
+        "The best mixing rate and seed, chosen by the patients that they are judged on: not to be quoted",
+        f"{_GROUP} arm",
+        "mean_auc best_rate best_rate_auc best_seed_rate best_seed_auc trainings is",
+    ),
+    "measures": ("What a clinic asks, by patient", "arm rate measure", "value|low|high reference n_patients over"),
+    "baselines": (
+        "AUC of the baselines; published are those of Byra et al.",
+        "baseline split level",
+        "auc|low|high byra n_patients over",
+    ),
+    "costs": (
+        "What each arm cost on this device, and what it gained",
+        "arm",
+        "trainings seconds_each classifier_minutes feature_minutes generator_minutes difference",
+    ),
 }
 
 # Image-level AUC with real images alone and with r = 1.5 semantic (paper, Results and Fig. 5B), by network.
@@ -175,9 +207,9 @@ def networks(run: Run, tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def shown(table: pd.DataFrame, name: str) -> Any:
-    """The columns of one of the notebook's tables (`COLUMNS`), those that it has, as a styled table of three digits."""
-    names = comparisons.present(table, COLUMNS[name].split())
-    return table[names].style.format(precision=3, na_rep="").hide(axis="index")
+    """One of the notebook's tables (`SHOWN`), as readers see it."""
+    caption, rows, columns = SHOWN[name]
+    return views.table(table, caption, columns, " ".join(comparisons.present(table, rows.split())))
 
 
 def primary(run: Run, tables: dict[str, pd.DataFrame]) -> pd.Series:
@@ -221,14 +253,20 @@ def _width(row: pd.Series) -> str:
 
 
 def _could_show(row: pd.Series) -> str:
-    if np.isfinite(row.smallest_effect):
-        if row.smallest_effect > 1 - row.mean_auc_base:
-            return "no possible gain would be found by four in five such studies; these patients are too few"
-        return (
-            f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
-            " smaller one"
+    if np.isnan(row.smallest_effect):
+        return "how small a difference they could show cannot be told"
+    text = (
+        f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
+        " smaller one"
+    )
+    if row.smallest_effect > 1 - row.mean_auc_base:
+        text = "no possible gain would be found by four in five such studies; these patients are too few"
+    if statistics.is_narrow(row.smallest_effect, row.low_patients, row.high_patients):
+        text += (
+            f"; most of them would have a wider interval, since these {row.n_seeds} seeds agree more than"
+            f" {row.n_patients} patients let expect"
         )
-    return "how small a difference they could show cannot be told"
+    return text
 
 
 def _verdict(row: pd.Series) -> str:

@@ -269,6 +269,15 @@ def discriminated(raters: pd.DataFrame, found: Mapping[str, Any], margin: float,
     return ax
 
 
+def raters_card(raters: pd.DataFrame, found: Mapping[str, Any], margin: float, ax: Axes) -> None:
+    """As `discriminated`, small: raters against chance, named in the text beside it."""
+    discriminated(raters, found, margin, ax)
+    ax.get_legend().remove()
+    if len(raters) > 8:
+        ax.set_yticks([0], ["panel"])
+    ax.set_xlabel("d', 95 % (panel: 90 %); grey: margin")
+
+
 def planned(table: pd.DataFrame, ax: Axes) -> Axes:
     """Images that each of so many raters must see, one line per basis; bases for which no number is enough are named.
 

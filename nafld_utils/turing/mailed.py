@@ -6,6 +6,8 @@ changes an answer never counts.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import email
 import html
 import itertools
@@ -27,6 +29,7 @@ _TYPED = str.maketrans(
         **dict.fromkeys("\x0b\x0c\x85\u2028\u2029", "\n"),
     }
 )
+_BASE64 = re.compile(r"(?m)(?:^[A-Za-z0-9+/]{40,}\s+)*^[A-Za-z0-9+/]{4,}={0,2}\s*$")
 _MAIL = re.compile(rb"(?im)^(?:content-transfer-encoding|mime-version)\s*:")
 
 
@@ -48,7 +51,9 @@ def text_of(content: bytes) -> str:
 
 
 def versions(text: str) -> list[str]:
-    """Text as it is; without what mail programs do to it (blanks, quotes, marks, markup), as one line; and as lines."""
+    """Text as it is; without what mail programs do to it (blanks, quotes, marks, markup), as one line; as lines; and
+    what it holds in base64.
+    """
     plainer = _without_rtf(text) if text.lstrip().startswith("{\\rtf") else text
     plainer = re.sub(r"\s?<mailto:[^<>]{1,300}>", "", plainer)
     if re.search(r"<\w|&[\w#]+;", plainer):
@@ -58,7 +63,16 @@ def versions(text: str) -> list[str]:
     plainer = re.sub(r"\u00ab\s*|\s*\u00bb|''", '"', plainer)
     plainer = re.sub(r"(?m)^[>|\t ]+", "", INVISIBLE.sub("", plainer).translate(_TYPED))
     plainer = re.sub(r",(\s*[}\]])", r"\1", plainer)
-    return list(dict.fromkeys((text, re.sub(r"[\r\n]+", "", plainer), plainer)))
+    return list(dict.fromkeys((text, re.sub(r"[\r\n]+", "", plainer), plainer, *_from_base64(plainer))))
+
+
+def _from_base64(text: str) -> Iterator[str]:
+    """Results in blocks of base64, as the source of a mail holds them, also where its headers were not copied."""
+    for block in (found[0] for found in itertools.islice(_BASE64.finditer(text), MOST)):
+        with contextlib.suppress(ValueError):
+            inside = base64.b64decode(f"{block}==").decode()
+            if '"schema"' in inside:
+                yield inside
 
 
 def _without_rtf(text: str) -> str:

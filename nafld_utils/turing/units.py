@@ -295,8 +295,8 @@ def _opened(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**text, **whole)
 
 
-def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
-    """A table for display under a caption that says whose answers it holds; cells are escaped.
+def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str, columns: str = "", **options: Any) -> Any:
+    """A table (`views.table`) under a caption that says whose answers it holds.
 
     Parameters
     ----------
@@ -308,17 +308,11 @@ def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str) -> Any:
         What to show; its column ``simulated`` is left out, since the caption says it.
     text : str
         What the table is.
-
-    Returns
-    -------
-    pandas.io.formats.style.Styler
-        Shown by a notebook as its last expression.
+    columns : str
+        As `views.table` takes them, as are other options.
     """
     caption = f"{analysis.source}{', simulated cohort' if run.is_simulated else ''} · {text}"
-    style = table.drop(columns="simulated", errors="ignore").style
-    style = style.format(precision=3, na_rep="–", escape="html").set_caption(caption)
-    style = style.set_table_styles([{"selector": "caption", "props": "text-align: left; font-weight: bold"}])
-    return style if table.index.name else style.hide(axis="index")
+    return views.table(table.drop(columns="simulated", errors="ignore"), caption, columns, **options)
 
 
 def protocol(run: Run, analysis: Analysis) -> str:

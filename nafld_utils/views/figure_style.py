@@ -7,6 +7,9 @@ with any of the common colour vision deficiencies (https://jfly.uni-koeln.de/col
 
 from __future__ import annotations
 
+import os
+import sys
+import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib import resources
@@ -36,6 +39,7 @@ COLORS: dict[str, str] = {
 
 CLASS_COLORS = (COLORS["healthy"], COLORS["fatty"])  # label 0, label 1
 SIMULATED = "simulated cohort"
+_LIGHT, _SMALL = 150_000, 100  # characters of an SVG that is light; dots per inch of the PNG beside it
 
 
 def color_of(name: str) -> str:
@@ -65,9 +69,42 @@ def style(overrides: Mapping[str, Any] | None = None) -> ExitStack:
     before = {name: value for name, value in mpl.rcParams.copy().items() if name != "backend"}
     mpl.rcdefaults()  # not those of the user's own matplotlibrc
     mpl.rcParams.update({**look, "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), **(overrides or {})})
+    _show_as_vectors()
+    if "inline" in mpl.get_backend():  # in a notebook, where pyplot would draw each figure once more than it is shown
+        import matplotlib.pyplot as plt
+
+        plt.switch_backend(mpl.get_backend())
+        plt.uninstall_repl_displayhook()
     restore = ExitStack()
     restore.callback(mpl.rcParams.update, before)
     return restore
+
+
+def _show_as_vectors() -> None:
+    """In a notebook, show figures without pictures as SVG where that is light, beside a small PNG for other readers."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None or not hasattr(shell, "display_formatter") or "inline" not in os.environ.get("MPLBACKEND", ""):
+        return
+    import matplotlib_inline.backend_inline  # noqa: F401  # sets its own formats when it is first imported
+    from IPython.core.pylabtools import print_figure
+    from matplotlib.figure import Figure
+
+    drawn: weakref.WeakKeyDictionary[Figure, str] = weakref.WeakKeyDictionary()
+
+    def vectors(figure: Figure) -> str | None:
+        if any(ax.images for ax in figure.axes):
+            return None
+        text = print_figure(figure, "svg", metadata={"Date": None})
+        if text and len(text) <= _LIGHT:
+            drawn[figure] = text
+        return drawn.get(figure)
+
+    def pixels(figure: Figure) -> str | None:
+        return print_figure(figure, "png", base64=True, dpi=_SMALL if figure in drawn else figure.dpi)
+
+    formatters = shell.display_formatter.formatters
+    formatters["image/svg+xml"].for_type(Figure, vectors)
+    formatters["image/png"].for_type(Figure, pixels)
 
 
 def bare(ax: Axes, title: str = "") -> None:

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nafld_utils import artifacts, cli, pipeline
+from nafld_utils import artifacts, cli, pipeline, views
 from nafld_utils.artifacts import files, locks, units
 
 
@@ -384,11 +384,13 @@ def test_a_stage_does_not_finish_on_a_unit_that_is_not_done(run):
 
 def test_claims_have_fixed_columns(run):
     row = {"key": "cohort.patients", "claim": "patients", "this_run": 8, "same_protocol": "no: simulated"}
-    table = run.record_claims("01_data_analysis", [row]).data
+    table = run.record_claims("01_data_analysis", [row])
     stored = pd.read_csv(run.root / "01_data_analysis" / "claims.csv")
     assert tuple(stored.columns) == artifacts.CLAIM_COLUMNS
     assert stored["key"].tolist() == ["cohort.patients"]
-    assert [*table.columns, "key"] == list(artifacts.CLAIM_COLUMNS), "people read the sentence, programs the key"
+    shown = views.claims(table).data
+    assert shown.index.name == "claim"
+    assert "cohort.patients" not in shown.to_csv(), "people read the sentence, programs the key"
     with pytest.raises(ValueError, match="protocl"):
         run.record_claims("01_data_analysis", [{**row, "protocl": 1}])
     with pytest.raises(ValueError, match=r"missing \['key'\]"):
@@ -405,7 +407,7 @@ def test_a_key_stands_once_in_a_run(run):
         run.record_claims("02_preprocessing", [row])
     path = run.root / "01_data_analysis" / "claims.csv"
     pd.read_csv(path).drop(columns="key").to_csv(path, index=False)
-    assert len(run.record_claims("02_preprocessing", [row]).data) == 1, "claims of old runs have no key"
+    assert len(run.record_claims("02_preprocessing", [row])) == 1, "claims of old runs have no key"
 
 
 def test_seeds_are_stable_and_differ_by_every_part():
@@ -420,6 +422,9 @@ def test_show_names_what_differs_from_the_paper(run):
     assert table.loc["folds.n_splits", "paper profile, where it differs"] == "5"
     assert "ldm.prediction" in table.index
     assert "ldm.steps" not in table.index
+    assert run.show("cohort.class_names").iloc[0].tolist() == ["cohort.class_names", "['healthy', 'fatty']", ""]
+    other = artifacts.open_run("smoke", {"cohort.class_names": ["no", "yes"]}).show("cohort")
+    assert not other.astype(str).apply(lambda column: column.str.contains("healthy|fatty")).any(axis=None)
 
 
 def test_a_cohort_file_that_carries_the_mark_counts_as_simulated(run):

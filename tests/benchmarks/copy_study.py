@@ -15,7 +15,7 @@ import numpy as np
 import studies
 
 from nafld_utils import networks
-from nafld_utils.quality import copies
+from nafld_utils.networks import copy_rules as copies
 
 WIDTH = 8  # numbers per image and measure
 FRAMES = 3

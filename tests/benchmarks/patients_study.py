@@ -2,7 +2,8 @@
 
 Simulated as in `gain_study`: a study of 17 and 38 patients without any gain plans for a declared one, and a new study
 of as many patients as it asks for, with that gain, is tested. Beside it stands the power that the first study gives its
-own patients, and how often new studies of its size show the gain.
+own patients, and how often new studies of its size show the gain; and whether one finds the gain that the first study
+says about four in five of them find, whatever gain is declared.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import studies
 from nafld_utils import statistics
 
 COHORT = gain_study.COHORTS["17+38"]
+HIGHEST = 0.99 - gain_study.AUC  # gain that is simulated
 MOST = 1000  # patients of a planned study that is simulated; larger plans are counted as such
 
 
@@ -25,15 +27,16 @@ def once(cell: Mapping[str, Any], rng: np.random.Generator) -> dict[str, bool | 
     """One plan and, where it asks for at most `MOST` patients, whether they show the gain.
 
     ``affordable, log10_needed`` (of affordable plans), ``shows`` (the planned study); ``power_here, shows_here`` (one
-    of the first study's size).
+    of the first study's size); ``half_widths`` (of the first study's interval in its smallest effect), ``narrow``
+    (whether that is called narrow), ``finds_smallest`` (one of its size, where the effect is below `HIGHEST`).
     """
     n, n_seeds, gain, spread = sum(COHORT), cell["seeds"], cell["gain"], cell["spread"]
     label, new, base, patient = gain_study.scores(rng, COHORT, n_seeds, 0.0, spread)
     first = statistics.gain(label, new, base, patient)
     plan = statistics.cautious(first.spread, n_seeds)
-    needed = statistics.patients_needed(plan, n_seeds, n, gain)
+    needed, smallest = statistics.patients_needed(plan, n_seeds, n, gain), statistics.smallest_effect(first, n_seeds)
 
-    def shows(sizes: tuple[int, int]) -> bool:
+    def shows(sizes: tuple[int, int], gain: float = gain) -> bool:
         label, new, base, patient = gain_study.scores(rng, sizes, n_seeds, gain, spread)
         found = statistics.gain(label, new, base, patient)
         return found.low > 0
@@ -46,6 +49,9 @@ def once(cell: Mapping[str, Any], rng: np.random.Generator) -> dict[str, bool | 
         "shows": shows((healthy, int(needed) - healthy)) if affordable else None,
         "power_here": float(statistics.power(gain, *statistics.planned(plan, n_seeds, 1.0))),
         "shows_here": shows(COHORT),
+        "half_widths": 2 * smallest / (first.high - first.low),
+        "narrow": statistics.is_narrow(smallest, first.low, first.high),
+        "finds_smallest": shows(COHORT, smallest) if smallest < HIGHEST else None,
     }
 
 

@@ -16,7 +16,10 @@ def test_a_plan_is_of_a_study_without_a_gain():
     assert found["affordable"]
     assert 10 ** found["log10_needed"] == pytest.approx(statistics.patients_needed(plan, 25, 55, 0.05))
     assert found["power_here"] == pytest.approx(statistics.power(0.05, *statistics.planned(plan, 25, 1.0)))
-    assert {found["shows"], found["shows_here"]} <= {True, False}
+    assert {found["shows"], found["shows_here"], found["finds_smallest"]} <= {True, False}
+    first = statistics.gain(label, new, base, patient)
+    assert found["half_widths"] == pytest.approx(2 * statistics.smallest_effect(first, 25) / (first.high - first.low))
+    assert found["narrow"] is False
 
 
 def test_a_plan_that_nobody_can_afford_is_counted_and_not_simulated():
@@ -27,7 +30,7 @@ def test_a_plan_that_nobody_can_afford_is_counted_and_not_simulated():
 
 def test_stored_study_shows_planned_gains_and_gives_no_power_too_high():
     table = artifacts.load_table(patients_study.STUDY.stored)
-    assert len(table) == 5 * len(patients_study.CELLS)
+    assert len(table) == 8 * len(patients_study.CELLS)
     rows = table.set_index(["spread", "seeds", "gain", "outcome"])["value"].unstack()
     most = rows[rows["affordable"] > 0.5]
     assert len(most) >= 6

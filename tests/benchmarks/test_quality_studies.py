@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils.quality import copies
+from nafld_utils.networks import copy_rules as copies
 
 
 def stored(study):

@@ -1184,7 +1184,7 @@ def test_no_number_of_the_papers_stands_beside_a_foreign_cohort(tmp_path, study)
     cohort.build_cohort(run)
     table = run.record_claims(
         "01_data_analysis", [row, {**row, "key": "b", "paper": None, "same_protocol": "not in it"}]
-    ).data
+    )
     assert table["paper"].isna().all()
     assert set(table["claim"]) == {"patients"}
     assert table["same_protocol"].tolist() == [claims.OTHER_COHORT, "not in it"]

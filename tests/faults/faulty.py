@@ -128,13 +128,6 @@ STEPS = (
 
 # ---------------------------------------------------------------- a step in a process of its own
 
-# As `nafld_utils.pipeline.execute` sets them: threads that spin while they wait take a busy machine from each other.
-_SHARED_CORES = {
-    "OMP_WAIT_POLICY": "passive",
-    "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
-}
-
 
 @dataclass(frozen=True)
 class Ended:
@@ -148,8 +141,6 @@ class Ended:
 
 def context():
     """Children of a server that has imported every stage once; all files of faults share it."""
-    for name, value in _SHARED_CORES.items():
-        os.environ.setdefault(name, value)
     shared = multiprocessing.get_context("forkserver")
     shared.set_forkserver_preload(PRELOAD)
     return shared

@@ -48,9 +48,9 @@ def test_a_denoisers_training_step_is_counted_as_torch_counts_it(name):
 def test_a_gans_step_on_the_cpu_takes_the_operations_that_are_counted_without_computing():
     """The generator draws twice, once with a backward pass; a step with penalties costs more than the three others."""
     settings = params.load("smoke").section("gan")
-    counts = gan.step_operations(64, settings)
-    device, images = torch.device("cpu"), np.zeros((4, 64, 64), np.uint8)
-    steps = gan.train(gan.start_training(64, settings, 0, device), images, np.arange(4) % 2, settings, 4, 0, device)
+    shape, device = (4, 8, 8), torch.device("cpu")
+    counts, latents = gan.step_operations(shape, settings), torch.zeros(4, *shape)
+    steps = gan.train(gan.start_training(shape, settings, 0, device), latents, np.arange(4) % 2, settings, 4, 0, device)
     for count in counts:
         with Operations() as counted:
             next(steps)
@@ -64,7 +64,7 @@ def test_the_steps_of_a_gan_are_those_nearest_to_the_class_models_operations():
         network = denoiser_units.new_denoiser(run, "class", 0, (4, 8, 8))
     given = ldm.denoiser.training_operations(network, (4, 8, 8), 64) * 8 * 12  # images of a batch, steps
     assert gan_units.budget(run) == given
-    counts = gan.step_operations(64, run.settings.section("gan"))
+    counts = gan.step_operations((4, 8, 8), run.settings.section("gan"))
     n = gan_units.steps(run)
     assert abs(sum(counts) / 4 * n - given) <= sum(counts) / 8
     assert gan_units.steps(opened(**{"gan.steps": 7})) == 7

@@ -204,10 +204,10 @@ def test_a_balanced_model_is_trained_on_balanced_batches_and_draws_its_own_set(r
     plain = preprocessing.open_preprocessed(both).images.query("fold != 0")["label"].mean()
     assert labels.double().mean() == pytest.approx(0.5, abs=0.1)
     assert abs(plain - 0.5) > 0.1, "without balance it would be another share"
-    opened, load = [], ldm.load_denoiser
+    opened, load = [], denoiser_units.load_denoiser
     monkeypatch.setattr(denoiser_units, "load_denoiser", lambda *args: opened.append(args[1:]) or load(*args))
     sampling.make_set(both, "class", 0, balance="oversample")
-    assert opened == [("class", 0, "oversample")]
+    assert opened == [("class", 0, "oversample", None)]
     made = sampling.open_synthetic(both, "class", 0, balance="oversample")
     assert made.unit.path != sampling.synthetic_unit(both, "class", 0).path
     assert len(made.images) == 6

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import nbformat
 import notebook_names
 import pytest
+from page_checks import serious
 from project import GUARD, PROJECT, make_command
 
 from nafld_utils import pipeline
@@ -207,13 +208,16 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
     assert table.get_by_role("link", name="current").count() == len(pipeline.STAGES)
     page.get_by_text("make lab PROFILE=smoke", exact=True).first.wait_for()
     assert page.get_by_text("Jupyter news").count() == 0
+    assert serious(page, ".jp-RenderedHTMLCommon") == []
 
     started = time.monotonic()
     table.get_by_role("link", name="01_data_analysis").click()
     run_all(page, "01_data_analysis.ipynb")
     page.get_by_text("stage 1 of 8, 01_data_analysis").wait_for()
     page.get_by_text("2 of 2 done").wait_for()
-    page.get_by_text("made_in_s").wait_for()  # the last cell's table
+    page.get_by_text("its unit was made in (s)").wait_for(state="attached")  # the last cell's table, which is folded
+    assert not page.get_by_text("its unit was made in (s)").is_visible()
+    assert not page.get_by_text("Every check holds.").is_visible()
     assert time.monotonic() - started < 60, "a finished notebook resumes from what is stored"
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
 

@@ -18,6 +18,7 @@ import notebook_names
 import numpy as np
 import pandas as pd
 import pytest
+import readme_pictures
 import scipy.io
 import torch
 from commands import SMALL, words
@@ -27,6 +28,7 @@ from project import PROJECT
 
 from nafld_utils import artifacts, pipeline, report
 from nafld_utils.pipeline import lab
+from nafld_utils.report import notebooks, pictures
 
 NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in pipeline.STAGES]
 BUDGET = 300.0  # seconds for the smoke profile on two free cores
@@ -69,6 +71,9 @@ def test_executed_notebooks_hold_no_error_and_no_warning(smoke):
         assert not [output for output in outputs if output.output_type == "error"], stage
         noise = [output.text for output in outputs if output.get("name") == "stderr"]
         assert not noise, f"{stage}: {noise[0][:500]}"
+        tables = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
+        assert not [table for table in tables if 'class="dataframe"' in table], f"{stage}: a table is for readers"
+        assert all("<caption>" in table for table in tables if "<table" in table), f"{stage}: a table says what to read"
 
 
 def test_every_page_is_self_contained_and_says_simulated(smoke):
@@ -84,6 +89,9 @@ def test_front_page_sums_up_all_stages(smoke, run):
     table = report.claims_table(run)
     assert set(table["stage"]) == set(pipeline.STAGES)
     stages = set(re.findall(r'scope="rowgroup" colspan="\d"><a href="(\w+)\.html"', page))
+    cards = re.findall(r'<section class="card".*?</section>', page, re.DOTALL)
+    assert len(cards) == 4
+    assert all(len(re.findall(r"<img alt=.Figure: The answer", card)) == 1 for card in cards), "a card has its figure"
     assert stages == set(pipeline.STAGES)
     assert "Not answered" not in page, "an answer does not find its claims"
     assert all(f'href="{stage}.html"' in page and f'href="{stage}.ipynb"' in page for stage in pipeline.STAGES)
@@ -116,6 +124,49 @@ def test_a_browser_opens_and_prints_every_page_without_a_request(smoke, run, bro
     compared = artifacts.save_text(tmp_path / "compared.html", report.comparison_html(run, run))
     for path in (*(smoke.reports / f"{name}.html" for name in ("index", *pipeline.STAGES)), compared):
         open_and_look(browser, path, sheets=2)
+
+
+def test_pages_are_light_and_the_first_screen_holds_the_four_answers(smoke, run, browser):
+    sizes = {name: (smoke.reports / f"{name}.html").stat().st_size / 1e6 for name in ("index", *pipeline.STAGES)}
+    assert sizes.pop("index") < 2
+    assert {name: size for name, size in sizes.items() if size >= 3} == {}
+    assert sum(sizes.values()) < 15
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((smoke.reports / "index.html").as_uri())
+    ends = page.evaluate("[...document.querySelectorAll('.card')].map(card => card.getBoundingClientRect().bottom)")
+    verdicts = page.evaluate("[...document.querySelectorAll('.card .verdict')].map(part => part.innerText)")
+    page.set_viewport_size({"width": 390, "height": 844})
+    lefts = page.evaluate("[...document.querySelectorAll('.card')].map(card => card.getBoundingClientRect().left)")
+    page.close()
+    assert len(ends) == 4
+    assert max(ends) <= 800
+    assert len({*lefts}) == 1, "cards stack on a phone"
+    assert all(len(verdict.split()) <= 3 for verdict in verdicts)
+
+
+def test_the_pictures_of_the_readme_are_made_and_small(smoke, run, browser, tmp_path):
+    readme_pictures.write(browser, run, tmp_path)
+    for name in readme_pictures.NAMES:
+        committed = readme_pictures.FOLDER / name
+        for path in (tmp_path / name, committed):
+            assert path.read_bytes().startswith(b"\x89PNG")
+            assert 10_000 < path.stat().st_size < readme_pictures.LIMIT
+        alt = re.search(rf'alt="([^"]*)" src="pictures/{name}"', (PROJECT / "README.md").read_text(encoding="utf-8"))
+        assert "simulated" in alt[1]
+    with pytest.raises(ValueError, match="no picture of them is published"):
+        readme_pictures.write(browser, artifacts.open_run("cpu"), tmp_path)
+
+
+def test_figures_are_vectors_but_for_pictures(smoke):
+    vectors = 0
+    for stage in pipeline.STAGES:
+        for cell in nbformat.read(smoke.reports / f"{stage}.ipynb", as_version=4).cells:
+            for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+                assert "image/png" in data or "image/svg+xml" not in data, "readers that show no SVG have a PNG"
+                drawn = "image/svg+xml" in data
+                assert not (drawn and pictures.SHOWS_IMAGES in cell.metadata.get("tags", [])), f"{stage}: {cell.source}"
+                vectors += drawn
+    assert vectors > 15
 
 
 def test_a_second_make_runs_nothing(smoke):
@@ -233,6 +284,13 @@ def test_notebook_keeps_the_projects_shape(path):
     assert "parameters" in code[0].metadata.get("tags", [])
     assert ast.literal_eval(re.search(r"^profile = (.*)$", code[0].source, re.MULTILINE)[1]) == "demo"
     assert "run.finish(" in code[-1].source
+    folded = [cell.source.split("\n")[0] for cell in notebook.cells if cell.metadata.get(notebooks.FOLDED)]
+    assert folded == ["## Settings in force", "## Checks", "## Saved numbers and files"], (
+        "at the end, in JupyterLab too"
+    )
+    sections = [cell for cell in notebook.cells if cell.source.startswith("## ")]
+    shown = [cell.source for cell in sections if notebooks.FOLDED_ON_PAGE not in cell.metadata.get("tags", [])]
+    assert shown[0].startswith("## The answer"), "the answer before the evidence"
     assert any(report.KEY_FIGURE in cell.metadata.get("tags", []) for cell in code), "a figure for the front page"
     assert not any(cell.outputs or cell.execution_count for cell in code), "committed without outputs"
     assert any("assert " in cell.source for cell in code), "checks that tell a story"

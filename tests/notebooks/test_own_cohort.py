@@ -58,7 +58,7 @@ def test_the_front_page_speaks_of_the_users_classes(example):
     assert "Not answered" not in text
     answers = text[: text.index("Limits")]
     assert not re.search(r"steatosis|biopsy", answers)
-    assert text.count("No verdict") == 4, "the smoke profile's numbers mean nothing"
+    assert text.count("No verdict") == 8, "in the cards and in detail: the smoke profile's numbers mean nothing"
     assert "The paper beside this run" not in text
     assert "Numbers of this run" in text
     assert re.search(r"left out [1-9]\d* of \d+ images, by cohort.frames_per_patient 3", text)
@@ -90,3 +90,19 @@ def test_a_second_make_runs_nothing_and_the_report_can_be_mailed(example):
     run_make("report-zip", "RUN=chest", root=root, check=0)
     (archive,) = (root / "reports" / "chest").glob("*.zip")
     assert f"{pipeline.STAGES[0]}.html" in "".join(zipfile.ZipFile(archive).namelist())
+
+
+def test_an_export_names_no_patient_and_no_file_of_the_user(example):
+    root, _ = example
+    said = run_make("export", "RUN=chest", root=root, check=0).stdout
+    folder = root / "reports" / "chest" / "chest-export"
+    assert f"export: {folder}" in said
+    sources = pd.read_csv(root / "artifacts" / "chest" / "cohort" / "sources.csv", dtype=str)
+    table = pd.read_csv(folder / "images.csv")
+    assert set(table["label"]) == {"clear", "effusion"}
+    assert not {*table["patient"]} & {*sources["patient"]}
+    for path in folder.rglob("*"):
+        if path.suffix in (".csv", ".md", ".cff", ".json", ".py"):
+            text = path.read_text(encoding="utf-8")
+            private = [*sources["file"], *(name for name in sources["patient"] if not name.isdigit()), str(root)]
+            assert not [name for name in private if name in text], path.name

@@ -188,7 +188,7 @@ def test_an_unknown_feature_is_refused():
 # ---------------------------------------------------------------- variants
 
 
-@pytest.mark.parametrize("name", ["off", *(f"only_{effect}" for effect in variants.EFFECTS)])
+@pytest.mark.parametrize("name", ["no_effects", *(f"only_{effect}" for effect in variants.EFFECTS)])
 def test_fat_changes_what_the_variant_says_and_nothing_else(name):
     """The anatomy with and without fat from one generator: which of its parts differ."""
     lean, fat = (anatomy.draw_anatomy(np.random.default_rng(4), f, None, phantom.VARIANTS[name]) for f in (0.0, 80.0))
@@ -202,7 +202,7 @@ def test_fat_changes_what_the_variant_says_and_nothing_else(name):
         "attenuation": lean.attenuation[TISSUES["liver"]] < fat.attenuation[TISSUES["liver"]],
     }
     expected = {
-        "off": set(),
+        "no_effects": set(),
         "only_echogenicity": {"echo of the liver", "echo of vessels", "echo"},
         "only_attenuation": {"attenuation"},
         "only_border_blur": {"echo of vessels", "echo"},

@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -44,6 +45,30 @@ def test_a_stage_runs_with_what_it_needs_and_shows_its_progress(finished):
     note = nbformat.read(study.report(SECOND), as_version=4).metadata.papermill
     assert note.parameters == {"profile": "smoke", "overrides": {}}
     assert str(study.root) not in f"{note.input_path} {note.output_path}"
+
+
+def test_a_page_is_written_with_its_notebook_and_again_only_where_it_is_older_or_gone(study, tmp_path):
+    venv, said = tmp_path / "venv", tmp_path / "said"
+    (venv / "bin").mkdir(parents=True)
+    (venv / ".ready").touch()
+    command = venv / "bin" / "nafld"
+    command.write_text(f'#!/bin/sh\necho "$1" >> {said}\nexec {sys.prefix}/bin/nafld "$@"\n')
+    command.chmod(0o755)
+    page = study.report(SECOND).with_suffix(".html")
+
+    def called():
+        said.write_text("")
+        study.make(SECOND, f"VENV={venv}", check=0)
+        assert page.stat().st_mtime_ns >= study.report(SECOND).stat().st_mtime_ns
+        return said.read_text().split()
+
+    page.unlink()
+    assert called() == ["resolve", "render"]
+    study.report(SECOND).unlink()
+    page.unlink()
+    assert called() == ["resolve", "execute"]
+    os.utime(page, ns=(0, 0))
+    assert called() == ["resolve", "render"]
 
 
 def test_a_second_make_does_nothing_and_is_quick(study):

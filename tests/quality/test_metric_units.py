@@ -140,11 +140,12 @@ def test_every_synthetic_image_is_kept_or_withheld_with_a_reason(run):
 
 def test_nearest_frames_are_training_frames_of_the_fold(run):
     from nafld_utils import preprocessing
-    from nafld_utils.quality import copies, copy_units
+    from nafld_utils.networks import copy_rules
+    from nafld_utils.quality import copy_units
 
     images = preprocessing.open_preprocessed(run).images.set_index("image_id")
     for fold, part in copy_units.audits(run).groupby("fold"):
-        for name in copies.MEASURES:
+        for name in copy_rules.MEASURES:
             assert (images.loc[part[f"{name}_image"], "fold"] != fold).all(), name
             assert (images.loc[part[f"{name}_image"], "patient_id"].to_numpy() == part[f"{name}_patient"]).all(), name
 
@@ -204,7 +205,7 @@ def test_the_gan_says_its_steps_its_operations_and_its_seconds(run):
 
     table, steps = ldm.table(run), run.settings.gan.steps
     assert table["steps"].eq(steps).all()
-    counts = gan.step_operations(run.settings.preprocess.image_size, run.settings.section("gan"))
+    counts = gan.step_operations((4, 8, 8), run.settings.section("gan"))
     assert len(counts) == steps
     assert table["gflop"].tolist() == pytest.approx([sum(counts) / 1e9] * len(table))
     assert table["gflop_given"].isna().all(), "its steps are set, not given"

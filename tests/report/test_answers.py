@@ -91,6 +91,9 @@ def test_a_difference_that_no_resample_moves_tells_nothing_of_smaller_ones(real)
     text = " ".join(answered(real, table((*gain, -0.1, 0.1, PATIENTS), shown), "help").sentences)
     assert "would find a true gain of 0.1 (80 % power), and fewer a smaller one." in text
     assert "cannot be told" not in text
+    assert "wider interval" not in text
+    text = " ".join(answered(real, table((*gain, -0.02, 0.02, PATIENTS), shown), "help").sentences)
+    assert "Most of them would have a wider interval: the seeds of this run agree more than" in text
 
 
 def test_patients_that_a_declared_gain_takes_stand_on_the_front_page(real):
@@ -146,6 +149,21 @@ def by_patient(real, declared, n=70, **baselines):
     ]
     found = table(*[(SWEEP, key, text, value, value - 0.1, value + 0.1, PATIENTS) for key, text, value, _ in rows])
     return found.assign(n=[str(count) for *_, count in rows])
+
+
+def test_the_first_answer_tells_the_locked_test_on_another_cohort_where_there_is_one(real):
+    gain = (SWEEP, "sweep.gain.patients", GAIN, 0.05, 0.01, 0.2, PATIENTS)
+    assert "Elsewhere" not in " ".join(answered(real, table(gain), "help").sentences)
+    keys = {"auc.real": 0.8, "auc.declared": 0.75, "auc.baseline": 0.7, "gain": -0.05}
+    rows = [(SWEEP, f"elsewhere.{key}", key, value, value - 0.1, value + 0.1, "x") for key, value in keys.items()]
+    patients = (SWEEP, "elsewhere.patients", "simulated patients of the other cohort", 24, "", "", "")
+    claims = table(gain, *rows, patients).assign(n="24")
+    text = " ".join(answered(real, claims, "help").sentences)
+    assert (
+        "Elsewhere, on 24 simulated patients of the other cohort, to which nothing was fitted, the AUC by patient is"
+        " 0.8 [0.7, 0.9] with real images alone, 0.75 [0.65, 0.85] with synthetic ones (changed by"
+        " -0.05 [-0.15, 0.05]) and 0.7 [0.6, 0.8] for the strongest baseline; intervals are 95 % over these patients."
+    ) in text
 
 
 def test_the_first_answer_names_the_strongest_baseline_on_the_same_folds(real):
@@ -233,8 +251,9 @@ def test_quality_is_judged_against_real_images_of_other_patients(real):
     assert "semantic 0.5 [0.4, 0.6]; 95 % intervals over patients (jackknife)." in " ".join(both.sentences)
 
 
-def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0):
+def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0, turned=1.0):
     rows = [
+        ("copies.found.planted.rotated_copies", "any words", turned, 0.5, 1, "images (binomial)"),
         ("copies.share.semantic", "any words", share, low, high, "images"),
         ("copies.share.held_out", "any words", *held, "patients"),
         ("copies.found.planted.exact_copies", "any words", planted, 0.5, 1, "images (binomial)"),
@@ -247,9 +266,10 @@ def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0):
     [
         (copies(0, 0, 0), "None was found"),
         (copies(0, 0, 0, planted=0.5), "Cannot be said"),
+        (copies(0, 0, 0, turned=0.5), "None was found"),
         (copies(0.02, 0, 0.05), "Some may be"),
         (copies(0.3, 0.2, 0.4), "Yes, some of semantic"),
-        (copies(0.3, 0.2, 0.4).iloc[:1], "Not answered"),
+        (copies(0.3, 0.2, 0.4).iloc[:2], "Not answered"),
     ],
 )
 def test_copies_are_held_against_the_search_itself(real, claims, verdict):
@@ -257,6 +277,12 @@ def test_copies_are_held_against_the_search_itself(real, claims, verdict):
     assert found.verdict == verdict
     if verdict != "Not answered":
         assert "not thereby anonymous" in " ".join(found.sentences)
+
+
+def test_a_change_that_the_audit_does_not_find_is_named(real):
+    words = "Beyond it, as it finds fewer than 95 % of them, are rotated copies."
+    assert words in " ".join(answered(real, copies(0, 0, 0, turned=0.9), "copies").sentences)
+    assert "Beyond it" not in " ".join(answered(real, copies(0, 0, 0), "copies").sentences)
 
 
 def test_one_flagged_image_is_not_more_than_real_patients_may_reach(real):

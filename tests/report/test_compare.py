@@ -83,7 +83,9 @@ def test_comparison_shows_both_and_computes_what_may_be_computed(browser):
     assert rows["paired t"][3:5] == ["", "n differs: 2 and 3"]
     assert rows["only one"][3:5] == ["", "only in one"]
     assert rows["only two"][3:5] == ["", "only in two"]
-    assert '<th scope="row"><code>sweep.n_seeds</code></th><td>2</td><td>3</td>' in page
+    assert (
+        '<th scope="row"><code>sweep.n_seeds</code></th><td data-label="one">2</td><td data-label="two">3</td>' in page
+    )
     assert "The cohort is the same, pixel by pixel" in page
     assert "stand on the same stored units" in page
     assert "they are alike" in page, "stages that both runs share stand apart"

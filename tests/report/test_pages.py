@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import re
 import shlex
 
@@ -10,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from page_checks import RANDOM, addresses, assert_self_contained, assert_whole_in_print, executed, open_and_look
+from PIL import Image
 
 from nafld_utils import artifacts, report, views
-from nafld_utils.report import notebooks, pages
+from nafld_utils.report import notebooks, pages, pictures
 
 STAGE = "06_classification_sweep"
 
@@ -46,19 +48,25 @@ def run(tmp_path, monkeypatch):
 def test_front_page_says_what_was_found(run):
     page = report.index_html(run)
     assert "SIMULATED COHORT" in page
-    assert '<td class="number">0.882</td><td class="number">0.877</td><td class="number">[0.75, 0.955]</td>' in page
+    cells = re.search(r'real&lt;/b&gt; &amp; semantic <span class="unit">\(AUC\)</span></th>(.*?)</tr>', page)[1]
+    assert re.findall(r">([^<]+)</td>", cells) == ["0.882", "0.877 [0.75, 0.955]", "patients, n = 3", "no: 1"]
+    assert re.findall("<li>(.*?)</li>", page.partition('class="legend"')[2])[:3] == [
+        "simulated cohort",
+        "no raters yet",
+        "other features",
+    ], "what differs stands once"
     assert (
         page.index('id="answer"') < page.index('id="paper"') < page.index('id="figures"') < page.index('id="methods"')
     )
     assert "0.512 [0.406, 0.618]" in page
-    assert '<td class="number">72.95</td>' in page, "the paper's own digits"
-    assert '<td class="number">55</td>' in page
+    assert ">72.95</td>" in page, "the paper's own digits"
+    assert ">55</td>" in page
     assert "3: 1 healthy, 2 fatty" in page
     assert "3 &lt;patients&gt;" in page
     assert "AUC &lt;b&gt;real&lt;/b&gt; &amp; semantic" in page
     assert "1 min 23 s" in page, "how long the notebook took"
     assert "1 min 01 s" in page, "how long its units took"
-    assert '<th scope="row"><code>sweep.n_seeds</code></th><td>3</td><td>25</td>' in page
+    assert '<th scope="row"><code>sweep.n_seeds</code></th><td data-label="this run">3</td>' in page
     assert "Do synthetic images help a classifier?" in page
     assert 'href="06_classification_sweep.html"' in page
     assert "not run" in page, "the six other stages"
@@ -86,7 +94,7 @@ def test_front_page_shows_the_tagged_figure_else_the_first(run):
     title = "06 · Does it help?"
     assert figure["caption"] == f"{title} Image-level AUC over the mixing rate. Boxes are over seeds, not patients."
     assert figure["alt"] == "Figure: Image-level AUC over the mixing rate. Boxes are over seeds, not patients."
-    assert base64.b64decode(figure["data"]).startswith(b"\x89PNG")
+    assert base64.b64decode(figure["data"]).startswith(b"RIFF"), "a lossless WebP"
     del notebook.cells[3].metadata["tags"]
     assert len(notebooks.key_figures(STAGE, notebook)) == 1
     notebook.cells[3].outputs = notebook.cells[5].outputs = []
@@ -95,7 +103,7 @@ def test_front_page_shows_the_tagged_figure_else_the_first(run):
 
 def test_figures_tagged_for_the_answer_come_before_key_figures():
     notebook = executed(STAGE)
-    notebook.cells[5].metadata["tags"] = [notebooks.KEY_FIGURE, notebooks.ANSWER_FIGURE]
+    notebook.cells[5].metadata["tags"] = [pictures.KEY_FIGURE, pictures.ANSWER_FIGURE]
     notebook.cells[5].outputs = notebook.cells[5].outputs * 3
     found = notebooks.key_figures(STAGE, notebook)
     assert [figure["alt"] for figure in found] == [
@@ -131,6 +139,65 @@ def test_notebook_page_folds_code_and_names_its_figures(run):
     assert "&lt;" in page, "code is escaped"
 
 
+def test_a_cell_that_shows_nothing_leaves_its_code_and_no_trace(run):
+    code, text = nbformat.v4.new_code_cell, [nbformat.v4.new_output("stream", name="stdout", text="seen")]
+    cells = [code("quiet = 1"), code("print('seen')", outputs=text), code("last = 2")]
+    page = notebooks.notebook_html(run, STAGE, executed(STAGE, cells))
+    assert page.count('<details class="code">') == 4, "the widget's note, two figures, one text"
+    block = html.unescape(re.sub("<[^>]*>", "", page[page.rindex('<details class="code">') :]))
+    assert re.search(r"quiet = 1\s+print\('seen'\)\s+last = 2\s+seen", block)
+
+
+def test_folded_sections_stand_closed_at_the_end_of_a_page_in_their_order(run):
+    def section(name, **metadata):
+        return [
+            nbformat.v4.new_markdown_cell(f"## {name}\nWords of {name}.", metadata=metadata),
+            nbformat.v4.new_code_cell(
+                name, outputs=[nbformat.v4.new_output("stream", name="stdout", text=f"is {name}")]
+            ),
+        ]
+
+    cells = [
+        *section("Cost", tags=[notebooks.FOLDED_ON_PAGE]),
+        *section("Answer"),
+        *section("Checks <b>", **{notebooks.FOLDED: True}),
+    ]
+    page = notebooks.notebook_html(run, STAGE, executed(STAGE, cells))
+    places = [
+        page.index(text) for text in ("is Answer", "<h2>Cost</h2>", "is Cost", "<h2>Checks &lt;b&gt;</h2>", "</main>")
+    ]
+    assert places == sorted(places)
+    assert page.count('<details class="fold">') == page.count('<details class="fold"><summary><h2>') == 2
+    assert page.count("<details") == page.count("</details>")
+    assert "Words of Cost." in page
+
+
+def test_figures_are_vectors_where_the_notebook_has_them_else_small_and_lossless(run):
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (80, 4000), dtype=np.uint8)).save(buffer, "PNG")
+    data = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+    with Image.open(io.BytesIO(base64.b64decode(pictures.light(data)["data"]))) as wide:
+        assert wide.size == (1136, 23), "no wider than a page"
+    drawn = pictures.light(data | {"image/svg+xml": "<svg/>"})
+    assert (drawn["mime"], base64.b64decode(drawn["data"])) == ("image/svg+xml", b"<svg/>")
+    assert pictures.light({"text/plain": "x"}) is None
+
+
+def test_each_answer_has_a_card_with_its_figure(run):
+    notebook = executed(STAGE)
+    notebook.cells[3].metadata["tags"] = ["card-help"]
+    nbformat.write(notebook, run.reports / f"{STAGE}.ipynb")
+    page = report.index_html(run)
+    cards = re.findall(r'<section class="card" aria-labelledby="card-(\w+)">(.*?)</section>', page, re.DOTALL)
+    assert [key for key, _ in cards] == ["help", "quality", "copies", "people"]
+    assert "<img" in dict(cards)["help"]
+    assert "Not answered" in dict(cards)["quality"]
+    notebook.cells[3].metadata["tags"] = ["card-help", pictures.SHOWS_IMAGES]
+    nbformat.write(notebook, run.reports / f"{STAGE}.ipynb")
+    assert "<img" not in re.search(r'id="card-help".*?</section>', report.index_html(run, images=False), re.DOTALL)[0]
+
+
 def test_an_unfinished_run_has_a_front_page(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     empty = artifacts.open_run("demo")
@@ -147,7 +214,7 @@ def test_an_unfinished_run_has_a_front_page(tmp_path, monkeypatch):
      ("0.5 [0.4, 0.6]", "0.5 [0.4, 0.6]")],
 )  # fmt: skip
 def test_numbers_are_read_not_stored(stored, shown):
-    assert pages.number(stored) == shown
+    assert views.number(stored) == shown
 
 
 def test_command_on_the_page_gives_the_same_run(run, tmp_path):

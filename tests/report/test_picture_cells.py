@@ -4,7 +4,7 @@ import ast
 import json
 from pathlib import Path
 
-from nafld_utils.report import notebooks
+from nafld_utils.report import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_PICTURE = {"fooled"}  # draws a table of shades
@@ -36,7 +36,7 @@ def test_every_cell_that_draws_an_image_is_marked():
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code":
                 shows = bool(called(ast.parse("".join(cell["source"]))) & draws)
-                marked = notebooks.SHOWS_IMAGES in cell["metadata"].get("tags", [])
-                assert shows == marked, f"{path.name}, cell {cell['id']}: tag {notebooks.SHOWS_IMAGES}"
+                marked = pictures.SHOWS_IMAGES in cell["metadata"].get("tags", [])
+                assert shows == marked, f"{path.name}, cell {cell['id']}: tag {pictures.SHOWS_IMAGES}"
                 seen += shows
     assert seen > 15

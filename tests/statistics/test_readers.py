@@ -174,6 +174,7 @@ def test_plans_are_made_with_upper_limits():
     found = statistics.cautious(SPREAD, 5)
     assert found.patients == pytest.approx(0.0003 * 1.28402, rel=1e-5)
     assert found.seeds + found.both == pytest.approx(0.0021 * 2.426041, rel=1e-5)
+    assert found.both == pytest.approx(0.0009 * 1.28402, rel=1e-5)
     two = statistics.cautious(SPREAD._replace(seeds=np.nan), 2)
     assert two.both == pytest.approx(0.0009 * 1.28402, rel=1e-5)
 
@@ -216,3 +217,36 @@ def test_the_effect_that_studies_find_is_planned_cautiously():
     df = error**4 / ((0.0012 * 4.481420 / 3) ** 2 / 2)
     assert statistics.smallest_effect(found, 3) == pytest.approx(readers.smallest_gain(error, df), rel=1e-5)
     assert statistics.smallest_effect(found, 3) > readers.smallest_gain(found.error, found.df)
+
+
+def test_seeds_that_agree_by_chance_plan_with_what_patients_tell():
+    """As in the demo: three gains vary by 0.0001, where patients make 0.0021; R: 19 / qchisq(0.2, 19) is 1.385251."""
+    spread = readers.Spread(seeds=-0.002, patients=0.0, both=0.0021, df=19)
+    plan = statistics.cautious(spread, 3)
+    assert plan == pytest.approx((0.0, 0.0, 0.0021 * 1.385251, 19), rel=1e-5)
+    error = np.sqrt(0.0001 / 3)
+    half = scipy_stats.t.ppf(0.975, 2) * error
+    found = readers.Gain(0.0, error, 2.0, 1.0, -half, half, spread)
+    smallest = statistics.smallest_effect(found, 3)
+    assert smallest == pytest.approx(5.65349 * np.sqrt(0.0021 * 1.385251 / 3), rel=1e-5)
+    assert statistics.is_narrow(smallest, -half, half)
+    # of a study whose seeds vary as its patients let expect
+    error = np.sqrt(0.0021 / 3)
+    half = scipy_stats.t.ppf(0.975, 2) * error
+    found = readers.Gain(0.0, error, 2.0, 1.0, -half, half, spread._replace(seeds=0.0))
+    smallest = statistics.smallest_effect(found, 3)
+    assert smallest / half == pytest.approx(np.sqrt(4.481420) * 5.65349 / 4.302653, rel=1e-5)
+    assert not statistics.is_narrow(smallest, -half, half)
+    # many more patients cannot undo what few seeds leave open, and do where the seeds' limit is below theirs
+    assert statistics.patients_needed(plan, 3, 40, 0.1) < np.inf
+
+
+def test_patients_too_few_for_any_p_of_five_per_cent_show_no_gain():
+    """Of 3 and 3 patients classes can be given in 20 ways, of 3 and 4 in 35, of 4 and 4 in 70."""
+    assert [statistics.fewest_patients(*sizes) for sizes in ((3, 6), (4, 7), (4, 8), (6, 8))] == [8, 8, 8, 10]
+    rng, label = np.random.default_rng(3), np.repeat([0, 1], 3)
+    found = statistics.gain(label, label + rng.normal(size=(3, 6)), rng.normal(size=(3, 6)), np.arange(6))
+    assert found.least == pytest.approx(2 / 20)
+    assert np.isfinite(found.error)
+    assert statistics.smallest_effect(found, 3) == np.inf
+    assert not statistics.is_narrow(np.inf, found.low, found.high)

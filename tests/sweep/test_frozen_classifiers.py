@@ -8,7 +8,7 @@ import pytest
 from toy_scores import features_of, images_table, learners
 
 from nafld_utils import cohort, engine, networks, params, statistics, sweep
-from nafld_utils.images import extract_crop, resize_box, whole_box
+from nafld_utils.images import extract_crop, resize_box, texture_features, whole_box
 from nafld_utils.sweep import frozen_classifier_units, frozen_classifiers
 
 # ---------------------------------------------------------------- features without a network
@@ -34,21 +34,6 @@ def test_organ_ratio_by_eye_and_what_stands_for_an_image_without_kidney():
     assert ratio.tolist() == [2.0, 2.0, 4.0, 3.0, 2.5]
     with pytest.raises(ValueError, match=r"expected images with liver \(2\) and kidney \(7\), found none"):
         frozen_classifiers.organ_ratio(image, tissue, 2, 7, [1, 1, 2, 3, 4])
-
-
-def test_texture_tells_checkers_from_stripes_and_ignores_the_outside():
-    flat = np.full((16, 16), 100, np.uint8)
-    stripes, checkers = flat.copy(), flat.copy()
-    stripes[::2], checkers[(np.indices((16, 16)).sum(0) % 2) == 0] = 200, 200
-    framed = np.zeros((20, 20), np.uint8)
-    framed[2:18, 2:18] = stripes
-    rows = frozen_classifiers.glcm_features(np.stack([flat, stripes, checkers]))
-    assert rows.shape == (3, 36)
-    # contrast at distance 1, mean over directions: levels 12 and 25 lie 13 apart; stripes differ in 3 of 4 directions
-    assert rows[:, 0].tolist() == pytest.approx([0, 13**2 * 3 / 4, 13**2 / 2])
-    np.testing.assert_allclose(frozen_classifiers.glcm_features(framed[None])[0], rows[1], atol=1e-9)
-    with pytest.raises(ValueError, match="crop 0: expected neighbouring pixels"):
-        frozen_classifiers.glcm_features(np.zeros((1, 8, 8), np.uint8))
 
 
 def test_what_is_known_without_a_pixel_is_a_row_per_patient():
@@ -278,7 +263,7 @@ def test_the_protocol_holds_on_the_real_cohort(real_features):
     few = np.arange(0, len(crops), 3)  # frames enough for machines that are trained once a patient
     rest = {
         frozen_classifiers.FEATURES_SVM: (features[few], frozen_classifiers.svm_scores),
-        frozen_classifiers.GLCM_SVM: (frozen_classifiers.glcm_features(crops[few]), frozen_classifiers.svm_scores),
+        frozen_classifiers.GLCM_SVM: (texture_features(crops[few]), frozen_classifiers.svm_scores),
     }
     placed = (
         found.images.assign(fold=frozen_classifiers.patient_folds(found.images, 5, 0)).iloc[few].reset_index(drop=True)

@@ -77,3 +77,14 @@ def test_a_gain_that_seeds_hide_and_scores_that_never_vary_are_told():
     equal = planning.power_table(scores, PRIMARY, GAINS)
     assert planning.report(equal).startswith("How many patients a gain takes cannot be told: nothing varies")
     assert planning.claims(equal) == []
+
+
+def test_patients_too_few_for_any_p_of_five_per_cent_have_no_power():
+    scores = made_up(n_seeds=6)
+    ids = scores.drop_duplicates("patient_id").groupby("label").head(3)["patient_id"]
+    few = scores[scores["patient_id"].isin(ids)]
+    found = planning.power_table(few, PRIMARY, (0.9,))
+    assert found["n_patients"].eq(6).all()
+    assert found["power_here"].eq(0).all()
+    assert found["needed"].iloc[0] >= 8
+    assert "these 6 cannot show it" in planning.report(found)

@@ -118,7 +118,7 @@ def all_toy_scores():
     first = toy_scores({(0, 0): 0.4, (0, 1): 0.6, (1, 0): 0.4, (1, 1): 0.6}, step=0, **kept)
     parts = [last, first, *(last.assign(seen=seen) for seen in tables.SEEN)]
     parts.append(toy_scores({(0, 0): 0.6, (1, 0): 0.4}, step=4, **{**kept, "shuffled": True}))
-    parts.append(toy_scores({(0, 0): 0.6}, step=4, **{**kept, "variant": "off"}))
+    parts.append(toy_scores({(0, 0): 0.6}, step=4, **{**kept, "variant": "no_effects"}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -126,9 +126,9 @@ def test_aucs_and_paired_differences_of_every_kind():
     found = tables.auc_table(all_toy_scores(), "full").query("level == 'patient'").set_index("name")
     assert found["auc"].round(6).to_dict() == {
         "full": 0.8, "untrained tail": 0.5, "shuffled labels": 0.5, "overlays and border masked": 0.8,
-        "depth profile flattened": 0.8, "off": 0.6,
+        "depth profile flattened": 0.8, "no_effects": 0.6,
     }  # fmt: skip
-    partners = {"untrained tail": 0.8, "shuffled labels": 0.7, "off": 0.8}  # of the same cohorts and seeds
+    partners = {"untrained tail": 0.8, "shuffled labels": 0.7, "no_effects": 0.8}  # of the same cohorts and seeds
     for name, base in partners.items():
         assert found.loc[name, "difference"] == pytest.approx(found.loc[name, "auc"] - base)
     assert found.loc["full", "sd_seeds"] == pytest.approx(np.sqrt(0.02), abs=0.05)
@@ -208,8 +208,8 @@ SETTINGS = {
     "preprocess.image_size": 64, "preprocess.crops_per_image": 1, "sweep.steps": 2, "sweep.n_resamples": 100,
     "simulated_only.n_cohorts": 2, "simulated_only.n_seeds": 1, "simulated_only.n_patients": 4,
     "simulated_only.n_frames": 1, "simulated_only.steps": 2, "simulated_only.look_every": 1,
-    "simulated_only.variants": ["off"], "simulated_only.variant_seeds": 1, "simulated_only.real_patients": [4, 40, 50],
-    "simulated_only.real_seeds": 1,
+    "simulated_only.variants": ["no_effects"], "simulated_only.variant_seeds": 1,
+    "simulated_only.real_patients": [4, 40, 50], "simulated_only.real_seeds": 1,
 }  # fmt: skip
 
 
@@ -226,11 +226,11 @@ def built(tmp_path_factory):
 def test_no_real_image_is_an_input_of_a_simulated_cohort_and_a_variant_has_the_same_patients(built):
     run, _ = built
     assert units.cohort_unit(run, "full", 0).recipe["inputs"] == []
-    full, off = (units.cohort_unit(run, variant, 0).load_table("images.csv") for variant in ("full", "off"))
+    full, off = (units.cohort_unit(run, variant, 0).load_table("images.csv") for variant in ("full", "no_effects"))
     assert full.equals(off)
     assert full["label"].tolist() == [0, 1, 0, 1]
     assert (full["grade"] >= 5).tolist() == [False, True, False, True]
-    views = [units.cohort_unit(run, variant, 0).load_array("views.npy") for variant in ("full", "off")]
+    views = [units.cohort_unit(run, variant, 0).load_array("views.npy") for variant in ("full", "no_effects")]
     assert not np.array_equal(views[0][1], views[1][1])
     assert len({unit.path for unit in units.units(artifacts.open_run("demo", {**SETTINGS, "run": "fresh"}))}) > 10
     other = units.cohort_unit(run, "full", 1).load_array("views.npy")
@@ -276,7 +276,7 @@ def test_what_is_said_follows_from_the_numbers_and_says_that_all_is_simulated(bu
 
     drawn = figures.drawn(found)
     assert len(drawn) == 3
-    assert [label.get_text() for label in drawn[1].axes[0].get_yticklabels()][-1] == "off"
+    assert [label.get_text() for label in drawn[1].axes[0].get_yticklabels()][-1] == "no_effects"
     plt.close("all")
 
 

@@ -90,6 +90,11 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert "no possible gain would be found by four in five such studies; these patients are too few" in text
     possible = verdict._could_show(pd.Series({**row.to_dict(), "smallest_effect": 0.1}))
     assert possible.startswith("about four in five such studies would find a true difference of 0.100")
+    assert "wider interval" not in text + possible
+    lucky = {"smallest_effect": 0.1, "low_patients": -0.02, "high_patients": 0.028}  # 4.2 half-widths
+    said = verdict._could_show(pd.Series({**row.to_dict(), **lucky}))
+    assert said.endswith("a wider interval, since these 3 seeds agree more than 20 patients let expect")
+    assert "wider" not in verdict._could_show(pd.Series({**row.to_dict(), **lucky, "high_patients": 0.032}))
     # a noncentral t of that shift lies above the critical value in 80 % and more: it is planned cautiously
     shift, limit = row.smallest_effect / row.se_patients, scipy_stats.t.ppf(0.975, row.df_patients)
     assert scipy_stats.nct.sf(limit, row.df_patients, shift) > 0.8
@@ -149,12 +154,16 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
     tables = sweep.build_tables(run, made_up(freeze="paper", balance="none"))
     monkeypatch.setattr(artifacts.Unit, "seconds", lambda unit: 60.0)
     tables["costs"] = sweep.costs(run, pd.DataFrame([{"arm": "real", "state": "done", "seconds": 1.0}]), tables)
-    tables |= dict.fromkeys(("gain", "intervals", "by patient"), tables["comparisons"])
+    tables |= dict.fromkeys(("gain", "intervals", "seeds", "by patient"), tables["comparisons"])
     tables["kinds"] = sweep.kinds(tables["comparisons"])
-    for name in set(verdict.COLUMNS) - {"baselines"}:
-        assert list(sweep.shown(tables[name], name).data.columns) == list(verdict.COLUMNS[name].split()), name
+    for name in set(verdict.SHOWN) - {"baselines"}:
+        _, rows, columns = verdict.SHOWN[name]
+        assert {part for column in f"{rows} {columns}".split() for part in column.split("|")} <= {*tables[name]}, name
+        shown = sweep.shown(tables[name], name).data
+        assert len(shown) == len(tables[name]), name
+        assert len(shown.columns) == len(columns.split()), name
     alone = sweep.shown(tables["arms"].drop(columns=["freeze", "balance"]), "arms").data
-    assert list(alone.columns)[:4] == ["level", "backbone", "arm", "rate"]
+    assert [*alone.index.names][-2:] == ["images mixed in", "mixing rate"]
 
 
 # ---------------------------------------------------------------- claims and cost
@@ -163,7 +172,7 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
 def test_claims_say_what_their_interval_is_over(run):
     tables = sweep.build_tables(run, made_up())
     rows = verdict.claims(run, tables)
-    table = run.record_claims("06_classification_sweep", rows).data
+    table = run.record_claims("06_classification_sweep", rows)
     assert {row["over"] for row in rows if row["claim"].startswith("gain") and np.isfinite(row["low"])} == {
         comparisons.OVER_SEEDS,
         comparisons.OVER_GAIN,
@@ -473,6 +482,7 @@ def test_small_multiples_have_a_panel_a_variant_and_one_scale(run, tables):
 
 
 def test_every_arm_has_a_colour_of_its_own():
-    arms = figures.arms_of(pd.DataFrame({"arm": ["simulated_first", "gan", "filtered", "real", "semantic+class", "semantic"]}))
+    names = ["simulated_first", "gan", "filtered", "real", "semantic+class", "semantic"]
+    arms = figures.arms_of(pd.DataFrame({"arm": names}))
     assert arms[:2] == ["real", "semantic"]
     assert len(set(figures.arm_colors(arms).values())) == len(arms)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from page_checks import addresses
+from page_checks import addresses, serious
 
 from nafld_utils import turing
 from nafld_utils.turing import page, results_files
@@ -334,6 +334,7 @@ def test_every_screen_fits_its_window_and_can_be_read(opened, width, height):
             ".filter(part => part.offsetHeight && (part.offsetHeight < 44 || part.offsetWidth < 44)).length"
         )
         assert small == 0, "too small for a finger"
+        assert serious(page) == []
         sizes.append(page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)"))
 
     look()

@@ -1,5 +1,6 @@
 """Files that raters send back: read, refused by name with a reason, and put beside the key."""
 
+import base64
 import html
 import json
 import quopri
@@ -131,6 +132,22 @@ def test_a_mail_saved_in_base64_is_read(items):
     ratings, report = read(items, a_eml=mail.as_bytes())
     assert ratings["said_real"].tolist() == [1, 0, 1, 0, 1, 0]
     assert report["status"].tolist() == ["counted"]
+
+
+@pytest.mark.parametrize("around", ["{}", "Here it is:\n\n{}\nRegards\n", "> {}"])
+@pytest.mark.parametrize("width", [76, 60, 10**6])
+def test_the_source_of_a_mail_without_its_headers_is_read(items, around, width):
+    def packed(content):
+        text = "\n".join(re.findall(f".{{1,{width}}}", base64.b64encode(content).decode()))
+        return around.format(text.replace("\n", "\n> ") if around[0] == ">" else text).encode()
+
+    ratings, report = read(items, a_txt=packed(sealed(body(items))))
+    assert ratings["said_real"].tolist() == [1, 0, 1, 0, 1, 0]
+    assert report["status"].tolist() == ["counted"]
+    with pytest.raises(ValueError, match="found it edited"):
+        read(items, a_txt=packed(sealed(body(items)).replace(b"2500", b"2600")))
+    with pytest.raises(ValueError, match="it is truncated"):
+        read(items, a_txt=packed(sealed(body(items))[:-30]))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig", "cp1252"])

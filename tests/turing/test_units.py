@@ -472,7 +472,7 @@ def test_stage_reads_real_ratings_and_notices_when_they_change(stage, tmp_path):
     report = first["files"].set_index("file")
     assert report["status"].tolist() == 3 * ["counted"] + ["refused"]
     assert "truncated" in report.loc["torn.json", "note"]
-    page = stage.titled(run, first, first["files"], "files").to_html()
+    page = stage.titled(run, first, first["files"], "files")._repr_html_()
     assert "&lt;b&gt;x&lt;/b&gt;" in page
     assert "<b>x" not in page
     for name, own in answers.groupby("rater"):

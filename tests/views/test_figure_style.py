@@ -1,5 +1,9 @@
 """One look for every figure, whatever the user's own matplotlib settings are."""
 
+import os
+import subprocess
+import sys
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -45,3 +49,32 @@ def test_what_a_caller_adds_is_in_force_and_a_plain_call_stays():
         views.style({"font.size": 12})
         assert mpl.rcParams["font.size"] == 12
         assert mpl.rcParams["axes.grid"]
+
+
+IN_A_NOTEBOOK = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+drawn, draw = [], FigureCanvasAgg.draw
+FigureCanvasAgg.draw = lambda canvas: drawn.append(canvas) or draw(canvas)
+shell = InteractiveShell.instance()
+shell.run_cell("import matplotlib.pyplot as plt; from nafld_utils import views; " + sys.argv[1])
+shell.run_cell("plt.subplots(figsize=(1, 1));")
+print(len(drawn))
+"""
+
+
+def test_a_figure_in_a_notebook_is_drawn_once_less_than_pyplot_would():
+    """It takes two to show one: for its extent, and for its picture."""
+    times = []
+    for styled in ("", "views.style();"):
+        shown = subprocess.run(
+            [sys.executable, "-c", IN_A_NOTEBOOK, styled],
+            env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\n")
+        assert any("<Figure size" in line for line in shown)
+        times.append(int(shown[-2]))
+    assert times == [3, 2]

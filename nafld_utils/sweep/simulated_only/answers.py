@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import params, phantom, preprocessing
+from nafld_utils import params, phantom, preprocessing, views
 from nafld_utils.artifacts import Run, claim, key_of, of_row
 from nafld_utils.sweep import clinical_measures, frozen_classifiers, verdict
 from nafld_utils.sweep.simulated_only import look_units, tables, units
@@ -72,15 +72,14 @@ CAPTIONS = {
 
 
 def shown(found: dict[str, pd.DataFrame]) -> list[Any]:
-    """The tables of `build` but for the curve, styled with three digits and a caption each; none where it is empty.
+    """The tables of `build` but for the curve, as `views.table`; none where one is empty.
 
     Parameters
     ----------
     found : dict of str to pandas.DataFrame
         From `build`.
     """
-    styled = [found[name].style.set_caption(caption) for name, caption in CAPTIONS.items() if name in found]
-    return [table.format(precision=3, na_rep="").hide(axis="index") for table in styled]
+    return [views.table(found[name], caption) for name, caption in CAPTIONS.items() if name in found]
 
 
 # ---------------------------------------------------------------- sentences

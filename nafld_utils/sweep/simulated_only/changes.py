@@ -28,7 +28,7 @@ def patient_views(run: Run, variant: str, label: int, seed: int) -> tuple[np.nda
     rng, views = np.random.default_rng([seed, 1]), []
     fat = phantom.draw_fat(label, rng, kind)
     for frame in phantom.simulate_patient(seed, 0, fat, chosen.n_frames, variant=kind)[0]:
-        crop = preprocessing.cropped(run, frame)
+        crop = preprocessing.as_held_out(run, frame)[0]
         boxes = [images.whole_box(crop)]
         boxes += [images.random_box(crop.shape, s.crop_scale, s.crop_ratio, rng) for _ in range(chosen.crops - 1)]
         views.append([images.resize_box(crop, box, s.image_size) for box in boxes])
