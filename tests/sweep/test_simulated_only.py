@@ -276,7 +276,7 @@ def test_what_is_said_follows_from_the_numbers_and_says_that_all_is_simulated(bu
 
     drawn = figures.drawn(found)
     assert len(drawn) == 3
-    assert [label.get_text() for label in drawn[1].axes[0].get_yticklabels()][-1] == "no_effects"
+    assert [label.get_text() for label in drawn[1].axes[0].get_yticklabels()][-1] == "no effects"
     plt.close("all")
 
 
