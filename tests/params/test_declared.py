@@ -190,7 +190,11 @@ def test_the_front_page_says_whether_run_and_units_are_as_declared(tmp_path, mon
     hashed = artifacts.declared_hash()
     assert "This run differs from the declared analysis in sweep.n_seeds (25 declared, 5 here)" in page
     assert f"The declared analysis has the hash {hashed}. 1 of 2 units was made before the hash was recorded." in page
-    row = page.partition("<code>sweep.n_seeds</code>")[2].partition("</tr>")[0]
+    row = (
+        page.partition("Settings of the declared analysis</caption>")[2]
+        .partition("<code>sweep.n_seeds</code>")[2]
+        .partition("</tr>")[0]
+    )
     assert re.findall(r"<td[^>]*>(.*?)</td>", row) == ["25", "5", "[paper]"]
     assert params.protocol().decisions["exclusions"].decision in page
     agrees = html.unescape(report.index_html(artifacts.open_run("paper", ["engine.threads=2"])))
