@@ -59,15 +59,32 @@ def _ratio(run: Run, patients: np.ndarray) -> np.ndarray:
     return values[patients].to_numpy()
 
 
-CAPTIONS = {
-    "auc": "AUCs of the trainings, of controls and of variants of the simulator",
-    "ratio": "Beside the ratio of the region's upper to its lower half, by patient",
-    "measures": "Calibration and agreement with the grade, by patient",
-    "reliability": "Share of class 1 by predicted probability, bins of equally many patients (Wilson 95 %)",
-    "optimistic": "Maxima that are tempting to quote",
-    "worth": "Some real training patients, alone and after simulated ones",
-    "constants": "Constants of the simulator by where they come from",
-    "equivalents": "Real patients, alone, that reach the AUC of simulated ones, followed by so many real ones",
+# Tables of the notebook: what they say, what names their rows, their columns (`views.table`).
+SHOWN = {
+    "auc": (
+        "AUCs of the trainings, of controls and of variants of the simulator, 95 % over patients and simulated cohorts",
+        "kind name level",
+        "auc|low|high difference|low_difference|high_difference sd_patients sd_cohorts sd_seeds n_cohorts n_seeds",
+    ),
+    "ratio": ("Beside the ratio of the region's upper to its lower half, by patient", "what", "value|low|high over"),
+    "measures": (
+        "Calibration and agreement with the grade, by patient",
+        "measure",
+        "value|low|high reference over",
+    ),
+    "reliability": ("Share of class 1 by predicted probability, bins of equally many patients (Wilson 95 %)", "", ""),
+    "optimistic": ("Maxima that are tempting to quote", "what", ""),
+    "worth": (
+        "Some real training patients, alone and after simulated ones, 95 % over patients, trainings and their subsets",
+        "n first",
+        "auc|low|high difference|low_difference|high_difference n_seeds",
+    ),
+    "constants": ("Constants of the simulator by where they come from", "", ""),
+    "equivalents": (
+        "Real patients, alone, that reach the AUC of simulated ones, followed by so many real ones",
+        "real",
+        "auc equals|low|high most over",
+    ),
 }
 
 
@@ -79,7 +96,11 @@ def shown(found: dict[str, pd.DataFrame]) -> list[Any]:
     found : dict of str to pandas.DataFrame
         From `build`.
     """
-    return [views.table(found[name], caption) for name, caption in CAPTIONS.items() if name in found]
+    return [
+        views.table(found[name], caption, columns, rows)
+        for name, (caption, rows, columns) in SHOWN.items()
+        if name in found
+    ]
 
 
 # ---------------------------------------------------------------- sentences
