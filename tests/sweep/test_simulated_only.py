@@ -269,7 +269,7 @@ def test_what_is_said_follows_from_the_numbers_and_says_that_all_is_simulated(bu
     rows = {row["key"]: row for row in answers.claims(run, found)}
     assert len(rows) == len(answers.claims(run, found))
     assert rows["sweep.simulated_only.auc.patient"]["this_run"] == declared.auc
-    assert {"sweep.simulated_only.control.shuffled_labels", "sweep.simulated_only.variant.off"} <= set(rows)
+    assert {"sweep.simulated_only.control.shuffled_labels", "sweep.simulated_only.variant.no_effects"} <= set(rows)
     assert {"sweep.simulated_only.worth.n0", "sweep.simulated_only.first.n6"} <= set(rows)
     assert all("on simulated patients" in row["claim"] for row in rows.values())
     import matplotlib.pyplot as plt
