@@ -17,7 +17,7 @@ import torch
 from nafld_utils import artifacts, cohort, ldm, preprocessing
 from nafld_utils.ldm import over_training_units
 
-FRAMES, BATCH = 3, 16  # frames per patient, images of a step
+FRAMES, BATCH, SIDE = 2, 16, 128  # frames per patient, images of a step, pixels: the shipped autoencoder's own
 COLUMNS = ["patients", "step", "passes", "n", "copies", "share", "nominal", "p", "to_training", "to_held_out"]
 
 
@@ -25,7 +25,12 @@ def trained(n_patients: int, passes: int, images: int) -> pd.DataFrame:
     """`over_training_units.measure`'s rows of a class model of so many training patients, half of a cohort."""
     steps = max(12, round(passes * n_patients * FRAMES / BATCH))
     changes = {"run": f"copying-{n_patients}", "cohort.n_patients": 2 * n_patients, "folds.n_splits": 2}
-    changes |= {"cohort.frames_per_patient": FRAMES, "ldm.conditionings": ["class"], "ldm.folds": [0]}
+    changes |= {
+        "preprocess.image_size": SIDE,
+        "cohort.frames_per_patient": FRAMES,
+        "ldm.conditionings": ["class"],
+        "ldm.folds": [0],
+    }
     changes |= {"ldm.steps": steps, "ldm.batch_size": BATCH, "ldm.learning_rate": 2e-3, "ldm.ema_decay": 0.98}
     changes |= {"ldm.checked": 6, "ldm.checked_images": images, "ldm.preview_every": 0, "ldm.log_every": 50}
     changes |= {"ldm.checkpoint_every": 500, "gan.enabled": False, "engine.mode": "serial", "sweep.arms": ["class"]}
@@ -65,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line, see `records.run`."""
     parser = argparse.ArgumentParser(description="When models start to copy, by the number of patients.")
     parser.add_argument("--patients", type=int, nargs="+", default=[4, 10, 20, 40, 80], help="training patients")
-    parser.add_argument("--passes", type=int, default=400, help="over the training images")
+    parser.add_argument("--passes", type=int, default=1000, help="over the training images")
     parser.add_argument("--images", type=int, default=64, help="drawn from each checkpoint")
     return records.run("copying", parser, measure, arguments)
 
