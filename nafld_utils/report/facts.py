@@ -51,7 +51,7 @@ def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> tuple[list[dict
             comparable = "yes" if same == "yes" else f"no: {numbers}" if paper and numbers else numbers
             if same == "yes" and numeric(paper) is not None and numeric(row["this_run"]) is not None:
                 comparable = f"yes, differs by {views.number(numeric(row['this_run']) - numeric(paper))}"
-            bounds = views.interval(row["low"], row["high"])
+            bounds = views.interval(row["low"], row["high"]).replace(" ", "\u00a0")
             shown = {"this_run": views.number(row["this_run"]), "interval": bounds, "n": views.number(row["n"])}
             entries.append({**row, **shown, "paper": paper, "beside_paper": bool(paper), "comparable": comparable})
         out.append({"name": stage, "title": title(notebooks.get(stage), stage), "rows": entries})
@@ -60,9 +60,8 @@ def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> tuple[list[dict
 
 def _ranges(numbers: list[int]) -> str:
     """Numbers in words, neighbours together, e.g. ``1, 4 to 8``."""
-    runs = [
-        [*run] for _, run in itertools.groupby(numbers, lambda number, count=itertools.count(): number - next(count))
-    ]
+    parted = itertools.groupby(enumerate(numbers), lambda one: one[1] - one[0])
+    runs = [[number for _, number in run] for _, run in parted]
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 

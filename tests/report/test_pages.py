@@ -14,7 +14,7 @@ from page_checks import RANDOM, addresses, assert_self_contained, assert_whole_i
 from PIL import Image
 
 from nafld_utils import artifacts, report, views
-from nafld_utils.report import notebooks, pages, pictures
+from nafld_utils.report import facts, notebooks, pages, pictures
 
 STAGE = "06_classification_sweep"
 
@@ -49,7 +49,13 @@ def test_front_page_says_what_was_found(run):
     page = report.index_html(run)
     assert "SIMULATED COHORT" in page
     cells = re.search(r'real&lt;/b&gt; &amp; semantic <span class="unit">\(AUC\)</span></th>(.*?)</tr>', page)[1]
-    assert re.findall(r">([^<]+)</td>", cells) == ["0.882", "0.877 [0.75, 0.955]", "patients, n = 3", "no: 1"]
+    cells = cells.replace("\u00a0", " ")
+    assert re.findall(r">([^<]+)</td>", cells) == [
+        "0.882",
+        "0.877 [0.75, 0.955]",
+        "patients, n = 3",
+        "no: 1",
+    ]
     assert re.findall("<li>(.*?)</li>", page.partition('class="legend"')[2])[:3] == [
         "simulated cohort",
         "no raters yet",
@@ -366,3 +372,19 @@ def test_figures_of_simulated_patients_say_so(run, layout):
     assert not mark.get_window_extent().overlaps(axes.xaxis.label.get_window_extent())
     assert views.mark_simulated(figure, artifacts.open_run("cpu")) is None
     plt.close(figure)
+
+
+def test_numbers_of_the_list_of_differences_are_joined():
+    assert facts._ranges([1, 4, 5, 6, 7, 11, 12]) == "1, 4 to 7, 11, 12"
+    assert facts._ranges([]) == ""
+
+
+def test_a_heavy_page_takes_smaller_pictures(run, monkeypatch):
+    rng, buffer = np.random.default_rng(0), io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (600, 2000), dtype=np.uint8)).save(buffer, "PNG")
+    data = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+    cell = nbformat.v4.new_code_cell("plot()", outputs=[nbformat.v4.new_output("display_data", data)])
+    nbformat.write(executed(STAGE, [cell]), run.reports / f"{STAGE}.ipynb")
+    large = report.write_notebook(run, STAGE).stat().st_size
+    monkeypatch.setattr(notebooks, "_HEAVY", large - 1)
+    assert 0.5 * large < report.write_notebook(run, STAGE).stat().st_size < 0.8 * large
