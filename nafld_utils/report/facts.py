@@ -5,6 +5,7 @@ Contract: reads what is stored, computes no result, and says "not recorded" wher
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -46,15 +47,22 @@ def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> tuple[list[dict
         for row in part.to_dict("records"):
             # The paper's own digits stay; only the ".0" that a column with gaps gives to whole numbers goes.
             paper, same = row["paper"].removesuffix(".0"), row["same_protocol"]
-            numbers = ", ".join(map(str, sorted(legend[text] for text in _parts(same) if text in legend)))
+            numbers = _ranges(sorted(legend[text] for text in _parts(same) if text in legend))
             comparable = "yes" if same == "yes" else f"no: {numbers}" if paper and numbers else numbers
             if same == "yes" and numeric(paper) is not None and numeric(row["this_run"]) is not None:
                 comparable = f"yes, differs by {views.number(numeric(row['this_run']) - numeric(paper))}"
-            bounds = views.interval(row["low"], row["high"])
+            bounds = views.interval(row["low"], row["high"]).replace(" ", "\u00a0")
             shown = {"this_run": views.number(row["this_run"]), "interval": bounds, "n": views.number(row["n"])}
             entries.append({**row, **shown, "paper": paper, "beside_paper": bool(paper), "comparable": comparable})
         out.append({"name": stage, "title": title(notebooks.get(stage), stage), "rows": entries})
     return out, list(legend)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers in words, neighbours together, e.g. ``1, 4 to 8``."""
+    parted = itertools.groupby(enumerate(numbers), lambda one: one[1] - one[0])
+    runs = [[number for _, number in run] for _, run in parted]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _parts(same_protocol: str) -> list[str]:

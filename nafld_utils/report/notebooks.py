@@ -17,6 +17,7 @@ from nafld_utils.report import pages, pictures
 
 FOLDED = "jp-MarkdownHeadingCollapsed"  # JupyterLab's mark of a heading whose section is folded, there and on pages
 FOLDED_ON_PAGE = "fold"  # tag of one that is folded on pages alone, at their end
+_SIZES, _HEAVY = (1.0, 0.8, 0.6), 2.9e6  # of figures, as long as a page has so many characters
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NOTE = '<p class="note">Interactive in JupyterLab only; its static twin is on this page.</p>'
 
@@ -29,7 +30,10 @@ def write_notebook(run: Run, stage: str) -> Path:
     ValueError
         The notebook has not been executed.
     """
-    page = notebook_html(run, stage, read_notebook(run, stage))
+    for size in _SIZES:
+        page = notebook_html(run, stage, read_notebook(run, stage), size)
+        if len(page) < _HEAVY:
+            break
     return artifacts.save_text(page_path(run, stage), page)
 
 
@@ -59,7 +63,7 @@ def read_notebooks(run: Run) -> dict[str, Any]:
     return {stage: read_notebook(run, stage) for stage in pipeline.STAGES if pipeline.report_path(run, stage).exists()}
 
 
-def notebook_html(run: Run, stage: str, notebook: Any) -> str:
+def notebook_html(run: Run, stage: str, notebook: Any, size: float = 1.0) -> str:
     """One executed notebook as a self-contained page.
 
     Parameters
@@ -70,6 +74,8 @@ def notebook_html(run: Run, stage: str, notebook: Any) -> str:
         Name of the stage.
     notebook : nbformat.NotebookNode
         The executed notebook; its outputs are made fit for a page.
+    size : float
+        Of the figures that are pixels, 0 to 1.
 
     Returns
     -------
@@ -79,7 +85,7 @@ def notebook_html(run: Run, stage: str, notebook: Any) -> str:
     from nbconvert import HTMLExporter
 
     pipeline.redact_notebook(run, notebook)  # one of an older version of the package holds paths
-    _prepare(notebook)
+    _prepare(notebook, size)
     exporter = HTMLExporter(template_name="basic", template_file=str(pages.TEMPLATES / "notebook.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     for address in ("require_js_url", "mathjax_url", "mermaid_js_url", "jquery_url", "html_manager_semver_range"):
@@ -107,7 +113,7 @@ def _links(stage: str) -> list[dict[str, str]]:
     return [{"href": f"{page}.html", "text": text} for page, text in links]
 
 
-def _prepare(notebook: Any) -> None:
+def _prepare(notebook: Any, size: float) -> None:
     """Make outputs fit for a page: figures are light and have a text, widgets a note, foreign HTML is cleaned."""
     from nbconvert.filters import markdown2html
 
@@ -117,7 +123,7 @@ def _prepare(notebook: Any) -> None:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             data.pop("application/javascript", None)
-            if found := pictures.light(data):
+            if found := pictures.light(data, size=size):
                 images += 1
                 alt = html.escape(pictures.alternative(heading, after, images))
                 data.clear()

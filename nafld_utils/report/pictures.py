@@ -36,7 +36,7 @@ def without_images(notebook: Any) -> Any:
     return notebook
 
 
-def light(data: Mapping[str, Any], width: int = _WIDTH) -> dict[str, str] | None:
+def light(data: Mapping[str, Any], width: int = _WIDTH, size: float = 1.0) -> dict[str, str] | None:
     """``mime, data`` (base64) of the figure among the forms of one output, fit for a page; None where there is none."""
     mime = next((name for name in MIMES if name in data), None)
     if mime is None:
@@ -52,9 +52,9 @@ def light(data: Mapping[str, Any], width: int = _WIDTH) -> dict[str, str] | None
     except UnidentifiedImageError:
         return {"mime": mime, "data": base64.b64encode(pixels).decode()}
     with found:
-        share = min(_SHOWN, width / found.width)
-        size = tuple(max(1, round(share * length)) for length in found.size)
-        image = found.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        share = size * min(_SHOWN, width / found.width)
+        shape = tuple(max(1, round(share * length)) for length in found.size)
+        image = found.convert("RGB").resize(shape, Image.Resampling.LANCZOS)
     image.save(buffer, "WEBP", lossless=True, method=3)
     return {"mime": "image/webp", "data": base64.b64encode(buffer.getvalue()).decode()}
 

@@ -14,7 +14,7 @@ from page_checks import RANDOM, addresses, assert_self_contained, assert_whole_i
 from PIL import Image
 
 from nafld_utils import artifacts, report, views
-from nafld_utils.report import notebooks, pages, pictures
+from nafld_utils.report import facts, notebooks, pages, pictures
 
 STAGE = "06_classification_sweep"
 
@@ -49,7 +49,13 @@ def test_front_page_says_what_was_found(run):
     page = report.index_html(run)
     assert "SIMULATED COHORT" in page
     cells = re.search(r'real&lt;/b&gt; &amp; semantic <span class="unit">\(AUC\)</span></th>(.*?)</tr>', page)[1]
-    assert re.findall(r">([^<]+)</td>", cells) == ["0.882", "0.877 [0.75, 0.955]", "patients, n = 3", "no: 1"]
+    cells = cells.replace("\u00a0", " ")
+    assert re.findall(r">([^<]+)</td>", cells) == [
+        "0.882",
+        "0.877 [0.75, 0.955]",
+        "patients, n = 3",
+        "no: 1",
+    ]
     assert re.findall("<li>(.*?)</li>", page.partition('class="legend"')[2])[:3] == [
         "simulated cohort",
         "no raters yet",
@@ -76,12 +82,12 @@ def test_front_page_says_what_was_found(run):
 def test_front_page_says_which_trainings_had_two_versions_of_torch_and_where_weights_are_from(run):
     page = report.index_html(run)
     assert "<dt>torch of each training</dt><dd>not recorded</dd>" in " ".join(page.split())
-    for name, facts in {
+    for name, made in {
         "one": {"trained_with": ["2.3.0"]},
         "two": {"trained_with": ["2.3.0", "2.4.0"], "hub": "timm/resnet50 at commit 0123"},
         "three": {"autoencoder": {"commit": None}},
     }.items():
-        with run.unit("ldm", name, settings={}).writing(**facts):
+        with run.unit("ldm", name, settings={}).writing(**made):
             pass
     page = " ".join(report.index_html(run).split())
     assert "<dt>torch of each training</dt><dd>ldm/two: 2.3.0, then 2.4.0</dd>" in page
@@ -366,3 +372,24 @@ def test_figures_of_simulated_patients_say_so(run, layout):
     assert not mark.get_window_extent().overlaps(axes.xaxis.label.get_window_extent())
     assert views.mark_simulated(figure, artifacts.open_run("cpu")) is None
     plt.close(figure)
+
+
+def test_numbers_of_the_list_of_differences_are_joined():
+    names = ["a", "b", "c (x; y)", "d", "e"]
+    table = [(names, "1"), ([names[0], *names[2:]], "1"), (names[3:], "1"), (["yes"], "1"), (["not in the paper"], "")]
+    rows = [{"stage": "01", "same_protocol": "; ".join(told), "paper": paper, "this_run": "1"} for told, paper in table]
+    found, legend = facts.claims(pd.DataFrame([dict.fromkeys(artifacts.CLAIM_COLUMNS, "") | row for row in rows]), {})
+    assert legend == names
+    shown = [row["comparable"] for row in found[0]["rows"]]
+    assert shown == ["no: 1 to 5", "no: 1, 3 to 5", "no: 4, 5", "yes, differs by 0", ""]
+
+
+def test_a_heavy_page_takes_smaller_pictures(run, monkeypatch):
+    rng, buffer = np.random.default_rng(0), io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (600, 2000), dtype=np.uint8)).save(buffer, "PNG")
+    data = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+    cell = nbformat.v4.new_code_cell("plot()", outputs=[nbformat.v4.new_output("display_data", data)])
+    nbformat.write(executed(STAGE, [cell]), run.reports / f"{STAGE}.ipynb")
+    large = report.write_notebook(run, STAGE).stat().st_size
+    monkeypatch.setattr(notebooks, "_HEAVY", large // 2)
+    assert report.write_notebook(run, STAGE).stat().st_size < 0.9 * large
