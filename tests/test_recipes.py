@@ -52,7 +52,7 @@ FLAT = '"flat": Baseline(ldm.flat_units.unit, ldm.flat_units.painter, ("flat",))
 GENERATOR = [
     ("nafld_utils/ldm/__init__.py", " gan_units ", "{}flat_units "),
     ("nafld_utils/sampling/set_units.py", "BASELINES = {", f"{{}}{FLAT}"),
-    ("nafld_utils/params/arms.py", 'BASELINES = ("gan",', '{} "flat"'),
+    ("nafld_utils/params/arms.py", 'BASELINES = ("gan",', '{} "flat",'),
     (
         "nafld_utils/params/generators.py",
         "class GanSettings(",

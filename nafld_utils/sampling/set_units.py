@@ -313,6 +313,7 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
     unit = synthetic_unit(run, conditioning, fold, kind, balance)
     if is_shared(conditioning):
         table = unit.require().load_table("table.csv").assign(source_image="", fold=fold)
+        table["synthetic_id"] = [f"{conditioning}_f{fold}_{i:05d}" for i in table["index"]]
         split = preprocessing.digest_of(preprocessing.open_preprocessed(run).images)
         return Synthetic(unit.load_array("images.npy", mmap=True), table, None, unit, split)
     split = (read_manifest(unit.path) or {}).get("split")

@@ -215,16 +215,22 @@ def _note_time(ends: list[float], step: int, loss: float) -> None:
     ends.append(time.monotonic())
 
 
+def _stage(run: Run, conditioning: str) -> ldm.FirstStage:
+    """A first stage of the run's first fold, as it is before its training where it is trained there."""
+    settings, fold = run.settings.section(f"autoencoder.{conditioning}"), ldm.folds_of(run)[0]
+    if settings["source"] == "train":
+        return ldm.published(ldm.before_training(run, conditioning, fold), settings["kind"], 1.0)
+    return ldm.first_stage(run, conditioning, fold)
+
+
 def _seconds_to_encode(run: Run, conditioning: str) -> float:
     """Seconds that a set of latents takes here, from eight images there and back; untrained weights do as well."""
     settings, fold = run.settings.section(f"autoencoder.{conditioning}"), ldm.folds_of(run)[0]
     data, images, device = preprocessing.open_preprocessed(run), _empty(run), engine.device(run.settings.engine)
     n, k = data.pool.shape[:2]
+    stage, copies = _stage(run, conditioning), n
     if settings["source"] == "train":
-        stage = ldm.published(ldm.before_training(run, conditioning, fold), settings["kind"], 1.0)
         copies = int((data.images["fold"] == fold).sum())
-    else:
-        stage, copies = ldm.first_stage(run, conditioning, fold), n
     warm, encoded = int(device.type == "cuda"), []  # the first work there loads libraries and weights
     there = engine.timed(lambda: encoded.append(ldm.encode_images(stage, images, device)), device, warm=warm)
     latents = stage.draw(torch.from_numpy(encoded[-1]).to(device))
@@ -287,7 +293,7 @@ def _gan_measured(run: Run) -> tuple[float, float]:
     settings, labels = s.section("gan"), np.arange(n) % 2
     shape = ldm.autoencoder_units.shape_of_latents(run, ldm.reference(run))
     training = ldm.gan.start_training(shape, settings, 0, device)
-    stage = ldm.first_stage(run, ldm.reference(run), ldm.folds_of(run)[0]).to(device)
+    stage = _stage(run, ldm.owner(run, ldm.reference(run))).to(device)
 
     def draw() -> np.ndarray:
         latents = ldm.gan.sample(training.average, labels, list(range(n)), device)

@@ -70,6 +70,7 @@ def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
         "ldm.log_every": 100,
         "quality.features": "lite0",  # needs no download
         "gan.enabled": False,
+        "simulated.enabled": False,
         "sampling.n_images": 330,
         "sampling.scheduler": "dpmsolver++",
         "sampling.steps": FAST_STEPS,

@@ -139,7 +139,7 @@ def test_conditions_are_drawn_uniformly_over_training_frames_and_hand_on_patient
 
 def test_the_class_mix_of_a_set_is_stored_with_it_and_shown(run):
     shown = sampling.class_mix(run).set_index(["model", "fold"])
-    assert set(shown.index.get_level_values("model")) == {"semantic", "class", "gan"}
+    assert set(shown.index.get_level_values("model")) == {"semantic", "class", "gan", "simulated"}
     for (name, fold), row in shown.iterrows():
         made = sampling.open_synthetic(**sampling.task_of(run, name, fold))
         assert artifacts.read_manifest(made.unit.path)["class_mix"] == row.to_dict()
@@ -350,7 +350,7 @@ def test_the_estimate_has_every_unit_of_stages_03_and_04_that_a_network_makes(ru
         assert table["units"].iloc[-1] == table["units"].iloc[:-1].sum() == len(units)
         assert table["done"].iloc[-1] == sum(unit.done() for unit in units)
     works = sampling.estimate(run).groupby("work", sort=False)["units"].sum().to_dict()
-    counts = {"latents": 1, "training": 6, "sampling": 6, "reference sets": 12, "comparison of samplers": 2, "all": 27}
+    counts = {"latents": 1, "training": 6, "sampling": 7, "reference sets": 12, "comparison of samplers": 2, "all": 28}
     assert works == counts
 
 

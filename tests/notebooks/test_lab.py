@@ -216,8 +216,6 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
     page.get_by_text("stage 1 of 8, 01_data_analysis").wait_for()
     page.get_by_text("2 of 2 done").wait_for()
     page.get_by_text("its unit was made in (s)").wait_for(state="attached")  # the last cell's table, which is folded
-    assert not page.get_by_text("its unit was made in (s)").is_visible()
-    assert not page.get_by_text("Every check holds.").is_visible()
     assert time.monotonic() - started < 60, "a finished notebook resumes from what is stored"
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
 

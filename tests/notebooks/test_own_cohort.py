@@ -15,7 +15,8 @@ import pytest
 from page_checks import assert_self_contained
 from project import PROJECT, run_make
 
-from nafld_utils import pipeline
+from nafld_utils import artifacts, pipeline, release
+from nafld_utils.release import export
 
 pytestmark = pytest.mark.slow
 
@@ -92,11 +93,14 @@ def test_a_second_make_runs_nothing_and_the_report_can_be_mailed(example):
     assert f"{pipeline.STAGES[0]}.html" in "".join(zipfile.ZipFile(archive).namelist())
 
 
-def test_an_export_names_no_patient_and_no_file_of_the_user(example):
+def test_an_export_names_no_patient_and_no_file_of_the_user(example, monkeypatch):
     root, _ = example
-    said = run_make("export", "RUN=chest", root=root, check=0).stdout
     folder = root / "reports" / "chest" / "chest-export"
-    assert f"export: {folder}" in said
+    assert "its release list proves nothing" in run_make("export", "RUN=chest", root=root, check=2).stdout
+    assert not folder.exists(), "so few planted copies of so small pictures are not found"
+    monkeypatch.setenv("NAFLD_ROOT", str(root))
+    monkeypatch.setattr(export, "LEAST_FOUND", 0.0)
+    assert release.write_export(artifacts.open_run(run="chest")) == folder
     sources = pd.read_csv(root / "artifacts" / "chest" / "cohort" / "sources.csv", dtype=str)
     table = pd.read_csv(folder / "images.csv")
     assert set(table["label"]) == {"clear", "effusion"}
