@@ -82,4 +82,4 @@ def test_a_dry_run_counts_from_the_settings_where_nothing_is_there_yet(tmp_path,
     assert "Counted from the settings alone, without the minutes of features and scores" in printed
     counts = [line.split() for line in printed.splitlines() if line.lstrip().startswith(("plain", "s7", "all"))]
     assert [line[-4:-2] for line in counts[:2]] == [["36", "36"], ["52", "52"]]
-    assert counts[2][1] == "76"
+    assert counts[2][1] == "88"

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from nafld_utils import artifacts, cohort, ldm, preprocessing, report, sampling, sweep, views
@@ -73,10 +74,18 @@ def test_stage_03_trains_on_the_images_of_the_other_given_folds(run, data, fold,
     training = data.pool[[GIVEN[i // 2] != fold for i in range(20)]].reshape(-1, 32, 32)
     monkeypatch.setattr(autoencoder_units, "train_phases", captured(3))
     monkeypatch.setattr(gan, "train", captured(1))
-    for act, arguments in ((ldm.train_autoencoder, (run, "class", fold)), (ldm.train_gan, (run, fold))):
-        with pytest.raises(Seen) as caught:
-            act(*arguments)
-        assert np.array_equal(caught.value.args[0], training), act.__name__
+    with pytest.raises(Seen) as caught:
+        ldm.train_autoencoder(run, "class", fold)
+    assert np.array_equal(caught.value.args[0], training)
+    kind = run.settings.section("autoencoder.class")["kind"]
+    stage = ldm.published(ldm.before_training(run, "class", fold), kind, 1.0)
+    monkeypatch.setattr(autoencoder_units, "first_stage", lambda *_: stage)
+    ldm.make_latents(run, "class", fold)
+    with pytest.raises(Seen) as caught:
+        ldm.train_gan(run, fold)
+    encoded = ldm.encode_images(stage, training, torch.device("cpu"))
+    wanted = stage.draw(torch.as_tensor(encoded))
+    torch.testing.assert_close(caught.value.args[0].float(), wanted.float(), atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("fold", [0, 1])
