@@ -327,5 +327,5 @@ def claims(run: Run) -> list[dict[str, Any]]:
             "n": n,
         }
         text = f"share of new patients that {words} by chance, at most"
-        rows.append(of_row(key_of("copy_rules.by_chance", name), text, bound, unit="share of patients"))
+        rows.append(of_row(key_of("copies.by_chance", name), text, bound, unit="share of patients"))
     return rows
