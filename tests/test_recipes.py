@@ -187,7 +187,7 @@ def test_metric_backbone_and_generator_take_effect(scratch):
         "metric": "Spread (EfficientNet-Lite0)",
         "value": pytest.approx(3**0.5 / 4),
         "backbone": True,
-        "generators": ["semantic", "class", "gan", "flat"],
+        "generators": ["semantic", "class", "gan", "flat", "simulated"],
         "painted": [50, 150],
         "unit": "synthetic/flat/fold0/n00024",
         "look": ["#000000", "one grey"],

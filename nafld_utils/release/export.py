@@ -61,7 +61,10 @@ def write_export(run: Run) -> Path:
 
 
 def released(run: Run) -> pd.DataFrame:
-    """The copy audit's release list, one row per synthetic image; ValueError where the audit was not run on them."""
+    """The copy audit's release list, one row per synthetic image; ValueError where the audit was not run on them.
+
+    Of a set that serves every fold each image stands once, with the first fold, withheld where any fold withholds it.
+    """
     unit = quality.release_unit(run)
     fault = unit.fault()
     if fault:
@@ -69,7 +72,12 @@ def released(run: Run) -> pd.DataFrame:
             f"run {run.name!r}: expected the copy audit of notebook 05, found none that holds ({fault}), so nobody"
             f" knows which images are copies of patients; run make 05_quality_metrics RUN={run.name}."
         )
-    return unit.load_table("synthetic_release.csv")
+    table = unit.load_table("synthetic_release.csv")
+    shared = table["generator"].map(sampling.is_shared)
+    each = table["synthetic_id"].str.rpartition("_")[2].where(shared, table["synthetic_id"])
+    withheld = (table["release"] == "withheld").groupby([table["generator"], each]).transform("any")
+    table.loc[shared & withheld, "release"] = "withheld"
+    return table[~shared | (table["fold"] == table["fold"].min())].reset_index(drop=True)
 
 
 def trusted_audit(run: Run) -> pd.DataFrame:

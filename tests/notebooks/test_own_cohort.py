@@ -96,7 +96,7 @@ def test_a_second_make_runs_nothing_and_the_report_can_be_mailed(example):
 def test_an_export_names_no_patient_and_no_file_of_the_user(example, monkeypatch):
     root, _ = example
     folder = root / "reports" / "chest" / "chest-export"
-    assert "its release list proves nothing" in run_make("export", "RUN=chest", root=root, check=2).stdout
+    assert "its release list proves nothing" in run_make("export", "RUN=chest", root=root, check=2).stderr
     assert not folder.exists(), "so few planted copies of so small pictures are not found"
     monkeypatch.setenv("NAFLD_ROOT", str(root))
     monkeypatch.setattr(export, "LEAST_FOUND", 0.0)

@@ -16,7 +16,6 @@ import yaml
 from PIL import Image
 
 from nafld_utils import artifacts, cohort, preprocessing, quality, release, sampling, sweep
-from nafld_utils.quality import copy_units
 from nafld_utils.release import export
 
 
@@ -26,7 +25,7 @@ def exported(smoke):
     patch = pytest.MonkeyPatch()
     patch.setenv("NAFLD_ROOT", str(smoke.root))
     run = artifacts.open_run("smoke")
-    listed = copy_units.release_unit(run).load_table("synthetic_release.csv")
+    listed = export.released(run)
     yield SimpleNamespace(run=run, folder=release.write_export(run), listed=listed)
     patch.undo()
 
