@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from nafld_utils import artifacts, cohort, preprocessing, quality, release, sampling, sweep
+from nafld_utils.quality import copy_units
 from nafld_utils.release import export
 
 
