@@ -20,8 +20,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ).split(),
         "sampler_comparison": "at_own_sampler compare_samplers".split(),
         "set_units": (
-            "BASELINES Synthetic class_mix generators is_shared make_set open_set open_synthetic synthetic_unit task_of "
-            "tasks"
+            "BASELINES Synthetic class_mix generators is_shared make_set open_set open_synthetic synthetic_unit "
+            "task_of tasks"
         ).split(),
         "simulated": "require_liver".split(),
         "stage": "check_conditions draw_sets folds_of open_preprocessed open_sets units".split(),
