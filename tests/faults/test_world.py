@@ -296,7 +296,7 @@ import faulty
 run = faulty.open_run(**{"turing.ratings": "ratings"})
 found = turing.analyse(run)
 for name in ("files", "raters", "ratings", "images"):
-    print(turing.titled(run, found, found[name], "x").to_html())
+    print(turing.titled(run, found, found[name], "x")._repr_html_())
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
