@@ -1,6 +1,7 @@
 """What leaves the house: which images, whose names, what is refused, and whether its classifiers score as the run."""
 
 import io
+import os
 import re
 import runpy
 import shutil
@@ -21,10 +22,13 @@ from nafld_utils.release import export
 
 
 @pytest.fixture(scope="module")
-def exported(smoke):
-    """The small run's export, its release list and the run; one for all tests of this file."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("NAFLD_ROOT", str(smoke.root))
+def exported(smoke, tmp_path_factory):
+    """The export of a copy of the small run, its release list and the run; one for all tests of this file."""
+    root, patch = tmp_path_factory.mktemp("exported"), pytest.MonkeyPatch()
+    shutil.copytree(
+        smoke.root / "artifacts", root / "artifacts", copy_function=os.link
+    )  # others look at the run itself
+    patch.setenv("NAFLD_ROOT", str(root))
     run = artifacts.open_run("smoke")
     listed = export.released(run)
     yield SimpleNamespace(run=run, folder=release.write_export(run), listed=listed)
