@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils.artifacts import digest, load_record, replacing, save_json, sealed, unsealed
+from nafld_utils.artifacts import digest, load_record, remove_orphans, replacing, save_json, sealed, unsealed
 
 TRIAL_COLUMNS = ("backbone", "freeze", "balance", "arm", "rate", "fold", "seed")
 SCORE_COLUMNS = ("image_id", "patient_id", "label", "score")
@@ -33,7 +33,10 @@ def _error_path(store: Path, key: str) -> Path:
 
 
 def write_trial(store: Path, key: str, scores: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
-    """Write `SCORE_COLUMNS`, a row per held-out image, and JSON-able facts atomically; clears an earlier failure."""
+    """Write `SCORE_COLUMNS`, a row per held-out image, and JSON-able facts atomically.
+
+    Clears an earlier failure, and what a killed process left of it: who trains a trial holds its lock.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -42,6 +45,7 @@ def write_trial(store: Path, key: str, scores: pd.DataFrame, facts: Mapping[str,
     record = sealed({"hash": key, "rows": len(scores), **facts, "content": content})
     metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(record).encode()}
     path = trial_path(store, key)
+    remove_orphans(store, f".{path.name}.*.tmp*")
     with replacing(path) as temporary, open(temporary, "wb") as handle:  # pyarrow takes every path for UTF-8
         pq.write_table(table.replace_schema_metadata(metadata), handle)
     _error_path(store, key).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import pytest
 from project import PROJECT
 
 from nafld_utils import artifacts, networks, params, preprocessing, quality, sampling, sweep
+from nafld_utils.artifacts import locks
 from nafld_utils.quality import filter_units
 from nafld_utils.sampling import set_units
 from nafld_utils.sweep import (
@@ -204,6 +205,15 @@ def test_an_empty_store_and_a_trial_that_succeeds_after_all(tmp_path):
     trial_store.record_failure(tmp_path, TRIAL, "k", ValueError("x"))
     trial_store.write_trial(tmp_path, "k", scores_table(), {})
     assert [path.name for path in tmp_path.glob("k.*")] == ["k.parquet"]
+
+
+def test_a_trial_clears_what_a_process_killed_in_its_writing_left(tmp_path):
+    half = [tmp_path / f".{name}.parquet.{where}.0123456789ab.tmp.parquet" for name, where in (
+        ("k", locks.here()), ("other", locks.here()), ("k", "another1"))]  # fmt: skip
+    for path in half:
+        path.write_bytes(b"PAR1")
+    trial_store.write_trial(tmp_path, "k", scores_table(), {})
+    assert sorted(tmp_path.iterdir()) == sorted([*half[1:], tmp_path / "k.parquet"])
 
 
 def _truncate(path):
