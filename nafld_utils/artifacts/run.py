@@ -302,7 +302,7 @@ def _cohort_at(data: str, values: Mapping[str, Any]) -> dict[str, str]:
     if clash:
         raise params.SettingsError(f"DATA and SET both say where the cohort is ({', '.join(clash)}); give one of them.")
     path = Path(data).expanduser().absolute()
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):  # a pipe or device may never end
         raise params.SettingsError(
             f"DATA={data}: expected the path of a cohort, found nothing there; correct the path."
         )
