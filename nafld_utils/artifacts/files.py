@@ -366,7 +366,9 @@ def _kind(path: Path) -> str | None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """SHA-256 of a file, in hex; ValueError of a pipe or device, which may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: expected a file, found a folder, a pipe or a device; put a file there.")
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME_FILES = ("path", "join", "external", "weights", "baseline_weights", "ratings")  # ends of keys of files
+NO_FILES = ("", "hub", "bundled", "random")  # what such a setting may say instead
 MARK_FILE = "cohort.json"  # in a folder of simulated patients, says so
 LIVERS = "liver ultrasounds"  # `cohort.subject` of a folder that holds them
 LEFT_OUT = "(left out)"  # stands for what names a patient or this machine
@@ -213,10 +214,10 @@ class Run:
 
 
 def is_private(key: str, value: Any) -> bool:
-    """Whether a setting names a file, a folder or a machine of the user; a plain word names none."""
-    if key in ("engine.slurm", "engine.address"):
+    """Whether a setting names a file, a folder, an account or a machine of the user."""
+    if key == "engine.address" or key.startswith(("engine.slurm", "engine.tls")):
         return bool(value)
-    return key.rpartition(".")[2] in NAME_FILES and isinstance(value, str) and not value.isalnum()
+    return key.rpartition(".")[2] in NAME_FILES and isinstance(value, str) and value not in NO_FILES
 
 
 def _mark(path: Path) -> tuple[int, int] | None:
@@ -301,7 +302,7 @@ def _cohort_at(data: str, values: Mapping[str, Any]) -> dict[str, str]:
     if clash:
         raise params.SettingsError(f"DATA and SET both say where the cohort is ({', '.join(clash)}); give one of them.")
     path = Path(data).expanduser().absolute()
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):  # a pipe or device may never end
         raise params.SettingsError(
             f"DATA={data}: expected the path of a cohort, found nothing there; correct the path."
         )

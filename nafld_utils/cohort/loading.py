@@ -149,7 +149,7 @@ def find(settings: CohortSettings, data_root: str | Path, fetch: bool = True) ->
     data_root = Path(data_root)
     if settings.path is not None:
         path = Path(settings.path).expanduser()
-        if not path.exists():
+        if not (path.is_file() or path.is_dir()):
             raise ValueError(
                 f"cohort.path: expected a .mat file or a folder, found nothing at {path}; correct the path."
             )

@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -38,6 +38,7 @@ GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422
 PALETTE = "PALETTE COLOR"
 # Choice: of an inflated file, more than the largest image that is read needs in 16-bit colour.
 MOST_BYTES = 2**29
+MOST_ITEMS, ITEM_TAGS = 10_000, (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # choice: one image has hundreds at most
 VIDEOS = ("MPEG", "HEVC", "H.26")
 Span = tuple[float, float] | None  # of values
 
@@ -79,21 +80,33 @@ def dataset(path: Path, **options: Any) -> Any:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Refuse a deflated file that inflates to more than `MOST_BYTES`, before pydicom inflates it whole."""
-    from pydicom import filereader, uid
-
+    """Refuse a file that inflates to more than `MOST_BYTES`, or of more items, before pydicom makes objects of them."""
+    total, items, before = 0, 0, b""
     with open(path, "rb") as handle:
-        filereader.read_preamble(handle, force=True)
-        about = filereader.read_dataset(handle, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-        if about.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
-            return
-        total, unpack = 0, zlib.decompressobj(-zlib.MAX_WBITS)
-        while not unpack.eof and (packed := unpack.unconsumed_tail or handle.read(2**16)):
-            total += len(unpack.decompress(packed, 2**20))
-            if total > MOST_BYTES:
-                size = path.stat().st_size
+        for part in _plain_parts(handle):
+            total += len(part)
+            items += sum((before + part).count(tag) for tag in ITEM_TAGS)
+            before = part[-3:]
+            size = path.stat().st_size
+            if total > max(MOST_BYTES, size):
                 found = f"found {size} bytes that inflate to more; save it uncompressed"
                 raise ImageFault(f"expected at most {MOST_BYTES >> 20} MiB, {found}")
+            if items > MOST_ITEMS:
+                raise ImageFault(f"expected at most {MOST_ITEMS:,} items of sequences, found more; save it as PNG")
+
+
+def _plain_parts(handle: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a file, inflated where it is deflated, in parts."""
+    from pydicom import filereader, uid
+
+    filereader.read_preamble(handle, force=True)
+    about = filereader.read_dataset(handle, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+    if about.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+        yield from iter(lambda: handle.read(2**20), b"")
+        return
+    unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+    while not unpack.eof and (packed := unpack.unconsumed_tail or handle.read(2**16)):
+        yield unpack.decompress(packed, 2**20)
 
 
 def read_header(path: Path, command: str) -> Header:

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shlex
 import sys
+import tempfile
+import unicodedata
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +24,12 @@ from nafld_utils import artifacts
 from nafld_utils.artifacts import LEFT_OUT, Run
 
 _COLOUR = r"\x1b\[[0-9;]*m"  # of a terminal, around the paths of a traceback
+_SIGN = r"(?:[\w.+@%,~=#!$-]|(?<=\w)'(?=\w)|&(?!(?:quot|[lg]t|#\w+);))"  # of a name in a path without quotes
 # Nothing that it may begin behind stands in the base64 of a picture.
-_PATH = re.compile(rf"(?P<before>{_COLOUR}|(?<![^\s\"'(=>\[;:`])|(?<=\*))~?/(?:[\w.+@%,~=-]+/)+(?P<last>[\w.+@%,~=-]*)")
+_PATH = re.compile(
+    rf"(?P<before>{_COLOUR}|(?<![^\s\"'(=>\[;:`,|{{<])(?<!base64,)|(?<=\*))"
+    rf"(?:(?:file:/+|~\w*/|(?:\.\./)+)(?={_SIGN})|(?<!:)//?(?={_SIGN}+/))(?:{_SIGN}+/)*(?P<last>{_SIGN}*)"
+)
 _QUOTED = re.compile(r"(?P<before>(?P<quote>[\"'`]))~?/(?:[^\n\"'`/]+/)+(?P<last>[^\n\"'`/]*)(?=(?P=quote))")
 _REST = r"(?:[^\n\"'<>:]|(?<=\w)'(?=\w))*"  # of a path; apostrophes in names
 _BINARY = {"image/png", "image/jpeg"}
@@ -34,14 +42,28 @@ def redacted(run: Run, text: str) -> str:
 
 def _redactor(run: Run) -> Callable[[str], str]:
     user = _any_of(_writings(run))
-    root = _any_of([str(artifacts.work_root().absolute()), str(artifacts.PROJECT_ROOT), sys.prefix])
+    homes = {str(Path.home()), tempfile.gettempdir()} - {"/"}
+    root = _any_of([str(artifacts.work_root().absolute()), str(artifacts.PROJECT_ROOT), sys.prefix, *homes])
     ours = re.compile(rf"{user}(?:/{_REST})?|{root}/data/{_REST}")
+    keyed = re.compile("|".join(_keyed(run)) or "(?!)")
 
     def redact(text: str) -> str:
+        text = keyed.sub(lambda found: f"{found[found.lastindex or 0]}{LEFT_OUT}", text)
         text = re.sub(rf"{root}/", "…/", ours.sub(LEFT_OUT, text))
         return _PATH.sub(_only_modules, _QUOTED.sub(_only_modules, text))
 
     return redact
+
+
+def _keyed(run: Run) -> Iterator[str]:
+    """Patterns of values that are words of every day, such as an account or a folder's name, behind their keys."""
+    quote = "(?:[\"']|&quot;|&#x?\\d+;)?"
+    for key, value in run.settings.by_key().items():
+        if artifacts.is_private(key, value):
+            for name, one in value.items() if isinstance(value, Mapping) else [(key.rpartition(".")[2], value)]:
+                forms = _any_of([json.dumps(one), json.dumps(one, ensure_ascii=False), str(one)])
+                yield rf"()(?<![\w./]){re.escape(str(one))}/{_REST}"
+                yield rf"(\b{re.escape(name)}{quote}\s*[:=]\s*){quote}{forms}{quote}(?!\w)"
 
 
 def _any_of(texts: Iterable[str]) -> str:
@@ -61,19 +83,23 @@ def _writings(run: Run) -> set[str]:
         plain = {value, str(Path(value).expanduser()), str(Path(value).absolute())} if "/" in value else {value}
         name = Path(value).name
         plain |= {name} if Path(name).suffix else set()
-        for text in plain:
+        for text in {unicodedata.normalize(form, text) for form in ("NFC", "NFD") for text in plain} | plain:
             quoted = {text, text.replace("'", "''"), text.replace("'", "\\'"), text.replace("'", "'\"'\"'")}
             quoted |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
-            quoted |= {shlex.quote(text).strip("'")}
+            quoted |= {shlex.quote(text).strip("'"), urllib.parse.quote(text), repr(os.fsencode(text))[2:-1]}
             out |= quoted | {json.dumps(one)[1:-1] for one in quoted}
-    out |= {str(run.settings.engine.slurm)} if run.settings.engine.slurm else set()
     return out | {form for one in out for form in (html.escape(one), html.escape(one).replace("&#x27;", "&#39;"))}
 
 
 def _values(run: Run) -> Iterator[str]:
+    """Values that are no words of every day; a folder's name that is one may begin a path."""
     for key, value in run.settings.by_key().items():
         if artifacts.is_private(key, value):
-            yield from (leaf for leaf in _leaves(value) if isinstance(value, str) or "/" in leaf)
+            for leaf in _leaves(value):
+                if re.search("[/@]", leaf) or (isinstance(value, str) and not leaf.isalnum()):
+                    yield leaf
+                elif isinstance(value, str):
+                    yield str(Path(leaf).absolute())
 
 
 def _leaves(value: Any) -> Iterator[str]:

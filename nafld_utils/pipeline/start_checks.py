@@ -58,8 +58,8 @@ def preflight(run: Run) -> None:
     for key in (key for keys in USER_FILES.values() for key in keys):
         path = run.settings.section(key)
         used = key != "cohort.path" or run.settings.cohort.source == "file"
-        if used and path and not user_file(key, path).exists():
-            raise SettingsError(f"setting {key}: expected an existing path, found none at {path}; correct it.")
+        if used and path and not (user_file(key, path).is_file() or user_file(key, path).is_dir()):
+            raise SettingsError(f"setting {key}: expected a file or a folder, found none at {path}; correct it.")
     check_folder(run)
     if run.settings.engine.device.startswith("cuda"):
         engine.device(run.settings.engine)

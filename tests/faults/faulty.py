@@ -416,6 +416,12 @@ PROMISES = {
         "ports, open files and signals of a run tried from another account; every socket of a run looked at; clients"
         " without a key and with another one",
     ),
+    "names": (
+        "Names of patients and files stay with the owner of the cohort: patients are numbered from 1, one table says"
+        " who is who, and pages and notebooks, also of failed stages, hold no name, file name or path",
+        "names and hospital numbers with every sign that CSV, HTML and JSON treat specially, searched for in every file"
+        " of a run; settings, output and errors that name them; DICOM files that say who they show",
+    ),
     "at once": (
         "Two runs at once in one tree end as one",
         "two `make` of two notebooks, and every step twice at once",

@@ -1,5 +1,6 @@
 """Grey levels of DICOM files: rescale, windows, tables, bits, padding, empty tags, and what contradicts itself."""
 
+import struct
 import subprocess
 import sys
 import zlib
@@ -291,6 +292,24 @@ def test_a_deflated_file_is_read_unless_it_is_a_bomb(tmp_path, monkeypatch):
     monkeypatch.setattr(pydicom, "dcmread", lambda *_, **__: pytest.fail("inflated whole"))
     with pytest.raises(images.ImageFault, match=r"at most 1 MiB, found \d+ bytes that inflate to more; save it"):
         images.read_header(bomb)
+
+
+@pytest.mark.parametrize("n", [1_000, 20_000])
+def test_a_file_of_more_items_than_any_image_has_is_refused_before_they_become_objects(tmp_path, monkeypatch, n):
+    """20,000 empty items of 8 bytes are 20,000 data sets in memory: 60 million deflate to less than a MB."""
+    values = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    path = write(tmp_path / "a.dcm", values)
+    content = path.read_bytes()
+    first = content.index(b"\x28\x00\x02\x00US")  # SamplesPerPixel; before it ReferencedImageSequence
+    items = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 2**32 - 1) + struct.pack("<HHI", 0xFFFE, 0xE000, 0) * n
+    items += struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    path.write_bytes(content[:first] + items + content[first:])
+    if n < dicom_file.MOST_ITEMS:
+        assert (images.read(path).pixels == values).all()
+        return
+    monkeypatch.setattr(pydicom, "dcmread", lambda *_, **__: pytest.fail("made objects"))
+    with pytest.raises(images.ImageFault, match=r"expected at most 10,000 items of sequences, found more"):
+        images.read_header(path)
 
 
 def test_a_bomb_of_the_usual_limit_takes_little_memory(tmp_path):

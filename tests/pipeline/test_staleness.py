@@ -193,7 +193,16 @@ def test_a_run_whose_name_is_too_long_for_its_files_is_refused_before_anything_i
         (["--data=/nowhere/a b.mat"], "DATA=/nowhere/a b.mat: expected the path of a cohort"),
         (["--profile=dmeo"], "'dmeo' is not one of cpu, demo, paper, smoke; the nearest is demo"),
         (["--set=engine.min_free_gib=1.0e+9"], "GiB free, expected at least 1e+09 GiB (engine.min_free_gib)"),
-        (["--set=turing.ratings=/nowhere.csv"], "setting turing.ratings: expected an existing path"),
+        (
+            ["--set=turing.ratings=/nowhere.csv"],
+            "setting turing.ratings: expected a file or a folder, found none",
+        ),
+        (
+            ["--set=quality.weights=/dev/zero"],
+            "setting quality.weights: expected a file or a folder, found none",
+        ),
+        (["--data=/dev/zero"], "DATA=/dev/zero: expected the path of a cohort"),
+        (["--set=cohort={source: file, path: /dev/zero}"], "cohort.path: expected a file or a folder, found none at"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, sentence):
