@@ -24,13 +24,17 @@ from nafld_utils import artifacts
 from nafld_utils.artifacts import LEFT_OUT, Run
 
 _COLOUR = r"\x1b\[[0-9;]*m"  # of a terminal, around the paths of a traceback
-_SIGN = r"(?:[\w.+@%,~=#!$-]|(?<=\w)'(?=\w)|&(?!(?:quot|[lg]t|#\w+);))"  # of a name in a path without quotes
-# Nothing that it may begin behind stands in the base64 of a picture.
-_PATH = re.compile(
-    rf"(?P<before>{_COLOUR}|(?<![^\s\"'(=>\[;:`,|{{<])(?<!base64,)|(?<=\*))"
-    rf"(?:(?:file:/+|~\w*/|(?:\.\./)+)(?={_SIGN})|(?<!:)//?(?={_SIGN}+/))(?:{_SIGN}+/)*(?P<last>{_SIGN}*)"
-)
-_QUOTED = re.compile(r"(?P<before>(?P<quote>[\"'`]))~?/(?:[^\n\"'`/]+/)+(?P<last>[^\n\"'`/]*)(?=(?P=quote))")
+# A path begins behind nothing that stands in the base64 of a picture or in a quotient.
+_START = r"(?:file:(?://)?(?=/)|~[\w.-]*)?(?<!:)/{1,2}"
+_FOLDERS = r"(?:[^\s/\"<>:|;*`]+(?: [^\s/\"<>:|;*`]+){0,3}/+)+"
+_NAME = r"[\w.+@%,~=#&$!^-]|(?<=\w)'(?=\w)"
+_LAST = rf"(?P<last>[\w.-]+\.py\b|(?:{_NAME})+(?: (?:{_NAME})+){{0,3}}\.[A-Za-z]\w{{1,7}}\b|(?:{_NAME})*)"
+_PATH = re.compile(rf"(?P<before>{_COLOUR}|(?<![\w/+.…)\]}}$-])(?<!base64,)|(?<=file:)){_START}{_FOLDERS}{_LAST}")
+_SHORT = re.compile(rf"(?P<before>(?<![\w/+.…)\]}}$-]))(?:file:/+|~\w*/|(?:\.\./)+)(?P<last>(?:{_NAME}|/)+)")
+_QUOTED = [  # by kind of quote, each with what stands for the quote itself within it
+    re.compile(rf"(?P<before>{quote})(?:file://)?~?/(?:(?:{inner})+/+)+(?P<last>(?:{inner})*)(?={quote})")
+    for quote, inner in (('"', r'[^"\n\\/]|\\.'), ("'", r"[^'\n\\/]|\\.|''|(?<=\w)'(?=\w)"), ("`", r"[^`\n/]"))
+]
 _REST = r"(?:[^\n\"'<>:]|(?<=\w)'(?=\w))*"  # of a path; apostrophes in names
 _BINARY = {"image/png", "image/jpeg"}
 
@@ -50,7 +54,9 @@ def _redactor(run: Run) -> Callable[[str], str]:
     def redact(text: str) -> str:
         text = keyed.sub(lambda found: f"{found[found.lastindex or 0]}{LEFT_OUT}", text)
         text = re.sub(rf"{root}/", "…/", ours.sub(LEFT_OUT, text))
-        return _PATH.sub(_only_modules, _QUOTED.sub(_only_modules, text))
+        for pattern in (*_QUOTED, _PATH, _SHORT):
+            text = pattern.sub(_only_modules, text)
+        return text
 
     return redact
 
@@ -61,9 +67,15 @@ def _keyed(run: Run) -> Iterator[str]:
     for key, value in run.settings.by_key().items():
         if artifacts.is_private(key, value):
             for name, one in value.items() if isinstance(value, Mapping) else [(key.rpartition(".")[2], value)]:
-                forms = _any_of([json.dumps(one), json.dumps(one, ensure_ascii=False), str(one)])
-                yield rf"()(?<![\w./]){re.escape(str(one))}/{_REST}"
-                yield rf"(\b{re.escape(name)}{quote}\s*[:=]\s*){quote}{forms}{quote}(?!\w)"
+                plain = str(one)
+                forms = [json.dumps(one), json.dumps(one, ensure_ascii=False), plain, _as_papermill(plain)]
+                yield rf"()(?<![\w./]){re.escape(plain)}/{_REST}"
+                yield rf"(\b{re.escape(name)}{quote}\s*[:=]\s*){quote}{_any_of(forms)}{quote}(?!\w)"
+
+
+def _as_papermill(text: str) -> str:
+    """How papermill writes a text among the parameters of a notebook."""
+    return text.encode("unicode_escape").decode()
 
 
 def _any_of(texts: Iterable[str]) -> str:
@@ -80,13 +92,20 @@ def _writings(run: Run) -> set[str]:
     """What is to be taken out, as it may be written."""
     out: set[str] = set()
     for value in _values(run):
+        if value.isalnum():
+            continue
         plain = {value, str(Path(value).expanduser()), str(Path(value).absolute())} if "/" in value else {value}
         name = Path(value).name
         plain |= {name} if Path(name).suffix else set()
         for text in {unicodedata.normalize(form, text) for form in ("NFC", "NFD") for text in plain} | plain:
             quoted = {text, text.replace("'", "''"), text.replace("'", "\\'"), text.replace("'", "'\"'\"'")}
             quoted |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
-            quoted |= {shlex.quote(text).strip("'"), urllib.parse.quote(text), repr(os.fsencode(text))[2:-1]}
+            quoted |= {
+                shlex.quote(text).strip("'"),
+                urllib.parse.quote(text),
+                repr(os.fsencode(text))[2:-1],
+                _as_papermill(text),
+            }
             out |= quoted | {json.dumps(one)[1:-1] for one in quoted}
     return out | {form for one in out for form in (html.escape(one), html.escape(one).replace("&#x27;", "&#39;"))}
 
@@ -117,9 +136,10 @@ def redact_notebook(run: Run, notebook: Any) -> None:
     """Redact sources, outputs, errors and metadata of an executed notebook in place; pixels stay as they are."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if output.get("output_type") == "error" and output.ename == "CohortError":
-                count = re.search(r": (\d+ problems?)", output.evalue)
+            if output.get("output_type") == "error" and any("CohortError" in line for line in output.traceback):
+                count = re.search(r": (\d+ problems?)", "\n".join([output.evalue, *output.traceback]))
                 output.evalue = f"{count[1] if count else 'problems'}; the terminal says which, by row and file"
+                output.ename = "CohortError"
                 output.traceback = [f"{output.ename}: {output.evalue}"]
     _walk(_redactor(run), notebook)
 
