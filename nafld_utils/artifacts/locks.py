@@ -131,8 +131,8 @@ def _remove_at_once(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, where it is there."""
-    if path.is_dir():
+    """Remove a file, a link or a folder, where it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

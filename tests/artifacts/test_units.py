@@ -109,6 +109,19 @@ def test_damage_is_named_and_undoes_the_unit(run, damage):
         unit.load_array("a.npy")
 
 
+def test_a_link_in_place_of_a_unit_is_replaced_and_what_it_leads_to_stays(run, tmp_path):
+    unit, elsewhere = run.unit("a", settings={}), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept.txt").write_text("x")
+    unit.path.parent.mkdir(parents=True, exist_ok=True)
+    unit.path.symlink_to(elsewhere)
+    make(unit)
+    assert unit.done()
+    assert not unit.path.is_symlink()
+    assert [path.name for path in elsewhere.iterdir()] == ["kept.txt"]
+    assert [path.name for path in unit.path.parent.iterdir()] == ["a"], "the old link is not left under another name"
+
+
 def test_an_error_inside_leaves_nothing(run):
     unit = run.unit("toy", settings={})
     with pytest.raises(KeyError):
