@@ -12,7 +12,7 @@ JOBS      := 2
 NOTEBOOKS := notebooks
 IMAGES    := yes
 
-override RUN := $(or $(strip $(RUN)),$(PROFILE))
+override RUN := $(or $(strip $(value RUN)),$(value PROFILE))
 ROOT      := $(or $(NAFLD_ROOT),.)
 STAMPS    := $(ROOT)/artifacts/$(RUN)/settings
 REPORTS   := $(ROOT)/reports/$(RUN)
@@ -20,8 +20,10 @@ STAGES    := 01_data_analysis 02_preprocessing 03_ldm_training 04_sampling \
              05_quality_metrics 06_classification_sweep 07_shap 08_turing_test
 LOOKS     := $(wildcard nafld_utils/report/*.py nafld_utils/report/templates/* params/protocol.yaml)
 
-# Values reach the command through the environment, so that blanks and quotes in them survive the shell.
-export NAFLD_PROFILE := $(PROFILE)
+# Values reach the command through the environment as they are written, so that blanks, quotes and $ in them survive make
+# and the shell.
+unexport SET DATA A B IMAGES PROFILE
+export NAFLD_PROFILE := $(value PROFILE)
 export NAFLD_RUN     := $(RUN)
 export NAFLD_SET     := $(value SET)
 export NAFLD_DATA    := $(value DATA)

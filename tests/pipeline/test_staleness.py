@@ -268,6 +268,12 @@ def test_blanks_and_quotes_reach_python_through_make(tmp_path):
     assert run.settings.turing.ratings == "it's a 'file' $HOME.csv"
 
 
+@pytest.mark.parametrize("name", ["RUN", "PROFILE", "SET", "DATA", "A", "B", "IMAGES"])
+def test_make_computes_nothing_from_a_value(tmp_path, name):
+    run_make("help", f"{name}=$(shell touch {tmp_path}/computed)", root=tmp_path)
+    assert not (tmp_path / "computed").exists()
+
+
 def test_data_means_a_file_cohort_in_any_profile(tmp_path, monkeypatch):
     path = tmp_path / "my cohort.mat"
     path.write_bytes(b"x")
