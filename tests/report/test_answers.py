@@ -258,7 +258,9 @@ def test_quality_is_judged_against_real_images_of_other_patients(real):
 def test_a_gan_that_is_not_trained_enough_is_compared_with_nothing(real, gap, told):
     """By the claim of stage 05: shown to lie below every ceiling of its own, or no number of it beside the models'."""
     drawn = distances(semantic=(300, 250, 350), gan=(110, 90, 130), halves_of_real=(100, "", ""))
-    kernel = [(QUALITY, f"patients.kernel.{name}.both", "any words", 0.5, 0.4, 0.6, "x") for name in ("semantic", "gan")]
+    kernel = [
+        (QUALITY, f"patients.kernel.{name}.both", "any words", 0.5, 0.4, 0.6, "x") for name in ("semantic", "gan")
+    ]
     claim = (QUALITY, "quality.frechet.gan_minus_ceiling", "GAN minus the ceiling", *gap, "folds")
     found = answered(real, pd.concat([drawn, table(*kernel, claim)]), "quality")
     text = " ".join([found.verdict, *found.sentences])
