@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line, see `records.run`."""
     parser = argparse.ArgumentParser(description="When models start to copy, by the number of patients.")
     parser.add_argument("--store", action="store_true", help="all sizes; keeps the table and the figure")
-    parser.add_argument("--passes", type=int, default=320, help="over the training images")
+    parser.add_argument("--passes", type=int, default=480, help="over the training images")
     parser.add_argument("--images", type=int, default=64, help="drawn from each checkpoint")
     return records.run("copying", parser, measure, arguments)
 
