@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_frames import smooth
 
-from nafld_utils import cohort, networks, params, statistics
+from nafld_utils import cohort, ldm, networks, params, statistics
 from nafld_utils.images import extract_crop, resize_box, whole_box
 from nafld_utils.networks import copy_rules
 from nafld_utils.quality import copies
@@ -98,8 +98,12 @@ def test_of_three_patients_none_can_be_left_out():
 
 
 def test_images_of_new_patients_are_called_copies_no_more_often_than_the_nominal_rate():
-    """On average over toy cohorts of four patients with two frames each, and 40 more patients like them."""
-    own, shares, rates = np.repeat(np.arange(44), 2), [], []
+    """On average over toy cohorts of four patients with two frames each, and 40 more patients like them.
+
+    The test of a checkpoint is over images, given its cohort: over cohorts, a model that draws these 40 new patients is
+    told to copy in more than the 5 % of the test, since four patients say little of how near new ones come.
+    """
+    own, shares, rates, told = np.repeat(np.arange(44), 2), [], [], []
     known = own < 4
     for seed in range(60):
         places = rng(seed).normal(size=(44, 6))[own] + 0.3 * rng(seed + 1000).normal(size=(88, 6))
@@ -110,7 +114,10 @@ def test_images_of_new_patients_are_called_copies_no_more_often_than_the_nominal
         shares.append(found["copy"].mean())
         left = copy_rules.left_out(dict.fromkeys(copy_rules.MEASURES, train), own[known])
         rates.append(copy_rules.nominal(left, own[known]))
+        copies = int(found["copy"][::2].sum())
+        told.append(ldm.over_training_units.at_least(copies, 40, rates[-1]) < 0.05)
     assert 0.05 < np.mean(shares) < np.mean(rates) < 0.45 < copy_rules.by_chance(4)["verdict"]
+    assert np.mean(told) < 0.2
 
 
 def test_one_patient_is_too_few():
@@ -132,7 +139,6 @@ def test_verdict_needs_pixels_or_both_others():
 @pytest.fixture(scope="module")
 def search():
     """Simulated patients, 24 of whom 18 are known, and the audit's search among the known as stage 05 runs it."""
-    from nafld_utils import ldm
     from nafld_utils.ldm import autoencoder
 
     settings = params.load("demo").preprocess
