@@ -61,7 +61,7 @@ def over_training(table: pd.DataFrame, distance: Axes, share: Axes) -> None:
     share.plot(table["step"], table["share"], "-", color=color, marker="o", label="copies")
     above = table[table["p"] < LEVEL]
     share.plot(above["step"], above["share"], "o", color="black", mfc="none", ms=10, label="above the nominal rate")
-    share.axhline(table["nominal"].iloc[0], color="#888888", lw=0.8, ls="--", label="nominal rate, a bound")
+    share.axhline(table["nominal"].iloc[0], color="#888888", lw=0.8, ls="--", label="nominal rate")
     share.set(xlabel="training step", ylabel="share of images", ylim=(-0.03, 1.03))
     for ax in (distance, share):
         ax.legend()

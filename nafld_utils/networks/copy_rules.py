@@ -22,6 +22,7 @@ REVISION = ("memorization", 3)
 LEVEL = 0.05  # share of new patients that a measure may call near, where there are patients enough
 MEASURES = ("pixels", "latents", "features")
 STATISTICS = ("distance", "relative")
+FEWEST = 4  # training patients of whom one can be left out: the rule of the others compares each of them with two
 
 
 # ---------------------------------------------------------------- what is too near
@@ -79,6 +80,40 @@ def by_chance(n: int, level: float = LEVEL) -> dict[str, float]:
     """
     measure = min(1.0, 2 * order(n, level) / (n + 1))
     return {"measure": measure, "verdict": min(1.0, 2 * measure)}
+
+
+def left_out(real: Mapping[str, Nearest], own: np.ndarray) -> np.ndarray:
+    """Whether the rule of the other patients, thresholds and all, calls each training image a copy: (N,) bool.
+
+    `real` holds the distances of the training images to all patients, by measure; their `own` patients are left out in
+    turn. Nothing can be left out of fewer than `FEWEST` patients, of whom every image is called a copy.
+    """
+    patients = np.unique(own)
+    found = np.full(len(own), len(patients) < FEWEST)
+    for patient in () if found.all() else patients:
+        mine, limits, near = own == patient, {}, {}
+        for name, one in real.items():
+            others = statistics(one.without_own(own).without_own(np.full(len(own), patient)))
+            limits[name], near[name] = thresholds(others[~mine], own[~mine]), others[mine]
+        found[mine] = flags(near, limits)["copy"]
+    return found
+
+
+def nominal(found: np.ndarray, own: np.ndarray) -> float:
+    """Rate at which images that copy nobody are called copies, from `left_out`: (1 + sum of shares) / (patients + 1).
+
+    Patients count alike, and one more counts as called a copy in all images, as in the upper bound of Clopper and
+    Pearson and in the p-values of Bates et al. Without that one, few patients of whom none is called a copy would give
+    a rate of 0, which the first false alarm exceeds. By exchangeability the mean of the shares is on average what the
+    rule of one patient less calls copies of a new patient's images, which more patients make rarer.
+
+    Examples
+    --------
+    >>> nominal(np.array([True, False, False, False]), np.array([1, 1, 2, 3]))
+    0.375
+    """
+    shares = pd.Series(found).groupby(np.asarray(own)).mean()
+    return float((1 + shares.sum()) / (1 + len(shares)))
 
 
 def authentic(found: pd.DataFrame, real: pd.DataFrame) -> np.ndarray:

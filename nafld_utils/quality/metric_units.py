@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, ldm, networks, params, sampling, statistics
-from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, remembered, save_table, unit_seed
+from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, over_folds, remembered, save_table, unit_seed
 from nafld_utils.params import SetName
 from nafld_utils.quality import copy_units, metric_tables
 from nafld_utils.quality.figures import WORDS, short
@@ -171,28 +171,49 @@ def reading(places: pd.DataFrame, class_names: Iterable[str]) -> list[str]:
     return lines
 
 
-def gan_reading(run: Run) -> list[str]:
-    """Where the GAN stands, in a sentence: its difference to the models only where it lies below its own ceilings.
-
-    Both classes together, images in equal numbers; its ceilings are those of the model whose latents it draws.
-    """
+def _gan_folds(run: Run) -> tuple[pd.DataFrame, pd.Series, str] | None:
+    """What `gan_in_words` is told of both classes together, images in equal numbers; None where no GAN was trained."""
     if ldm.NAME not in sampling.generators(run):
-        return []
+        return None
     values = table_unit(run).load_table("values.csv")
     used = (values["metric"] == "frechet") & (values["sample"] == "equal") & (values["class"] == metric_tables.BOTH)
     folds, role = values[used].pivot_table("value", "fold", "model"), values[used].groupby("model")["role"].first()
-    return [gan_in_words(folds, role, ldm.reference(run))]
+    return folds, role, ldm.reference(run)
+
+
+def gan_reading(run: Run) -> list[str]:
+    """Where the GAN stands, in a sentence: its difference to the models only where it lies below its own ceilings.
+
+    Its ceilings are those of the model whose latents it draws.
+    """
+    told = _gan_folds(run)
+    return [] if told is None else [gan_in_words(*told)]
+
+
+def _ceilings(folds: pd.DataFrame, role: pd.Series, reference: str) -> list[str]:
+    others = tuple(f"_{name}" for name in role.index[role == "model"] if name != reference)
+    return [name for name in folds if role[name] == "ceiling" and not name.endswith(others)]
+
+
+def gan_gap(folds: pd.DataFrame, role: pd.Series, reference: str) -> tuple[str, pd.Series]:
+    """Ceiling of its own that the GAN is least clear of, and its distance minus that ceiling's, by fold."""
+    gaps = {name: (folds[ldm.NAME] - folds[name]).dropna() for name in _ceilings(folds, role, reference)}
+    least = max(gaps, key=lambda name: _upper(gaps[name]))
+    return least, gaps[least]
+
+
+def _upper(gap: pd.Series) -> float:
+    """Upper end of a difference over folds; the difference itself where it has none."""
+    mean, _, high = statistics.over_folds(gap)
+    return mean if np.isnan(high) else high
 
 
 def gan_in_words(folds: pd.DataFrame, role: pd.Series, reference: str) -> str:
     """`gan_reading` of distances (folds, sets), the sets' roles, and the model whose latents the GAN draws."""
-    others = tuple(f"_{name}" for name in role.index[role == "model"] if name != reference)
-    ceilings = [name for name in folds if role[name] == "ceiling" and not name.endswith(others)]
-    gan, least = folds[ldm.NAME], folds[ceilings].mean().idxmin()
+    gan, least = folds[ldm.NAME], folds[_ceilings(folds, role, reference)].mean().idxmin()
     text = f"{WORDS[ldm.NAME]}, both classes: {short(gan.mean())}, lowest ceiling {short(folds[least].mean())}"
     text += f" ({WORDS.get(least, least)})"
-    found = [statistics.over_folds((gan - folds[name]).dropna()) for name in ceilings]
-    if not all((mean if np.isnan(high) else high) < 0 for mean, _, high in found):
+    if not _upper(gan_gap(folds, role, reference)[1]) < 0:
         return f"{text}; not shown to lie below every ceiling: not trained enough to compare."
     parts = []
     for name in role.index[role == "model"]:
@@ -296,6 +317,10 @@ def claims(run: Run, intervals: pd.DataFrame) -> list[dict[str, Any]]:
         ]
         text = f"{names['frechet']}, {what} against held-out images, equal numbers"
         rows.append(of_row(key_of(f"quality.frechet.{row['role']}", row["model"]), text, row))
+    if (told := _gan_folds(run)) is not None:
+        least, gap = gan_gap(*told)
+        text = f"{names['frechet']}, GAN minus the ceiling that it is least clear of ({WORDS.get(least, least)})"
+        rows.append(over_folds("quality.frechet.gan_minus_ceiling", text, gap, ""))
     return rows
 
 

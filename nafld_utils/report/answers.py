@@ -151,7 +151,10 @@ def _strongest(table: pd.DataFrame) -> dict[str, Any]:
 def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     """Distances to real patients at equal numbers of patients, beside that of other real patients."""
     found = {claim.parts[2]: claim for claim in find(table, "patients.frechet") if claim.parts[3] == "both"}
-    floor = found.pop(_FLOOR, None)
+    floor, gap = found.pop(_FLOOR, None), first(table, "quality.frechet.gan_minus_ceiling")
+    untrained = gap is not None and not (gap.value if gap.high is None else gap.high) < 0
+    if untrained:
+        found.pop("gan", None)
     if not found or floor is None:
         return {}
     kinds: dict[str, list[str]] = {"farther": [], "near": [], "unbounded": []}
@@ -167,7 +170,10 @@ def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:
         "drawn": list(found.values()),
         "floor": floor,
         "n_patients": floor.parts[4].removeprefix("at_"),
-        "kernel": [claim for claim in find(table, "patients.kernel") if claim.parts[3] == "both"],
+        "kernel": [
+            claim for claim in find(table, "patients.kernel") if claim.parts[3] == "both" and claim.parts[2] in found
+        ],
+        "untrained": gap if untrained else None,
         "over": next((claim.over for claim in found.values() if claim.bounded), ""),
         "condition": condition if condition is not None and condition.bounded else None,
     }

@@ -35,6 +35,7 @@ PARTS = {
     "sweep": ("Stage 06: trainings per hour against a plain loop over whole networks", "5 min"),
     "attributions": ("Stage 07: SHAP of four images, time, memory and additivity", "2 min"),
     "cohort_size": ("Stages 01, 02, 05 and 06: seconds and memory against the size of the cohort", "6 min"),
+    "copying": ("Stage 03: when models of 4 and 10 simulated patients start to copy them", "2 min"),
     "rater_study": ("Equivalence of raters: size at the margin, planned and found power", "2 min"),
     "gate_study": ("Whether stage 07 lets maps be read that must not be, by simulation", "2 min"),
     "kernel_study": ("Whether the kernel distance's interval over patients holds it", "2 min"),

@@ -15,6 +15,7 @@ def table(copies, n=20, nominal=0.1, model="class"):
     rows = pd.DataFrame({"step": np.arange(1, len(copies) + 1) * 10, "copies": copies})
     p = [over_training_units.at_least(k, n, nominal) for k in copies]
     facts = {"model": model, "fold": 0, "n": n, "nominal": nominal, "to_training": 50.0, "to_held_out": 70.0}
+    facts |= {"patients": 12}
     return rows.assign(p=p, share=rows["copies"] / n, passes=rows["step"] / 5, **facts)
 
 
@@ -40,11 +41,14 @@ def test_the_step_before_copies_is_the_checkpoint_before_the_first_that_is_above
 
 
 def test_what_is_said_brackets_the_step():
-    (text,) = over_training_units.reading(table([0, 1, 4, 5, 9]))
+    text, over = over_training_units.reading(table([0, 1, 4, 5, 9]))
+    assert text.startswith("class, fold 0: copies exceed the nominal 10 % of 12 training patients first at step 40")
+    assert "given these training patients" in over
     assert "first at step 40 (8 passes over the training images; 5 of 20, p 0.043), not yet at 30" in text
     assert "distance there 50 to training patients, 70 to held-out ones" in text
-    (text,) = over_training_units.reading(table([0, 0, 1, 2, 4]))
-    assert "at none of 5 checkpoints is the share of copies shown to exceed the 10 %" in text
+    text, _ = over_training_units.reading(table([0, 0, 1, 2, 4]))
+    assert "at none of 5 checkpoints is the share of copies shown to exceed the nominal 10 %" in text
+    assert over_training_units.reading(table([])) == []
     keys = [row["key"] for row in over_training_units.claims(table([0, 1, 4, 5, 9]))]
     assert keys == ["ldm.over_training.share.class.fold_0", "ldm.over_training.begins.class.fold_0"]
     assert len(over_training_units.claims(table([0, 0, 1, 2, 4]))) == 1
@@ -93,11 +97,13 @@ def test_held_out_patients_have_no_say_in_the_thresholds_or_the_copies(run, monk
     changed.moments = np.array(changed.moments)
     changed.moments[held] = rng.normal(size=changed.moments[held].shape)
     drawn = over_training_units.draw(run, "class", 0, over_training_units.checkpoints(run, "class", 0)[-1], kept)
-    limits, near = [], []
+    limits, near, nominal = [], [], []
     for frames in (kept, changed):
         own = frames.patients[frames.training]
         real = frames.near_real(frames.training, own)
         limits.append({name: copy_rules.thresholds(found, own) for name, found in real.items()})
         near.append(copy_rules.flags(frames.near(drawn), limits[-1]))
+        nominal.append(copy_rules.nominal(copy_rules.left_out(frames.nearest_real(frames.training), own), own))
     assert limits[0] == limits[1]
+    assert nominal[0] == nominal[1] < 1
     pd.testing.assert_frame_equal(*near)

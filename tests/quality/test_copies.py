@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_frames import smooth
 
-from nafld_utils import cohort, networks, params, statistics
+from nafld_utils import cohort, ldm, networks, params, statistics
 from nafld_utils.images import extract_crop, resize_box, whole_box
 from nafld_utils.networks import copy_rules
 from nafld_utils.quality import copies
@@ -69,6 +69,57 @@ def test_few_patients_have_the_minimum_and_its_rate():
     assert copy_rules.by_chance(2)["verdict"] == 1.0
 
 
+def line(places, own):
+    """`Nearest` of frames at places on a line, the same under every measure."""
+    apart = np.abs(np.subtract.outer(places, places))
+    patients = np.unique(own)
+    distance = np.stack([apart[:, own == patient].min(axis=1) for patient in patients], axis=1).astype(np.float32)
+    return dict.fromkeys(copy_rules.MEASURES, networks.Nearest(patients, distance, np.zeros(distance.shape, int)))
+
+
+def test_the_nominal_rate_of_five_patients_by_hand():
+    """The first two, whose frames are nearest to each other, are copies by the rule of the rest, the others are not.
+
+    Without the first, the others are 11 apart and more, in relation 11 / 46 = 0.24 (of the frame at 9); the first one's
+    frames are 5 and 4 from the second one, 5 / 43 = 0.12 and 4 / 42 = 0.09. Without the second the others are 19 apart
+    and more, 19 / 54 = 0.35 (of that at 1); its frames are 8 and 4 from the first one, 8 / 34 = 0.23 and 4 / 38 = 0.10.
+    Without another one, these two are 4 apart, and nobody is nearer.
+    """
+    own = np.array([1, 1, 2, 2, 3, 4, 5])
+    found = copy_rules.left_out(line(np.array([0.0, 1.0, 9.0, 5.0, 20.0, 40.0, 70.0]), own), own)
+    assert found.tolist() == [True, True, True, True, False, False, False]
+    assert copy_rules.nominal(found, own) == pytest.approx((1 + 2) / 6)
+
+
+def test_of_three_patients_none_can_be_left_out():
+    own = np.array([1, 2, 3])
+    found = copy_rules.left_out(line(np.array([0.0, 1.0, 5.0]), own), own)
+    assert copy_rules.nominal(found, own) == 1.0
+
+
+def test_images_of_new_patients_are_called_copies_no_more_often_than_the_nominal_rate():
+    """On average over toy cohorts of four patients with two frames each, and 40 more patients like them.
+
+    The test of a checkpoint is over images, given its cohort: over cohorts, a model that draws these 40 new patients is
+    told to copy in more than the 5 % of the test, since four patients say little of how near new ones come.
+    """
+    own, shares, rates, told = np.repeat(np.arange(44), 2), [], [], []
+    known = own < 4
+    for seed in range(60):
+        places = rng(seed).normal(size=(44, 6))[own] + 0.3 * rng(seed + 1000).normal(size=(88, 6))
+        near = networks.nearest_features(places, places[known], own[known])
+        train, new = (networks.Nearest(near.patients, near.distance[rows], near.row[rows]) for rows in (known, ~known))
+        limits = copy_rules.thresholds(copy_rules.statistics(train.without_own(own[known])), own[known])
+        found = copy_rules.flags(*(dict.fromkeys(copy_rules.MEASURES, x) for x in (copy_rules.statistics(new), limits)))
+        shares.append(found["copy"].mean())
+        left = copy_rules.left_out(dict.fromkeys(copy_rules.MEASURES, train), own[known])
+        rates.append(copy_rules.nominal(left, own[known]))
+        copies = int(found["copy"][::2].sum())
+        told.append(ldm.over_training_units.at_least(copies, 40, rates[-1]) < 0.05)
+    assert 0.05 < np.mean(shares) < np.mean(rates) < 0.45 < copy_rules.by_chance(4)["verdict"]
+    assert np.mean(told) < 0.2
+
+
 def test_one_patient_is_too_few():
     nearest = networks.Nearest(np.array([1]), np.ones((2, 1), np.float32), np.zeros((2, 1), int))
     with pytest.raises(ValueError, match="at least two patients"):
@@ -88,7 +139,6 @@ def test_verdict_needs_pixels_or_both_others():
 @pytest.fixture(scope="module")
 def search():
     """Simulated patients, 24 of whom 18 are known, and the audit's search among the known as stage 05 runs it."""
-    from nafld_utils import ldm
     from nafld_utils.ldm import autoencoder
 
     settings = params.load("demo").preprocess

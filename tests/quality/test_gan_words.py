@@ -40,3 +40,10 @@ def test_one_fold_is_compared_by_its_means():
     one = folds(390.0).iloc[:1]
     assert "class LDM minus GAN -44 (one fold, no interval)" in metric_units.gan_in_words(one, ROLE, "class")
     assert "not trained enough" in metric_units.gan_in_words(folds(430.0).iloc[:1], ROLE, "class")
+
+
+def test_the_gap_is_that_to_the_ceiling_it_is_least_clear_of():
+    for gan, mean in ((1032.0, 612.0), (390.0, -30.0)):  # of 420: the other models' 360 is no ceiling of its own
+        least, gap = metric_units.gan_gap(folds(gan), ROLE, "class")
+        assert least == "gaussian_class"
+        assert gap.mean() == pytest.approx(mean)

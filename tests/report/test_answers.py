@@ -251,6 +251,26 @@ def test_quality_is_judged_against_real_images_of_other_patients(real):
     assert "semantic 0.5 [0.4, 0.6]; 95 % intervals over patients (jackknife)." in " ".join(both.sentences)
 
 
+@pytest.mark.parametrize(
+    ("gap", "told"),
+    [((612, 500, 700), True), ((-30, -70, 10), True), ((-30, -50, -10), False), ((-30, "", ""), False)],
+)
+def test_a_gan_that_is_not_trained_enough_is_compared_with_nothing(real, gap, told):
+    """By the claim of stage 05: shown to lie below every ceiling of its own, or no number of it beside the models'."""
+    drawn = distances(semantic=(300, 250, 350), gan=(110, 90, 130), halves_of_real=(100, "", ""))
+    kernel = [
+        (QUALITY, f"patients.kernel.{name}.both", "any words", 0.5, 0.4, 0.6, "x") for name in ("semantic", "gan")
+    ]
+    claim = (QUALITY, "quality.frechet.gan_minus_ceiling", "GAN minus the ceiling", *gap, "folds")
+    found = answered(real, pd.concat([drawn, table(*kernel, claim)]), "quality")
+    text = " ".join([found.verdict, *found.sentences])
+    assert ("not trained enough to compare, so no difference to it is stated" in text) == told
+    assert ("The GAN is not trained enough to compare." in found.card[0]) == told
+    assert found.verdict == ("No" if told else "Not told apart: GAN; the others are farther or cannot be said")
+    assert ("GAN 110" in text, "GAN 0.5" in text, "GAN 110" in found.card[0]) == (not told,) * 3
+    assert (f"GAN minus the ceiling: {gap[0]}" in text) == told
+
+
 def copies(share, low, high, held=(0.04, 0.01, 0.08), planted=1.0, turned=1.0):
     rows = [
         ("copies.found.planted.rotated_copies", "any words", turned, 0.5, 1, "images (binomial)"),
