@@ -29,6 +29,11 @@ def device(settings: EngineSettings) -> Any:
     return torch.device("cuda", _own_gpu(n) if named is None else named)
 
 
+def sent(tensor: Any, device: Any) -> Any:
+    """A tensor of the host on a device; a GPU's copy is queued, where torch's own would wait for the work before it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def be_worker(number: int) -> None:
     """Let this process compute as the local worker of that number, from 0."""
     _worker[:] = [number]
