@@ -179,7 +179,7 @@ def train(
 
 def _look(unseen: list[Tensor], step: int) -> float:
     """Read the losses of the steps up to this one that were not looked at, which waits for the device; the last one."""
-    losses = torch.stack(unseen).tolist()
+    losses = torch.stack(unseen).cpu().tolist()
     unseen.clear()
     for i, loss in enumerate(losses):
         if not math.isfinite(loss):

@@ -49,7 +49,7 @@ class State:
         """
         if not self.unseen:
             return
-        numbers = iter(torch.stack([value for _, found in self.unseen for value in found.values()]).tolist())
+        numbers = iter(torch.stack([value for _, found in self.unseen for value in found.values()]).cpu().tolist())
         rows = [(step, {name: next(numbers) for name in found}) for step, found in self.unseen]
         self.unseen.clear()
         for step, found in rows:

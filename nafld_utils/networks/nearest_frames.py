@@ -131,7 +131,7 @@ def pixels_apart(frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", chun
 
 def _members(code: np.ndarray, device: torch.device) -> list[Tensor]:
     """Rows of each patient of `code` (m,), on the device."""
-    return [engine.sent(torch.from_numpy(np.flatnonzero(code == patient)), device) for patient in range(max(code) + 1)]
+    return [engine.sent(torch.from_numpy(np.flatnonzero(code == patient)), device) for patient in range(code.max() + 1)]
 
 
 def _by_patient(apart: Tensor, members: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

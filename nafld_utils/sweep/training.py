@@ -245,12 +245,17 @@ def step_on(
     tail: nn.Module, decoder: nn.Module, optimizer: Any, stored: Tensor, labels: Tensor, options: Options
 ) -> Tensor:
     """One step on a batch as it is stored; returns its loss, without gradient."""
-    with autocast(options.precision, stored.device, cached=False):
-        loss = nn.functional.cross_entropy(tail(decoder(stored)).float(), labels)
+    loss = loss_on(tail, decoder, stored, labels, options)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def loss_on(tail: nn.Module, decoder: nn.Module, stored: Tensor, labels: Tensor, options: Options) -> Tensor:
+    """Cross-entropy of a batch as it is stored."""
+    with autocast(options.precision, stored.device, cached=False):
+        return nn.functional.cross_entropy(tail(decoder(stored)).float(), labels)
 
 
 def build_optimizer(tail: nn.Module, options: Options, capturable: bool = False) -> torch.optim.AdamW:

@@ -1,0 +1,244 @@
+"""Training, sampling, features and sweep on a GPU as far as a CPU can tell: devices, types, and what waits in a loop."""
+
+import contextlib
+import functools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from fake_gpu import GPU, FakeGPU
+
+from nafld_utils import explain, ldm, networks, params, sweep
+from nafld_utils.engine import autocast
+from nafld_utils.explain import explainers
+from nafld_utils.ldm import autoencoder, autoencoder_training, denoiser, denoiser_training, gan, sampler
+from nafld_utils.networks import backbones, feature_networks, nearest_frames
+from nafld_utils.sweep import gpu_training, training
+
+SHAPE, NAME = (4, 8, 8), "resnet18.a1_in1k"
+SMALL = {"model_channels": 32, "channel_mult": [1, 2], "layers_per_block": 1}
+GAN = {"batch_size": 4, "base_channels": 8, "max_channels": 16, "learning_rate": 1e-3, "penalty": 1.0}
+GAN |= {"ema_decay": 0.9, "log_every": 100}
+
+
+@functools.cache
+def section():
+    return params.load("smoke").section("ldm")
+
+
+def network(name):
+    return denoiser.build_denoiser(name, section()[name] | SMALL, SHAPE, 5, 0)
+
+
+def conditions(name, n):
+    return torch.arange(n) % 2 if name == "class" else torch.zeros(n, 16, 16, dtype=torch.uint8)
+
+
+def schedule(name):
+    return denoiser.schedule_options(section()[name], "v_prediction", 1000)
+
+
+def train_denoiser(gpu, n, name="class", precision="bf16"):
+    model, where = network(name).to(GPU, memory_format=torch.channels_last), conditions(name, 4)
+    gpu.train(model)
+    chosen = section() | {"steps": n, "log_every": 100, "batch_size": 4, "precision": precision, "min_snr_gamma": 5.0}
+    pool = ldm.LatentPool(torch.randn(4, 1, *SHAPE), where if name == "class" else where[:, None], lambda m, _: m)
+    steps = ldm.train(
+        ldm.start_training(model, chosen), pool, pool, chosen, "l2", DDPMScheduler(**schedule(name)), 0, GPU
+    )
+    assert len(list(steps)) == n
+
+
+def draw(gpu, n, scheduler="ddim", eta=1.0, name="semantic", precision="bf16"):
+    model = network(name).to(GPU, memory_format=torch.channels_last)
+    how = {"steps": 2 * n, "eta": eta, "guidance": 1.2, "scheduler": scheduler, "precision": precision}
+    found = sampler.sample(model, schedule(name), conditions(name, 2), [0, 1], SHAPE, GPU, **how)
+    assert (found.shape, found.dtype, found.device) == ((2, *SHAPE), torch.float32, GPU)
+
+
+def train_gan(gpu, n):
+    state = gan.start_training((2, 16, 16), GAN, 0, GPU)
+    gpu.train(state.generator, state.discriminator)
+    assert len(list(gan.train(state, torch.randn(6, 2, 16, 16), np.arange(6) % 2, GAN, n, 0, GPU))) == n
+
+
+def draw_gan(gpu, n):
+    model = gan.Generator((2, 16, 16), 8, 16).to(GPU).eval()
+    assert gan.sample(model, np.arange(n) % 2, list(range(n)), GPU).shape == (n, 2, 16, 16)
+
+
+def train_autoencoder(gpu, n, kind="tiny", factor=8, phase="texture"):
+    model = autoencoder.build(kind, factor, 32)
+    features = autoencoder_training.feature_maps(networks.load("tf_efficientnet_lite2", "random").to(GPU))
+    gpu.train(model)
+    images, chosen = np.zeros((2, 64, 64), np.uint8), autoencoder_training.Phase(phase, n, batch_size=2)
+    # the last step is looked at and logged, as the first is
+    autoencoder_training.train(images, model, kind, features, range(n), chosen, GPU)
+
+
+def encode(gpu, n):
+    found = autoencoder.encode_images(stage(), np.zeros((2 * n, 32, 32), np.uint8), GPU, batch_size=2)
+    assert (found.shape, found.dtype) == ((2 * n, 4, 4, 4), np.float32)
+
+
+def decode(gpu, n):
+    found = autoencoder.decode_latents(stage(), torch.zeros(2 * n, 4, 4, 4, device=GPU), GPU, batch_size=2)
+    assert (found.shape, found.dtype) == ((2 * n, 32, 32), np.uint8)
+
+
+def stage():
+    return autoencoder.untrained("tiny", 8, 32, 1.0)
+
+
+def pictures(n, side=32):
+    return np.random.default_rng(0).integers(0, 255, (n, side, side), dtype=np.uint8)
+
+
+@functools.cache
+def classifier():
+    return networks.load(NAME, "random")
+
+
+def parts():
+    return networks.split(classifier_copy(), NAME)
+
+
+def classifier_copy():
+    return networks.load(NAME, "random")
+
+
+def features(gpu, n):
+    found = networks.features(classifier_copy(), pictures(2 * n), NAME, GPU, batch_size=2)
+    assert (found.shape, found.dtype) == ((2 * n, 512), np.float32)
+
+
+def inception(gpu, n):
+    feature_networks._network.cache_clear()
+    found, logits = feature_networks.extract(pictures(2 * n), "random", device=GPU, batch_size=2)
+    assert (found.shape, logits.shape) == ((2 * n, 2048), (2 * n, 1008))
+
+
+def prefix(gpu, n):
+    found = training.prefix_features(parts()[0], pictures(2 * n), NAME, GPU, batch_size=2, precision="float16")
+    assert (found.shape, found.dtype) == ((2 * n, 256, 2, 2), np.float16)
+
+
+def views(on_gpu, n=6):
+    stored = torch.zeros(n, 2, 256, 2, 2, dtype=torch.float16)
+    return sweep.Views(stored.to(GPU) if on_gpu else stored.numpy(), np.arange(n) % 2)
+
+
+def options(steps, precision="bf16"):
+    return sweep.Options(steps, 4, 1e-3, 0.01, precision)
+
+
+def train_tail(gpu, n, on_gpu=False, precision="bf16"):
+    tail = sweep.fresh_tail(parts()[1], 0)
+    gpu.train(tail)
+    kept = [views(on_gpu), views(on_gpu)]
+    found = sweep.train_tail(tail, kept, options(n, precision), 0, networks.Decoder(NAME), GPU)[1]
+    assert found.shape == (n,)
+
+
+def train_jobs(gpu, n):
+    gpu_training._TRAINERS.clear()
+    jobs = [gpu_training.Job(sweep.fresh_tail(parts()[1], i), [views(True), views(True)], i) for i in range(2)]
+    made = gpu_training.Resident.__init__
+
+    def ready(self, *args, **how):
+        made(self, *args, **how)
+        gpu.train(self.tail)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_training.Resident, "__init__", ready)
+        found = gpu_training.train_jobs(jobs, networks.Decoder(NAME), options(n), GPU, (NAME, "paper"), record=False)
+    gpu_training._TRAINERS.clear()
+    for result in found:
+        if isinstance(result, Exception):
+            raise result
+        assert result[1].shape == (n,)
+
+
+def score(gpu, n):
+    held_out = sweep.Views(views(True, 2 * n).features, np.arange(2 * n) % 2, views=np.zeros(2 * n, int))
+    assert training.predict(parts()[1], held_out, networks.Decoder(NAME), GPU, batch_size=2).shape == (2 * n,)
+
+
+def log_odds(gpu, n):
+    found = explainers.log_odds(explain.GreyClassifier(*parts(), NAME), pictures(16 * n), GPU)
+    assert found.shape == (16 * n,)
+
+
+def near_features(gpu, n):
+    found = networks.nearest_features(np.zeros((2 * n, 5)), np.zeros((6, 5)), np.arange(6) // 2, GPU, chunk=2)
+    assert (found.distance.shape, found.row.dtype) == ((2 * n, 3), np.int32)
+
+
+def near_pixels(gpu, n):
+    found = networks.nearest_pixels(pictures(2 * n), pictures(4), np.arange(4) // 2, GPU, chunk=2)
+    assert found.distance.shape == (2 * n, 2)
+
+
+def apart(gpu, n):
+    rows = np.zeros((2 * n, 2), int)
+    assert networks.pixels_apart(pictures(2 * n, 64), rows, GPU, chunk=2).shape == (2 * n, 2)
+
+
+CONV, DISTANCE, SPECTRUM = (torch.nn.functional, "conv2d"), (torch, "cdist"), (torch.fft, "rfft2")
+# what is called once a turn of the loop at least, whose result a fault is put behind
+PATHS = {
+    "the class model's training": (train_denoiser, CONV),
+    "the semantic model's training": (functools.partial(train_denoiser, name="semantic"), CONV),
+    "DDIM with noise": (draw, CONV),
+    "DPM-Solver++": (functools.partial(draw, scheduler="dpmsolver++", eta=0.0), CONV),
+    "UniPC": (functools.partial(draw, scheduler="unipc", eta=0.0), CONV),
+    "the GAN's training": (train_gan, CONV),
+    "the GAN's images": (draw_gan, CONV),
+    "an autoencoder's training": (train_autoencoder, CONV),
+    "encoding": (encode, CONV),
+    "decoding": (decode, CONV),
+    "features of a classifier": (features, CONV),
+    "features of Inception-v3": (inception, CONV),
+    "features of a frozen prefix": (prefix, CONV),
+    "a tail's training, its views on the host": (train_tail, CONV),
+    "a tail's training, its views on the GPU": (functools.partial(train_tail, on_gpu=True), CONV),
+    "trainings side by side": (train_jobs, CONV),
+    "scores": (score, CONV),
+    "log-odds that are explained": (log_odds, CONV),
+    "nearest frames by features": (near_features, DISTANCE),
+    "nearest frames by pixels": (near_pixels, CONV),
+    "distance of some frames": (apart, SPECTRUM),
+}
+
+
+def waits(path, n):
+    with FakeGPU() as gpu:
+        path(gpu, n)
+    return gpu
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_no_turn_of_a_loop_waits_for_the_gpu_and_a_fault_put_in_is_found(name, monkeypatch):
+    path, (module, function) = PATHS[name]
+    few, more = waits(path, 2), waits(path, 3)
+    loops = [line for line in more.waits if "nafld_utils" in line]
+    assert len(few.waits) == len(more.waits), f"a turn waits: {loops}"
+    given = getattr(module, function)
+
+    def waiting(*args, **how):
+        found = given(*args, **how)
+        if found.device.type == "cuda":
+            found.flatten()[0].item(), bool((found == found).all()), found.cpu()
+        return found
+
+    def meeting(*args, **how):
+        found = given(*args, **how)
+        return found + torch.zeros(found.shape) if found.device.type == "cuda" else found
+
+    monkeypatch.setattr(module, function, waiting)
+    assert len(waits(path, 2).waits) >= len(few.waits) + 3 * 2, "each of three kinds, at each turn"
+    monkeypatch.setattr(module, function, meeting)
+    with pytest.raises(RuntimeError, match=r"two different devices|the host and of the GPU meet"):
+        waits(path, 2)
