@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda", 0)
-COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default, torch.ops.aten.to.dtype_layout)
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 UNKNOWN_SIZE = ("aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2", "aten.equal")
 PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "linear")
 
@@ -64,6 +64,8 @@ class FakeGPU(FakeTensorMode):
         to_gpu = any(isinstance(leaf, torch.device) and leaf.type == "cuda" for leaf in leaves)
         if len(here) == len(tensors) and not to_gpu:
             return func(*args, **kwargs)
+        if func == torch.ops.aten.to.dtype_layout:  # as it comes in inference mode
+            func, kwargs = COPIES[0], {key: value for key, value in kwargs.items() if key != "copy"}
         name = str(func)
         if name.startswith("aten._local_scalar_dense"):
             self._wait(name)

@@ -250,7 +250,7 @@ def _turned(x: Tensor, degrees: float) -> Tensor:
     if not degrees:
         return x
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0]], device=x.device).expand(len(x), 2, 3)
+    turn = engine.sent(torch.tensor([[c, -s, 0.0], [s, c, 0.0]]), x.device).expand(len(x), 2, 3)
     return F.grid_sample(x[:, None], F.affine_grid(turn, [len(x), 1, *x.shape[1:]], False), align_corners=False)[:, 0]
 
 

@@ -1,8 +1,6 @@
-"""Training, sampling, features and sweep on a GPU as far as a CPU can tell: devices, types, and what waits in a loop."""
+"""Training, sampling, features and sweep on a GPU, as far as a CPU can tell: devices, types, what waits in a loop."""
 
-import contextlib
 import functools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +8,13 @@ import torch
 from diffusers import DDPMScheduler
 from fake_gpu import GPU, FakeGPU
 
-from nafld_utils import explain, ldm, networks, params, sweep
-from nafld_utils.engine import autocast
+from nafld_utils import ldm, networks, params, sweep
 from nafld_utils.explain import explainers
 from nafld_utils.ldm import autoencoder, autoencoder_training, denoiser, denoiser_training, gan, sampler
-from nafld_utils.networks import backbones, feature_networks, nearest_frames
+from nafld_utils.networks import feature_networks
 from nafld_utils.sweep import gpu_training, training
 
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")
 SHAPE, NAME = (4, 8, 8), "resnet18.a1_in1k"
 SMALL = {"model_channels": 32, "channel_mult": [1, 2], "layers_per_block": 1}
 GAN = {"batch_size": 4, "base_channels": 8, "max_channels": 16, "learning_rate": 1e-3, "penalty": 1.0}
@@ -71,7 +69,9 @@ def draw_gan(gpu, n):
 
 def train_autoencoder(gpu, n, kind="tiny", factor=8, phase="texture"):
     model = autoencoder.build(kind, factor, 32)
-    features = autoencoder_training.feature_maps(networks.load("tf_efficientnet_lite2", "random").to(GPU))
+    backbone = networks.load("tf_efficientnet_lite2", "random")
+    features = autoencoder_training.feature_maps(backbone)
+    backbone.to(GPU)
     gpu.train(model)
     images, chosen = np.zeros((2, 64, 64), np.uint8), autoencoder_training.Phase(phase, n, batch_size=2)
     # the last step is looked at and logged, as the first is
@@ -96,21 +96,16 @@ def pictures(n, side=32):
     return np.random.default_rng(0).integers(0, 255, (n, side, side), dtype=np.uint8)
 
 
-@functools.cache
 def classifier():
     return networks.load(NAME, "random")
 
 
 def parts():
-    return networks.split(classifier_copy(), NAME)
-
-
-def classifier_copy():
-    return networks.load(NAME, "random")
+    return networks.split(classifier(), NAME)
 
 
 def features(gpu, n):
-    found = networks.features(classifier_copy(), pictures(2 * n), NAME, GPU, batch_size=2)
+    found = networks.features(classifier(), pictures(2 * n), NAME, GPU, batch_size=2)
     assert (found.shape, found.dtype) == ((2 * n, 512), np.float32)
 
 
@@ -167,7 +162,7 @@ def score(gpu, n):
 
 
 def log_odds(gpu, n):
-    found = explainers.log_odds(explain.GreyClassifier(*parts(), NAME), pictures(16 * n), GPU)
+    found = explainers.log_odds(explainers.GreyClassifier(*parts(), NAME), pictures(16 * n), GPU)
     assert found.shape == (16 * n,)
 
 
@@ -242,3 +237,99 @@ def test_no_turn_of_a_loop_waits_for_the_gpu_and_a_fault_put_in_is_found(name, m
     monkeypatch.setattr(module, function, meeting)
     with pytest.raises(RuntimeError, match=r"two different devices|the host and of the GPU meet"):
         waits(path, 2)
+
+
+@pytest.mark.parametrize("path", [train_denoiser, draw, train_tail])
+def test_products_are_in_bfloat16_where_that_is_asked_for_and_else_in_full(path):
+    for precision, wanted in (("bf16", torch.bfloat16), ("tf32", torch.float32), ("fp32", torch.float32)):
+        with FakeGPU() as gpu:
+            path(gpu, 2, precision=precision)
+        assert {name for name, _ in gpu.types} >= ({"convolution"} | ({"addmm"} if path is not train_tail else set()))
+        assert {kind for _, kind in gpu.types} == {wanted}, gpu.types
+
+
+@pytest.mark.parametrize("path", [features, prefix, score, encode, decode, log_odds, train_gan, near_features])
+def test_what_is_measured_or_stored_is_computed_in_full(path):
+    with FakeGPU() as gpu:
+        path(gpu, 2)
+    assert {kind for _, kind in gpu.types} <= {torch.float32}
+
+
+def meta_tail():
+    tail = sweep.fresh_tail(parts()[1], 0).to("meta")
+    decoder = networks.Decoder(NAME)
+    stored, labels = torch.empty(4, 256, 2, 2, dtype=torch.float16, device="meta"), torch.zeros(4, device="meta").long()
+    training.step_on(tail, decoder, training.build_optimizer(tail, options(1)), stored, labels, options(1))
+    return tail
+
+
+def meta_denoiser(name):
+    model, where = network(name).to("meta"), conditions(name, 4)
+    chosen = section() | {"accumulate": 2, "precision": "fp32", "min_snr_gamma": None}
+    noise, steps = torch.empty(4, *SHAPE, device="meta"), torch.zeros(4, device="meta").long()
+    batch = denoiser_training.Batch(noise, where.to("meta"), noise, steps, steps.bool())
+    denoiser_training._gradient(model, DDPMScheduler(**schedule(name)), batch, chosen, "l1")
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    return model
+
+
+BACKWARD = {
+    "tail": (meta_tail, CONV),
+    "class": (lambda: meta_denoiser("class"), CONV),
+    "semantic": (lambda: meta_denoiser("semantic"), CONV),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_a_backward_pass_asks_the_device_for_no_number(name, monkeypatch):
+    step, (module, function) = BACKWARD[name]
+    assert all(p.grad is not None for p in step().parameters() if p.requires_grad)
+    given = getattr(module, function)
+
+    class Asking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, slope):
+            return slope * slope.sum().item()
+
+    monkeypatch.setattr(module, function, lambda *args, **how: Asking.apply(given(*args, **how)))
+    with pytest.raises(RuntimeError, match=r"cannot be called on meta tensors"):
+        step()
+
+
+def whole(function):
+    """Compiled as one graph, which a break in it refuses."""
+    return torch.compile(function, fullgraph=True, backend="eager")
+
+
+@pytest.mark.parametrize("name", ["class", "semantic"])
+def test_a_denoiser_is_one_graph(name, monkeypatch):
+    model, z, t = network(name), torch.randn(2, *SHAPE), torch.tensor([3, 999])
+    condition = model.condition(conditions(name, 2), torch.tensor([True, False]))
+    torch.testing.assert_close(whole(model)(z, t, condition), model(z, t, condition))
+    whole(model)(z, t, condition).sum().backward()
+    broken(model, lambda: whole(model)(z, t, condition), monkeypatch)
+
+
+def test_the_loss_of_a_tail_is_one_graph(monkeypatch):
+    tail, decoder = sweep.fresh_tail(parts()[1], 0).eval(), networks.Decoder(NAME)
+    given = tail, decoder, torch.randn(4, 256, 2, 2).half(), torch.tensor([0, 1, 0, 1]), options(1)
+    torch.testing.assert_close(whole(training.loss_on)(*given), training.loss_on(*given))
+    training.in_training(tail, options(1))
+    whole(training.loss_on)(*given).backward()
+    assert all(p.grad is not None for p in tail.parameters())
+    broken(tail, lambda: whole(training.loss_on)(*given), monkeypatch)
+
+
+def broken(module, call, monkeypatch):
+    """The same with a number asked for in its first layer, which no graph can hold."""
+    torch.compiler.reset()
+    layer = next(part for part in module.modules() if isinstance(part, torch.nn.Conv2d))
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda x: forward(x) * bool(x.sum() > 0))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        call()
+    torch.compiler.reset()
