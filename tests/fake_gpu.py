@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda", 0)
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+NUMBERS = ("aten._local_scalar_dense", "aten.item", "aten.is_nonzero")
 UNKNOWN_SIZE = ("aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2", "aten.equal")
 PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "linear")
 
@@ -25,33 +26,18 @@ class FakeGPU(FakeTensorMode):
 
     def __init__(self):
         super().__init__(allow_non_fake_inputs=True)
-        self.waits, self.types, self.pinned = [], set(), {}
-
-    def __enter__(self):
-        self.changes = contextlib.ExitStack()
-        for place, name, new in (
-            # torch takes autocast of a GPU back where it sees none
-            (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
-            (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
-            (torch.Tensor, "pin_memory", lambda tensor: self._pin(tensor)),
-            (torch.cuda, "Stream", mock.MagicMock()),
-            (torch.cuda, "current_stream", mock.MagicMock()),
-            (torch.cuda, "stream", lambda _: contextlib.nullcontext()),
-            (torch.Tensor, "backward", lambda loss, *_, **__: _no_backward(self, loss)),
-            (torch.autograd, "grad", lambda outputs, inputs, **_: tuple(torch.zeros_like(x) for x in inputs)),
-        ):
-            self.changes.enter_context(mock.patch.object(place, name, new))
-        self.trained = []
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        super().__exit__(*error)
-        self.changes.close()
+        self.waits, self.types, self.pinned, self.trained, self.inside = [], set(), {}, [], False
 
     def _pin(self, tensor):
         copy = tensor.clone()
         self.pinned[id(copy)] = copy  # kept, so that no other takes its place
         return copy
+
+    def _no_backward(self, loss):
+        if not loss.requires_grad:
+            raise RuntimeError("backward of what needs no gradient")
+        for p in (p for module in self.trained for p in module.parameters() if p.requires_grad):
+            p.grad = torch.zeros_like(p)
 
     def train(self, *modules):
         """Name the networks whose parameters a backward pass gives gradients to."""
@@ -66,15 +52,26 @@ class FakeGPU(FakeTensorMode):
             return func(*args, **kwargs)
         if func == torch.ops.aten.to.dtype_layout:  # as it comes in inference mode
             func, kwargs = COPIES[0], {key: value for key, value in kwargs.items() if key != "copy"}
+        if self.inside:  # what torch makes of an operation is not the project's work
+            return super().__torch_dispatch__(func, types, args, kwargs)
         name = str(func)
-        if name.startswith("aten._local_scalar_dense"):
+        if name.startswith(NUMBERS):
             self._wait(name)
             return {torch.bool: True, torch.int64: 1}.get(args[0].dtype, 1.0)
         if func in COPIES and (kwargs.get("device") == torch.device("cpu") or _written(func, args)):
             self._wait(f"{name} to the host")
-            like = args[0] if func == torch.ops.aten.copy_.default else args[0].shape
-            ones = torch.ones(like) if not isinstance(like, torch.Tensor) else like.fill_(1)
-            return ones.to(kwargs.get("dtype") or args[0].dtype)
+            return args[0].fill_(1) if func == COPIES[1] else torch.ones(args[0].shape, dtype=_type(args, kwargs))
+        self._check(func, name, args, kwargs, here, to_gpu)
+        if any(name.split(".")[1].startswith(product) for product in PRODUCTS):
+            self.types |= {(name.split(".")[1], tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
+        self.inside = True
+        try:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self.inside = False
+
+    def _check(self, func, name, args, kwargs, here, to_gpu):
+        """What waits, or what a GPU would refuse."""
         if func in COPIES and here:
             queued = kwargs.get("non_blocking") or (func == COPIES[1] and len(args) > 2 and args[2])
             if not (queued and all(id(tensor) in self.pinned for tensor in here)) and any(t.dim() for t in here):
@@ -88,22 +85,25 @@ class FakeGPU(FakeTensorMode):
         if name.startswith(UNKNOWN_SIZE) or (name.startswith("aten.index") and _masked(args)):
             self._wait(name)
             raise RuntimeError(f"{name}: its size is known to the GPU alone")
-        if any(name.split(".")[1].startswith(product) for product in PRODUCTS):
-            self.types |= {(name.split(".")[1], tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
-        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _wait(self, name):
         frames = [frame for frame in traceback.extract_stack() if "/nafld_utils/" in frame.filename]
         self.waits.append(f"{name}, {frames[-1].filename}:{frames[-1].lineno}" if frames else name)
 
 
-def _no_backward(gpu, loss):
-    if not loss.requires_grad:
-        raise RuntimeError("backward of what needs no gradient")
-    for module in gpu.trained:
-        for p in module.parameters():
-            if p.requires_grad:
-                p.grad = torch.zeros_like(p)
+def _moved_once(move):
+    """`torch.nn.Module.to`, which cannot lay out parameters anew that are there already."""
+
+    def to(module, *args, **how):
+        parameters = list(module.parameters())
+        there = parameters and all(isinstance(p, FakeTensor) for p in parameters)
+        return module if there else move(module, *args, **how)
+
+    return to
+
+
+def _type(args, kwargs):
+    return kwargs.get("dtype") or args[0].dtype
 
 
 def _written(func, args):
@@ -113,3 +113,25 @@ def _written(func, args):
 
 def _masked(args):
     return any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1]))
+
+
+@contextlib.contextmanager
+def fake_gpu():
+    """A `FakeGPU` in force, with what torch asks of a driver taken out."""
+    gpu = FakeGPU()
+    with contextlib.ExitStack() as changes:
+        for place, name, new in (
+            # torch takes autocast of a GPU back where it sees none
+            (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+            (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
+            (torch.cuda, "Stream", mock.MagicMock()),
+            (torch.cuda, "current_stream", mock.MagicMock()),
+            (torch.cuda, "stream", lambda _: contextlib.nullcontext()),
+            (torch.nn.Module, "to", _moved_once(torch.nn.Module.to)),
+            (torch.Tensor, "pin_memory", lambda tensor: gpu._pin(tensor)),
+            (torch.Tensor, "backward", lambda loss, *_, **__: gpu._no_backward(loss)),
+            (torch.autograd, "grad", lambda outputs, inputs, **_: tuple(torch.zeros_like(x) for x in inputs)),
+        ):
+            changes.enter_context(mock.patch.object(place, name, new))
+        changes.enter_context(gpu)
+        yield gpu

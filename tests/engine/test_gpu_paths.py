@@ -1,12 +1,13 @@
 """Training, sampling, features and sweep on a GPU, as far as a CPU can tell: devices, types, what waits in a loop."""
 
+import contextlib
 import functools
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from fake_gpu import GPU, FakeGPU
+from fake_gpu import GPU, fake_gpu
 
 from nafld_utils import ldm, networks, params, sweep
 from nafld_utils.explain import explainers
@@ -69,13 +70,13 @@ def draw_gan(gpu, n):
 
 def train_autoencoder(gpu, n, kind="tiny", factor=8, phase="texture"):
     model = autoencoder.build(kind, factor, 32)
-    backbone = networks.load("tf_efficientnet_lite2", "random")
+    backbone = networks.load("tf_efficientnet_lite0", "random")
     features = autoencoder_training.feature_maps(backbone)
     backbone.to(GPU)
     gpu.train(model)
-    images, chosen = np.zeros((2, 64, 64), np.uint8), autoencoder_training.Phase(phase, n, batch_size=2)
+    images, chosen = np.zeros((2, 64, 64), np.uint8), autoencoder_training.Phase(phase, n + 1, batch_size=2)
     # the last step is looked at and logged, as the first is
-    autoencoder_training.train(images, model, kind, features, range(n), chosen, GPU)
+    autoencoder_training.train(images, model, kind, features, range(n + 1), chosen, GPU)
 
 
 def encode(gpu, n):
@@ -209,7 +210,7 @@ PATHS = {
 
 
 def waits(path, n):
-    with FakeGPU() as gpu:
+    with fake_gpu() as gpu:
         path(gpu, n)
     return gpu
 
@@ -217,7 +218,7 @@ def waits(path, n):
 @pytest.mark.parametrize("name", PATHS)
 def test_no_turn_of_a_loop_waits_for_the_gpu_and_a_fault_put_in_is_found(name, monkeypatch):
     path, (module, function) = PATHS[name]
-    few, more = waits(path, 2), waits(path, 3)
+    few, more = waits(path, 1), waits(path, 2)
     loops = [line for line in more.waits if "nafld_utils" in line]
     assert len(few.waits) == len(more.waits), f"a turn waits: {loops}"
     given = getattr(module, function)
@@ -233,24 +234,26 @@ def test_no_turn_of_a_loop_waits_for_the_gpu_and_a_fault_put_in_is_found(name, m
         return found + torch.zeros(found.shape) if found.device.type == "cuda" else found
 
     monkeypatch.setattr(module, function, waiting)
-    assert len(waits(path, 2).waits) >= len(few.waits) + 3 * 2, "each of three kinds, at each turn"
+    faulty = waits(path, 2)
+    assert len(faulty.waits) >= len(more.waits) + 3 * 2, "each of three kinds, at each turn"
     monkeypatch.setattr(module, function, meeting)
-    with pytest.raises(RuntimeError, match=r"two different devices|the host and of the GPU meet"):
-        waits(path, 2)
+    with pytest.raises(RuntimeError, match=r"the host and of the GPU meet"):
+        waits(path, 1)
 
 
 @pytest.mark.parametrize("path", [train_denoiser, draw, train_tail])
 def test_products_are_in_bfloat16_where_that_is_asked_for_and_else_in_full(path):
     for precision, wanted in (("bf16", torch.bfloat16), ("tf32", torch.float32), ("fp32", torch.float32)):
-        with FakeGPU() as gpu:
+        with fake_gpu() as gpu:
             path(gpu, 2, precision=precision)
         assert {name for name, _ in gpu.types} >= ({"convolution"} | ({"addmm"} if path is not train_tail else set()))
-        assert {kind for _, kind in gpu.types} == {wanted}, gpu.types
+        # attention without a GPU's kernel multiplies in full
+        assert {kind for name, kind in gpu.types if name != "bmm"} == {wanted}, gpu.types
 
 
 @pytest.mark.parametrize("path", [features, prefix, score, encode, decode, log_odds, train_gan, near_features])
 def test_what_is_measured_or_stored_is_computed_in_full(path):
-    with FakeGPU() as gpu:
+    with fake_gpu() as gpu:
         path(gpu, 2)
     assert {kind for _, kind in gpu.types} <= {torch.float32}
 
@@ -259,7 +262,7 @@ def meta_tail():
     tail = sweep.fresh_tail(parts()[1], 0).to("meta")
     decoder = networks.Decoder(NAME)
     stored, labels = torch.empty(4, 256, 2, 2, dtype=torch.float16, device="meta"), torch.zeros(4, device="meta").long()
-    training.step_on(tail, decoder, training.build_optimizer(tail, options(1)), stored, labels, options(1))
+    training.loss_on(tail, decoder, stored, labels, options(1)).backward()
     return tail
 
 
@@ -283,6 +286,8 @@ BACKWARD = {
 @pytest.mark.parametrize("name", BACKWARD)
 def test_a_backward_pass_asks_the_device_for_no_number(name, monkeypatch):
     step, (module, function) = BACKWARD[name]
+    for room in (training, denoiser_training):  # torch has no autocast there
+        monkeypatch.setattr(room, "autocast", lambda *_, **__: contextlib.nullcontext())
     assert all(p.grad is not None for p in step().parameters() if p.requires_grad)
     given = getattr(module, function)
 
@@ -329,7 +334,11 @@ def broken(module, call, monkeypatch):
     torch.compiler.reset()
     layer = next(part for part in module.modules() if isinstance(part, torch.nn.Conv2d))
     forward = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda x: forward(x) * bool(x.sum() > 0))
+
+    def asking(x):
+        return forward(x) if x.sum() > 0 else forward(-x)
+
+    monkeypatch.setattr(layer, "forward", asking)
     with pytest.raises(torch._dynamo.exc.Unsupported):
         call()
     torch.compiler.reset()
