@@ -30,8 +30,9 @@ def device(settings: EngineSettings) -> Any:
 
 
 def sent(tensor: Any, device: Any) -> Any:
-    """A tensor of the host on a device; a GPU's copy is queued, where torch's own would wait for the work before it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """A tensor on a device; a GPU's copy from the host is queued, where torch's own waits for the work before it."""
+    queued = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if queued else tensor.to(device)
 
 
 def be_worker(number: int) -> None:
