@@ -7,7 +7,7 @@ gradients of zeros.
 """
 
 import contextlib
-import traceback
+import sys
 from unittest import mock
 
 import torch
@@ -87,8 +87,10 @@ class FakeGPU(FakeTensorMode):
             raise RuntimeError(f"{name}: its size is known to the GPU alone")
 
     def _wait(self, name):
-        frames = [frame for frame in traceback.extract_stack() if "/nafld_utils/" in frame.filename]
-        self.waits.append(f"{name}, {frames[-1].filename}:{frames[-1].lineno}" if frames else name)
+        frame = sys._getframe(1)
+        while frame and "/nafld_utils/" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        self.waits.append(f"{name}, {frame.f_code.co_filename}:{frame.f_lineno}" if frame else name)
 
 
 def _moved_once(move):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from nafld_utils import engine
 from nafld_utils.images import random_box, resize_box, semantic_maps
 from nafld_utils.ldm.autoencoder import FirstStage, to_unit
 
