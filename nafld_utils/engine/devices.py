@@ -29,6 +29,12 @@ def device(settings: EngineSettings) -> Any:
     return torch.device("cuda", _own_gpu(n) if named is None else named)
 
 
+def sent(tensor: Any, device: Any) -> Any:
+    """A tensor on a device; a GPU's copy from the host is queued, where torch's own waits for the work before it."""
+    queued = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if queued else tensor.to(device)
+
+
 def be_worker(number: int) -> None:
     """Let this process compute as the local worker of that number, from 0."""
     _worker[:] = [number]

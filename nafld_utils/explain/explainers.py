@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nafld_utils import networks
+from nafld_utils import engine, networks
 
 REVISION = ("explain", 3)
 
@@ -65,8 +65,9 @@ def log_odds(classifier: nn.Module, images: np.ndarray, device: torch.device | s
     parts = []
     with torch.no_grad():
         for start in range(0, len(images), 16):
-            parts.append(classifier(to_pixels(images[start : start + 16]).to(device))[:, 0].double().cpu())
-    return torch.cat(parts).numpy()
+            pixels = engine.sent(to_pixels(images[start : start + 16]), torch.device(device))
+            parts.append(classifier(pixels)[:, 0].double())
+    return torch.cat(parts).cpu().numpy()
 
 
 def attributions(

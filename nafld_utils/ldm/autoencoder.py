@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nafld_utils import engine
 from nafld_utils.artifacts import load_weights
 
 REVISION = ("autoencoder", 3)
@@ -235,14 +236,18 @@ def to_unit(images: np.ndarray) -> torch.Tensor:
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """(N, 1, H, W) float in [-1, 1] to (N, H, W) uint8."""
-    return ((images.squeeze(1) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return _levels(images).cpu().numpy()
+
+
+def _levels(images: torch.Tensor) -> torch.Tensor:
+    return ((images.squeeze(1) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def encode_images(stage: FirstStage, images: np.ndarray, device: torch.device, batch_size: int = 32) -> np.ndarray:
     """Moments of (N, H, W) uint8 images as (N, C or 2C, h, w) float32."""
     stage.to(device)
     parts = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-    return torch.cat([stage.encode(to_unit(part).to(device)).cpu() for part in parts]).numpy()
+    return torch.cat([stage.encode(engine.sent(to_unit(part), device)) for part in parts]).cpu().numpy()
 
 
 def groups(n: int, size: int, device: torch.device) -> Iterator[list[int]]:
@@ -261,8 +266,10 @@ def groups(n: int, size: int, device: torch.device) -> Iterator[list[int]]:
 def decode_latents(stage: FirstStage, latents: torch.Tensor, device: torch.device, batch_size: int = 32) -> np.ndarray:
     """(N, C, h, w) scaled latents as (N, H, W) uint8 images, each a function of its own latent, see `groups`."""
     stage.to(device)
-    decoded = [to_uint8(stage.decode(latents[rows].to(device))) for rows in groups(len(latents), batch_size, device)]
-    return np.concatenate(decoded)[: len(latents)]
+    latents = latents.cpu()  # rows are picked there; a GPU would be asked for each group
+    grouped = groups(len(latents), batch_size, device)
+    decoded = [_levels(stage.decode(engine.sent(latents[rows], device))) for rows in grouped]
+    return torch.cat(decoded)[: len(latents)].cpu().numpy()
 
 
 def reconstruct(stage: FirstStage, images: np.ndarray, device: torch.device, batch_size: int = 32) -> np.ndarray:

@@ -9,6 +9,7 @@ reconstructs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nafld_utils import networks
+from nafld_utils import engine, networks
 from nafld_utils.ldm.autoencoder import FirstStage, standardise, to_unit
 from nafld_utils.ldm.operations import Operations
 
@@ -37,6 +38,7 @@ LATENT_NOISE = {"structure": 0.0, "texture": 0.35, "polish": 0.0}
 # their size, the small network's sees squares of 128 pixels, the images that the shipped one was made of.
 PATCH = {"structure": 64, "texture": 64, "polish": 128}
 LEARNING_RATE = {"structure": 1e-3, "texture": 1e-3, "polish": 3e-4}  # choice: the polish at 1e-3 goes astray
+LOGGED = 20  # steps between rows of the curve, and between looks at the loss on a GPU (choice)
 KL_WEIGHT = 1e-6  # [LDM configurations]
 COARSE = 4  # pixels a side that a coarse grey level averages
 TEXTURE = slice(0, 5)  # feature maps compared by Gram matrices
@@ -146,7 +148,8 @@ def train(
     """Train an autoencoder of a kind in place through one phase; its polish trains the decoder alone.
 
     `images`, (N, H, W) uint8, are never of held-out patients; `features` is from `feature_maps`; one seed per step, so
-    that a step's batch depends on nothing else; `report` takes step and loss. Returns the first stage, standardised
+    that a step's batch depends on nothing else; `report` takes step and loss, on a GPU of every `LOGGED`-th step.
+    Returns the first stage, standardised
     over `images`, and rows of ``step, loss`` and the unweighted terms. A loss that is not finite is a
     FloatingPointError.
     """
@@ -154,22 +157,35 @@ def train(
     patch = phase.side(kind, images)
     sample = to_unit(images[np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)])
     loss_of = ReconstructionLoss(phase.name, features, _middle(sample[:96], patch).to(device))
-    curve = []
+    curve, unseen = [], []
     for step, seed in zip(range(phase.steps), seeds, strict=False):
         generator = torch.Generator().manual_seed(seed)
-        x = _patches(images, phase.batch_size, patch, generator).to(device)
+        x = engine.sent(_patches(images, phase.batch_size, patch, generator), device)
         loss, terms = _loss(model, kind, x, loss_of, generator)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"autoencoder: the loss is {loss.item()} at step {step}; lower the learning rate.")
+        logs = step % LOGGED == 0 or step == phase.steps - 1
+        unseen.append(loss.detach())
+        if logs or device.type == "cpu":
+            latest = _look(unseen, step)
+            report(step, latest)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 20 == 0 or step == phase.steps - 1:
-            curve.append({"step": step, "loss": loss.item(), **{name: term.item() for name, term in terms.items()}})
-        report(step, loss.item())
+        if logs:
+            curve.append({"step": step, "loss": latest, **{name: term.item() for name, term in terms.items()}})
     return standardise(model, sample.to(device), kind), curve
+
+
+def _look(unseen: list[Tensor], step: int) -> float:
+    """Read the losses of the steps up to this one that were not looked at, which waits for the device; the last one."""
+    losses = torch.stack(unseen).cpu().tolist()
+    unseen.clear()
+    for i, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            at = step + 1 - len(losses) + i
+            raise FloatingPointError(f"autoencoder: the loss is {loss} at step {at}; lower the learning rate.")
+    return losses[-1]
 
 
 def _loss(
@@ -231,7 +247,7 @@ def _reconstruct(
     x = images.expand(-1, int(model.config.in_channels), -1, -1)
     if kind == "kl":
         posterior = model.encode(x).latent_dist
-        draw = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
+        draw = engine.sent(torch.randn(posterior.mean.shape, generator=generator), x.device)
         copies, penalty = model.decode(posterior.mean + posterior.std * draw).sample, KL_WEIGHT * posterior.kl().mean()
     elif kind == "vq":
         codes, penalty, _ = model.quantize(model.encode(x).latents)
@@ -240,7 +256,7 @@ def _reconstruct(
         # not model(x): AutoencoderTiny.forward rounds the latents to bytes, which stops the encoder's gradient
         latents = model.encode(x).latents
         deviation = latents.detach().std((0, 2, 3), keepdim=True) + 1e-6
-        draw = torch.randn(latents.shape, generator=generator).to(x.device)
+        draw = engine.sent(torch.randn(latents.shape, generator=generator), x.device)
         copies, penalty = model.decode(latents + noise * deviation * draw).sample, latents.new_zeros(())
     return copies.mean(1, keepdim=True), penalty
 

@@ -10,7 +10,6 @@ Sources: Hardy et al. 2023, Methods (AdamW, cosine schedule, warm-up); Rombach e
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from nafld_utils import engine
 from nafld_utils.artifacts import unit_seed
 from nafld_utils.engine import arithmetic, autocast
 from nafld_utils.ldm.denoiser import diffusion_loss, eager
@@ -43,9 +43,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device without waiting for it."""
-        if device.type != "cuda":
-            return self
-        return Batch(*(item.pin_memory().to(device, non_blocking=True) for item in self))
+        return Batch(*(engine.sent(item, device) for item in self))
 
 
 def draw_batch(pool: LatentPool, settings: Mapping[str, Any], timesteps: int, seed: int, step: int) -> Batch:
@@ -71,6 +69,11 @@ class Training(State):
     ema: Any
     recent: list[float] = field(default_factory=list)
 
+    told = (
+        "diffusion training: the loss is {loss} and its gradient {gradient} at step {step}; lower ldm.learning_rate or"
+        " set ldm.precision=fp32; the weights before this step are kept."
+    )
+
     def networks(self) -> dict[str, nn.Module]:
         """The denoiser."""
         return {"model": self.denoiser}
@@ -86,6 +89,10 @@ class Training(State):
     def facts(self) -> dict[str, Any]:
         """What is not a tensor."""
         return {**super().facts(), "recent": self.recent}
+
+    def seen(self, found: Mapping[str, float]) -> None:
+        """Keep a step's loss for the curve."""
+        self.recent.append(found["loss"])
 
     def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Continue from `tensors` and `facts`; the average takes the memory layout of the parameters, as moments do."""
@@ -165,13 +172,15 @@ def train(
     Raises
     ------
     FloatingPointError
-        The loss or its gradient is not finite; the step's update is not applied.
+        The loss or its gradient is not finite; no update of weights or moments is applied from that step on, also where
+        a GPU is looked at some steps later (`State.note`).
     """
     denoiser, total = training.denoiser, int(noiser.config.num_train_timesteps)
     if training.step >= settings["steps"]:
         return
     fixed = validation_batch(held_out, total, seed, device)
     batch = draw_batch(pool, settings, total, seed, training.step)
+    broken = torch.zeros((), device=device)
     while training.step < settings["steps"]:
         denoiser.train()
         training.optimizer.zero_grad(set_to_none=True)
@@ -179,22 +188,28 @@ def train(
         norm = nn.utils.clip_grad_norm_(denoiser.parameters(), settings["gradient_clip"])
         if training.step + 1 < settings["steps"]:  # drawn on the CPU while a GPU still works on this one
             batch = draw_batch(pool, settings, total, seed, training.step + 1)
-        value, norm = torch.stack([value, norm]).tolist()
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"diffusion training: the loss is {value} and its gradient {norm} at step {training.step};"
-                " lower ldm.learning_rate or set ldm.precision=fp32; the state before this step is kept."
-            )
+        logs = _logs(training.step + 1, settings)
+        training.note({"loss": value, "gradient": norm}, logs, device)
+        training.optimizer.found_inf = broken = _broken(value, norm, broken)  # torch's fused AdamW skips such a step
         training.optimizer.step()
         training.rate.step()
         training.ema.step(denoiser.parameters())
         training.step += 1
-        training.recent.append(value)
-        if training.step % settings["log_every"] == 0 or training.step == settings["steps"]:
+        if logs:
             with eager(denoiser):
                 validation = validation_loss(denoiser, noiser, fixed, settings, loss)
-            _log(training, norm, validation)
+            _log(training, validation)
         yield training
+
+
+def _logs(step: int, settings: Mapping[str, Any]) -> bool:
+    """Whether the curve has a row after so many steps."""
+    return step % settings["log_every"] == 0 or step == settings["steps"]
+
+
+def _broken(value: torch.Tensor, norm: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """1 where a step or one before it is not finite, else 0, on the device; nothing waits for it."""
+    return torch.maximum(before, 1.0 - torch.isfinite(value + norm).float())
 
 
 def _gradient(denoiser: nn.Module, noiser: Any, batch: Batch, settings: Mapping[str, Any], loss: str) -> torch.Tensor:
@@ -217,9 +232,10 @@ def _loss(denoiser: nn.Module, noiser: Any, batch: Batch, settings: Mapping[str,
     return diffusion_loss(denoiser, noiser, batch.latents, condition, batch.noise, batch.timesteps, loss, weigh)
 
 
-def _log(training: Training, norm: float, validation: float) -> None:
+def _log(training: Training, validation: float) -> None:
     """Append a row to the curve, with the mean loss of the steps since the row before it."""
-    row = {"step": training.step, "loss": sum(training.recent) / len(training.recent), "gradient_norm": norm}
+    row = {"step": training.step, "loss": sum(training.recent) / len(training.recent)}
+    row["gradient_norm"] = training.latest["gradient"]
     training.recent.clear()
     training.curve.append({**row, "learning_rate": float(training.rate.get_last_lr()[0]), "validation": validation})
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nafld_utils import engine
 from nafld_utils.artifacts import unit_seed
 from nafld_utils.ldm.operations import Operations
 from nafld_utils.ldm.resumable import State
@@ -131,7 +132,7 @@ def augment(latents: Tensor, generator: torch.Generator) -> Tensor:
     device = latents.device
 
     def uniform(low: float, high: float) -> Tensor:
-        return (torch.rand(n, generator=generator) * (high - low) + low).to(device)
+        return engine.sent(torch.rand(n, generator=generator) * (high - low) + low, device)
 
     kept = []
     for extent in (height, width):
@@ -158,6 +159,10 @@ class Training(State):
     average: Generator
 
     separator, shown = "/", "generator"
+    told = (
+        "GAN training: the losses are {losses} at step {step}; lower gan.learning_rate or raise gan.penalty, the last"
+        " checkpoint is kept."
+    )
 
     def networks(self) -> dict[str, nn.Module]:
         """Both networks and the generator's running average."""
@@ -207,16 +212,12 @@ def train(
         y = torch.arange(settings["batch_size"]) % N_CLASSES
         place = torch.rand(len(y), generator=generator, dtype=torch.float64).numpy()
         rows = [by_class[label][int(u * len(by_class[label]))] for label, u in zip(y.tolist(), place, strict=True)]
-        losses = _step(training, latents[rows].to(device), y.to(device), settings, generator)
-        row = {"step": training.step + 1, **{name: loss.item() for name, loss in losses.items()}}
-        if not all(map(math.isfinite, row.values())):
-            raise FloatingPointError(
-                f"GAN training: the losses are {row} at step {training.step}; lower gan.learning_rate or raise"
-                " gan.penalty, the last checkpoint is kept."
-            )
+        logs = (training.step + 1) % settings["log_every"] == 0 or training.step + 1 == steps
+        real = engine.sent(latents[rows], device)
+        training.note(_step(training, real, engine.sent(y, device), settings, generator), logs, device)
         training.step += 1
-        if training.step % settings["log_every"] == 0 or training.step == steps:
-            training.curve.append(row)
+        if logs:
+            training.curve.append({"step": training.step, **training.latest})
         yield training
 
 
@@ -228,9 +229,10 @@ def _step(
     optimize_net, optimize_critic = training.both
 
     def draw() -> Tensor:
-        z = torch.randn(len(y), LATENT, generator=generator).to(real.device)
-        noise = [torch.randn(len(y), *shape, generator=generator).to(real.device) for shape in net.noise_shapes()]
-        return net(z, y, noise)
+        return net(drawn(LATENT), y, [drawn(*shape) for shape in net.noise_shapes()])
+
+    def drawn(*shape: int) -> Tensor:
+        return engine.sent(torch.randn(len(y), *shape, generator=generator), real.device)
 
     penalised = training.step % PENALTY_EVERY == 0
     with torch.no_grad():
@@ -298,7 +300,7 @@ def sample(network: Generator, labels: np.ndarray, seeds: list[int], device: tor
     out = []
     for label, seed in zip(labels, seeds, strict=True):
         generator = torch.Generator().manual_seed(int(seed))
-        z = torch.randn(1, LATENT, generator=generator).to(device)
-        noise = [torch.randn(1, *shape, generator=generator).to(device) for shape in network.noise_shapes()]
-        out.append(network(z, torch.tensor([int(label)], device=device), noise))
+        shapes = (LATENT,), *network.noise_shapes()
+        z, *noise = (engine.sent(torch.randn(1, *shape, generator=generator), device) for shape in shapes)
+        out.append(network(z, engine.sent(torch.tensor([int(label)]), device), noise))
     return torch.cat(out)

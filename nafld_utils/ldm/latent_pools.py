@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from nafld_utils import engine
 from nafld_utils.images import random_box, resize_box, semantic_maps
 from nafld_utils.ldm.autoencoder import FirstStage, to_unit
 
@@ -90,16 +91,16 @@ class FreshCrops:
         return len(self.rows)
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (size, C, h, w) on the CPU and conditions."""
-        s, stage = self.settings, self.stage.drawing_on_cpu()
+        """Latents (size, C, h, w) on the device of the first stage and conditions."""
+        s, stage = self.settings, self.stage
         drawn = self.rows[draw_rows(len(self.rows), size, generator, self.oversampled).numpy()]
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         images = np.empty((size, s.image_size, s.image_size), np.uint8)
         for i, row in enumerate(drawn):
             box = random_box(self.crops[row].shape, s.crop_scale, s.crop_ratio, rng)
             images[i] = resize_box(self.crops[row], box, s.image_size)
-        moments = stage.encode(to_unit(images).to(self.stage.shift.device)).cpu()
-        noise = torch.randn(moments.shape, generator=generator)[:, : len(stage.shift)]
+        moments = stage.encode(engine.sent(to_unit(images), stage.shift.device))
+        noise = engine.sent(torch.randn(moments.shape, generator=generator)[:, : len(stage.shift)], moments.device)
         latents = stage.draw(moments, noise)
         if self.conditioning == "class":
             return latents, self.labels[drawn]

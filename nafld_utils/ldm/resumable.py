@@ -6,6 +6,7 @@ not. A damaged checkpoint is removed and the one before it is used; one of other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from torch.optim import Optimizer
 from nafld_utils import engine
 from nafld_utils.artifacts import Unit, load_state, save_state
 
+LOOK = 25  # steps between looks at what a GPU found; each look waits for it (choice)
+
 
 @dataclass(kw_only=True)
 class State:
@@ -24,11 +27,40 @@ class State:
 
     separator = "."  # between the parts of a tensor's name in a checkpoint
     shown = "loss"  # column of the curve in progress lines
+    told = "training: {loss} at step {step}"  # where a loss is not finite
 
     step: int = 0
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
     versions: list[str] = field(default_factory=lambda: [str(torch.__version__)])  # of torch, as they took part
+    unseen: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)  # of steps since the last look
+    latest: dict[str, float] = field(default_factory=dict)  # what the last look saw of the last step
+
+    def note(self, found: dict[str, Tensor], now: bool, device: torch.device) -> None:
+        """Keep the losses of the step that is done; look at them `now`, on a CPU, or after `LOOK` steps of a GPU."""
+        self.unseen.append((self.step, found))
+        if now or device.type == "cpu" or len(self.unseen) >= LOOK:
+            self.look()
+
+    def look(self) -> None:
+        """Read the losses noted since the last look, which waits for the device.
+
+        FloatingPointError where one is not finite; the state then counts the steps before that one.
+        """
+        if not self.unseen:
+            return
+        numbers = iter(torch.stack([value for _, found in self.unseen for value in found.values()]).cpu().tolist())
+        rows = [(step, {name: next(numbers) for name in found}) for step, found in self.unseen]
+        self.unseen.clear()
+        for step, found in rows:
+            if not all(map(math.isfinite, found.values())):
+                self.step = step
+                raise FloatingPointError(self.told.format(step=step, losses=found, **found))
+            self.latest = found
+            self.seen(found)
+
+    def seen(self, found: Mapping[str, float]) -> None:
+        """Take what a look saw of a step."""
 
     def networks(self) -> dict[str, nn.Module]:
         """Networks by the name that their tensors carry in a checkpoint."""
@@ -104,6 +136,7 @@ def followed(
 
 def checkpoint(training: State, unit: Unit, keep: int = 2) -> None:
     """Write a resumable state of a unit atomically and keep the newest `keep`."""
+    training.look()
     path = unit.work / f"step-{training.step:08d}.safetensors"
     save_state(path, training.tensors(), training.facts(), unit.hash)
     for old in sorted(unit.work.glob("step-*.safetensors"))[:-keep]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nafld_utils import engine
 from nafld_utils.engine import arithmetic, autocast
 from nafld_utils.ldm.autoencoder import groups
 from nafld_utils.params import ddim_strides
@@ -145,9 +146,10 @@ def sample(
     for rows in groups(len(seeds), len(seeds), device):
         generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
         sampler = build_sampler(schedule, way.scheduler)
-        sampler.set_timesteps(way.steps, device=device)
+        sampler.set_timesteps(way.steps)  # its timesteps stay on the host, which asks them at each step
         with arithmetic(way.precision, device), autocast(way.precision, device):
-            drawn.append(_walk(denoiser, sampler, conditions[rows].to(device), generators, latent_shape, way))
+            given = engine.sent(conditions[rows], device)
+            drawn.append(_walk(denoiser, sampler, given, generators, latent_shape, way))
     return torch.cat(drawn)[: len(seeds)]
 
 
@@ -163,8 +165,8 @@ def _walk(
     device = conditions.device
     z = _noise(generators, latent_shape, device) * sampler.init_noise_sigma
     is_ddim = "eta" in inspect.signature(sampler.step).parameters
-    for t in sampler.timesteps:
-        predicted = predict(denoiser, z, t, conditions, way.guidance, way.null)
+    for t, there in zip(sampler.timesteps, engine.sent(sampler.timesteps, device), strict=True):
+        predicted = predict(denoiser, z, there, conditions, way.guidance, way.null)
         extra = {}
         if is_ddim:
             noise = _noise(generators, latent_shape, device) if way.eta > 0 else None
@@ -174,7 +176,7 @@ def _walk(
 
 
 def _noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    return engine.sent(torch.stack([torch.randn(shape, generator=generator) for generator in generators]), device)
 
 
 def gaussian_latents(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nafld_utils import engine
 from nafld_utils.engine import arithmetic
 from nafld_utils.networks.backbone_weights import unknown_name
 
@@ -191,5 +192,5 @@ def _infer(
         parts = []
         for start in range(0, len(images), batch_size):
             batch = channels_last(to_input(images[start : start + batch_size], name))
-            parts.append(function(batch.to(device)).float().cpu())
-    return torch.cat(parts).numpy()
+            parts.append(function(engine.sent(batch, torch.device(device))).float())
+    return torch.cat(parts).cpu().numpy()

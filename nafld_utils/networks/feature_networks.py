@@ -121,6 +121,7 @@ def extract(
     """
     import torch
 
+    from nafld_utils import engine
     from nafld_utils.engine import arithmetic
 
     if kind not in FEATURES:
@@ -137,10 +138,11 @@ def extract(
     parts = []
     with torch.inference_mode(), arithmetic("fp32", device):
         for start in range(0, len(images), batch_size):
-            x = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+            x = engine.sent(torch.from_numpy(np.array(images[start : start + batch_size])), torch.device(device))
             x = x.unsqueeze(1).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-            parts.append([part.float().cpu().numpy() for part in network(x)])
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+            parts.append([part.float() for part in network(x)])
+    pooled, logits = (torch.cat(of_one).cpu().numpy() for of_one in zip(*parts, strict=True))
+    return pooled, logits
 
 
 @functools.lru_cache(maxsize=2)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nafld_utils import engine
+
 REVISION = ("nearest_frames", 1)  # raise ``memorization`` of copy_rules beside it, which the copy audit names
 SIDE = 64  # pixels at which `pixels_apart` compares images
 WINDOW = 0.75  # share of the side of the middle square that is compared (choice: leaves room for shifts)
@@ -65,17 +67,16 @@ def nearest_features(
             "nearest frames: expected queries and reference of one shape and one patient per row, found"
             f" {queries.shape}, {reference.shape} and {len(patients)} patients; take both through the same network."
         )
-    names, code = np.unique(patients, return_inverse=True)
+    device, (names, code) = torch.device(device), np.unique(patients, return_inverse=True)
     known = torch.from_numpy(np.array(reference, dtype=np.float32)).reshape(len(reference), -1).to(device)
     middle = known.mean(dim=0)  # distances do not change, their rounding does
     known = known - middle
-    found = Nearest.unknown(len(queries), names)
+    parts, members = [], _members(code, device)
     for start in range(0, len(queries), chunk):
         some = slice(start, start + chunk)
-        x = torch.from_numpy(np.array(queries[some], dtype=np.float32)).to(device)
-        apart = torch.cdist(x.reshape(len(x), -1) - middle, known)
-        found.distance[some], found.row[some] = _by_patient(apart.cpu().numpy(), code)
-    return found
+        x = engine.sent(torch.from_numpy(np.array(queries[some], dtype=np.float32)), device)
+        parts.append(_by_patient(torch.cdist(x.reshape(len(x), -1) - middle, known), members))
+    return _nearest(names, parts)
 
 
 def nearest_pixels(
@@ -89,9 +90,9 @@ def nearest_pixels(
     and from the best of these an affine map is refined by the correlation's gradient, so that a copy is found where
     it is flipped, turned, cropped, stretched, brightened or warped a little.
     """
-    names, code = np.unique(patients, return_inverse=True)
+    device, (names, code) = torch.device(device), np.unique(patients, return_inverse=True)
     coarse, fine = (_anatomy(frames, side, device) for side in (FOUND, ALIGNED))
-    bank, found = Bank(coarse, CROPPED), Nearest.unknown(len(queries), names)
+    bank, parts, members = Bank(coarse, CROPPED), [], _members(code, device)
     whole = round(WINDOW * ALIGNED)
     inner = slice((ALIGNED - whole) // 2, (ALIGNED + whole) // 2)
     for start in range(0, len(queries), chunk):
@@ -99,8 +100,7 @@ def nearest_pixels(
         x, y = (_both_ways(_anatomy(np.asarray(queries[some]), side, device)) for side in (FOUND, ALIGNED))
         begun = []
         for mirrored, way in enumerate(x):
-            _, row = _by_patient(1.0 - bank.best(way)[0].cpu().numpy(), code)
-            rows = torch.from_numpy(row.astype(np.int64)).to(device)
+            _, rows = _by_patient(1.0 - bank.best(way)[0], members)
             for angle in ANGLES:
                 place = bank.best(_turned(way, angle), rows)
                 facts = torch.stack([torch.full_like(place[0], value) for value in (mirrored, angle)])
@@ -111,8 +111,8 @@ def nearest_pixels(
         maps, rows, order = _maps(w, top, left, angle), row.long(), torch.arange(len(row), device=row.device)
         windows = y[mirrored.long(), order[:, None]][..., inner, inner]
         apart = 1.0 - _aligned(windows.flatten(0, 1), fine[rows.flatten()], maps.flatten(0, 1))
-        found.distance[some], found.row[some] = apart.reshape(rows.shape).cpu().numpy(), rows.cpu().numpy()
-    return found
+        parts.append((apart.reshape(rows.shape), rows))
+    return _nearest(names, parts)
 
 
 def pixels_apart(frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", chunk: int = 8) -> np.ndarray:
@@ -120,26 +120,40 @@ def pixels_apart(frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", chun
 
     `frames` are (m, S, S) uint8, m at least n; at every shift and five scales (`Bank`).
     """
-    bank, found = Bank(_shrink(frames, SIDE, device), SCALES, LEAST_SD), np.empty(rows.shape, np.float32)
+    device = torch.device(device)
+    bank, parts = Bank(_shrink(frames, SIDE, device), SCALES, LEAST_SD), []
     for start in range(0, len(rows), chunk):
         some = slice(start, min(start + chunk, len(rows)))
-        named = torch.from_numpy(rows[some].astype(np.int64)).to(device)
-        found[some] = 1.0 - bank.best(_shrink(frames[some], SIDE, device), named)[0].cpu().numpy()
-    return found
+        named = engine.sent(torch.from_numpy(rows[some].astype(np.int64)), device)
+        parts.append(1.0 - bank.best(_shrink(frames[some], SIDE, device), named)[0])
+    return torch.cat(parts).cpu().numpy() if parts else np.empty(rows.shape, np.float32)
 
 
-def _by_patient(apart: np.ndarray, code: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Smallest distance and its row per patient, (n, P), from distances (n, m) to rows of the patients `code` (m,)."""
-    members = [np.flatnonzero(code == patient) for patient in range(code.max() + 1)]
-    row = np.stack([mine[apart[:, mine].argmin(axis=1)] for mine in members], axis=1)
-    return np.take_along_axis(apart, row, axis=1), row
+def _members(code: np.ndarray, device: torch.device) -> list[Tensor]:
+    """Rows of each patient of `code` (m,), on the device."""
+    return [engine.sent(torch.from_numpy(np.flatnonzero(code == patient)), device) for patient in range(code.max() + 1)]
+
+
+def _by_patient(apart: Tensor, members: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Smallest distance and its row per patient, (n, P), from distances (n, m) to the rows that patients have."""
+    row = torch.stack([mine[apart[:, mine].argmin(dim=1)] for mine in members], dim=1)
+    return apart.gather(1, row), row
+
+
+def _nearest(names: np.ndarray, parts: Sequence[tuple[Tensor, Tensor]]) -> Nearest:
+    """Distances and rows of all queries, brought from the device at once."""
+    if not parts:
+        return Nearest.unknown(0, names)
+    distance, row = (torch.cat(of_one).cpu().numpy() for of_one in zip(*parts, strict=True))
+    return Nearest(names, distance, row.astype(np.int32))
 
 
 # ---------------------------------------------------------------- correlation of pixels
 
 
 def _shrink(images: np.ndarray, side: int, device: Any) -> Tensor:
-    parts = [torch.from_numpy(np.array(images[i : i + 256])).to(device).float() for i in range(0, len(images), 256)]
+    stored = (torch.from_numpy(np.array(images[i : i + 256])) for i in range(0, len(images), 256))
+    parts = [engine.sent(part, device).float() for part in stored]
     return torch.cat([F.adaptive_avg_pool2d(x[:, None], side)[:, 0] for x in parts])
 
 
@@ -236,7 +250,7 @@ def _turned(x: Tensor, degrees: float) -> Tensor:
     if not degrees:
         return x
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0]], device=x.device).expand(len(x), 2, 3)
+    turn = engine.sent(torch.tensor([[c, -s, 0.0], [s, c, 0.0]]), x.device).expand(len(x), 2, 3)
     return F.grid_sample(x[:, None], F.affine_grid(turn, [len(x), 1, *x.shape[1:]], False), align_corners=False)[:, 0]
 
 

@@ -203,16 +203,17 @@ def _seconds_to_train(run: Run, conditioning: str) -> float:
     for phase, steps in ldm.phases(settings["kind"], settings["train_steps"]).items():
         if not steps:  # of fewer than five in all
             continue
-        ends: list[float] = []
+        ends: list[tuple[int, float]] = []
         model = ldm.before_training(run, conditioning, 0)
         end = functools.partial(_note_time, ends)
         ldm.train_phases(run, model, settings["kind"], images, {phase: min(steps, 3)}, 0, device, end)
-        seconds += steps * (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
+        (first, began), (last, ended) = ends[0], ends[-1]
+        seconds += steps * (ended - began) / (last - first) if last > first else 0.0
     return seconds
 
 
-def _note_time(ends: list[float], step: int, loss: float) -> None:
-    ends.append(time.monotonic())
+def _note_time(ends: list[tuple[int, float]], step: int, loss: float) -> None:
+    ends.append((step, time.monotonic()))
 
 
 def _stage(run: Run, conditioning: str) -> ldm.FirstStage:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nafld_utils import networks
+from nafld_utils import engine, networks
 from nafld_utils.engine import arithmetic, autocast
 from nafld_utils.sweep.draws import draw_batch
 
@@ -76,9 +76,9 @@ class Views:
         """Some images as they are stored, ``(b, ...)`` on `device`."""
         index = self.address(places, views)
         if isinstance(self.features, Tensor):
-            rows, views = (torch.from_numpy(np.asarray(i)).to(self.features.device) for i in index)
+            rows, views = (engine.sent(torch.from_numpy(np.asarray(i)), self.features.device) for i in index)
             return self.features[rows, views].to(device)
-        return torch.from_numpy(np.asarray(self.features[index])).to(device)
+        return engine.sent(torch.from_numpy(np.asarray(self.features[index])), torch.device(device))
 
 
 @dataclass(frozen=True)
@@ -112,21 +112,21 @@ def prefix_features(
     normalisation; `batch_size` (None: `networks.inference_batch`) changes nothing beyond rounding. ValueError where a
     feature does not fit the precision.
     """
+    device = torch.device(device)
     prefix.eval().to(device=device, memory_format=torch.channels_last)
     batch_size = batch_size or networks.inference_batch(device)
-    parts = []
+    parts, kept = [], getattr(torch, precision)
     with torch.inference_mode(), arithmetic("fp32", device):
         for start in range(0, len(images), batch_size):
             batch = networks.to_input(images[start : start + batch_size], name)
-            out = prefix(networks.channels_last(batch.to(device)))
-            with np.errstate(over="ignore"):  # refused below
-                parts.append(out.float().cpu().contiguous().numpy().astype(precision))
-            if not np.isfinite(parts[-1]).all():
-                raise ValueError(
-                    f"features of {name}: expected finite {precision}, found overflow; keep them in float32"
-                    " (sweep.features)."
-                )
-    return np.concatenate(parts)
+            out = prefix(networks.channels_last(engine.sent(batch, device)))
+            parts.append(out.float().to(kept).contiguous())
+    found = torch.cat(parts).cpu().numpy()
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"features of {name}: expected finite {precision}, found overflow; keep them in float32 (sweep.features)."
+        )
+    return found
 
 
 def check_classes(parts: Sequence[Views], options: Options) -> None:
@@ -165,7 +165,8 @@ def gather(
             inputs.append(part.take(places, views[mine], device))
             labels.append(part.labels[places])
         first += len(part)
-    return torch.cat(inputs), torch.from_numpy(np.concatenate(labels).astype(np.int64)).to(device)
+    named = torch.from_numpy(np.concatenate(labels).astype(np.int64))
+    return torch.cat(inputs), engine.sent(named, torch.device(device))
 
 
 # ---------------------------------------------------------------- training
@@ -244,12 +245,17 @@ def step_on(
     tail: nn.Module, decoder: nn.Module, optimizer: Any, stored: Tensor, labels: Tensor, options: Options
 ) -> Tensor:
     """One step on a batch as it is stored; returns its loss, without gradient."""
-    with autocast(options.precision, stored.device, cached=False):
-        loss = nn.functional.cross_entropy(tail(decoder(stored)).float(), labels)
+    loss = loss_on(tail, decoder, stored, labels, options)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def loss_on(tail: nn.Module, decoder: nn.Module, stored: Tensor, labels: Tensor, options: Options) -> Tensor:
+    """Cross-entropy of a batch as it is stored."""
+    with autocast(options.precision, stored.device, cached=False):
+        return nn.functional.cross_entropy(tail(decoder(stored)).float(), labels)
 
 
 def build_optimizer(tail: nn.Module, options: Options, capturable: bool = False) -> torch.optim.AdamW:
@@ -293,5 +299,5 @@ def predict(
         for start in range(0, len(images), batch_size):
             places = np.arange(start, min(start + batch_size, len(images)))
             inputs = decoder(images.take(places, np.zeros_like(places), device))
-            parts.append(tail(inputs).double().cpu())
-    return torch.softmax(torch.cat(parts), dim=1)[:, 1].numpy()
+            parts.append(tail(inputs).double())
+    return torch.softmax(torch.cat(parts).cpu(), dim=1)[:, 1].numpy()

@@ -1,119 +1,331 @@
-"""One GPU, half an hour: ``python tests/benchmarks/gpu.py --part 1`` (then 2, then 3), each call within ten minutes.
+"""Two runs of five minutes on one GPU: ``python tests/benchmarks/gpu.py --run 1``, then ``--run 2``.
 
-Part 1 measures both networks of the paper's profile, eager and compiled, names the kernels that take the time of their
-training and of their sampling, says the hours of the paper's stages 03 and 04 with their floor, and prepares the cohort
-of ``--data``. Part 2 runs one fold of the semantic model on the cohort whole: a VQ-f4 first stage trained on the fold's
-training patients, 20,000 steps, the synthetic set, its distances to held-out patients, stage 05's copy audit,
-and the fast sampler beside DDIM of 500 steps. Part 3 does the same for the class model with a KL-f8 first stage and
-8,000 steps, since 20,000 take 13 minutes. Units resume where an earlier call stopped, so a part that ran out of time is
-called again. What is worth keeping is written to ``--out``: tables, curves, features, a grid of samples and one of how
-they came about in training.
+Each part has its seconds, which a clock holds, and yields rows; a row is printed and added to ``results.jsonl`` as soon
+as it is there, so that a run that is cut off keeps what it had measured. In the order of their value:
 
-Notes
------
-Expected, not measured, in seconds, for a GPU of 700 TFLOP/s (bf16 matrix product) that trains at 40 % of it (280) and
-draws eagerly at 25 % (175), with 65.7 GFLOP a semantic pass and 114.1 a class pass; fp32 at 30 and tf32 at 60 TFLOP/s.
+=========== ======= ==================================================================================================
+part        seconds what
+=========== ======= ==================================================================================================
+sweep       90      run 1: trainings per hour of ResNet-50 at 256 px against the two plain loops
+networks    150     run 1: training and sampling rate of both paper-size networks, share of the matrix rate, memory
+compiled    90      run 2: the same of the semantic network, compiled
+sampler     120     run 2: the fast sampler against DDIM of 500 steps at equal distance to held-out patients
+semantic    rest    run 2: up to 2,000 steps of the semantic network on the real cohort's crops, curve and grid
+=========== ======= ==================================================================================================
 
-Part 1: start 30; cohort and maps 75; twice the plain loops, (42 steps x 32 x 3 + 2 x 20 steps x 2 x 50) x 179.8 GFLOP
-/ 30 = 48; this project's, eager and compiled, 20; compiling four graphs 4 x 45, and again for the profiler 4 x 20; sum
-481.
-
-Part 2: start 15; first stage 82, of which 63 are 200 steps of eight whole images at (0.35 + 3 x 0.67) TFLOP an image
-and 60 TFLOP/s; latents (3,520 x 0.35 + 440 x 1.0 TFLOP) / 60 = 28; compiling 30; training 20,000 x 32 x 3 x 65.7 GFLOP
-/ 280 = 451; validation 200 x 32 x 65.7 GFLOP / 175 = 2; 330 images 330 x 40 x 65.7 GFLOP / 175 = 5; samplers 64 x
-(1,000 + 40) x 65.7 GFLOP / 175 = 25; sum 638 without checkpoints, the copy audit and, on a machine that has not
-run part 1, the cohort: it is called twice, and the first call's end costs `CHECKPOINT` steps at most.
-
-Part 3: start 15; first stage 75; latents (3,520 x 0.27 + 440 x 0.9 TFLOP) / 60 = 22; compiling 40; training 8,000 x 32
-x 3 x 114.1 GFLOP / 280 = 313; 330 images 9; samplers 43; sum 517.
+Before, on any machine: ``--pack cohort.mat --crops crops.npz`` makes the file that run 2 reads (at most `BRING`).
+Afterwards: ``--hours A/results.jsonl B/results.jsonl`` says what the whole paper profile takes. ``--dry`` is all of it
+small, on a CPU, with numbers that mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ldm as bench
+import memory
 import numpy as np
 import pandas as pd
+import psutil
 import records
+import sweep as bench_sweep
 import torch
 from PIL import Image
 
-from nafld_utils import artifacts, cohort, engine, ldm, networks, params, preprocessing, quality, sampling
-from nafld_utils.artifacts import Run, save_array, save_table
-from nafld_utils.ldm import autoencoder_units, denoiser_units
-from nafld_utils.quality import copy_units
-from nafld_utils.sampling import feature_units, sampler_comparison, time_estimate
+from nafld_utils import artifacts, cohort, engine, ldm, networks, params, preprocessing, sweep
+from nafld_utils.artifacts import Run
+from nafld_utils.ldm import autoencoder, autoencoder_units
+from nafld_utils.sampling import sampler_comparison, time_estimate
+from nafld_utils.sweep.timing_units import Network
 
-MODELS = {2: ("semantic", "vq", 4, 20_000), 3: ("class", "kl", 8, 8_000)}  # first stage and training steps
-N_DRAWN, FAST_STEPS = 32, 20  # images per sampler and set of seeds, steps of the fast sampler
-CHECKPOINT = {2: 2500, 3: 4000}  # steps between checkpoints; one of the class model is 6.3 GB
+BUDGET = {"sweep": 90.0, "networks": 150.0, "compiled": 90.0, "sampler": 120.0, "semantic": float("inf")}  # seconds
+RUNS = {1: ("sweep", "networks"), 2: ("compiled", "sampler", "semantic")}
+WHOLE = 300.0  # seconds of a run, the start of its process counted
+BRING, TAKE, N_FILES = 64 * 2**20, 16 * 2**20, 8  # bytes to bring, bytes of each file to take home, their number
+MARGIN = 10.0  # seconds at the end in which nothing is begun
+FAST = (20, 50)  # steps of the fast sampler
 GRID = 6  # images per side
 
+Rows = Iterator[dict[str, Any]]
 
-def study(part: int, data: str | None, changes: dict[str, Any]) -> Run:
-    """The run of part 2 or 3: the paper's profile, first fold, one model, a first stage trained on the fold."""
-    name, kind, factor, steps = MODELS[part]
-    chosen = {
-        "run": "gpu-study",
-        "cohort.path": data,
-        "ldm.folds": [0],
-        "ldm.balance": ["none"],
-        "ldm.conditionings": [name],
-        "ldm.steps": steps,
-        "ldm.checkpoint_every": CHECKPOINT[part],
-        "ldm.keep_checkpoints": 1,
-        "ldm.preview_every": steps // 4,
-        "ldm.log_every": 100,
-        "quality.features": "lite0",  # needs no download
-        "gan.enabled": False,
-        "simulated.enabled": False,
-        "sampling.n_images": 330,
-        "sampling.scheduler": "dpmsolver++",
-        "sampling.steps": FAST_STEPS,
-        "sampling.eta": 0.0,
-        f"autoencoder.{name}.source": "train",
-        f"autoencoder.{name}.kind": kind,
-        f"autoencoder.{name}.factor": factor,
-        f"autoencoder.{name}.train_steps": 1000,
-        "engine.compile": True,
+
+class OutOfTime(BaseException):
+    """A part's seconds are over; no fault, so that nothing on its way takes it for one."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study is: the networks of a profile, the sweep's network, steps of the training, images drawn."""
+
+    profile: str
+    backbone: str
+    side: int
+    batch: int
+    steps: int
+    trained: int  # of them before samplers are compared
+    every: int  # steps between rows and pictures
+    images: int  # per sampler and set of seeds
+    slow: int  # steps of DDIM
+    fast: tuple[int, ...] = FAST
+
+
+PAPER = Scale("paper", "resnet50", 256, 32, 2000, 1000, 100, 64, bench.SLOW_STEPS)
+DRY = Scale("smoke", "resnet18", 32, 4, 6, 2, 2, 8, 10, (2,))
+
+
+# ---------------------------------------------------------------- results
+
+
+class Results:
+    """A run's folder: ``results.jsonl``, a line as it is measured, and few small files beside it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.lines = folder, folder / "results.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, **row: Any) -> None:
+        """Write a row so that nothing that happens afterwards can take it away, and print it."""
+        text = json.dumps({key: _plain(value) for key, value in row.items()})
+        # after a kill in the middle of a line the next one must not hang on to it
+        torn = self.lines.exists() and not self.lines.read_bytes().endswith(b"\n")
+        with self.lines.open("a", encoding="utf-8") as file:
+            file.write("\n" * torn + text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        print(text, flush=True)
+
+    def keep(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Write a file to be taken home; ValueError where it is too large or one too many, and it is not kept."""
+        path = self.folder / name
+        part = path.with_name(f".{name}")
+        write(part)
+        n, size = len({*self.folder.glob("[!.]*"), path, self.lines}), part.stat().st_size
+        if n > N_FILES or size > TAKE:
+            part.unlink()
+            raise ValueError(f"{name}: expected at most {N_FILES} files of {TAKE} bytes, found {n} and {size} bytes.")
+        part.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def read(*paths: Path) -> list[dict[str, Any]]:
+    """Rows of result files; a line that was torn by a kill is left out."""
+    rows = []
+    for line in (line for path in paths for line in path.read_text(encoding="utf-8").splitlines()):
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+# ---------------------------------------------------------------- the clock
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTime` in what runs within, once so many seconds are over."""
+
+    def ring(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def perform(parts: dict[str, Callable[[], Rows]], results: Results, end: float) -> None:
+    """Run parts in order, each within its `BUDGET` and all until `end` (`time.time`); one that fails stops no other."""
+    for name, rows in parts.items():
+        left, started = min(BUDGET[name], end - time.time()), time.perf_counter()
+        if left < MARGIN:
+            results.add(part=name, state="not begun", seconds=0.0)
+            continue
+        state = "whole"
+        try:
+            with at_most(left):
+                for row in rows():
+                    results.add(part=name, **row)
+        except OutOfTime:
+            state = "cut off"
+        except Exception as error:  # the next part must have its turn
+            state = f"failed: {type(error).__name__}: {error}"
+        results.add(part=name, state=state, seconds=time.perf_counter() - started)
+
+
+# ---------------------------------------------------------------- sweep and networks
+
+
+def sweep_rows(scale: Scale, device: torch.device) -> Rows:
+    """Trainings per hour of one network: the plain loops first, then ours with its ratio to the faster of them."""
+    network, plain = Network(scale.backbone, "paper", scale.side, device), []
+    yield {"what": "frozen prefix", "seconds_an_image": network.prefix_seconds}
+    for way in bench_sweep.gpu_ways(network, bench_sweep.options_of(scale.batch)):
+        ours = way["how"].startswith(bench_sweep.OURS)
+        plain += [] if ours else [way["seconds"]]
+        row = {"what": f"{scale.backbone}, {way['how']}", **way, "an_hour": 3600 / way["seconds"]}
+        yield row | ({"ratio": min(plain) / way["seconds"]} if ours else {})
+
+
+def network_rows(names: Sequence[str], scale: Scale, device: torch.device, compiled: bool = False) -> Rows:
+    """Training per step and sampling per image of a profile's networks, with the share of the matrix rate."""
+    on_gpu, best = device.type == "cuda", bench.matrix_rate(device, None if device.type == "cuda" else 256)
+    yield {"what": "matrix rate", "rate": best}
+    for name in names:
+        model = bench.model(scale.profile, name, device)
+        model.denoiser = ldm.placed(model.denoiser, device)
+        if compiled and on_gpu:
+            ldm.compile_network(model.denoiser)
+        n, walked = model.affordable(), 20 if on_gpu else 2
+        given = {"network": name, "compiled": compiled, "matrix_rate": best}
+        memory.reset_peak(device)
+        seconds = engine.timed(model.training_step(n), device, 40 if on_gpu else 1, warm=5 if on_gpu else 1)
+        yield _rated(given, bench.OURS, seconds, n, time_estimate.TRAINING_PASSES * n * model.flops, device)
+        eta = params.load(scale.profile).sampling.eta
+        for how, scheduler, noise, steps in (
+            (f"{bench.OURS}: DDIM, {bench.SLOW_STEPS} steps", "ddim", eta, bench.SLOW_STEPS),
+            (f"{bench.OURS}: DPM-Solver++, {scale.fast[0]} steps", "dpmsolver++", 0.0, scale.fast[0]),
+        ):
+            drawing = {"scheduler": scheduler, "eta": noise, "guidance": bench.GUIDANCE}
+            n = bench.AT_ONCE if on_gpu else 1
+            memory.reset_peak(device)
+            seconds = model.seconds_an_image(n, steps, walked, **drawing, precision=model.settings["precision"])
+            yield _rated(given, how, seconds, n, 2 * steps * model.flops, device)
+        model.denoiser.to("cpu")
+
+
+def _rated(given: dict[str, Any], how: str, seconds: float, images: int, flops: float, device: torch.device) -> dict:
+    rate = flops / seconds
+    row = {
+        **given,
+        "how": how,
+        "seconds": seconds,
+        "images": images,
+        "rate": rate,
+        "share": rate / given["matrix_rate"],
     }
-    return artifacts.open_run("paper", {**chosen, **changes})
+    return {**row, "a_second": 1 / seconds, "peak_gib": memory.peak_gib(device, since_reset=True)}
 
 
-def fold(run: Run, out: Path) -> None:
-    """Train, draw and judge one model on the first fold."""
+# ---------------------------------------------------------------- the semantic network on crops
+
+
+def pack(data: str, path: Path) -> None:
+    """Write what run 2 needs of a cohort: a crop per frame, its semantic map, and whether its patient is held out."""
+    run = artifacts.open_run("paper", {"run": "gpu-study", "cohort.path": data, "preprocess.crops_per_image": 1})
     cohort.build_cohort(run)
     preprocessing.build_preprocessed(run)
-    # drawing takes seconds, less than compiling it
-    engine_settings = run.settings.engine.model_copy(update={"compile": False})
-    eager = Run(run.settings.model_copy(update={"engine": engine_settings}))
-    (task,) = autoencoder_units.tasks(run)
-    name = task["conditioning"]
+    made = preprocessing.open_preprocessed(run)
+    arrays = {"images": made.pool[:, 0], "maps": made.pool_maps[:, 0]}
+    np.savez_compressed(path, held_out=made.images["fold"].to_numpy() == 0, **arrays)
+    if path.stat().st_size > BRING:
+        raise ValueError(f"{path}: expected at most {BRING} bytes to bring, found {path.stat().st_size}.")
 
-    def make(step: str, act: Callable[..., None], using: Run) -> None:
-        print(f"{name}: {step}", flush=True)
-        act(**{**task, "run": using})
 
-    # what is done is written before the next begins, which may be stopped
-    make("first stage", ldm.train_autoencoder, run)
-    make("latents", ldm.make_latents, run)
-    save_table(out / f"{name}_reconstruction.csv", ldm.reconstruction_table(run, name))
-    make("denoiser", ldm.train_ldm, run)
-    save_table(out / f"{name}_curve.csv", denoiser_units.curves(run))
-    save_table(out / f"{name}_network.csv", ldm.network_table(run))
-    looks = ldm.previews(run, name, task["fold"])
-    save_grid(out / f"{name}_training.png", np.concatenate(list(looks.values())), ldm.N_PREVIEW)
-    make("synthetic set", sampling.make_set, eager)
-    save_grid(out / f"{name}_grid.png", sampling.open_synthetic(**task).images[: GRID**2], GRID)
-    show(f"{name}_distances", distances(run, out), out)
-    for what, found in copy_audit(eager).items():
-        show(f"{name}_{what}", found, out)
-    made = bench.drawn(eager, N_DRAWN, FAST_STEPS, plain=False)
-    show(f"{name}_samplers", bench.against_spread(made), out)
+class Semantic:
+    """The semantic network in training on crops of patients that are not held out, over the shipped autoencoder."""
+
+    def __init__(self, crops: Path, scale: Scale, device: torch.device):
+        from diffusers import DDPMScheduler
+
+        with np.load(crops) as found:
+            self.images, self.maps, self.held_out = (found[key] for key in ("images", "maps", "held_out"))
+        self.scale, self.device, seen = scale, device, ~self.held_out
+        self.stage = autoencoder.load_shipped()
+        moments = torch.from_numpy(autoencoder.encode_images(self.stage, self.images[seen], device))
+        self.shape = tuple(self.stage.drawing_on_cpu().draw(moments[:1]).shape[1:])
+        pool = ldm.LatentPool(
+            moments[:, None], torch.from_numpy(self.maps[seen])[:, None], self.stage.drawing_on_cpu().draw
+        )
+        section = params.load(scale.profile).section("ldm")
+        settings = section | {"steps": scale.steps, "log_every": scale.every, "warmup_steps": scale.steps // 20 + 1}
+        network = ldm.denoiser.build_denoiser("semantic", settings["semantic"], self.shape, 5, 0)
+        self.options = ldm.denoiser.schedule_options(
+            settings["semantic"], settings["prediction"], settings["train_timesteps"]
+        )
+        self.precision = settings["precision"]
+        self.training = ldm.start_training(ldm.placed(network, device), settings)
+        given = pool, None, settings, settings["semantic"]["loss"], DDPMScheduler(**self.options), 0, device
+        self.steps = lambda: ldm.train(self.training, *given)  # anew after one that was cut off
+
+    def train(self, until: int) -> Rows:
+        """Train to so many steps; a row whenever the curve has one."""
+        started, begun, steps = time.perf_counter(), self.training.step, self.steps()
+        while self.training.step < until:
+            next(steps)
+            if self.training.step % self.scale.every == 0 or self.training.step == until:
+                engine.wait(self.device)
+                each = (time.perf_counter() - started) / (self.training.step - begun)
+                yield {"what": "training", **self.training.curve[-1], "seconds_a_step": each}
+
+    def draw(self, n: int, seed: int, scheduler: str, steps: int) -> np.ndarray:
+        """Images (n, S, S) uint8 of held-out patients' maps with averaged weights."""
+        maps = torch.from_numpy(np.resize(self.maps[self.held_out], (n, *self.maps.shape[1:])))
+        how = {"steps": steps, "eta": 0.0, "guidance": bench.GUIDANCE, "scheduler": scheduler}
+        seeds = [artifacts.unit_seed(seed, "gpu study", i) for i in range(n)]
+        with self.training.with_average() as network:
+            latents = ldm.sampler.sample(
+                network, self.options, maps, seeds, self.shape, self.device, **how, precision=self.precision
+            )
+        return ldm.decode_latents(self.stage, latents, self.device)
+
+    def distance(self, images: np.ndarray) -> float:
+        """Frechet distance of Lite0 features to the held-out patients' crops."""
+        network = networks.load(networks.LITE0)
+        sides = (images, self.images[self.held_out])
+        return networks.frechet_distance(*(networks.features(network, x, networks.LITE0, self.device) for x in sides))
+
+
+def sampler_rows(of: Callable[[], Semantic]) -> Rows:
+    """After some training, seconds per image and distance of DDIM and of the fast sampler, two sets of seeds each."""
+    study = of()
+    scale, rows = study.scale, []
+    yield from study.train(scale.trained)
+    ways = [("DDIM", "ddim", scale.slow), *((f"DPM-Solver++, {n} steps", "dpmsolver++", n) for n in scale.fast)]
+    study.draw(scale.images, 0, "dpmsolver++", 2)  # kernels are chosen at their first use
+    for how, scheduler, steps in ways:
+        for seeds in ("first", "second"):
+            engine.wait(study.device)
+            started = time.perf_counter()
+            images = study.draw(scale.images, len(seeds), scheduler, steps)
+            seconds = (time.perf_counter() - started) / scale.images
+            row = {"network": "semantic", "how": how, "seeds": seeds, "seconds": seconds}
+            rows.append({**row, "frechet": study.distance(images)})
+            yield {"what": "drawing", "steps": steps, **rows[-1]}
+        if how != "DDIM":
+            compared = bench.against_spread(pd.DataFrame(rows)).iloc[-1].to_dict()
+            yield {"what": "equal distance", "steps": steps, **compared}
+
+
+def semantic_rows(of: Callable[[], Semantic], results: Results) -> Rows:
+    """The rest of the training; its curve and a grid of images anew at each quarter, since any may be the last."""
+    study = of()
+    steps = study.scale.steps
+    for quarter in (1, 2, 3, 4):
+        until = steps * quarter // 4
+        if until < study.training.step:
+            continue
+        yield from study.train(until)
+        results.keep("curve.csv", lambda path: pd.DataFrame(study.training.curve).to_csv(path, index=False))
+        images = study.draw(GRID**2, 0, "dpmsolver++", study.scale.fast[0])
+        results.keep("grid.png", lambda path, images=images: save_grid(path, images, GRID))
+        yield {"what": "grid", "step": study.training.step, "frechet": study.distance(images)}
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
@@ -123,64 +335,17 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
     filled[: len(images)] = images
     size = images.shape[1]
     tiled = filled.reshape(rows, columns, size, size).transpose(0, 2, 1, 3).reshape(rows * size, columns * size)
-    Image.fromarray(tiled).save(path)
+    Image.fromarray(tiled).save(path, format="png")
 
 
-def copy_audit(run: Run) -> dict[str, pd.DataFrame]:
-    """Stage 05's copy audit: `copies.summary` and, what it finds, `copies.calibration`."""
-    sampling.build_features(
-        run, feature_units.feature_tasks(run, run.settings.quality.features, sampling.generators(run))
-    )
-    for task in copy_units.reference_tasks(run):
-        copy_units.make_reference(**task)
-    for task in copy_units.audit_tasks(run):
-        copy_units.audit(**task)
-    return {"copies": quality.summary(run), "planted": quality.calibration(run)}
-
-
-def kernels(profile: str, device: torch.device, compiled: bool) -> pd.DataFrame:
-    """What the time of both networks of a profile goes to: `profiled`, ``work`` and ``network``."""
-    tables, how = [], {"scheduler": "ddim", "eta": artifacts.open_run(profile).settings.sampling.eta}
-    for name in ("semantic", "class"):
-        model = bench.model(profile, name, device)
-        model.denoiser = ldm.placed(model.denoiser, device)
-        if compiled:
-            ldm.compile_network(model.denoiser)
-        found = profiled(model.training_step(model.affordable()), 3, device, warm=2)
-        tables.append(found.assign(work="a training step", network=name))
-        n = bench.AT_ONCE if device.type == "cuda" else 1
-        draw = model.drawing(n, 3, guidance=bench.GUIDANCE, precision=model.settings["precision"], **how)
-        found = profiled(draw, 1, device, warm=1).assign(work="a sampler step", network=name)
-        tables.append(found.assign(calls=found["calls"] / 3, milliseconds=found["milliseconds"] / 3))
-    return pd.concat(tables, ignore_index=True)
-
-
-def profiled(call: Callable[[], Any], repeats: int, device: torch.device, warm: int, top: int = 15) -> pd.DataFrame:
-    """What the time of a call goes to, from torch's profiler: kernels of a GPU, operators of a CPU, the longest first.
-
-    Columns ``kernel, calls`` and ``milliseconds`` per call, ``share`` of the time of all of them.
-    """
-    on_gpu, activity = device.type == "cuda", torch.profiler.ProfilerActivity
-    for _ in range(warm):
-        call()
-    with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * on_gpu]) as profiler:
-        engine.timed(call, device, repeats, warm=0)
-    rows = []
-    for event in profiler.key_averages():
-        if event.is_user_annotation or (on_gpu and event.device_type == torch.autograd.DeviceType.CPU):
-            continue  # an operator's time is that of its kernels, which have rows of their own
-        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        rows.append({"kernel": event.key, "calls": event.count / repeats, "milliseconds": spent / repeats / 1000})
-    table = pd.DataFrame(rows)
-    table["share"] = table["milliseconds"] / table["milliseconds"].sum()
-    return table.sort_values("milliseconds", ascending=False, ignore_index=True).head(top)
+# ---------------------------------------------------------------- hours of the whole profile
 
 
 def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
     """Hours that stages 03 and 04 of a run take on one device of a measured speed, and the least that they could.
 
-    `found` are the rows of `ldm.network_rows` of the run's networks, `rate` the device's matrix rate; the run's
-    settings are counted (`cost.passes`), nothing of it needs to be there. Columns ``work, model, PFLOP, hours, floor``:
+    `found` are rows of `network_rows`, `rate` the device's matrix rate; the run's settings are counted
+    (`time_estimate.passes`), nothing of it needs to be there. Columns ``work, model, PFLOP, hours, floor``:
     drawing holds every set, the comparison of samplers, previews and validation; the floor is all operations at the
     matrix rate. A GAN without ``gan.steps`` takes as many operations as the model it stands beside, here at that
     model's rate, which its own layers may not reach. The last row holds the sums; autoencoders, which are ready-made in
@@ -210,77 +375,81 @@ def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([{"work": "all", "model": "all", **total}])], ignore_index=True)
 
 
-def distances(run: Run, out: Path) -> pd.DataFrame:
-    """Frechet and kernel distance of Lite0 features to held-out patients, and how near samples come to training images.
+def hours(rows: Sequence[dict[str, Any]], changes: dict[str, Any] | None = None) -> pd.DataFrame:
+    """Hours of the paper's profile, ``work, hours``, as far as rows of both runs say: stages 03, 04 and 06.
 
-    Columns ``set, frechet, kernel, nearest`` (median distance to the nearest training image, in features), for the
-    samples, for reconstructions of held-out images against those images (the first stage's bound; nearest of the
-    held-out images themselves) and for real training images (the floor; nearest image of another patient).
+    Every classifier counts as the one that was measured, by its fastest way. Where the fast sampler draws as near to
+    held-out patients as DDIM, a second line says what drawing takes with the fewest steps that do.
     """
-    (task,) = autoencoder_units.tasks(run)
-    data, device = preprocessing.open_preprocessed(run), str(engine.device(run.settings.engine))
-    network = networks.load(networks.LITE0)
+    measured = [row for row in rows if row.get("part") == "networks" and row.get("how") and not row["compiled"]]
+    run, table = artifacts.open_run("paper", changes or {}), []
+    if measured and {row["network"] for row in measured if "DDIM" in row["how"]} == {"semantic", "class"}:
+        found = paper_hours(pd.DataFrame(measured), measured[0]["matrix_rate"], run)
+        by = found[found["work"] != "all"].groupby("work", sort=False)["hours"].sum()
+        table += [{"work": f"{work}, stages 03 and 04", "hours": value} for work, value in by.items()]
+        near = [row for row in rows if row.get("what") == "equal distance" and row["inside"]]
+        if near:
+            fewest = min(near, key=lambda row: row["steps"])
+            text = f"drawing, with DPM-Solver++ in {fewest['steps']} steps instead"
+            table.append({"work": text, "hours": by["drawing"] / fewest["times_faster"]})
+    ours = [row for row in rows if row.get("part") == "sweep" and row.get("ratio")]
+    if ours:
+        n = len(sweep.grid(run.settings))
+        text = f"{n} classifiers of stage 06, each as {ours[0]['backbone']}"
+        table.append({"work": text, "hours": n * min(row["seconds"] for row in ours) / 3600})
+    return pd.DataFrame(table, columns=["work", "hours"])
 
-    def measured(images: np.ndarray) -> np.ndarray:
-        return networks.features(network, np.ascontiguousarray(images), networks.LITE0, device)
 
-    held = data.images["fold"].to_numpy() == task["fold"]
-    rows, back = ldm.reconstructions(**task)
-    real, whole = measured(data.pool[:, 0]), measured(data.resized[rows])
-    made = measured(sampling.open_synthetic(**task).images)
-    for name, values in (("features", made), ("real_features", real)):
-        save_array(out / f"{task['conditioning']}_{name}.npy", values.astype(np.float16))
-    patients = data.images["patient_id"].to_numpy()[~held]
-    apart = torch.cdist(torch.from_numpy(real[~held]), torch.from_numpy(real[~held])).numpy()
-    apart[patients[:, None] == patients[None]] = np.inf
-    within = networks.nearest_distance(whole, real[~held], 1)
-    sets = {
-        "synthetic": (made, real[held], networks.nearest_distance(made, real[~held], 1)),
-        "reconstructions of held-out images": (measured(back), whole, within),
-        "real training images": (real[~held], real[held], apart.min(1)),
+# ---------------------------------------------------------------- command line
+
+
+def parts_of(
+    names: Sequence[str], scale: Scale, crops: Path | None, results: Results, device: torch.device
+) -> dict[str, Callable[[], Rows]]:
+    """Parts by name, not yet begun; the last two share one training."""
+
+    @functools.cache
+    def study() -> Semantic:
+        if crops is None:
+            raise ValueError("--crops: expected the file that --pack writes, found none; give it.")
+        return Semantic(crops, scale, device)
+
+    known = {
+        "sweep": lambda: sweep_rows(scale, device),
+        "networks": lambda: network_rows(("semantic", "class"), scale, device),
+        "compiled": lambda: network_rows(("semantic",), scale, device, compiled=True),
+        "sampler": lambda: sampler_rows(study),
+        "semantic": lambda: semantic_rows(study, results),
     }
-    found = []
-    for label, (a, b, nearest) in sets.items():
-        kernel = networks.kernel_distance(a, b, subset_size=min(50, len(a), len(b)))
-        row = {"set": label, "frechet": networks.frechet_distance(a, b), "kernel": kernel}
-        found.append({**row, "nearest": float(np.median(nearest))})
-    return pd.DataFrame(found)
-
-
-def speeds(profile: str, device: torch.device, out: Path) -> None:
-    """Part 1 but for the cohort: what a profile's networks cost here, eager and compiled, and its hours so."""
-    for compiled in (False, True):
-        name = "compiled" if compiled else "eager"
-        found = pd.DataFrame(bench.network_rows(profile, device, compiled=compiled))
-        show(f"bench_{name}", found, out)
-        show(f"hours_{name}", paper_hours(found, found["matrix_rate"].iloc[0], artifacts.open_run(profile)), out)
-        show(f"kernels_{name}", kernels(profile, device, compiled), out)
-
-
-def show(name: str, found: pd.DataFrame, folder: Path) -> None:
-    """Save a table and print it."""
-    save_table(folder / f"{name}.csv", found)
-    print(f"{name}\n{found.round(4).to_string(index=False)}", flush=True)
+    return {name: known[name] for name in names}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Benchmarks and one whole fold of each model on one GPU.")
-    parser.add_argument("--part", type=int, choices=(1, 2, 3), required=True)
-    parser.add_argument("--data", help="the real cohort's .mat file")
-    parser.add_argument("--set", default="", help='settings changed, e.g. "ldm.steps=100"')
-    parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "gpu-study")
+    parser = argparse.ArgumentParser(description="What a quarter of an hour on one GPU can say.")
+    parser.add_argument("--run", type=int, choices=RUNS, help="five minutes: 1, then 2")
+    parser.add_argument("--parts", nargs="+", choices=BUDGET, help="some parts instead of a run")
+    parser.add_argument("--seconds", type=float, default=WHOLE, help="of all, the start of this process counted")
+    parser.add_argument("--crops", type=Path, help="file of crops, written by --pack and read by run 2")
+    parser.add_argument("--pack", metavar="MAT", help="write --crops from the cohort's file, and end")
+    parser.add_argument("--hours", nargs="+", type=Path, metavar="JSONL", help="hours of the paper's profile, and end")
+    parser.add_argument("--dry", action="store_true", help="small, on a CPU: numbers mean nothing")
+    parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "gpu")
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    changes, device = params.parse_overrides(options.set), records.device()
-    if options.part > 1:
-        fold(study(options.part, options.data, changes), options.out)
+    if options.hours:
+        print(hours(read(*options.hours)).round(2).to_string(index=False))
         return
-    speeds("paper" if device.type == "cuda" else "demo", device, options.out)
-    if options.data:
-        run = study(2, options.data, changes)
-        cohort.build_cohort(run)
-        preprocessing.build_preprocessed(run)
+    if options.pack:
+        pack(options.pack, options.crops)
+        return
+    if not (options.run or options.parts):
+        parser.error("expected --run 1, --run 2 or --parts, found none of them")
+    results, device = Results(options.out), torch.device("cpu") if options.dry else records.device()
+    known = artifacts.environment()
+    results.add(part="start", device=records.device_name(device), commit=known["commit"], torch=torch.__version__)
+    names = options.parts or RUNS[options.run]
+    parts = parts_of(names, DRY if options.dry else PAPER, options.crops, results, device)
+    perform(parts, results, psutil.Process().create_time() + options.seconds)
 
 
 if __name__ == "__main__":

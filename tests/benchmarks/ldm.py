@@ -207,13 +207,13 @@ def _plain_images(denoiser: torch.nn.Module, schedule: dict[str, Any], shape: tu
     return draw
 
 
-def drawn(run: artifacts.Run, n: int, fast_steps: int, plain: bool = True) -> pd.DataFrame:
+def drawn(run: artifacts.Run, n: int, fast_steps: int) -> pd.DataFrame:
     """Both samplers on a finished run's first fold: seconds per image and Lite0 Frechet distance to held-out patients.
 
     `n` images per sampler and set of seeds, of DDIM of 500 steps with eta 0 and of the fast sampler, each with the
-    same two sets of seeds: the distance between the two sets of one sampler is the spread that chance makes. `plain`
-    walks DDIM as a plain script does, fp32 with two passes per step, else as this project does. Columns ``network,
-    how, seeds, seconds, frechet, condition``.
+    same two sets of seeds: the distance between the two sets of one sampler is the spread that chance makes. DDIM is
+    walked as a plain script does, fp32 with two passes per step. Columns ``network, how, seeds, seconds, frechet,
+    condition``.
     """
     from nafld_utils import ldm
     from nafld_utils.sampling import sampler_comparison, set_units
@@ -229,12 +229,9 @@ def drawn(run: artifacts.Run, n: int, fast_steps: int, plain: bool = True) -> pd
 
         model = (run, conditioning, fold, denoiser, stage, device)
         fast = {"scheduler": "dpmsolver++", "steps": fast_steps, "eta": 0.0, "guidance": guidance}
-        exact = {**fast, "scheduler": "ddim", "steps": SLOW_STEPS}
-        slow = f"{OURS}: DDIM, {SLOW_STEPS} steps", set_units.sampler(*model, exact)
-        if plain:
-            schedule = ldm.schedule_options(run, conditioning)
-            slow = f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes", _plain_images(denoiser, schedule, shape, guidance)
-        ways = {slow[0]: slow[1], f"{OURS}: DPM-Solver++, {fast_steps} steps": set_units.sampler(*model, fast)}
+        slow = _plain_images(denoiser, ldm.schedule_options(run, conditioning), shape, guidance)
+        ways = {f"{PLAIN}: DDIM, {SLOW_STEPS} steps, two passes": slow}
+        ways |= {f"{OURS}: DPM-Solver++, {fast_steps} steps": set_units.sampler(*model, fast)}
         if device.type == "cuda":
             set_units.sampler(*model, {**fast, "steps": 2})(facts, conditions)  # kernels are chosen at their first use
         for seeds in ("first", "second"):

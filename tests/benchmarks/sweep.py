@@ -186,26 +186,34 @@ def with_loader(network: Network, options: Options) -> Any:
     return plain_loop(network, options, torch.channels_last, draw)
 
 
+def gpu_ways(network: Network, options: Options) -> records.Rows:
+    """Both plain loops, then this project's trainings: ``how, seconds`` (of one training), ``at once, GiB``.
+
+    On a CPU the plain loop that has its data in memory, and one training.
+    """
+    device, on_gpu = network.device, network.device.type == "cuda"
+    torch.backends.cudnn.benchmark = True
+
+    def plain(step: Any) -> Callable[[], float]:
+        return lambda: engine.timed(step, device, *((GPU_STEPS, 10) if on_gpu else (1, 1))) * options.steps
+
+    calls = {f"{PLAIN}, data on the device": (1, lambda: plain(plain_loop(network, options, torch.channels_last))())}
+    if on_gpu:
+        calls[f"{PLAIN}, DataLoader"] = 1, lambda: plain(with_loader(network, options))()
+    for at_once in AT_ONCE if on_gpu else AT_ONCE[:1]:
+        ours = functools.partial(network.seconds_a_training, options, at_once)
+        calls[f"{OURS}, {at_once} at once"] = at_once, ours
+    for how, (at_once, call) in calls.items():
+        memory.reset_peak(device)
+        seconds = call()
+        held = memory.peak_gib(device, since_reset=True)
+        yield {"backbone": network.backbone, "how": how, "seconds": seconds, "at once": at_once, "GiB": held}
+
+
 def gpu_rounds(backbone: str, size: int, batch_size: int, n_rounds: int, device: torch.device) -> pd.DataFrame:
     """As `cpu_rounds`; the GPU's peak memory of each way."""
-    network, options, rows = Network(backbone, "paper", size, device), options_of(batch_size), []
-    torch.backends.cudnn.benchmark = True
-    for n in range(n_rounds):
-        plain = {
-            f"{PLAIN}, data on the device": plain_loop(network, options, torch.channels_last),
-            f"{PLAIN}, DataLoader": with_loader(network, options),
-        }
-        calls = {
-            how: lambda step=step: engine.timed(step, device, GPU_STEPS, 10) * options.steps
-            for how, step in plain.items()
-        }
-        for at_once in AT_ONCE:
-            calls[f"{OURS}, {at_once} at once"] = functools.partial(network.seconds_a_training, options, at_once)
-        for how, call in calls.items():
-            memory.reset_peak(device)
-            seconds, held = call(), memory.peak_gib(device)
-            at_once = int(how.split()[-3]) if how.startswith(OURS) else 1
-            rows.append({"round": n, "how": how, "seconds": seconds, "at once": at_once, "GiB": held})
+    network, options = Network(backbone, "paper", size, device), options_of(batch_size)
+    rows = [{"round": n, **way} for n in range(n_rounds) for way in gpu_ways(network, options)]
     return pd.DataFrame(rows).assign(prefix_seconds=network.prefix_seconds)
 
 

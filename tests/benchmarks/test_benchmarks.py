@@ -1,4 +1,4 @@
-"""The benchmarks, run small: their rows and ratios, and the study for one GPU, on a CPU at sizes that mean nothing."""
+"""The benchmarks, run small: their rows and ratios."""
 
 import argparse
 import json
@@ -6,22 +6,18 @@ import math
 import pathlib
 
 import attributions
-import gpu
 import ldm
 import memory
-import numpy as np
 import pandas as pd
 import pytest
 import quality
 import records
 import sweep
 import torch
-from PIL import Image
 
-from nafld_utils import artifacts, params
+from nafld_utils import params
 from nafld_utils import sweep as training
 from nafld_utils.engine import devices, mapping
-from nafld_utils.ldm import autoencoder_units, denoiser
 from nafld_utils.ldm.denoiser import build_denoiser, schedule_options
 from nafld_utils.sweep import timing_units
 
@@ -79,34 +75,6 @@ def test_memory_of_the_sweep_is_watched_while_no_plain_network_is_held(monkeypat
     assert rounds.loc[rounds["how"] == sweep.OURS, "seconds"].tolist() == [4.0, 4.0]
 
 
-def test_hours_of_the_paper_are_operations_over_the_measured_rates():
-    """57 M network: 10 models x 20,000 steps x 32 images x 3 passes of 65.7 GFLOP are 1,261 PFLOP; the drawing half."""
-    ours = ldm.OURS
-    rows = []
-    for name, flops, faster in (("semantic", 65.7e9, 1), ("class", 114.1e9, 2)):
-        for how, images, n, rate in ((ours, 32, 3 * 32, 280), (f"{ours}: DDIM, 500 steps", 50, 1000, 140)):
-            rate *= faster * 1e12
-            rows.append({"network": name, "how": how, "images": images, "rate": rate, "seconds": n * flops / rate})
-    few = {"sampling.n_null": 1, "quality.n_reference": 2, "sampling.n_compared": 0}
-    few |= {"ldm.preview_every": 0, "ldm.log_every": 20000}
-    run = artifacts.open_run("paper", few)
-    table = gpu.paper_hours(pd.DataFrame(rows), 700e12, run).set_index(["work", "model"])
-    train = 10 * 20_000 * 32 * 3 * 65.7e9
-    drawn = (10 * (2000 * 1000 + 32) + 5 * (500 + 2 * 1000)) * 65.7e9
-    assert table.loc[("training", "semantic"), "PFLOP"] == pytest.approx(train / 1e15) == pytest.approx(1261, abs=1)
-    assert table.loc[("training", "semantic"), "hours"] == pytest.approx(train / 280e12 / 3600)
-    assert table.loc[("drawing", "semantic"), "hours"] == pytest.approx(drawn / 140e12 / 3600)
-    assert table.loc[("training", "class"), "hours"] == pytest.approx(train * 114.1 / 65.7 / 560e12 / 3600)
-    for column in ("PFLOP", "hours", "floor"):
-        assert table.loc[("training", "gan"), column] == pytest.approx(table.loc[("training", "class"), column] / 2)
-    assert table.loc[("drawing", "semantic"), "floor"] == pytest.approx(drawn / 700e12 / 3600)
-    assert table.loc[("all", "all"), "hours"] == pytest.approx(table["hours"].iloc[:-1].sum())
-    without = artifacts.open_run("paper", {**few, "gan.enabled": False, "ldm.balance": ["none"]})
-    half = gpu.paper_hours(pd.DataFrame(rows), 700e12, without).set_index(["work", "model"])
-    assert half.loc[("training", "class"), "PFLOP"] == pytest.approx(table.loc[("training", "class"), "PFLOP"] / 2)
-    assert "gan" not in half.index.get_level_values("model")
-
-
 @pytest.mark.parametrize(("fast", "inside"), [((101.0, 103.0), True), ((104.0, 105.0), False), ((90.0, 116.0), True)])
 def test_a_fast_sampler_is_as_good_where_seeds_move_the_distance_more(fast, inside):
     rows = []
@@ -119,65 +87,6 @@ def test_a_fast_sampler_is_as_good_where_seeds_move_the_distance_more(fast, insi
     assert quick["difference"] == pytest.approx(sum(fast) / 2 - 101)
     assert quick["spread"] == max(2, fast[1] - fast[0])
     assert quick["inside"] is inside
-
-
-def test_the_parts_of_the_gpu_study_train_one_fold_of_a_model_of_the_paper():
-    for part, name, kind in ((2, "semantic", ("vq", 4)), (3, "class", ("kl", 8))):
-        run = gpu.study(part, None, {})
-        mine, own = run.settings.section(f"autoencoder.{name}"), artifacts.open_run("paper").settings
-        assert (mine["source"], mine["kind"], mine["factor"]) == ("train", *kind)
-        assert run.settings.section(f"ldm.{name}") == own.section(f"ldm.{name}")
-        assert [task["conditioning"] for task in autoencoder_units.tasks(run)] == [name]
-        assert run.settings.ldm.steps == (own.ldm.steps if part == 2 else 8000)
-
-
-@pytest.mark.slow
-def test_the_gpu_study_runs_whole_on_a_small_scale(tmp_path, monkeypatch):
-    """Part 2 from its command line, with the networks of the small run and fewer steps of the slow sampler."""
-    part, name = 2, "semantic"
-    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    for module, names in ((ldm, {"SLOW_STEPS": 20}), (gpu, {"FAST_STEPS": 4, "N_DRAWN": 2})):
-        for constant, value in names.items():
-            monkeypatch.setattr(module, constant, value)
-    small = params.flat(params.load("smoke").model_dump(mode="json", by_alias=True))
-    keep = ("cohort.", "folds.", "preprocess.", f"ldm.{name}.", "ldm.prediction", "ldm.batch", "ldm.log")
-    changes = {key: value for key, value in small.items() if key.startswith(keep)}
-    changes |= {"ldm.steps": 8, "ldm.preview_every": 4, "engine.compile": False, "engine.min_free_gib": 0.0}
-    changes |= {"sampling.n_images": 8, "sampling.steps": 2, "quality.n_planted": 2, "cohort.frames_per_patient": 2}
-    changes |= {f"autoencoder.{name}.base_channels": 32, f"autoencoder.{name}.train_steps": 2}
-    text = " ".join(f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None)
-    out = tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["study", "--part", str(part), "--set", text, "--out", str(out)])
-    gpu.main()
-    table = pd.read_csv(out / f"{name}_distances.csv")
-    assert table["set"].tolist() == ["synthetic", "reconstructions of held-out images", "real training images"]
-    assert (table["frechet"] > 0).all()
-    samplers = pd.read_csv(out / f"{name}_samplers.csv")
-    assert samplers["how"].tolist() == ["this project: DDIM, 20 steps", "this project: DPM-Solver++, 4 steps"]
-    assert samplers["times_faster"].iloc[1] > 1.5, "a fifth of the steps"
-    assert pd.read_csv(out / f"{name}_copies.csv")["set"].tolist() == [name, "real, held out"]
-    planted = pd.read_csv(out / f"{name}_planted.csv").set_index("set")
-    assert planted.loc["planted: exact copies", "copy"] == 1
-    for picture, columns in (("grid", 6), ("training", 4)):  # of training: four samples at two steps
-        with Image.open(out / f"{name}_{picture}.png") as image:
-            assert image.size == (columns * 64, 2 * 64)
-    assert len(np.load(out / f"{name}_features.npy")) == 8
-    assert len(np.load(out / f"{name}_real_features.npy")) == 16
-    assert len(pd.read_csv(out / f"{name}_curve.csv")) == 4
-    rest = ("network.csv", "reconstruction.csv")
-    assert all((out / f"{name}_{file}").is_file() for file in rest)
-
-
-def test_kernels_are_named_and_counted_for_each_step():
-    """Every convolution of the network, and the condition's, has one backward pass per step."""
-    model = ldm.model("smoke", "semantic", CPU)
-    table = gpu.profiled(model.training_step(2), 3, CPU, warm=2)
-    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.denoiser.modules())
-    assert table.set_index("kernel").loc["aten::convolution_backward", "calls"] == convolutions
-    assert len(table) == 15
-    assert table["milliseconds"].is_monotonic_decreasing
-    assert 0.5 < table["share"].sum() <= 1
-    assert not table["kernel"].str.contains("Optimizer.step").any(), "a range of time is no kernel"
 
 
 def test_the_plain_loop_learns_what_it_is_shown():
@@ -273,27 +182,3 @@ def test_shap_is_measured_and_its_bound_is_said_where_it_breaks(monkeypatch):
     monkeypatch.setattr(attributions, "MOST_SECONDS", 0.0)
     (row,) = attributions.measure(options, CPU)
     assert row["broken"].startswith("expected at most 0 s and 4 GiB, found ")
-
-
-def test_the_first_part_of_the_gpu_study_names_speed_hours_and_kernels(tmp_path, monkeypatch):
-    """On a CPU, where a table of made-up rates stands for the measured one."""
-    compiled, ours = [], ldm.OURS
-    rows = [
-        {"network": name, "how": how, "images": 8, "rate": 1e11, "seconds": 1.0, "matrix_rate": 1e12}
-        for name in ("semantic", "class")
-        for how in (ours, f"{ours}: DDIM, 500 steps")
-    ]
-    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    monkeypatch.setattr(ldm, "network_rows", lambda *args, **how: rows)
-    monkeypatch.setattr(denoiser, "compile_network", compiled.append)
-    gpu.speeds("smoke", CPU, tmp_path)
-    assert len(compiled) == 2, "both networks, the second time"
-    for way in ("eager", "compiled"):
-        assert len(pd.read_csv(tmp_path / f"bench_{way}.csv")) == 4
-        assert pd.read_csv(tmp_path / f"hours_{way}.csv")["hours"].iloc[-1] > 0
-        table = pd.read_csv(tmp_path / f"kernels_{way}.csv")
-        works = table.groupby(["network", "work"])["kernel"].agg(list)
-        assert len(works) == 4
-        for (_, work), names in works.items():
-            assert "aten::mkldnn_convolution" in names
-            assert ("aten::convolution_backward" in names) == (work == "a training step")

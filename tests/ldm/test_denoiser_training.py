@@ -255,6 +255,37 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     assert all(torch.equal(value, before[name]) for name, value in training.tensors().items())
 
 
+def test_a_look_some_steps_later_finds_the_weights_of_before_the_step_that_was_not_finite(monkeypatch):
+    """As on a GPU: the latents of the third step are not finite, and the fifth is looked at."""
+    chosen = settings(log_every=100)
+    whole = ldm.start_training(tiny("class"), chosen)
+    steps = ldm.train(whole, pool("class"), None, chosen, "l2", noiser("class"), 0, CPU)
+    next(steps), next(steps)
+    kept = whole.tensors()
+    late, drawn = ldm.start_training(tiny("class"), chosen), []
+
+    def spoilt(*args):
+        drawn.append(draw(*args))
+        latents = drawn[-1].latents * (float("nan") if len(drawn) == 3 else 1.0)
+        return drawn[-1]._replace(latents=latents)
+
+    draw = denoiser_training.draw_batch
+    monkeypatch.setattr(denoiser_training, "draw_batch", spoilt)
+    monkeypatch.setattr(resumable, "LOOK", 5)
+    note = resumable.State.note
+    there = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(resumable.State, "note", lambda self, found, now, device: note(self, found, now, there))
+    with pytest.raises(FloatingPointError, match="loss is nan and its gradient nan at step 2; .* weights before"):
+        list(ldm.train(late, pool("class"), None, chosen, "l2", noiser("class"), 0, CPU))
+    assert (len(drawn), late.step) == (6, 2)
+    assert late.recent == whole.recent
+    found = late.tensors()
+    assert all(torch.equal(value, found[name]) for name, value in kept.items() if not name.startswith("ema."))
+    late.unseen.append((7, {"loss": torch.tensor(float("inf")), "gradient": torch.tensor(1.0)}))
+    with pytest.raises(FloatingPointError, match="loss is inf and its gradient 1.0 at step 7"):
+        resumable.checkpoint(late, artifacts.Unit(Path("none"), "a" * 64))  # before a file is written
+
+
 def validation(denoiser, data, precision="fp32"):
     batch = denoiser_training.validation_batch(data, 1000, 0)
     return denoiser_training.validation_loss(denoiser, noiser("class"), batch, settings(precision=precision), "l2")

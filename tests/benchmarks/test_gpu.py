@@ -1,0 +1,217 @@
+"""The two runs on a GPU, small and on a CPU: what they write, their clock, and what a kill leaves of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu
+import ldm
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from toy_frames import smooth
+
+from nafld_utils import artifacts, params, sweep
+
+
+@pytest.fixture
+def results(tmp_path):
+    return gpu.Results(tmp_path / "out")
+
+
+def test_every_part_in_its_order_on_a_small_scale(tmp_path):
+    crops = tmp_path / "crops.npz"
+    maps = np.random.default_rng(0).integers(0, 5, (10, 16, 16), dtype=np.uint8)
+    np.savez_compressed(crops, images=smooth(10, side=64), maps=maps, held_out=np.arange(10) % 2 == 0)
+    out = tmp_path / "out"
+    gpu.main(["--parts", *gpu.BUDGET, "--dry", "--seconds", "100000", "--crops", str(crops), "--out", str(out)])
+    rows = gpu.read(out / "results.jsonl")
+    states = {row["part"]: row["state"] for row in rows if "state" in row}
+    assert states == dict.fromkeys(gpu.BUDGET, "whole")
+    assert rows[0]["part"] == "start"
+    by = {name: [row for row in rows if row["part"] == name and "state" not in row] for name in gpu.BUDGET}
+    assert [row["how"] for row in by["sweep"] if "how" in row] == [
+        "plain loop, data on the device",
+        "this project, 1 at once",
+    ]
+    plain, ours = (row for row in by["sweep"] if "how" in row)
+    assert ours["ratio"] == pytest.approx(plain["seconds"] / ours["seconds"])
+    assert ours["an_hour"] == pytest.approx(3600 / ours["seconds"])
+    ways = [ldm.OURS, f"{ldm.OURS}: DDIM, 500 steps", f"{ldm.OURS}: DPM-Solver++, 2 steps"]
+    found = [(row["network"], row["how"]) for row in by["networks"] if "how" in row]
+    assert found == [(name, how) for name in ("semantic", "class") for how in ways]
+    assert all(row["share"] > 0 and row["peak_gib"] > 0 for row in by["networks"] if "how" in row)
+    assert {row["network"] for row in by["compiled"] if "how" in row} == {"semantic"}
+    (equal,) = (row for row in by["sampler"] if row["what"] == "equal distance")
+    assert equal["times_faster"] > 1.5, "a fifth of the steps"
+    assert [row["step"] for row in by["semantic"] if row["what"] == "grid"] == [3, 4, 6]
+    assert len(pd.read_csv(out / "curve.csv")) == 3
+    with Image.open(out / "grid.png") as image:
+        assert image.size == (6 * 64, 6 * 64)
+    table = gpu.hours(rows)
+    assert (table["hours"] > 0).all()
+    assert len(table) == 3 + equal["inside"]
+
+
+def test_a_part_is_stopped_by_its_clock_and_one_that_fails_stops_no_other(results, monkeypatch):
+    monkeypatch.setattr(gpu, "BUDGET", {"slow": 0.3, "bad": 5.0, "good": 5.0, "late": 5.0})
+    monkeypatch.setattr(gpu, "MARGIN", 0.2)
+
+    def slow():
+        yield {"what": "first", "value": np.float32(2)}
+        time.sleep(60)
+
+    def bad():
+        raise ValueError("no such crops")
+        yield
+
+    def good():
+        yield {"what": "second", "value": float("nan")}
+        time.sleep(1.5)
+
+    end = time.time() + 1.5
+    gpu.perform({"slow": slow, "bad": bad, "good": good, "late": slow}, results, end)
+    rows = gpu.read(results.lines)
+    assert [row.get("state") for row in rows] == [
+        None,
+        "cut off",
+        "failed: ValueError: no such crops",
+        None,
+        "cut off",
+        "not begun",
+    ]
+    assert (rows[0]["value"], rows[3]["value"]) == (2.0, None)
+    assert 0.3 <= rows[1]["seconds"] < 1.0
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+KILLED = """
+import sys, time, gpu
+def endless():
+    for i in range(10**6):
+        yield {"i": i, "text": "x" * 1000}
+        time.sleep(0.001)
+gpu.BUDGET["sweep"] = 100.0
+gpu.parts_of = lambda *_: {"sweep": endless}
+gpu.main(["--run", "1", "--dry", "--seconds", "1000", "--out", sys.argv[1]])
+"""
+
+
+def test_a_run_killed_in_the_middle_leaves_every_earlier_result_whole(results):
+    here = Path(gpu.__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", KILLED, str(results.folder)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (results.lines.exists() and results.lines.read_bytes().count(b"\n") > 20):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    rows = gpu.read(results.lines)
+    assert [row["i"] for row in rows[1:]] == list(range(len(rows) - 1))
+    assert len(rows) > 20
+    with results.lines.open("a", encoding="utf-8") as file:
+        file.write('{"part": "sweep", "torn')
+    results.add(part="sweep", i=-1)
+    after = gpu.read(results.lines)
+    assert after == [*rows, {"part": "sweep", "i": -1}], "a torn line takes no other with it"
+
+
+def test_files_beyond_what_may_be_taken_home_are_refused(results, monkeypatch):
+    results.add(part="start")
+    for i in range(gpu.N_FILES - 1):
+        results.keep(f"{i}.txt", lambda path: path.write_text("kept"))
+    results.keep("0.txt", lambda path: path.write_text("anew"))
+    with pytest.raises(ValueError, match=r"more\.txt: expected at most 8 files of 16777216 bytes, found 9 and 4 bytes"):
+        results.keep("more.txt", lambda path: path.write_text("much"))
+    monkeypatch.setattr(gpu, "TAKE", 4)
+    with pytest.raises(ValueError, match=r"0\.txt: .*found 8 and 5 bytes"):
+        results.keep("0.txt", lambda path: path.write_text("large"))
+    names = {path.name for path in results.folder.iterdir()}
+    assert names == {"results.jsonl", *(f"{i}.txt" for i in range(7))}
+    assert (results.folder / "0.txt").read_text() == "anew", "what was there is kept"
+
+
+def test_crops_that_are_too_large_to_bring_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    small = {"cohort.source": "simulated", "cohort.n_patients": 4, "cohort.frames_per_patient": 1}
+    small |= {"folds.n_splits": 2, "preprocess.image_size": 64, "preprocess.map_size": 16}
+    opened = artifacts.open_run
+    monkeypatch.setattr(
+        artifacts, "open_run", lambda profile, changes: opened("smoke", {**small, "run": changes["run"]})
+    )
+    gpu.pack("none.mat", tmp_path / "crops.npz")
+    with np.load(tmp_path / "crops.npz") as found:
+        shapes = {name: found[name].shape for name in found}
+    assert shapes == {"images": (4, 64, 64), "maps": (4, 16, 16), "held_out": (4,)}
+    monkeypatch.setattr(gpu, "BRING", 100)
+    with pytest.raises(ValueError, match="expected at most 100 bytes to bring"):
+        gpu.pack("none.mat", tmp_path / "crops.npz")
+
+
+def test_two_runs_keep_to_their_seconds():
+    """What issue and CONTRIBUTING say: 90 s, 4 min for both networks with one compiled, 2 min, the rest."""
+    assert (gpu.BUDGET["sweep"], gpu.BUDGET["networks"] + gpu.BUDGET["compiled"], gpu.BUDGET["sampler"]) == (
+        90,
+        240,
+        120,
+    )
+    assert [*gpu.RUNS[1], *gpu.RUNS[2]] == list(gpu.BUDGET), "in the order of their value"
+    assert (gpu.WHOLE, gpu.BRING, gpu.TAKE, gpu.N_FILES) == (300, 64 * 2**20, 16 * 2**20, 8)
+    assert all(
+        gpu.WHOLE - sum(gpu.BUDGET[name] for name in names if name != "semantic") >= 60 for names in gpu.RUNS.values()
+    )
+
+
+def test_hours_of_both_runs_are_those_of_the_measured_rates():
+    """36,000 s of drawing by a sampler ten times faster are one hour; a classifier of 36 s is a hundredth of one."""
+    rows = []
+    for name in ("semantic", "class"):
+        for how in (ldm.OURS, f"{ldm.OURS}: DDIM, 500 steps"):
+            row = {"part": "networks", "network": name, "how": how, "images": 32, "compiled": False}
+            rows.append({**row, "rate": 1e14, "seconds": 0.1, "matrix_rate": 7e14})
+    both = gpu.hours(rows)
+    assert both["work"].tolist() == ["training, stages 03 and 04", "drawing, stages 03 and 04"]
+    rows += [{"what": "equal distance", "inside": True, "steps": n, "times_faster": 500 / n} for n in (50, 20)]
+    rows += [{"what": "equal distance", "inside": False, "steps": 10, "times_faster": 50}]
+    rows += [{"part": "sweep", "backbone": "resnet50", "ratio": r, "seconds": s} for r, s in ((2, 72.0), (4, 36.0))]
+    found = gpu.hours(rows).set_index("work")["hours"]
+    assert found["drawing, with DPM-Solver++ in 20 steps instead"] == pytest.approx(both["hours"].iloc[1] / 25)
+    n = len(sweep.grid(params.load("paper")))
+    assert found[f"{n} classifiers of stage 06, each as resnet50"] == pytest.approx(n / 100)
+    assert gpu.hours([]).empty
+
+
+def test_hours_of_the_paper_are_operations_over_the_measured_rates():
+    """57 M network: 10 models x 20,000 steps x 32 images x 3 passes of 65.7 GFLOP are 1,261 PFLOP; the drawing half."""
+    ours = ldm.OURS
+    rows = []
+    for name, flops, faster in (("semantic", 65.7e9, 1), ("class", 114.1e9, 2)):
+        for how, images, n, rate in ((ours, 32, 3 * 32, 280), (f"{ours}: DDIM, 500 steps", 50, 1000, 140)):
+            rate *= faster * 1e12
+            rows.append({"network": name, "how": how, "images": images, "rate": rate, "seconds": n * flops / rate})
+    few = {"sampling.n_null": 1, "quality.n_reference": 2, "sampling.n_compared": 0}
+    few |= {"ldm.preview_every": 0, "ldm.log_every": 20000}
+    run = artifacts.open_run("paper", few)
+    table = gpu.paper_hours(pd.DataFrame(rows), 700e12, run).set_index(["work", "model"])
+    train = 10 * 20_000 * 32 * 3 * 65.7e9
+    drawn = (10 * (2000 * 1000 + 32) + 5 * (500 + 2 * 1000)) * 65.7e9
+    assert table.loc[("training", "semantic"), "PFLOP"] == pytest.approx(train / 1e15) == pytest.approx(1261, abs=1)
+    assert table.loc[("training", "semantic"), "hours"] == pytest.approx(train / 280e12 / 3600)
+    assert table.loc[("drawing", "semantic"), "hours"] == pytest.approx(drawn / 140e12 / 3600)
+    assert table.loc[("training", "class"), "hours"] == pytest.approx(train * 114.1 / 65.7 / 560e12 / 3600)
+    for column in ("PFLOP", "hours", "floor"):
+        assert table.loc[("training", "gan"), column] == pytest.approx(table.loc[("training", "class"), column] / 2)
+    assert table.loc[("drawing", "semantic"), "floor"] == pytest.approx(drawn / 700e12 / 3600)
+    assert table.loc[("all", "all"), "hours"] == pytest.approx(table["hours"].iloc[:-1].sum())
+    without = artifacts.open_run("paper", {**few, "gan.enabled": False, "ldm.balance": ["none"]})
+    half = gpu.paper_hours(pd.DataFrame(rows), 700e12, without).set_index(["work", "model"])
+    assert half.loc[("training", "class"), "PFLOP"] == pytest.approx(table.loc[("training", "class"), "PFLOP"] / 2)
+    assert "gan" not in half.index.get_level_values("model")
