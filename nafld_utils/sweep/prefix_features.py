@@ -14,17 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from nafld_utils import engine, networks, params, preprocessing, quality
+from nafld_utils import engine, networks, params, preprocessing, quality, sampling
 from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, load_array, remembered
 from nafld_utils.images import release
+from nafld_utils.params import SHARED
 from nafld_utils.sweep import trial_grid
 
 REVISION = ("stages.sweep_features", 1)
 
 CHUNK = 512  # images whose features are held at once; a multiple of every batch
-SHARED = -1  # fold of sets that every fold shares
-SHARED_KINDS = (params.REAL, *params.AUGMENTED, params.SIMULATED)
 NOTHING_FROZEN = "none"
+
+
+def is_shared(kind: str) -> bool:
+    """Whether a set serves every fold: real images, changed or not, and what saw no patient."""
+    return kind in (params.REAL, *params.AUGMENTED) or sampling.is_shared(kind)
 
 
 def source_unit(run: Run, kind: str, fold: int = SHARED) -> Unit:
@@ -58,14 +62,14 @@ def features_unit(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
     weights = run.settings.sweep.weights
     settings = {"backbone": backbone, "weights": identity(backbone, weights), "freeze": freeze}
     settings |= {"kept_in": run.settings.sweep.features, "set": kind}
-    keys = (kind,) if kind in SHARED_KINDS else (kind, f"fold{fold}")
+    keys = (kind,) if is_shared(kind) else (kind, f"fold{fold}")
     inputs, modules = [source_unit(run, kind, fold)], ["backbones", "trial", "stages.sweep_features"]
     return run.unit("features_prefix", backbone, freeze, *keys, settings=settings, inputs=inputs, modules=modules)
 
 
 def read_unit(run: Run, backbone: str, freeze: str, kind: str, fold: int) -> Unit:
     """Unit of what a training of a fold reads of a set: prefix features, or images where nothing is frozen."""
-    fold = SHARED if kind in SHARED_KINDS else fold
+    fold = SHARED if is_shared(kind) else fold
     if freeze == NOTHING_FROZEN:
         return source_unit(run, kind, fold)
     return features_unit(run, backbone, kind, fold, freeze)
@@ -116,7 +120,7 @@ def feature_tasks(run: Run) -> list[dict[str, Any]]:
         if freeze == NOTHING_FROZEN:
             continue
         for kind in kinds_of(part["arm"].unique()):
-            for fold in [SHARED] if kind in SHARED_KINDS else trial_grid.folds_of(run.settings):
+            for fold in [SHARED] if is_shared(kind) else trial_grid.folds_of(run.settings):
                 tasks.append({"run": run, "backbone": backbone, "kind": kind, "fold": fold, "freeze": freeze})
     return tasks
 

@@ -59,35 +59,6 @@ def _ratio(run: Run, patients: np.ndarray) -> np.ndarray:
     return values[patients].to_numpy()
 
 
-# Tables of the notebook: what they say, what names their rows, their columns (`views.table`).
-SHOWN = {
-    "auc": (
-        "AUCs of the trainings, of controls and of variants of the simulator, 95 % over patients and simulated cohorts",
-        "kind name level",
-        "auc|low|high difference|low_difference|high_difference sd_patients sd_cohorts sd_seeds n_cohorts n_seeds",
-    ),
-    "ratio": ("Beside the ratio of the region's upper to its lower half, by patient", "what", "value|low|high over"),
-    "measures": (
-        "Calibration and agreement with the grade, by patient",
-        "measure",
-        "value|low|high reference over",
-    ),
-    "reliability": ("Share of class 1 by predicted probability, bins of equally many patients (Wilson 95 %)", "", ""),
-    "optimistic": ("Maxima that are tempting to quote", "what", ""),
-    "worth": (
-        "Some real training patients, alone and after simulated ones, 95 % over patients, trainings and their subsets",
-        "n first",
-        "auc|low|high difference|low_difference|high_difference n_seeds",
-    ),
-    "constants": ("Constants of the simulator by where they come from", "", ""),
-    "equivalents": (
-        "Real patients, alone, that reach the AUC of simulated ones, followed by so many real ones",
-        "real",
-        "auc equals|low|high most over",
-    ),
-}
-
-
 def shown(found: dict[str, pd.DataFrame]) -> list[Any]:
     """The tables of `build` but for the curve, as `views.table`; none where one is empty.
 
@@ -97,8 +68,8 @@ def shown(found: dict[str, pd.DataFrame]) -> list[Any]:
         From `build`.
     """
     return [
-        views.table(found[name], caption, columns, rows)
-        for name, (caption, rows, columns) in SHOWN.items()
+        views.table(found[name], **chosen)
+        for name, chosen in verdict.listed_tables()["simulated_only"].items()
         if name in found
     ]
 

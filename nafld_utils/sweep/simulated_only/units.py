@@ -126,7 +126,7 @@ def training_unit(run: Run, variant: str, cohort: int, seed: int, shuffled: bool
 
 def _real(run: Run) -> tuple[str, str, str, int]:
     """Which features of real images: network, freeze, set and fold."""
-    return run.settings.sweep.backbones[0], run.settings.sweep.freeze, params.REAL, prefix_features.SHARED
+    return run.settings.sweep.backbones[0], run.settings.sweep.freeze, params.REAL, params.SHARED
 
 
 def make_training(run: Run, variant: str, cohort: int, seed: int, shuffled: bool = False) -> None:
