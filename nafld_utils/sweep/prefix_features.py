@@ -93,23 +93,16 @@ def make_features(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
 
     Writes ``pool.npy`` (n, K, C, h, w), K views per image, and of real images ``resized.npy`` (n, 1, C, h, w).
     """
-    from nafld_utils.sweep import training
-
-    unit = features_unit(run, backbone, kind, fold, freeze)
+    unit, device = features_unit(run, backbone, kind, fold, freeze), engine.device(run.settings.engine)
     if unit.done():
         return
-    device = engine.device(run.settings.engine)
-    prefix, _ = network(backbone, run.settings.sweep.weights, freeze)
     with unit.writing(device=str(device), **networks.hub_facts(backbone, run.settings.sweep.weights)) as folder:
         for name, images in source_images(run, kind, fold).items():
             flat = images.reshape(-1, *images.shape[2:])
             # the paper's largest set takes 2.3 GB
             with array_in_parts(folder / f"{name}.npy", images.shape[:2]) as append:
                 for start in range(0, len(flat), CHUNK):
-                    part = flat[start : start + CHUNK]
-                    append(
-                        training.prefix_features(prefix, part, backbone, device, precision=run.settings.sweep.features)
-                    )
+                    append(computed(run, backbone, freeze, flat[start : start + CHUNK]))
                     release(flat)
 
 
@@ -138,6 +131,17 @@ def build_features(run: Run) -> None:
     tasks = [task for task in feature_tasks(run) if not features_unit(**task).done()]
     if tasks:
         engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix", unit_of=features_unit)
+
+
+def computed(run: Run, backbone: str, freeze: str, images: np.ndarray) -> np.ndarray:
+    """What a tail reads of images (n, S, S) uint8: prefix features (n, ...), or the images where nothing is frozen."""
+    from nafld_utils.sweep import training
+
+    chosen, device = run.settings.sweep, engine.device(run.settings.engine)
+    if freeze == NOTHING_FROZEN:
+        return images
+    prefix, _ = network(backbone, chosen.weights, freeze)
+    return training.prefix_features(prefix, images, backbone, device, precision=chosen.features)
 
 
 @functools.lru_cache(maxsize=2)
