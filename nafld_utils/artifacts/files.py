@@ -289,15 +289,15 @@ def load_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     return found
 
 
-def create_array(path: str | Path, shape: tuple[int, ...], dtype: Any = "uint8") -> np.memmap:
-    """A new .npy file that is filled piece by piece, for arrays larger than memory.
+def create_array(path: str | Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file of uint8 that is filled piece by piece, for arrays larger than memory.
 
     Its room on the disk is taken now, which raises OSError where the disk is too small: else the process would be
     killed at a later write.
     """
     import numpy as np
 
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    array = np.lib.format.open_memmap(path, "w+", "uint8", shape)
     if hasattr(os, "posix_fallocate"):  # macOS has none
         with open(path, "r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)

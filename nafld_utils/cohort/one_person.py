@@ -280,11 +280,8 @@ LEVEL = 0.05  # that a cohort of different persons has any pair that is said to 
 FRAMES = 4  # images of a patient that are compared at full size: those nearest to others (choice)
 MOST = 3000  # images compared at full size (choice: a minute), yet one of each patient
 NEAREST = 17  # other patients whose images are compared with an image at full size, shift and scale (choice)
-THIRD, FIFTH, EIGHTH = (
-    3,
-    5,
-    8,
-)  # choice: D is read from the third nearest on, so that a person with three numbers does not move it
+# Choice: D is read from the third nearest on, so that a person with three numbers does not move it.
+THIRD, FIFTH, EIGHTH = 3, 5, 8
 BESIDE = (
     FIFTH,
     9,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nafld_utils.views import name_rows
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
-
-import textwrap
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 
 def picture(image: np.ndarray, title: str, ax: Axes) -> Axes:
@@ -131,11 +131,8 @@ def features(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(table[f"{prefix}ratio"], places + shift, "o", color=color, label=label, markersize=5)
     ax.axvline(1.0, color="#999999", linewidth=1.0, linestyle="--")
     names = [f"{row.feature.replace('_', ' ')}, {row.explainer}\nAUC {row.auc:.2f}" for row in table.itertuples()]
-    ax.set_yticks(places, labels=names)
-    ax.set_ylim(len(table) - 0.5, -0.5)
     over = f"(95 %, over {table['n_explained'].max():.0f} simulated patients)"
-    ax.set_xlabel(f"attribution on the feature's place, over that place's share of the area\n{over}")
-    ax.grid(visible=False, axis="y")
+    name_rows(ax, names, f"attribution on the feature's place, over that place's share of the area\n{over}")
     ax.legend()
     return ax
 

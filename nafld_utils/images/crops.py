@@ -249,11 +249,6 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return np.asarray(images, dtype=np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Inverse of `to_float`: clip to [-1, 1], scale and round to grey levels 0..255 (uint8)."""
-    return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
-
-
 def whole_box(crop: np.ndarray) -> Box:
     """The box that is the whole crop; held-out images use it."""
     return (0.0, 0.0, float(crop.shape[0]), float(crop.shape[1]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nafld_utils.views import COLORS, bare, color_of
+from nafld_utils.views import COLORS, bare, color_of, picture, tiles
 
 LEVEL = 0.05  # of the test of each checkpoint, one-sided
 
@@ -80,16 +80,7 @@ def image_row(images: Sequence[np.ndarray], titles: Sequence[str], axes: Sequenc
 
 def mosaic(images: np.ndarray, n_columns: int, ax: Axes, title: str = "") -> Axes:
     """Tile (n, H, W) uint8 images in reading order into one picture with thin gaps."""
-    n, height, width = images.shape
-    n_rows = -(-n // n_columns)
-    canvas = np.full((n_rows * (height + 3), n_columns * (width + 3)), 255, np.uint8)
-    for i, image in enumerate(images):
-        row, column = divmod(i, n_columns)
-        canvas[
-            row * (height + 3) : row * (height + 3) + height, column * (width + 3) : column * (width + 3) + width
-        ] = image
-    ax.imshow(canvas, cmap="gray", vmin=0, vmax=255)
-    bare(ax)
+    picture(ax, tiles(images, n_columns, gap=3))
     ax.set_title(title)
     return ax
 

@@ -10,7 +10,6 @@ instead of 1e-3, symmetric padding), so they are not offered.
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from nafld_utils.engine import announce
 from nafld_utils.networks import weight_files
+from nafld_utils.params import nearest
 
 
 class Bundle(NamedTuple):
@@ -104,9 +104,7 @@ def load(name: str, weights: str = "bundled", num_classes: int = 1000, seed: int
 
 def unknown_name(name: str, names: list[str], what: str, expected: str) -> str:
     """Sentence that refuses a name and offers the nearest one."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-    nearest = f"; the nearest is {close[0]}" if close else ""
-    return f"{what} {name!r}: expected {expected}, found no such name{nearest}."
+    return f"{what} {name!r}: expected {expected}, found no such name{nearest(name, names, 0.3)}."
 
 
 def _from_hub(name: str, num_classes: int) -> nn.Module:

@@ -6,9 +6,6 @@ deviation. No file is opened here; `load` is `nafld_utils.networks.backbone_weig
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -163,27 +160,6 @@ def features(
     batch_size : int, optional
         Images at once; does not change the features beyond rounding. None is `inference_batch`.
     """
-
-    def pooled(batch: Tensor) -> Tensor:
-        return model.forward_head(model.forward_features(batch), pre_logits=True)
-
-    return _infer(model, pooled, images, name, device, batch_size)
-
-
-def logits(
-    model: nn.Module,
-    images: np.ndarray | Tensor,
-    name: str,
-    device: torch.device | str = "cpu",
-    batch_size: int | None = None,
-) -> np.ndarray:
-    """Outputs of the head before softmax, ``(N, num_classes)`` float32; parameters as in `features`."""
-    return _infer(model, model, images, name, device, batch_size)
-
-
-def _infer(
-    model: nn.Module, function: Callable[[Tensor], Tensor], images: Any, name: str, device: Any, batch_size: int | None
-) -> np.ndarray:
     if len(images) == 0:
         raise ValueError("images: expected at least one, found none; check the set that was asked for.")
     model.eval().to(device=device, memory_format=torch.channels_last)
@@ -191,6 +167,7 @@ def _infer(
     with torch.inference_mode(), arithmetic("fp32", device):
         parts = []
         for start in range(0, len(images), batch_size):
-            batch = channels_last(to_input(images[start : start + batch_size], name))
-            parts.append(function(engine.sent(batch, torch.device(device))).float())
+            batch = engine.sent(channels_last(to_input(images[start : start + batch_size], name)), torch.device(device))
+            found = model.forward_head(model.forward_features(batch), pre_logits=True)
+            parts.append(found.float())
     return torch.cat(parts).cpu().numpy()

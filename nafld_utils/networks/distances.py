@@ -80,19 +80,17 @@ def kernel_distance(
     return result[KEY_METRIC_KID_MEAN]
 
 
-def inception_score(logits: Any, splits: int = 1, seed: int = 0, name: str = "the set") -> float:
-    """Score exp(E KL(p(y|x) || p(y))) of class logits (n, C) from `extract`, 1 to C, mean over equal splits.
+def inception_score(logits: Any, name: str = "the set") -> float:
+    """Score exp(E KL(p(y|x) || p(y))) of class logits (n, C) from `extract`, 1 to C.
 
     Only Inception-v3's logits give the Inception Score. Choice: one split, since the folds already repeat the
-    measurement and every split sees fewer images; `seed` shuffles the images before.
+    measurement and every split sees fewer images.
     """
     import torch
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-    logits = _checked(logits, name)
-    if splits < 1 or len(logits) < 2 * splits:
-        raise ValueError(f"{name}: expected at least two images a split, found {len(logits)} for {splits} splits.")
-    return isc_features_to_metric(torch.from_numpy(logits), splits, True, seed % 2**32)[KEY_METRIC_ISC_MEAN]
+    logits = torch.from_numpy(_checked(logits, name))
+    return isc_features_to_metric(logits, splits=1, shuffle=True, rng_seed=0)[KEY_METRIC_ISC_MEAN]
 
 
 def nearest_distance(features: Any, reference: Any, k: int = 3) -> np.ndarray:

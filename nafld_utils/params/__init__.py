@@ -15,9 +15,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "fields": "NAME PLAIN_NAME PLAIN_NAME_RULE SettingsError".split(),
         "generators": "ddim_strides".split(),
         "loading": "DEFAULT_PROFILE load".split(),
-        "merging": "BASE_PROFILE flat listed parse_overrides".split(),
+        "merging": "BASE_PROFILE flat listed nearest parse_overrides".split(),
         "sections": "CohortSettings EngineSettings ExperimentSettings PLAIN PreprocessSettings TuringSettings".split(),
-        "set_names": "SET_KINDS SetName".split(),
+        "set_names": "SET_KINDS SHARED SetName".split(),
         "settings": "STAGE_SECTIONS Settings".split(),
     },
 )

@@ -14,9 +14,10 @@ because then the arm, real images alone and the traditional arm differ in nothin
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from dataclasses import dataclass
+
+from nafld_utils.params.merging import nearest
 
 REVISION = ("arms", 1)
 
@@ -70,11 +71,9 @@ def parse(name: str) -> Arm:
     generators = tuple(stem.removesuffix(MATCHED).split("+"))
     # one order of the two, or the same training would have two names
     if len(generators) > 2 or list(generators) != [known for known in GENERATORS if known in generators]:
-        close = difflib.get_close_matches(name, every(), n=1, cutoff=0.3)
-        nearest = f"; the nearest is {close[0]}" if close else ""
         raise ValueError(
             f"arm {name!r}: expected real, or one or two of {', '.join(GENERATORS)} joined by + in this order, with"
-            f" {MATCHED}, {ONLY} or {FIRST} behind, found no such arm{nearest}."
+            f" {MATCHED}, {ONLY} or {FIRST} behind, found no such arm{nearest(name, every(), 0.3)}."
         )
     return Arm(name, generators, not name.endswith(ONLY), stem.endswith(MATCHED), name.endswith(FIRST))
 

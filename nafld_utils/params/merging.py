@@ -163,9 +163,9 @@ def _every_key() -> list[str]:
     return [*flat(complete), *complete]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
     """The end of a sentence that names the nearest of `names`; empty where none is near."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
     return f"; the nearest is {close[0]}" if close else ""
 
 

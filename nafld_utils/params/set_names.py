@@ -16,6 +16,7 @@ SET_KINDS = {
     "gaussian_": "synthetic_gaussian",
 }
 BALANCED = "_balanced"
+SHARED = -1  # fold of a set that every fold shares
 
 
 @dataclass(frozen=True)

@@ -89,35 +89,11 @@ def _width(fine: np.ndarray, inside: np.ndarray, axis: int) -> float:
     return float(2 * (below - 1 + min(step, 1)))
 
 
-def compare(groups: Mapping[str, pd.DataFrame], real: str) -> pd.DataFrame:
-    """Measures of several groups of patients, and how many patients of one lie in the range of each other.
-
-    Parameters
-    ----------
-    groups : mapping of str to pandas.DataFrame
-        Tables of `measure` by the group's name.
-    real : str
-        The group whose patients are looked for in the ranges of the others.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per group and measure: ``group, measure, median, low, high`` (5 % and 95 % of the group's patients) and
-        ``covered``, the share of the patients of `real` from ``low`` to ``high`` (0 to 1).
-    """
-    rows = []
-    for name, table in groups.items():
-        for key, column in table.items():
-            low, middle, high = np.quantile(column, [0.05, 0.5, 0.95])
-            covered = groups[real][key].between(low, high).mean()
-            rows.append({"group": name, "measure": key, "median": middle, "low": low, "high": high, "covered": covered})
-    return pd.DataFrame(rows)
-
-
 def draw(groups: Mapping[str, pd.DataFrame], axes: Sequence[Any], colors: Mapping[str, str]) -> None:
     """Boxes over patients of each measure, and the depth profiles: on one Axes per measure of `MEASURES`, and one more.
 
-    `groups` as in `compare`; `colors` by the group's name. Boxes end at the quartiles, whiskers at 5 and 95 %.
+    `groups` are tables of `measure` and `colors` their colours, by the group's name. Boxes end at the quartiles,
+    whiskers at 5 and 95 %.
     """
     names = list(groups)
     for ax, (key, label) in zip(axes, MEASURES.items(), strict=False):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils.cohort import caption as caption
-from nafld_utils.views import CLASS_COLORS, bare, picture
+from nafld_utils.views import CLASS_COLORS, bare, picture, spread_dots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ def crops_by_class(facts: pd.DataFrame, class_names: tuple[str, str], axes: Sequ
     for ax, (column, words) in zip(axes, said.items(), strict=True):
         for label, name in enumerate(class_names):
             part = np.sort(patients.loc[patients["label"] == label, column]) * (100 if column == "image_share" else 1)
-            offsets = 0.25 * np.cos(np.arange(len(part)) * 2.4)  # golden angle: neighbours never overlap
+            offsets = spread_dots(len(part), 0.25)
             ax.plot(label + offsets, part, "o", color=CLASS_COLORS[label], alpha=0.7, ms=5, mec="white", label=name)
             ax.plot([label - 0.35, label + 0.35], [np.median(part)] * 2, color=CLASS_COLORS[label], lw=2)
         ax.margins(y=0.35)

@@ -181,19 +181,19 @@ def _over_folds(values: pd.Series, metric: str) -> statistics.MeanInterval:
     return statistics.over_folds(values, RANGES.get(metric, statistics.POSITIVE))
 
 
-def against_references(values: pd.DataFrame, metric: str = "frechet") -> pd.DataFrame:
+def against_references(values: pd.DataFrame) -> pd.DataFrame:
     """Where each model stands between the floor and its ceilings, images in equal numbers.
 
     Columns ``model, class, mean, low, high, floor, lowest_ceiling, ceiling, place, beyond, difference, difference_low,
-    difference_high, below_every_ceiling``, from `measure`'s rows with a column ``fold`` of a distance. ``place`` is 0
-    at the floor and 1 at the lowest ceiling. ``difference`` is model minus ceiling with a Student t interval over
-    folds, of the ceiling named by ``beyond``: the one whose interval reaches highest. The last column says whether
-    every ceiling's interval ends below 0; it is False where one fold was trained, which has no interval. Ceilings named
-    ``..._<conditioning>`` count for that conditioning only. Choice: differences are taken fold by fold, since a model
-    and its ceilings are measured against the same held-out images, and folds differ more in those than in anything
-    else.
+    difference_high, below_every_ceiling``, of the Frechet distance, from `measure`'s rows with a column ``fold``.
+    ``place`` is 0 at the floor and 1 at the lowest ceiling. ``difference`` is model minus ceiling with a Student t
+    interval over folds, of the ceiling named by ``beyond``: the one whose interval reaches highest. The last column
+    says whether every ceiling's interval ends below 0; it is False where one fold was trained, which has no interval.
+    Ceilings named ``..._<conditioning>`` count for that conditioning only. Choice: differences are taken fold by fold,
+    since a model and its ceilings are measured against the same held-out images, and folds differ more in those than in
+    anything else.
     """
-    table = values[(values["metric"] == metric) & (values["sample"] == "equal")]
+    table = values[(values["metric"] == "frechet") & (values["sample"] == "equal")]
     role = table.drop_duplicates("model").set_index("model")["role"]
     models, rows = role.index[role == "model"], []
     for group, part in table.groupby("class", sort=False):
@@ -204,7 +204,7 @@ def against_references(values: pd.DataFrame, metric: str = "frechet") -> pd.Data
             ceilings = [name for name in known if role[name] == "ceiling" and not name.endswith(others)]
             lowest = folds[ceilings].mean().idxmin() if ceilings else ""
             least, floor = folds[ceilings].mean().min(), folds[FLOOR].mean()
-            mean, low, high = _over_folds(folds[model].dropna(), metric)
+            mean, low, high = _over_folds(folds[model].dropna(), "frechet")
             row = {"model": model, "class": group, "mean": mean, "low": low, "high": high}
             place = (mean - floor) / (least - floor) if least != floor else float("nan")
             row |= {"floor": floor, "lowest_ceiling": least, "ceiling": lowest, "place": place}

@@ -11,9 +11,8 @@ import pandas as pd
 
 from nafld_utils import engine, images, ldm, networks, preprocessing
 from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, remembered, unit_seed
-from nafld_utils.params import REAL, TRADITIONAL
+from nafld_utils.params import REAL, SHARED, TRADITIONAL
 from nafld_utils.sampling import set_units
-from nafld_utils.sampling.set_units import SHARED
 
 NOISE = "noise"
 SERIAL_BELOW = 8000  # images; choice: starting workers costs more than a network of this size takes for fewer
@@ -106,7 +105,7 @@ def prefixed(run: Run, prefixes: Iterable[str]) -> list[str]:
     return [f"{prefix}{name}" for prefix in prefixes for name in run.settings.ldm.conditionings]
 
 
-def build_features(run: Run, tasks: list[dict[str, Any]], label: str = "features") -> pd.DataFrame:
+def build_features(run: Run, tasks: list[dict[str, Any]]) -> pd.DataFrame:
     """Make the features that are not there yet: ``kind, name, fold, seconds, error``, one row per set."""
     settings = run.settings.engine
     waiting = [task for task in tasks if not features_unit(**task).done()]
@@ -115,7 +114,7 @@ def build_features(run: Run, tasks: list[dict[str, Any]], label: str = "features
     n_images = len(waiting) * max(run.settings.sampling.n_images, run.settings.quality.n_reference)
     if settings.mode == "local" and n_images < SERIAL_BELOW:
         settings = settings.model_copy(update={"mode": "serial"})
-    return engine.map_units(make_features, tasks, settings, label, unit_of=features_unit)
+    return engine.map_units(make_features, tasks, settings, "features", unit_of=features_unit)
 
 
 def real_table(run: Run) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from nafld_utils.ldm import image_row as image_row
 from nafld_utils.ldm import mosaic as mosaic
-from nafld_utils.views import COLORS
+from nafld_utils.views import COLORS, bar_lengths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,7 @@ def condition_effect(table: pd.DataFrame, ax: Axes) -> Axes:
     `table` holds one effect: ``drawn_with, mean, low, high, expected_without, over``.
     """
     y = np.arange(len(table))[::-1]
-    spread = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
-    ax.errorbar(table["mean"], y, xerr=spread, fmt="o", color="#222222", capsize=3)
+    ax.errorbar(table["mean"], y, xerr=bar_lengths(table["mean"], table), fmt="o", color="#222222", capsize=3)
     ax.axvline(table["expected_without"].iloc[0], color=COLORS["semantic"], lw=1.2, ls="--", label="no effect")
     words = table["drawn_with"].map({"condition": "with its condition", "no condition": "null condition"})
     ax.set_yticks(y, words + "\n(interval over " + table["over"] + ")")

@@ -16,19 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nafld_utils import engine, images, ldm, preprocessing
-from nafld_utils.artifacts import (
-    Run,
-    Unit,
-    checkpoints,
-    create_array,
-    read_manifest,
-    remembered,
-    save_array,
-    save_table,
-    unit_seed,
-)
-from nafld_utils.params import SET_KINDS, SIMULATED, SetName
+from nafld_utils import artifacts, engine, images, ldm, preprocessing
+from nafld_utils.artifacts import Run, Unit, checkpoints, remembered, unit_seed
+from nafld_utils.params import SET_KINDS, SHARED, SIMULATED, SetName
 from nafld_utils.sampling import simulated
 
 Painter = Callable[[pd.DataFrame, np.ndarray], np.ndarray]
@@ -54,7 +44,6 @@ BASELINES = {
     ldm.NAME: Baseline(ldm.gan_unit, ldm.painter, ("gan",)),
     SIMULATED: Baseline(None, simulated.painter, simulated.MODULES),
 }
-SHARED = -1  # fold of a set that every fold shares
 
 
 @dataclass(frozen=True)
@@ -214,14 +203,14 @@ def make_set(run: Run, conditioning: str, fold: int, kind: str = "synthetic", ba
         facts["split"] = preprocessing.digest_of(preprocessing.open_preprocessed(run).images)
     with unit.writing(device=str(device), **facts) as folder:
         # the set may be larger than memory: it goes from shard to file
-        drawn = create_array(folder / "images.npy", (len(table), image_size, image_size))
+        drawn = artifacts.create_array(folder / "images.npy", (len(table), image_size, image_size))
         for start in range(0, len(table), size):
             drawn[start : start + size] = checkpoints.load_array(_shard(unit, start))
         drawn.flush()
         del drawn
-        save_table(folder / "table.csv", table)
+        artifacts.save_table(folder / "table.csv", table)
         if conditioning == "semantic":
-            save_array(folder / "conditions.npy", conditions)
+            artifacts.save_array(folder / "conditions.npy", conditions)
 
 
 def _shard(unit: Unit, start: int) -> Path:
@@ -316,7 +305,7 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
         table["synthetic_id"] = [f"{conditioning}_f{fold}_{i:05d}" for i in table["index"]]
         split = preprocessing.digest_of(preprocessing.open_preprocessed(run).images)
         return Synthetic(unit.load_array("images.npy", mmap=True), table, None, unit, split)
-    split = (read_manifest(unit.path) or {}).get("split")
+    split = (artifacts.read_manifest(unit.path) or {}).get("split")
     preprocessing.assert_same_split(preprocessing.open_preprocessed(run).images, split, str(unit.path))
     table = unit.require().load_table("table.csv").astype({"source_image": object}).fillna({"source_image": ""})
     if set(table["fold"]) != {fold}:

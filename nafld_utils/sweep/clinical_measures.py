@@ -20,9 +20,6 @@ from nafld_utils.sweep import comparisons
 
 REVISION = ("measures", 2), ("sweep_summaries", 4)
 
-# Spearman's correlation with the biopsied fat of three methods on the same 55 patients (Byra et al. 2018, abstract).
-BYRA_SPEARMAN = {"frozen Inception-ResNet-v2": 0.78, "hepatorenal index": 0.80, "GLCM": 0.39}
-
 
 def brier(label: Any, scores: Any, n_resamples: int = 2000, seed: int = 0) -> statistics.Resampled:
     """Brier score: mean squared distance of the probability (in [0, 1]) from the outcome, 0 is perfect.

@@ -13,7 +13,7 @@ import pandas as pd
 
 from nafld_utils import params, statistics
 from nafld_utils.sweep import frozen_classifiers, planning
-from nafld_utils.views import COLORS
+from nafld_utils.views import COLORS, bar_lengths, name_rows, spread_dots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,7 +162,7 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot([item.difference] * 2, [row - 0.14, row + 0.14], "o", color=color, ms=5, mec="white", mew=0.6, zorder=3)
     ax.set_xlim(-reach, reach)
     names = [f"{name_of(i.arm)}\nr = {i.rate:g}\n{i.role.partition(',')[0]}" for i in table.itertuples()]
-    _name_rows(ax, names, "AUC minus that of real images alone")
+    name_rows(ax, names, "AUC minus that of real images alone")
     if table["low_seeds"].notna().any():
         ax.plot([], [], color=_GREY, lw=1.6, ls=(0, (3, 1.5)), label="95 % over training seeds, these patients")
     label = f"95 % over {over_words(table['n_seeds'])}"
@@ -186,8 +186,8 @@ def gain_card(gain: pd.Series, networks: pd.DataFrame, baselines: pd.DataFrame, 
             ax.plot([value], [y], "o", color=color, ms=6, mec="white")
         ax.locator_params(axis="x", nbins=4)
     axes[0].axvline(0, color=_INK, lw=1, ls="--", zorder=1)
-    _name_rows(axes[0], [f"over {over}", "over seeds"], f"gain in AUC, {gain.arm}, r = {gain.rate:g}")
-    _name_rows(axes[1], [*names, best["baseline"].iloc[0].replace(" + ", "\n+ ")], "AUC by patient")
+    name_rows(axes[0], [f"over {over}", "over seeds"], f"gain in AUC, {gain.arm}, r = {gain.rate:g}")
+    name_rows(axes[1], [*names, best["baseline"].iloc[0].replace(" + ", "\n+ ")], "AUC by patient")
 
 
 def power(table: pd.DataFrame, ax: Axes, shares: str) -> Axes:
@@ -202,15 +202,8 @@ def power(table: pd.DataFrame, ax: Axes, shares: str) -> Axes:
         words = planning.takes(needed, *part[["n_patients", "n_seeds"]].iloc[0]).replace(" (", "\n(")
         ax.plot(part["patients"], part["power"], color=color, lw=2, label=f"gain of {gain:g}: {words}")
         if np.isfinite(needed):
-            ax.plot(
-                [needed],
-                [np.interp(needed, part["patients"], part["power"])],
-                "o",
-                color=color,
-                ms=7,
-                mec="white",
-                zorder=3,
-            )
+            reached = np.interp(needed, part["patients"], part["power"])
+            ax.plot([needed], [reached], "o", color=color, ms=7, mec="white", zorder=3)
     ax.axhline(0.8, color=_GREY, lw=1, ls="--", zorder=1)
     here = int(table["n_patients"].iloc[0])
     ax.axvline(here, color=_INK, lw=1, zorder=1)
@@ -222,14 +215,6 @@ def power(table: pd.DataFrame, ax: Axes, shares: str) -> Axes:
     look = {"fontsize": 9, "title": "80 % power takes", "title_fontsize": 9}
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), **look)
     return ax
-
-
-def _name_rows(ax: Axes, names: list[str], xlabel: str) -> None:
-    """A name for each row, the first on top, and lines along x alone."""
-    ax.set_yticks(range(len(names)), names)
-    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=xlabel)
-    ax.grid(axis="x")
-    ax.grid(axis="y", visible=False)
 
 
 def _seeds_interval(ax: Axes, height: float, item: Any, color: str, reach: float) -> None:
@@ -267,7 +252,7 @@ def small_multiples(variants: pd.DataFrame) -> Figure:
             line = part[part["arm"] == arm].sort_values("rate")
             x = line["rate"] + (0 if arm == "real" else (others.index(arm) - (len(others) - 1) / 2) * shift)
             look = {"color": colors[arm], "ms": 4, "lw": 1.2, "elinewidth": 1.0, "fmt": "o-"}
-            ax.errorbar(x, line["auc"], yerr=_bars(line["auc"], line), **look)
+            ax.errorbar(x, line["auc"], yerr=bar_lengths(line["auc"], line), **look)
         ax.set_xticks(rates)
         ax.set_title(f"{backbone}\n{variant}", fontsize=9, fontweight="normal")
     for ax in axes.flat[len(panels) :]:
@@ -279,11 +264,6 @@ def small_multiples(variants: pd.DataFrame) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("mixing rate r")
     return fig
-
-
-def _bars(value: pd.Series, table: pd.DataFrame) -> np.ndarray:
-    """Lengths (2, n) of error bars from ``low, high``."""
-    return np.clip([value - table["low"], table["high"] - value], 0, None)
 
 
 # ---------------------------------------------------------------- the checks
@@ -321,7 +301,7 @@ def baseline_bars(table: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
     ax.axvline(0.5, color="#999999", lw=1, ls="--", zorder=1)
     over = over_words(arms["n_seeds"])
     bars = "patients" if over == "patients" else f"patients (of networks, over {over})"
-    _name_rows(ax, names, f"ROC AUC by patient, bars are 95 % over {bars}")
+    name_rows(ax, names, f"ROC AUC by patient, bars are 95 % over {bars}")
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
     return ax
 
@@ -332,13 +312,12 @@ def leak(table: pd.DataFrame, ax: Axes) -> Axes:
     rows.sort(key=lambda item: item[0][0] == "image")
     for y, ((by, _), part) in enumerate(rows):
         values, color = np.sort(part["auc"].to_numpy()), _LEAK if by == "image" else _INK
-        offsets = 0.22 * np.cos(np.arange(len(values)) * 2.4)  # golden angle: neighbours never overlap
-        ax.plot(values, y + offsets, "o", color=color, alpha=0.65, ms=5, mec="white", mew=0.4)
+        ax.plot(values, y + spread_dots(len(values), 0.22), "o", color=color, alpha=0.65, ms=5, mec="white", mew=0.4)
         middle = float(np.median(values))
         ax.plot([middle] * 2, [y - 0.34, y + 0.34], color=color, lw=2)
         ax.annotate(f"median {middle:.3f}", (middle, y - 0.36), ha="center", va="bottom", color=color, fontsize=9)
     marks = {"patient": "by patient", "image": "by IMAGE: a leak"}
-    _name_rows(ax, [f"{name}\n{marks[by]}" for (by, name), _ in rows], "image-level ROC AUC, one dot per split seed")
+    name_rows(ax, [f"{name}\n{marks[by]}" for (by, name), _ in rows], "image-level ROC AUC, one dot per split seed")
     ax.set(ylim=(len(rows) - 0.4, -0.7), xlim=(min(0.5, float(table["auc"].min()) - 0.02), 1.01))
     return ax
 
@@ -375,7 +354,7 @@ def reliability(table: pd.DataFrame, ax: Axes, positive: str = "a fatty liver") 
         color = COLORS.get(arm, _GREEN)
         look = {"color": color, "ms": 5, "elinewidth": 1, "fmt": "o", "alpha": 0.8}
         look["label"] = f"{name_of(arm)}, r = {rate:g}"
-        ax.errorbar(part["predicted"], part["observed"], yerr=_bars(part["observed"], part), **look)
+        ax.errorbar(part["predicted"], part["observed"], yerr=bar_lengths(part["observed"], part), **look)
     ax.set(xlabel=f"predicted probability of {positive}", ylabel="observed share", aspect="equal")
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     ax.plot([], [], color=_GREY, lw=1, label="bars: 95 % (Wilson) over a bin's patients")

@@ -309,7 +309,4 @@ def leaks(tables: dict[str, pd.DataFrame], images: pd.DataFrame) -> bool | None:
 def units(run: Run) -> list[Unit]:
     """Every unit of the baselines."""
     parts = [canary_unit(**task) for task in canary_tasks(run)]
-    return [
-        *(frozen_unit(run), texture_unit(run), scores_unit(run), no_pixels_unit(run), spread_unit(run)),
-        *parts,
-    ]
+    return [*(frozen_unit(run), texture_unit(run), scores_unit(run), no_pixels_unit(run), spread_unit(run)), *parts]

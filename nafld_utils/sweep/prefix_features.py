@@ -14,17 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from nafld_utils import engine, networks, params, preprocessing, quality
+from nafld_utils import engine, networks, params, preprocessing, quality, sampling
 from nafld_utils.artifacts import Run, Unit, array_in_parts, file_sha256, load_array, remembered
 from nafld_utils.images import release
+from nafld_utils.params import SHARED
 from nafld_utils.sweep import trial_grid
 
 REVISION = ("stages.sweep_features", 1)
 
 CHUNK = 512  # images whose features are held at once; a multiple of every batch
-SHARED = -1  # fold of sets that every fold shares
-SHARED_KINDS = (params.REAL, *params.AUGMENTED, params.SIMULATED)
 NOTHING_FROZEN = "none"
+
+
+def is_shared(kind: str) -> bool:
+    """Whether a set serves every fold: real images, changed or not, and what saw no patient."""
+    return kind in (params.REAL, *params.AUGMENTED) or sampling.is_shared(kind)
 
 
 def source_unit(run: Run, kind: str, fold: int = SHARED) -> Unit:
@@ -58,14 +62,14 @@ def features_unit(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
     weights = run.settings.sweep.weights
     settings = {"backbone": backbone, "weights": identity(backbone, weights), "freeze": freeze}
     settings |= {"kept_in": run.settings.sweep.features, "set": kind}
-    keys = (kind,) if kind in SHARED_KINDS else (kind, f"fold{fold}")
+    keys = (kind,) if is_shared(kind) else (kind, f"fold{fold}")
     inputs, modules = [source_unit(run, kind, fold)], ["backbones", "trial", "stages.sweep_features"]
     return run.unit("features_prefix", backbone, freeze, *keys, settings=settings, inputs=inputs, modules=modules)
 
 
 def read_unit(run: Run, backbone: str, freeze: str, kind: str, fold: int) -> Unit:
     """Unit of what a training of a fold reads of a set: prefix features, or images where nothing is frozen."""
-    fold = SHARED if kind in SHARED_KINDS else fold
+    fold = SHARED if is_shared(kind) else fold
     if freeze == NOTHING_FROZEN:
         return source_unit(run, kind, fold)
     return features_unit(run, backbone, kind, fold, freeze)
@@ -89,23 +93,16 @@ def make_features(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
 
     Writes ``pool.npy`` (n, K, C, h, w), K views per image, and of real images ``resized.npy`` (n, 1, C, h, w).
     """
-    from nafld_utils.sweep import training
-
-    unit = features_unit(run, backbone, kind, fold, freeze)
+    unit, device = features_unit(run, backbone, kind, fold, freeze), engine.device(run.settings.engine)
     if unit.done():
         return
-    device = engine.device(run.settings.engine)
-    prefix, _ = network(backbone, run.settings.sweep.weights, freeze)
     with unit.writing(device=str(device), **networks.hub_facts(backbone, run.settings.sweep.weights)) as folder:
         for name, images in source_images(run, kind, fold).items():
             flat = images.reshape(-1, *images.shape[2:])
             # the paper's largest set takes 2.3 GB
             with array_in_parts(folder / f"{name}.npy", images.shape[:2]) as append:
                 for start in range(0, len(flat), CHUNK):
-                    part = flat[start : start + CHUNK]
-                    append(
-                        training.prefix_features(prefix, part, backbone, device, precision=run.settings.sweep.features)
-                    )
+                    append(computed(run, backbone, freeze, flat[start : start + CHUNK]))
                     release(flat)
 
 
@@ -116,7 +113,7 @@ def feature_tasks(run: Run) -> list[dict[str, Any]]:
         if freeze == NOTHING_FROZEN:
             continue
         for kind in kinds_of(part["arm"].unique()):
-            for fold in [SHARED] if kind in SHARED_KINDS else trial_grid.folds_of(run.settings):
+            for fold in [SHARED] if is_shared(kind) else trial_grid.folds_of(run.settings):
                 tasks.append({"run": run, "backbone": backbone, "kind": kind, "fold": fold, "freeze": freeze})
     return tasks
 
@@ -134,6 +131,17 @@ def build_features(run: Run) -> None:
     tasks = [task for task in feature_tasks(run) if not features_unit(**task).done()]
     if tasks:
         engine.map_units(make_features, tasks, run.settings.engine, "frozen prefix", unit_of=features_unit)
+
+
+def computed(run: Run, backbone: str, freeze: str, images: np.ndarray) -> np.ndarray:
+    """What a tail reads of images (n, S, S) uint8: prefix features (n, ...), or the images where nothing is frozen."""
+    from nafld_utils.sweep import training
+
+    chosen, device = run.settings.sweep, engine.device(run.settings.engine)
+    if freeze == NOTHING_FROZEN:
+        return images
+    prefix, _ = network(backbone, chosen.weights, freeze)
+    return training.prefix_features(prefix, images, backbone, device, precision=chosen.features)
 
 
 @functools.lru_cache(maxsize=2)

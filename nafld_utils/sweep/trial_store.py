@@ -19,7 +19,6 @@ from nafld_utils.artifacts import digest, load_record, remove_orphans, replacing
 
 TRIAL_COLUMNS = ("backbone", "freeze", "balance", "arm", "rate", "fold", "seed")
 SCORE_COLUMNS = ("image_id", "patient_id", "label", "score")
-STATES = ("done", "not trained yet", "damaged", "failed")
 _METADATA = b"nafld_trial"
 
 
@@ -126,8 +125,9 @@ def _failure(store: Path, key: str) -> str | None:
 def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of the finished trials of a grid (`TRIAL_COLUMNS`, `SCORE_COLUMNS`), and the state of every trial.
 
-    The latter are the rows of `trials` (`TRIAL_COLUMNS`, ``hash``) with ``state`` (of `STATES`), ``reason`` (empty
-    where done) and, NaN where it is not done, ``seconds, n_real, n_synthetic, fatty_share, first_loss, last_loss``.
+    The latter are the rows of `trials` (`TRIAL_COLUMNS`, ``hash``) with ``state`` (done, not trained yet,
+    damaged or failed), ``reason`` (empty where done) and, NaN where it is not done, ``seconds, n_real, n_synthetic,
+    fatty_share, first_loss, last_loss``.
     Trials of other grids in the store are left alone.
     """
     numbers = ("seconds", "n_real", "n_synthetic", "fatty_share", "first_loss", "last_loss")

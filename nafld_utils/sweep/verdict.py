@@ -6,10 +6,13 @@ incomplete grid. ``tables`` are always those of `build_tables`.
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from nafld_utils import ldm, params, preprocessing, statistics, views
 from nafld_utils.artifacts import Run, Unit, claim, key_of, of_row, save_table
@@ -27,55 +30,6 @@ TRAINING = (
 PIXELS = tuple(name for name in params.PreprocessSettings.model_fields if name != "image_size")  # its own entry
 
 TABLES = ("comparisons", "arms", "seeds", "measures", "optimistic", "variants", "roc", "reliability", "power")
-
-# Columns of the notebook's tables, in their order; a table shows those that it has.
-_GROUP = " ".join(comparisons.GROUP)
-_ROWS = f"{_GROUP} arm rate"
-# Tables of the notebook: what they say, what names their rows, their columns (`views.table`).
-SHOWN = {
-    "gain": ("Image-level AUC beside that of real images alone", _ROWS, "mean_auc_base mean_auc difference role note"),
-    "kinds": (
-        "Gain in image-level AUC by kind and use of the added images, 95 % intervals over patients (and seeds)",
-        "images use",
-        "difference|low_patients|high_patients n_patients n_seeds role",
-    ),
-    "intervals": (
-        "The same gains, 95 % intervals over patients (and seeds)",
-        _ROWS,
-        "difference|low_patients|high_patients p_patients p_patients_holm smallest_effect n_patients role",
-    ),
-    "seeds": (
-        "The same gains, 95 % intervals over training seeds alone, these patients (the paper's paired t)",
-        _ROWS,
-        "difference|low_seeds|high_seeds t p n_seeds role",
-    ),
-    "by patient": (
-        "Gains with a patient counted once, 95 % intervals over patients (and seeds)",
-        _ROWS,
-        "difference|low_patients|high_patients p_patients p_patients_holm delong_low|delong_high delong_p role",
-    ),
-    "arms": (
-        "AUC of every arm, folds ranked together and one by one",
-        f"level {_ROWS}",
-        "mean_auc|low|high fold_auc|fold_low|fold_high sd_seeds n_seeds n_patients over",
-    ),
-    "optimistic": (
-        "The best mixing rate and seed, chosen by the patients that they are judged on: not to be quoted",
-        f"{_GROUP} arm",
-        "mean_auc best_rate best_rate_auc best_seed_rate best_seed_auc trainings is",
-    ),
-    "measures": ("What a clinic asks, by patient", "arm rate measure", "value|low|high reference n_patients over"),
-    "baselines": (
-        "AUC of the baselines; published are those of Byra et al.",
-        "baseline split level",
-        "auc|low|high byra n_patients over",
-    ),
-    "costs": (
-        "What each arm cost on this device, and what it gained",
-        "arm",
-        "trainings seconds_each classifier_minutes feature_minutes generator_minutes difference",
-    ),
-}
 
 # Image-level AUC with real images alone and with r = 1.5 semantic (paper, Results and Fig. 5B), by network.
 PAPER_AUC = {
@@ -207,9 +161,16 @@ def networks(run: Run, tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def shown(table: pd.DataFrame, name: str) -> Any:
-    """One of the notebook's tables (`SHOWN`), as readers see it."""
-    caption, rows, columns = SHOWN[name]
-    return views.table(table, caption, columns, " ".join(comparisons.present(table, rows.split())))
+    """One of the notebook's tables (``templates/tables.yaml``), as readers see it."""
+    chosen = listed_tables()["sweep"][name]
+    rows = " ".join(comparisons.present(table, chosen["rows"].split()))
+    return views.table(table, chosen["caption"], chosen["columns"], rows)
+
+
+@functools.cache
+def listed_tables() -> dict[str, dict[str, dict[str, str]]]:
+    """Tables of notebook 06 by section and name: ``caption, rows, columns``."""
+    return yaml.safe_load((Path(__file__).parent / "templates" / "tables.yaml").read_text(encoding="utf-8"))
 
 
 def primary(run: Run, tables: dict[str, pd.DataFrame]) -> pd.Series:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils.views import COLORS, mark_simulated
+from nafld_utils.views import COLORS, mark_simulated, name_rows, tiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,11 +39,8 @@ def contact_sheet(images: np.ndarray, items: pd.DataFrame, ax: Axes, columns: in
     from matplotlib.patches import Rectangle
 
     size, gap = images.shape[1], max(4, images.shape[1] // 16)
-    step, rows = size + gap, -(-len(images) // columns)
-    sheet = np.full((rows * step - gap, min(columns, len(images)) * step - gap), 255, dtype=np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * step, i % columns * step
-        sheet[top : top + size, left : left + size] = image
+    step = size + gap
+    sheet = tiles(images, min(columns, len(images)), gap)[:-gap, :-gap]
     ax.imshow(sheet, vmin=0, vmax=255, interpolation="antialiased")
     side = size + gap / 2  # of a frame, half way into the gap
     for i, item in enumerate(items.itertuples()):
@@ -120,12 +117,9 @@ def recognised(images: pd.DataFrame, ax: Axes, class_names: Sequence[str] = ("he
         spread = np.bincount(first, minlength=len(values))[first]
         ax.plot(share, y + (stack - (spread - 1) / 2) * 0.075, "o", color=COLORS[kind], ms=5, alpha=0.85)
         ax.vlines(share.mean(), y - 0.4, y + 0.4, color=_INK, lw=2)
-    ax.set_yticks(range(len(rows)), [f"{KIND_NAMES[k]}, {class_names[y]}" for k, y in rows])
-    ax.set(
-        xlim=(-0.05, 1.05), ylim=(len(rows) - 0.5, -0.5), xlabel="share of raters who recognised the image (bar: mean)"
-    )
-    ax.grid(axis="x")
-    ax.grid(visible=False, axis="y")
+    names = [f"{KIND_NAMES[kind]}, {class_names[label]}" for kind, label in rows]
+    name_rows(ax, names, "share of raters who recognised the image (bar: mean)")
+    ax.set_xlim(-0.05, 1.05)
     return ax
 
 

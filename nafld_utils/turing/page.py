@@ -49,13 +49,13 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def practice_pattern(size: int, seed: int = 0) -> np.ndarray:
+def practice_pattern(size: int) -> np.ndarray:
     """The picture of the practice item, (size, size) uint8: a fan of speckle above twelve grey steps.
 
     Choice: a practice image of either kind would teach raters what that kind looks like; this one teaches the
     controls, and the grey steps show whether the screen is bright enough.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     y, x = np.mgrid[0:size, 0:size] / size
     angle, depth = np.arctan2(x - 0.5, y + 0.15), np.hypot(x - 0.5, y + 0.15)
     fan = (np.abs(angle) < 0.6) & (depth > 0.25) & (depth < 0.85)

@@ -16,22 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import ldm, preprocessing, quality, sampling, views
-from nafld_utils.artifacts import (
-    Run,
-    Unit,
-    claim,
-    file_sha256,
-    is_litter,
-    key_of,
-    remembered,
-    save_array,
-    save_json,
-    save_table,
-    save_text,
-    unit_seed,
-    work_root,
-)
+from nafld_utils import artifacts, ldm, preprocessing, quality, sampling, views
+from nafld_utils.artifacts import Run, Unit, claim, key_of, remembered, unit_seed, work_root
 from nafld_utils.turing import intervals, page, rater_model, results_files, sitting, table_1
 from nafld_utils.turing.page import build, load_texts, separation
 
@@ -131,8 +117,8 @@ def make_set(run: Run) -> TuringSet:
         ]
         items, images = sitting.put_in_order(items, np.stack(pixels), seed)
         with unit.writing() as folder:
-            save_table(folder / "items.csv", items)
-            save_array(folder / "images.npy", images)
+            artifacts.save_table(folder / "items.csv", items)
+            artifacts.save_array(folder / "images.npy", images)
     items = unit.load_table("items.csv").astype(_NULLABLE)
     return TuringSet(items, unit.load_array("images.npy"), unit)
 
@@ -166,7 +152,7 @@ def page_unit(run: Run, shown: Unit) -> Unit:
     s = run.settings.turing
     settings = {"language": s.language, "contact": s.contact, "simulated": run.is_simulated}
     settings["subject"] = views.words_for(run).subject
-    templates = [file_sha256(path) for path in page.template_files(s.language)]
+    templates = [artifacts.file_sha256(path) for path in page.template_files(s.language)]
     modules = ["turing_page", "turing_sitting"]
     return run.unit("turing", "page", settings=settings, inputs=[shown, *templates], modules=modules)
 
@@ -192,7 +178,7 @@ def make_page(run: Run, shown: TuringSet) -> Unit:
     if not unit.done():
         page = build(shown.images, shown.items, texts, run.is_simulated, s.contact, views.words_for(run).subject)
         with unit.writing() as folder:
-            save_text(folder / PAGE, page)
+            artifacts.save_text(folder / PAGE, page)
     return unit
 
 
@@ -223,7 +209,7 @@ def ratings_files(run: Run) -> dict[str, bytes]:
     found = [item for item in sorted(path.iterdir()) if item.is_file()] if path.is_dir() else [path]
     contents = {}
     for item in found:
-        if not is_litter(Path(item.name)):
+        if not artifacts.is_litter(Path(item.name)):
             with open(item, "rb") as handle:
                 contents[item.name] = handle.read(results_files.MAX_BYTES + 1)
     return contents
@@ -252,8 +238,8 @@ def analyse(run: Run) -> Analysis:
         equivalence = rater_model.equivalence_test(panel, s.turing.equivalence_margin_d_prime)
         with unit.writing(simulated_raters=not files) as folder:
             for name, table in tables.items():
-                save_table(folder / f"{name}.csv", table.assign(simulated=not files))
-            save_json(folder / "equivalence.json", equivalence | {"simulated": not files})
+                artifacts.save_table(folder / f"{name}.csv", table.assign(simulated=not files))
+            artifacts.save_json(folder / "equivalence.json", equivalence | {"simulated": not files})
     names = [path.stem for path in sorted(unit.path.glob("*.csv"))]
     opened = {name: _opened(unit.load_table(f"{name}.csv")) for name in names}
     equivalence = json.loads(unit.file("equivalence.json").read_text(encoding="utf-8"))

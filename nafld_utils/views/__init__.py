@@ -6,7 +6,10 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules="figure_style tables widgets words".split(),
     submod_attrs={
-        "figure_style": "CLASS_COLORS COLORS SIMULATED bare color_of mark_simulated picture style".split(),
+        "figure_style": (
+            "CLASS_COLORS COLORS SIMULATED bar_lengths bare color_of mark_simulated name_rows picture spread_dots "
+            "style tiles"
+        ).split(),
         "tables": "claims files interval number settings table told".split(),
         "widgets": "draw_png grey_png image interactive labelled narrow row text watch".split(),
         "words": "verdict words_for".split(),

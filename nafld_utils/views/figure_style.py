@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from nafld_utils.params import SetName
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -121,6 +122,36 @@ def picture(ax: Axes, image: np.ndarray, title: str = "") -> None:
     """Show a grey image, (H, W) uint8, without axes; an empty title is left out."""
     ax.imshow(image, cmap="gray", vmin=0, vmax=255)
     bare(ax, title)
+
+
+def name_rows(ax: Axes, names: Sequence[str], xlabel: str) -> None:
+    """Name the rows of a figure at heights 0, 1, ..., the first on top, with grid lines along x alone."""
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=xlabel)
+    ax.grid(visible=True, axis="x")
+    ax.grid(visible=False, axis="y")
+
+
+def bar_lengths(value: pd.Series, table: pd.DataFrame) -> np.ndarray:
+    """Lengths (2, n) of the error bars from values to a table's ``low, high``."""
+    import numpy as np
+
+    return np.clip([value - table["low"], table["high"] - value], 0, None)
+
+
+def spread_dots(n: int, reach: float) -> np.ndarray:
+    """Offsets (n,) within `reach` for dots of one row: by the golden angle, so that neighbours never overlap."""
+    import numpy as np
+
+    return reach * np.cos(np.arange(n) * 2.4)
+
+
+def tiles(images: np.ndarray, n_columns: int, gap: int) -> np.ndarray:
+    """Images (n, H, W) uint8 in reading order as one picture, (rows, columns) uint8, with white gaps."""
+    from skimage.util import montage
+
+    shape = (-(-len(images) // n_columns), n_columns)
+    return montage(images, fill=255, padding_width=gap, grid_shape=shape)[gap:, gap:]
 
 
 def mark_simulated(figure: Figure, run: Run) -> Text | None:

@@ -185,14 +185,12 @@ def test_extract_crop_keeps_original_spacing_and_grey_levels():
     assert not crop[~inside].any()
 
 
-def test_scaling_is_linear_and_goes_back():
+def test_scaling_is_linear():
     levels = np.arange(256, dtype=np.uint8)
     scaled = images.to_float(levels)
     assert scaled.dtype == np.float32
     assert (scaled[0], scaled[-1]) == (-1.0, 1.0)
     assert np.diff(scaled) == pytest.approx(2 / 255, abs=1e-6)
-    assert (crops.to_uint8(scaled) == levels).all()
-    assert crops.to_uint8(np.array([-3.0, 7.0])).tolist() == [0, 255]
 
 
 # ---------------------------------------------------------------- random resized crops

@@ -337,7 +337,7 @@ def test_looks_of_simulated_patients_are_those_of_their_frames():
     assert found.loc[0, "brightness"] != found.loc[1, "brightness"]
 
 
-def test_looks_are_compared_over_patients_and_drawn():
+def test_looks_are_drawn_over_patients():
     import matplotlib.pyplot as plt
 
     keys = [*looks.MEASURES, *(f"depth_{i}" for i in range(looks.BANDS))]
@@ -345,8 +345,6 @@ def test_looks_are_compared_over_patients_and_drawn():
         "real": pd.DataFrame({key: np.arange(1.0, 5.0) for key in keys}),
         "simulated": pd.DataFrame({key: np.arange(2.0, 23.0) for key in keys}),
     }
-    table = looks.compare(groups, "real").set_index(["group", "measure"])
-    assert table.loc[("simulated", "contrast"), ["median", "low", "high", "covered"]].tolist() == [12, 3, 21, 0.5]
     fig, axes = plt.subplots(1, 5)
     looks.draw(groups, axes, {"real": "black", "simulated": "blue"})
     assert axes[-1].lines[0].get_ydata().tolist() == [2.5] * looks.BANDS
@@ -362,11 +360,9 @@ def test_wide_scanners_cover_the_real_frames():
     from scipy.io import loadmat
 
     frames = np.stack(loadmat(path)["data"]["images"][0])[:, 0]
-    groups = {
-        "real": looks.measure(frames, [sector_mask()] * 55, range(55)),
-        "wide": looks.simulated(phantom.VARIANTS["wide"], 30, 21),
-    }
-    covered = looks.compare(groups, "real").set_index(["group", "measure"]).loc["wide", "covered"]
+    real = looks.measure(frames, [sector_mask()] * 55, range(55))
+    low, high = looks.simulated(phantom.VARIANTS["wide"], 30, 21).quantile([0.05, 0.95]).to_numpy()
+    covered = ((real >= low) & (real <= high)).mean()
     assert covered[["brightness", "contrast"]].min() > 0.8
     assert covered.filter(like="depth").median() > 0.8
 

@@ -412,7 +412,7 @@ def test_every_kind_of_arm_balance_and_freezing_trains_on_what_it_says(run):
             this = {**trial, "arm": arm, "freeze": freeze, "balance": balance, "rate": 0.5 * (arm != "real")}
             for kind in trials_made_of(arm):
                 if freeze != "none":
-                    fold = prefix_features.SHARED if kind in prefix_features.SHARED_KINDS else 0
+                    fold = params.SHARED if prefix_features.is_shared(kind) else 0
                     stage_features(run, "resnet18", kind, fold, freeze)
             data = sweep.training_set(run, this)
             real = len(inside) if not arm.endswith("_only") else 0

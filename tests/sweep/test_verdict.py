@@ -156,8 +156,9 @@ def test_the_notebook_shows_columns_that_its_tables_have(run, monkeypatch):
     tables["costs"] = sweep.costs(run, pd.DataFrame([{"arm": "real", "state": "done", "seconds": 1.0}]), tables)
     tables |= dict.fromkeys(("gain", "intervals", "seeds", "by patient"), tables["comparisons"])
     tables["kinds"] = sweep.kinds(tables["comparisons"])
-    for name in set(verdict.SHOWN) - {"baselines"}:
-        _, rows, columns = verdict.SHOWN[name]
+    listed = verdict.listed_tables()["sweep"]
+    for name in set(listed) - {"baselines"}:
+        rows, columns = listed[name]["rows"], listed[name]["columns"]
         assert {part for column in f"{rows} {columns}".split() for part in column.split("|")} <= {*tables[name]}, name
         shown = sweep.shown(tables[name], name).data
         assert len(shown) == len(tables[name]), name

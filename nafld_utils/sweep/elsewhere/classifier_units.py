@@ -15,8 +15,8 @@ import pandas as pd
 
 from nafld_utils import engine, networks, params
 from nafld_utils.artifacts import Run, Unit, load_weights, save_table, save_weights
-from nafld_utils.sweep import trial_store, verdict
-from nafld_utils.sweep.prefix_features import NOTHING_FROZEN, network
+from nafld_utils.sweep import comparisons, trial_store, verdict
+from nafld_utils.sweep.prefix_features import computed, network
 from nafld_utils.sweep.training_units import train
 from nafld_utils.sweep.trial_units import store, trials
 
@@ -64,7 +64,7 @@ def of_arm(run: Run, arm: str) -> list[dict[str, Any]]:
     table = trials(run)
     rate = 0.0 if arm == params.REAL else float(run.settings.sweep.primary_rate)
     cell = verdict.declared(run, table, arm=arm, rate=rate)
-    found = table[np.logical_and.reduce([table[name] == value for name, value in cell.items()])]
+    found = table[comparisons.where(table, cell)]
     return found[found["seed"] == found["seed"].min()].sort_values("fold").to_dict("records")
 
 
@@ -98,9 +98,8 @@ def scores_of(run: Run, chosen: Sequence[dict[str, Any]], images: np.ndarray) ->
     from nafld_utils.sweep import training
 
     name, freeze, device = chosen[0]["backbone"], chosen[0]["freeze"], engine.device(run.settings.engine)
-    prefix, pretrained = network(name, run.settings.sweep.weights, freeze)
-    if freeze != NOTHING_FROZEN:
-        images = training.prefix_features(prefix, images, name, device, precision=run.settings.sweep.features)
+    _, pretrained = network(name, run.settings.sweep.weights, freeze)
+    images = computed(run, name, freeze, images)
     views, found = training.Views(images[:, None], np.zeros(len(images), np.int64)), []
     for trial in chosen:
         tail = training.fresh_tail(pretrained, 0)

@@ -42,7 +42,6 @@ def here_and_there(table: pd.DataFrame, ax: Axes) -> Axes:
             ax.plot([item[low], item[high]], [y + shift] * 2, color=color, lw=1.4)
             ax.plot([item[name]], [y + shift], marker, color=color, ms=6, label=whose if y == 0 else None)
     ax.axvline(0.5, color="#999999", lw=1, ls="--", zorder=1)
-    ax.set_yticks(range(len(table)), table["words"])
-    ax.set(ylim=(len(table) - 0.5, -0.5), xlabel="ROC AUC by patient; bars are 95 % over patients")
+    views.name_rows(ax, table["words"], "ROC AUC by patient; bars are 95 % over patients")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.15), ncols=2)
     return ax

@@ -62,35 +62,6 @@ def _ratio(run: Run, patients: np.ndarray) -> np.ndarray:
     return values[patients].to_numpy()
 
 
-# Tables of the notebook: what they say, what names their rows, their columns (`views.table`).
-SHOWN = {
-    "auc": (
-        "AUCs of the trainings, of controls and of variants of the simulator, 95 % over patients and simulated cohorts",
-        "kind name level",
-        "auc|low|high difference|low_difference|high_difference sd_patients sd_cohorts sd_seeds n_cohorts n_seeds",
-    ),
-    "ratio": ("Beside the ratio of the region's upper to its lower half, by patient", "what", "value|low|high over"),
-    "measures": (
-        "Calibration and agreement with the grade, by patient",
-        "measure",
-        "value|low|high reference over",
-    ),
-    "reliability": ("Share of class 1 by predicted probability, bins of equally many patients (Wilson 95 %)", "", ""),
-    "optimistic": ("Maxima that are tempting to quote", "what", ""),
-    "worth": (
-        "Some real training patients, alone and after simulated ones, 95 % over patients, trainings and their subsets",
-        "n first",
-        "auc|low|high difference|low_difference|high_difference n_seeds",
-    ),
-    "constants": ("Constants of the simulator by where they come from", "", ""),
-    "equivalents": (
-        "Real patients, alone, that reach the AUC of simulated ones, followed by so many real ones",
-        "real",
-        "auc equals|low|high most over",
-    ),
-}
-
-
 def shown(found: dict[str, pd.DataFrame]) -> list[Any]:
     """The tables of `build` but for the curve, as `views.table`; none where one is empty.
 
@@ -100,8 +71,8 @@ def shown(found: dict[str, pd.DataFrame]) -> list[Any]:
         From `build`.
     """
     return [
-        views.table(found[name], caption, columns, rows)
-        for name, (caption, rows, columns) in SHOWN.items()
+        views.table(found[name], **chosen)
+        for name, chosen in verdict.listed_tables()["simulated_only"].items()
         if name in found
     ]
 
@@ -245,27 +216,19 @@ def claims(run: Run, found: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of `build`, none where it is empty."""
     if not found:
         return []
-    of, rows, unit = (
-        f"no real image in training{', on simulated patients' * run.is_simulated}",
-        [],
-        "AUC, mean of the folds",
-    )
+    of, rows = f"no real image in training{', on simulated patients' * run.is_simulated}", []
+    unit = "AUC, mean of the folds"
     for row in found["auc"].to_dict("records"):
         declared = row["kind"] == "declared"
         key = key_of(KEY, "auc", row["level"]) if declared else key_of(KEY, row["kind"], row["name"])
         text = of if declared else f"{of}, {row['kind']} {row['name'].replace('_', ' ')}"
         rows.append(of_row(key, text, row, ALONE, f"{row['level']}-level {unit}", columns=("auc", "n_patients")))
     row = _declared(found)
-    for part, text in (
-        ("patients", "between patients"),
-        ("cohorts", "between simulated cohorts"),
-        ("seeds", "between seeds"),
-    ):
-        value, words = row[f"sd_{part}"], f"{of}: standard deviation {text}"
+    none = (None, None, "no interval")
+    for part, text in {"patients": "patients", "cohorts": "simulated cohorts", "seeds": "seeds"}.items():
+        value, words = row[f"sd_{part}"], f"{of}: standard deviation between {text}"
         if np.isfinite(value):
-            rows.append(
-                claim(f"{KEY}.sd.{part}", words, value, ALONE, interval=(None, None, "no interval"), unit="AUC")
-            )
+            rows.append(claim(f"{KEY}.sd.{part}", words, value, ALONE, interval=none, unit="AUC"))
     n = int(row.n_patients)
     named = {"ratio.auc": 0, "ratio.difference": 1, "ratio.within": 2}
     for key, place in named.items():

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from nafld_utils import phantom
 from nafld_utils.sweep.simulated_only import tables
-from nafld_utils.views import COLORS
+from nafld_utils.views import COLORS, bar_lengths, name_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,19 +72,17 @@ def worth(table: pd.DataFrame, alone: pd.DataFrame, ax: Axes) -> Axes:
 
     `table` is `tables.worth_table`; `alone` is `tables.auc_table`, whose declared row is the AUC of none.
     """
-    none = alone.query("kind == 'declared' and level == 'patient'").iloc[0]
+    none = alone.query("kind == 'declared' and level == 'patient'").head(1)
     reach = 0.01 * table["n"].max()
     for first, color, words in (
         (False, COLORS["real"], "real alone"),
         (True, _KINDS["declared"], "simulated, then real"),
     ):
         part = table[table["first"] == first].sort_values("n")
-        lengths = np.clip([part["auc"] - part["low"], part["high"] - part["auc"]], 0, None)
-        ax.errorbar(
-            part["n"] + reach * first, part["auc"], yerr=lengths, color=color, fmt="o-", ms=5, lw=1.8, label=words
-        )
-    ends = np.clip([[none.auc - none.low], [none.high - none.auc]], 0, None)
-    ax.errorbar([0], [none.auc], yerr=ends, color=_KINDS["declared"], fmt="D", ms=6, label="simulated alone")
+        look = {"yerr": bar_lengths(part["auc"], part), "fmt": "o-", "ms": 5, "lw": 1.8}
+        ax.errorbar(part["n"] + reach * first, part["auc"], color=color, label=words, **look)
+    look = {"yerr": bar_lengths(none["auc"], none), "fmt": "D", "ms": 6}
+    ax.errorbar([0], none["auc"], color=_KINDS["declared"], label="simulated alone", **look)
     ax.set_xticks([0, *sorted(table["n"].unique())])
     ax.set(xlabel="real training patients", ylabel="AUC by patient, mean of the folds")
     ax.set_title("What simulated patients are worth (95 %)")
@@ -104,8 +101,7 @@ def bars(table: pd.DataFrame, ratio: pd.DataFrame, ax: Axes) -> Axes:
     ax.axvline(0.5, color="#999999", lw=1, ls="--", zorder=1)
     halves = ratio["value"].iloc[0]
     ax.axvline(halves, color=_RATIO, lw=1.2, zorder=1, label=f"{tables.HALVES}, nothing learnt: {halves:.3f}")
-    ax.set_yticks(range(len(table)), [row.name.replace("_", " ") for row in table.itertuples(index=False)])
-    ax.set(ylim=(len(table) - 0.5, -0.5), xlabel="AUC by patient, mean of the folds; bars are 95 % over patients")
-    ax.grid(axis="y", visible=False)
+    names = table["name"].str.replace("_", " ")
+    name_rows(ax, names, "AUC by patient, mean of the folds; bars are 95 % over patients")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return ax

@@ -48,14 +48,8 @@ def _network(run: Run) -> dict[str, str]:
 
 def _features(run: Run, stack: np.ndarray) -> np.ndarray:
     """Prefix features (n, K, ...) of images (n, K, S, S); the images themselves where nothing is frozen."""
-    from nafld_utils.sweep import training
-
-    chosen, device = run.settings.sweep, engine.device(run.settings.engine)
-    if chosen.freeze == prefix_features.NOTHING_FROZEN:
-        return stack
-    prefix, _ = prefix_features.network(chosen.backbones[0], chosen.weights, chosen.freeze)
-    flat = stack.reshape(-1, *stack.shape[2:])
-    found = training.prefix_features(prefix, flat, chosen.backbones[0], device, precision=chosen.features)
+    chosen, flat = run.settings.sweep, stack.reshape(-1, *stack.shape[2:])
+    found = prefix_features.computed(run, chosen.backbones[0], chosen.freeze, flat)
     return found.reshape(*stack.shape[:2], *found.shape[1:])
 
 
@@ -126,7 +120,7 @@ def training_unit(run: Run, variant: str, cohort: int, seed: int, shuffled: bool
 
 def _real(run: Run) -> tuple[str, str, str, int]:
     """Which features of real images: network, freeze, set and fold."""
-    return run.settings.sweep.backbones[0], run.settings.sweep.freeze, params.REAL, prefix_features.SHARED
+    return run.settings.sweep.backbones[0], run.settings.sweep.freeze, params.REAL, params.SHARED
 
 
 def make_training(run: Run, variant: str, cohort: int, seed: int, shuffled: bool = False) -> None:
