@@ -193,11 +193,7 @@ def _fold_interval(found: Scored, method: str) -> statistics.Interval:
 # ---------------------------------------------------------------- each arm against real images alone
 
 
-def compare_arms(
-    scores: pd.DataFrame,
-    level: str = "image",
-    fewer_seeds: bool = False,
-) -> pd.DataFrame:
+def compare_arms(scores: pd.DataFrame, level: str = "image", fewer_seeds: bool = False) -> pd.DataFrame:
     """Every arm and rate against real images alone: the paper's test over seeds beside the interval over patients.
 
     One row per cell: its columns, ``mean_auc, mean_auc_base, difference`` (arm minus real images), ``n_seeds,

@@ -149,10 +149,8 @@ def canary_seeds(run: Run, part: int) -> range:
 
 
 def make_canary(run: Run, part: int) -> None:
-    """Score some shuffles; does nothing when they are there."""
+    """Score some shuffles."""
     unit = canary_unit(run, part)
-    if unit.done():
-        return
     features = frozen_unit(run).load_array("features.npy")
     images, chosen = preprocessing.open_preprocessed(run).images, run.settings
     how = chosen.folds.n_splits, canary_seeds(run, part), chosen.sweep.interval_method
@@ -309,7 +307,4 @@ def leaks(tables: dict[str, pd.DataFrame], images: pd.DataFrame) -> bool | None:
 def units(run: Run) -> list[Unit]:
     """Every unit of the baselines."""
     parts = [canary_unit(**task) for task in canary_tasks(run)]
-    return [
-        *(frozen_unit(run), texture_unit(run), scores_unit(run), no_pixels_unit(run), spread_unit(run)),
-        *parts,
-    ]
+    return [*(frozen_unit(run), texture_unit(run), scores_unit(run), no_pixels_unit(run), spread_unit(run)), *parts]

@@ -104,12 +104,7 @@ def claims(table: pd.DataFrame) -> list[dict[str, Any]]:
         over = f"planned over {row.over.partition(' (')[0]}; no interval"
         for key, text, value, unit in (
             ("sweep.power", f"power of these patients to {planned}{how}", row.power_here, "share"),
-            (
-                "sweep.patients_needed",
-                f"patients needed to {planned} with 80 % power{least}",
-                row.needed,
-                "patients",
-            ),
+            ("sweep.patients_needed", f"patients needed to {planned} with 80 % power{least}", row.needed, "patients"),
         ):
             if np.isfinite(value):
                 facts = {"interval": (None, None, over), "n": row.n_patients, "unit": unit}
