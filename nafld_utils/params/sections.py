@@ -8,17 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_serializer, model_validator
 
 from nafld_utils.params import arms
-from nafld_utils.params.fields import (
-    Count,
-    Features,
-    NonNegative,
-    PlainName,
-    Positive,
-    Precision,
-    Rate,
-    Section,
-    Share,
-)
+from nafld_utils.params.fields import Count, Features, NonNegative, PlainName, Positive, Precision, Rate, Section, Share
 from nafld_utils.params.generators import Balance
 
 REGION_KEYS = tuple(f"preprocess.{key}" for key in ("region", "region_box", "threshold", "closing_radius"))
