@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from nafld_utils.params import arms
+from nafld_utils.params import arms, sections
 from nafld_utils.params.fields import OTHER_REPORTS, Name, Section, SettingsError
 from nafld_utils.params.generators import (
     AutoencodersSettings,
@@ -20,25 +20,10 @@ from nafld_utils.params.generators import (
     sizes_that_halve,
 )
 from nafld_utils.params.merging import flat, nearest, sentence
-from nafld_utils.params.sections import (
-    IMAGE_SIZE_LEAST,
-    PLAIN,
-    REGION_KEYS,
-    CohortSettings,
-    EngineSettings,
-    ExperimentSettings,
-    FoldSettings,
-    PreprocessSettings,
-    QualitySettings,
-    ShapSettings,
-    SimulatedOnlySettings,
-    SweepSettings,
-    TuringSettings,
-)
 
 # The sections a stage reads itself; what it inherits arrives through the stage before it.
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
-    "01_data_analysis": ("seed", "cohort", *REGION_KEYS),
+    "01_data_analysis": ("seed", "cohort", *sections.REGION_KEYS),
     "02_preprocessing": ("seed", "cohort", "folds", "preprocess"),
     "03_ldm_training": ("seed", "preprocess", "autoencoder", "ldm", "gan"),
     "04_sampling": ("seed", "preprocess", "ldm", *arms.BASELINES, "sampling"),
@@ -55,21 +40,21 @@ class Settings(Section):
     profile: Name
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: Name | None
-    cohort: CohortSettings
-    folds: FoldSettings
-    preprocess: PreprocessSettings
+    cohort: sections.CohortSettings
+    folds: sections.FoldSettings
+    preprocess: sections.PreprocessSettings
     autoencoder: AutoencodersSettings
     ldm: LdmSettings
     gan: GanSettings
     simulated: SimulatedSettings
     sampling: SamplingSettings
-    quality: QualitySettings
-    sweep: SweepSettings
-    experiments: dict[Name, ExperimentSettings]
-    simulated_only: SimulatedOnlySettings
-    shap: ShapSettings
-    turing: TuringSettings
-    engine: EngineSettings
+    quality: sections.QualitySettings
+    sweep: sections.SweepSettings
+    experiments: dict[Name, sections.ExperimentSettings]
+    simulated_only: sections.SimulatedOnlySettings
+    shap: sections.ShapSettings
+    turing: sections.TuringSettings
+    engine: sections.EngineSettings
 
     @model_validator(mode="after")
     def _across_sections(self) -> Settings:
@@ -81,8 +66,8 @@ class Settings(Section):
             found = f"{self.generators}, got {self.quality.filter_of}"
             raise ValueError(f"quality.filter_of must be a generator of this run {found}")
         for name in self.sweep.experiments:
-            if name not in (PLAIN, *self.experiments):
-                known = [PLAIN, *self.experiments]
+            if name not in (sections.PLAIN, *self.experiments):
+                known = [sections.PLAIN, *self.experiments]
                 raise ValueError(
                     f"sweep.experiments must name some of {', '.join(known)}, got {name!r}{nearest(name, known)}"
                 )
@@ -115,10 +100,10 @@ class Settings(Section):
             halvings = len(self.ldm.semantic.channel_mult) - 1
             multiple = max(8, self.autoencoder.semantic.pixels_per_latent * 2**halvings)
         if size % multiple:
-            near = sizes_that_halve(size, multiple, IMAGE_SIZE_LEAST, self.preprocess.crop_size)
+            near = sizes_that_halve(size, multiple, sections.IMAGE_SIZE_LEAST, self.preprocess.crop_size)
             if not near:
                 raise ValueError(
-                    f"preprocess.crop_size must be at least {-(-IMAGE_SIZE_LEAST // multiple) * multiple}, got"
+                    f"preprocess.crop_size must be at least {-(-sections.IMAGE_SIZE_LEAST // multiple) * multiple}, got"
                     f" {self.preprocess.crop_size}: preprocess.image_size must be a multiple of {multiple}, which the"
                     " networks can halve, and no greater"
                 )

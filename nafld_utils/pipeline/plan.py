@@ -18,7 +18,7 @@ from nafld_utils.params import Settings
 TRAINED = 1.05e-8  # seconds per image, step and unit of `_work`, of a denoiser's training
 PASS = (6e-3, 6e-9)  # seconds per image and pass of a sampler: fixed, and per unit of `_work`
 AUTOENCODED = 0.02  # seconds per image and step at 128 pixels
-CLASSIFIED = {True: 3e-3, False: 2.4e-2}  # seconds per image and step at 128 pixels: Lite0 and B0, larger networks
+CLASSIFIED = {True: 3e-3, False: 2.4e-2}  # seconds per image and step at 128 pixels: Lite0 and B0, larger ones
 PREFIX_BYTES = {True: 1.0, False: 8.0}  # of the frozen prefix, per pixel of a view
 OVERHEAD = 100.0  # seconds of the eight notebooks' kernels
 PER_IMAGE = 0.25  # seconds per image: read, crop, texture, features, audit

@@ -21,13 +21,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nafld_utils import cohort
-from nafld_utils.artifacts import (
-    SHEETS,
-    is_formula,
-    plain,
-    read_sheet,
-    spreadsheet_safe,
-)
+from nafld_utils.artifacts import SHEETS, is_formula, plain, read_sheet, spreadsheet_safe
 from nafld_utils.turing import mailed
 from nafld_utils.turing.mailed import brief
 from nafld_utils.turing.sitting import CONFIDENCE_LEVELS, RATER_PATTERN, RESULTS_SCHEMA, RESULTS_VERSION

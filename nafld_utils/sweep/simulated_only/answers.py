@@ -196,27 +196,19 @@ def claims(run: Run, found: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Headline numbers of `build`, none where it is empty."""
     if not found:
         return []
-    of, rows, unit = (
-        f"no real image in training{', on simulated patients' * run.is_simulated}",
-        [],
-        "AUC, mean of the folds",
-    )
+    of, rows = f"no real image in training{', on simulated patients' * run.is_simulated}", []
+    unit = "AUC, mean of the folds"
     for row in found["auc"].to_dict("records"):
         declared = row["kind"] == "declared"
         key = key_of(KEY, "auc", row["level"]) if declared else key_of(KEY, row["kind"], row["name"])
         text = of if declared else f"{of}, {row['kind']} {row['name'].replace('_', ' ')}"
         rows.append(of_row(key, text, row, ALONE, f"{row['level']}-level {unit}", columns=("auc", "n_patients")))
     row = _declared(found)
-    for part, text in (
-        ("patients", "between patients"),
-        ("cohorts", "between simulated cohorts"),
-        ("seeds", "between seeds"),
-    ):
-        value, words = row[f"sd_{part}"], f"{of}: standard deviation {text}"
+    none = (None, None, "no interval")
+    for part, text in {"patients": "patients", "cohorts": "simulated cohorts", "seeds": "seeds"}.items():
+        value, words = row[f"sd_{part}"], f"{of}: standard deviation between {text}"
         if np.isfinite(value):
-            rows.append(
-                claim(f"{KEY}.sd.{part}", words, value, ALONE, interval=(None, None, "no interval"), unit="AUC")
-            )
+            rows.append(claim(f"{KEY}.sd.{part}", words, value, ALONE, interval=none, unit="AUC"))
     n = int(row.n_patients)
     named = {"ratio.auc": 0, "ratio.difference": 1, "ratio.within": 2}
     for key, place in named.items():
