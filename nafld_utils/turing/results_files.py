@@ -269,6 +269,8 @@ def read_table(content: bytes, items: pd.DataFrame) -> pd.DataFrame:
             f"expected columns {', '.join(RATING_COLUMNS)}, found no {', '.join(missing)} in the first line,"
             f" {brief(', '.join(sheet.header))}; add a header line, with commas between the names."
         )
+    if not lines:
+        raise ValueError("expected one row per answer, found none; collect ratings first.")
     for line, n in sheet.overlong().items():
         raise ValueError(f"line {line}: expected {len(sheet.header)} cells, found {n}; quote a text that holds commas.")
     table = pd.DataFrame({name: sheet.column(places.get(name, len(sheet.header))) for name in names}).map(plain)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import artifacts, ldm, preprocessing, quality, sampling, views
-from nafld_utils.artifacts import Run, Unit, claim, key_of, remembered, unit_seed
+from nafld_utils.artifacts import Run, Unit, claim, key_of, remembered, unit_seed, work_root
 from nafld_utils.turing import intervals, page, rater_model, results_files, sitting, table_1
 from nafld_utils.turing.page import build, load_texts, separation
 
@@ -203,7 +203,7 @@ def ratings_files(run: Run) -> dict[str, bytes]:
     name = run.settings.turing.ratings
     if name is None:
         return {}
-    path = artifacts.work_root() / Path(name).expanduser()
+    path = work_root() / Path(name).expanduser()
     if not (path.is_dir() or path.is_file()):
         raise ValueError(f"{path}: expected a folder of results files, or one, found nothing; correct turing.ratings.")
     found = [item for item in sorted(path.iterdir()) if item.is_file()] if path.is_dir() else [path]
