@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import pandas as pd
 
 from nafld_utils import artifacts, engine
 from nafld_utils.artifacts import Run, Unit, claim
 from nafld_utils.cohort import one_person
 from nafld_utils.cohort.data import Cohort
-from nafld_utils.cohort.unit import SIDE, cohort_unit, open_cohort, region_of, same_protocol
-from nafld_utils.images import crop_window
+from nafld_utils.cohort.unit import cohort_unit, open_cohort, same_protocol, squares
 
 FOLDER, ALL, FLAGGED = "one_person", "pairs.csv", "look_alikes.csv"
 
@@ -37,16 +35,9 @@ def build_pairs(run: Run) -> Unit:
 
 def _build(run: Run, unit: Unit) -> None:
     started, found = time.perf_counter(), open_cohort(run)
-    squares = np.empty((len(found.images), SIDE, SIDE), dtype=np.uint8)
-    own: dict[int, np.ndarray] = {}  # frames of the paper's kind show one sector per patient
-    for row in engine.progress(range(len(squares)), "comparing patients", total=len(squares)):
-        image, patient = np.asarray(found.pixels[row]), int(found.images["patient_id"].iloc[row])
-        region = None if run.is_foreign else own.get(patient)
-        region = own[patient] = region_of(run, found, row, image) if region is None else region
-        window = crop_window(region, run.settings.preprocess, fit=True)
-        squares[row] = window.cut(np.where(region, image, 0).astype(np.uint8), SIDE)
     device = engine.device(run.settings.engine)
-    table = one_person.look_alikes(squares, found.images["patient_id"].to_numpy(), device)
+    seen = squares(run, found, "comparing patients")
+    table = one_person.look_alikes(seen, found.images["patient_id"].to_numpy(), device)
     for side in ("a", "b"):
         table[f"image_{side}"] = found.images["image_id"].to_numpy()[table[f"row_{side}"].astype(int)]
     names = _names(found)

@@ -237,21 +237,23 @@ def likeness(run: Run) -> Likeness:
     """
     found = open_cohort(run)
     if run.is_foreign:
-        squares = _squares(run, found)
-        pairs = description.similarity(found.images, squares, np.ones((SIDE, SIDE), dtype=bool), step=1)
-        return Likeness(pairs, description.square_profiles(found.patients, found.images, squares), SQUARE)
+        seen = squares(run, found, "comparing images")
+        pairs = description.similarity(found.images, seen, np.ones((SIDE, SIDE), dtype=bool), step=1)
+        return Likeness(pairs, description.square_profiles(found.patients, found.images, seen), SQUARE)
     first = found.images.groupby("patient_id", sort=False).head(1).index
     inside = np.stack([region_of(run, found, i, found.pixels[i]) for i in first])
     pairs = description.similarity(found.images, found.pixels, inside.all(axis=0))
     return Likeness(pairs, description.profiles(found.patients, found.images, found.pixels, inside), SECTOR)
 
 
-def _squares(run: Run, found: Cohort) -> np.ndarray:
-    """(N, SIDE, SIDE) uint8: the bounding square of each image's region, resized; shape is kept."""
+def squares(run: Run, found: Cohort, label: str) -> np.ndarray:
+    """(N, SIDE, SIDE) uint8: the bounding square of each image's region, resized; `label` is what progress says."""
     out = np.empty((len(found.images), SIDE, SIDE), dtype=np.uint8)
-    images = engine.progress(stream(found.pixels), "comparing images", total=len(out))
-    for row, image in enumerate(images):
-        region = region_of(run, found, row, image)
+    own: dict[int, np.ndarray] = {}  # frames of the paper's kind show one sector per patient
+    for row, image in enumerate(engine.progress(stream(found.pixels), label, total=len(out))):
+        patient = int(found.images["patient_id"].iloc[row])
+        region = None if run.is_foreign else own.get(patient)
+        region = own[patient] = region_of(run, found, row, image) if region is None else region
         square = crop_window(region, run.settings.preprocess, fit=True)
         out[row] = square.cut(np.where(region, image, 0).astype(np.uint8), SIDE)
     return out

@@ -1,8 +1,8 @@
 """One call that maps a function over independent units, and the locks that keep two processes from the same one.
 
-Contract: a task is a mapping of picklable keyword arguments; the function is importable, skips a unit that is done
-and seals its unit itself. The store of finished units is the queue, so a killed worker or driver costs at most the
-units in flight.
+Contract: a task is a mapping of picklable keyword arguments; the function is importable and seals its unit itself. It
+is not called where `unit_of` gives a unit that is done. The store of finished units is the queue, so a killed worker or
+driver costs at most the units in flight.
 """
 
 from __future__ import annotations

@@ -81,14 +81,9 @@ def peers(run: Run) -> pd.DataFrame:
     return listed.reset_index(drop=True)
 
 
-def classifier_unit(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
-    """Unit of an explained classifier; None is the one that section ``shap`` names."""
-    return sweep.classifier_unit(run, wanted or trial(run))
-
-
-def train_classifier(run: Run, wanted: dict[str, Any] | None = None) -> Unit:
-    """Train a trial of the sweep again and keep its tail; does nothing when that is done."""
-    return sweep.train_again(run, wanted or trial(run))
+def classifier_unit(run: Run) -> Unit:
+    """Unit of the explained classifier."""
+    return sweep.classifier_unit(run, trial(run))
 
 
 def stored_scores(run: Run, wanted: dict[str, Any]) -> pd.DataFrame:
@@ -102,7 +97,7 @@ def open_classifier(
     """A trial's network with the tail that `unit` keeps, as a function of grey pixels; None: the trial's own."""
     wanted = wanted or trial(run)
     classifier = fresh_classifier(run, wanted, seed=0)
-    classifier.tail.load_state_dict(sweep.tail_weights(unit or classifier_unit(run, wanted)))
+    classifier.tail.load_state_dict(sweep.tail_weights(unit or sweep.classifier_unit(run, wanted)))
     return classifier
 
 
@@ -110,8 +105,6 @@ def fresh_classifier(
     run: Run, wanted: dict[str, Any], seed: int, weights: str | None = None
 ) -> explainers.GreyClassifier:
     """A trial's network with a head that has learnt nothing; `weights` "random" leaves nothing learnt at all."""
-    from nafld_utils import sweep
-
     prefix, tail = network(run, wanted, weights)
     return explainers.GreyClassifier(prefix, sweep.fresh_tail(tail, seed), wanted["backbone"])
 
@@ -263,12 +256,12 @@ def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, 
 
 def explain_again(run: Run) -> Explanation:
     """The explained classifier's attributions with other draws, as many, on the images that are compared."""
-    unit = train_classifier(run)
+    unit = sweep.train_again(run, trial(run))
     return make_attributions(run, AGAIN, unit, lambda: open_classifier(run), "compared")
 
 
 def explain_trial(run: Run, wanted: dict[str, Any] | None = None, which: str = "all") -> Explanation:
     """Train a trial of the sweep again and explain it, unless that is done; None is the one of section ``shap``."""
     wanted = wanted or trial(run)
-    unit = train_classifier(run, wanted)
+    unit = sweep.train_again(run, wanted)
     return make_attributions(run, wanted["hash"], unit, lambda: open_classifier(run, wanted), which)

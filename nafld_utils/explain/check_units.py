@@ -285,10 +285,8 @@ def feature_unit(run: Run, feature: str) -> Unit:
 
 
 def make_feature(run: Run, feature: str) -> None:
-    """Study one feature; does nothing when that is done."""
+    """Study one feature."""
     unit = feature_unit(run, feature)
-    if unit.done():
-        return
     device = engine.device(run.settings.engine)
     with unit.writing(device=str(device)) as folder:
         rows, arrays = single_feature_study.study(feature, feature_options(run), device)
@@ -362,7 +360,7 @@ def study_revisions() -> dict[str, int]:
 def units(run: Run) -> list[Unit]:
     """Every unit stage 07 stands on."""
     trials = attribution_units.peers(run).to_dict("records")
-    classifiers, shuffled = [attribution_units.classifier_unit(run, one) for one in trials], shuffled_unit(run)
+    classifiers, shuffled = [sweep.classifier_unit(run, one) for one in trials], shuffled_unit(run)
     explained = [
         attribution_units.attributions_unit(run, one["hash"], unit, "compared" if i else "all")
         for i, (one, unit) in enumerate(zip(trials, classifiers, strict=True))

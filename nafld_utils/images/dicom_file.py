@@ -18,16 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nafld_utils.images.grey_levels import (
-    Header,
-    ImageFault,
-    Picture,
-    blackened,
-    checked,
-    luminance,
-    reason,
-    scaled,
-)
+from nafld_utils.images.grey_levels import Header, ImageFault, Picture, blackened, checked, luminance, reason, scaled
 
 REVISION = ("dicom_files", 2)
 SUFFIXES = (".dcm", ".dicom", ".ima")

@@ -56,11 +56,7 @@ def environment(run: Run, notebooks: Path) -> dict[str, str]:
     """Environment of the server, which its kernels inherit."""
     from jupyter_core.paths import jupyter_config_dir
 
-    given = {
-        "profile": run.settings.profile,
-        "overrides": run.overrides,
-        "notebooks": str(notebooks.absolute()),
-    }
+    given = {"profile": run.settings.profile, "overrides": run.overrides, "notebooks": str(notebooks.absolute())}
     kept = {name: value for name, value in os.environ.items() if name not in _OF_MAKE}
     of_user = Path(jupyter_config_dir(), "lab")
     windows = {

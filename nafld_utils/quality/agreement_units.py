@@ -45,13 +45,11 @@ def unit_of(run: Run, fold: int) -> Unit:
 
 
 def make(run: Run, fold: int) -> None:
-    """Frechet distance of a fold's sets to its held-out images, by class and space; does nothing when it is done.
+    """Frechet distance of a fold's sets to its held-out images, by class and space.
 
     Writes ``table.csv``: ``model, label, n, n_reference`` and a column per space, NaN from fewer than two images.
     """
     unit = unit_of(run, fold)
-    if unit.done():
-        return
     data = preprocessing.open_preprocessed(run)
     whole = np.arange(len(data.images)) * data.pool.shape[1]  # the first stored crop of every image
     real = _Set(run, data.pool[:, 0], data.images["label"].to_numpy(), REAL, whole)

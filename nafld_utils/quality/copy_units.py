@@ -53,14 +53,12 @@ def reference_unit(run: Run, owner: str, fold: int) -> Unit:
 
 
 def make_reference(run: Run, owner: str, fold: int) -> None:
-    """Measure how near real patients come to each other; does nothing when the unit is done.
+    """Measure how near real patients come to each other.
 
     Writes ``thresholds.json``, ``real.csv`` (training images, their own patient left out), ``held_out.csv``,
     ``planted.csv`` and ``apart.npy``, the distance of every training crop to the nearest one of another patient.
     """
     unit = reference_unit(run, owner, fold)
-    if unit.done():
-        return
     frames = frames_of(run, owner, fold)
     own, crop_patients, crops = frames.patients[frames.training], frames.crop_patients, frames.known["features"]
     real, held = frames.near_real(frames.training, own), frames.near_real(frames.held_out)
@@ -105,14 +103,12 @@ def audit_unit(run: Run, generator: str, fold: int) -> Unit:
 
 
 def audit(run: Run, generator: str, fold: int) -> None:
-    """Compare every image of a set with the training frames; does nothing when the unit is done.
+    """Compare every image of a set with the training frames.
 
     Writes ``table.csv``: ``synthetic_id, label, source_patient``, nearest image and patient, distance and relative
     distance under every measure, ``*_near``, ``authentic``, ``copy``, ``why``.
     """
     unit = audit_unit(run, generator, fold)
-    if unit.done():
-        return
     owner = conditioning_of(run, generator)
     reference = reference_unit(run, owner, fold).require()
     limits = pd.read_json(reference.file("thresholds.json")).to_dict()

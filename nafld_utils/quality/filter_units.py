@@ -34,14 +34,12 @@ def unit_of(run: Run, fold: int) -> Unit:
 
 
 def make(run: Run, fold: int) -> None:
-    """Score a fold's images and choose; does nothing when the unit is done.
+    """Score a fold's images and choose.
 
     Realism and class agreement are measured against the fold's training patients alone, as the copy audit is: no
     held-out patient has a say in what a classifier will be trained on.
     """
     unit = unit_of(run, fold)
-    if unit.done():
-        return
     kind, generator = run.settings.quality.features, run.settings.filtered_generator
     drawn, table = sampling.drawn_table(run, generator, fold), sampling.real_table(run)
     training = (table["fold"] != fold).to_numpy()

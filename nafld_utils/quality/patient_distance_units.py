@@ -50,7 +50,7 @@ def unit_of(run: Run, name: str) -> Unit:
 
 
 def make(run: Run, name: str) -> None:
-    """Measure one set against all real patients; does nothing when the unit is done.
+    """Measure one set against all real patients.
 
     Writes ``table.csv``, one row per class, see `patient_distances.measure` and `kernel_over_patients`. The reference
     is pooled: every patient, from the fold that holds them out, one crop per image. The set is that of all folds.
@@ -58,8 +58,6 @@ def make(run: Run, name: str) -> None:
     tells whether there are any.
     """
     unit = unit_of(run, name)
-    if unit.done():
-        return
     chosen, role = run.settings.quality, names(run)[name]
     reference, made = _reference(run), None if name in (HALVES, REPEATED) else _pooled(run, name)
     # Choice: half of the smaller class, so that as many other real patients are left for the floor; at least `LEAST`.

@@ -145,7 +145,8 @@ def _claims(a: Run, b: Run, changed: set[str], read: dict[str, Any]) -> list[dic
         why = "" if same_cohort else "other cohort"
         if not why and stage == _RATED and not people:
             why = "simulated raters"
-        others = sorted(key for key in changed if key not in _NO_MEASURE and key.startswith(_measure(stage)))
+        measure = _MEASURE.get(stage) or tuple(_read_by(stage))
+        others = sorted(key for key in changed if key not in _NO_MEASURE and key.startswith(measure))
         if not why and others:
             why = f"measured otherwise: {', '.join(others[:3])}" + (" and more" if len(others) > 3 else "")
         pairs = _pairs([table[table["stage"] == stage].to_dict("records") for table in tables])
@@ -196,11 +197,6 @@ def _side_by_side_row(one: _Row | None, two: _Row | None, names: tuple[str, str]
 def _shown(row: _Row | None) -> tuple[str, str]:
     """Value and interval for reading; both empty where a run does not make the claim."""
     return (views.number(row["this_run"]), views.interval(row["low"], row["high"])) if row else ("", "")
-
-
-def _measure(stage: str) -> tuple[str, ...]:
-    """Beginnings of the settings that say what a stage's numbers measure."""
-    return _MEASURE.get(stage) or tuple(_read_by(stage))
 
 
 def _read_by(stage: str) -> list[str]:

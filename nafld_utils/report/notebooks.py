@@ -97,7 +97,7 @@ def notebook_html(run: Run, stage: str, notebook: Any, size: float = 1.0) -> str
         "policy": pages.POLICY,
         "simulated": pages.simulated(run),
         "links": _links(stage),
-        "foot": f"Run {run.name}, profile {run.settings.profile}. {pages.citation()}",
+        "foot": f"Run {run.name}, profile {run.settings.profile}. {pages.FOOT}",
     }
     return exporter.from_notebook_node(notebook, resources={"page": page})[0]
 

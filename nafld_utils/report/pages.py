@@ -16,6 +16,7 @@ from nafld_utils.artifacts import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 # No script runs and no address is fetched, whatever a name in the data holds.
+FOOT = "nafld-ldm, MIT licence. Pages are self-contained: nothing is fetched from the network."  # of every page
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _HEADINGS, _BLOCKS = ("h1", "h2", "h3", "h4", "h5", "h6"), ("div", "p", "pre", "ul", "ol", "li", "dl", "dt", "dd", "hr")
 _INLINE = ("a", "b", "br", "code", "em", "i", "small", "span", "strong", "sub", "sup")
@@ -45,7 +46,7 @@ def render(template: str | Path, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(path.name).render(css=Safe(css()), policy=POLICY, foot=citation(), **values)
+    return environment.get_template(path.name).render(css=Safe(css()), policy=POLICY, foot=FOOT, **values)
 
 
 @functools.cache
@@ -87,11 +88,6 @@ def untrained(run: Run) -> str:
         f"RANDOM WEIGHTS in run {run.name}: untrained, for tests of the machinery, {'is' if len(parts) == 1 else 'are'}"
         f" {params.listed(parts)}; no number that stands on them means anything."
     )
-
-
-def citation() -> str:
-    """The line at the foot of every page."""
-    return "nafld-ldm, MIT licence. Pages are self-contained: nothing is fetched from the network."
 
 
 def clock(seconds: float | None) -> str:

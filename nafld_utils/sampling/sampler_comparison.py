@@ -43,7 +43,7 @@ def unit_of(run: Run, conditioning: str) -> Unit:
 
 
 def compare(run: Run, conditioning: str) -> None:
-    """Draw the same few images under every variant and judge each set; does nothing when the unit is done.
+    """Draw the same few images under every variant and judge each set.
 
     Writes ``table.csv``: ``scheduler, steps, eta, guidance, seeds, seconds`` (per image), ``frechet`` (Lite0 features,
     against crops of held-out patients), ``condition`` (semantic: accuracy of the map, own minus shuffled condition;
@@ -51,8 +51,6 @@ def compare(run: Run, conditioning: str) -> None:
     seeds, which shows how far two sets of one model lie apart.
     """
     unit = unit_of(run, conditioning)
-    if unit.done():
-        return
     fold, device = ldm.folds_of(run)[0], engine.device(run.settings.engine)
     stage = ldm.first_stage(run, conditioning, fold).to(device)
     denoiser = ldm.load_denoiser(run, conditioning, fold)

@@ -63,13 +63,7 @@ def auc_interval(
 
 
 def mean_auc_interval(
-    label: Any,
-    scores: Any,
-    patient: Any,
-    *,
-    level: float = 0.95,
-    fold: Any = None,
-    method: str = "newcombe",
+    label: Any, scores: Any, patient: Any, *, level: float = 0.95, fold: Any = None, method: str = "newcombe"
 ) -> roc.Interval:
     """Mean AUC over seeds with an interval over patients and seeds.
 

@@ -230,10 +230,7 @@ def baseline_table(scores: pd.DataFrame, method: str = "newcombe") -> pd.DataFra
 
 
 def split_spread(
-    learners: dict[str, tuple[np.ndarray, Learner]],
-    images: pd.DataFrame,
-    n_splits: int,
-    seeds: Iterable[int],
+    learners: dict[str, tuple[np.ndarray, Learner]], images: pd.DataFrame, n_splits: int, seeds: Iterable[int]
 ) -> pd.DataFrame:
     """Image-level AUC of learnt baselines (as in `split_scores`) over many split seeds: what the split alone does.
 

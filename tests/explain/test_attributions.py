@@ -165,7 +165,7 @@ def test_the_middle_image_of_each_outcome_that_occurs():
 
 
 def test_the_stage_explains_the_sweeps_own_classifier(swept, monkeypatch):
-    unit = attribution_units.train_classifier(swept)
+    unit = sweep.train_again(swept, attribution_units.trial(swept))
     again = unit.load_table("scores.csv")
     assert again["difference"].max() < 1e-6
     assert len(again) == 8

@@ -63,10 +63,8 @@ def cohort_unit(run: Run, variant: str, cohort: int) -> Unit:
 
 
 def make_cohort(run: Run, variant: str, cohort: int) -> None:
-    """Simulate the patients of a cohort and compute their features; does nothing when they are there."""
+    """Simulate the patients of a cohort and compute their features."""
     unit, n = cohort_unit(run, variant, cohort), run.settings.simulated_only.n_patients
-    if unit.done():
-        return
     labels = np.diff(np.floor(run.settings.simulated.share * np.arange(n + 1))).astype(np.int64)  # the classes in turn
     seeds = [unit_seed(run.settings.seed, "simulated_only", cohort, i) for i in range(n)]
     with unit.writing() as folder:
@@ -124,12 +122,10 @@ def _real(run: Run) -> tuple[str, str, str, int]:
 
 
 def make_training(run: Run, variant: str, cohort: int, seed: int, shuffled: bool = False) -> None:
-    """Train on a simulated cohort and score real images every few steps; does nothing when that is done."""
+    """Train on a simulated cohort and score real images every few steps."""
     from nafld_utils.sweep import training
 
     unit, chosen = training_unit(run, variant, cohort, seed, shuffled), run.settings.simulated_only
-    if unit.done():
-        return
     own, parts = unit_seed(run.settings.seed, "simulated_only", "training", cohort, seed), []
     held_out, device = trial_units.held_out_images(run), engine.device(run.settings.engine)
     rows, decoder = _rows(run, held_out), networks.Decoder(run.settings.sweep.backbones[0])
@@ -218,12 +214,10 @@ def _cohort(run: Run, seed: int) -> int:
 
 
 def make_worth(run: Run, fold: int, seed: int, n: int) -> None:
-    """Train on a part of a fold's real patients, alone and after simulated ones; does nothing when that is done."""
+    """Train on a part of a fold's real patients, alone and after simulated ones."""
     from nafld_utils.sweep import training
 
     unit, chosen = worth_unit(run, fold, seed, n), run.settings.sweep
-    if unit.done():
-        return
     table = preprocessing.open_preprocessed(run).images
     own = unit_seed(run.settings.seed, "simulated_only", "worth", fold, seed)
     train = table[table["fold"] != fold]
