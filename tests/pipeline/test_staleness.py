@@ -213,6 +213,15 @@ def test_what_is_wrong_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch,
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("key", ["RUN", "SET", "DATA", "A", "JOBS", "PROFILE"])
+def test_make_runs_nothing_that_a_value_says(tmp_path, key):
+    for place, value in enumerate(("$(shell touch {})", "2;touch${{IFS}}{}")):
+        made = tmp_path / f"made{place}"
+        for arguments in (["help"], ["-n", "all"]):
+            run_make(*arguments, f"{key}={value.format(made)}", root=tmp_path / "work")
+        assert not made.exists()
+
+
 def test_make_stops_before_any_kernel(tmp_path):
     done = run_make(FIRST, "PROFILE=smoke", "SET=sweep.n_sedes=3", root=tmp_path)
     assert done.returncode != 0
