@@ -215,8 +215,11 @@ def test_from_the_start_page_through_a_notebook_to_another_picture(page, lab):
     run_all(page, "01_data_analysis.ipynb")
     page.get_by_text("stage 1 of 8, 01_data_analysis").wait_for()
     page.get_by_text("2 of 2 done").wait_for()
-    page.get_by_text("its unit was made in (s)").wait_for(state="attached")  # the last cell's table, which is folded
+    page.get_by_text("its unit was made in (s)").wait_for(state="attached")  # the last folded cell's table
     assert time.monotonic() - started < 60, "a finished notebook resumes from what is stored"
+    for folded in ("cohort.n_patients", "its unit was made in (s)"):
+        page.get_by_text(folded, exact=True).first.wait_for(state="attached")
+        assert not page.get_by_text(folded, exact=True).first.is_visible(), "a section at the end opened"
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
 
     explorer = page.locator(".jp-OutputArea-output .widget-vbox").first

@@ -288,6 +288,7 @@ def test_notebook_keeps_the_projects_shape(path):
     assert folded == ["## Settings in force", "## Checks", "## Saved numbers and files"], (
         "at the end, in JupyterLab too"
     )
+    assert notebook.cells[-1].source.startswith("## Next"), "JupyterLab opens the section of the last cell that it runs"
     sections = [cell for cell in notebook.cells if cell.source.startswith("## ")]
     shown = [cell.source for cell in sections if notebooks.FOLDED_ON_PAGE not in cell.metadata.get("tags", [])]
     assert shown[0].startswith("## The answer"), "the answer before the evidence"
