@@ -20,14 +20,14 @@ STAGES    := 01_data_analysis 02_preprocessing 03_ldm_training 04_sampling \
              05_quality_metrics 06_classification_sweep 07_shap 08_turing_test
 LOOKS     := $(wildcard nafld_utils/report/*.py nafld_utils/report/templates/* params/protocol.yaml)
 
-# Values reach the command through the environment as they are written, so that blanks, quotes and $ in them survive make
-# and the shell.
-unexport SET DATA A B IMAGES PROFILE
+# Values reach the command through the environment, so that blanks and quotes in them survive the shell; make itself
+# would export them too, and run what a folder of the name $(shell ...) says.
+unexport SET DATA A B IMAGES PROFILE RUN JOBS BENCH LAB TESTS FAULTS
 export NAFLD_PROFILE := $(value PROFILE)
 export NAFLD_RUN     := $(RUN)
 export NAFLD_SET     := $(value SET)
 export NAFLD_DATA    := $(value DATA)
-export NAFLD_JOBS    := $(JOBS)
+export NAFLD_JOBS    := $(value JOBS)
 export NAFLD_A       := $(value A)
 export NAFLD_IMAGES  := $(value IMAGES)
 export NAFLD_B       := $(value B)
@@ -49,11 +49,11 @@ LAB       :=
 ## Study ---------------------------------------------------------------------------------------------------------
 
 all: settings            ## run every stage that is stale and write the reports
-	@$(MAKE) --no-print-directory -j$(JOBS) $(REPORTS)/index.html
+	@$(MAKE) --no-print-directory -j"$$NAFLD_JOBS" $(REPORTS)/index.html
 	@echo "$(RUN): up to date, open $(REPORTS)/index.html"
 
 $(STAGES): settings      ## run one stage and what it needs, e.g. make 05_quality_metrics
-	@$(MAKE) --no-print-directory -j$(JOBS) $(REPORTS)/$@.html
+	@$(MAKE) --no-print-directory -j"$$NAFLD_JOBS" $(REPORTS)/$@.html
 	@echo "$(RUN): up to date, open $(REPORTS)/$@.html"
 
 plan: $(VENV)/.ready     ## say which stages would run, why, and which finished trainings would be made again

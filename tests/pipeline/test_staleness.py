@@ -213,6 +213,15 @@ def test_what_is_wrong_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch,
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("key", ["RUN", "SET", "DATA", "A", "B", "IMAGES", "JOBS", "PROFILE"])
+def test_make_runs_nothing_that_a_value_says(tmp_path, key):
+    for place, value in enumerate(("$(shell touch {})", "2;touch${{IFS}}{}")):
+        made = tmp_path / f"made{place}"
+        for arguments in (["help"], ["-n", "all"]):
+            run_make(*arguments, f"{key}={value.format(made)}", root=tmp_path / "work")
+        assert not made.exists()
+
+
 def test_make_stops_before_any_kernel(tmp_path):
     done = run_make(FIRST, "PROFILE=smoke", "SET=sweep.n_sedes=3", root=tmp_path)
     assert done.returncode != 0
@@ -266,12 +275,6 @@ def test_blanks_and_quotes_reach_python_through_make(tmp_path):
     run = artifacts.open_run("smoke", text)
     assert run.overrides == {"turing.ratings": "it's a 'file' $HOME.csv", "seed": 3}
     assert run.settings.turing.ratings == "it's a 'file' $HOME.csv"
-
-
-@pytest.mark.parametrize("name", ["RUN", "PROFILE", "SET", "DATA", "A", "B", "IMAGES"])
-def test_make_computes_nothing_from_a_value(tmp_path, name):
-    run_make("help", f"{name}=$(shell touch {tmp_path}/computed)", root=tmp_path)
-    assert not (tmp_path / "computed").exists()
 
 
 def test_data_means_a_file_cohort_in_any_profile(tmp_path, monkeypatch):
