@@ -280,6 +280,19 @@ def test_what_is_said_follows_from_the_numbers_and_says_that_all_is_simulated(bu
     plt.close("all")
 
 
+def test_a_variant_whose_trainings_end_at_guessing_is_named_and_one_with_another_class_mix_by_its_own_entropy(built):
+    run, found = built
+    assert len(found["losses"]) == len(units.trainings(run))
+    assert found["losses"]["loss"].between(0, 5).all()
+    rows = [("full", False, 0.02), ("full", True, 0.7), ("half_way", False, 0.69), ("half_way", False, 0.69)]
+    losses = pd.DataFrame(rows, columns=["variant", "shuffled", "loss"])
+    text = answers._not_learnt(losses, 0.5)
+    assert "trainings on half way end at the loss of guessing (0.69)" in text
+    assert answers._not_learnt(losses[:2], 0.5) == "", "shuffled labels are to be guessed"
+    assert "on half way end" in answers._not_learnt(losses.replace(0.69, 0.3), 0.1)  # entropy 0.325
+    assert answers._not_learnt(losses.replace(0.69, 0.3), 0.5) == ""
+
+
 def test_nothing_is_made_where_it_is_off_and_unknown_variants_are_refused(built, monkeypatch):
     run, _ = built
     off = artifacts.open_run("demo", {**SETTINGS, "simulated_only.n_cohorts": 0})

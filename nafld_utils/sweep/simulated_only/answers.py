@@ -13,6 +13,7 @@ from nafld_utils.sweep import clinical_measures, frozen_classifiers, verdict
 from nafld_utils.sweep.simulated_only import look_units, tables, units
 
 KEY, ALONE = "sweep.simulated_only", "not in the paper"
+GUESSING = 0.9
 
 
 def build(run: Run) -> dict[str, pd.DataFrame]:
@@ -27,7 +28,8 @@ def build(run: Run) -> dict[str, pd.DataFrame]:
     -------
     dict of str to pandas.DataFrame
         From `tables`: ``auc, curve, optimistic, measures, reliability, ratio``, where real patients are trained on
-        ``worth, equivalents``; ``looks`` (`phantom.looks`, by ``group``), ``constants`` (`phantom.provenance.kinds`).
+        ``worth, equivalents``; ``looks`` (`phantom.looks`, by ``group``), ``constants`` (`phantom.provenance.kinds`);
+        ``losses`` (`units.last_losses`).
     """
     if not units.is_on(run):
         return {}
@@ -46,6 +48,7 @@ def build(run: Run) -> dict[str, pd.DataFrame]:
         "ratio": tables.beside_ratio(found, _ratio(run, found.patient), grade),
         "looks": look_units.looks_unit(run).load_table("looks.csv"),
         "constants": phantom.provenance.kinds().reset_index(),
+        "losses": units.last_losses(run),
     }
     if len(worth):
         made["worth"], made["equivalents"] = tables.worth_table(worth), tables.equivalents(worth, found, *how)
@@ -110,6 +113,7 @@ def answer(run: Run, found: dict[str, pd.DataFrame], swept: dict[str, pd.DataFra
     variants = auc.query("kind == 'variant'")
     if len(variants):
         text.append(_listed("Variants of the simulator, one cohort each, exploratory", variants))
+        text.append(_not_learnt(found["losses"], run.settings.simulated.share))
     if "equivalents" in found:
         text += [_worth(next(found["equivalents"].itertuples())), _first(found["worth"])]
     text.append(_origin(found["constants"].set_index("variant")))
@@ -145,6 +149,22 @@ def _listed(words: str, rows: pd.DataFrame) -> str:
         f"{row.name.replace('_', ' ')} {_bounds(row.auc, row.low, row.high)}" for row in rows.itertuples(index=False)
     ]
     return f"{words}: {'; '.join(each)}."
+
+
+def _not_learnt(losses: pd.DataFrame, share: float) -> str:
+    """Which variants were not learnt even on their own simulated patients; empty where all were.
+
+    Choice: above `GUESSING` times the entropy of the class mix, at which a network ends that says the same of all.
+    """
+    guess = float(-share * np.log(share) - (1 - share) * np.log(1 - share))
+    each = losses[~losses["shuffled"]].groupby("variant", sort=False)["loss"].mean()
+    names = [name.replace("_", " ") for name in each.index[each > GUESSING * guess]]
+    if not names:
+        return ""
+    return (
+        f"Not learnt: trainings on {', '.join(names)} end at the loss of guessing ({guess:.2f}). Their AUC is that of a"
+        " network that has learnt nothing, and says nothing of what their effects would carry to these patients."
+    )
 
 
 def _attenuation(ratio: pd.DataFrame) -> str:

@@ -302,6 +302,12 @@ def scores(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.concat(parts, ignore_index=True), some.reset_index(drop=True)
 
 
+def last_losses(run: Run) -> pd.DataFrame:
+    """Mean loss over the last tenth of the steps of each of `trainings`: its row and ``loss``."""
+    ends = [training_unit(**task).load_array("losses.npy") for task in tasks(run)[1]]
+    return trainings(run).assign(loss=[float(losses[-max(1, len(losses) // 10) :].mean()) for losses in ends])
+
+
 def units(run: Run) -> Sequence[Unit]:
     """Every unit; none where the run trains none of them."""
     if not is_on(run):
