@@ -44,6 +44,8 @@ class FakeGPU(FakeTensorMode):
         self.trained += modules
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
         kwargs, leaves = kwargs or {}, tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         here = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor)]

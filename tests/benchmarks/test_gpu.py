@@ -141,7 +141,7 @@ def test_files_beyond_what_may_be_taken_home_are_refused(results, monkeypatch):
 
 def test_crops_that_are_too_large_to_bring_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    small = {"cohort.source": "simulated", "cohort.n_patients": 4, "cohort.frames_per_patient": 1}
+    small = {"cohort.source": "simulated", "cohort.n_patients": 8, "cohort.frames_per_patient": 1}
     small |= {"folds.n_splits": 2, "preprocess.image_size": 64, "preprocess.map_size": 16}
     opened = artifacts.open_run
     monkeypatch.setattr(
@@ -150,7 +150,7 @@ def test_crops_that_are_too_large_to_bring_are_refused(tmp_path, monkeypatch):
     gpu.pack("none.mat", tmp_path / "crops.npz")
     with np.load(tmp_path / "crops.npz") as found:
         shapes = {name: found[name].shape for name in found}
-    assert shapes == {"images": (4, 64, 64), "maps": (4, 16, 16), "held_out": (4,)}
+    assert shapes == {"images": (8, 64, 64), "maps": (8, 16, 16), "held_out": (8,)}
     monkeypatch.setattr(gpu, "BRING", 100)
     with pytest.raises(ValueError, match="expected at most 100 bytes to bring"):
         gpu.pack("none.mat", tmp_path / "crops.npz")
