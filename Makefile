@@ -149,16 +149,19 @@ help:                    ## show this
 
 ## Set-up --------------------------------------------------------------------------------------------------------
 
-# Once per change of the lock. A set-up that was cut short leaves .installing behind and starts from an empty folder.
+# Once per change of the lock. A set-up that was cut short leaves .installing behind and starts from an empty folder. A
+# second make waits for the first: an environment that is emptied under the installer's hands sends it to the user's Python.
 $(VENV)/.ready: requirements.lock pyproject.toml
-	@set -e; rm -f $(VENV)/.ready; \
-	python=; for candidate in "$(PYTHON)" python3.12 python3.11; do \
+	@set -e; python=; for candidate in "$(PYTHON)" python3.12 python3.11; do \
 	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
 	  then python="$$candidate"; break; fi; done; \
 	if [ -z "$$python" ]; then \
 	  echo "set-up: expected Python 3.11 or 3.12, found $$("$(PYTHON)" --version 2>&1 | head -n 1);" \
 	       "install one of them or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; fi; \
 	"$$python" -m nafld_utils.doctor --before-set-up $(VENV); \
+	exec 9>>$(VENV).lock; "$$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'; \
+	if [ $(VENV)/.ready -nt requirements.lock ] && [ $(VENV)/.ready -nt pyproject.toml ]; then exit; fi; \
+	rm -f $(VENV)/.ready; \
 	if [ -e $(VENV)/.installing ] || ! $(VENV)/bin/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
 	  "$$python" -m venv --clear $(VENV) || { \
 	    echo "set-up: $$python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 2; }; fi; \

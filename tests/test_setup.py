@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -78,7 +79,8 @@ case "$*" in
   *version_info*) exec "{sys.executable}" -c "import sys; sys.version_info = ({version}, 0, 'final', 0)
 $(echo "$2" | sed 's/^import sys; //')" ;;
   --version) echo "Python {version.replace(", ", ".")}" ;;
-  "-m venv"*) echo "no ensurepip" >&2; exit 1 ;;
+  *fcntl*) exec "{sys.executable}" "$@" ;;
+  "-m venv"*) echo begun >> "{log}"; sleep 0.5; echo over >> "{log}"; echo "no ensurepip" >&2; exit 1 ;;
 esac
 """
     )
@@ -93,7 +95,7 @@ def set_up(tmp_path):
     tools.mkdir()
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy2(PROJECT / name, work / name)
-    for name in ("sh", "make", "rm", "touch", "head", "echo", "sed"):
+    for name in ("sh", "make", "rm", "touch", "head", "echo", "sed", "sleep"):
         (tools / name).symlink_to(shutil.which(name))
     log.touch()
 
@@ -132,6 +134,14 @@ def test_a_set_up_cut_short_starts_from_an_empty_folder(set_up):
     (venv / "bin" / "python").symlink_to(sys.executable)
     _, asked = set_up(python3="3, 12")
     assert "python3 -m venv --clear .venv" in asked
+
+
+def test_two_set_ups_at_once_work_one_after_the_other(set_up):
+    set_up(python3="3, 12")  # the same interpreter for both
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda _: set_up(), range(2)))
+    _, asked = set_up()
+    assert [line for line in asked.splitlines() if line in ("begun", "over")] == ["begun", "over"] * 4
 
 
 def test_set_up_happens_once_and_again_when_the_lock_changes(tmp_path):
