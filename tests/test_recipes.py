@@ -130,7 +130,7 @@ from nafld_utils.report import compare
 run = artifacts.open_run("smoke")
 seen = {"stages": len(pipeline.STAGES), "units": [unit.recipe["unit"] for unit in overview.units_of(run, "09_echo")]}
 keys = ("turing.seed", "folds.seed", "shap.seed")
-seen["compared by"] = [key for key in keys if key.startswith(compare._measure("09_echo"))]
+seen["compared by"] = [key for key in keys if key.startswith(tuple(compare._read_by("09_echo")))]
 print(json.dumps(seen))
 """
 

@@ -70,7 +70,7 @@ def _keyed(run: Run) -> Iterator[str]:
                 plain = str(one)
                 forms = [json.dumps(one), json.dumps(one, ensure_ascii=False), plain, _as_papermill(plain)]
                 yield rf"()(?<![\w./]){re.escape(plain)}/{_REST}"
-                yield rf"(\b{re.escape(name)}{quote}\s*[:=]\s*){quote}{_any_of(forms)}{quote}(?!\w)"
+                yield rf"(\b{re.escape(name)}{quote}\s*[:=]\s*{quote}){_any_of(forms)}(?={quote}(?!\w))"
 
 
 def _as_papermill(text: str) -> str:
