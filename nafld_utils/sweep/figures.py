@@ -175,7 +175,7 @@ def gain_card(gain: pd.Series, networks: pd.DataFrame, baselines: pd.DataFrame, 
     """The primary gain (a row as in `differences`) with both its intervals; AUC of `networks` and the best baseline."""
     best = baselines[baselines["split"] == frozen_classifiers.IN_FOLDS].nlargest(1, "auc")
     shown = pd.concat([networks, best.rename(columns={"auc": "mean_auc"})])
-    names = ["real images" if arm == "real" else f"and {arm}" for arm in networks["arm"]]
+    names = ["real images" if arm == "real" else f"with {arm}" for arm in networks["arm"]]
     over = over_words(pd.Series([gain.n_seeds])).replace("training ", "").replace(" and ", "\nand ")
     ways = (("patients", _INK), ("seeds", _GREY))
     gains = [(gain.difference, gain[f"low_{way}"], gain[f"high_{way}"], color) for way, color in ways]

@@ -24,7 +24,9 @@ def answer(run: Run, analysis: Analysis) -> str:
         *plan(analysis["plans"], chosen.equivalence_power),
     ]
     if analysis.simulated:
-        lines.append("These raters are SIMULATED and guess: nothing of this is about the images.")
+        lines.append(
+            "These raters are SIMULATED and guess: skill is luck here, and nothing of this is about the images."
+        )
     return "\n".join(lines)
 
 
