@@ -190,7 +190,10 @@ def _listing(folder: Path) -> list[str]:
 
 def _nearest(name: str, listing: list[str]) -> str:
     folded = {item.casefold(): item for item in listing}
-    close = [folded.get(name.casefold()), *difflib.get_close_matches(name, listing[:2000], n=1, cutoff=0.8)]
+    last = name.replace("\\", "/").rsplit("/", 1)[-1].casefold()  # a path of another machine, or no extension
+    ends = [item for low, item in folded.items() if last in ((end := low.rsplit("/", 1)[-1]), end.rsplit(".", 1)[0])]
+    known = [folded.get(name.casefold()), *(ends if len(ends) == 1 else ())]
+    close = [*known, *difflib.get_close_matches(name, listing[:2000], n=1, cutoff=0.8)]
     return next((f"; the nearest is {shown(item)}" for item in close if item), "")
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from nafld_utils import images
+from nafld_utils import artifacts, images
 from nafld_utils.artifacts import Run
 from nafld_utils.cohort import folder_files, folder_table, image_folder, loading
 from nafld_utils.cohort.data import spread
@@ -73,9 +73,10 @@ def _of_folder(run: Run, folder: Path) -> tuple[pd.DataFrame, list[str], tuple[f
     if in_array:
         return rows, dropped, np.load(folder / folder_files.PIXELS, mmap_mode="r", allow_pickle=False).shape[1:]
     named = {Path(name.replace("\\", "/")).name.casefold() for name in [*table["image"]]}
-    files = [path for path in folder.rglob("*") if path.suffix.casefold() in SUFFIXES and path.is_file()]
+    found = (path for path in folder.rglob("*") if path.suffix.casefold() in SUFFIXES and path.is_file())
+    files = [path for path in found if not artifacts.is_litter(path.relative_to(folder))]
     unnamed = sum(path.name.casefold() not in named for path in files) - len(labels)
-    dropped += [f"{unnamed} image files that {source.name} does not name"] * (unnamed > 0)
+    dropped += [f"{unnamed} image file{'s' * (unnamed > 1)} that {source.name} does not name"] * (unnamed > 0)
     shapes = [*_shapes(folder, table["image"])] or [(0, 0)]
     return rows, dropped, tuple(np.mean(shapes, axis=0))
 

@@ -155,6 +155,8 @@ def _stored(data: Any, meaning: str) -> tuple[np.ndarray, int, np.ndarray | None
     try:
         values = np.asarray(pydicom.pixels.pixel_array(data, correct_unused_bits=False))
     except Exception as error:
+        if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+            raise ImageFault("expected an image, found a DICOM file without pixels; take it out of the table") from None
         found = f"expected pixels that pydicom can decode, found {reason(error)}"
         raise ImageFault(f"{found}; save it uncompressed or as PNG") from None
     if values.ndim != (3 if meaning in COLOUR else 2):

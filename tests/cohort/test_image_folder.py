@@ -402,6 +402,13 @@ def test_a_large_file_is_not_opened(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- everything that is wrong, by row
 
 
+@pytest.mark.parametrize("name", ["10", r"D:\study\10.PNG"])
+def test_a_path_of_another_machine_and_a_name_without_ending_name_the_file(tmp_path, name):
+    ((row, text),) = problems(folder(tmp_path / "a", changed(2, image=name)))
+    assert row == 4
+    assert text.endswith("; the nearest is 10.png")
+
+
 def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     rows = [dict(row) for row in ROWS]
     rows[1]["image"] = "01.pgn"

@@ -358,3 +358,12 @@ def test_a_file_without_preamble_is_read(tmp_path, ending):
     path.write_bytes(b"\x08\0\x05\0" + b"no tags" * 40)
     with pytest.raises(images.ImageFault, match="expected a DICOM file"):
         images.read(path)
+
+
+def test_a_report_without_pixels_is_called_so(tmp_path):
+    path = write(tmp_path / "a.dcm", np.full((8, 8), 7, np.uint8))
+    data = pydicom.dcmread(path)
+    del data.PixelData
+    data.save_as(path)
+    with pytest.raises(images.ImageFault, match="found a DICOM file without pixels; take it out of the table"):
+        images.read(path)

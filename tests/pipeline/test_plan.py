@@ -30,6 +30,7 @@ def folder(tmp_path, monkeypatch):
             rows.append({"image": name, "patient": f"{patient:03d}", "label": label})
     for name in ("left.png", "right.PNG"):
         Image.fromarray(np.eye(20, dtype=np.uint8)).save(path / name)
+    (path / "._0_0.png").write_bytes(b"left by a file manager")
     pd.DataFrame(rows).to_csv(path / "images.csv", index=False)
     return path
 
