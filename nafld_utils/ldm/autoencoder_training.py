@@ -149,9 +149,8 @@ def train(
 
     `images`, (N, H, W) uint8, are never of held-out patients; `features` is from `feature_maps`; one seed per step, so
     that a step's batch depends on nothing else; `report` takes step and loss, on a GPU of every `LOGGED`-th step.
-    Returns the first stage, standardised
-    over `images`, and rows of ``step, loss`` and the unweighted terms. A loss that is not finite is a
-    FloatingPointError.
+    Returns the first stage, standardised over `images`, and rows of ``step, loss`` and the unweighted terms. A loss
+    that is not finite is a FloatingPointError.
     """
     optimizer, schedule = _optimizer(model.to(device, memory_format=torch.channels_last), phase)
     patch = phase.side(kind, images)

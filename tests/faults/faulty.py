@@ -493,7 +493,7 @@ class Count:
     notes: frozenset = frozenset()
 
 
-COUNTS: dict[str, Count] = {}  # of this session
+COUNTS: dict[str, Count] = {}  # by promise, of this run of the tests
 
 
 def table(counts):
