@@ -224,13 +224,14 @@ OF_NOW = ("pipeline.begin(", ".explorer.", "pipeline.estimate(", "sweep.dry_run(
 
 
 def texts(notebook):
-    """Tables and texts that the cells show, by cell id; pandas names its styled tables anew each time."""
+    """What each cell shows in tables and texts, by cell id: one text per cell, since a kernel sends what is printed in
+    pieces of any length; pandas names its styled tables anew each time."""
     found = {}
     for cell in (cell for cell in notebook.cells if not any(mark in cell.source for mark in OF_NOW)):
         outputs = [{"text/html": output.get("text")} | output.get("data", {}) for output in cell.get("outputs", [])]
         shown = [data.get("text/html") or data.get("text/markdown") or "" for data in outputs]
-        found[cell.id] = [re.sub(r"T_\w{5}", "T_", text) for text in shown if text]
-    return {key: some for key, some in found.items() if some}
+        found[cell.id] = re.sub(r"T_\w{5}", "T_", "".join("".join(text) for text in shown))
+    return {key: text for key, text in found.items() if text.strip()}
 
 
 @pytest.mark.parametrize("stage", pipeline.STAGES)
