@@ -150,8 +150,8 @@ class Run:
         beside, rows = paper | {"cohort.class_names": "those of the paper's cohort"}, []
         for key, value in self.settings.by_key().items():
             if key in sections or key.split(".")[0] in sections:
-                shown = LEFT_OUT if is_private(key, value) else str(value)
-                rows.append((key, shown, str(beside.get(key, "not set")) if value != paper.get(key) else ""))
+                shown = LEFT_OUT if is_private(key, value) else params.as_yaml(value)
+                rows.append((key, shown, params.as_yaml(beside.get(key, "not set")) if value != paper.get(key) else ""))
         return pd.DataFrame(rows, columns=["setting", "this run", "paper profile, where it differs"])
 
     def record_claims(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

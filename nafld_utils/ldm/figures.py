@@ -57,7 +57,8 @@ def over_training(table: pd.DataFrame, distance: Axes, share: Axes) -> None:
     distance.plot(table["step"], table["to_training"], "-", color=color, marker="o", label="training patients")
     if "to_held_out" in table:
         distance.plot(table["step"], table["to_held_out"], ":", color=color, marker="s", label="held-out patients")
-    distance.set(ylabel="Frechet distance (Lite0)", ylim=(0, None))
+    distance.axhline(0, lw=0)  # panels share the axis: a limit set here would cut the curves of the next
+    distance.set(ylabel="Frechet distance (Lite0)")
     share.plot(table["step"], table["share"], "-", color=color, marker="o", label="copies")
     above = table[table["p"] < LEVEL]
     share.plot(above["step"], above["share"], "o", color="black", mfc="none", ms=10, label="above the nominal rate")

@@ -31,6 +31,7 @@ from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser_units, gan_
 from nafld_utils.ldm.figures import LEVEL
 from nafld_utils.networks import copy_rules
 from nafld_utils.params import SetName
+from nafld_utils.views import named
 
 REVISION = ("over_training", 2)
 KIND = "lite0"  # feature space (choice: installed, so that a training needs no download)
@@ -314,7 +315,7 @@ def reading(table: pd.DataFrame) -> list[str]:
             text += f" images; {row['copies']:.0f} of {row['n']:.0f}, p {row['p']:.2g}), not yet at {before:.0f};"
             text += f" distance there {row['to_training']:.0f} to training patients"
             text += f", {row['to_held_out']:.0f} to held-out ones" * ("to_held_out" in row)
-        lines.append(f"{model}, fold {fold}: {text}.")
+        lines.append(f"{named(model)}, fold {fold}: {text}.")
     return [*lines, _OVER] if lines else lines
 
 

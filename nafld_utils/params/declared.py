@@ -95,16 +95,19 @@ def differences(settings: Settings) -> list[Difference]:
     ]
 
 
-def agreement(settings: Settings, most: int = 5) -> str:
-    """Whether settings are those of the declared analysis, in a sentence that names the first `most` differences."""
+def agreement(settings: Settings, most: int = 5, rest: str = "the front page's section Settings lists them") -> str:
+    """Whether settings are those of the declared analysis, in a sentence that names the first `most` differences.
+
+    `rest` says where the others stand.
+    """
     found = differences(settings)
     if not found:
         return f"The analysis is as declared (params/{PROTOCOL}.yaml)."
     named = [f"{item.key} ({item.declared} declared, {item.here} here)" for item in found[:most]]
     more = len(found) - len(named)
     if more:
-        named.append(f"{more} more setting{'s' if more > 1 else ''}")
-    return f"This run differs from the declared analysis in {listed(named)} (params/{PROTOCOL}.yaml)."
+        named.append(f"{more} more setting{'s' if more > 1 else ''}: {rest}")
+    return f"This run differs from the declared analysis (params/{PROTOCOL}.yaml) in {listed(named)}."
 
 
 def as_yaml(value: Any) -> str:

@@ -56,6 +56,16 @@ class Settings(Section):
     turing: sections.TuringSettings
     engine: sections.EngineSettings
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shap_rate(cls, given: Any) -> Any:
+        """Without a rate of its own SHAP explains the declared one; real images alone have none."""
+        shap, sweep = (given.get(name) if isinstance(given, dict) else None for name in ("shap", "sweep"))
+        if isinstance(shap, dict) and isinstance(sweep, dict) and shap.get("rate", 0) is None:
+            rate = 0.0 if shap.get("arm") == "real" else sweep.get("primary_rate")
+            return given | {"shap": shap | {"rate": rate}}
+        return given
+
     @model_validator(mode="after")
     def _across_sections(self) -> Settings:
         if self.run in OTHER_REPORTS:

@@ -102,5 +102,7 @@ def crops_by_class(facts: pd.DataFrame, class_names: tuple[str, str], axes: Sequ
             ax.plot(label + offsets, part, "o", color=CLASS_COLORS[label], alpha=0.7, ms=5, mec="white", label=name)
             ax.plot([label - 0.35, label + 0.35], [np.median(part)] * 2, color=CLASS_COLORS[label], lw=2)
         ax.margins(y=0.35)
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(low, (low + high) / 2 - 5), max(high, (low + high) / 2 + 5))  # 1 px or 1 % apart is no spread
         ax.set(ylabel=words, xticks=[0, 1], xticklabels=class_names, xlim=(-0.6, 1.6))
         ax.legend(title="a dot per patient, line: median", title_fontsize=9)

@@ -277,13 +277,16 @@ def frame(run: Run, image_id: str) -> np.ndarray:
 def reading(run: Run) -> list[str]:
     """What the copy audit found, in sentences."""
     lines = [
-        f"{row.set}: {row.copy:.1%} of {row.n_images} images are copies [{row.low:.1%}, {row.high:.1%} over images];"
-        f" they show {row.patients_copied} training patients."
+        f"{WORDS.get(row.set, row.set)}: {row.copy:.1%} of {row.n_images} images are copies"
+        f" [{row.low:.1%}, {row.high:.1%} over images]; they show {row.patients_copied} training patients."
         for row in summary(run).itertuples()
         if row.set != HELD_OUT
     ]
     *planted, held = calibration(run).to_dict("records")
-    found = ", ".join(f"{row['copy']:.0%} of {row['n']} {row['set'].removeprefix('planted: ')}" for row in planted)
+    names = {row["set"].removeprefix("planted: "): row for row in planted}
+    whole = listed(name.removesuffix(" copies") for name, row in names.items() if row["copy"] == 1)
+    parts = [f"{row['copy']:.0%} of {row['n']} {name}" for name, row in names.items() if row["copy"] < 1]
+    found = "; ".join([f"all {planted[0]['n']} planted copies of each of these kinds: {whole}"] * bool(whole) + parts)
     beyond = [row["set"].removeprefix("planted: ") for row in planted if row["copy"] < copies.FOUND]
     found += f". Beyond it, as it finds fewer than {copies.FOUND:.0%} of them, are {listed(beyond)}" if beyond else ""
     chance, n = _by_chance(run)

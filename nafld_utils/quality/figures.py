@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils.params import SetName
-from nafld_utils.views import COLORS, bare, color_of, picture
+from nafld_utils.views import COLORS, bare, color_of, named, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,8 @@ WORDS = {
     "repeated_image": "one real image, repeated",
     "noise": "noise",
 }
-_ROLES = ("reference", "floor", "model", "baseline", "ceiling")
+UNTRAINED = "untrained"  # role of a generator that is not trained enough to compare
+_ROLES = ("reference", "floor", "model", "baseline", UNTRAINED, "ceiling")
 
 
 def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", end: float = 0.0) -> Axes:
@@ -46,7 +47,8 @@ def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", e
     true end.
     """
     table = intervals.assign(order=intervals["role"].map(_ROLES.index)).sort_values("order", kind="stable")
-    place, end = _named_rows(ax, [WORDS.get(name, name) for name in table["model"]]), end or reach(table)
+    note = table["role"].map({UNTRAINED: ": not compared"}).fillna("")
+    place, end = _named_rows(ax, [*table["model"].replace(WORDS) + note]), end or reach(table)
     least = 0.0
     for y, row in zip(place, table.to_dict("records"), strict=True):
         if not np.isfinite(row["mean"]):
@@ -68,19 +70,25 @@ def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", e
 
 
 def strip_card(
-    strip: Mapping[str, Sequence[np.ndarray]], intervals: pd.DataFrame, names: Sequence[str], fig: Figure
+    strip: Mapping[str, Sequence[np.ndarray]],
+    intervals: pd.DataFrame,
+    names: Sequence[str],
+    fig: Figure,
+    untrained: Sequence[str] = (),
 ) -> None:
     """A strip of `quality.strip`, a column per set; below it the sets' distances between floor and lowest ceiling.
 
-    `intervals` as in `bars`; `names` are those of the classes.
+    `intervals` as in `bars`; `names` are those of the classes; `untrained` the generators whose bar is not to be
+    compared (`quality.untrained`), hatched.
     """
     above, below = fig.subfigures(2, 1, height_ratios=[1.15, 1.0])
     places = above.subplots(len(names), len(strip), squeeze=False)
     for (column, images), line in zip(strip.items(), places.T, strict=True):
         for ax, image in zip(line, images, strict=False):
-            picture(ax, image, column if ax is line[0] else "")
+            picture(ax, image, named(column) if ax is line[0] else "")
     for row, name in zip(places, names, strict=True):
         row[0].set_ylabel(name, fontsize=9)
+    intervals = intervals.assign(role=intervals["role"].mask(intervals["model"].isin(untrained), UNTRAINED))
     lowest = intervals[intervals["role"] == "ceiling"].nsmallest(1, "mean").assign(model="lowest ceiling")
     bars(pd.concat([intervals[intervals["role"] != "ceiling"], lowest]), below.subplots())
 
@@ -112,6 +120,8 @@ def _write(ax: Axes, text: str, x: float, y: float) -> None:
 def _look(name: str, role: str) -> dict[str, object]:
     if role == "ceiling":
         return _CEILING
+    if role == UNTRAINED:
+        return {"color": "white", "edgecolor": color_of(name), "hatch": "xxx"}
     return {"color": COLORS["real"] if role in ("floor", "reference") else color_of(name)}
 
 
@@ -133,7 +143,7 @@ def bar_grid(
         for group, ax in zip(classes, row, strict=True):
             part = table[(table["metric"] == metric) & (table["class"] == group)]
             equal = part[part["role"] == "model"].iloc[0]
-            size = f"per fold: at least {equal['n_images']} against {equal['n_reference']}"
+            size = f"{equal['n_images']} and more against {equal['n_reference']}"
             end = reach(table[table["metric"] == metric])
             bars(part, ax, f"{group}\n{size}" if ax in axes[0] else "", name, end)
         low, high = np.transpose([ax.get_xlim() for ax in row])
@@ -185,6 +195,8 @@ def agreement(table: pd.DataFrame, names: Mapping[str, str], axes: Sequence[Axes
 
     `table` is that of `quality.compare_spaces`, `names` the spaces by key, `classes` the names of labels 0 and 1.
     """
+    from matplotlib.ticker import LogFormatter
+
     for (a, b), ax in zip(itertools.combinations(names, 2), axes, strict=True):
         for (model, label), part in table.groupby(["model", "label"], sort=False):
             look = {"color": color_of(model), "mfc": (color_of(model), "white")[label], "marker": "os"[label]}
@@ -192,6 +204,9 @@ def agreement(table: pd.DataFrame, names: Mapping[str, str], axes: Sequence[Axes
         ax.set(
             xscale="log", yscale="log", xlabel=f"Frechet distance, {names[a]}", ylabel=f"Frechet distance, {names[b]}"
         )
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(LogFormatter())
+            axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def copy_shares(summary: pd.DataFrame, ax: Axes) -> Axes:

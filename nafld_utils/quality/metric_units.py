@@ -190,6 +190,12 @@ def gan_reading(run: Run) -> list[str]:
     return [] if told is None else [gan_in_words(*told)]
 
 
+def untrained(run: Run) -> list[str]:
+    """Generators not trained enough to compare: the GAN, where it is not shown to lie below every ceiling."""
+    told = _gan_folds(run)
+    return [] if told is None or _upper(gan_gap(*told)[1]) < 0 else [ldm.NAME]
+
+
 def _ceilings(folds: pd.DataFrame, role: pd.Series, reference: str) -> list[str]:
     others = tuple(f"_{name}" for name in role.index[role == "model"] if name != reference)
     return [name for name in folds if role[name] == "ceiling" and not name.endswith(others)]
@@ -211,8 +217,8 @@ def _upper(gap: pd.Series) -> float:
 def gan_in_words(folds: pd.DataFrame, role: pd.Series, reference: str) -> str:
     """`gan_reading` of distances (folds, sets), the sets' roles, and the model whose latents the GAN draws."""
     gan, least = folds[ldm.NAME], folds[_ceilings(folds, role, reference)].mean().idxmin()
-    text = f"{WORDS[ldm.NAME]}, both classes: {short(gan.mean())}, lowest ceiling {short(folds[least].mean())}"
-    text += f" ({WORDS.get(least, least)})"
+    text = f"{WORDS[ldm.NAME]}, both classes, mean of the folds: {short(gan.mean())}, lowest ceiling"
+    text += f" {short(folds[least].mean())} ({WORDS.get(least, least)})"
     if not _upper(gan_gap(folds, role, reference)[1]) < 0:
         return f"{text}; not shown to lie below every ceiling: not trained enough to compare."
     parts = []
@@ -226,7 +232,7 @@ def gan_in_words(folds: pd.DataFrame, role: pd.Series, reference: str) -> str:
 def _both_in_words(row: pd.Series) -> str:
     """Both classes together between floor and ceilings, in a sentence."""
     ceiling, beyond = (WORDS.get(row[name], row[name]) for name in ("ceiling", "beyond"))
-    text = f"Both classes: {short(row['mean'])}, floor {short(row['floor'])}"
+    text = f"Both classes, mean of the folds: {short(row['mean'])}, floor {short(row['floor'])}"
     text += f", lowest ceiling {short(row['lowest_ceiling'])} ({ceiling})"
     if not row["lowest_ceiling"] > row["floor"]:
         return f"{text}. That ceiling is no farther than the floor, so this cohort is too small to tell."

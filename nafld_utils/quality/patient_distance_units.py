@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from nafld_utils import engine, ldm, networks, sampling
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_table, unit_seed
+from nafld_utils.params import listed
 from nafld_utils.quality import patient_distances
 from nafld_utils.quality.figures import WORDS, short
 from nafld_utils.quality.metric_tables import BOTH, FeatureSet
@@ -137,19 +139,44 @@ def with_intervals(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame
     return table.assign(over=np.where(table["low"].notna(), OVER[statistic], why))
 
 
-def reading(rows: pd.DataFrame, name: str) -> list[str]:
-    """What the kernel distance, called `name`, says of each generator, both classes together, in sentences."""
-    table, lines = with_intervals(rows, "kernel"), []
-    for row in table[(table["role"] != "ceiling") & (table["class"] == BOTH)].dropna(subset="mean").to_dict("records"):
-        model = WORDS.get(row["model"], row["model"])
-        text, says = f"{model}: {name} to real patients {short(row['mean'])}", "too few patients for an interval"
-        if np.isfinite(row["low"]):
-            says = "the interval lies above 0, so these images differ from those of new patients"
-            says = says if row["low"] > 0 else "the interval does not lie above 0, so no difference is shown"
-            says += " (images alike would give 0 on average)"
-            text += f" [{short(row['low'])}, {short(row['high'])}] (95 % over {row['over']})"
-        lines.append(f"{text}: {says}.")
+def reading(rows: pd.DataFrame, frechet: str, kernel: str, untrained: Sequence[str] = ()) -> list[str]:
+    """What both distances, called `frechet` and `kernel`, say of the generators, both classes together, in sentences.
+
+    The first holds them against other real patients, those apart that are not trained enough to compare.
+    """
+    lines = []
+    table = _generators(rows, "equal")
+    floor = table[table["role"] == "floor"]
+    if not floor.empty:
+        limit, n = floor["mean"].iloc[0], int(floor["n_equal"].iloc[0])
+        sides = _sides(table[~table["model"].isin(untrained)], limit, ("farther", "not told apart", "no interval"))
+        lines.append(
+            f"{frechet} to real patients at {n} patients, 95 % over patients: other real patients {short(limit)}"
+        )
+        lines[0] += f"; {sides}." if sides else "."
+    table, says = _generators(rows, "kernel"), "the interval lies above 0, so these differ from images of new patients"
+    words = (says, "it does not lie above 0, so no difference is shown", "too few patients for an interval")
+    if sides := _sides(table, 0.0, words):
+        over = f"95 % over {OVER['kernel']}; images alike give 0 on average"
+        lines.append(f"{kernel} to real patients ({over}); {sides}.")
     return lines
+
+
+def _generators(rows: pd.DataFrame, statistic: str) -> pd.DataFrame:
+    """Generators and the floor, both classes together, where there is a distance."""
+    table = with_intervals(rows, statistic)
+    return table[(table["class"] == BOTH) & (table["role"] != "ceiling")].dropna(subset="mean")
+
+
+def _sides(table: pd.DataFrame, limit: float, words: Sequence[str]) -> str:
+    """Generators with their distances, by whether the interval lies above a limit, holds it, or is none, in `words`."""
+    found: dict[str, list[str]] = {word: [] for word in words}
+    for row in table[table["role"] != "floor"].to_dict("records"):
+        bounded = np.isfinite(row["low"])
+        bounds = f" [{short(row['low'])}, {short(row['high'])}]" if bounded else ""
+        side = words[0 if row["low"] > limit else 1 if bounded else 2]
+        found[side].append(f"{WORDS.get(row['model'], row['model'])} {short(row['mean'])}{bounds}")
+    return "; ".join(f"{side}: {listed(parts)}" for side, parts in found.items() if parts)
 
 
 def claims(run: Run, rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -25,11 +25,13 @@ def build_features(run: Run) -> pd.DataFrame:
 
 def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[str]:
     """What the quality table's `places` and the distances over patients say, in sentences."""
-    kernel = FEATURES[run.settings.quality.features].metrics["kernel"]
+    metrics = FEATURES[run.settings.quality.features].metrics
     return [
+        *patient_distance_units.reading(
+            by_patients, metrics["frechet"], metrics["kernel"], metric_units.untrained(run)
+        ),
         *metric_units.reading(places, run.settings.cohort.class_names),
         *metric_units.gan_reading(run),
-        *patient_distance_units.reading(by_patients, kernel),
     ]
 
 

@@ -18,6 +18,7 @@ from nafld_utils.report import texts
 from nafld_utils.report.facts import Claim, find, first, numeric
 
 _FLOOR = "halves_of_real"  # real patients against other real patients
+_SIMULATED = "simulated"  # images that no network has learnt from patients
 _FOUND = 0.9  # share of planted copies, little changed, below which an audit that finds nothing proves nothing
 _BEYOND = 0.95  # share of planted copies below which a change is beyond the audit
 _LITTLE = ("exact_copies", "augmented_copies")
@@ -167,6 +168,7 @@ def _quality(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     return {
         "state": states[0] if len(states) == 1 else "mixed",
         "kinds": kinds,
+        "unlearnt": kinds["near"] == [_SIMULATED] and len(found) > 1,
         "drawn": list(found.values()),
         "floor": floor,
         "n_patients": floor.parts[4].removeprefix("at_"),

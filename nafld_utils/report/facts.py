@@ -53,6 +53,7 @@ def claims(table: pd.DataFrame, notebooks: Mapping[str, Any]) -> tuple[list[dict
                 comparable = f"yes, differs by {views.number(numeric(row['this_run']) - numeric(paper))}"
             bounds = views.interval(row["low"], row["high"]).replace(" ", "\u00a0")
             shown = {"this_run": views.number(row["this_run"]), "interval": bounds, "n": views.number(row["n"])}
+            shown |= {"claim": views.named(row["claim"]), "unit": views.unit_beside(row["claim"], row["unit"])}
             entries.append({**row, **shown, "paper": paper, "beside_paper": bool(paper), "comparable": comparable})
         out.append({"name": stage, "title": title(notebooks.get(stage), stage), "rows": entries})
     return out, list(legend)
@@ -116,7 +117,7 @@ def find(table: pd.DataFrame, beginning: str) -> list[Claim]:
     rows = table[(table["key"] + ".").str.startswith(f"{beginning}.")].to_dict("records")
     numbers = [[numeric(row[name]) for name in ("this_run", "low", "high")] for row in rows]
     return [
-        Claim(row["key"], row["claim"], value, low, high, row["over"], views.number(row["n"]))
+        Claim(row["key"], views.named(row["claim"]), value, low, high, row["over"], views.number(row["n"]))
         for row, (value, low, high) in zip(rows, numbers, strict=True)
         if value is not None
     ]
@@ -253,7 +254,7 @@ def declared(run: Run) -> dict[str, Any]:
     ]
     decisions = [(name, f"{item.decision} Why: {item.why}") for name, item in protocol.decisions.items()]
     return {
-        "sentence": params.agreement(run.settings),
+        "sentence": params.agreement(run.settings, rest="the last list of this section holds them, with reasons"),
         "units": _declared_of_units(run),
         "decisions": decisions,
         "settings": settings,

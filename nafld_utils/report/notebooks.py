@@ -139,7 +139,7 @@ def _prepare(notebook: Any, size: float) -> None:
                 data["text/html"] = pages.clean(markdown2html("".join(data.pop("text/markdown"))), heading)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("data", True)]
-    notebook.cells = _folded_last(_without_silent(notebook.cells))
+    notebook.cells = _folded_last(_answer_first(_without_silent(notebook.cells)))
 
 
 def _without_silent(cells: list[Any]) -> list[Any]:
@@ -157,6 +157,18 @@ def _without_silent(cells: list[Any]) -> list[Any]:
     if shown and held:
         shown[-1].source = "\n\n".join([shown[-1].source, *held])
     return kept
+
+
+def _answer_first(cells: list[Any]) -> list[Any]:
+    """The cells with the first one's paragraph on paper, inputs and outputs in a folded section at the end."""
+    from nbformat.v4 import new_markdown_cell
+
+    found = re.search(r"^\*\*Paper\*\* .*?(?=\n\s*\n|\Z)", cells[0].source, re.MULTILINE | re.DOTALL) if cells else None
+    if not found:
+        return cells
+    cells[0].source = cells[0].source.replace(found.group(), "")
+    text = f"## The paper's part, what is read and what is written\n\n{found.group()}"
+    return [*cells, new_markdown_cell(text, metadata={FOLDED: True})]
 
 
 def _folded_last(cells: list[Any]) -> list[Any]:

@@ -33,7 +33,7 @@ def _environment() -> Any:
     environment.filters |= {
         "g": lambda value: f"{value:g}",
         "listed": lambda values: params.listed(map(str, values)),
-        "named": lambda name: {"gan": "GAN"}.get(name, name),
+        "named": views.named,
         "number": views.number,
         "short": lambda value: f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}",
         "upper_first": lambda text: text[:1].upper() + text[1:],

@@ -127,6 +127,18 @@ def separation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def reading(table: pd.DataFrame) -> list[str]:
+    """Whether the condition is shown to matter, a sentence per model and effect: beyond no effect with it alone."""
+    shown, lines = table[~table["effect"].str.startswith("dice") & (table["over"] != "images")], []
+    for (model, effect), part in shown.groupby(["conditioning", "effect"], sort=False):
+        beyond = {row.drawn_with: row.low > row.expected_without for row in part.itertuples()}
+        says = "the condition matters" if beyond.get("condition") else "it is not shown that the condition matters"
+        if beyond.get("condition") and beyond.get("no condition"):
+            says = "it is not shown that the condition matters, since images drawn without it show as much"
+        lines.append(f"{model} model: {says} ({effect}).")
+    return lines
+
+
 def claims(run: Run) -> list[dict[str, Any]]:
     """Headline numbers of the check that the condition matters; the paper has none."""
     table, rows = build(run).load_table("summary.csv"), []

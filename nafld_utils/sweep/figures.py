@@ -6,6 +6,7 @@ group and an Axes in, the Axes out; tables are those of `sweep.build_tables` and
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 
 from nafld_utils import params, statistics
 from nafld_utils.sweep import frozen_classifiers, planning
-from nafld_utils.views import COLORS, bar_lengths, name_rows, spread_dots
+from nafld_utils.views import COLORS, bar_lengths, name_rows, named, spread_dots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,6 +177,7 @@ def gain_card(gain: pd.Series, networks: pd.DataFrame, baselines: pd.DataFrame, 
     best = baselines[baselines["split"] == frozen_classifiers.IN_FOLDS].nlargest(1, "auc")
     shown = pd.concat([networks, best.rename(columns={"auc": "mean_auc"})])
     names = ["real images" if arm == "real" else f"with {arm}" for arm in networks["arm"]]
+    strongest = textwrap.fill(named(best["baseline"].iloc[0]).replace(" + ", " +\u00a0"), 20)
     over = over_words(pd.Series([gain.n_seeds])).replace("training ", "").replace(" and ", "\nand ")
     ways = (("patients", _INK), ("seeds", _GREY))
     gains = [(gain.difference, gain[f"low_{way}"], gain[f"high_{way}"], color) for way, color in ways]
@@ -187,7 +189,8 @@ def gain_card(gain: pd.Series, networks: pd.DataFrame, baselines: pd.DataFrame, 
         ax.locator_params(axis="x", nbins=4)
     axes[0].axvline(0, color=_INK, lw=1, ls="--", zorder=1)
     name_rows(axes[0], [f"over {over}", "over seeds"], f"gain in AUC, {gain.arm}, r = {gain.rate:g}")
-    name_rows(axes[1], [*names, best["baseline"].iloc[0].replace(" + ", "\n+ ")], "AUC by patient")
+    axes[0].set_xlabel(axes[0].get_xlabel(), loc="right")  # it is longer than the axis
+    name_rows(axes[1], [*names, strongest], "AUC by patient")
 
 
 def power(table: pd.DataFrame, ax: Axes, shares: str) -> Axes:
@@ -288,7 +291,9 @@ def baseline_bars(table: pd.DataFrame, arms: pd.DataFrame, ax: Axes) -> Axes:
     for y, item in enumerate(arms.itertuples(), start=len(rows)):
         ax.plot([item.low, item.high], [y] * 2, color=_GREEN, lw=1.4)
         ax.plot([item.mean_auc], [y], "D", color=_GREEN, ms=5)
-    names = [name for name, _ in rows] + [f"network: {name_of(i.arm)}, r = {i.rate:g}" for i in arms.itertuples()]
+    names = [textwrap.fill(named(name), 32) for name, _ in rows] + [
+        f"network: {name_of(i.arm)}, r = {i.rate:g}" for i in arms.itertuples()
+    ]
     for split, (marker, color) in _SPLITS.items():
         ax.plot(
             [], [], marker, color=color, label=f"{split} (biased low)" if split == frozen_classifiers.ONE_OUT else split

@@ -210,7 +210,10 @@ def _width(row: pd.Series) -> str:
     if row.n_seeds < statistics.FEWEST_SEEDS or not row.high_seeds > row.low_seeds:
         return ""
     times = (row.high_patients - row.low_patients) / (row.high_seeds - row.low_seeds)
-    return f", {times:.2g} times as wide as that over seeds"
+    if np.isclose(times, 1.0):
+        return ", as wide as that over seeds, since the variance between patients is estimated as 0"
+    fewer = ", as the patients add degrees of freedom" if times < 1 else ""
+    return f", {times:.2g} times as wide as that over seeds{fewer}"
 
 
 def _could_show(row: pd.Series) -> str:

@@ -319,7 +319,7 @@ def strip(images: np.ndarray, table: pd.DataFrame, axes: np.ndarray, class_names
 def mark(figure: Figure, run: Run, simulated_raters: bool) -> Figure:
     """Say in the corners of a figure where its answers are of simulated raters, and where its cohort is simulated."""
     if simulated_raters:
-        # within the layout, so that a tight box holds it on figures of any height
-        figure.text(0.0, -0.03, "simulated raters", ha="left", va="bottom", fontsize=9, style="italic", color=_ALERT)
+        # below all else; a tight box keeps it
+        figure.text(0.0, -0.01, "simulated raters", ha="left", va="top", fontsize=9, style="italic", color=_ALERT)
     mark_simulated(figure, run)
     return figure

@@ -281,7 +281,7 @@ def _opened(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**text, **whole)
 
 
-def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str, columns: str = "", **options: Any) -> Any:
+def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str, columns: Any = "", **options: Any) -> Any:
     """A table (`views.table`) under a caption that says whose answers it holds.
 
     Parameters
@@ -294,7 +294,7 @@ def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str, columns
         What to show; its column ``simulated`` is left out, since the caption says it.
     text : str
         What the table is.
-    columns : str
+    columns : str or mapping
         As `views.table` takes them, as are other options.
     """
     caption = f"{analysis.source}{', simulated cohort' if run.is_simulated else ''} · {text}"

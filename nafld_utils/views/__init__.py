@@ -10,8 +10,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "CLASS_COLORS COLORS SIMULATED bar_lengths bare color_of mark_simulated name_rows picture spread_dots "
             "style tiles"
         ).split(),
-        "tables": "claims files interval number settings table told".split(),
+        "tables": "claims files interval number settings table told unit_beside".split(),
         "widgets": "draw_png grey_png image interactive labelled narrow row text watch".split(),
-        "words": "verdict words_for".split(),
+        "words": "named verdict words_for".split(),
     },
 )

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from nafld_utils.views.words import named
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -148,7 +150,8 @@ def _all(names: list[str]) -> list[str]:
 
 def settings(shown: pd.DataFrame) -> Any:
     """Settings in force, from `Run.show`."""
-    return table(shown, "Settings in force; the last column stands where the profile paper has another value")
+    caption = 'Settings in force (to change one: make all SET="key=value" RUN=name); the last column stands where the'
+    return table(shown, f"{caption} profile paper has another value")
 
 
 def claims(recorded: pd.DataFrame) -> Any:
@@ -169,13 +172,19 @@ def files(listed: pd.DataFrame) -> Any:
     return table(listed, "Files that this stage stands on", columns)
 
 
+def unit_beside(text: str, unit: str) -> str:
+    """The unit of a number, empty where the text beside it says it already, e.g. ``images`` of "images"."""
+    return "" if re.search(rf"\b{re.escape(unit)}\b", text, re.IGNORECASE) else unit
+
+
 def told(rows: Iterable[Mapping[str, Any]], *beginnings: str) -> str:
     """Claims whose key begins with one of `beginnings`, a line each, for an answer."""
     lines = []
     for row in rows:
         if row["key"].startswith(beginnings):
             over = f" over {row['over']}" if row["over"] and row["low"] is not None else ""
-            words = (row["claim"][:1].upper() + row["claim"][1:], number(row["this_run"]), row["unit"])
+            text = named(row["claim"][:1].upper() + row["claim"][1:])
+            words = (text, number(row["this_run"]), unit_beside(text, row["unit"]))
             bounds = f" {interval(row['low'], row['high'])}{over}".rstrip()
             lines.append(f"{words[0]}: {words[1]} {words[2]}".rstrip() + f"{bounds}.")
     return "\n".join(lines)
@@ -196,6 +205,8 @@ def _styled(data: pd.DataFrame, caption: str, shown: Mapping[Any, str], rows: li
     import pandas as pd
 
     texts, right = {}, []
+    taken = [heading for heading in shown.values() if [*shown.values()].count(heading) > 1]
+    shown = {key: f"{heading} ({key})" if heading in taken else heading for key, heading in shown.items()}
     for key, heading in shown.items():
         columns = [data[name] for name in key.split("|")]
         texts[heading] = [_cell(values, words) for values in zip(*columns, strict=True)]
@@ -221,7 +232,7 @@ def _text(value: Any, words: Mapping[Any, str]) -> str:
     import pandas as pd
 
     if isinstance(value, str):
-        return words.get(value, value)
+        return words.get(value, named(value))
     if value is None or value is pd.NA:
         return ""
     if str(value) in ("True", "False"):

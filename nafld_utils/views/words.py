@@ -6,10 +6,12 @@ images is what its settings ``cohort.subject``, ``cohort.class_names`` and ``coh
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from nafld_utils.artifacts import Run
 
+_SAID = {"gan": "GAN", "upper / lower half": "brightness ratio, upper to lower half of the image"}
 _OF_THE_PAPER = ("healthy", "fatty")  # the classes where the settings say nothing
 
 
@@ -48,6 +50,13 @@ class Words:
     grade_text: str
     foreign: bool
     note: str
+
+
+def named(text: str) -> str:
+    """A text with the words of readers for stored names, e.g. ``GAN`` for ``gan``; keys and paths stay as they are."""
+    for name, words in _SAID.items():
+        text = re.sub(rf"(?<![\w./]){name}(?![\w./])", words, text)
+    return text
 
 
 def verdict(run: Run, text: str) -> str:

@@ -435,7 +435,7 @@ def test_show_names_what_differs_from_the_paper(run):
     assert table.loc["folds.n_splits", "paper profile, where it differs"] == "5"
     assert "ldm.prediction" in table.index
     assert "ldm.steps" not in table.index
-    assert run.show("cohort.class_names").iloc[0].tolist() == ["cohort.class_names", "['healthy', 'fatty']", ""]
+    assert run.show("cohort.class_names").iloc[0].tolist() == ["cohort.class_names", "[healthy, fatty]", ""]
     other = artifacts.open_run("smoke", {"cohort.class_names": ["no", "yes"]}).show("cohort")
     assert not other.astype(str).apply(lambda column: column.str.contains("healthy|fatty")).any(axis=None)
 

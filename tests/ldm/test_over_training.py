@@ -107,3 +107,13 @@ def test_held_out_patients_have_no_say_in_the_thresholds_or_the_copies(run, monk
     assert limits[0] == limits[1]
     assert nominal[0] == nominal[1] < 1
     pd.testing.assert_frame_equal(*near)
+
+
+def test_curves_of_one_model_are_not_cut_by_the_panel_of_another():
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(2, 2, sharey="row")
+    for name, far, (top, bottom) in zip(("class", "gan"), (50.0, 800.0), axes.T, strict=True):
+        ldm.figures.over_training(table([0, 1], model=name).assign(to_training=far, to_held_out=2 * far), top, bottom)
+    (low, high), _ = axes[0, 0].get_ylim(), plt.close(fig)
+    assert low <= 0 < 1600 < high

@@ -29,7 +29,7 @@ def test_the_paper_profile_is_the_declared_analysis():
     paper = params.load("paper")
     assert params.differences(paper) == []
     assert "as declared" in params.agreement(paper)
-    stated = params.flat(yaml.safe_load((merging.PARAMS_DIR / "paper.yaml").read_text(encoding="utf-8")))
+    stated = params.load("paper").by_key()
     written = yaml.safe_load((merging.PARAMS_DIR / "protocol.yaml").read_text(encoding="utf-8"))["settings"]
     assert {key: entry["value"] for key, entry in written.items()} == {key: stated[key] for key in written}
 
@@ -50,18 +50,18 @@ def test_scaled_down_profiles_say_so(profile):
     assert {"sweep.steps", "ldm.steps", "sampling.steps"} <= set(found)
     assert found["sweep.n_seeds"][1:3] == ("25", str(settings.sweep.n_seeds))
     text = params.agreement(settings)
-    assert text.startswith("This run differs from the declared analysis in ")
+    assert text.startswith("This run differs from the declared analysis (params/protocol.yaml) in ")
     assert f"sweep.n_seeds (25 declared, {settings.sweep.n_seeds} here)" in params.agreement(settings, most=99)
-    assert f"and {len(found) - 5} more settings" in text
+    assert f"and {len(found) - 5} more settings: the front page's section Settings lists them." in text
 
 
 def test_one_changed_setting_is_named_and_settings_of_speed_are_not():
     assert params.agreement(params.load("paper", ["sweep.rates=[0.5, 1.5]"])) == (
-        "This run differs from the declared analysis in sweep.rates ([0.5, 1.0, 1.5, 2.0] declared, [0.5, 1.5] here)"
-        " (params/protocol.yaml)."
+        "This run differs from the declared analysis (params/protocol.yaml) in sweep.rates ([0.5, 1.0, 1.5, 2.0]"
+        " declared, [0.5, 1.5] here)."
     )
     two = params.agreement(params.load("paper", ["sweep.n_seeds=5", "cohort.frames_per_patient=3"]))
-    assert "in sweep.n_seeds (25 declared, 5 here) and cohort.frames_per_patient (null declared, 3 here) (" in two
+    assert "in sweep.n_seeds (25 declared, 5 here) and cohort.frames_per_patient (null declared, 3 here)." in two
     assert params.differences(params.load("paper", ["engine.threads=3", "ldm.accumulate=2", "run=x"])) == []
 
 
@@ -188,7 +188,7 @@ def test_the_front_page_says_whether_run_and_units_are_as_declared(tmp_path, mon
     artifacts.save_json(run.root / "settings" / "run.json", {"profile": "paper", "overrides": {}})  # make's, no unit
     page = html.unescape(report.index_html(run))
     hashed = artifacts.declared_hash()
-    assert "This run differs from the declared analysis in sweep.n_seeds (25 declared, 5 here)" in page
+    assert "This run differs from the declared analysis (params/protocol.yaml) in sweep.n_seeds (25 declared, 5" in page
     assert f"The declared analysis has the hash {hashed}. 1 of 2 units was made before the hash was recorded." in page
     row = (
         page.partition("Settings of the declared analysis</caption>")[2]

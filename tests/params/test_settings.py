@@ -310,3 +310,16 @@ def test_settings_are_frozen():
 def test_every_section_is_read_by_a_stage_or_only_says_where_work_runs():
     read = {section for sections in params.STAGE_SECTIONS.values() for section in sections}
     assert set(params.Settings.model_fields) - read == {"profile", "run", "engine"}
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ([], 1.5),
+        (["sweep.primary_rate=1.0"], 1.0),
+        (["shap.arm=real"], 0.0),
+        (["shap.rate=2.0", "sweep.primary_rate=1.0"], 2.0),
+    ],
+)
+def test_shap_explains_the_declared_rate_unless_it_names_another(given, rate):
+    assert params.load("paper", given).shap.rate == rate

@@ -49,3 +49,16 @@ def test_alike_or_the_same_for_all_is_no_warning(sides):
     assert found.set_index("fact").loc["crop_side", "auc"] == 0.5
     assert found.set_index("fact").loc["height", "over"] == "no interval: all patients are alike"
     assert preprocessing.crop_warnings(found, "largest") == []
+
+
+def test_a_difference_of_a_hundredth_of_a_percent_is_drawn_as_none():
+    import matplotlib.pyplot as plt
+
+    from nafld_utils.preprocessing import figures
+
+    shares = [0.3186, 0.31861, 0.31862, 0.3186]
+    facts = pd.DataFrame({"patient_id": range(4), "label": [0, 0, 1, 1], "crop_side": 320, "image_share": shares})
+    fig, axes = plt.subplots(1, 2)
+    figures.crops_by_class(facts, ("healthy", "fatty"), axes)
+    (low, high), _ = axes[1].get_ylim(), plt.close(fig)
+    assert low < 28 < 36 < high

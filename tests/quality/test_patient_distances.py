@@ -129,22 +129,27 @@ def test_rows_taken_in_parts_change_nothing(monkeypatch):
     assert patient_distances.kernel_over_patients(made, real, source, own) == pytest.approx(whole)
 
 
-def test_what_the_kernel_distance_says():
+def test_generators_are_held_against_other_real_patients_and_an_untrained_one_is_not():
     from nafld_utils.quality import patient_distance_units
 
-    columns = ["model", "role", "class", "kernel", "kernel_low", "kernel_high", "n_patients"]
-    rows = [
-        ["semantic", "model", 0.5, 0.4, 0.6],
-        ["class", "model", 0.01, -0.02, 0.04],
-        ["gan", "baseline", 1, *2 * [np.nan]],
-    ]
-    rows += [["noise", "ceiling", 3.0, 2.0, 4.0], ["halves_of_real", "floor", *3 * [np.nan]]]
-    table = pd.DataFrame([[*row[:2], "both", *row[2:], 40] for row in rows], columns=columns)
-    one, two, three = patient_distance_units.reading(table, "KID")
-    assert one.startswith("semantic LDM: KID to real patients 0.5 [0.4, 0.6] (95 % over patients, by jackknife;")
-    assert "the interval lies above 0, so these images differ from those of new patients" in one
-    assert "does not lie above 0, so no difference is shown" in two
-    assert three == "GAN: KID to real patients 1: too few patients for an interval."
+    names = ["model", "role", "equal", "equal_low", "equal_high", "kernel", "kernel_low", "kernel_high"]
+    none = [np.nan] * 2
+    rows = [["halves_of_real", "floor", 224, *none, np.nan, *none], ["noise", "ceiling", 999, 900, 999, 3, 2, 4]]
+    rows += [["semantic", "model", 340, 317, 365, 0.5, 0.4, 0.6], ["class", "model", 230, 215, 259, 0.01, -0.02, 0.04]]
+    rows += [["gan", "baseline", 900, 800, 950, 1, *none], ["simulated", "baseline", 300, *none, np.nan, *none]]
+    table = pd.DataFrame(rows, columns=names).assign(**{"class": "both", "n_patients": 40, "n_equal": 6})
+    beside, kernel = patient_distance_units.reading(table, "FID", "KID", ["gan"])
+    assert beside == (
+        "FID to real patients at 6 patients, 95 % over patients: other real patients 224; farther: semantic LDM 340"
+        " [317, 365]; not told apart: class LDM 230 [215, 259]; no interval: simulated patients 300."
+    )
+    assert kernel == (
+        "KID to real patients (95 % over patients, by jackknife; these trained models; images alike give 0 on average);"
+        " the interval lies above 0, so these differ from images of new patients: semantic LDM 0.5 [0.4, 0.6]; it does"
+        " not lie above 0, so no difference is shown: class LDM 0.01 [-0.02, 0.04]; too few patients for an interval:"
+        " GAN 1."
+    )
+    assert patient_distance_units.reading(table[table["role"] != "floor"], "FID", "KID") == [kernel], "no floor"
 
 
 def test_no_interval_of_a_distance_leaves_its_range():

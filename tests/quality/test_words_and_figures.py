@@ -28,7 +28,7 @@ def test_where_a_model_stands_is_said_in_whole_numbers_and_words(facts, says):
     rows = [place("semantic", group, **facts) for group in ("healthy", "fatty", "both")]
     (line,) = metric_units.reading(pd.DataFrame(rows), ["healthy", "fatty"])
     assert line.startswith(
-        "semantic LDM: for no class shown to lie below every ceiling. Both classes: 4989, floor 1373"
+        "semantic LDM: for no class shown to lie below every ceiling. Both classes, mean of the folds: 4989, floor 1373"
     )
     assert says in line
     assert "repeated_image" not in line
@@ -62,6 +62,21 @@ def test_a_long_interval_is_cut_with_an_arrow_and_its_true_end(ax):
     assert figures.reach(table.assign(high=3.5)) == 3.5  # no interval is cut
     assert figures.unbounded(table) == ""
     assert "too few for an interval" in figures.unbounded(table.assign(low=np.nan))
+
+
+def test_a_generator_that_is_not_trained_enough_is_hatched_and_says_so(ax):
+    names, roles = ["real_training", "gan", "semantic", "noise"], ["floor", "baseline", "model", "ceiling"]
+    table = pd.DataFrame({"model": names, "role": roles, "mean": [2.0, 3.0, 2.5, 9.0], "low": 1.0, "high": 4.0})
+    strip = {name: [np.zeros((4, 4), np.uint8)] * 2 for name in ("real", "semantic", "gan")}
+    for untrained, label in (([], "GAN"), (["gan"], "GAN: not compared")):
+        fig = plt.figure()
+        figures.strip_card(strip, table, ("healthy", "fatty"), fig, untrained)
+        titles, bars = [one.get_title() for one in fig.axes], fig.axes[-1]
+        assert titles[:3] == ["real", "semantic", "GAN"], "the name that the text has"
+        row = [text.get_text() for text in bars.get_yticklabels()].index(label)
+        assert [bool(patch.get_hatch()) for patch in bars.patches].count(True) == 1 + bool(untrained)
+        assert bars.patches[row].get_hatch() == ("xxx" if untrained else None)
+        plt.close(fig)
 
 
 def test_an_empty_panel_of_precision_says_so_and_lines_have_a_name(ax):

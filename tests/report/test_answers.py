@@ -237,6 +237,9 @@ def test_quality_is_judged_against_real_images_of_other_patients(real):
     floor = {"halves_of_real": (100, "", "")}
     assert answered(real, distances(semantic=(300, 250, 350), **floor), "quality").verdict == "No"
     near = answered(real, distances(semantic=(110, 90, 130), **floor), "quality")
+    control = answered(real, distances(semantic=(300, 250, 350), simulated=(110, 90, 130), **floor), "quality")
+    assert (control.short, len(control.card)) == ("No", 2), "no network has passed"
+    assert control.verdict == "No; simulated images alone are not told apart, and no network has learnt those"
     assert near.verdict == "Not told apart"
     assert "does not show that they are the same" in " ".join(near.sentences)
     both = answered(real, distances(semantic=(300, 250, 350), gan=(110, 90, 130), **floor), "quality")
@@ -265,7 +268,7 @@ def test_a_gan_that_is_not_trained_enough_is_compared_with_nothing(real, gap, to
     found = answered(real, pd.concat([drawn, table(*kernel, claim)]), "quality")
     text = " ".join([found.verdict, *found.sentences])
     assert ("not trained enough to compare, so no difference to it is stated" in text) == told
-    assert ("The GAN is not trained enough to compare." in found.card[0]) == told
+    assert ("The GAN is not trained enough to compare." in found.card) == told
     assert found.verdict == ("No" if told else "Not told apart: GAN; the others are farther or cannot be said")
     assert ("GAN 110" in text, "GAN 0.5" in text, "GAN 110" in found.card[0]) == (not told,) * 3
     assert (f"GAN minus the ceiling: {gap[0]}" in text) == told

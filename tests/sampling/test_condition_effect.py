@@ -122,6 +122,23 @@ def test_a_broken_promise_of_the_demo_is_named(row, change, sentence):
     assert found == [] if sentence is None else re.search(sentence, " ".join(found))
 
 
+def test_the_condition_matters_where_its_images_alone_show_an_effect():
+    columns = ["effect", "conditioning", "drawn_with", "low", "expected_without", "over"]
+    rows = [["accuracy", "semantic", "condition", 0.3, 0, "source patients"]]
+    rows += [["accuracy", "semantic", "no condition", -0.1, 0, "source patients"]]
+    rows += [
+        ["dice", "semantic", "condition", -1, 0, "source patients"],
+        ["AUC", "class", "condition", 0.6, 0.5, "folds"],
+    ]
+    rows += [["AUC", "class", "condition", 0.4, 0.5, "images"], ["AUC", "class", "no condition", 0.55, 0.5, "folds"]]
+    rows += [["AUC", "semantic", "condition", np.nan, 0.5, "no interval: the folds do not differ"]]
+    assert condition_units.reading(pd.DataFrame(rows, columns=columns)) == [
+        "semantic model: the condition matters (accuracy).",
+        "class model: it is not shown that the condition matters, since images drawn without it show as much (AUC).",
+        "semantic model: it is not shown that the condition matters (AUC).",
+    ]
+
+
 def test_an_interval_over_two_folds_stays_within_what_an_auc_can_be():
     scores = {0: [0.1, 0.2, 0.3, 0.4], 1: [0.4, 0.1, 0.3, 0.2]}  # AUC 1 and 0.5
     rows = [

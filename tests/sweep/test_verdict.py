@@ -105,7 +105,7 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert "\nOne more is exploratory.\n" in text
     assert text.count("Holm p = ") + text.count("not tested") == 2
     assert text.endswith(params.agreement(run.settings))
-    assert "differs from the declared analysis in sweep.primary_rate (1.5 declared, 0.5 here)" in text
+    assert "differs from the declared analysis (params/protocol.yaml) in sweep.primary_rate (1.5 declared, 0.5" in text
 
 
 @pytest.mark.parametrize("n_seeds", [1, 2])

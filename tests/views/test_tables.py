@@ -35,7 +35,7 @@ def test_numbers_and_their_interval_are_one_cell_in_three_digits_under_words():
 def test_what_all_rows_share_stands_in_the_caption_and_a_group_once():
     page = views.table(SCORES, "AUC <of> arms", "auc", "backbone arm rate")._repr_html_()
     assert "<caption>AUC &lt;of&gt; arms; network: lite0</caption>" in page
-    assert page.count("gan") == 1
+    assert page.count("GAN") == 1
     assert 'rowspan="2"' in page
     assert page.count("<tr>") == 1 + len(SCORES), "names of rows stand in the line of the columns' names"
     assert ">0</th>" in page, "no row numbers but the rate"
@@ -65,7 +65,7 @@ def test_an_index_names_the_rows_and_heads_of_two_levels_are_joined():
     wide = SCORES.pivot_table(index="arm", columns="rate", values=["auc", "low"])
     shown = views.table(wide, "x").data
     assert [*shown.columns] == ["AUC, 0.0", "AUC, 0.5", "low, 0.0", "low, 0.5"]
-    assert shown.index.tolist() == ["gan", "real"]
+    assert shown.index.tolist() == ["GAN", "real"]
 
 
 def test_claims_are_told_in_words():
@@ -83,3 +83,27 @@ def test_claims_are_told_in_words():
         views.told([row, alone, row | {"key": "b"}], "a.")
         == "Loss: 0.576 ratio [0.557, 0.595] over folds.\nLoss: 0.576."
     )
+
+
+def test_two_columns_with_one_heading_are_both_shown():
+    found = pd.DataFrame({"set": ["gan", "class"], "n_images": [7, 8], "images": [1, 2]})
+    shown = views.table(found, "x", rows="set").data
+    assert shown.index.tolist() == ["GAN", "class"], "the name of a row is not lost to a column of the same heading"
+    assert shown.to_dict("list") == {"images (n_images)": ["7", "8"], "images (images)": ["1", "2"]}
+
+
+def test_stored_names_are_told_in_words_and_a_unit_once():
+    row = {
+        "claim": "copies, gan images",
+        "this_run": 3,
+        "unit": "images",
+        "low": None,
+        "high": None,
+        "over": "",
+        "key": "a",
+    }
+    assert views.told([row], "a") == "Copies, GAN images: 3."
+    assert views.named("upper / lower half, folds") == "brightness ratio, upper to lower half of the image, folds"
+    kept = "organ, gan.enabled, artifacts/demo/gan/fold0"
+    assert views.named(kept) == kept, "whole words alone, no key and no path"
+    assert (views.unit_beside("generation", "ratio"), views.unit_beside("Copies", "copies")) == ("ratio", "")

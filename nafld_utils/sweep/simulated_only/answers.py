@@ -170,7 +170,7 @@ def _not_learnt(losses: pd.DataFrame, share: float) -> str:
 def _attenuation(ratio: pd.DataFrame) -> str:
     """Whether more than attenuation is learnt: judged by the AUC within strata of the half ratio."""
     alone, gain, within = (row for _, row in ratio.head(3).iterrows())
-    halves = f"The {tables.HALVES} ratio, nothing learnt: {_bounds(*alone[['value', 'low', 'high']])}"
+    halves = f"The {views.named(tables.HALVES)}, nothing learnt: {_bounds(*alone[['value', 'low', 'high']])}"
     text = f"{halves}; the trainings minus it {_bounds(*gain[['value', 'low', 'high']], '+')}; among patients of like"
     text += f" ratio the trainings have {_bounds(*within[['value', 'low', 'high']])}: "
     if not np.isfinite(within["low"]):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from nafld_utils import phantom
 from nafld_utils.sweep.simulated_only import tables
-from nafld_utils.views import COLORS, bar_lengths, name_rows
+from nafld_utils.views import COLORS, bar_lengths, name_rows, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +100,7 @@ def bars(table: pd.DataFrame, ratio: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot([], [], "o-", color=color, label={"variant": "variant of the simulator, one cohort"}.get(kind, kind))
     ax.axvline(0.5, color="#999999", lw=1, ls="--", zorder=1)
     halves = ratio["value"].iloc[0]
-    ax.axvline(halves, color=_RATIO, lw=1.2, zorder=1, label=f"{tables.HALVES}, nothing learnt: {halves:.3f}")
+    ax.axvline(halves, color=_RATIO, lw=1.2, zorder=1, label=f"{named(tables.HALVES)}, nothing learnt: {halves:.3f}")
     names = table["name"].str.replace("_", " ")
     name_rows(ax, names, "AUC by patient, mean of the folds; bars are 95 % over patients")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
