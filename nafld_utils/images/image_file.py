@@ -114,7 +114,7 @@ def read(path: Path) -> Picture:
     except ImageFault:
         raise
     except Exception as error:  # decoders raise a dozen kinds, none of which names the file
-        raise ImageFault(f"expected an image, found damaged content ({reason(error)})") from None
+        raise ImageFault(f"expected an image, found damaged content ({reason(error)}); get it again") from None
     if found.pixels.shape != header.shape:
         raise ImageFault(f"expected {_size(header.shape)} pixels as its header says, found {_size(found.pixels.shape)}")
     return found
