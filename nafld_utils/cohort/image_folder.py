@@ -205,13 +205,16 @@ def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
     """
     table = rows.assign(sha256=sha256)
     table = table[(table["sha256"] != "") & (table["patient"] != "")].sort_values("row")
-    first = table.groupby("sha256")[["patient", "row"]].transform("first")
-    problems = Problems()
-    problems.each(
-        table.assign(other=first["patient"], there=first["row"])[table["patient"] != first["patient"]],
+    first = table.groupby("sha256")[["patient", "row", "label"]].transform("first")
+    text = (
         "expected every image under one patient, found the pixels of {image} of patient {patient} in row {there} under"
-        " patient {other} too; merge the patients or remove the copy",
+        " patient {other} too"
     )
+    table, problems = table.assign(other=first["patient"], there=first["row"]), Problems()
+    again, same = table["patient"] != first["patient"], table["label"] == first["label"]
+    problems.each(table[again & same], text + "; merge the patients or remove the copy")
+    asked = "of another label; find out whose picture it is and remove it from the other"
+    problems.each(table[again & ~same], f"{text}, {asked}")
     return problems
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from nafld_utils import networks
 
-REVISION = ("one_person", 1)
+REVISION = ("one_person", 2)
 LEVEL = 0.05  # that a cohort of different persons has any pair that is said to look like one
 FRAMES = 4  # images of a patient that are compared at full size: those nearest to others (choice)
 MOST = 3000  # images compared at full size (choice: a minute), yet one of each patient
@@ -33,6 +33,7 @@ COARSE = 16  # pixels of the side at which the nearest patients are found
 CHUNK = 1024  # images whose distances to all patients are held at once
 LEAST = 1e-6  # distance below which images are equal but for rounding
 PAIRS = ("patient_a", "patient_b")
+NOBODY = pd.DataFrame(columns=["patient", "other", "distance", "row", "other_row"])
 
 
 def look_alikes(squares: np.ndarray, patients: np.ndarray, device: Any = "cpu") -> pd.DataFrame:
@@ -52,28 +53,38 @@ def look_alikes(squares: np.ndarray, patients: np.ndarray, device: Any = "cpu") 
         ``patient_a, patient_b`` (a below b), ``correlation`` (-1 to 1, over shifts and scales) of their two most alike
         images, which are ``row_a, row_b`` of `squares`; ``usual``, the correlation with the fifth nearest patient;
         ``p``, the chance (0 to 1) that a patient's nearest other is this near beside any of `BESIDE`, of the patient
-        who has the smaller;
-        ``flagged``: p times the number of patients is below `LEVEL`. Most alike first; empty for fewer than `FEWEST`
-        patients.
+        who has the smaller; ``left_out``, the share (0 to 1) of pixels without which they are compared: 0, or that
+        which a caption may cover, whichever gives the smaller p, which counts twice for it; ``flagged``: p times the
+        number of patients is below `LEVEL`. Most alike first; empty for fewer than `FEWEST` patients.
     """
-    if len(np.unique(patients)) < FEWEST:
-        return judged(pd.DataFrame(columns=["patient", "other", "distance", "row", "other_row"]))
-    place, rows = _nearest(squares, patients, device)
+    ways = {0.0: False, networks.LEFT_OUT: True}
+    few = len(np.unique(patients)) < FEWEST
+    tables = [judged(NOBODY if few else _pairs(squares, patients, device, captions)) for captions in ways.values()]
+    table = pd.concat([found.assign(left_out=share) for share, found in zip(ways, tables, strict=True)])
+    table["p"] = np.minimum(1.0, len(ways) * table["p"])
+    table["flagged"] = table["p"] * len(np.unique(patients)) < LEVEL
+    return table.sort_values("p", kind="stable").drop_duplicates(list(PAIRS), ignore_index=True)
+
+
+def _pairs(squares: np.ndarray, patients: np.ndarray, device: Any, captions: bool) -> pd.DataFrame:
+    """``patient, other, distance, row, other_row`` of the nearest images of patients, nearest first."""
+    place, rows = _nearest(squares, patients, device, captions)
     used, at = np.unique(rows, return_inverse=True)
     frames = np.concatenate([squares[place], squares[used]])
-    apart = networks.pixels_apart(frames, at.reshape(rows.shape) + len(place), device)
+    apart = networks.pixels_apart(frames, at.reshape(rows.shape) + len(place), device, captions)
     there = {"row": np.repeat(place, rows.shape[1]), "other_row": rows.ravel()}
     there = pd.DataFrame(there).assign(distance=apart.ravel().astype(float))
     back = there.rename(columns={"row": "other_row", "other_row": "row"})
     both = pd.concat([there, back]).sort_values(["distance", "row", "other_row"], kind="stable")
     both = both.assign(patient=patients[both["row"]], other=patients[both["other_row"]])
-    return judged(both.drop_duplicates(["patient", "other"]))
+    return both.drop_duplicates(["patient", "other"])
 
 
-def _nearest(squares: np.ndarray, patients: np.ndarray, device: Any) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(squares: np.ndarray, patients: np.ndarray, device: Any, captions: bool) -> tuple[np.ndarray, np.ndarray]:
     """Rows (m,) of the images that are nearest to another patient's, and (m, k) of the nearest others' nearest images.
 
-    All images are compared, at 16 pixels a side; of each patient at most `FRAMES` are kept, `MOST` in all.
+    All images are compared, at 16 pixels a side; of each patient at most `FRAMES` are kept, `MOST` in all. Where they
+    may have `captions`, they are so less their local mean and as roots, in which a caption weighs little.
     """
     from scipy import ndimage
 
@@ -82,8 +93,10 @@ def _nearest(squares: np.ndarray, patients: np.ndarray, device: Any) -> tuple[np
     for start in range(0, n, CHUNK):
         some = squares[start : start + CHUNK].reshape(-1, COARSE, step, COARSE, step)
         some = some.mean(axis=(2, 4), dtype=np.float32)
-        some -= ndimage.gaussian_filter(some, (0, 2, 2))
-        small[start : start + CHUNK] = (np.sign(some) * np.sqrt(np.abs(some))).reshape(len(some), -1)  # of a caption less
+        if captions:
+            some -= ndimage.gaussian_filter(some, (0, 2, 2))
+            some = np.sign(some) * np.sqrt(np.abs(some))
+        small[start : start + CHUNK] = some.reshape(len(some), -1)
     small -= small.mean(axis=1, keepdims=True)
     small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), LEAST)
     others = min(NEAREST, people - 1)
@@ -101,7 +114,7 @@ def _nearest(squares: np.ndarray, patients: np.ndarray, device: Any) -> tuple[np
 
 
 def judged(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The table of `look_alikes` from ``patient, other, distance, row, other_row``, nearest others of each first."""
+    """The table of `look_alikes`, of one way to compare, from that of `_pairs`."""
     from scipy import stats
 
     n = pairs["patient"].nunique()

@@ -64,8 +64,9 @@ def open_pairs(run: Run) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``patient_a, patient_b``, ``image_a, image_b`` (their most alike images), ``correlation`` (-1 to 1, over shifts
-        and scales), ``usual`` (with the fifth nearest patient), ``p`` (chance of so near a patient, 0 to 1) and
-        ``flagged`` bool, as `look_alikes.look_alikes`. The user's names of them stay in the file.
+        and scales), ``usual`` (with the fifth nearest patient), ``left_out`` (share of pixels without which they are
+        compared), ``p`` (chance of so near a patient, 0 to 1) and ``flagged`` bool, as `look_alikes.look_alikes`. The
+        user's names of them stay in the file.
     """
     table = pairs_unit(run).require().load_table(ALL).drop(columns=["patient", "same_as"])
     return table.assign(flagged=table["flagged"].astype(bool))
@@ -81,8 +82,8 @@ def pairs_reading(run: Run) -> str:
     searched = (
         f"All {len(found.images)} images of {patients} patients were searched at {COARSE} pixels a side, and"
         f" at most {FRAMES} of each patient compared closely with the {NEAREST} nearest patients."
-        f" Mirrored, turned or inverted images are not found, nor a person under more than {NEAREST} numbers or a cohort"
-        " in which most persons have many, and a caption over more than a twentieth of an image may hide one."
+        f" Mirrored, turned or inverted images are not found, nor a person under more than {NEAREST} numbers or a"
+        " cohort in which most persons have many, and a caption over more than a twentieth of an image may hide one."
     )
     if not n:
         first = table.iloc[0]

@@ -34,13 +34,16 @@ VIDEOS = ("MPEG", "HEVC", "H.26")
 Span = tuple[float, float] | None  # of values
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its ending, the mark behind its preamble, or a first tag without either."""
-    if path.suffix.lower() in SUFFIXES:
-        return True
+def is_dicom(path: Path, named: bool = False) -> bool:
+    """Whether a file is DICOM, by the mark behind its preamble, by a first tag without, or else as its ending says.
+
+    Where its first bytes are known as those of another kind, `named`, its ending does not count.
+    """
     with open(path, "rb") as handle:
         start = handle.read(132)
-    return start[128:] == b"DICM" or bool(re.match(rb"[\x02\x08]\0.\0", start, re.DOTALL))
+    if start[128:] == b"DICM" or re.match(rb"[\x02\x08]\0.\0", start, re.DOTALL):
+        return True
+    return path.suffix.lower() in SUFFIXES and not named
 
 
 def dataset(path: Path, **options: Any) -> Any:
@@ -109,8 +112,8 @@ def read_header(path: Path, command: str) -> Header:
         pages = int(data.get("NumberOfFrames") or 1)
     except (AttributeError, TypeError, ValueError):
         raise ImageFault(
-            "expected a DICOM image, found no Rows and Columns; take a report or a directory out of the table, and get a"
-            " file that is cut off again"
+            "expected a DICOM image, found no Rows and Columns; take a report or a directory out of the table, and get"
+            " a file again that is cut off"
         ) from None
     if video := video_of(data):
         raise ImageFault(f"expected one image, found a video ({video}); make one file of each frame with {command}")

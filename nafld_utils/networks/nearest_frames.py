@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from nafld_utils import engine
 
-REVISION = ("nearest_frames", 2)  # where the copy audit's results change, raise ``memorization`` of copy_rules instead
+REVISION = ("nearest_frames", 1)  # raise ``memorization`` of copy_rules beside it, which the copy audit names
 SIDE = 64  # pixels at which `pixels_apart` compares images
 WINDOW = 0.75  # share of the side of the middle square that is compared (choice: leaves room for shifts)
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.0)  # a stored crop shows 0.8 to 1 of a frame's side
@@ -117,20 +117,26 @@ def nearest_pixels(
     return _nearest(names, parts)
 
 
-def pixels_apart(frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", chunk: int = 8) -> np.ndarray:
+def pixels_apart(
+    frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", captions: bool = False, chunk: int = 8
+) -> np.ndarray:
     """One minus the best correlation, (n, k) float32, of the first n frames' middles with the frames `rows` (n, k).
 
-    `frames` are (m, S, S) uint8, m at least n. Edges are laid upon each other at every shift and five scales (`Bank`),
-    and grey levels correlated there without the pixels that fit least, so that a caption hides nobody.
+    `frames` are (m, S, S) uint8, m at least n; at every shift and five scales (`Bank`). Where they may have `captions`,
+    edges are laid upon each other, and grey levels correlated there without the pixels that fit least (`LEFT_OUT`).
     """
     device = torch.device(device)
     x = _shrink(frames, SIDE, device)
-    edges, parts, whole = _edges(x), [], round(WINDOW * SIDE)
-    bank, inner = Bank(edges, SCALES, LEAST_SD / 4), slice((SIDE - whole) // 2, (SIDE + whole) // 2)
+    edges, parts, whole = _edges(x) if captions else x, [], round(WINDOW * SIDE)
+    bank = Bank(edges, SCALES, LEAST_SD / 4 if captions else LEAST_SD)  # a root has a smaller spread
+    inner = slice((SIDE - whole) // 2, (SIDE + whole) // 2)
     for start in range(0, len(rows), chunk):
         some = slice(start, min(start + chunk, len(rows)))
         named = engine.sent(torch.from_numpy(rows[some].astype(np.int64)), device)
-        _, w, top, left = bank.best(edges[some], named)
+        value, w, top, left = bank.best(edges[some], named)
+        if not captions:
+            parts.append(1.0 - value)
+            continue
         maps = _maps(w, top, left, torch.zeros_like(w), SIDE).flatten(0, 1)
         grid = F.affine_grid(maps, [len(maps), 1, whole, whole], False)
         seen = F.grid_sample(x[named.flatten()][:, None], grid, align_corners=False).flatten(1)

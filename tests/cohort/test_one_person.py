@@ -82,7 +82,7 @@ def test_chance_alone_flags_few_cohorts():
 def test_one_person_under_many_numbers(numbers):
     squares, patients = people(30 + numbers, frames=1)
     assert flagged(squares, patients) == set()
-    noise = np.random.default_rng(1).normal(0, 2, (numbers, 64, 64))
+    noise = np.random.default_rng(1).normal(0, 3, (numbers, 64, 64))
     squares[:numbers] = (squares[0] + noise).clip(0, 255)
     found = flagged(squares, patients)
     assert {number for pair in found for number in pair} == set(range(1, numbers + 1))
