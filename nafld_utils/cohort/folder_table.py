@@ -148,6 +148,9 @@ def _computed(table: pd.DataFrame, name: str) -> pd.Series:
 def _columns(source: Path, sheet: Sheet, needed: Mapping[str, bool]) -> dict[str, int]:
     """Place of each column that is read; `needed` says which of the required ones may be missing."""
     problems, places, header = Problems(), {}, sheet.header
+    if len(header) == 1:
+        text = "expected columns between commas, semicolons, tabs or bars, named in the first line, found one column"
+        raise CohortError(source, [Problem(None, f"{text}, {shown(header[0], 40)}; save the table as CSV UTF-8")])
     folded = [artifacts.column_name(name) for name in header]
     others = {key: name for key, name in zip(folded, header, strict=True) if key not in (*REQUIRED, *OPTIONAL)}
     for name in (*REQUIRED, *OPTIONAL):

@@ -19,6 +19,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def _listing(folder: Path) -> list[str]:
 
 
 def _nearest(name: str, listing: list[str]) -> str:
-    folded = {item.casefold(): item for item in listing}
+    name, folded = urllib.parse.unquote(name), {item.casefold(): item for item in listing}
     last = name.replace("\\", "/").rsplit("/", 1)[-1].casefold()  # a path of another machine, or no extension
     ends = [item for low, item in folded.items() if last in ((end := low.rsplit("/", 1)[-1]), end.rsplit(".", 1)[0])]
     known = [folded.get(name.casefold()), *(ends if len(ends) == 1 else ())]

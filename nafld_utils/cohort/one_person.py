@@ -19,6 +19,7 @@ import pandas as pd
 from nafld_utils.cohort.problems import Problems, shown
 
 REVISION = ("patient_names", 2)
+ORDER = "the order of words"
 SETTING = "cohort.alike_names"
 CHANCE = 0.01  # that unrounded numbers of 16 digits and more end in so many zeros (choice)
 _SHORT = re.compile(r"(\d{1,3})([.,]\d+|(?=e\+))e\+?(\d{1,3})", re.IGNORECASE)  # 4.711E+07, 4E+7; 1E5 is a name
@@ -28,10 +29,10 @@ _TWINS = {ord(chr(one).casefold()): chr(other).casefold() for one, other in _LET
 _DASHES = {**dict.fromkeys(map(ord, "‐‑‒–—―−"), "-"), **dict.fromkeys(map(ord, "'\"’‘‚“”„´`="))}
 _MARKS = r"\s_.,:;/()\[\]#^\-"
 _WORD, _GAP = r"[^\d\s_.,;^\-]+", r"[\s_.,;^\-]+"
-_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae", "œ": "oe"})
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ı": "i", "å": "aa", "ø": "oe", "æ": "ae", "œ": "oe"})
 # What nobody sees beside control and format characters: Unicode's default-ignorable ones and a Braille blank.
 _UNSEEN = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    "[\u034f\u0640\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
@@ -70,7 +71,7 @@ def _dated(text: str) -> str:
 # What two writings of one name may differ by, in the order in which it is taken away.
 _STEPS: dict[str, Callable[[str], str]] = {
     "invisible characters": _visible,
-    "the order of words": _in_order,
+    ORDER: _in_order,
     "blanks": lambda text: _between_digits(text, r"\s"),
     "Unicode form": lambda text: unicodedata.normalize("NFKC", text),
     "case": str.casefold,
@@ -108,7 +109,7 @@ class People(NamedTuple):
 AS_WRITTEN = People()
 
 
-def plain(name: str, without: str = "") -> str:
+def plain(name: str, *without: str) -> str:
     """A name as it is compared: composed, one case, words in order, no marks but a blank between digits, no ``.0``.
 
     Examples
@@ -117,14 +118,16 @@ def plain(name: str, without: str = "") -> str:
     ('p7', '7', 'site1 12', 'jomueller1970 1 5', 'p7')
     """
     for what, step in _STEPS.items():
-        name = name if what == without else step(name)
+        name = name if what in without else step(name)
     return name
 
 
 def differ_by(one: str, other: str) -> str:
     """What two names differ by that are one in plain writing."""
-    needed = [what for what in _STEPS if plain(one, what) != plain(other, what)]
-    for what, step in _STEPS.items():
+    without = [] if plain(one) == plain(other) else [ORDER]  # John Doe and JohnDoe
+    steps = {what: step for what, step in _STEPS.items() if what not in without}
+    needed = [what for what in steps if plain(one, what, *without) != plain(other, what, *without)]
+    for what, step in steps.items():
         one, other = step(one), step(other)
         if one == other:
             return " and ".join(needed or [what])
@@ -179,7 +182,7 @@ def alike(names: Iterable[str]) -> dict[str, str]:
     """Of each name, the first that may be another writing of it: itself where there is none before it."""
     names = list(dict.fromkeys(names))
     first: dict[str, str] = {}
-    forms = [(name, {plain(name), plain(_ungrouped(name)), plain(_bare(name))}) for name in names]
+    forms = [(name, {plain(name), plain(name, ORDER), plain(_ungrouped(name)), plain(_bare(name))}) for name in names]
     return joined(names, [(name, first.setdefault(form, name)) for name, both in forms for form in sorted(both)])
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from nafld_utils import artifacts
 from nafld_utils.images import dicom_file
 from nafld_utils.images.grey_levels import (
     MAX_PIXELS,
@@ -42,7 +43,7 @@ REVISION = ("image_files", 4)
 FORMATS = ("PNG", "JPEG", "TIFF")  # for Pillow, whose JPEG reader gives MPO too: of phones, with a second picture
 MAX_BYTES = 256 * 2**20  # of a file (choice)
 FRAMES = "python -m nafld_utils.images.frames"
-UNKNOWN = "content of another kind, or damaged; get it again"
+UNKNOWN = "content of another kind, or damaged; save it as PNG or get it again"
 VIDEO = "make one PNG file of each frame with ffmpeg -i"
 
 
@@ -71,11 +72,6 @@ _VIDEOS = {
     "an MPEG video": (rb"\0\0\x01[\xba\xb3]",),
     "a Windows Media video": (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",),
     "an Ogg video": (rb"OggS",),
-}
-_WRAPPED = {  # what is to be opened before it can be an image, and what to do
-    "a zip archive; unpack it": (rb"PK\x03\x04",),
-    "a web page; download the file itself": (rb"\s*<(?:!doctype|html|!DOCTYPE|HTML)",),
-    "a pointer of Git LFS; get the file with git lfs pull": (rb"version https://git-lfs",),
 }
 _OURS = {
     "PNG": (rb"\x89PNG\r\n\x1a\n",),
@@ -170,12 +166,10 @@ def _found(path: Path) -> str:
         return "a gzip archive; unpack it"
     if name := named(_VIDEOS):
         return f"{name}; {VIDEO} {place} {shlex.quote(str(path.with_suffix('')))}_%04d.png"
-    if name := named(_WRAPPED):
-        return name
     if name := named(_OURS):
         kinds = "; get it again" if name == "PNG" else " or of a kind that is not read; save it as PNG"
         return f"a {name} image that is damaged{kinds}"
-    return UNKNOWN
+    return artifacts.file_kind(head) or UNKNOWN
 
 
 def _count(path: Path) -> int:

@@ -385,7 +385,7 @@ NIFTI = b"\x5c\x01\0\0" + bytes(400)
         ),
         (
             lambda p: p.write_bytes(b"BMI of all patients, a table"),
-            "content of another kind, or damaged; get it again",
+            "content of another kind, or damaged; save it as PNG or get it again",
         ),
         (lambda p: p.write_bytes(b""), "an empty file; get it again"),
         (lambda p: p.write_bytes(NIFTI), "a NIfTI volume; save the slice that counts as PNG"),
@@ -917,6 +917,15 @@ def test_tables_of_any_spreadsheet_are_read(tmp_path, encoding, separator):
     text = pd.DataFrame(rows, columns=["Image", "PATIENT", "Label ", "grade"]).to_csv(index=False, sep=separator)
     (path / "export.csv").write_bytes(f"{text}\r\n{separator * 3}\r\n".encode(encoding))
     assert cohort.load(path, NAMES).patients["grade"].tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+@pytest.mark.parametrize("line", ["# exported in May", "image  patient  label", '[{"image":"00.png"}]', "<table><tr>"])
+def test_a_first_line_without_columns_is_said_once(tmp_path, line):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").write_text(f"{line}\n" + (path / "images.csv").read_text())
+    ((row, text),) = problems(path)
+    assert row is None
+    assert f"found one column, {line}; save the table as CSV UTF-8" in text
 
 
 def test_cells_that_a_spreadsheet_writes_otherwise_are_read(tmp_path):
