@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=(
         "data description download example explorer figures file_tags folder_files folder_table image_folder loading "
-        "one_person one_person_units outline problems simulation unit"
+        "look_alikes one_person one_person_units outline problems simulation unit"
     ).split(),
     submod_attrs={
         "data": "Cohort".split(),

@@ -180,9 +180,12 @@ def validate(cohort: Cohort, fat_threshold: float = 5.0, source: str = "cohort")
     shared = owners[owners.str.len() > 1]
     if len(shared):
         a, b = sorted(shared.iloc[0])[:2]
+        one, other = patients.set_index("patient_id")["label"].loc[[a, b]]
+        differ = "their classes differ, so find out whose they are"
+        remedy = "merge the patients or remove the copies" if one == other else differ
         raise ValueError(
             f"{source}: expected every frame under one patient, found one under patients {a} and {b} ({len(shared)}"
-            " such frames); merge the patients or remove the copies."
+            f" such frames); {remedy}."
         )
 
 

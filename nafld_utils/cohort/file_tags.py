@@ -117,12 +117,15 @@ def tag_warnings(table: pd.DataFrame, class_names: tuple[str, str]) -> list[str]
 
     Examples
     --------
-    >>> row = ("format", "TIFF", 0, 8, 0.0002, True)
-    >>> tag_warnings(pd.DataFrame([row], columns=list(COLUMNS)), ("benign", "malignant"))
-    ['Warning: format of the files is TIFF for 0 patients of benign and 8 of malignant: it differs by class.']
+    >>> rows = [("format", "PNG", 8, 0, 0.0002, True), ("format", "TIFF", 0, 8, 0.0002, True)]
+    >>> print(*tag_warnings(pd.DataFrame(rows, columns=list(COLUMNS)), ("benign", "malignant")))
+    Warning: format of the files differs by class: PNG for 8 patients of benign and 0 of malignant, TIFF for 0 and 8.
     """
-    return [
-        f"Warning: {row.tag} of the files is {row.value} for {row.patients_0} patients of {class_names[0]} and"
-        f" {row.patients_1} of {class_names[1]}: it differs by class."
-        for row in table[table["differs"].astype(bool)].itertuples()
-    ]
+    differing = table[table["differs"].astype(bool)]
+    said = []
+    for tag, rows in differing.groupby("tag", sort=False):
+        first, *others = rows[["value", "patients_0", "patients_1"]].itertuples(index=False)
+        texts = [f"{first[0]} for {first[1]} patients of {class_names[0]} and {first[2]} of {class_names[1]}"]
+        texts += [f"{value} for {a} and {b}" for value, a, b in others]
+        said.append(f"Warning: {tag} of the files differs by class: {', '.join(texts)}.")
+    return said

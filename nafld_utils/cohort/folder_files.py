@@ -20,6 +20,10 @@ TABLE = "images.csv"
 REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 PIXELS = "pixels.npy"  # a folder that holds it has one array instead of image files
 MASKS, MARK_FILE = "masks.npy", artifacts.MARK_FILE
+_SHEETS, _TEXTS = (
+    (*artifacts.SHEETS, ".parquet", ".feather", ".jsonl", ".sav", ".dta"),
+    (".txt", ".tsv", ".tab", ".dat"),
+)
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 
 
@@ -37,10 +41,14 @@ def find_table(folder: Path) -> Path:
     found = [path for path in found if _has_columns(path)] if len(found) > 1 else found
     if len(found) == 1:
         return _inside(folder, found[0])
-    found = found or [path for path in files if path.suffix.lower() == ".csv"]
-    sheets = [] if found else [path for path in files if path.suffix.lower() in artifacts.SHEETS]
-    what = ", ".join(shown(path.name) for path in (found or sheets)[:5]) or "none"
-    remedy = f"save the sheet as CSV UTF-8 under the name {TABLE}" if sheets else "write one"
+    others = {
+        f"keep one of them, or name it {TABLE}": found or [path for path in files if path.suffix.lower() == ".csv"],
+        f"save the sheet as CSV UTF-8 under the name {TABLE}": [p for p in files if p.suffix.lower() in _SHEETS],
+        f"if that is the table, rename it to {TABLE}": [p for p in files if p.suffix.lower() in _TEXTS and _wide(p)],
+        "take the folder in which the table lies": [*sorted(folder.glob("*/*.csv")), *sorted(folder.glob("../*.csv"))],
+    }
+    remedy, near = next(((how, those) for how, those in others.items() if those), ("write one", []))
+    what = ", ".join(shown(os.path.relpath(path, folder)) for path in near[:5]) or "none"
     wanted = f"expected a file {TABLE} with the columns image, patient and label"
     raise CohortError(folder, [Problem(None, f"{wanted}, found {what}; {remedy}")])
 
@@ -56,6 +64,13 @@ def _has_columns(table: Path) -> bool:
     """Whether a table has all columns that a cohort needs."""
     with contextlib.suppress(ValueError), open(table, "rb") as handle:
         return len(artifacts.read_sheet(handle.readline(2**16), REQUIRED).places(REQUIRED)) == len(REQUIRED)
+    return False
+
+
+def _wide(table: Path) -> bool:
+    """Whether a text file's first line has three columns or more."""
+    with contextlib.suppress(ValueError), open(table, "rb") as handle:
+        return len(artifacts.read_sheet(handle.readline(2**16), REQUIRED).header) >= len(REQUIRED)
     return False
 
 

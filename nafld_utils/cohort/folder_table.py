@@ -109,7 +109,10 @@ def of_others(source: Path, leave_out: Sequence[str]) -> tuple[pd.Series, pd.Ser
 
 
 def _cells(source: Path, need_images: bool, need_labels: bool = True) -> tuple[pd.DataFrame, Problems]:
-    """Text of every column, stripped, and rows that are too long; of columns not there, only ``fold`` is left out."""
+    """Text of every column, stripped, and rows that are too long; of columns not there, only ``fold`` is left out.
+
+    ``failed`` names the columns of a row that a spreadsheet could not compute, each of which is a problem already.
+    """
     size, problems = source.stat().st_size, Problems()
     try:
         if size > MAX_TABLE_BYTES:
@@ -125,20 +128,29 @@ def _cells(source: Path, need_images: bool, need_labels: bool = True) -> tuple[p
     for row, found in sheet.overlong().items():
         text = f"expected {len(sheet.header)} cells, found {found}; quote a text that holds a separator"
         problems.add(row, text)
-    table = pd.DataFrame({"row": [row for row, _ in sheet.rows]})
+    table = pd.DataFrame({"row": [row for row, _ in sheet.rows], "failed": ""})
     for name, place in {**dict.fromkeys((*REQUIRED, "grade"), len(sheet.header)), **places}.items():
         table[name] = sheet.column(place)
-        failed = table[table[name].str.fullmatch(artifacts.CELL_ERROR)]
-        problems.each(failed, f"expected {name}, found {{{name}}}, an error of the spreadsheet; write what is meant")
-        table.loc[failed.index, name] = ""
+        failed = table[name].str.fullmatch(artifacts.CELL_ERROR)
+        text = f"expected {name}, found {{{name}}}, an error of the spreadsheet; write what is meant"
+        problems.each(table[failed], text)
+        table[name], table["failed"] = table[name].mask(failed, ""), table["failed"] + np.where(failed, name, "")
     for name in {"grade", "fold"} & {*table}:
         table[name] = table[name].map(sheet.number)
     return table, problems
 
 
+def _computed(table: pd.DataFrame, name: str) -> pd.Series:
+    """Whether each row's cell of a column is none that a spreadsheet could not compute."""
+    return ~table["failed"].str.contains(name)
+
+
 def _columns(source: Path, sheet: Sheet, needed: Mapping[str, bool]) -> dict[str, int]:
     """Place of each column that is read; `needed` says which of the required ones may be missing."""
     problems, places, header = Problems(), {}, sheet.header
+    if len(header) == 1:
+        text = "expected columns between commas, semicolons, tabs or bars, named in the first line, found one column"
+        raise CohortError(source, [Problem(None, f"{text}, {shown(header[0], 40)}; save the table as CSV UTF-8")])
     folded = [artifacts.column_name(name) for name in header]
     others = {key: name for key, name in zip(folded, header, strict=True) if key not in (*REQUIRED, *OPTIONAL)}
     for name in (*REQUIRED, *OPTIONAL):
@@ -200,7 +212,7 @@ def _labels(
     key, filled = written.str.casefold(), written != ""
     numbered = _numbers_stand_for(class_names)
     missing = f"expected a class name{', 0 or 1' if numbered else ''} as label, found nothing"
-    problems.each(table[~filled], missing)
+    problems.each(table[~filled & _computed(table, "label")], missing)
     codes = {name.casefold(): value for value, name in enumerate(map(_label_text, class_names))}
     if numbered:
         codes |= _NUMBERS
@@ -308,7 +320,7 @@ def _folds(table: pd.DataFrame, label: pd.Series, all_known: bool, problems: Pro
         return none
     number = pd.to_numeric(table["fold"].where(table["fold"] != ""), errors="coerce").astype(float)
     wrong = table[number.isna() | (number % 1 != 0) | (number < 0) | (number > 1000)]
-    problems.each(wrong, "expected a whole number from 0 as fold, found {fold}")
+    problems.each(wrong[_computed(wrong, "fold")], "expected a whole number from 0 as fold, found {fold}")
     if len(wrong):
         return none
     fold = (number - number.min() * (number.min() == 1)).astype("Int64")
@@ -323,7 +335,7 @@ def _folds(table: pd.DataFrame, label: pd.Series, all_known: bool, problems: Pro
 
 def _check_names(table: pd.DataFrame, need_images: bool, problems: Problems) -> None:
     for name in ("image", "patient") if need_images else ("patient",):
-        problems.each(table[table[name] == ""], f"expected {name}, found nothing")
+        problems.each(table[(table[name] == "") & _computed(table, name)], f"expected {name}, found nothing")
     for word, rows in table[_is_one_of(table["patient"], _NOTHING)].groupby("patient", sort=False):
         times = f"in {len(rows)} rows, the first of which is this" if len(rows) > 1 else "here"
         text = f"expected patient, found {word} {times}, which stands for nothing; write who it is"

@@ -19,6 +19,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def _listing(folder: Path) -> list[str]:
 
 
 def _nearest(name: str, listing: list[str]) -> str:
-    folded = {item.casefold(): item for item in listing}
+    name, folded = urllib.parse.unquote(name), {item.casefold(): item for item in listing}
     last = name.replace("\\", "/").rsplit("/", 1)[-1].casefold()  # a path of another machine, or no extension
     ends = [item for low, item in folded.items() if last in ((end := low.rsplit("/", 1)[-1]), end.rsplit(".", 1)[0])]
     known = [folded.get(name.casefold()), *(ends if len(ends) == 1 else ())]
@@ -205,13 +206,16 @@ def _copies(rows: pd.DataFrame, sha256: list[str]) -> list[Problem]:
     """
     table = rows.assign(sha256=sha256)
     table = table[(table["sha256"] != "") & (table["patient"] != "")].sort_values("row")
-    first = table.groupby("sha256")[["patient", "row"]].transform("first")
-    problems = Problems()
-    problems.each(
-        table.assign(other=first["patient"], there=first["row"])[table["patient"] != first["patient"]],
+    first = table.groupby("sha256")[["patient", "row", "label"]].transform("first")
+    text = (
         "expected every image under one patient, found the pixels of {image} of patient {patient} in row {there} under"
-        " patient {other} too; merge the patients or remove the copy",
+        " patient {other} too"
     )
+    table, problems = table.assign(other=first["patient"], there=first["row"]), Problems()
+    again, same = table["patient"] != first["patient"], table["label"] == first["label"]
+    problems.each(table[again & same], text + "; merge the patients or remove the copy")
+    asked = "of another label; find out whose picture it is and remove it from the other"
+    problems.each(table[again & ~same], f"{text}, {asked}")
     return problems
 
 

@@ -36,6 +36,9 @@ MOST_BYTES = 4 * 2**30  # choice: of an unpacked .mat file, 25 times the publish
 _HDF5, _HDF5_AT = b"\x89HDF\r\n\x1a\n", (512, 1024, 2048, 4096)
 _NO_MATLAB = {  # how files begin that are named .mat and have no head of MATLAB
     "an empty file; get it again": rb"\Z",
+    "a MATLAB v4 file, which holds no structs; open it in MATLAB and save the struct with save(..., 'data', '-v7')": (
+        rb"(?s)(?:[\0-\x34]\0{3}.{8}[\0\1]\0{3}[\1-\x3f]\0{3}|\0\0[\3\4].{9}\0{3}[\0\1]\0{3}[\1-\x3f])[A-Za-z]"
+    ),
     "a file of Octave's own format; save it there with save -v7": rb"# Created by Octave|Octave-1-[LB]",
     "an answer of a server in JSON; get the file itself": rb"\s*[{\[]",
     "no MATLAB file but text; get the file itself": rb"[\t\r\n -~]+\Z",

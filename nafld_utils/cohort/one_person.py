@@ -1,15 +1,11 @@
-"""Who is one patient: names written in several ways, rounded, taken from files or joined; and frames of one person.
+"""Who is one patient by name: names written in several ways, rounded, taken from files or joined.
 
-Contract: names as the table has them, or squares of images with their patients, in; groups, problems, sentences and a
-table of pairs out; no file is opened. Frames are judged by the copy audit's distance of pixels. How near a patient's
-nearest other patient may come is read from the cohort itself. Around a patient, the distances to the i-th and to the
-k-th nearest other have a ratio r for which r to the power D has a beta distribution (i, k - i), whatever the density
-there; D, one number, is the dimension in which these patients lie (Facco et al. 2017, doi 10.1038/s41598-017-11873-y,
-for i = 1 and k = 2).
+Contract: names as the table has them in; groups, problems and sentences out; no file is opened.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -20,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nafld_utils import networks
 from nafld_utils.cohort.problems import Problems, shown
 
-REVISION = ("patient_names", 1), ("one_person", 1)
+REVISION = ("patient_names", 2)
+ORDER = "the order of words"
 SETTING = "cohort.alike_names"
 CHANCE = 0.01  # that unrounded numbers of 16 digits and more end in so many zeros (choice)
 _SHORT = re.compile(r"(\d{1,3})([.,]\d+|(?=e\+))e\+?(\d{1,3})", re.IGNORECASE)  # 4.711E+07, 4E+7; 1E5 is a name
@@ -31,9 +27,12 @@ _LONG = re.compile(r"\d{16,300}")  # a spreadsheet and a 64-bit number hold 15 d
 _LETTERS = str.maketrans("АВЕКМНОРСТХІЈЅаеорсухіјѕΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTXIJSaeopcyxijsABEZHIKMNOPTYX")
 _TWINS = {ord(chr(one).casefold()): chr(other).casefold() for one, other in _LETTERS.items()} | _LETTERS
 _DASHES = {**dict.fromkeys(map(ord, "‐‑‒–—―−"), "-"), **dict.fromkeys(map(ord, "'\"’‘‚“”„´`="))}
+_MARKS = r"\s_.,:;/()\[\]#^\-"
+_WORD, _GAP = r"[^\d\s_.,;^\-]+", r"[\s_.,;^\-]+"
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ı": "i", "å": "aa", "ø": "oe", "æ": "ae", "œ": "oe"})
 # What nobody sees beside control and format characters: Unicode's default-ignorable ones and a Braille blank.
 _UNSEEN = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    "[\u034f\u0640\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
@@ -47,9 +46,32 @@ def _between_digits(text: str, marks: str) -> str:
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", re.sub(rf"[{marks}]+", " ", text))
 
 
+def _in_order(text: str) -> str:
+    """Words without digits that stand side by side, one of them of three letters or more, in the order of letters."""
+
+    def ordered(found: re.Match[str]) -> str:
+        words, marks = re.findall(_WORD, found[0]), re.findall(_GAP, found[0])
+        words = sorted(words, key=plain) if max(map(len, words)) > 2 else words
+        return "".join(itertools.chain(*itertools.zip_longest(words, marks, fillvalue="")))
+
+    return re.sub(rf"{_WORD}(?:{_GAP}{_WORD})+", ordered, text)
+
+
+def _dated(text: str) -> str:
+    """Dates as year, month and day; of those that end with the year the day is first where it can be."""
+    text = re.sub(r"(?<!\d)((?:19|20)\d\d)[ ./-]?(0[1-9]|1[0-2])[ ./-]?(0[1-9]|[12]\d|3[01])(?!\d)", r"\1 \2 \3", text)
+
+    def turned(found: re.Match[str]) -> str:
+        month, day = found.groups()[:2] if int(found[2]) > 12 else found.groups()[1::-1]
+        return f"{found[3]} {month} {day}" if int(day) < 32 and 0 < int(month) < 13 else found[0]
+
+    return re.sub(r"(?<!\d)(\d\d?)[ ./-](\d\d?)[ ./-]((?:19|20)\d\d)(?!\d)", turned, text)
+
+
 # What two writings of one name may differ by, in the order in which it is taken away.
 _STEPS: dict[str, Callable[[str], str]] = {
     "invisible characters": _visible,
+    ORDER: _in_order,
     "blanks": lambda text: _between_digits(text, r"\s"),
     "Unicode form": lambda text: unicodedata.normalize("NFKC", text),
     "case": str.casefold,
@@ -57,8 +79,10 @@ _STEPS: dict[str, Callable[[str], str]] = {
     "the script of a digit": lambda text: "".join(str(unicodedata.decimal(letter, letter)) for letter in text),
     "dashes or quotes": lambda text: text.translate(_DASHES),
     ".0 behind a number": lambda text: re.sub(r"^(\d+)[.,]0+$", r"\1", text),
-    "blanks, dots, hyphens or underscores": lambda text: _between_digits(text, r"\s_.\-"),
+    "the form of a date": _dated,
+    "blanks or punctuation": lambda text: _between_digits(text, _MARKS),
     "leading zeros": lambda text: re.sub(r"(?<!\d)0+(?=\d)", "", text),
+    "accents": lambda text: text.translate(_UMLAUTS),
 }
 
 
@@ -85,27 +109,29 @@ class People(NamedTuple):
 AS_WRITTEN = People()
 
 
-def plain(name: str, without: str = "") -> str:
-    """A name as it is compared: composed, one case, no marks but a blank between digits, no leading zeros, no ``.0``.
+def plain(name: str, *without: str) -> str:
+    """A name as it is compared: composed, one case, words in order, no marks but a blank between digits, no ``.0``.
 
     Examples
     --------
-    >>> plain(" P\u00a0007"), plain("7.0"), plain("site 1 12"), plain("p7", without="case")
-    ('p7', '7', 'site1 12', 'p7')
+    >>> plain(" P\u00a0007"), plain("7.0"), plain("site 1 12"), plain("Müller, Jo 5.1.1970"), plain("p7", "case")
+    ('p7', '7', 'site1 12', 'jomueller1970 1 5', 'p7')
     """
     for what, step in _STEPS.items():
-        name = name if what == without else step(name)
+        name = name if what in without else step(name)
     return name
 
 
 def differ_by(one: str, other: str) -> str:
     """What two names differ by that are one in plain writing."""
-    needed = [what for what in _STEPS if plain(one, what) != plain(other, what)]
-    for what, step in _STEPS.items():
+    without = [] if plain(one) == plain(other) else [ORDER]  # John Doe and JohnDoe
+    steps = {what: step for what, step in _STEPS.items() if what not in without}
+    needed = [what for what in steps if plain(one, what, *without) != plain(other, what, *without)]
+    for what, step in steps.items():
         one, other = step(one), step(other)
         if one == other:
             return " and ".join(needed or [what])
-    return "marks between thousands"
+    return "accents" if re.search(r"[^\W\d]", one) else "marks between thousands"
 
 
 def rounded(names: Iterable[str]) -> list[str]:
@@ -156,7 +182,7 @@ def alike(names: Iterable[str]) -> dict[str, str]:
     """Of each name, the first that may be another writing of it: itself where there is none before it."""
     names = list(dict.fromkeys(names))
     first: dict[str, str] = {}
-    forms = [(name, {plain(name), plain(_ungrouped(name))}) for name in names]
+    forms = [(name, {plain(name), plain(name, ORDER), plain(_ungrouped(name)), plain(_bare(name))}) for name in names]
     return joined(names, [(name, first.setdefault(form, name)) for name, both in forms for form in sorted(both)])
 
 
@@ -164,6 +190,12 @@ def _ungrouped(name: str) -> str:
     """A whole number without blanks or commas between its thousands; another name as it is."""
     text = " ".join(_STEPS["invisible characters"](name).split())
     return re.sub("[ ,]", "", text) if re.fullmatch(r"\d{1,3}([ ,]\d{3})+([.,]0+)?", text) else name
+
+
+def _bare(name: str) -> str:
+    """A name without the accents of its letters, which another writing may have left out."""
+    letters = unicodedata.normalize("NFD", name).translate(str.maketrans("øØłŁđĐ", "oOlLdD"))
+    return unicodedata.normalize("NFC", re.sub("[\u0300-\u036f]", "", letters))
 
 
 def joined(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -272,109 +304,3 @@ def _forms(image: str) -> set[str]:
     path = PurePosixPath(image.replace("\\", "/"))
     texts = (str(path), path.name, path.stem, str(path.parent / path.stem))
     return {plain(text) for text in texts} if path.name else set()
-
-
-# ---------------------------------------------------------------- frames of one person
-
-LEVEL = 0.05  # that a cohort of different persons has any pair that is said to look like one
-FRAMES = 4  # images of a patient that are compared at full size: those nearest to others (choice)
-MOST = 3000  # images compared at full size (choice: a minute), yet one of each patient
-NEAREST = 17  # other patients whose images are compared with an image at full size, shift and scale (choice)
-# Choice: D is read from the third nearest on, so that a person with three numbers does not move it.
-THIRD, FIFTH, EIGHTH = 3, 5, 8
-BESIDE = (
-    FIFTH,
-    9,
-    NEAREST,
-)  # the nearest is judged beside these, so that one person under up to as many numbers is seen
-FEWEST = 6  # patients; of fewer nothing is said
-COARSE = 16  # pixels of the side at which the nearest patients are found
-CHUNK = 1024  # images whose distances to all patients are held at once
-LEAST = 1e-6  # distance below which images are equal but for rounding
-PAIRS = ("patient_a", "patient_b")
-
-
-def look_alikes(squares: np.ndarray, patients: np.ndarray, device: Any = "cpu") -> pd.DataFrame:
-    """Each patient's nearest other patient, and whether the two look like one person.
-
-    Parameters
-    ----------
-    squares : numpy.ndarray, shape (N, S, S), uint8
-        All images of several patients, the region of each; S a multiple of 16.
-    patients : numpy.ndarray, shape (N,)
-        Whose images they are.
-    device : torch.device or str
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``patient_a, patient_b`` (a below b), ``correlation`` (-1 to 1, over shifts and scales) of their two most alike
-        images, which are ``row_a, row_b`` of `squares`; ``usual``, the correlation with the fifth nearest patient;
-        ``p``, the chance (0 to 1) that a patient's nearest other is this near beside any of `BESIDE`, of the patient
-        who has the smaller;
-        ``flagged``: p times the number of patients is below `LEVEL`. Most alike first; empty for fewer than `FEWEST`
-        patients.
-    """
-    if len(np.unique(patients)) < FEWEST:
-        return judged(pd.DataFrame(columns=["patient", "other", "distance", "row", "other_row"]))
-    place, rows = _nearest(squares, patients, device)
-    used, at = np.unique(rows, return_inverse=True)
-    frames = np.concatenate([squares[place], squares[used]])
-    apart = networks.pixels_apart(frames, at.reshape(rows.shape) + len(place), device)
-    there = {"row": np.repeat(place, rows.shape[1]), "other_row": rows.ravel()}
-    there = pd.DataFrame(there).assign(distance=apart.ravel().astype(float))
-    back = there.rename(columns={"row": "other_row", "other_row": "row"})
-    both = pd.concat([there, back]).sort_values(["distance", "row", "other_row"], kind="stable")
-    both = both.assign(patient=patients[both["row"]], other=patients[both["other_row"]])
-    return judged(both.drop_duplicates(["patient", "other"]))
-
-
-def _nearest(squares: np.ndarray, patients: np.ndarray, device: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (m,) of the images that are nearest to another patient's, and (m, k) of the nearest others' nearest images.
-
-    All images are compared, at 16 pixels a side; of each patient at most `FRAMES` are kept, `MOST` in all.
-    """
-    n, step, people = len(squares), squares.shape[1] // COARSE, len(np.unique(patients))
-    small = np.empty((n, COARSE * COARSE), np.float32)
-    for start in range(0, n, CHUNK):
-        some = squares[start : start + CHUNK].reshape(-1, COARSE, step, COARSE, step)
-        small[start : start + CHUNK] = some.mean(axis=(2, 4), dtype=np.float32).reshape(len(some), -1)
-    small -= small.mean(axis=1, keepdims=True)
-    small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), LEAST)
-    others = min(NEAREST, people - 1)
-    rows, least = np.empty((n, others), np.int64), np.empty(n)
-    for start in range(0, n, CHUNK):
-        some = slice(start, start + CHUNK)
-        found = networks.nearest_features(small[some], small, patients, device).without_own(patients[some])
-        order = np.argsort(found.distance, axis=1, kind="stable")[:, :others]
-        rows[some] = np.take_along_axis(found.row, order, axis=1)
-        least[some] = found.distance.min(axis=1)
-    each = max(1, min(FRAMES, MOST // people))
-    near = pd.Series(patients[np.argsort(least, kind="stable")], index=np.argsort(least, kind="stable"))
-    place = np.sort(near.index[near.groupby(near).cumcount() < each].to_numpy())
-    return place, rows[place]
-
-
-def judged(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The table of `look_alikes` from ``patient, other, distance, row, other_row``, nearest others of each first."""
-    from scipy import stats
-
-    n = pairs["patient"].nunique()
-    place = pairs.groupby("patient").cumcount()
-    last, beside = min(EIGHTH, n - 1), [k for k in BESIDE if k < n]
-    at = {k: pairs[place == k - 1].set_index("patient") for k in {1, THIRD, FIFTH, last, *beside}}
-    table = at[1].copy()
-    logs = {k: np.log(found["distance"].reindex(table.index).clip(lower=LEAST)) for k, found in at.items()}
-    table["p"] = 1.0
-    if n:
-        ratio = min((logs[THIRD] - logs[last]).median(), -LEAST)
-        dimension = np.log(stats.beta.ppf(0.5, THIRD, last - THIRD)) / ratio
-        each = [stats.beta.cdf(np.exp(dimension * (logs[1] - logs[k])), 1, k - 1) for k in beside]
-        table["p"] = np.minimum(1.0, len(beside) * np.nanmin([np.ones(len(table)), *each], axis=0))
-    table = table.assign(usual=1 - at[FIFTH]["distance"], correlation=1 - table["distance"])
-    table = table.reset_index().sort_values("p", kind="stable")
-    swap = table["patient"] > table["other"]
-    for low, high, one, other in ((*PAIRS, "patient", "other"), ("row_a", "row_b", "row", "other_row")):
-        table[low], table[high] = table[one].mask(swap, table[other]), table[other].mask(swap, table[one])
-    table = table.assign(flagged=table["p"] * n < LEVEL).drop_duplicates(list(PAIRS), ignore_index=True)
-    return table[[*PAIRS, "correlation", "usual", "p", "flagged", "row_a", "row_b"]]

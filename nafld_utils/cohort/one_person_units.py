@@ -8,8 +8,8 @@ import pandas as pd
 
 from nafld_utils import artifacts, engine
 from nafld_utils.artifacts import Run, Unit, claim
-from nafld_utils.cohort import one_person
 from nafld_utils.cohort.data import Cohort
+from nafld_utils.cohort.look_alikes import COARSE, FEWEST, FRAMES, LEVEL, NEAREST, look_alikes
 from nafld_utils.cohort.unit import cohort_unit, open_cohort, same_protocol, squares
 
 FOLDER, ALL, FLAGGED = "one_person", "pairs.csv", "look_alikes.csv"
@@ -37,7 +37,7 @@ def _build(run: Run, unit: Unit) -> None:
     started, found = time.perf_counter(), open_cohort(run)
     device = engine.device(run.settings.engine)
     seen = squares(run, found, "comparing patients")
-    table = one_person.look_alikes(seen, found.images["patient_id"].to_numpy(), device)
+    table = look_alikes(seen, found.images["patient_id"].to_numpy(), device)
     for side in ("a", "b"):
         table[f"image_{side}"] = found.images["image_id"].to_numpy()[table[f"row_{side}"].astype(int)]
     names = _names(found)
@@ -64,8 +64,9 @@ def open_pairs(run: Run) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``patient_a, patient_b``, ``image_a, image_b`` (their most alike images), ``correlation`` (-1 to 1, over shifts
-        and scales), ``usual`` (with the fifth nearest patient), ``p`` (chance of so near a patient, 0 to 1) and
-        ``flagged`` bool, as `one_person.look_alikes`. The user's names of them stay in the file.
+        and scales), ``usual`` (with the fifth nearest patient), ``left_out`` (share of pixels without which they are
+        compared), ``p`` (chance of so near a patient, 0 to 1) and ``flagged`` bool, as `look_alikes.look_alikes`. The
+        user's names of them stay in the file.
     """
     table = pairs_unit(run).require().load_table(ALL).drop(columns=["patient", "same_as"])
     return table.assign(flagged=table["flagged"].astype(bool))
@@ -76,17 +77,22 @@ def pairs_reading(run: Run) -> str:
     table, found = open_pairs(run), open_cohort(run)
     n, patients = int(table["flagged"].sum()), len(found.patients)
     if table.empty:
-        return f"With {patients} patients nothing is said: {one_person.FEWEST} or more are needed."
-    level = f"in at most {one_person.LEVEL:.0%} of cohorts without such persons is any pair flagged"
+        return f"With {patients} patients nothing is said: {FEWEST} or more are needed."
+    level = f"in at most {LEVEL:.0%} of cohorts without such persons is any pair flagged"
     searched = (
-        f"All {len(found.images)} images of {patients} patients were searched at {one_person.COARSE} pixels a side, and"
-        f" at most {one_person.FRAMES} of each patient compared closely with the {one_person.NEAREST} nearest patients."
-        f" Mirrored, turned or inverted images are not found, nor a person under more than {one_person.NEAREST} numbers"
-        " or a cohort in which most persons have many."
+        f"All {len(found.images)} images of {patients} patients were searched at {COARSE} pixels a side, and"
+        f" at most {FRAMES} of each patient compared closely with the {NEAREST} nearest patients."
+        f" Mirrored, turned or inverted images are not found, nor a person under more than {NEAREST} numbers or a"
+        " cohort in which most persons have many, and a caption over more than a twentieth of an image may hide one."
     )
     if not n:
-        text = f"No two of {patients} patients are nearer by pixels than different patients of this cohort"
-        return f"{text}; {level}. {searched}"
+        first = table.iloc[0]
+        text = (
+            f"No pair of {patients} patients stands out; the first of the list, patients {first['patient_a']} and"
+            f" {first['patient_b']} (correlation {first['correlation']:.3f}, p {first['p']:.2g}), are as near by pixels"
+            " as different patients of this cohort may be"
+        )
+        return f"{text}; {level}. Look at the first pairs all the same. {searched}"
     path = pairs_unit(run).file(FLAGGED).relative_to(artifacts.work_root()).as_posix()
     return (
         f"Warning: {n} pair{'s' * (n != 1)} of patients look{'s' * (n == 1)} like one person; {level}. Look at each."

@@ -23,7 +23,7 @@ from nafld_utils.images.grey_levels import Header, ImageFault, Picture, blackene
 REVISION = ("dicom_files", 2)
 SUFFIXES = (".dcm", ".dicom", ".ima")
 EXTRA = "install the extra: pip install -e '.[dicom]'"
-SAVE = "correct the tag or save it as PNG"
+SAVE, AGAIN = "correct the tag or save it as PNG", "get it again, it may be cut off"
 SAID_BITS = 15  # choice: many programs declare 16 bits as stored whatever they write, which so says no range
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
@@ -34,13 +34,16 @@ VIDEOS = ("MPEG", "HEVC", "H.26")
 Span = tuple[float, float] | None  # of values
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its ending, the mark behind its preamble, or a first tag without either."""
-    if path.suffix.lower() in SUFFIXES:
-        return True
+def is_dicom(path: Path, named: bool = False) -> bool:
+    """Whether a file is DICOM, by the mark behind its preamble, by a first tag without, or else as its ending says.
+
+    Where its first bytes are known as those of another kind, `named`, its ending does not count.
+    """
     with open(path, "rb") as handle:
         start = handle.read(132)
-    return start[128:] == b"DICM" or bool(re.match(rb"[\x02\x08]\0.\0", start, re.DOTALL))
+    if start[128:] == b"DICM" or re.match(rb"[\x02\x08]\0.\0", start, re.DOTALL):
+        return True
+    return path.suffix.lower() in SUFFIXES and not named
 
 
 def dataset(path: Path, **options: Any) -> Any:
@@ -52,6 +55,7 @@ def dataset(path: Path, **options: Any) -> Any:
         raise ImageFault(f"expected pydicom to read a DICOM file, found it not installed; {EXTRA}") from None
     try:
         with warnings.catch_warnings(action="ignore"):  # values of other tags that break the standard
+            warnings.filterwarnings("error", ".*end of file.*")  # of a file cut off, pydicom would give no tag at all
             _refuse_bomb(path)
             try:
                 return pydicom.dcmread(path, **options)
@@ -67,7 +71,7 @@ def dataset(path: Path, **options: Any) -> Any:
     except ImageFault:
         raise
     except Exception as error:
-        raise ImageFault(f"expected a DICOM file, found damaged content ({reason(error)})") from None
+        raise ImageFault(f"expected a DICOM file, found damaged content ({reason(error)}); {AGAIN}") from None
 
 
 def _refuse_bomb(path: Path) -> None:
@@ -108,7 +112,8 @@ def read_header(path: Path, command: str) -> Header:
         pages = int(data.get("NumberOfFrames") or 1)
     except (AttributeError, TypeError, ValueError):
         raise ImageFault(
-            "expected a DICOM image, found no Rows and Columns; it may be a report or a directory"
+            "expected a DICOM image, found no Rows and Columns; take a report or a directory out of the table, and get"
+            " a file again that is cut off"
         ) from None
     if video := video_of(data):
         raise ImageFault(f"expected one image, found a video ({video}); make one file of each frame with {command}")
@@ -157,6 +162,8 @@ def _stored(data: Any, meaning: str) -> tuple[np.ndarray, int, np.ndarray | None
     except Exception as error:
         if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise ImageFault("expected an image, found a DICOM file without pixels; take it out of the table") from None
+        if fewer := re.search(r"less than expected \((\d+) vs (\d+) bytes\)", str(error)):
+            raise ImageFault(f"expected {fewer[2]} bytes of pixels, found {fewer[1]}; {AGAIN}") from None
         found = f"expected pixels that pydicom can decode, found {reason(error)}"
         raise ImageFault(f"{found}; save it uncompressed or as PNG") from None
     if values.ndim != (3 if meaning in COLOUR else 2):

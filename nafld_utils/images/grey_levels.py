@@ -6,6 +6,7 @@ picture of a cohort; a picture's own darkest and brightest value decide only whe
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -63,8 +64,8 @@ def checked(height: int, width: int, pages: int, command: str) -> tuple[int, int
 
 
 def reason(error: BaseException) -> str:
-    """What a decoder says, in at most 120 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+    """What a decoder says, in whole words and at most 120 characters."""
+    return textwrap.shorten(str(error).partition(" in file ")[0], 120, placeholder=" ...") or type(error).__name__
 
 
 def scaled(values: np.ndarray, span: tuple[float, float] | None = None, hidden: np.ndarray | None = None) -> np.ndarray:

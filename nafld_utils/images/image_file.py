@@ -18,12 +18,14 @@ import contextlib
 import re
 import shlex
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nafld_utils import artifacts
 from nafld_utils.images import dicom_file
 from nafld_utils.images.grey_levels import (
     MAX_PIXELS,
@@ -41,6 +43,7 @@ REVISION = ("image_files", 4)
 FORMATS = ("PNG", "JPEG", "TIFF")  # for Pillow, whose JPEG reader gives MPO too: of phones, with a second picture
 MAX_BYTES = 256 * 2**20  # of a file (choice)
 FRAMES = "python -m nafld_utils.images.frames"
+UNKNOWN = "content of another kind, or damaged; save it as PNG or get it again"
 VIDEO = "make one PNG file of each frame with ffmpeg -i"
 
 
@@ -56,7 +59,7 @@ _OTHERS = {
     "a Photoshop image": (rb"8BPS\0",),
     "a PNM image": (rb"P[1-7]\s",),
     "a PDF document": (rb"%PDF-",),
-    "a NIfTI volume": (rb"\x5c\x01\0\0", rb"\0\0\x01\x5c"),
+    "a NIfTI volume": (rb"\x5c\x01\0\0", rb"\0\0\x01\x5c", rb"\x1c\x02\0\0", rb"\0\0\x02\x1c"),
     "an NRRD volume": (rb"NRRD0",),
     "a MetaImage volume": (rb"ObjectType\s*=",),
     "a NumPy array": (rb"\x93NUMPY",),
@@ -69,12 +72,6 @@ _VIDEOS = {
     "an MPEG video": (rb"\0\0\x01[\xba\xb3]",),
     "a Windows Media video": (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",),
     "an Ogg video": (rb"OggS",),
-}
-_WRAPPED = {  # what is to be opened before it can be an image, and what to do
-    "a gzip archive; unpack it": (rb"\x1f\x8b",),
-    "a zip archive; unpack it": (rb"PK\x03\x04",),
-    "a web page; download the file itself": (rb"\s*<(?:!doctype|html|!DOCTYPE|HTML)",),
-    "a pointer of Git LFS; get the file with git lfs pull": (rb"version https://git-lfs",),
 }
 _OURS = {
     "PNG": (rb"\x89PNG\r\n\x1a\n",),
@@ -91,7 +88,7 @@ def read_header(path: Path) -> Header:
     if size > MAX_BYTES:
         several = f"scale it down or, where it holds several, make one file of each with {command}"
         raise ImageFault(f"expected at most {MAX_BYTES >> 20} MiB, found {size >> 20} MiB; {several}")
-    if dicom_file.is_dicom(path):
+    if dicom_file.is_dicom(path, named=_found(path) != UNKNOWN):
         return dicom_file.read_header(path, command)
     with _opened(path) as picture:
         kind = "JPEG" if picture.format == "MPO" else str(picture.format)
@@ -114,7 +111,7 @@ def read(path: Path) -> Picture:
     except ImageFault:
         raise
     except Exception as error:  # decoders raise a dozen kinds, none of which names the file
-        raise ImageFault(f"expected an image, found damaged content ({reason(error)})") from None
+        raise ImageFault(f"expected an image, found damaged content ({reason(error)}); get it again") from None
     if found.pixels.shape != header.shape:
         raise ImageFault(f"expected {_size(header.shape)} pixels as its header says, found {_size(found.pixels.shape)}")
     return found
@@ -148,9 +145,12 @@ def _opened(path: Path) -> Iterator[Any]:
 def _found(path: Path) -> str:
     """What a file that Pillow does not open is, by its first bytes, and what to do."""
     with open(path, "rb") as handle:
-        head = handle.read(32)
+        head = handle.read(512)
     if not head:
-        return "an empty file"
+        return "an empty file; get it again"
+    packed = head.startswith(b"\x1f\x8b")
+    with contextlib.suppress(zlib.error):
+        head = zlib.decompressobj(31).decompress(head, 512) if packed else head
 
     def named(kinds: dict[str, tuple[bytes, ...]]) -> str | None:
         begins = (n for n, patterns in kinds.items() if any(re.match(p, head, re.DOTALL) for p in patterns))
@@ -160,15 +160,16 @@ def _found(path: Path) -> str:
     if name := named(_OTHERS):
         if name in ("a GIF image", "a WebP image") and (pages := _count(path)) > 1:
             return f"{name} of {pages} frames; make one file of each with {FRAMES} {place}"
-        return f"{name}; save it as PNG"
+        how = " packed by gzip" * packed
+        return f"{name}{how}; save {'the slice that counts' if 'volume' in name else 'it'} as PNG"
+    if packed:
+        return "a gzip archive; unpack it"
     if name := named(_VIDEOS):
         return f"{name}; {VIDEO} {place} {shlex.quote(str(path.with_suffix('')))}_%04d.png"
-    if name := named(_WRAPPED):
-        return name
     if name := named(_OURS):
-        kinds = "" if name == "PNG" else " or of a kind that is not read; save it as PNG"
+        kinds = "; get it again" if name == "PNG" else " or of a kind that is not read; save it as PNG"
         return f"a {name} image that is damaged{kinds}"
-    return "content of another kind, or damaged"
+    return artifacts.file_kind(head) or UNKNOWN
 
 
 def _count(path: Path) -> int:

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "backbones": "Decoder channels_last features inference_batch normalisation split to_input".split(),
         "distances": "checked_pair frechet_distance inception_score kernel_distance nearest_distance typical".split(),
         "feature_networks": "FEATURES INCEPTION_SHA256 LITE0 METRICS extract".split(),
-        "nearest_frames": "Nearest nearest_features nearest_pixels pixels_apart".split(),
+        "nearest_frames": "LEFT_OUT Nearest nearest_features nearest_pixels pixels_apart".split(),
         "weight_files": "hub_commit read".split(),
     },
 )

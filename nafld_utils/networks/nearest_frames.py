@@ -24,6 +24,8 @@ REVISION = ("nearest_frames", 1)  # raise ``memorization`` of copy_rules beside 
 SIDE = 64  # pixels at which `pixels_apart` compares images
 WINDOW = 0.75  # share of the side of the middle square that is compared (choice: leaves room for shifts)
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.0)  # a stored crop shows 0.8 to 1 of a frame's side
+EDGE = 3 / 64  # SD, as a share of the side, of the Gaussian about whose mean edges are (choice)
+LEFT_OUT = 0.15  # share of pixels (choice: a caption over a twelfth of an image may cover as much of its middle)
 LEAST_SD = 2.0  # grey levels; a flatter window has no pattern to correlate with
 # Of `nearest_pixels`. Choices, made on planted copies in simulated and published frames: anatomy that is coarser than
 # speckle and finer than attenuation, which all livers share, tells patients apart even where speckle is drawn anew.
@@ -115,17 +117,31 @@ def nearest_pixels(
     return _nearest(names, parts)
 
 
-def pixels_apart(frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", chunk: int = 8) -> np.ndarray:
+def pixels_apart(
+    frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", captions: bool = False, chunk: int = 8
+) -> np.ndarray:
     """One minus the best correlation, (n, k) float32, of the first n frames' middles with the frames `rows` (n, k).
 
-    `frames` are (m, S, S) uint8, m at least n; at every shift and five scales (`Bank`).
+    `frames` are (m, S, S) uint8, m at least n; at every shift and five scales (`Bank`). Where they may have `captions`,
+    edges are laid upon each other, and grey levels correlated there without the pixels that fit least (`LEFT_OUT`).
     """
     device = torch.device(device)
-    bank, parts = Bank(_shrink(frames, SIDE, device), SCALES, LEAST_SD), []
+    x = _shrink(frames, SIDE, device)
+    edges, parts, whole = _edges(x) if captions else x, [], round(WINDOW * SIDE)
+    bank = Bank(edges, SCALES, LEAST_SD / 4 if captions else LEAST_SD)  # a root has a smaller spread
+    inner = slice((SIDE - whole) // 2, (SIDE + whole) // 2)
     for start in range(0, len(rows), chunk):
         some = slice(start, min(start + chunk, len(rows)))
         named = engine.sent(torch.from_numpy(rows[some].astype(np.int64)), device)
-        parts.append(1.0 - bank.best(_shrink(frames[some], SIDE, device), named)[0])
+        value, w, top, left = bank.best(edges[some], named)
+        if not captions:
+            parts.append(1.0 - value)
+            continue
+        maps = _maps(w, top, left, torch.zeros_like(w), SIDE).flatten(0, 1)
+        grid = F.affine_grid(maps, [len(maps), 1, whole, whole], False)
+        seen = F.grid_sample(x[named.flatten()][:, None], grid, align_corners=False).flatten(1)
+        middle = x[some, inner, inner].flatten(1).repeat_interleave(named.shape[1], 0)
+        parts.append(1.0 - _best_fitting(middle, seen).reshape(named.shape))
     return torch.cat(parts).cpu().numpy() if parts else np.empty(rows.shape, np.float32)
 
 
@@ -155,6 +171,28 @@ def _shrink(images: np.ndarray, side: int, device: Any) -> Tensor:
     stored = (torch.from_numpy(np.array(images[i : i + 256])) for i in range(0, len(images), 256))
     parts = [engine.sent(part, device).float() for part in stored]
     return torch.cat([F.adaptive_avg_pool2d(x[:, None], side)[:, 0] for x in parts])
+
+
+def _edges(x: Tensor) -> Tensor:
+    """Images (n, s, s) less their local mean, as signed roots, so that those of a caption weigh little more."""
+    sd = EDGE * x.shape[-1]
+    x = x - _blurred(x, sd) / _blurred(torch.ones_like(x[:1]), sd)
+    return x.sign() * x.abs().sqrt()
+
+
+def _best_fitting(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation (N,) of pixels (N, d) without the share `LEFT_OUT` that fit least, which four turns find."""
+    a, b = (x - x.quantile(0.5, 1, keepdim=True) for x in (a, b))
+    apart = torch.sub(*(x / x.abs().quantile(0.5, 1, keepdim=True).clamp_min(LEAST_SD) for x in (a, b))).abs()
+    for _ in range(4):
+        kept = (apart <= apart.quantile(1 - LEFT_OUT, 1, keepdim=True)).to(a.dtype)
+        n = kept.sum(1, keepdim=True)
+        a, b = (x - (x * kept).sum(1, keepdim=True) / n for x in (a, b))
+        spread = [(x.square() * kept).sum(1, keepdim=True).sqrt() for x in (a, b)]
+        apart = torch.sub(*(x / size.clamp_min(1e-6) for x, size in zip((a, b), spread, strict=True))).abs()
+    flat = torch.minimum(*spread) < LEAST_SD * n.sqrt()
+    value = (a * b * kept).sum(1, keepdim=True) / (spread[0] * spread[1]).clamp_min(1e-6)
+    return torch.where(flat, 0.0, value)[:, 0].clamp(-1.0, 1.0)
 
 
 def _anatomy(images: np.ndarray, side: int, device: Any) -> Tensor:
@@ -254,11 +292,11 @@ def _turned(x: Tensor, degrees: float) -> Tensor:
     return F.grid_sample(x[:, None], F.affine_grid(turn, [len(x), 1, *x.shape[1:]], False), align_corners=False)[:, 0]
 
 
-def _maps(w: Tensor, top: Tensor, left: Tensor, degrees: Tensor) -> Tensor:
+def _maps(w: Tensor, top: Tensor, left: Tensor, degrees: Tensor, side: int = FOUND) -> Tensor:
     """Affine maps (..., 2, 3) from an unturned window to the frame, both from -1 to 1, of places of `Bank.best`."""
-    scale, angle = w / FOUND, torch.deg2rad(-degrees)
+    scale, angle = w / side, torch.deg2rad(-degrees)
     c, s = torch.cos(angle) * scale, torch.sin(angle) * scale
-    x, y = ((first + w / 2) / FOUND * 2 - 1 for first in (left, top))
+    x, y = ((first + w / 2) / side * 2 - 1 for first in (left, top))
     return torch.stack([torch.stack([c, -s, x], -1), torch.stack([s, c, y], -1)], -2)
 
 

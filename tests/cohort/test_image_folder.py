@@ -1,8 +1,10 @@
 """A folder of images as a cohort: formats, faults by row, memory maps, interrupted reading, large simulations."""
 
+import gzip
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -340,10 +342,20 @@ def other(kind, mode="L"):
     return lambda path: Image.fromarray(picture(0)).convert(mode).save(path, kind)
 
 
+def test_a_png_named_dcm_is_read_and_a_bmp_named_so_is_named(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "a.dcm", "PNG")
+    assert (images.read(tmp_path / "a.dcm").pixels == picture(0)).all()
+    other("BMP")(tmp_path / "b.dcm")
+    assert refused(tmp_path / "b.dcm").endswith("found a BMP image; save it as PNG")
+
+
 def first(path, kind, n):
     """The first n bytes of a file in a format that is read."""
     Image.fromarray(picture(0)).save(path, kind)
     path.write_bytes(path.read_bytes()[:n])
+
+
+NIFTI = b"\x5c\x01\0\0" + bytes(400)
 
 
 @pytest.mark.parametrize(
@@ -358,15 +370,30 @@ def first(path, kind, n):
         (lambda p: p.write_bytes(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(50)), "a JPEG 2000 image; save it as PNG"),
         (lambda p: p.write_bytes(b"\xff\x4f\xff\x51" + bytes(50)), "a JPEG 2000 image; save it as PNG"),
         (lambda p: p.write_bytes(b"\0\0\0\x18ftypheic" + bytes(50)), "a HEIC image; save it as PNG"),
-        (lambda p: first(p, "PNG", 20), "a PNG image that is damaged (Truncated File Read)"),
-        (lambda p: first(p, "JPEG", 20), "a JPEG image that is damaged or of a kind that is not read; save it as PNG"),
-        (lambda p: first(p, "TIFF", 6), "a TIFF image that is damaged or of a kind that is not read; save it as PNG"),
+        (lambda p: first(p, "PNG", 20), "a PNG image that is damaged; get it again (Truncated File Read)"),
+        (
+            lambda p: first(p, "JPEG", 20),
+            "a JPEG image that is damaged or of a kind that is not read; save it as PNG",
+        ),
+        (
+            lambda p: first(p, "TIFF", 6),
+            "a TIFF image that is damaged or of a kind that is not read; save it as PNG",
+        ),
         (
             lambda p: tifffile.imwrite(p, picture(0).astype(np.float64), photometric="minisblack"),
             "a TIFF image that is damaged or of a kind that is not read; save it as PNG",
         ),
-        (lambda p: p.write_bytes(b"BMI of all patients, a table"), "content of another kind, or damaged"),
-        (lambda p: p.write_bytes(b""), "an empty file"),
+        (
+            lambda p: p.write_bytes(b"BMI of all patients, a table"),
+            "content of another kind, or damaged; save it as PNG or get it again",
+        ),
+        (lambda p: p.write_bytes(b""), "an empty file; get it again"),
+        (lambda p: p.write_bytes(NIFTI), "a NIfTI volume; save the slice that counts as PNG"),
+        (
+            lambda p: p.write_bytes(gzip.compress(NIFTI)),
+            "a NIfTI volume packed by gzip; save the slice that counts as PNG",
+        ),
+        (lambda p: p.write_bytes(gzip.compress(b"some text" * 99)), "a gzip archive; unpack it"),
     ],
 )
 def test_what_is_no_image_that_is_read_is_named(tmp_path, write, found):
@@ -581,7 +608,7 @@ def test_of_several_tables_the_one_with_the_columns_is_taken(tmp_path):
     (path / "notes.csv").write_bytes(b"\xff\xff\0")
     assert len(cohort.load(path, NAMES).images) == len(ROWS)
     (path / "other.csv").write_text((path / "mine.csv").read_text())
-    with pytest.raises(cohort.CohortError, match=r"found mine\.csv, other\.csv; write one"):
+    with pytest.raises(cohort.CohortError, match=r"found mine\.csv, other\.csv; keep one"):
         cohort.load(path, NAMES)
 
 
@@ -892,6 +919,15 @@ def test_tables_of_any_spreadsheet_are_read(tmp_path, encoding, separator):
     assert cohort.load(path, NAMES).patients["grade"].tolist() == [0.5, 1.5, 2.5, 3.5]
 
 
+@pytest.mark.parametrize("line", ["# exported in May", "image  patient  label", '[{"image":"00.png"}]', "<table><tr>"])
+def test_a_first_line_without_columns_is_said_once(tmp_path, line):
+    path = folder(tmp_path / "a")
+    (path / "images.csv").write_text(f"{line}\n" + (path / "images.csv").read_text())
+    ((row, text),) = problems(path)
+    assert row is None
+    assert f"found one column, {line}; save the table as CSV UTF-8" in text
+
+
 def test_cells_that_a_spreadsheet_writes_otherwise_are_read(tmp_path):
     path = folder(tmp_path / "a")
     text = "\u200bImage;PATIENT\u00a0;\ufeffLabel;Grade ;fold\n\u00a0;\u200b;;;\n" + "".join(
@@ -934,7 +970,45 @@ def test_a_sheet_is_to_be_saved_as_csv(tmp_path):
     ]
     for name in ("b.csv", "c.csv"):
         (path / name).write_text("image\n")
-    assert problems(path) == [(None, f"{wanted} b.csv, c.csv; write one")]
+    assert problems(path) == [(None, f"{wanted} b.csv, c.csv; keep one of them, or name it images.csv")]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("images.txt", "if that is the table, rename it to images.csv"),
+        ("table.tsv", "if that is the table, rename it to images.csv"),
+        ("images.parquet", "save the sheet as CSV UTF-8 under the name images.csv"),
+        ("data/images.csv", "take the folder in which the table lies"),
+        ("../images.csv", "take the folder in which the table lies"),
+    ],
+)
+def test_a_table_of_another_name_or_place_is_named(tmp_path, name, remedy):
+    path = folder(tmp_path / "a")
+    (path / "notes.txt").write_text("Taken in May, by two people\n")
+    (path / "data").mkdir()
+    (path / "images.csv").rename(path / name)
+    wanted = "expected a file images.csv with the columns image, patient and label, found"
+    assert problems(path) == [(None, f"{wanted} {name}; {remedy}")]
+
+
+def test_cells_that_a_spreadsheet_could_not_compute_are_one_problem_each(tmp_path):
+    path = folder(tmp_path / "a")
+    lines = (path / "images.csv").read_text().splitlines()
+    lines[1] = "#REF!,#N/A,#NAME?"
+    (path / "images.csv").write_text("\n".join(lines))
+    found = [text for row, text in problems(path) if row == 2]
+    assert [text.split(",")[0] for text in found] == ["expected image", "expected patient", "expected label"]
+
+
+def test_one_picture_of_two_labels_asks_which_is_right(tmp_path):
+    path = folder(tmp_path / "a")
+    table = pd.read_csv(path / "images.csv")
+    one, other = (table.index[table["label"] == name][0] for name in NAMES)
+    shutil.copy(path / table["image"][one], path / table["image"][other])
+    ((row, text),) = problems(path)
+    assert row == max(one, other) + 2
+    assert text.endswith("too, of another label; find out whose picture it is and remove it from the other")
 
 
 def test_every_deviating_row_of_a_patient_is_named(tmp_path):

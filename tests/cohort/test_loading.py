@@ -250,6 +250,19 @@ def test_what_has_no_head_of_matlab_is_not_called_truncated(tmp_path, content, f
         cohort.load(tmp_path / "a.mat")
 
 
+@pytest.mark.parametrize("value", [np.eye(3), np.zeros((200, 300), np.uint8), "text", 1j * np.eye(2)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_file_of_matlab_4_is_told_what_to_do(tmp_path, value, order):
+    io.savemat(tmp_path / "a.mat", {"data": value}, format="4")
+    content = (tmp_path / "a.mat").read_bytes()
+    if order == ">":  # the head as a machine of the other byte order writes it
+        kind, *others = np.frombuffer(content[:20], "<i4")
+        content = np.array([1000 + kind, *others], ">i4").tobytes() + content[20:]
+    (tmp_path / "a.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a MATLAB v4 file, which holds no structs; open it in MATLAB and save"):
+        cohort.load(tmp_path / "a.mat")
+
+
 def test_an_id_is_a_whole_number(tmp_path):
     with pytest.raises(ValueError, match=r"expected a whole number as id of record 3, found 1\.5"):
         cohort.load(saved(tmp_path, records(id=1.5)))

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from nafld_utils import artifacts, cohort, images, params
-from nafld_utils.cohort import example, one_person
+from nafld_utils.cohort import example, look_alikes
 
 
 def people(n, seed=0, frames=2):
@@ -26,7 +26,7 @@ def people(n, seed=0, frames=2):
 
 
 def flagged(squares, patients):
-    table = one_person.look_alikes(squares, patients)
+    table = look_alikes.look_alikes(squares, patients)
     return {(a, b) for a, b, found in table[["patient_a", "patient_b", "flagged"]].itertuples(index=False) if found}
 
 
@@ -55,7 +55,7 @@ def test_the_numbers_of_a_pair_by_hand():
     ]
     pairs = pd.DataFrame(rows, columns=["patient", "other", "distance", "row", "other_row"]).astype({"distance": float})
     pairs.loc[(pairs["patient"] > 1) & (pairs["distance"] < 0.1), "distance"] = 0.09
-    table = one_person.judged(pairs)
+    table = look_alikes.judged(pairs)
     # The median of log(third / eighth) is log(2 / 7); the median of beta(3, 5) is 0.36412.
     dimension = np.log(0.36412) / np.log(0.2 / 0.7)
     # Beside the fifth and the ninth nearest; with 12 patients there is no seventeenth.
@@ -74,7 +74,7 @@ def test_chance_alone_flags_few_cohorts():
         apart = np.linalg.norm(points[:, None] - points[None], axis=2)
         rows = [(a, b, apart[a, b], a, b) for a in range(20) for b in np.argsort(apart[a])[1:9]]
         table = pd.DataFrame(rows, columns=["patient", "other", "distance", "row", "other_row"])
-        alarms += one_person.judged(table)["flagged"].any()
+        alarms += look_alikes.judged(table)["flagged"].any()
     assert alarms <= 16
 
 
@@ -92,14 +92,25 @@ def test_one_image_of_twenty_that_two_patients_share():
     squares, patients = people(12, frames=20)
     squares[7 * 20 + 13] = squares[2 * 20 + 9]
     squares[7 * 20 + 13, 2:8, 4:40] = 255  # a caption
-    table = one_person.look_alikes(squares, patients)
+    table = look_alikes.look_alikes(squares, patients)
     assert table.loc[table["flagged"], ["patient_a", "patient_b", "row_a", "row_b"]].to_numpy().tolist() == [
         [3, 8, 49, 153]
     ]
 
 
+@pytest.mark.parametrize("grey", [0, 255])
+@pytest.mark.parametrize("place", [(slice(20, 28), slice(10, 38)), (slice(2, 58), slice(40, 44))])
+def test_a_caption_over_a_twentieth_of_an_image_hides_no_twin(grey, place):
+    squares, patients = people(20)
+    twin = np.roll(squares[9], (2, -1), (0, 1)) * 0.9 + np.random.default_rng(2).normal(0, 2, (64, 64))
+    twin[place] = grey
+    assert twin[place].size / 4096 > 0.05
+    found = flagged(np.concatenate([squares, [twin.clip(0, 255).astype(np.uint8)]]), np.append(patients, 99))
+    assert found == {(5, 99)}
+
+
 def test_of_fewer_than_six_patients_nothing_is_said():
-    assert one_person.look_alikes(*people(5)).empty
+    assert look_alikes.look_alikes(*people(5)).empty
 
 
 def test_a_messy_folder_shows_its_twins_and_a_table_joins_them(tmp_path, monkeypatch):
@@ -145,7 +156,7 @@ def test_no_two_real_patients_look_like_one_and_halves_of_one_do():
             window = images.crop_window(region, settings, fit=True)
         squares.append(window.cut(np.where(region, found.pixels[row], 0).astype(np.uint8), 64))
     squares, patients = np.stack(squares), found.images["patient_id"].to_numpy()[rows]
-    table = one_person.look_alikes(squares, patients)
+    table = look_alikes.look_alikes(squares, patients)
     assert not table["flagged"].any()
     assert table["p"].min() > 0.05, "nothing is near being flagged"
     second = np.arange(len(rows)) % 4 > 1

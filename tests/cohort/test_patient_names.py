@@ -48,7 +48,17 @@ WRITINGS = {
         range(1, 11),
         [chr(0x0660 + p // 10) * (p > 9) + chr(0x0660 + p % 10) for p in range(1, 11)],
     ),
-    "blanks, dots, hyphens or underscores": ([f"A-{p}" for p in range(10)], [f"A_{p}" for p in range(10)]),
+    "blanks or punctuation": ([f"A-{p}" for p in range(10)], [f"A_{p}" for p in range(10)]),
+    "the order of words": ([f"Doe Jo{p}" for p in "abcdefghij"], [f"Jo{p} Doe" for p in "abcdefghij"]),
+    "the order of words and blanks or punctuation": (
+        [f"Doe, Jo{p}" for p in "abcdefghij"],
+        [f"Jo{p} Doe" for p in "abcdefghij"],
+    ),
+    "accents": ([f"Müller{p}" for p in range(10)], [f"Mueller{p}" for p in range(10)]),
+    "the form of a date": (
+        [f"D 1970-02-{p:02d}" for p in range(10, 20)],
+        [f"D {p:02d}.02.1970" for p in range(10, 20)],
+    ),
     "marks between thousands": (range(1000, 1010), [f"{p:,}" for p in range(1000, 1010)]),
 }
 
@@ -78,6 +88,17 @@ def test_more_ways_to_write_one_name(other):
         ("A1", "B1"),
         ("7", "70"),
         ("P1a", "P1b"),
+        ("1-2", "12"),
+        ("1-2", "2-1"),
+        ("P-1", "P11"),
+        ("P1-1", "P11"),
+        ("site-1 ward-2", "ward-1 site-2"),
+        ("A-B", "B-A"),
+        ("J. D.", "D. J."),
+        ("Jo Doe 1", "Doe Jo 2"),
+        ("D 2020-01-05", "D 2020-05-01"),
+        ("20201301", "2020-13-01"),
+        ("कि", "का"),
     ],
 )
 def test_names_of_two_persons_stay_two(names):
@@ -119,6 +140,18 @@ def test_rounded_numbers_are_problems_by_row(tmp_path):
         ("1\u00a0234", "1234"),
         ("\u0432\u0037", "B7"),  # a small letter whose capital looks like B
         ("site 1 \u200b12", "site 1 12"),
+        ("john_doe", "John Doe"),
+        ("DOE^JOHN", "John Doe"),
+        ("van der Berg, Jo 3", "Jo van der Berg 3"),
+        ("Jose", "José"),
+        ("Soren Muller", "Müller, Søren"),
+        ("Groß", "Gross"),
+        ("Işık", "ISIK"),
+        ("MacDonald", "Mac Donald"),
+        ("JohnDoe", "John Doe"),
+        ("P_19700105", "P 1970-01-05"),
+        ("P 1/31/1970", "P 31.1.1970"),
+        ("P#7", "P(7)"),
         *((f"P7{unseen}", "P7") for unseen in "\u2800\u3164\u034f\ufe0f\u180e\u061c\u2069"),
     ],
 )

@@ -189,6 +189,7 @@ def near_pixels(gpu, n):
 def apart(gpu, n):
     rows = np.zeros((2 * n, 2), int)
     assert networks.pixels_apart(pictures(2 * n, 64), rows, GPU, chunk=2).shape == (2 * n, 2)
+    assert networks.pixels_apart(pictures(2 * n, 64), rows, GPU, captions=True, chunk=2).shape == (2 * n, 2)
 
 
 CONV, DISTANCE, SPECTRUM = (torch.nn.functional, "conv2d"), (torch, "cdist"), (torch.fft, "rfft2")

@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 
 from nafld_utils import images
-from nafld_utils.images import dicom_file, frames
+from nafld_utils.images import dicom_file, frames, grey_levels
 
 Y, X = np.mgrid[:24, :32]
 RAMP = (X + Y) / 54
@@ -367,3 +367,23 @@ def test_a_report_without_pixels_is_called_so(tmp_path):
     data.save_as(path)
     with pytest.raises(images.ImageFault, match="found a DICOM file without pixels; take it out of the table"):
         images.read(path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("share", [0.97, 0.7, 0.4])
+def test_a_file_that_is_cut_off_is_to_be_got_again(tmp_path, share, compressed):
+    path = write(tmp_path / "a.dcm", np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
+    if compressed:
+        whole = pydicom.dcmread(path)
+        whole.compress(pydicom.uid.RLELossless)
+        whole.save_as(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(images.ImageFault, match=r"; get it again, it may be cut off$") as caught:
+        images.read(path)
+    assert str(tmp_path) not in str(caught.value)
+    assert ("expected 4096 bytes of pixels, found" in str(caught.value)) != compressed
+
+
+def test_what_a_decoder_says_is_cut_between_words():
+    assert grey_levels.reason(ValueError("word " * 40)) == "word " * 23 + "..."
