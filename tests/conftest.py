@@ -1,5 +1,6 @@
 """What all tests share: no window, one thread, no skip unseen in CI, and a small study made of toy notebooks."""
 
+import atexit
 import contextlib
 import gc
 import os
@@ -27,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(64 * 2**20))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 * 2**20))
 gc.set_threshold(100_000, *gc.get_threshold()[1:])  # as `engine.collect_seldom`, before anything is imported
+atexit.register(gc.freeze)
 sys.modules.setdefault("rfc3987_syntax", None)  # as `cli.main`: two seconds
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
