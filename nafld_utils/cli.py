@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # On import jsonschema compiles this grammar of addresses, for two seconds; without it, it leaves that check out.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    engine.collect_seldom()
     try:
         return options.command(options)
     except (ValueError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
@@ -42,8 +43,9 @@ def be_worker(number: int) -> None:
 
 
 def collect_seldom() -> None:
-    """Look for cycles of objects less often: of the million that libraries make on import, a fifth of their time."""
+    """Look for cycles among objects less often, and not at the end: libraries make a million of them on import."""
     gc.set_threshold(100_000, *gc.get_threshold()[1:])  # choice
+    atexit.register(gc.freeze)
 
 
 def _own_gpu(n: int) -> int:

@@ -149,7 +149,7 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
     from traitlets.config import Config
 
     class Announcing(NBClientEngine):
-        """Papermill's own engine; names the section of each code cell as it starts."""
+        """Papermill's own engine; names the section of each code cell as it starts, and saves all at the end."""
 
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
@@ -160,8 +160,11 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
                     console.cell(sections[cell_index])
                 return begin(cell, cell_index, **rest)
 
-            nb_man.cell_start = cell_start
-            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+            nb_man.cell_start, nb_man.save = cell_start, lambda **_: None
+            try:
+                return super().execute_managed_notebook(nb_man, kernel_name, **options)
+            finally:
+                del nb_man.save
 
     class Logging(AsyncKernelManager):
         """Jupyter's own manager; the stderr of the kernel's process goes to a file."""

@@ -217,10 +217,9 @@ def _shard(unit: Unit, start: int) -> Path:
     return unit.work / f"shard-{start:06d}.safetensors"
 
 
-def check_sources(run: Run, fold: int, table: pd.DataFrame, origin: str) -> None:
-    """Refuse conditions from patients whom a fold holds out, whom its model must never meet; names `origin`."""
-    images = preprocessing.open_preprocessed(run).images
-    leaked = set(images.loc[images["fold"] == fold, "patient_id"]) & set(table["source_patient"])
+def check_sources(real: pd.DataFrame, fold: int, table: pd.DataFrame, origin: str) -> None:
+    """Refuse conditions from patients whom a fold of the real images holds out, whom its model must never meet."""
+    leaked = set(real.loc[real["fold"] == fold, "patient_id"]) & set(table["source_patient"])
     if leaked:
         raise ValueError(
             f"{origin}: source patients {sorted(leaked)} are held out in fold {fold}; draw conditions from that fold's"
@@ -272,6 +271,7 @@ def sampler(
         ldm.compile_network(denoiser)
     how = {**options, "device": device, "null": null, "precision": run.settings.sampling.precision}
     schedule, origin = ldm.schedule_options(run, conditioning), f"conditions of the {conditioning} model"
+    real = preprocessing.open_preprocessed(run).images
 
     def draw(rows: pd.DataFrame, conditions: np.ndarray) -> torch.Tensor:
         others = sorted(set(rows["fold"]) - {fold})
@@ -280,7 +280,7 @@ def sampler(
                 f"{origin}: expected those of its own fold {fold}, found some drawn for fold"
                 f" {', '.join(map(str, others))}; draw them from that fold's training patients."
             )
-        check_sources(run, fold, rows, origin)
+        check_sources(real, fold, rows, origin)
         given = torch.from_numpy(conditions), rows["seed"].tolist(), shape
         return ldm.sampler.sample(denoiser, schedule, *given, **how)
 
@@ -306,11 +306,12 @@ def open_synthetic(run: Run, conditioning: str, fold: int, kind: str = "syntheti
         split = preprocessing.digest_of(preprocessing.open_preprocessed(run).images)
         return Synthetic(unit.load_array("images.npy", mmap=True), table, None, unit, split)
     split = (artifacts.read_manifest(unit.path) or {}).get("split")
-    preprocessing.assert_same_split(preprocessing.open_preprocessed(run).images, split, str(unit.path))
+    real = preprocessing.open_preprocessed(run).images
+    preprocessing.assert_same_split(real, split, str(unit.path))
     table = unit.require().load_table("table.csv").astype({"source_image": object}).fillna({"source_image": ""})
     if set(table["fold"]) != {fold}:
         raise ValueError(f"{unit.path}: expected images of fold {fold}, found folds {sorted(set(table['fold']))}.")
-    check_sources(run, fold, table, str(unit.path))
+    check_sources(real, fold, table, str(unit.path))
     maps = unit.load_array("conditions.npy", mmap=True) if conditioning == "semantic" else None
     return Synthetic(unit.load_array("images.npy", mmap=True), table, maps, unit, split)
 

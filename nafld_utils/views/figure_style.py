@@ -86,22 +86,37 @@ def _show_as_vectors() -> None:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None or not hasattr(shell, "display_formatter") or "inline" not in os.environ.get("MPLBACKEND", ""):
         return
+    import matplotlib as mpl
     import matplotlib_inline.backend_inline  # noqa: F401  # sets its own formats when it is first imported
     from IPython.core.pylabtools import print_figure
     from matplotlib.figure import Figure
 
     drawn: weakref.WeakKeyDictionary[Figure, str] = weakref.WeakKeyDictionary()
+    boxes: weakref.WeakKeyDictionary[Figure, Any] = weakref.WeakKeyDictionary()
+
+    def printed(figure: Figure, **options: Any) -> str | None:
+        """One form of a figure that `vectors` has laid out; matplotlib would lay it out, and draw it, once more."""
+        engine = figure.get_layout_engine()
+        with mpl.rc_context({"figure.constrained_layout.use": False}):
+            figure.set_layout_engine()
+        try:
+            return print_figure(figure, bbox_inches=boxes[figure], **options)
+        finally:
+            figure.set_layout_engine(engine or "none")
 
     def vectors(figure: Figure) -> str | None:
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
+        boxes[figure] = figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
         if any(ax.images for ax in figure.axes):
             return None
-        text = print_figure(figure, "svg", metadata={"Date": None})
+        text = printed(figure, fmt="svg", metadata={"Date": None})
         if text and len(text) <= _LIGHT:
             drawn[figure] = text
         return drawn.get(figure)
 
     def pixels(figure: Figure) -> str | None:
-        return print_figure(figure, "png", base64=True, dpi=_SMALL if figure in drawn else figure.dpi)
+        return printed(figure, fmt="png", base64=True, dpi=_SMALL if figure in drawn else figure.dpi)
 
     formatters = shell.display_formatter.formatters
     formatters["image/svg+xml"].for_type(Figure, vectors)

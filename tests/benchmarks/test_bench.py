@@ -240,11 +240,15 @@ def test_peak_memory_is_that_of_the_process_itself():
 
 
 def test_memory_is_watched_with_all_that_a_process_started():
-    hold = "import numpy as np, time\nblock = np.ones(2**29, np.uint8)\ntime.sleep(1)"
+    hold = "import numpy as np, sys\nblock = np.ones(2**29, np.uint8)\nsys.stdin.read()"
+    child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {hold!r}], check=True)"
     with memory.Watched() as alone:
         time.sleep(0.5)
-    with memory.Watched() as both:
-        told(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {hold!r}], check=True)")
+    until = time.monotonic() + 60
+    with memory.Watched() as both, subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE) as process:
+        while both.gib - alone.gib < 0.5 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.communicate()
     assert 0.45 < both.gib - alone.gib < 0.75, "of a child's child too"
     with memory.Watched() as after:
         time.sleep(0.5)

@@ -150,7 +150,7 @@ def test_the_rows_compare_each_way_with_the_plain_one(tmp_path):
     plain = [row["ratio"] is None for row in rows]
     assert plain == [True, False, True, False, False] * 2
     assert all(row["ratio"] > 5 for row in rows if "DPM-Solver" in row["what"]), "25 times fewer steps, one batch"
-    assert all(0 < row["share"] < 2 and row["a_second"] == pytest.approx(1 / row["seconds"]) for row in rows)
+    assert all(0 < row["share"] < 5 and row["a_second"] == pytest.approx(1 / row["seconds"]) for row in rows)
 
 
 def test_rows_of_trained_networks_say_whether_samplers_differ_beyond_chance():

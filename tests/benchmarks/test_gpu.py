@@ -71,9 +71,9 @@ def test_a_part_is_stopped_by_its_clock_and_one_that_fails_stops_no_other(result
 
     def good():
         yield {"what": "second", "value": float("nan")}
-        time.sleep(1.5)
+        time.sleep(60)
 
-    end = time.time() + 1.5
+    end = time.time() + 3.0
     gpu.perform({"slow": slow, "bad": bad, "good": good, "late": slow}, results, end)
     rows = gpu.read(results.lines)
     assert [row.get("state") for row in rows] == [
@@ -85,7 +85,7 @@ def test_a_part_is_stopped_by_its_clock_and_one_that_fails_stops_no_other(result
         "not begun",
     ]
     assert (rows[0]["value"], rows[3]["value"]) == (2.0, None)
-    assert 0.3 <= rows[1]["seconds"] < 1.0
+    assert 0.3 <= rows[1]["seconds"] < 60, "cut off in its sleep"
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 

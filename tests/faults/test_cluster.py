@@ -54,7 +54,7 @@ class Cancel(threading.Thread):
         while not self.ended.wait(0.2):
             running = self.slurm("squeue", "-h", "-t", "RUNNING", "-o", "%A").split()
             self.jobs |= set(running)
-            if not cancelled and sum(what == "wrote" for what, _, _ in toy_sweep.diary(self.store)) >= 4:
+            if running and not cancelled and sum(what == "wrote" for what, _, _ in toy_sweep.diary(self.store)) >= 4:
                 self.slurm("scancel", running[0])
                 cancelled = True
 

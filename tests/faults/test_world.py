@@ -432,9 +432,9 @@ def test_oversized_and_nested_results_files_are_refused_by_name(tmp_path, record
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as handle:
         handle.writestr("a.json", bytes(10**7))
     files["bomb.zip"] = archive.getvalue()
-    started = time.monotonic()
+    started = time.process_time()
     for name, content in files.items():
         with pytest.raises(ValueError, match=re.escape(name)):
             results_files.collect({name: content}, items, "set")
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30
     record_property("cases", len(files))

@@ -11,7 +11,6 @@ import platform
 import re
 import shutil
 import subprocess
-import time
 
 import nbformat
 import notebook_names
@@ -31,14 +30,15 @@ from nafld_utils.pipeline import lab
 from nafld_utils.report import notebooks, pictures
 
 NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in pipeline.STAGES]
-BUDGET = 300.0  # seconds for the smoke profile on two free cores
+BUDGET = 300.0  # seconds of processor time for the smoke profile; 130 on an idle machine
+OPENED = 20.0  # and for a notebook of a finished run; 4 to 10
 
 pytestmark = pytest.mark.slow
 
 
 def test_all_notebooks_run_within_the_budget(smoke):
     assert all((smoke.reports / f"{stage}.ipynb").exists() for stage in pipeline.STAGES)
-    assert smoke.seconds < BUDGET * 2, f"{smoke.seconds:.0f} s, {BUDGET:.0f} s on two free cores are the aim"
+    assert 20 < smoke.seconds < BUDGET
 
 
 def test_no_network_was_touched(smoke):
@@ -249,10 +249,9 @@ def test_a_notebook_on_a_finished_run_is_there_in_seconds_and_makes_nothing_agai
     assert order != list(sources)
     cells = {cell.id: cell for cell in notebook.cells}
     notebook.cells = [cells[key] for key in order]
-    before, started = finished(run.root), time.monotonic()
+    before, started = finished(run.root), sum(os.times()[2:4])
     ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(folder)}})
-    seconds = time.monotonic() - started
-    assert seconds < 60, f"{seconds:.0f} s, with the start of the kernel"
+    assert 1 < sum(os.times()[2:4]) - started < OPENED, "processor time of the kernel"
     assert before
     assert finished(run.root) == before
     again, first = texts(notebook), texts(nbformat.read(run.reports / f"{stage}.ipynb", as_version=4))

@@ -64,9 +64,9 @@ def test_a_bootstrap_without_spread_says_nothing():
 
 def test_fast_enough_for_the_papers_25_seeds():
     label, new, patient = cohort(9, n_seeds=25)
-    start = time.perf_counter()
+    start = time.process_time()
     statistics.gain(label, new, new[::-1], patient)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # ---------------------------------------------------------------- means of seeds and folds
