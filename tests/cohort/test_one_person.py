@@ -5,11 +5,10 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from nafld_utils import artifacts, cohort, images, params
-from nafld_utils.cohort import example, look_alikes
+from nafld_utils import cohort, images, params
+from nafld_utils.cohort import look_alikes
 
 
 def people(n, seed=0, frames=2):
@@ -111,38 +110,6 @@ def test_a_caption_over_a_twentieth_of_an_image_hides_no_twin(grey, place):
 
 def test_of_fewer_than_six_patients_nothing_is_said():
     assert look_alikes.look_alikes(*people(5)).empty
-
-
-def test_a_messy_folder_shows_its_twins_and_a_table_joins_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    path = example.write(tmp_path / "chest", 16, seed=1)
-    table = pd.read_csv(path / "images.csv")
-    first, second = (table[table["patient"] == name].iloc[0] for name in ("case B1", "case E4"))
-    captioned = Image.fromarray(images.read(path / first["image"]).pixels)
-    ImageDraw.Draw(captioned).text((8, 8), "PORTABLE 12:40", fill=255)
-    captioned.save(path / "again.png")
-    frame = images.read(path / second["image"]).pixels.astype(float)
-    later = np.roll(frame, (5, -4), (0, 1)) * 0.9 + np.random.default_rng(0).normal(0, 2, frame.shape)
-    Image.fromarray(later.clip(0, 255).astype(np.uint8)).convert("RGBA").save(path / "later.png")
-    more = pd.DataFrame([first, second]).assign(image=["again.png", "later.png"], patient=["case Z1", "case Z2"])
-    pd.concat([table, more]).to_csv(path / "images.csv", index=False)
-    chosen = {"cohort.source": "file", "cohort.path": str(path), "cohort.class_names": list(example.CLASSES)}
-    run = artifacts.open_run("smoke", chosen | {"cohort.frames_per_patient": None, "preprocess.region": "none"})
-    cohort.build_cohort(run)
-    unit = cohort.build_pairs(run)
-    found = pd.read_csv(unit.path / "look_alikes.csv")
-    pairs = {frozenset(pair) for pair in found[["patient", "same_as"]].itertuples(index=False)}
-    assert pairs == {frozenset(("case B1", "case Z1"))}
-    every = pd.read_csv(unit.path / "pairs.csv")
-    assert {*every[["patient", "same_as"]].iloc[1]} == {"case E4", "case Z2"}, "the next in the gallery"
-    assert every["correlation"].iloc[1] > 0.98
-    assert "Warning: 1 pair of patients looks like one person" in cohort.pairs_reading(run)
-    assert f"All {len(cohort.open_cohort(run).images)} images of 18 patients were searched" in cohort.pairs_reading(run)
-    (claim,) = cohort.pair_claims(run)
-    assert (claim["key"], claim["this_run"], claim["n"]) == ("cohort.one_person", 1, 18)
-    again = artifacts.open_run("smoke", chosen | {"cohort.join": str(unit.path / "look_alikes.csv")})
-    cohort.build_cohort(again)
-    assert len(cohort.open_cohort(again).patients) == 17
 
 
 @pytest.mark.skipif("NAFLD_COHORT" not in os.environ, reason="needs the real cohort")
