@@ -71,16 +71,13 @@ def test_what_is_needed_is_what_notebook_02_would_ask_for(folder):
 
 
 def test_the_plan_advises_against_first_stages_that_know_livers_alone_on_other_images(folder):
-    advised = 'give SET="autoencoder.semantic.source=train autoencoder.class.source=train"'
-    assert advised in pipeline.plan_text(planned(folder))
-    assert 'give SET="autoencoder.class.source=train"' in pipeline.plan_text(
-        planned(folder, "autoencoder.semantic.source=train")
-    )
-    for heeded in (
-        "autoencoder.semantic.source=train autoencoder.class.source=train",
-        "cohort.subject='liver ultrasounds'",
-    ):
-        assert "autoencoder" not in pipeline.plan_text(planned(folder, heeded))
+    both = "autoencoder.semantic.source=train autoencoder.class.source=train"
+    assert f'give SET="{both}"' in pipeline.plan_text(planned(folder, profile="demo"))
+    one = planned(folder, "autoencoder.semantic.source=train", profile="demo")
+    assert 'give SET="autoencoder.class.source=train"' in pipeline.plan_text(one)
+    for heeded in (both, "cohort.subject='liver ultrasounds'"):
+        assert "autoencoder" not in pipeline.plan_text(planned(folder, heeded, profile="demo"))
+    assert "autoencoder" not in pipeline.plan_text(planned(folder)), "the profile for real numbers trains its own"
 
 
 def test_the_plan_has_the_folds_that_the_run_will_have(folder):
