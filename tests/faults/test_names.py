@@ -23,7 +23,7 @@ NAMES = (
     "Žofie Nováková",
     "D'Angelo & Söhne",
     "Meier\tB",
-    "MEIER;B",
+    "SCHULZ;B",
     "李 雷",
     "=A1+1",
 )
