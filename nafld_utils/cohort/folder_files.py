@@ -20,10 +20,8 @@ TABLE = "images.csv"
 REQUIRED, OPTIONAL = ("image", "patient", "label"), ("grade", "fold")
 PIXELS = "pixels.npy"  # a folder that holds it has one array instead of image files
 MASKS, MARK_FILE = "masks.npy", artifacts.MARK_FILE
-_SHEETS, _TEXTS = (
-    (*artifacts.SHEETS, ".parquet", ".feather", ".jsonl", ".sav", ".dta"),
-    (".txt", ".tsv", ".tab", ".dat"),
-)
+_SHEETS = (*artifacts.SHEETS, ".parquet", ".feather", ".jsonl", ".sav", ".dta")
+_TEXTS = (".txt", ".tsv", ".tab", ".dat")
 MAX_TABLE_BYTES = 64 * 2**20  # (choice)
 
 

@@ -23,11 +23,8 @@ MOST = 3000  # images compared at full size (choice: a minute), yet one of each 
 NEAREST = 17  # other patients whose images are compared with an image at full size, shift and scale (choice)
 # Choice: D is read from the third nearest on, so that a person with three numbers does not move it.
 THIRD, FIFTH, EIGHTH = 3, 5, 8
-BESIDE = (
-    FIFTH,
-    9,
-    NEAREST,
-)  # the nearest is judged beside these, so that one person under up to as many numbers is seen
+# The nearest is judged beside these, so that one person under up to as many numbers is seen.
+BESIDE = (FIFTH, 9, NEAREST)
 FEWEST = 6  # patients; of fewer nothing is said
 COARSE = 16  # pixels of the side at which the nearest patients are found
 CHUNK = 1024  # images whose distances to all patients are held at once

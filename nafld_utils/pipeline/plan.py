@@ -48,9 +48,9 @@ def plan_text(run: Run) -> str:
     least, asked = sweep.trial_grid.least_images(images, s), s.sampling.n_images
     enough = "enough" if asked >= least else f'too few: give SET="sampling.n_images={least}" or lower sweep.rates'
     seconds, disk = _seconds(s, images), _bytes(s, images, found.pixels)
-    keys = [f"autoencoder.{name}.source" for name in s.ldm.conditionings]
-    unfit = [f"{key}=train" for key in keys if not run.shows_livers and s.by_key()[key] == "shipped"]
-    advice = f'the shipped autoencoder knows liver ultrasounds alone: give SET="{" ".join(unfit)}"'
+    first_stages = {} if run.shows_livers else s.section("autoencoder")
+    shipped = [name for name in s.ldm.conditionings if first_stages.get(name, {}).get("source") == "shipped"]
+    remedy = " ".join(f"autoencoder.{name}.source=train" for name in shipped)
     return "\n".join(
         [
             f"cohort   {len(patients)} patients ({classes}; {s.cohort.class_names[1]} is to be detected),"
@@ -61,7 +61,7 @@ def plan_text(run: Run) -> str:
             f"cost     about {_duration(seconds)} of processor time without a GPU and {disk / 2**30:.1f} GiB of disk,"
             " if nothing is done yet; scaled from other runs, right to a factor of three (notebook 03 and make dry-run"
             " measure it)",
-            *[f"advice   {advice}"] * bool(unfit),
+            *[f'advice   the shipped autoencoder knows liver ultrasounds alone: give SET="{remedy}"'] * bool(shipped),
         ]
     )
 
