@@ -182,10 +182,10 @@ def _edges(x: Tensor) -> Tensor:
 
 def _best_fitting(a: Tensor, b: Tensor) -> Tensor:
     """Correlation (N,) of pixels (N, d) without the share `LEFT_OUT` that fit least, which four turns find."""
-    a, b = (x - x.quantile(0.5, 1, keepdim=True) for x in (a, b))
-    apart = torch.sub(*(x / x.abs().quantile(0.5, 1, keepdim=True).clamp_min(LEAST_SD) for x in (a, b))).abs()
+    a, b = (x - _quantile(x, 0.5) for x in (a, b))
+    apart = torch.sub(*(x / _quantile(x.abs(), 0.5).clamp_min(LEAST_SD) for x in (a, b))).abs()
     for _ in range(4):
-        kept = (apart <= apart.quantile(1 - LEFT_OUT, 1, keepdim=True)).to(a.dtype)
+        kept = (apart <= _quantile(apart, 1 - LEFT_OUT)).to(a.dtype)
         n = kept.sum(1, keepdim=True)
         a, b = (x - (x * kept).sum(1, keepdim=True) / n for x in (a, b))
         spread = [(x.square() * kept).sum(1, keepdim=True).sqrt() for x in (a, b)]
@@ -193,6 +193,13 @@ def _best_fitting(a: Tensor, b: Tensor) -> Tensor:
     flat = torch.minimum(*spread) < LEAST_SD * n.sqrt()
     value = (a * b * kept).sum(1, keepdim=True) / (spread[0] * spread[1]).clamp_min(1e-6)
     return torch.where(flat, 0.0, value)[:, 0].clamp(-1.0, 1.0)
+
+
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """`Tensor.quantile` (N, 1) of each row of (N, d), to the bit, without sorting it."""
+    rank = torch.tensor(q) * (x.shape[1] - 1)
+    low, high = (x.kthvalue(int(rank) + k, 1, keepdim=True).values for k in (1, 2))
+    return low.lerp(high, float(rank - int(rank)))
 
 
 def _anatomy(images: np.ndarray, side: int, device: Any) -> Tensor:
@@ -227,8 +234,7 @@ class Bank:
         norms = {max(4, round(WINDOW * self.side * scale)): [] for scale in scales}
         for x in frames[:, None].split(256):
             for w, parts in norms.items():
-                mean = F.avg_pool2d(x.double(), w, stride=1)
-                square = F.avg_pool2d(x.double().square(), w, stride=1)
+                mean, square = (_mean_over(y, w) for y in (x.double(), x.double().square()))
                 spread = (square - mean.square()).clamp_min(0.0)[:, 0]
                 norm = (spread * w * w).sqrt()
                 parts.append(torch.where(spread.sqrt() < least, torch.inf, norm).float())
@@ -256,6 +262,12 @@ class Bank:
             found.append(torch.stack([value.clamp(-1.0, 1.0), torch.full_like(value, w), top, left]))
         table = torch.stack(found)
         return table.gather(0, table[:, 0].argmax(0)[None, None].expand(1, *table.shape[1:]))[0]
+
+
+def _mean_over(x: Tensor, w: int) -> Tensor:
+    """Means over windows of w x w at stride 1, (n, 1, v, v), of (n, 1, s, s): by columns and then by rows, 2 w sums."""
+    columns = F.avg_pool2d(x, (w, 1), stride=1, divisor_override=1)
+    return F.avg_pool2d(columns, (1, w), stride=1, divisor_override=w * w)
 
 
 def _inside(product: Tensor, side: int, n: int) -> Tensor:

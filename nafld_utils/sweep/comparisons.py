@@ -182,8 +182,10 @@ def arm_intervals(scores: pd.DataFrame, level: str = "image", method: str = "new
 def _fold_interval(found: Scored, method: str) -> statistics.Interval:
     """Mean of the folds' AUCs with its interval; NaN where a fold has fewer than two patients of a class."""
     if found.fold is not None:
-        patients = pd.DataFrame({"fold": found.fold, "label": found.label, "patient": found.patient}).drop_duplicates()
-        if pd.crosstab(patients["fold"], patients["label"]).to_numpy().min() >= 2:
+        patients = [
+            found.patient[(found.fold == k) & (found.label == y)] for k in np.unique(found.fold) for y in (0, 1)
+        ]
+        if min(len(np.unique(some)) for some in patients) >= 2:
             return statistics.mean_auc_interval(
                 found.label, found.scores, found.patient, fold=found.fold, method=method
             )

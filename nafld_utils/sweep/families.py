@@ -54,9 +54,9 @@ def with_roles(table: pd.DataFrame, primary: Mapping[str, Any], secondary_arms: 
 
 def holm(p: np.ndarray) -> np.ndarray:
     """Holm-adjusted p ``(n,)`` of one family."""
-    from statsmodels.stats.multitest import multipletests
-
-    return multipletests(p, method="holm")[1]
+    order, adjusted = np.argsort(p), np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)).clip(max=1.0)
+    return adjusted
 
 
 def bounds_in_words(row: pd.Series) -> str:
