@@ -23,6 +23,7 @@ pytest.register_assert_rewrite("faulty", "page_checks", "toy_sweep")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # to compile shap's loops takes seconds; kernels do
 os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
 # As `nafld_utils.pipeline.execute` sets them for kernels; what this process starts inherits them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -31,6 +32,7 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 * 2**20))
 gc.set_threshold(100_000, *gc.get_threshold()[1:])  # as `engine.collect_seldom`, before anything is imported
 atexit.register(gc.freeze)
 sys.modules.setdefault("rfc3987_syntax", None)  # as `cli.main`: two seconds
+os.fsync = lambda _: None  # what these processes write need not outlive the machine; those that they start wait for it
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 

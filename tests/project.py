@@ -12,6 +12,7 @@ GUARD = Path(__file__).resolve().parent / "guard"
 WHOLE = "NAFLD_TESTS_WHOLE"  # set where all files are tested
 # What an outer make hands to its children, and what belongs to the machine rather than to a test.
 _NOT_INHERITED = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PROFILE", "RUN", "SET", "DATA", "TESTS")
+_NOT_INHERITED += ("NUMBA_DISABLE_JIT",)  # of these tests alone
 
 
 def make_command(*arguments, root, **environment):

@@ -41,9 +41,14 @@ def _environment() -> Any:
     return environment
 
 
+@functools.cache
+def _compiled(template: str) -> Any:
+    return _environment().from_string(template)
+
+
 def fill(template: str, known: Mapping[str, Any]) -> str:
     """A text with its values, on one line."""
-    return " ".join(_environment().from_string(template).render(known).split())
+    return " ".join(_compiled(template).render(known).split())
 
 
 def fill_all(templates: Iterable[str], known: Mapping[str, Any]) -> list[str]:

@@ -426,30 +426,34 @@ def test_guidance_is_compared_at_the_runs_own_sampler_and_steps_alone(sampler):
 
 @pytest.mark.parametrize("source", ["random", "train"])
 def test_first_stages_of_the_published_shapes_pass_through_the_stage(run, source, monkeypatch):
-    changed = {"autoencoder.semantic": {"source": source, "kind": "vq", "factor": 4, "base_channels": 32}}
-    changed["autoencoder.semantic"]["train_steps"] = 2
-    mine = artifacts.open_run("smoke", {**changed, "run": "published"})
+    changed = {"source": source, "kind": "vq", "factor": 4, "base_channels": 32, "train_steps": 2}
+    mine = artifacts.open_run("smoke", {"autoencoder.semantic": changed, "run": "published"})
     stored = preprocessing.open_preprocessed(run)
     monkeypatch.setattr(unit, "open_preprocessed", lambda _: stored)
     if source == "train":
         assert [task["conditioning"] for task in ldm.autoencoder_tasks(mine)] == ["semantic", "semantic"]
         ldm.train_autoencoder(mine, "semantic", 1)
-        trained = load_file(ldm.autoencoder_unit(mine, "semantic", 1).file("autoencoder.safetensors"))
-        held_out = (stored.images["fold"] == 1).to_numpy()
-        for rows, same in ((held_out, True), (~held_out, False)):
-            pool = np.where(rows[:, None, None, None], 255 - np.asarray(stored.pool), stored.pool)
-            monkeypatch.setattr(unit, "open_preprocessed", lambda _, p=pool: dataclasses.replace(stored, pool=p))
-            other = artifacts.open_run("smoke", {**changed, "run": f"published-{same}"})
-            ldm.train_autoencoder(other, "semantic", 1)
-            found = load_file(ldm.autoencoder_unit(other, "semantic", 1).file("autoencoder.safetensors"))
-            assert all(torch.equal(value, found[name]) for name, value in trained.items()) is same, "held out, training"
-        monkeypatch.setattr(unit, "open_preprocessed", lambda _: stored)
     ldm.make_latents(mine, "semantic", 1)
     stage = ldm.first_stage(mine, "semantic", 1)
     pool, held_out = autoencoder_units.latent_pools(mine, "semantic", 1, stage)
     assert pool.moments.shape[2:] == held_out.moments.shape[2:] == (3, 16, 16)
     rows, copies = ldm.reconstructions(mine, "semantic", 1)
     assert len(rows) == len(copies) == (stored.images["fold"] == 1).sum()
+
+
+def test_an_autoencoder_is_trained_on_images_that_are_not_held_out_and_on_no_other(run, monkeypatch):
+    """The weights of three trainings: on the images, on inverted held-out ones, and on inverted others."""
+    chosen, stored = {"source": "train", "kind": "tiny", "train_steps": 2}, preprocessing.open_preprocessed(run)
+    held_out, weights = (stored.images["fold"] == 1).to_numpy(), []
+    for name, rows in (("none", held_out & False), ("held-out", held_out), ("others", ~held_out)):
+        pool = np.where(rows[:, None, None, None], 255 - np.asarray(stored.pool), stored.pool)
+        monkeypatch.setattr(unit, "open_preprocessed", lambda _, p=pool: dataclasses.replace(stored, pool=p))
+        mine = artifacts.open_run("smoke", {"autoencoder.semantic": chosen, "run": f"inverted-{name}"})
+        ldm.train_autoencoder(mine, "semantic", 1)
+        weights.append(load_file(ldm.autoencoder_unit(mine, "semantic", 1).file("autoencoder.safetensors")))
+    as_it_was, same, other = weights
+    assert all(torch.equal(value, same[name]) for name, value in as_it_was.items())
+    assert any(not torch.equal(value, other[name]) for name, value in as_it_was.items())
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")  # diffusers gives it

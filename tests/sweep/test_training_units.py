@@ -1,6 +1,7 @@
 """The grid, its store, its guards, what is read from it, the stage on a toy run, and the check on the real cohort."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -368,6 +369,23 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of a sweep of `run`, empty until one has been made."""
+    return tmp_path_factory.mktemp("whole") / "swept"
+
+
+@pytest.fixture
+def swept(run, whole):
+    """The run after its sweep, which is made once for all tests."""
+    if whole.exists():
+        shutil.copytree(whole, run.root, dirs_exist_ok=True)
+    else:
+        sweep.run_sweep(run)
+        shutil.copytree(run.root, whole)
+    return run
+
+
 def _synthetic(run, conditioning, fold):
     images = preprocessing.open_preprocessed(run).images
     source = images.loc[images["fold"] != fold, "patient_id"].to_numpy()[np.arange(N_SYNTHETIC) % 8]
@@ -632,8 +650,8 @@ def test_the_summary_averages_over_what_is_done_alone():
     assert table.iloc[1].drop(["trainings", "done"]).isna().all()
 
 
-def test_a_truncated_trial_is_announced_and_gives_the_same_scores_again(run, monkeypatch, tmp_path):
-    sweep.run_sweep(run)
+def test_a_truncated_trial_is_announced_and_gives_the_same_scores_again(swept, monkeypatch, tmp_path):
+    run = swept
     before, _ = sweep.build_scores(run)
     path = next(iter(sorted(sweep.store(run).glob("*.parquet"))))
     _truncate(path)
@@ -644,8 +662,8 @@ def test_a_truncated_trial_is_announced_and_gives_the_same_scores_again(run, mon
     pd.testing.assert_frame_equal(before, after, check_dtype=False)
 
 
-def test_a_set_from_another_split_is_refused_before_training(run, monkeypatch):
-    sweep.run_sweep(run)  # the features are there
+def test_a_set_from_another_split_is_refused_before_training(swept, monkeypatch):
+    run = swept
     foreign = lambda run, c, k: _synthetic(run, c, 1 - k)  # noqa: E731
     monkeypatch.setattr(filter_units, "open_set", foreign)
     with pytest.raises(ValueError, match="found folds"):
@@ -767,8 +785,8 @@ def test_a_recorded_step_serves_trainings_of_its_own_sizes_alone(run, monkeypatc
     assert made == wanted
 
 
-def test_facts_of_a_trial_are_json(run):
-    sweep.run_sweep(run)
+def test_facts_of_a_trial_are_json(swept):
+    run = swept
     path = next(iter(sweep.store(run).glob("*.parquet")))
     _, facts = sweep.read_trial(sweep.store(run), path.stem)
     assert json.loads(json.dumps(facts)) == facts
