@@ -25,6 +25,14 @@ def speckle(mask, seed=0, low=8, high=120):
 # ---------------------------------------------------------------- region
 
 
+@pytest.mark.parametrize("radius", [0, 1, 5])
+def test_a_mask_grows_and_shrinks_by_a_square_as_in_scipy_and_not_from_the_border(radius):
+    mask = np.random.default_rng(0).random((40, 33)) < 0.8
+    square = np.ones((2 * radius + 1,) * 2)
+    assert np.array_equal(crops._dilate(mask, radius), ndimage.binary_dilation(mask, square))
+    assert np.array_equal(crops._erode(mask, radius), ndimage.binary_erosion(mask, square, border_value=1))
+
+
 def test_overlays_go_and_the_sector_stays_whole():
     mask = sector()
     frame = speckle(mask)

@@ -14,6 +14,19 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+def test_means_over_windows_and_quantiles_are_torchs_own():
+    """To the bit, of grey levels that are averaged over a power of two of pixels; of any numbers beyond rounding."""
+    grey = torch.from_numpy(rng().integers(0, 256 * 64, (3, 1, 64, 64)) / 64)
+    for x, off in ((grey, 0.0), (torch.randn(3, 1, 64, 64, dtype=torch.float64), 1e-12)):
+        for w in (5, 48, 64):
+            wanted = torch.nn.functional.avg_pool2d(x, w, stride=1)
+            torch.testing.assert_close(nearest_frames._mean_over(x, w), wanted, rtol=0, atol=off)
+    for d in (7, 100, 2304):
+        x = torch.from_numpy(rng(d).normal(size=(9, d)).round(1)).float()
+        for q in (0.5, 1 - nearest_frames.LEFT_OUT):
+            assert torch.equal(nearest_frames._quantile(x, q), x.quantile(q, 1, keepdim=True))
+
+
 def test_an_image_correlates_fully_with_itself_and_little_with_others():
     frames = smooth(6)
     found = networks.nearest_pixels(frames, frames, np.arange(6))
