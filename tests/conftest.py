@@ -93,6 +93,14 @@ def real_cohort():
     return Path(path)
 
 
+@pytest.fixture(scope="session")
+def real_patients(real_cohort):
+    """The real cohort, read once; no test writes into it."""
+    from nafld_utils import cohort
+
+    return cohort.load(real_cohort)
+
+
 # ---------------------------------------------------------------- promises under fault
 
 

@@ -1,13 +1,11 @@
 """Patients that look like one person: planted twins are found, different patients are not, real ones neither."""
 
-import os
-
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import ndimage
 
-from nafld_utils import cohort, images, params
+from nafld_utils import images, params
 from nafld_utils.cohort import look_alikes
 
 
@@ -113,9 +111,8 @@ def test_of_fewer_than_six_patients_nothing_is_said():
     assert look_alikes.look_alikes(*people(5)).empty
 
 
-@pytest.mark.skipif("NAFLD_COHORT" not in os.environ, reason="needs the real cohort")
-def test_no_two_real_patients_look_like_one_and_halves_of_one_do():
-    found, settings = cohort.load(os.environ["NAFLD_COHORT"]), params.load("paper").preprocess
+def test_no_two_real_patients_look_like_one_and_halves_of_one_do(real_patients):
+    found, settings = real_patients, params.load("paper").preprocess
     rows = np.concatenate([np.arange(first, first + 10, 3) for first in range(0, 550, 10)])
     squares = []
     for row in rows:

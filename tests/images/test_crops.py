@@ -1,7 +1,5 @@
 """Region, crops, maps and warp: pictures whose answer is known by eye, edges, second implementations."""
 
-import os
-
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -138,14 +136,11 @@ def test_a_black_frame_is_refused_and_a_thin_region_kept():
     assert (images.region_mask(thin) == (thin > 0)).all()
 
 
-@pytest.mark.skipif("NAFLD_COHORT" not in os.environ, reason="NAFLD_COHORT does not name the real cohort")
-def test_region_of_every_real_frame():
+def test_region_of_every_real_frame(real_patients):
     """One patient's sector opens to 60 degrees, all others' to 53; two have an ECG spike through the sector."""
-    from nafld_utils import cohort
     from nafld_utils.cohort import description
 
-    found = cohort.load(os.environ["NAFLD_COHORT"])
-    opening = []
+    found, opening = real_patients, []
     for patient, frames in zip(found.patients["patient_id"], found.frames, strict=True):
         regions = np.stack([images.region_mask(frame) for frame in frames[::3]])
         agreed = regions.all(axis=0)

@@ -1,6 +1,5 @@
 """The copy audit: correlation by eye, nearest frames by patient, thresholds, planted copies, real patients."""
 
-import os
 import resource
 import sys
 
@@ -189,10 +188,9 @@ def test_new_patients_are_not_called_copies(search):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("NAFLD_COHORT" not in os.environ, reason="needs the real cohort")
-def test_changed_copies_are_told_from_new_patients_in_the_real_cohort():
+def test_changed_copies_are_told_from_new_patients_in_the_real_cohort(real_patients):
     """By pixels alone, two frames per patient; crops of crops and new speckle are found less often than the rest."""
-    found, settings = cohort.load(os.environ["NAFLD_COHORT"]), params.load("paper").preprocess
+    found, settings = real_patients, params.load("paper").preprocess
     rows = np.flatnonzero(found.images.groupby("patient_id").cumcount() % 5 == 0)
     boxes = [extract_crop(found.pixels[i], settings.threshold, settings.closing_radius, 320) for i in rows]
     images = np.stack([resize_box(x, whole_box(x), 128) for x in boxes])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from toy_scores import features_of, images_table, learners
 
-from nafld_utils import cohort, engine, networks, params, statistics, sweep
+from nafld_utils import engine, networks, params, statistics, sweep
 from nafld_utils.images import extract_crop, resize_box, texture_features, whole_box
 from nafld_utils.sweep import frozen_classifier_units, frozen_classifiers
 
@@ -230,9 +230,9 @@ def test_shuffles_keep_frames_together_and_the_number_of_patients_a_class(monkey
 
 
 @pytest.fixture(scope="module")
-def real_features(real_cohort):
+def real_features(real_patients):
     """Every second frame of the real cohort, five of each patient: table, crops and frozen features."""
-    found = cohort.load(real_cohort)
+    found = real_patients
     table, crops = found.images[::2].reset_index(drop=True), np.stack([extract_crop(x) for x in found.pixels[::2]])
     images = np.stack([resize_box(c, whole_box(c), frozen_classifier_units.BASELINE_SIZE) for c in crops])
     device = engine.device(params.load("smoke").engine.model_copy(update={"device": "cpu"}))
