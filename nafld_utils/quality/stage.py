@@ -24,7 +24,20 @@ def build_features(run: Run) -> pd.DataFrame:
 
 
 def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[str]:
-    """What the quality table's `places` and the distances over patients say, in sentences."""
+    """How near the sets are to real patients, in sentences.
+
+    Parameters
+    ----------
+    run : Run
+    places : pandas.DataFrame
+        ``places.csv`` of `quality.build_table`.
+    by_patients : pandas.DataFrame
+        Of `quality.build_patient_distances`.
+
+    Returns
+    -------
+    list of str
+    """
     metrics = FEATURES[run.settings.quality.features].metrics
     return [
         *patient_distance_units.reading(
@@ -38,7 +51,25 @@ def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[s
 def claims(
     run: Run, intervals: pd.DataFrame, by_patients: pd.DataFrame, scores: pd.DataFrame, agreed: pd.DataFrame
 ) -> list[dict[str, Any]]:
-    """Headline numbers of stage 05."""
+    """Headline numbers of stage 05.
+
+    Parameters
+    ----------
+    run : Run
+    intervals : pandas.DataFrame
+        Of `quality.load_intervals`.
+    by_patients : pandas.DataFrame
+        Of `quality.build_patient_distances`.
+    scores : pandas.DataFrame
+        Of `quality.choose_images`.
+    agreed : pandas.DataFrame
+        Of `quality.compare_spaces`.
+
+    Returns
+    -------
+    list of dict
+        As `artifacts.claim` makes them.
+    """
     return [
         *metric_units.claims(run, intervals),
         *patient_distance_units.claims(run, by_patients),

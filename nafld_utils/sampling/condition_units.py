@@ -130,7 +130,18 @@ def separation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def reading(table: pd.DataFrame) -> list[str]:
-    """Whether the condition is shown to matter, a sentence per model and effect: beyond no effect with it alone."""
+    """Whether the condition is shown to matter: beyond no effect with it alone.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of `sampling.check_conditions`.
+
+    Returns
+    -------
+    list of str
+        A sentence per model and effect.
+    """
     shown, lines = table[~table["effect"].str.startswith("dice") & (table["over"].replace(_UNITS) != "images")], []
     for (model, effect), part in shown.groupby(["conditioning", "effect"], sort=False):
         beyond = {row.drawn_with: row.low > row.expected_without for row in part.itertuples()}
