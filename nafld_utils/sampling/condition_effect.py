@@ -93,6 +93,11 @@ def condition_separation(train_features: Any, train_labels: Any, features: Any) 
     -------
     numpy.ndarray, shape (m,), in [0, 1]
 
+    Raises
+    ------
+    ValueError
+        The training images are of one class.
+
     Notes
     -----
     Choice: logistic regression on standardised features, C = 0.01, since features outnumber images tenfold.

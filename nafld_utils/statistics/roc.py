@@ -99,6 +99,11 @@ def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, fl
     MeanInterval
         ``mean, low, high``; bounds are NaN where all values are equal: without spread nothing can be said.
 
+    Raises
+    ------
+    ValueError
+        There are fewer than two values, or one is not finite or outside `within`.
+
     Examples
     --------
     >>> mean, low, high = student_t_interval([0.4, 0.5, 0.6])
@@ -192,7 +197,12 @@ def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, floa
     -------
     PairedT
         ``t, p, df, difference, low, high``; difference is new minus base, so a gain has a positive t (the paper
-        prints the opposite sign). ValueError where all differences are equal: t is then not defined.
+        prints the opposite sign).
+
+    Raises
+    ------
+    ValueError
+        The seeds differ, or every seed differs alike: t is then not defined.
     """
     new, base = np.asarray(new, dtype=float), np.asarray(base, dtype=float)
     if new.shape != base.shape:
