@@ -140,6 +140,14 @@ def test_what_outsiders_call_is_callable_and_described(name):
     assert "Parameters\n" in found.__doc__, "whoever calls it from outside reads what it takes"
 
 
+def test_what_outsiders_call_loads_no_torch_but_where_it_computes_with_it():
+    rooms = sorted({name.partition(".")[0] for name in CALLED} - {"ldm"})
+    names = ", ".join(name for name in CALLED if not name.startswith("ldm"))
+    code = f"import sys\nfrom nafld_utils import {', '.join(rooms)}\n{names}\nprint('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert told.strip() == "False"
+
+
 def asked_of_rooms(code):
     """What code names of a room: ``room.word`` and ``from nafld_utils.room import word``, as pairs of room and word."""
     for node in ast.walk(ast.parse(code)):

@@ -8,7 +8,6 @@ from nafld_utils import sampling
 from nafld_utils.artifacts import Run, Unit
 from nafld_utils.ldm import folds_of as folds_of
 from nafld_utils.networks import FEATURES as FEATURES
-from nafld_utils.networks import frechet_distance as frechet_distance
 from nafld_utils.preprocessing import open_preprocessed as open_preprocessed
 from nafld_utils.quality import agreement_units, copy_units, filter_units, metric_units, patient_distance_units
 from nafld_utils.sampling import drawn_table as drawn_table
