@@ -129,6 +129,11 @@ def separation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the summary that answer and figure are made of: accuracy of maps, and AUCs but those over images."""
+    return table[~table["effect"].str.startswith("dice") & (table["over"].replace(_UNITS) != "images")]
+
+
 def reading(table: pd.DataFrame) -> list[str]:
     """Whether the condition is shown to matter: beyond no effect with it alone.
 
@@ -142,8 +147,8 @@ def reading(table: pd.DataFrame) -> list[str]:
     list of str
         A sentence per model and effect.
     """
-    shown, lines = table[~table["effect"].str.startswith("dice") & (table["over"].replace(_UNITS) != "images")], []
-    for (model, effect), part in shown.groupby(["conditioning", "effect"], sort=False):
+    lines = []
+    for (model, effect), part in shown(table).groupby(["conditioning", "effect"], sort=False):
         beyond = {row.drawn_with: row.low > row.expected_without for row in part.itertuples()}
         says = "the condition matters" if beyond.get("condition") else "it is not shown that the condition matters"
         if beyond.get("condition") and beyond.get("no condition"):
