@@ -92,7 +92,7 @@ def networks(run: Run) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``model, latent, first level`` (channels), ``multipliers, parameters`` (denoiser), ``conditioner`` (parameters),
-        ``GFLOP an image and pass`` (forward).
+        ``GFLOP per image and pass`` (forward).
     """
     rows = []
     for name in run.settings.ldm.conditionings:
@@ -100,7 +100,7 @@ def networks(run: Run) -> pd.DataFrame:
         count = ldm.count_parameters(model.denoiser)
         row = {"model": name, "latent": "x".join(map(str, model.shape)), "first level": section["model_channels"]}
         row |= {"multipliers": str(tuple(section["channel_mult"])), "parameters": count["denoiser"]}
-        rows.append({**row, "conditioner": count["conditioner"], "GFLOP an image and pass": model.flops / 1e9})
+        rows.append({**row, "conditioner": count["conditioner"], "GFLOP per image and pass": model.flops / 1e9})
     return pd.DataFrame(rows)
 
 
