@@ -117,11 +117,13 @@ def run_sweep(run: Run) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        Something makes a training of the grid impossible (`refuse`); nothing was trained.
+        Some are to be trained, and something makes a training of the grid impossible (`refuse`); none was.
     """
-    refuse(run)
+    now = status(run)
+    todo = trial_store.to_train(now, run.settings.sweep.retry_failed)
+    if len(todo):
+        refuse(run)
     build_features(run)
-    todo = trial_store.to_train(status(run), run.settings.sweep.retry_failed)
     for row in todo[todo["state"] == "damaged"].itertuples():
         engine.notice(row.reason)
     tasks = _tasks(run, todo[[*trial_store.TRIAL_COLUMNS, "hash"]])
@@ -132,7 +134,7 @@ def run_sweep(run: Run) -> pd.DataFrame:
             if ended.killed:  # its trainings could not note anything themselves
                 for trial in _not_done(**task):
                     trial_store.record_failure(store(run), trial, trial["hash"], engine.UnitError(ended.error))
-    return status(run)
+    return status(run) if tasks else now
 
 
 def _tasks(run: Run, todo: pd.DataFrame) -> list[dict[str, Any]]:

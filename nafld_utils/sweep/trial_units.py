@@ -87,7 +87,7 @@ def arithmetic(run: Run) -> str:
         return chosen
     if where.mode == "cluster":
         return f"{chosen} on a GPU, fp32 on a CPU"
-    return chosen if engine.device(where).type == "cuda" else "fp32"
+    return chosen if engine.gpus() else "fp32"
 
 
 def refuse(run: Run) -> None:
