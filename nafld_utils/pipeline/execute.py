@@ -168,7 +168,7 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
                 del nb_man.save
 
     class Logging(AsyncKernelManager):
-        """Jupyter's own manager; the stderr of the kernel's process goes to a file. What its page needs loads beside."""
+        """Jupyter's own manager; the kernel's stderr goes to a file, and beside it loads what its page needs."""
 
         async def start_kernel(self, **options: Any) -> None:
             with open(console.kernel_log, "ab") as handle:
