@@ -97,7 +97,7 @@ def train_gan(run: Run, fold: int) -> None:
     }
     given = budget(run) if settings["steps"] is None else None
     facts = {"steps": until, "parameters": counts, "operations_given": given, "seconds": training.seconds}
-    facts["trained_with"] = training.versions
+    facts |= {"trained_with": training.versions, "operations": _operations(run, until)}
     with unit.writing(device=str(device), **facts) as folder:
         artifacts.save_weights(
             folder / "averaged.safetensors", resumable.on_cpu(training.average.state_dict()), {"fold": str(fold)}
@@ -137,7 +137,8 @@ def table(run: Run) -> pd.DataFrame:
         beside = denoiser_units.ldm_unit(run, reference(run), task["fold"]).seconds()
         row = {"fold": task["fold"], "steps": made["steps"], **made["parameters"]}
         given = made.get("operations_given") or float("nan")
-        row |= {"gflop": _operations(run, made["steps"]) / 1e9, "gflop_given": given / 1e9}
+        own = made.get("operations") or _operations(run, made["steps"])
+        row |= {"gflop": own / 1e9, "gflop_given": given / 1e9}
         rows.append({**row, "seconds": made["seconds"], "seconds_beside": beside, "device": made["device"]})
     return pd.DataFrame(rows)
 

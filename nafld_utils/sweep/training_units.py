@@ -139,6 +139,8 @@ def run_sweep(run: Run) -> pd.DataFrame:
 
 def _tasks(run: Run, todo: pd.DataFrame) -> list[dict[str, Any]]:
     """One task per training; of a GPU, or of a cluster, as many seeds per task as are to be trained at once."""
+    if not len(todo):
+        return []
     at_once, settings = run.settings.sweep.at_once, run.settings.engine
     if settings.mode != "cluster" and engine.device(settings).type != "cuda":
         at_once = 1
