@@ -84,11 +84,10 @@ def dry_run(run: Run) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        As in `refuse`, where something is to be trained and before anything is computed.
+        As in `refuse`, before anything is computed.
     """
     now, images = status(run), images_without_features(run)
-    if len(trial_store.to_train(now, run.settings.sweep.retry_failed)):
-        refuse(run)
+    refuse(run, trial_store.to_train(now, run.settings.sweep.retry_failed))
     n_scored = len(held_out_images(run)) / len(trial_grid.folds_of(run.settings))
     seconds, features = {}, {}
     for key, part in now.groupby(["backbone", "freeze"], sort=False):

@@ -117,12 +117,11 @@ def run_sweep(run: Run) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        Some are to be trained, and something makes a training of the grid impossible (`refuse`); none was.
+        Something makes a training of the grid impossible (`refuse`); nothing was trained.
     """
     now = status(run)
     todo = trial_store.to_train(now, run.settings.sweep.retry_failed)
-    if len(todo):
-        refuse(run)
+    refuse(run, todo)
     build_features(run)
     for row in todo[todo["state"] == "damaged"].itertuples():
         engine.notice(row.reason)
