@@ -1,7 +1,9 @@
 """The package's shape: rooms and faces, nothing heavy at import, limits of size, notebooks as the house wants them."""
 
 import ast
+import functools
 import importlib
+import inspect
 import json
 import os
 import re
@@ -138,6 +140,14 @@ def test_what_outsiders_call_is_callable_and_described(name):
     assert "Parameters\n" in found.__doc__, "whoever calls it from outside reads what it takes"
 
 
+def test_what_outsiders_call_loads_no_torch_but_where_it_computes_with_it():
+    rooms = sorted({name.partition(".")[0] for name in CALLED} - {"ldm"})
+    names = ", ".join(name for name in CALLED if not name.startswith("ldm"))
+    code = f"import sys\nfrom nafld_utils import {', '.join(rooms)}\n{names}\nprint('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert told.strip() == "False"
+
+
 def asked_of_rooms(code):
     """What code names of a room: ``room.word`` and ``from nafld_utils.room import word``, as pairs of room and word."""
     for node in ast.walk(ast.parse(code)):
@@ -158,6 +168,30 @@ def test_every_word_of_a_face_is_asked_for_outside_of_its_room():
         words = {name for name in room.__all__ if not isinstance(getattr(room, name), ModuleType)}
         unused = {name for name in words if (face.parent.name, name) not in asked}
         assert unused == set(), f"remove from the face of {face.parent.name}, nobody outside of it asks for them"
+
+
+def called_by_notebooks():
+    """Functions that notebooks call, by dotted name; of figures the room's contract says what they take."""
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        nodes = [*ast.walk(ast.parse("\n".join(notebook_names.code_cells(path).values())))]
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "nafld_utils"]
+        rooms = {alias.name for node in imports for alias in node.names}
+        for name in {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}:
+            words = name.split(".") if re.fullmatch(r"\w+(\.\w+)+", name) else [""]
+            if words[0] in rooms and "figures" not in words:
+                yield name, functools.reduce(getattr, words[1:], importlib.import_module(f"nafld_utils.{words[0]}"))
+
+
+# Arguments that are the same everywhere.
+KNOWN = {"run", "ax", "figure", "title", "conditioning", "fold"}
+
+
+def test_what_notebooks_call_says_what_it_takes():
+    """A function that takes one thing beside what is known needs no list: its first line says what that is."""
+    called = {name: one for name, one in called_by_notebooks() if inspect.isfunction(one)}
+    assert len(called) > 100
+    taken = {name: {*inspect.signature(one).parameters} - KNOWN for name, one in called.items()}
+    assert [n for n, one in called.items() if len(taken[n]) > 1 and "Parameters\n" not in one.__doc__] == []
 
 
 def test_every_file_of_data_goes_into_an_installed_copy():

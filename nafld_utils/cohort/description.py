@@ -185,10 +185,18 @@ def _binned(
 
 
 def class_curves(curves: pd.DataFrame) -> pd.DataFrame:
-    """Mean curve of each class with its 95 % Student t interval over patients, of the curves of `cohort.likeness`.
+    """Mean curve of each class with its 95 % Student t interval over patients.
 
-    Returns ``kind, label, position, grey, low, high, n_patients``; positions that fewer than half of the class's
-    patients have, or only one, are left out.
+    Parameters
+    ----------
+    curves : pandas.DataFrame
+        ``curves`` of `cohort.likeness`: ``patient_id, label, kind, position, grey``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``kind, label, position, grey, low, high, n_patients``, grey levels 0 to 255; positions that fewer than
+        half of the class's patients have, or only one, are left out.
     """
     from scipy import stats
 

@@ -36,7 +36,19 @@ class Place:
 
 @views.interactive
 def frames(run: Run, cohort: Cohort) -> Any:
-    """Every frame of the cohort: choose a patient and a frame; `figures.frame_grid` draws its static twin."""
+    """Every frame of the cohort: choose a patient and a frame; `figures.frame_grid` draws its static twin.
+
+    Parameters
+    ----------
+    run : Run
+    cohort : Cohort
+        Of `cohort.open_cohort`.
+
+    Returns
+    -------
+    ipywidgets.VBox
+        In a headless run a text in its place.
+    """
     import ipywidgets as widgets
 
     names, place = run.settings.cohort.class_names, Place(cohort.images["patient_id"].to_numpy())

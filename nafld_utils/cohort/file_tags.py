@@ -113,7 +113,19 @@ def _compared(name: str, values: pd.Series, label: np.ndarray) -> list[tuple[obj
 
 
 def tag_warnings(table: pd.DataFrame, class_names: tuple[str, str]) -> list[str]:
-    """One sentence for each tag of `tags_by_class` that differs by class.
+    """One sentence for each tag of image files that differs by class.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of `cohort.tags_by_class`.
+    class_names : (str, str)
+        Of label 0 and 1.
+
+    Returns
+    -------
+    list of str
+        Empty where no tag differs.
 
     Examples
     --------

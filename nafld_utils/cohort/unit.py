@@ -274,7 +274,19 @@ def same_protocol(run: Run) -> str:
 
 
 def cohort_claims(run: Run, pairs: pd.DataFrame) -> list[dict[str, object]]:
-    """Claims of stage 01: sizes beside the paper's, and how alike frames are (`pairs` of `likeness`)."""
+    """Claims of stage 01: sizes beside the paper's, and how alike frames are.
+
+    Parameters
+    ----------
+    run : Run
+    pairs : pandas.DataFrame
+        Of `cohort.likeness`: ``pair, correlation``.
+
+    Returns
+    -------
+    list of dict
+        As `artifacts.claim` makes them.
+    """
     found, same = open_cohort(run), same_protocol(run)
     label = found.patients["label"]
     healthy, fatty = run.settings.cohort.class_names

@@ -146,7 +146,19 @@ def checks_unit(run: Run, attributions: Iterable[Unit]) -> Unit:
 
 
 def build_checks(run: Run, found: dict[str, Explanation]) -> Checks:
-    """Hold the maps against each other, the classifier and, where it is known, the tissue; skipped when done."""
+    """Hold the maps against each other, the classifier and, where it is known, the tissue; skipped when done.
+
+    Parameters
+    ----------
+    run : Run
+    found : dict of str to Explanation
+        Of `explain.explain_all`.
+
+    Returns
+    -------
+    Checks
+        Tables ``agreement, curves, gains, tissue`` (None without masks), the shuffled classifier's AUC, the unit.
+    """
     unit = checks_unit(run, [one.unit for one in found.values()])
     if not unit.done():
         with unit.writing() as folder:

@@ -127,7 +127,18 @@ def additivity(values: np.ndarray, outputs: np.ndarray, base: float) -> pd.DataF
 
 
 def missing_share(table: pd.DataFrame) -> float:
-    """Additivity error of several images: summed absolute error over the summed absolute log-odds to be explained."""
+    """Additivity error of several images: summed absolute error over the summed absolute log-odds to be explained.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``table`` of an `Explanation`: ``error, explained``, in log-odds.
+
+    Returns
+    -------
+    float
+        0 where the attributions add up; above 1 where they miss by more than there is to explain.
+    """
     return float(table["error"].abs().sum() / table["explained"].abs().sum())
 
 
@@ -139,7 +150,19 @@ def smooth(values: np.ndarray, width: float) -> np.ndarray:
 
 
 def shared_limit(values: np.ndarray, share: float = 0.998) -> float:
-    """End of one symmetric colour scale for all maps: this quantile of the absolute values of all of them.
+    """End of one symmetric colour scale for all maps: a quantile of their absolute values.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Attributions of any shape, log-odds per pixel.
+    share : float
+        Quantile, 0 to 1; what lies beyond it has the colour of the end.
+
+    Returns
+    -------
+    float
+        Above 0.
 
     Examples
     --------

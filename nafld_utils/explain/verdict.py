@@ -35,7 +35,18 @@ def _judged(checks: check_units.Checks) -> pd.DataFrame:
 
 
 def is_readable(auc: pd.DataFrame) -> bool:
-    """Whether maps of classifiers made like the explained one are read, by the first row of `explain.held_out_auc`."""
+    """Whether maps of classifiers made like the explained one are read.
+
+    Parameters
+    ----------
+    auc : pandas.DataFrame
+        Of `explain.held_out_auc`.
+
+    Returns
+    -------
+    bool
+        Whether the lower bound of the first row is above 0.7.
+    """
     return map_measures.readable(auc["low"].iloc[0])
 
 
@@ -50,7 +61,25 @@ def _gate(auc: pd.DataFrame) -> tuple[str, str]:
 def what_shap_shows(
     run: Run, found: Explanation, auc: pd.DataFrame, checks: check_units.Checks, study: check_units.Study
 ) -> pd.DataFrame:
-    """The table of what SHAP can and cannot show here: ``question, measured, answer``, one question per row."""
+    """The table of what SHAP can and cannot show here.
+
+    Parameters
+    ----------
+    run : Run
+    found : Explanation
+        ``explained`` of `explain.explain_all`.
+    auc : pandas.DataFrame
+        Of `explain.held_out_auc`.
+    checks : Checks
+        Of `explain.build_checks`.
+    study : Study
+        Of `explain.build_study`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``question, measured, answer``, one question per row.
+    """
     rows = [_quality(auc), _adds_up(found), *_agreement(checks), _matters(checks)]
     rows += _tissue(auc, checks)
     for row in study.table.itertuples():
@@ -86,7 +115,16 @@ def _adds_up(found: Explanation) -> tuple[str, str, str]:
 
 
 def off_in_words(share: float) -> str:
-    """How far attributions are from adding up, from `explainers.missing_share`.
+    """How far attributions are from adding up.
+
+    Parameters
+    ----------
+    share : float
+        Of `explain.missing_share`.
+
+    Returns
+    -------
+    str
 
     Examples
     --------
@@ -154,7 +192,23 @@ def _tissue(auc: pd.DataFrame, checks: check_units.Checks) -> list[tuple[str, st
 
 
 def answer(run: Run, auc: pd.DataFrame, checks: check_units.Checks, study: check_units.Study) -> str:
-    """The stage's answer in a few sentences."""
+    """The stage's answer in a few sentences.
+
+    Parameters
+    ----------
+    run : Run
+    auc : pandas.DataFrame
+        Of `explain.held_out_auc`.
+    checks : Checks
+        Of `explain.build_checks`.
+    study : Study
+        Of `explain.build_study`.
+
+    Returns
+    -------
+    str
+        Whether maps may be read, what they show, how steady they are.
+    """
     simulated = " (simulated)" if run.is_simulated else ""
     text = f"The {' is '.join(_gate(auc))}{simulated}"
     if not is_readable(auc):
@@ -199,7 +253,25 @@ def protocol(run: Run) -> str:
 def claims(
     run: Run, found: Explanation, auc: pd.DataFrame, checks: check_units.Checks, study: check_units.Study
 ) -> list[dict[str, Any]]:
-    """Headline numbers of the stage."""
+    """Headline numbers of the stage.
+
+    Parameters
+    ----------
+    run : Run
+    found : Explanation
+        ``explained`` of `explain.explain_all`.
+    auc : pandas.DataFrame
+        Of `explain.held_out_auc`.
+    checks : Checks
+        Of `explain.build_checks`.
+    study : Study
+        Of `explain.build_study`.
+
+    Returns
+    -------
+    list of dict
+        As `artifacts.claim` makes them.
+    """
     table, same, n = found.table, protocol(run), len(found.table)
     mean, one = (row for _, row in auc.iterrows())
     right = int(((table["called"] > 0.5) == (table["label"] == 1)).sum())

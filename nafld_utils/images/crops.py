@@ -31,10 +31,18 @@ Box = tuple[float, float, float, float]
 
 
 def find_region(image: np.ndarray, settings: PreprocessSettings) -> np.ndarray:
-    """Region of an (H, W) uint8 image, (H, W) bool, as ``region`` of the settings says.
+    """Region of an image, as ``region`` of the settings says.
 
-    largest: `region_mask`, the paper's; box: the rectangle ``region_box`` of top, left, height and width in pixels, cut
-    at the image's border; none: the whole image.
+    Parameters
+    ----------
+    image : numpy.ndarray, shape (H, W), uint8
+    settings : PreprocessSettings
+        ``region``: largest, `region_mask`, the paper's; box, the rectangle ``region_box`` of top, left, height
+        and width in pixels, cut at the image's border; none, the whole image.
+
+    Returns
+    -------
+    numpy.ndarray, shape (H, W), bool
 
     Raises
     ------

@@ -91,11 +91,24 @@ def warp_field(size: int, displacement: np.ndarray) -> np.ndarray:
 
 
 def warp_map(labels: np.ndarray, rng: np.random.Generator, points: int = 4, strength: float = 0.02) -> np.ndarray:
-    """Weak random piecewise-affine warp of a semantic map, (M, M) uint8, to labels of the nearest source pixel.
+    """Weak random piecewise-affine warp of a semantic map.
 
-    `strength` is the SD of the displacement of `points` x `points` control points as a share of the side; 0 gives the
-    map back. Beyond the border the border's label.
+    Parameters
+    ----------
+    labels : numpy.ndarray, shape (M, M), uint8
+    rng : numpy.random.Generator
+    points : int
+        Control points per side.
+    strength : float
+        SD of their displacement as a share of the side; 0 gives the map back.
 
+    Returns
+    -------
+    numpy.ndarray, shape (M, M), uint8
+        Labels of the nearest source pixel; beyond the border the border's label.
+
+    Notes
+    -----
     Paper: weak piecewise-affine transformations of the maps; strong ones gave uneven edges. The mesh is regular on the
     side of the result, so the map is evaluated directly instead of by triangulating scattered points.
     """

@@ -235,12 +235,8 @@ def to_unit(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(images)).unsqueeze(1).float() / 127.5 - 1.0
 
 
-def to_uint8(images: torch.Tensor) -> np.ndarray:
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """(N, 1, H, W) float in [-1, 1] to (N, H, W) uint8."""
-    return _levels(images).cpu().numpy()
-
-
-def _levels(images: torch.Tensor) -> torch.Tensor:
     return ((images.squeeze(1) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -276,7 +272,7 @@ def decode_latents(stage: FirstStage, latents: torch.Tensor, device: torch.devic
     stage.to(device)
     latents = latents.cpu()  # rows are picked there; a GPU would be asked for each group
     grouped = groups(len(latents), batch_size, device)
-    decoded = [_levels(stage.decode(engine.sent(latents[rows], device))) for rows in grouped]
+    decoded = [to_uint8(stage.decode(engine.sent(latents[rows], device))) for rows in grouped]
     return torch.cat(decoded)[: len(latents)].cpu().numpy()
 
 

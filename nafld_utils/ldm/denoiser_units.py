@@ -352,7 +352,20 @@ def curves(run: Run) -> pd.DataFrame:
 
 
 def previews(run: Run, conditioning: str, fold: int) -> dict[int, np.ndarray]:
-    """Samples drawn while a model was trained: step to (4, S, S) uint8 images of the same seeds and conditions."""
+    """Samples drawn while a model was trained.
+
+    Parameters
+    ----------
+    run : Run
+    conditioning : {"semantic", "class"}
+    fold : int
+        Fold whose patients were held out.
+
+    Returns
+    -------
+    dict of int to numpy.ndarray
+        Step to (4, S, S) uint8 images of the same seeds and conditions.
+    """
     unit = ldm_unit(run, conditioning, fold).require()
     paths = sorted(unit.path.glob("preview-*.npy"))
     return {int(path.stem.removeprefix("preview-")): unit.load_array(path.name) for path in paths}

@@ -109,7 +109,7 @@ def train_gan(run: Run, fold: int) -> None:
 def painter(
     run: Run, fold: int, device: torch.device, weights: dict[str, torch.Tensor] | None = None
 ) -> Callable[[np.ndarray, list[int]], np.ndarray]:
-    """Function from labels (n,) and a seed an image to images (n, S, S) uint8 of a fold's GAN, averaged at last."""
+    """Function from labels (n,) and one seed per image to images (n, S, S) uint8 of a fold's GAN, averaged at last."""
     if weights is None:
         weights, _ = load_weights(gan_unit(run, fold).require().file("averaged.safetensors"))
     shape, settings = autoencoder_units.shape_of_latents(run, reference(run)), run.settings.gan

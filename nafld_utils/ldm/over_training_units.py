@@ -299,7 +299,18 @@ def look(run: Run) -> pd.DataFrame:
 
 
 def reading(table: pd.DataFrame) -> list[str]:
-    """When each model starts to copy, a sentence each, and what the nominal rate and the test are over."""
+    """When each model starts to copy, a sentence for each model and fold.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of `ldm.look`.
+
+    Returns
+    -------
+    list of str
+        The last line says what rate and test are over.
+    """
     lines = []
     for (model, fold), part in table.groupby(["model", "fold"], sort=False):
         first, last = begins(part), part.iloc[-1]

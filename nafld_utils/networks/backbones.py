@@ -131,7 +131,7 @@ def split(model: nn.Module, name: str, freeze: str = "paper") -> tuple[nn.Sequen
     freeze : str
         ``"paper"`` (ResNet: stem and layer1-3; EfficientNet: stem and the first five stages of blocks), ``"all"``
         (only the last linear layer is trained, on pooled features), ``"none"``, or the last frozen stage, e.g.
-        ``"layer2"``; ValueError names the nearest of an unknown one.
+        ``"layer2"``.
 
     Returns
     -------
@@ -139,6 +139,11 @@ def split(model: nn.Module, name: str, freeze: str = "paper") -> tuple[nn.Sequen
         Without gradients and in eval mode, BatchNorm included (choice: the paper is silent).
     tail : torch.nn.Sequential
         Trainable, in eval mode; ends with the linear layer.
+
+    Raises
+    ------
+    ValueError
+        `freeze` is no stage of the network.
     """
     parts = stages(model)
     names = list(parts)[:-1]
@@ -182,6 +187,11 @@ def features(
     device : torch.device or str
     batch_size : int, optional
         Images at once; does not change the features beyond rounding. None is `inference_batch`.
+
+    Raises
+    ------
+    ValueError
+        There is no image.
     """
     if len(images) == 0:
         raise ValueError("images: expected at least one, found none; check the set that was asked for.")

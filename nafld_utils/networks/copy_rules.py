@@ -46,17 +46,17 @@ def statistics(nearest: Nearest) -> pd.DataFrame:
     return table.assign(distance=distance, relative=distance / np.maximum(others, 1e-12))
 
 
-def thresholds(real: pd.DataFrame, own: np.ndarray, level: float = LEVEL) -> dict[str, float]:
+def thresholds(real: pd.DataFrame, own: np.ndarray) -> dict[str, float]:
     """How near real patients come to each other: an image below both ``distance`` and ``relative`` is nearer than that.
 
     `real` are `statistics` of the training images without their `own` patients; a threshold is the `order`-th smallest
     of the patients' smallest values.
     """
     least = real.groupby(np.asarray(own))[list(STATISTICS)].min()
-    return {name: float(np.sort(least[name])[order(len(least), level) - 1]) for name in STATISTICS}
+    return {name: float(np.sort(least[name])[order(len(least)) - 1]) for name in STATISTICS}
 
 
-def order(n: int, level: float = LEVEL) -> int:
+def order(n: int) -> int:
     """Which of `n` training patients, the nearest first, is the threshold of a measure; the first where n is small.
 
     Examples
@@ -64,10 +64,10 @@ def order(n: int, level: float = LEVEL) -> int:
     >>> [order(n) for n in (12, 39, 78, 79)]
     [1, 1, 1, 2]
     """
-    return max(1, int(level * (n + 1) / 2 + 1e-9))
+    return max(1, int(LEVEL * (n + 1) / 2 + 1e-9))
 
 
-def by_chance(n: int, level: float = LEVEL) -> dict[str, float]:
+def by_chance(n: int) -> dict[str, float]:
     """Largest share of new patients, exchangeable with `n` training patients, called near by a ``measure`` and copies.
 
     Among any n + 1 patients at most 2k are nearer to another one than all but k - 1 of the rest are to each other, k
@@ -80,7 +80,7 @@ def by_chance(n: int, level: float = LEVEL) -> dict[str, float]:
     >>> by_chance(39)
     {'measure': 0.05, 'verdict': 0.1}
     """
-    measure = min(1.0, 2 * order(n, level) / (n + 1))
+    measure = min(1.0, 2 * order(n) / (n + 1))
     return {"measure": measure, "verdict": min(1.0, 2 * measure)}
 
 

@@ -9,6 +9,11 @@ from pydantic import Field, model_validator
 from nafld_utils.params.fields import Count, Name, NonNegative, Positive, Precision, Section, Share
 
 NETWORKS = {("vq", 4), ("vq", 8), ("kl", 8), ("tiny", 8)}
+_EFFECTS = ("echogenicity", "attenuation", "border_blur", "vessel_loss", "diaphragm_loss", "capsule_loss")
+# Of the simulator (`phantom.VARIANTS`).
+Variant = Literal[
+    "full", "no_effects", "half", "double", *(f"only_{name}" for name in _EFFECTS), "wide", "no_frames", "literature"
+]
 
 
 class AutoencoderSettings(Section):
@@ -167,7 +172,7 @@ class SimulatedSettings(Section):
     """Images of simulated patients, made without any image of the cohort."""
 
     enabled: bool | Literal["auto"]
-    variant: Annotated[str, Field(pattern=r"^[a-z_]+$")]
+    variant: Variant
     share: Annotated[float, Field(gt=0, lt=1)]
 
 

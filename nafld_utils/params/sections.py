@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_serializer, model_validator
 
 from nafld_utils.params import arms
 from nafld_utils.params.fields import Count, Features, NonNegative, PlainName, Positive, Precision, Rate, Section, Share
-from nafld_utils.params.generators import Balance
+from nafld_utils.params.generators import Balance, Variant
 
 REGION_KEYS = tuple(f"preprocess.{key}" for key in ("region", "region_box", "threshold", "closing_radius"))
 
@@ -205,7 +205,7 @@ class SimulatedOnlySettings(Section):
     look_every: Count
     learning_rate: Positive
     norm: Literal["train", "frozen"]
-    variants: tuple[PlainName, ...]
+    variants: tuple[Variant, ...]
     variant_seeds: Count
     real_patients: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
     real_seeds: NonNegative

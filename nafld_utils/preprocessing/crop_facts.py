@@ -71,7 +71,19 @@ def by_class(facts: pd.DataFrame, class_names: tuple[str, str]) -> pd.DataFrame:
 
 
 def crop_warnings(table: pd.DataFrame, region: str) -> list[str]:
-    """One sentence for each fact of `by_class` that differs by class, and what to do; `region` as the settings name it.
+    """One sentence for each fact of the crops that differs by class, and what to do.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of `preprocessing.by_class`.
+    region : str
+        ``preprocess.region`` of the settings.
+
+    Returns
+    -------
+    list of str
+        Empty where no fact differs; the last line says what to do.
 
     Examples
     --------

@@ -17,8 +17,18 @@ if TYPE_CHECKING:
 def crops(run: Run, found: cohort.Cohort, data: Any) -> Any:
     """From frame to map: choose a patient, a frame, one of its random crops and a draw of the map's warp.
 
-    `data` is the `preprocessing.Preprocessed` of the cohort `found`. `figures.steps` and `label_map` draw its static
-    twins.
+    Parameters
+    ----------
+    run : Run
+    found : Cohort
+        Of `preprocessing.open_cohort`.
+    data : Preprocessed
+        Of `preprocessing.open_preprocessed`.
+
+    Returns
+    -------
+    ipywidgets.VBox
+        In a headless run a text in its place; `figures.steps` and `label_map` draw the static twins.
     """
     import ipywidgets as widgets
 

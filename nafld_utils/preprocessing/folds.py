@@ -134,7 +134,14 @@ def assert_same_split(images: pd.DataFrame, made_with: str | None, origin: str) 
 def assert_comparable(images: pd.DataFrame, used: Sequence[int], class_names: Sequence[str]) -> None:
     """Refuse folds with fewer than two held-out patients of a class, too few for an interval, before any training.
 
-    `images` has ``patient_id, label, fold``; `used` are the folds that are trained, taken together.
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        ``patient_id, label, fold``.
+    used : sequence of int
+        Folds that are trained, taken together.
+    class_names : sequence of str
+        Of label 0 and 1.
     """
     held_out = images[images["fold"].isin(list(used))].drop_duplicates("patient_id")
     for label, name in enumerate(class_names):

@@ -240,8 +240,17 @@ def augmented_unit(run: Run, kind: str) -> Unit:
 def build_augmented(run: Run, kind: str) -> Unit:
     """Random resized crops of other draws than the pool's, changed as the arm does; skipped when done.
 
-    ``traditional`` [paper]: "random resized crops of the original images, rotated between -5 and 5 degrees with a 25%
-    chance". ``trivial``: one change of random kind and strength per crop (TrivialAugment, arXiv 2103.10158).
+    Parameters
+    ----------
+    run : Run
+    kind : str
+        ``"traditional"`` [paper]: "random resized crops of the original images, rotated between -5 and 5 degrees
+        with a 25% chance". ``"trivial"``: one change of random kind and strength per crop (TrivialAugment, arXiv
+        2103.10158).
+
+    Returns
+    -------
+    Unit
     """
     unit = augmented_unit(run, kind)
     return engine.once(unit, lambda: _augment(run, unit, kind))

@@ -20,12 +20,11 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "filter": "quota".split(),
         "filter_units": "NAME choose_images kept_against_rest open_set set_unit unit_of".split(),
         "galleries": "judged_images pictures spread strip".split(),
-        "metric_tables": "BOTH LEARNT PLAIN".split(),
+        "metric_tables": "BOTH LEARNT PLAIN frechet_distance".split(),
         "metric_units": "build_table gallery load_intervals quoted table_tasks untrained".split(),
         "patient_distance_units": "build_patient_distances with_intervals".split(),
         "stage": (
-            "FEATURES build_features claims drawn_table folds_of frechet_distance generators open_preprocessed "
-            "reading units"
+            "FEATURES build_features claims drawn_table folds_of generators open_preprocessed reading units"
         ).split(),
     },
 )

@@ -111,10 +111,19 @@ def compare_spaces(run: Run) -> pd.DataFrame:
 
 
 def agreement(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """How alike two spaces rank the sets: ``a, b`` (keys of `spaces`), ``all, mean, low, high, folds, n``.
+    """How alike two feature spaces rank the sets.
 
-    ``all`` is Spearman's rank correlation over generators, classes and folds; ``mean`` that within a fold, over its
-    generators and classes, with Student's t over folds.
+    Parameters
+    ----------
+    run : Run
+    table : pandas.DataFrame
+        Of `quality.compare_spaces`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``a, b`` (keys of `quality.spaces`), ``all`` (Spearman's correlation over generators, classes and folds),
+        ``mean, low, high`` (that within a fold, Student t over folds), ``folds, n``.
     """
     rows = []
     for a, b in itertools.combinations(spaces(run), 2):
@@ -127,7 +136,18 @@ def agreement(run: Run, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def reading(run: Run, table: pd.DataFrame) -> str:
-    """Whether the spaces agree, in a sentence."""
+    """Whether the feature spaces agree, in two sentences.
+
+    Parameters
+    ----------
+    run : Run
+    table : pandas.DataFrame
+        Of `quality.compare_spaces`.
+
+    Returns
+    -------
+    str
+    """
     names, found = spaces(run), agreement(run, table)
     parts = [f"{row['all']:.2f} for {names[row['a']]} and {names[row['b']]}" for row in found.to_dict("records")]
     last = table.pivot_table(index=["fold", "label"], columns="model", values=list(names)).dropna()

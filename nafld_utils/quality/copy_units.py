@@ -251,7 +251,15 @@ def copied_patients(run: Run) -> pd.DataFrame:
 
 
 def closest(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
-    """The `n` images of a generator that come nearest to a training frame by pixels, each with that frame.
+    """The images of a generator that come nearest to a training frame by pixels, each with that frame.
+
+    Parameters
+    ----------
+    run : Run
+    generator : str
+        E.g. ``"semantic"``.
+    n : int
+        How many.
 
     Returns
     -------

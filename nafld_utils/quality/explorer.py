@@ -25,10 +25,20 @@ ORDERS = {
 
 @views.interactive
 def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.ndarray, np.ndarray]]) -> Any:
-    """Every synthetic image: choose generator, fold, class and an order, and walk through them, in an ipywidgets VBox.
+    """Every synthetic image: choose generator, fold, class and an order, and walk through them.
 
-    `pictures` gives, of a row of `table` (`quality.judged_images`), the image and the training frame nearest to it,
-    (S, S) uint8 each. `figures.beside_nearest` draws the static twin.
+    Parameters
+    ----------
+    run : Run
+    table : pandas.DataFrame
+        Of `quality.judged_images`.
+    pictures : callable
+        From a row of the table to the image and the training frame nearest to it, (S, S) uint8 each.
+
+    Returns
+    -------
+    ipywidgets.VBox
+        In a headless run a text in its place; `figures.beside_nearest` draws the static twin.
     """
     import ipywidgets as widgets
 

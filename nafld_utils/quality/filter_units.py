@@ -93,7 +93,18 @@ def open_set(run: Run, name: str, fold: int) -> Synthetic:
 
 
 def kept_against_rest(scores: pd.DataFrame) -> pd.DataFrame:
-    """How the kept images differ from the rest: means of realism and agreement, and numbers, by class and ``kept``."""
+    """How the images that the filter keeps differ from the rest.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        Of `quality.choose_images`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``label, kept, realism, agreement, copy`` (means), ``images``.
+    """
     grouped = scores.groupby(["label", "kept"])
     table = grouped[["realism", "agreement", "copy"]].mean()
     return table.assign(images=grouped.size()).reset_index()

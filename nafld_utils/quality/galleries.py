@@ -42,15 +42,39 @@ def judged_images(run: Run) -> pd.DataFrame:
 
 
 def pictures(run: Run, item: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The synthetic image of a row of `judged_images` and the training frame nearest to it, (S, S) uint8 each."""
+    """A synthetic image and the training frame nearest to it.
+
+    Parameters
+    ----------
+    run : Run
+    item : mapping
+        A row of `quality.judged_images`.
+
+    Returns
+    -------
+    (numpy.ndarray, numpy.ndarray)
+        (S, S) uint8 each.
+    """
     drawn = sampling.open_set(run, item["generator"], int(item["fold"]))
     return np.asarray(drawn.images[int(item["row"])]), copy_units.frame(run, item["nearest_image"])
 
 
 def spread(run: Run, table: pd.DataFrame, generator: str, n: int = 6) -> list[dict[str, Any]]:
-    """Rows of `judged_images`, each with its ``image`` and ``nearest``, evenly spread over a generator's scores.
+    """Images evenly spread over a generator's scores, without those that are withheld as copies.
 
-    There are `n`, the image nearest to real ones and the farthest among them; images withheld as copies are not shown.
+    Parameters
+    ----------
+    run : Run
+    table : pandas.DataFrame
+        Of `quality.judged_images`.
+    generator : str
+    n : int
+        How many; the image nearest to real ones and the farthest are among them.
+
+    Returns
+    -------
+    list of dict
+        Rows of `table` with ``image`` and ``nearest``, (S, S) uint8.
     """
     part = table[(table["generator"] == generator) & ~table["is_copy"]].sort_values("distance", kind="stable")
     places = np.unique(np.rint(np.linspace(0, len(part) - 1, min(n, len(part)))).astype(int))

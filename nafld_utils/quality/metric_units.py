@@ -31,7 +31,18 @@ _QUOTED_GAN = {"frechet": 100.05, "score": 1.67}
 
 
 def quoted(class_names: Iterable[str]) -> pd.DataFrame:
-    """Numbers that the paper states or quotes, ``source, class, metric, value``, one per row, never this run's."""
+    """Numbers that the paper states or quotes.
+
+    Parameters
+    ----------
+    class_names : iterable of str
+        Of label 0 and 1.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``source, class, metric, value``, one number per row, never this run's.
+    """
     names, best = list(class_names), "best of both classes"
     rows = [("LDM, best (paper)", best, *item) for item in _PAPER_EXTREMES.items()]
     rows += [("GAN, best (Che et al., quoted by the paper)", best, *item) for item in _QUOTED_GAN.items()]
@@ -152,7 +163,19 @@ def build_table(run: Run) -> Unit:
 
 
 def load_intervals(run: Run, name: str = "intervals.csv") -> pd.DataFrame:
-    """``intervals.csv`` (or ``second.csv``) of the quality tables, an empty note as an empty text."""
+    """Means and intervals over folds of the quality tables.
+
+    Parameters
+    ----------
+    run : Run
+    name : {"intervals.csv", "second.csv"}
+        The second are in the other network's features.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``metric, sample, class, model, role, mean, low, high, over, note`` and counts; no note is an empty text.
+    """
     return table_unit(run).load_table(name).astype({"note": object}).fillna({"note": ""})
 
 
@@ -260,9 +283,19 @@ def scored(run: Run, generator: str) -> pd.DataFrame:
 
 
 def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
-    """The `n` images of a model nearest to and farthest from held-out real images of their fold, of those not withheld.
+    """Images of a model nearest to and farthest from held-out real images of their fold, of those not withheld.
 
-    Columns ``distance`` (feature units), ``fold``, ``kind`` ("near" or "far"), ``label``, ``image`` ((S, S) uint8).
+    Parameters
+    ----------
+    run : Run
+    generator : str
+    n : int
+        How many of each kind.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``distance`` (feature units), ``fold``, ``kind`` ("near" or "far"), ``label``, ``image`` ((S, S) uint8).
     """
     table = scored(run, generator).sort_values("distance", kind="stable")
     kept = {fold: ~copy_units.withheld(run, generator, int(fold)) for fold in table["fold"].unique()}

@@ -127,9 +127,19 @@ def units(run: Run) -> list[Unit]:
 
 
 def with_intervals(rows: pd.DataFrame, statistic: str = "equal") -> pd.DataFrame:
-    """Rows as `figures.bars` and claims read them: ``model, role, class, mean, low, high, over, n``.
+    """Distances over patients as `figures.bars` and claims read them.
 
-    `statistic` is ``equal`` (Frechet distance at equal numbers of patients) or ``kernel``.
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Of `quality.build_patient_distances`.
+    statistic : {"equal", "kernel"}
+        Frechet distance at equal numbers of patients, or kernel distance.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``model, role, class, mean, low, high, over, n``.
     """
     columns = {statistic: "mean", f"{statistic}_low": "low", f"{statistic}_high": "high", "n_patients": "n"}
     table = rows.reindex(columns=["model", "role", "class", *columns, "n_equal"]).rename(columns=columns)

@@ -115,9 +115,9 @@ def measure(
     return {**found, "n_patients": n, "n_equal": min(n_equal, n), "n_images": len(made)}
 
 
-def _student(value: float, error: float, freedom: int, level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval from a standard error."""
-    reach = float(scipy_stats.t.ppf((1 + level) / 2, freedom)) * error
+def _student(value: float, error: float, freedom: int) -> tuple[float, float]:
+    """Student's 95 % t interval from a standard error."""
+    reach = float(scipy_stats.t.ppf(0.975, freedom)) * error
     return value - reach, value + reach
 
 

@@ -8,7 +8,6 @@ from nafld_utils import sampling
 from nafld_utils.artifacts import Run, Unit
 from nafld_utils.ldm import folds_of as folds_of
 from nafld_utils.networks import FEATURES as FEATURES
-from nafld_utils.networks import frechet_distance as frechet_distance
 from nafld_utils.preprocessing import open_preprocessed as open_preprocessed
 from nafld_utils.quality import agreement_units, copy_units, filter_units, metric_units, patient_distance_units
 from nafld_utils.sampling import drawn_table as drawn_table
@@ -24,7 +23,20 @@ def build_features(run: Run) -> pd.DataFrame:
 
 
 def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[str]:
-    """What the quality table's `places` and the distances over patients say, in sentences."""
+    """How near the sets are to real patients, in sentences.
+
+    Parameters
+    ----------
+    run : Run
+    places : pandas.DataFrame
+        ``places.csv`` of `quality.build_table`.
+    by_patients : pandas.DataFrame
+        Of `quality.build_patient_distances`.
+
+    Returns
+    -------
+    list of str
+    """
     metrics = FEATURES[run.settings.quality.features].metrics
     return [
         *patient_distance_units.reading(
@@ -38,7 +50,25 @@ def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[s
 def claims(
     run: Run, intervals: pd.DataFrame, by_patients: pd.DataFrame, scores: pd.DataFrame, agreed: pd.DataFrame
 ) -> list[dict[str, Any]]:
-    """Headline numbers of stage 05."""
+    """Headline numbers of stage 05.
+
+    Parameters
+    ----------
+    run : Run
+    intervals : pandas.DataFrame
+        Of `quality.load_intervals`.
+    by_patients : pandas.DataFrame
+        Of `quality.build_patient_distances`.
+    scores : pandas.DataFrame
+        Of `quality.choose_images`.
+    agreed : pandas.DataFrame
+        Of `quality.compare_spaces`.
+
+    Returns
+    -------
+    list of dict
+        As `artifacts.claim` makes them.
+    """
     return [
         *metric_units.claims(run, intervals),
         *patient_distance_units.claims(run, by_patients),

@@ -16,6 +16,7 @@ from nafld_utils.networks import checked_pair
 REVISION = ("condition_checks", 2)
 LEVEL = 0.95
 TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+SHUFFLES, RESAMPLES = 8, 2000  # other conditions that an image is compared with, and draws of source patients
 
 
 def map_agreement(a: np.ndarray, b: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,23 +34,18 @@ def map_agreement(a: np.ndarray, b: np.ndarray, n_classes: int) -> tuple[np.ndar
 
 
 def condition_agreement(
-    maps: np.ndarray,
-    conditions: np.ndarray,
-    patients: np.ndarray,
-    n_classes: int,
-    rng: np.random.Generator,
-    n_shuffles: int = 8,
+    maps: np.ndarray, conditions: np.ndarray, patients: np.ndarray, n_classes: int, rng: np.random.Generator
 ) -> pd.DataFrame:
     """Agreement of images' own maps (N, M, M) with their conditions, and with those of other source patients (N,).
 
     One row per image: ``patient, accuracy, accuracy_shuffled, dice, dice_shuffled``. Choice: the shuffled agreement is
-    the mean over several other conditions, which is steadier than one.
+    the mean over `SHUFFLES` other conditions, which is steadier than one.
     """
     patients = np.asarray(patients)
     if len(np.unique(patients)) < 2:
         raise ValueError("conditions: expected maps of two or more source patients to shuffle, found one; draw more.")
     own = map_agreement(maps, conditions, n_classes)
-    others = np.array([rng.choice(np.flatnonzero(patients != p), n_shuffles) for p in patients])
+    others = np.array([rng.choice(np.flatnonzero(patients != p), SHUFFLES) for p in patients])
     shuffled = np.mean([map_agreement(maps, conditions[column], n_classes) for column in others.T], axis=0)
     columns = {"patient": patients}
     for i, name in enumerate(("accuracy", "dice")):
@@ -57,24 +53,17 @@ def condition_agreement(
     return pd.DataFrame(columns)
 
 
-def cluster_interval(
-    values: Any, clusters: Any, rng: np.random.Generator, n_resamples: int = 2000
-) -> tuple[float, float, float]:
+def cluster_interval(values: Any, clusters: Any, rng: np.random.Generator) -> tuple[float, float, float]:
     """Mean, low, high of `values` (N,): percentile bootstrap that resamples whole clusters (source patients)."""
     values = np.asarray(values, dtype=float)
     names, code = np.unique(np.asarray(clusters), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"clusters: expected two or more to resample, found {len(names)}; add source patients.")
     sums, sizes = np.bincount(code, values), np.bincount(code)
-    counts = _resample(len(names), n_resamples, rng)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
     draws = (counts @ sums) / (counts @ sizes)
     low, high = np.quantile(draws, TAILS) if np.ptp(draws) > 1e-12 else (np.nan, np.nan)  # no spread is not certainty
     return float(values.mean()), float(low), float(high)
-
-
-def _resample(n: int, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of `n` is drawn in every bootstrap resample, (n_resamples, n)."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
 
 
 def condition_separation(train_features: Any, train_labels: Any, features: Any) -> np.ndarray:
@@ -92,6 +81,11 @@ def condition_separation(train_features: Any, train_labels: Any, features: Any) 
     Returns
     -------
     numpy.ndarray, shape (m,), in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        The training images are of one class.
 
     Notes
     -----

@@ -15,6 +15,8 @@ from nafld_utils.sampling import condition_effect, feature_units, set_units
 REVISION = ("stages.conditions", 3)
 SEPARATION = "AUC of a classifier that saw real images only"
 DRAWN_WITH = {"condition": "", "no condition": "null_"}  # to the prefix of the sets
+ALIKE = "no interval: the folds do not differ"
+_UNITS = {ALIKE: "folds", statistics.NO_SPREAD: "images"}  # what a row without an interval is over
 
 
 def feature_tasks(run: Run) -> list[dict[str, Any]]:
@@ -114,7 +116,7 @@ def separation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
         aucs = [statistics.auc(one["label"], one["score"]) for one in folds.values()]
         if len(aucs) > 1:
             found = statistics.student_t_interval(aucs, within=statistics.SHARE)
-            over = statistics.stated("folds", found.low, "no interval: the folds do not differ")
+            over = statistics.stated("folds", found.low, ALIKE)
             rows.append({**row, **_interval(found), "over": over, "n": len(aucs)})
         # Semantic images share source patients, so images are no units there.
         if facts["conditioning"] == "class":
@@ -127,10 +129,26 @@ def separation_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the summary that answer and figure are made of: accuracy of maps, and AUCs but those over images."""
+    return table[~table["effect"].str.startswith("dice") & (table["over"].replace(_UNITS) != "images")]
+
+
 def reading(table: pd.DataFrame) -> list[str]:
-    """Whether the condition is shown to matter, a sentence per model and effect: beyond no effect with it alone."""
-    shown, lines = table[~table["effect"].str.startswith("dice") & (table["over"] != "images")], []
-    for (model, effect), part in shown.groupby(["conditioning", "effect"], sort=False):
+    """Whether the condition is shown to matter: beyond no effect with it alone.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of `sampling.check_conditions`.
+
+    Returns
+    -------
+    list of str
+        A sentence per model and effect.
+    """
+    lines = []
+    for (model, effect), part in shown(table).groupby(["conditioning", "effect"], sort=False):
         beyond = {row.drawn_with: row.low > row.expected_without for row in part.itertuples()}
         says = "the condition matters" if beyond.get("condition") else "it is not shown that the condition matters"
         if beyond.get("condition") and beyond.get("no condition"):
@@ -146,7 +164,8 @@ def claims(run: Run) -> list[dict[str, Any]]:
         with_it = row["drawn_with"] == "condition"
         text = f"{row['conditioning']} model drawn {'with its condition' if with_it else 'without condition'}"
         measure, unit = ("auc", "AUC") if row["effect"] == SEPARATION else ("accuracy", "share of pixels")
-        key = key_of(f"condition.{measure}", row["conditioning"], "with" if with_it else "without", row["over"])
+        over = _UNITS.get(row["over"], row["over"])
+        key = key_of(f"condition.{measure}", row["conditioning"], "with" if with_it else "without", over)
         rows.append(of_row(key, f"{text}: {row['effect']}", row, unit=unit))
     return rows
 

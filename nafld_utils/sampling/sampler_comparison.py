@@ -110,7 +110,18 @@ def compare_samplers(run: Run) -> pd.DataFrame:
 
 
 def at_own_sampler(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `compare_samplers` at the run's own sampler and steps, which only guidance and seeds tell apart."""
+    """What was drawn by the run's own sampler in its own number of steps.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of `sampling.compare_samplers`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows that only guidance and seeds tell apart.
+    """
     same = ["scheduler", "eta", "steps"]
     return table[(table[same] == table[same].iloc[0]).all(axis=1)]
 

@@ -23,22 +23,18 @@ MODULES = ("simulated_images", "phantom", "phantom_anatomy", "phantom_variants",
 
 
 def require_liver(run: Run) -> None:
-    """Refuse a cohort that the simulator does not simulate, and a variant that it does not have.
+    """Refuse a cohort that the simulator does not simulate.
 
     Raises
     ------
     SettingsError
-        It is a folder of other images, and ``simulated.enabled`` asks for simulated ones; an unknown variant.
+        It is a folder of other images, and ``simulated.enabled`` asks for simulated ones.
     """
     if run.settings.simulated.enabled and not run.shows_livers:
         raise SettingsError(
             "simulated.enabled: expected a cohort of B-mode ultrasounds of the liver, which the simulator draws,"
             ' found a folder of other images; give SET="simulated.enabled=false", or'
             f' SET="cohort.subject={LIVERS}" where they are such.'
-        )
-    if run.settings.simulated.variant not in phantom.VARIANTS:
-        raise SettingsError(
-            f"simulated.variant: expected one of {', '.join(phantom.VARIANTS)}, found {run.settings.simulated.variant}."
         )
 
 

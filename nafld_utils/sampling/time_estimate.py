@@ -91,7 +91,7 @@ def networks(run: Run) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``model, latent, first level`` (channels), ``multipliers, parameters`` (denoiser), ``conditioner`` (parameters),
-        ``GFLOP an image and pass`` (forward).
+        ``GFLOP per image and pass`` (forward).
     """
     rows = []
     for name in run.settings.ldm.conditionings:
@@ -99,15 +99,12 @@ def networks(run: Run) -> pd.DataFrame:
         facts = (artifacts.read_manifest(unit.path) or {}) if unit.done() else {}
         if "operations" not in facts:  # not trained yet, or before this was noted
             model = _model(run, name)
-            count, facts = (
-                ldm.count_parameters(model.denoiser),
-                {"latent_shape": model.shape, "operations": model.flops},
-            )
-            facts["parameters"] = count
+            facts = {"latent_shape": model.shape, "operations": model.flops}
+            facts["parameters"] = ldm.count_parameters(model.denoiser)
         count, shape = facts["parameters"], "x".join(map(str, facts["latent_shape"]))
         row = {"model": name, "latent": shape, "first level": section["model_channels"]}
         row |= {"multipliers": str(tuple(section["channel_mult"])), "parameters": count["denoiser"]}
-        row |= {"conditioner": count["conditioner"], "GFLOP an image and pass": facts["operations"] / 1e9}
+        row |= {"conditioner": count["conditioner"], "GFLOP per image and pass": facts["operations"] / 1e9}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -83,6 +83,11 @@ def mean_auc_interval(
     Interval
         ``auc, low, high``.
 
+    Raises
+    ------
+    ValueError
+        `method` is none of `METHODS`.
+
     Notes
     -----
     Seeds count as readers: the variance is the covariance of two seeds' AUCs over patients, and that of the seeds' AUCs

@@ -36,9 +36,8 @@ def crossed_bootstrap(
     n_seeds: int = 1,
     n_resamples: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Resampled:
-    """Interval of a statistic over patients within strata and over training seeds.
+    """95 % interval of a statistic over patients within strata and over training seeds.
 
     Parameters
     ----------
@@ -49,8 +48,6 @@ def crossed_bootstrap(
         Patients of each stratum, two or more in each.
     n_seeds, n_resamples, seed : int
         Training seeds, bootstrap resamples, seed of the draws.
-    level : float
-        Coverage asked for.
 
     Returns
     -------
@@ -71,7 +68,7 @@ def crossed_bootstrap(
     def rounded(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.round(called(*drawn), 12)  # rounding errors are no spread
 
-    options = {"n_resamples": n_resamples, "confidence_level": level, "vectorized": True, "paired": False, "axis": -1}
+    options = {"n_resamples": n_resamples, "confidence_level": 0.95, "vectorized": True, "paired": False, "axis": -1}
     found = stats.bootstrap(samples, rounded, method="percentile", rng=np.random.default_rng(seed), **options)
     draws = np.asarray(found.bootstrap_distribution)
     low, high = found.confidence_interval

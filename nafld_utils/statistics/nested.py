@@ -39,10 +39,8 @@ class Nested(NamedTuple):
     seeds: float
 
 
-def nested_auc(
-    label: Any, scores: Any, patient: Any, fold: Any = None, base: Any = None, level: float = 0.95
-) -> Nested:
-    """Mean AUC over simulated cohorts and training seeds, with an interval over patients and cohorts.
+def nested_auc(label: Any, scores: Any, patient: Any, fold: Any = None, base: Any = None) -> Nested:
+    """Mean AUC over simulated cohorts and training seeds, with a 95 % interval over patients and cohorts.
 
     Parameters
     ----------
@@ -56,8 +54,6 @@ def nested_auc(
         The AUC is then the mean of the folds' own. None ranks all rows together.
     base : array of float, optional
         Of the shape of `scores`, or (n,): their AUC is taken off, training by training.
-    level : float
-        Coverage of the interval.
 
     Returns
     -------
@@ -92,7 +88,7 @@ def nested_auc(
     if n_cohorts >= readers.FEWEST_SEEDS:
         variance = between + spread / n_cohorts
         df = readers.degrees(spread / n_cohorts, between, n_cohorts, df)
-    value, half = float(each.mean()), scipy_stats.t.ppf((1 + level) / 2, df) * np.sqrt(max(variance, 0.0))
+    value, half = float(each.mean()), scipy_stats.t.ppf(0.975, df) * np.sqrt(max(variance, 0.0))
     bounds = _bounds(value, float(half), base is not None)
     return Nested(value, *bounds, *(float(np.sqrt(one)) for one in (max(between, 0.0), cohorts, seeds)))
 
@@ -134,7 +130,7 @@ class Within(NamedTuple):
     pairs: int
 
 
-def auc_within(label: Any, scores: Any, stratum: Any, level: float = 0.95) -> Within:
+def auc_within(label: Any, scores: Any, stratum: Any) -> Within:
     """Chance that of two PATIENTS of one stratum the one of class 1 has the higher score, mean over trainings.
 
     Parameters
@@ -147,8 +143,8 @@ def auc_within(label: Any, scores: Any, stratum: Any, level: float = 0.95) -> Wi
     Returns
     -------
     Within
-        With one stratum the AUC and DeLong's variance. The interval, on the logit scale, is over patients of a class;
-        NaN where no stratum holds both classes or nothing varies.
+        With one stratum the AUC and DeLong's variance. The 95 % interval, on the logit scale, is over patients of a
+        class; NaN where no stratum holds both classes or nothing varies.
     """
     label, scores = roc.checked(label, scores)
     stratum = np.asarray(stratum)
@@ -161,5 +157,5 @@ def auc_within(label: Any, scores: Any, stratum: Any, level: float = 0.95) -> Wi
     for axis in (1, 0):
         adds = off.sum(axis=axis)
         variance += float((adds**2).sum()) * len(adds) / max(len(adds) - 1, 1)
-    half = float(scipy_stats.t.ppf((1 + level) / 2, max(len(label) - 2, 1)) * np.sqrt(variance))
+    half = float(scipy_stats.t.ppf(0.975, max(len(label) - 2, 1)) * np.sqrt(variance))
     return Within(auc, *_bounds(auc, half, signed=False), int(weight.sum()))

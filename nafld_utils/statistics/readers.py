@@ -81,6 +81,11 @@ def gain(label: Any, new: Any, base: Any, patient: Any, level: float = 0.95) -> 
     -------
     Gain
 
+    Raises
+    ------
+    ValueError
+        The two arms are not scored by the same seeds on the same images.
+
     Notes
     -----
     With `MS` the variance of the seeds' gains and `C` the mean covariance of two seeds' gains over patients, the

@@ -99,6 +99,11 @@ def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, fl
     MeanInterval
         ``mean, low, high``; bounds are NaN where all values are equal: without spread nothing can be said.
 
+    Raises
+    ------
+    ValueError
+        There are fewer than two values, or one is not finite or outside `within`.
+
     Examples
     --------
     >>> mean, low, high = student_t_interval([0.4, 0.5, 0.6])
@@ -175,31 +180,34 @@ def clustered_share(found: Any, cluster: Any) -> MeanInterval:
     return MeanInterval(share, float(low), float(high))
 
 
-def paired_t(new: Any, base: Any, level: float = 0.95, within: tuple[float, float] = ANY) -> PairedT:
+def paired_t(new: Any, base: Any, within: tuple[float, float] = ANY) -> PairedT:
     """Paired t test over seeds, as in the paper: does `new` differ from `base` on the same patients?
 
     Parameters
     ----------
     new, base : (n_seeds,) array of float
         AUC of each seed, in the same order of seeds.
-    level : float
-        Coverage of the interval of the mean difference.
     within : (low, high)
-        Where that interval is cut, `SIGNED` for AUCs: on the scale of t and p, so that it holds 0 where p is above
-        ``1 - level``.
+        Where the 95 % interval of the mean difference is cut, `SIGNED` for AUCs: on the scale of t and p, so that it
+        holds 0 where p is above 0.05.
 
     Returns
     -------
     PairedT
         ``t, p, df, difference, low, high``; difference is new minus base, so a gain has a positive t (the paper
-        prints the opposite sign). ValueError where all differences are equal: t is then not defined.
+        prints the opposite sign).
+
+    Raises
+    ------
+    ValueError
+        The seeds differ, or every seed differs alike: t is then not defined.
     """
     new, base = np.asarray(new, dtype=float), np.asarray(base, dtype=float)
     if new.shape != base.shape:
         raise ValueError(
             f"new and base: expected the same seeds in both, found {new.shape} and {base.shape}; pair them."
         )
-    difference, *ends = student_t_interval(new - base, level)
+    difference, *ends = student_t_interval(new - base)
     low, high = (float(end) for end in np.clip(ends, *within))
     error = (new - base).std(ddof=1) / np.sqrt(len(new))
     if not np.isfinite(low):

@@ -75,12 +75,34 @@ def over_gain(n_seeds: int) -> str:
 
 
 def present(table: pd.DataFrame, names: Sequence[str] = CELL) -> list[str]:
-    """Those of `names` that are columns of the table, in that order."""
+    """Those names that are columns of a table.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    names : sequence of str
+
+    Returns
+    -------
+    list of str
+        In the order of `names`.
+    """
     return [name for name in names if name in table]
 
 
 def where(table: pd.DataFrame, cell: Mapping[str, Any]) -> np.ndarray:
-    """Rows ``(n,) bool`` whose columns have the cell's values; names that the table lacks are ignored."""
+    """Which rows have a cell's values in its columns.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    cell : mapping of str to value
+        Names that the table lacks are ignored.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n,), bool
+    """
     keep = np.ones(len(table), dtype=bool)
     for name, value in cell.items():
         if name in table:

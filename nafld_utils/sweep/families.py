@@ -77,6 +77,49 @@ def over_in_words(row: pd.Series) -> str:
     return f"{row.n_patients} patients{seeds}"
 
 
+def width_in_words(row: pd.Series) -> str:
+    """How wide the interval over patients and seeds is beside that over seeds; empty where there are too few seeds."""
+    if row.n_seeds < statistics.FEWEST_SEEDS or not row.high_seeds > row.low_seeds:
+        return ""
+    times = (row.high_patients - row.low_patients) / (row.high_seeds - row.low_seeds)
+    if np.isclose(times, 1.0):
+        return ", as wide as that over seeds, since the variance between patients is estimated as 0"
+    fewer = ", as the patients add degrees of freedom" if times < 1 else ""
+    return f", {times:.2g} times as wide as that over seeds{fewer}"
+
+
+def power_in_words(row: pd.Series) -> str:
+    """Which true difference such patients would show, of a row of `with_roles`."""
+    if np.isnan(row.smallest_effect):
+        return "how small a difference they could show cannot be told"
+    text = (
+        f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
+        " smaller one"
+    )
+    if row.smallest_effect > 1 - row.mean_auc_base:
+        text = "no possible gain would be found by four in five such studies; these patients are too few"
+    if statistics.is_narrow(row.smallest_effect, row.low_patients, row.high_patients):
+        text += (
+            f"; most of them would have a wider interval, since these {row.n_seeds} seeds agree more than"
+            f" {row.n_patients} patients let expect"
+        )
+    return text
+
+
+def verdict_in_words(row: pd.Series) -> str:
+    """Whether the images helped, of a row of `with_roles`."""
+    if row.n_seeds < statistics.FEWEST_SEEDS:
+        needed = f"({row.n_seeds}; {statistics.FEWEST_SEEDS} are needed)"
+        return f"too few training seeds {needed} to say whether the images help a network that is trained again"
+    if row.low_patients > 0:
+        return "the images helped, as far as this split and these training runs show"
+    if row.high_patients < 0:
+        return "the images did harm, as far as this split and these training runs show"
+    over_seeds = np.isfinite(row.low_seeds) and (row.low_seeds > 0 or row.high_seeds < 0)
+    seeds = "a difference over seeds alone, and " if over_seeds else ""
+    return f"{seeds}this run does not tell whether the images help"
+
+
 def in_words(table: pd.DataFrame) -> list[str]:
     """The secondary family of `with_roles` in a sentence, and what all other rows are worth."""
     found = table[table["role"] == SECONDARY]
@@ -114,12 +157,17 @@ def claims(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def kinds(table: pd.DataFrame) -> pd.DataFrame:
-    """Every arm at the network, way of training and rate of the primary comparison, at image level: kind and use.
+    """Every arm at the network, way of training and rate of the primary comparison: kind and use.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``comparisons`` of `sweep.build_tables`.
 
     Returns
     -------
     pandas.DataFrame
-        Rows of `with_roles`, in its order, with ``images`` (the arm's name without its use), ``use`` (``mixed in``,
+        Its rows at image level, with ``images`` (the arm's name without its use) and ``use`` (``mixed in``,
         ``first`` or ``alone``).
     """
     primary = table[table["primary"]].iloc[0]

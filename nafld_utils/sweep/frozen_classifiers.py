@@ -246,7 +246,7 @@ def split_spread(
                 score = learn(features, label, image_folds(label, n_splits, seed))
                 rows.append((name, "image", seed, statistics.auc(label, score)))
     table = pd.DataFrame(rows, columns=["baseline", "split_by", "seed", "auc"])
-    return table.assign(over="no interval: one split seed a row")
+    return table.assign(over="no interval: one split seed per row")
 
 
 # ---------------------------------------------------------------- the canary

@@ -77,7 +77,17 @@ def takes(needed: float, n_patients: int, n_seeds: int) -> str:
 
 
 def report(table: pd.DataFrame) -> str:
-    """A sentence on each declared gain, and on how it is planned."""
+    """How many patients each declared gain takes, in sentences, and how it is planned.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``power`` of `sweep.build_tables`.
+
+    Returns
+    -------
+    str
+    """
     rows = each_gain(table)
     if rows["needed"].isna().any():
         return "How many patients a gain takes cannot be told: nothing varies or an arm scores all images alike."

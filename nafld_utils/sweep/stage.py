@@ -23,7 +23,23 @@ LEAST_COVERAGE = 0.92  # of a 95 % interval; where the study counted less, a sen
 def claims(
     run: Run, tables: dict[str, pd.DataFrame], baselines: dict[str, pd.DataFrame], elsewhere: Any = None
 ) -> list[dict[str, Any]]:
-    """Headline numbers of stage 06, from `build_tables`, `build_baselines` and `build_elsewhere`."""
+    """Headline numbers of stage 06.
+
+    Parameters
+    ----------
+    run : Run
+    tables : dict of str to pandas.DataFrame
+        Of `sweep.build_tables`.
+    baselines : dict of str to pandas.DataFrame
+        Of `sweep.build_baselines`.
+    elsewhere : Elsewhere or None
+        Of `sweep.build_elsewhere`.
+
+    Returns
+    -------
+    list of dict
+        As `artifacts.claim` makes them.
+    """
     return [
         *verdict.claims(run, tables),
         *planning.claims(tables["power"]),
@@ -60,13 +76,39 @@ def stored(path: Path = STUDY) -> pd.DataFrame:
 
 
 def class_shares(scores: pd.DataFrame, class_names: Sequence[str]) -> str:
-    """How many patients of `scores` are of each class, in words, e.g. ``38 fatty : 17 healthy``."""
+    """How many patients are of each class, in words.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        Of `sweep.build_scores`.
+    class_names : sequence of str
+        Of label 0 and 1.
+
+    Returns
+    -------
+    str
+        E.g. ``38 fatty : 17 healthy``.
+    """
     counts = scores.groupby("label")["patient_id"].nunique()
     return " : ".join(f"{counts[label]} {class_names[label]}" for label in (1, 0))
 
 
 def report(run: Run, scores: pd.DataFrame, path: Path = STUDY) -> str:
-    """What the stored study says of the run's method at the size nearest to the patients of `scores`, in a sentence."""
+    """What the stored study of intervals says of the run's method at the size nearest to the run's patients.
+
+    Parameters
+    ----------
+    run : Run
+    scores : pandas.DataFrame
+        Of `sweep.build_scores`.
+    path : Path
+        The stored study.
+
+    Returns
+    -------
+    str
+    """
     patients = scores.drop_duplicates("patient_id")["label"]
     own = [max(1, int((patients == label).sum())) for label in (1, 0)]
     table, method = stored(path), run.settings.sweep.interval_method

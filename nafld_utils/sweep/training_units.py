@@ -188,7 +188,19 @@ def experiments(run: Run) -> pd.DataFrame:
 
 
 def summary(status: pd.DataFrame) -> pd.DataFrame:
-    """The notebook's table of trainings from their status: one row per network, way of training, arm and rate."""
+    """What the trainings saw, and their loss.
+
+    Parameters
+    ----------
+    status : pandas.DataFrame
+        Of `sweep.run_sweep`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per network, way of training, arm and rate: trainings in all and done, means of what they saw and
+        of their loss, median seconds.
+    """
     cells = [name for name in trial_store.TRIAL_COLUMNS if name not in ("fold", "seed")]
     done = status.where(status["state"] == "done").groupby([status[name] for name in cells], sort=False)
     table = status.groupby(cells, sort=False).size().to_frame("trainings").assign(done=done["state"].count())
@@ -199,7 +211,18 @@ def summary(status: pd.DataFrame) -> pd.DataFrame:
 
 
 def failures(status: pd.DataFrame) -> pd.DataFrame:
-    """Trials that are not done and why, one per row: `sweep.TRIAL_COLUMNS`, ``state, reason`` (one short line)."""
+    """Trainings that are not done, and why.
+
+    Parameters
+    ----------
+    status : pandas.DataFrame
+        Of `sweep.run_sweep`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `sweep.TRIAL_COLUMNS`, ``state, reason`` (one short line), one training per row.
+    """
     left = status.loc[status["state"] != "done", [*trial_store.TRIAL_COLUMNS, "state", "reason"]]
     short = left["reason"].map(lambda reason: textwrap.shorten(reason, REASON_LENGTH, placeholder=" ..."))
     return left.assign(reason=short).reset_index(drop=True)

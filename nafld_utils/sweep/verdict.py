@@ -57,10 +57,20 @@ def tables_unit(run: Run) -> Unit:
 
 
 def declared(run: Run, table: pd.DataFrame, **change: Any) -> dict[str, Any]:
-    """The one comparison declared beforehand, as columns and values of `comparisons.CELL`, but for what is changed.
+    """The one comparison declared beforehand.
 
-    Where a run has no network frozen as in the paper, or none without oversampling, the first way of training of
-    `table` is meant.
+    Parameters
+    ----------
+    run : Run
+    table : pandas.DataFrame
+        Where it has no network frozen as in the paper, or none without oversampling, its first way is meant.
+    **change
+        Columns that are to have another value, e.g. ``arm``.
+
+    Returns
+    -------
+    dict
+        Columns and values of `comparisons.CELL`.
     """
     chosen = run.settings.sweep
     cell = {"backbone": chosen.backbones[0]}
@@ -143,7 +153,22 @@ def grade_note(run: Run) -> str:
 
 
 def at(run: Run, table: pd.DataFrame, level: str | None = "image", **change: Any) -> pd.DataFrame:
-    """Rows of the main way of training (see `declared`), every arm and rate, at one level (image or patient)."""
+    """Rows of the main way of training, every arm and rate, at one level.
+
+    Parameters
+    ----------
+    run : Run
+    table : pandas.DataFrame
+        One of `sweep.build_tables`.
+    level : {"image", "patient"} or None
+        None: the table has no levels.
+    **change
+        Columns of the declared comparison that are to have another value, e.g. ``backbone``.
+
+    Returns
+    -------
+    pandas.DataFrame
+    """
     cell = declared(run, table, **change)
     keep = {name: value for name, value in cell.items() if name not in ("arm", "rate")}
     if level:
@@ -152,7 +177,19 @@ def at(run: Run, table: pd.DataFrame, level: str | None = "image", **change: Any
 
 
 def networks(run: Run, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """Networks trained in the main way with the declared arm and rate, that of the declared comparison first."""
+    """Networks trained in the main way with the declared arm and rate.
+
+    Parameters
+    ----------
+    run : Run
+    tables : dict of str to pandas.DataFrame
+        Of `sweep.build_tables`.
+
+    Returns
+    -------
+    list of str
+        That of the declared comparison first.
+    """
     compared = tables["comparisons"]
     keep = declared(run, compared)
     first = keep.pop("backbone")
@@ -161,7 +198,19 @@ def networks(run: Run, tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def shown(table: pd.DataFrame, name: str) -> Any:
-    """One of the notebook's tables (``templates/tables.yaml``), as readers see it."""
+    """A table of notebook 06 as readers see it.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    name : str
+        Which of the tables of ``templates/tables.yaml``, e.g. ``"gain"``.
+
+    Returns
+    -------
+    object
+        Of `views.table`.
+    """
     chosen = listed_tables()["sweep"][name]
     rows = " ".join(comparisons.present(table, chosen["rows"].split()))
     return views.table(table, chosen["caption"], chosen["columns"], rows)
@@ -174,14 +223,36 @@ def listed_tables() -> dict[str, dict[str, dict[str, str]]]:
 
 
 def primary(run: Run, tables: dict[str, pd.DataFrame]) -> pd.Series:
-    """The one comparison that was declared beforehand, with the first backbone, at image level."""
+    """The one comparison that was declared beforehand, with the first backbone.
+
+    Parameters
+    ----------
+    run : Run
+    tables : dict of str to pandas.DataFrame
+        Of `sweep.build_tables`.
+
+    Returns
+    -------
+    pandas.Series
+        Its row of ``comparisons``, at image level.
+    """
     return tables["comparisons"].query("primary").iloc[0]
 
 
 def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
-    """Whether synthetic images helped, a line per matter: difference, verdict, intervals, what could be seen.
+    """Whether synthetic images helped.
 
-    Then the secondary family; the last line says whether the run's settings are those of the declared analysis.
+    Parameters
+    ----------
+    run : Run
+    tables : dict of str to pandas.DataFrame
+        Of `sweep.build_tables`.
+
+    Returns
+    -------
+    str
+        A line per matter: difference, verdict, intervals, power, the secondary family, agreement with the
+        declared analysis.
     """
     row = primary(run, tables)
     simulated = " on simulated patients" if run.is_simulated else ""
@@ -190,60 +261,21 @@ def answer(run: Run, tables: dict[str, pd.DataFrame]) -> str:
         given = f"On other patients like these, given {statistics.GIVEN_SEEDS}"
     interval = "no interval, since it is the same for all of them"
     if np.isfinite(row.low_patients):
-        interval = f"{families.bounds_in_words(row)} (95 % over {families.over_in_words(row)}){_width(row)}"
+        interval = (
+            f"{families.bounds_in_words(row)} (95 % over {families.over_in_words(row)}){families.width_in_words(row)}"
+        )
     text = [
         f"Mixing in {row.arm} images at r = {row.rate:g} moved the image-level AUC from {row.mean_auc_base:.3f} to"
         f" {row.mean_auc:.3f}, by {row.difference:+.3f}{simulated}.",
-        f"Verdict of this primary comparison: {_verdict(row)}.",
+        f"Verdict of this primary comparison: {families.verdict_in_words(row)}.",
         f"{given}: {row.difference:+.3f}, {interval}.",
     ]
     if np.isfinite(row.low_seeds):
         seeds = f"[{row.low_seeds:+.3f}, {row.high_seeds:+.3f}] (95 %, Student t over {row.n_seeds} seeds)"
         text.append(f"Trained again on the same patients: {row.difference:+.3f}, {seeds}.")
-    text.append(f"Power: {_could_show(row)}.")
+    text.append(f"Power: {families.power_in_words(row)}.")
     more = families.kinds_in_words(tables["comparisons"], run.is_simulated)
     return "\n".join([*text, *families.in_words(tables["comparisons"]), *more, params.agreement(run.settings)])
-
-
-def _width(row: pd.Series) -> str:
-    """How wide the interval over patients and seeds is beside that over seeds; empty where there are too few seeds."""
-    if row.n_seeds < statistics.FEWEST_SEEDS or not row.high_seeds > row.low_seeds:
-        return ""
-    times = (row.high_patients - row.low_patients) / (row.high_seeds - row.low_seeds)
-    if np.isclose(times, 1.0):
-        return ", as wide as that over seeds, since the variance between patients is estimated as 0"
-    fewer = ", as the patients add degrees of freedom" if times < 1 else ""
-    return f", {times:.2g} times as wide as that over seeds{fewer}"
-
-
-def _could_show(row: pd.Series) -> str:
-    if np.isnan(row.smallest_effect):
-        return "how small a difference they could show cannot be told"
-    text = (
-        f"about four in five such studies would find a true difference of {row.smallest_effect:.3f}, and fewer a"
-        " smaller one"
-    )
-    if row.smallest_effect > 1 - row.mean_auc_base:
-        text = "no possible gain would be found by four in five such studies; these patients are too few"
-    if statistics.is_narrow(row.smallest_effect, row.low_patients, row.high_patients):
-        text += (
-            f"; most of them would have a wider interval, since these {row.n_seeds} seeds agree more than"
-            f" {row.n_patients} patients let expect"
-        )
-    return text
-
-
-def _verdict(row: pd.Series) -> str:
-    if row.n_seeds < statistics.FEWEST_SEEDS:
-        needed = f"({row.n_seeds}; {statistics.FEWEST_SEEDS} are needed)"
-        return f"too few training seeds {needed} to say whether the images help a network that is trained again"
-    if row.low_patients > 0:
-        return "the images helped, as far as this split and these training runs show"
-    if row.high_patients < 0:
-        return "the images did harm, as far as this split and these training runs show"
-    over_seeds = np.isfinite(row.low_seeds) and (row.low_seeds > 0 or row.high_seeds < 0)
-    seeds = "a difference over seeds alone, and " if over_seeds else ""
-    return f"{seeds}this run does not tell whether the images help"
 
 
 # ---------------------------------------------------------------- beside the paper

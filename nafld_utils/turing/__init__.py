@@ -12,9 +12,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "page": "load_texts".split(),
         "sitting": "CONFIDENCE_LEVELS".split(),
         "table_1": "as_table_1 paper_ratings paper_summary per_rater summarize".split(),
-        "units": (
-            "PAGE analyse claims make_page make_set numbers page_separation protocol shortfall titled work_root"
-        ).split(),
-        "verdict": ["answer"],
+        "units": "PAGE analyse make_page make_set numbers page_separation shortfall titled work_root".split(),
+        "verdict": "answer claims protocol".split(),
     },
 )

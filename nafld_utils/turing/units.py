@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import artifacts, ldm, preprocessing, quality, sampling, views
-from nafld_utils.artifacts import Run, Unit, claim, key_of, remembered, unit_seed, work_root
+from nafld_utils.artifacts import Run, Unit, remembered, unit_seed, work_root
 from nafld_utils.turing import intervals, page, rater_model, results_files, sitting, table_1
 from nafld_utils.turing.page import build, load_texts, separation
 
@@ -124,7 +124,19 @@ def make_set(run: Run) -> TuringSet:
 
 
 def numbers(run: Run, shown: TuringSet) -> pd.DataFrame:
-    """Images of each kind and class: ``images`` (kind and class in words), ``setting, asked, shown``; four rows."""
+    """Images of each kind and class, asked for and shown.
+
+    Parameters
+    ----------
+    run : Run
+    shown : TuringSet
+        Of `turing.make_set`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``images`` (kind and class in words), ``setting, asked, shown``; four rows.
+    """
     rows = []
     for name, (is_real, label) in sitting.NUMBERS.items():
         what = f"{'real' if is_real else 'synthetic'}, {run.settings.cohort.class_names[label]}"
@@ -134,7 +146,19 @@ def numbers(run: Run, shown: TuringSet) -> pd.DataFrame:
 
 
 def shortfall(run: Run, shown: TuringSet) -> str:
-    """One sentence: whether the set has the images that were asked for, and what there is where it has not."""
+    """Whether the set has the images that were asked for.
+
+    Parameters
+    ----------
+    run : Run
+    shown : TuringSet
+        Of `turing.make_set`.
+
+    Returns
+    -------
+    str
+        One sentence, and what there is where images are missing.
+    """
     table = numbers(run, shown)
     few = table[table["shown"] < table["asked"]]
     copied = quality.withheld_words(run, run.settings.ldm.conditionings)
@@ -171,7 +195,19 @@ def analysis_unit(run: Run, shown: Unit, files: Mapping[str, bytes]) -> Unit:
 
 
 def make_page(run: Run, shown: TuringSet) -> Unit:
-    """Write the page that raters open, `PAGE`, unless it is there; it never holds the key."""
+    """Write the page that raters open, unless it is there.
+
+    Parameters
+    ----------
+    run : Run
+    shown : TuringSet
+        Of `turing.make_set`.
+
+    Returns
+    -------
+    Unit
+        Its file `PAGE` never holds the key.
+    """
     s = run.settings.turing
     texts = load_texts(s.language)
     unit = page_unit(run, shown.unit)
@@ -189,7 +225,20 @@ def units(run: Run) -> list[Unit]:
 
 
 def page_separation(shown: TuringSet, page: Unit) -> pd.DataFrame:
-    """What single numbers of the written page and its pictures tell; see `nafld_utils.turing.page.separation`."""
+    """What single numbers of the written page and its pictures tell.
+
+    Parameters
+    ----------
+    shown : TuringSet
+        Of `turing.make_set`.
+    page : Unit
+        Of `turing.make_page`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``of, cue, auc, p``, see `nafld_utils.turing.page.separation`.
+    """
     text = page.require().file(PAGE).read_text(encoding="utf-8")
     return separation(text, shown.images, shown.items)
 
@@ -299,55 +348,3 @@ def titled(run: Run, analysis: Analysis, table: pd.DataFrame, text: str, columns
     """
     caption = f"{analysis.source}{', simulated cohort' if run.is_simulated else ''} · {text}"
     return views.table(table.drop(columns="simulated", errors="ignore"), caption, columns, **options)
-
-
-def protocol(run: Run, analysis: Analysis) -> str:
-    """``"yes"`` where this test is the paper's, else what differs, in words."""
-    s, n_raters = run.settings, len(analysis["raters"])
-    shown = analysis["images"].groupby(["is_real", "label"]).size()
-    sizes = tuple(int(shown.get(cell, 0)) for cell in ((1, 1), (1, 0), (0, 1), (0, 0)))
-    differs = {
-        "simulated raters: not to be compared": analysis.simulated,
-        "simulated cohort": run.is_simulated,
-        "another cohort": run.is_foreign,
-        f"{n_raters} raters, not 5": n_raters != len(table_1.PAPER_COUNTS),
-        f"{sum(sizes)} images, not 50": sizes != table_1.PAPER_SIZES,
-        f"{s.preprocess.image_size} px, not 256": s.preprocess.image_size != 256,
-        f"{s.ldm.steps} diffusion steps, not 20000": s.ldm.steps != 20000,
-        "one model only": set(s.ldm.conditionings) != {"semantic", "class"},
-    }
-    return "; ".join(text for text, holds in differs.items() if holds) or "yes"
-
-
-def claims(run: Run, analysis: Analysis) -> list[dict[str, Any]]:
-    """Rows for the report's table "paper beside this run": Table 1 over both classes, then what the paper lacks."""
-    paper = table_1.paper_summary().set_index(["group", "metric"])["mean"]
-    who, same = ("simulated raters" if analysis.simulated else "raters"), protocol(run, analysis)
-    names = {"accuracy": "", "sensitivity": " (real recognised)", "specificity": " (synthetic recognised)"}
-    rows: list[dict[str, Any]] = []
-
-    def add(key: str, text: str, row: Any, over: str, unit: str, paper: float | None = None) -> None:
-        facts = {"interval": (row[1], row[2], over), "n": row[3], "unit": unit, "paper": paper}
-        rows.append(claim(f"{key_of('turing', who)}.{key}", f"Turing test, {who}: {text}", row[0], same, **facts))
-
-    both = {
-        name: analysis[name][analysis[name]["group"] == "both"].set_index("metric") for name in ("summary", "crossed")
-    }
-    for metric, row in both["summary"].iterrows():
-        cells = row[["mean", "low", "high", "n_raters"]]
-        add(metric, f"{metric}{names[metric]}", list(cells), who, "share of answers", paper["both", metric])
-    if not both["crossed"]["low"].isna().loc["accuracy"]:
-        cells = both["crossed"].loc["accuracy", ["mean", "low", "high", "n_raters"]]
-        text, over = "accuracy, for other raters and images", f"{who} and images"
-        add("accuracy.others", text, list(cells), over, "share of answers")
-    found = analysis["model"].iloc[0]
-    if not found["note"]:
-        cells, scale = [*found[["estimate", "low", "high"]], len(analysis["raters"])], "standard deviations"
-        add("d_prime", "d' (0: cannot tell)", cells, f"{who} and images", scale)
-        least = [analysis.equivalence["smallest_margin"], None, None, cells[3]]
-        over = f"no interval: two one-sided tests at 5 %, over {who} and images"
-        add("d_prime.margin", "smallest margin around 0 that d' is shown to be within", least, over, scale)
-    kappa = analysis["agreement"].iloc[0]
-    if np.isfinite(kappa["kappa"]):
-        add("kappa", "agreement, Fleiss' kappa", list(kappa[["kappa", "low", "high", "n_images"]]), "images", "kappa")
-    return rows

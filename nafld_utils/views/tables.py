@@ -178,7 +178,20 @@ def unit_beside(text: str, unit: str) -> str:
 
 
 def told(rows: Iterable[Mapping[str, Any]], *beginnings: str) -> str:
-    """Claims whose key begins with one of `beginnings`, a line each, for an answer."""
+    """Claims in words, for an answer.
+
+    Parameters
+    ----------
+    rows : iterable of mapping
+        Claims, as `artifacts.claim` makes them.
+    *beginnings : str
+        Of the keys that are told.
+
+    Returns
+    -------
+    str
+        A line per claim.
+    """
     lines = []
     for row in rows:
         if row["key"].startswith(beginnings):

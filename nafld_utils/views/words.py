@@ -60,7 +60,19 @@ def named(text: str) -> str:
 
 
 def verdict(run: Run, text: str) -> str:
-    """A stage's answer as it is printed; of the smoke profile, whose numbers mean nothing, that none is given."""
+    """A stage's answer as it is printed.
+
+    Parameters
+    ----------
+    run : Run
+    text : str
+        A stage's answer.
+
+    Returns
+    -------
+    str
+        Of the smoke profile, whose numbers mean nothing, that no verdict is given.
+    """
     return "No verdict: this is the smoke profile, whose numbers mean nothing." if run.is_smoke else text
 
 

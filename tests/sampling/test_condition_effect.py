@@ -1,13 +1,14 @@
 """The check of the condition: what is there shows with an interval, and what is not does not."""
 
 import re
+import types
 
 import demo_promises
 import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import sampling
+from nafld_utils import sampling, statistics
 from nafld_utils.sampling import condition_effect, condition_units
 
 
@@ -131,12 +132,25 @@ def test_the_condition_matters_where_its_images_alone_show_an_effect():
         ["AUC", "class", "condition", 0.6, 0.5, "folds"],
     ]
     rows += [["AUC", "class", "condition", 0.4, 0.5, "images"], ["AUC", "class", "no condition", 0.55, 0.5, "folds"]]
-    rows += [["AUC", "semantic", "condition", np.nan, 0.5, "no interval: the folds do not differ"]]
-    assert condition_units.reading(pd.DataFrame(rows, columns=columns)) == [
+    rows += [["AUC", "semantic", "condition", np.nan, 0.5, condition_units.ALIKE]]
+    said = [
         "semantic model: the condition matters (accuracy).",
         "class model: it is not shown that the condition matters, since images drawn without it show as much (AUC).",
         "semantic model: it is not shown that the condition matters (AUC).",
     ]
+    assert condition_units.reading(pd.DataFrame(rows, columns=columns)) == said
+    unsaid = ["AUC", "class", "condition", np.nan, 0.5, statistics.NO_SPREAD]  # over images, and without an interval
+    assert condition_units.reading(pd.DataFrame([*rows, unsaid], columns=columns)) == said
+
+
+def test_the_key_of_a_claim_is_the_same_with_and_without_an_interval(monkeypatch):
+    columns = ["effect", "conditioning", "drawn_with", "mean", "low", "high", "over", "n"]
+    overs = ["folds", condition_units.ALIKE, "images", statistics.NO_SPREAD]
+    rows = [[condition_units.SEPARATION, "class", "condition", 0.6, 0.5, 0.7, over, 2] for over in overs]
+    made = types.SimpleNamespace(load_table=lambda name: pd.DataFrame(rows, columns=columns))
+    monkeypatch.setattr(condition_units, "build", lambda run: made)
+    keys = [claim["key"] for claim in condition_units.claims(None)]
+    assert keys == ["condition.auc.class.with.folds"] * 2 + ["condition.auc.class.with.images"] * 2
 
 
 def test_an_interval_over_two_folds_stays_within_what_an_auc_can_be():

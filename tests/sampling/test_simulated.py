@@ -1,10 +1,12 @@
 """The generator `simulated`: reads nothing of the cohort, one set for all folds, refused where no liver is shown."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from nafld_utils import artifacts, params, preprocessing, sampling
+from nafld_utils import artifacts, params, phantom, preprocessing, sampling
 from nafld_utils.sampling import set_units, simulated
 
 FEW = {"sampling.n_images": 5, "simulated.share": 0.4}
@@ -79,7 +81,11 @@ def test_where_no_liver_is_shown_it_is_left_out_or_refused_in_a_sentence(tmp_pat
     sampling.require_liver(livers)
 
 
-def test_an_unknown_variant_is_refused_and_the_known_are_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
-    with pytest.raises(params.SettingsError, match=r"simulated.variant: expected one of full, .*, found fulll"):
-        sampling.require_liver(artifacts.open_run("smoke", {"simulated.variant": "fulll"}))
+@pytest.mark.parametrize("setting", ["simulated.variant=fulll", "simulated_only.variants=[half, fulll]"])
+def test_an_unknown_variant_is_refused_with_the_settings_and_the_known_are_named(setting):
+    with pytest.raises(params.SettingsError, match=r"simulated.*variant.*'full', .*'literature', found 'fulll'"):
+        params.load("smoke", [setting])
+
+
+def test_the_variants_that_settings_name_are_those_of_the_simulator():
+    assert get_args(params.generators.Variant) == tuple(phantom.VARIANTS)

@@ -75,7 +75,7 @@ def test_verdict_says_whether_a_gain_is_one_of_seeds_alone(run):
         "this run does not tell": {"low_patients": -0.2, "high_patients": 0.1, "low_seeds": np.nan},
     }
     for words, change in text.items():
-        assert words in verdict._verdict(pd.Series({**row.to_dict(), **change})), words
+        assert words in families.verdict_in_words(pd.Series({**row.to_dict(), **change})), words
 
 
 def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are_simulated(run):
@@ -88,13 +88,13 @@ def test_answer_names_both_intervals_the_size_it_could_see_and_that_patients_are
     assert "given this split, these generators and training patients" in text
     assert row.smallest_effect > 1 - row.mean_auc_base
     assert "no possible gain would be found by four in five such studies; these patients are too few" in text
-    possible = verdict._could_show(pd.Series({**row.to_dict(), "smallest_effect": 0.1}))
+    possible = families.power_in_words(pd.Series({**row.to_dict(), "smallest_effect": 0.1}))
     assert possible.startswith("about four in five such studies would find a true difference of 0.100")
     assert "wider interval" not in text + possible
     lucky = {"smallest_effect": 0.1, "low_patients": -0.02, "high_patients": 0.028}  # 4.2 half-widths
-    said = verdict._could_show(pd.Series({**row.to_dict(), **lucky}))
+    said = families.power_in_words(pd.Series({**row.to_dict(), **lucky}))
     assert said.endswith("a wider interval, since these 3 seeds agree more than 20 patients let expect")
-    assert "wider" not in verdict._could_show(pd.Series({**row.to_dict(), **lucky, "high_patients": 0.032}))
+    assert "wider" not in families.power_in_words(pd.Series({**row.to_dict(), **lucky, "high_patients": 0.032}))
     # a noncentral t of that shift lies above the critical value in 80 % and more: it is planned cautiously
     shift, limit = row.smallest_effect / row.se_patients, scipy_stats.t.ppf(0.975, row.df_patients)
     assert scipy_stats.nct.sf(limit, row.df_patients, shift) > 0.8

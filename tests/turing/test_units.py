@@ -12,7 +12,7 @@ from nafld_utils import artifacts, params, preprocessing, turing, views
 from nafld_utils.quality import copy_units
 from nafld_utils.report import facts
 from nafld_utils.sampling import set_units
-from nafld_utils.turing import figures, intervals, rater_model, results_files, sitting, table_1
+from nafld_utils.turing import figures, intervals, rater_model, results_files, sitting, table_1, verdict
 
 NAMES = sitting.NUMBERS
 
@@ -420,7 +420,7 @@ def test_a_small_cohort_on_demos_counts_is_shown_and_says_so(stage, monkeypatch,
     said = stage.shortfall(run, shown)
     assert f"FEWER IMAGES than asked for: {sizes[0]} of 13 (real, effusion), {sizes[1]} of 7 (real, clear)" in said
     assert "healthy" not in said
-    assert f"{sum(sizes)} images, not 50" in stage.protocol(run, done)
+    assert f"{sum(sizes)} images, not 50" in verdict.protocol(run, done)
     assert done["summary"]["mean"].notna().all()
     assert facts.turing_images(run) == (sum(sizes[:2]), sum(sizes[2:]))
     assert turing.answer(run, done)
@@ -440,7 +440,7 @@ def test_stage_says_simulated_on_every_table_and_compares_nothing(stage):
     assert len(done.tables) == 14
     assert all(table["simulated"].all() for table in done.tables.values())
     assert "SIMULATED" in turing.answer(run, done)
-    claims = stage.claims(run, done)
+    claims = verdict.claims(run, done)
     assert [row["paper"] for row in claims][:3] == [0.512, 0.590, 0.460]
     assert all(row["same_protocol"].startswith("simulated raters: not to be compared; ") for row in claims)
     run.record_claims("08_turing_test", claims)
@@ -468,7 +468,7 @@ def test_stage_reads_real_ratings_and_notices_when_they_change(stage, tmp_path):
     assert not first.simulated
     assert not any(table["simulated"].any() for table in first.tables.values())
     assert first.source == "3 raters"
-    assert "simulated raters" not in stage.protocol(run, first)
+    assert "simulated raters" not in verdict.protocol(run, first)
     report = first["files"].set_index("file")
     assert report["status"].tolist() == 3 * ["counted"] + ["refused"]
     assert "truncated" in report.loc["torn.json", "note"]

@@ -241,7 +241,19 @@ def _here(run: Run, baselines: dict[str, pd.DataFrame], scorers: list[str]) -> p
 
 
 def elsewhere_words(run: Run, found: Elsewhere | None) -> str:
-    """What the locked test says, a line per matter; without another cohort, that none is named."""
+    """What the locked test says.
+
+    Parameters
+    ----------
+    run : Run
+    found : Elsewhere or None
+        Of `sweep.build_elsewhere`.
+
+    Returns
+    -------
+    str
+        A line per matter; without another cohort, that none is named.
+    """
     if found is None:
         return "No other cohort is named (cohort.external), so nothing is known of other scanners or clinics."
     facts, names = found.facts, run.settings.cohort.class_names

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, images, networks, params, phantom, preprocessing, sampling
+from nafld_utils import engine, images, networks, params, preprocessing, sampling
 from nafld_utils.artifacts import Run, Unit, remembered, save_array, save_table, unit_seed
 from nafld_utils.sweep import prefix_features, trial_grid, trial_units
 from nafld_utils.sweep.simulated_only import changes, look_units
@@ -272,13 +272,6 @@ def tasks(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[di
 
 def make_all(run: Run) -> None:
     """Make every unit that is not there yet."""
-    asked = (main_variant(run), *run.settings.simulated_only.variants)
-    unknown = [name for name in asked if name not in phantom.VARIANTS]
-    if unknown:
-        raise params.SettingsError(
-            f"simulated_only.variants: expected some of {', '.join(phantom.VARIANTS)}, found {unknown[0]!r};"
-            " correct it."
-        )
     cohorts, alone, worth = tasks(run)
     where = run.settings.engine
     engine.map_units(make_cohort, cohorts, where, "simulated cohorts", unit_of=cohort_unit)
