@@ -372,7 +372,8 @@ def test_tables_and_arrays_round_trip_without_pickle(tmp_path):
     table = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
     for name in ("t.csv", "t.parquet"):
         pd.testing.assert_frame_equal(artifacts.load_table(artifacts.save_table(tmp_path / name, table)), table)
-        artifacts.load_table(tmp_path / name).loc[0, "a"] = 7  # its own copy
+        own = artifacts.load_table(tmp_path / name)
+        own.loc[0, "a"] = 7
         assert artifacts.load_table(tmp_path / name)["a"].tolist() == [1, 2]
         artifacts.save_table(tmp_path / name, table.assign(a=[2, 1]))  # of the same size
         assert artifacts.load_table(tmp_path / name)["a"].tolist() == [2, 1]
