@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -200,10 +201,24 @@ def save_table(path: str | Path, table: pd.DataFrame) -> Path:
 
 
 def load_table(path: str | Path) -> pd.DataFrame:
-    """Read a table written by `save_table`."""
+    """Read a table written by `save_table`; what a process has read and nobody has written since is copied."""
+    return _read_table(Path(path), mark_of(path)).copy()
+
+
+def mark_of(path: str | Path) -> tuple[int, int, int] | None:
+    """Time, size and inode of a file, by which a change is noticed; None where it cannot be asked."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+@functools.lru_cache(maxsize=256)
+def _read_table(path: Path, _mark: Any) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
 
 def save_array(path: str | Path, array: np.ndarray) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nafld_utils import params
 from nafld_utils.artifacts.claims import claims_table
-from nafld_utils.artifacts.files import existing, file_sha256, load_record, save_json, save_table
+from nafld_utils.artifacts.files import existing, file_sha256, load_record, mark_of, save_json, save_table
 from nafld_utils.artifacts.seals import MANIFEST, damage_of, digest, sealed
 from nafld_utils.artifacts.units import Unit, read_manifest, revision, work_root
 
@@ -104,9 +104,9 @@ class Run:
         named = [value for key, value in given if value and key.rpartition(".")[2] in NAME_FILES]
         return [self.root / "cohort" / MANIFEST, *(Path(value).expanduser() for value in named)]
 
-    def marks(self) -> tuple[tuple[int, int] | None, ...]:
-        """Size and time of the stored cohort and of the files that settings name, by which a change is noticed."""
-        return tuple(map(_mark, self._files))
+    def marks(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """Marks of the stored cohort and of the files that settings name, by which a change is noticed."""
+        return tuple(map(mark_of, self._files))
 
     def unit(
         self,
@@ -218,14 +218,6 @@ def is_private(key: str, value: Any) -> bool:
     if key == "engine.address" or key.startswith(("engine.slurm", "engine.tls")):
         return bool(value)
     return key.rpartition(".")[2] in NAME_FILES and isinstance(value, str) and value not in NO_FILES
-
-
-def _mark(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
 
 
 def remembered(function: Callable[..., Unit]) -> Callable[..., Unit]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import os
 import re
 import sys
+from types import ModuleType
 from typing import Any
 
 from nafld_utils.params import EngineSettings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # of GPUs that torch knows, on Linux
 _worker: list[int] = []  # the number of the local worker that this process is
 
 
@@ -34,6 +37,13 @@ def sent(tensor: Any, device: Any) -> Any:
     """A tensor on a device; a GPU's copy from the host is queued, where torch's own waits for the work before it."""
     queued = device.type == "cuda" and tensor.device.type == "cpu"
     return tensor.pin_memory().to(device, non_blocking=True) if queued else tensor.to(device)
+
+
+class Later(ModuleType):
+    """A module that is loaded when something is first asked of it: what opens a finished run needs no torch."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 def be_worker(number: int) -> None:
@@ -70,9 +80,16 @@ def _own_gpu(n: int) -> int:
 
 def default_workers() -> int:
     """One worker per GPU, else one per core this process may use."""
+    return gpus() or cores()
+
+
+def gpus() -> int:
+    """GPUs that torch sees; it is not asked, which takes a second, where Linux has no driver of any."""
+    if sys.platform == "linux" and "torch" not in sys.modules and not any(map(os.path.exists, _DRIVERS)):
+        return 0
     import torch
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else cores()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def cores() -> int:

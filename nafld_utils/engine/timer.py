@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from nafld_utils.engine import devices
 from nafld_utils.params import EngineSettings
+
+torch = devices.Later("torch")
 
 
 def wait(device: torch.device) -> None:

@@ -93,7 +93,7 @@ def stored_scores(run: Run, wanted: dict[str, Any]) -> pd.DataFrame:
 
 def open_classifier(
     run: Run, wanted: dict[str, Any] | None = None, unit: Unit | None = None
-) -> explainers.GreyClassifier:
+) -> networks.GreyClassifier:
     """A trial's network with the tail that `unit` keeps, as a function of grey pixels; None: the trial's own."""
     wanted = wanted or trial(run)
     classifier = fresh_classifier(run, wanted, seed=0)
@@ -103,10 +103,10 @@ def open_classifier(
 
 def fresh_classifier(
     run: Run, wanted: dict[str, Any], seed: int, weights: str | None = None
-) -> explainers.GreyClassifier:
+) -> networks.GreyClassifier:
     """A trial's network with a head that has learnt nothing; `weights` "random" leaves nothing learnt at all."""
     prefix, tail = network(run, wanted, weights)
-    return explainers.GreyClassifier(prefix, sweep.fresh_tail(tail, seed), wanted["backbone"])
+    return networks.GreyClassifier(prefix, sweep.fresh_tail(tail, seed), wanted["backbone"])
 
 
 def network(run: Run, wanted: dict[str, Any], weights: str | None = None) -> tuple[Any, Any]:
@@ -228,7 +228,7 @@ def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, 
     """Explain a classifier on the chosen images, unless that is done, and open the result.
 
     `name` is the unit's folder and seeds its draws, so that no two maps share their noise; `source` is the classifier's
-    unit or hash; `classifier` gives the `explainers.GreyClassifier` and is not called when the attributions are there.
+    unit or hash; `classifier` gives the `networks.GreyClassifier` and is not called when the attributions are there.
     `which` images: ``all``, or those of a column of their table (``compared``).
     """
     unit = attributions_unit(run, name, source, which)

@@ -98,7 +98,7 @@ def explain_untrained(run: Run) -> Explanation:
     """Attributions of the same network with random weights throughout, on the images that are compared."""
     wanted = attribution_units.trial(run)
 
-    def classifier() -> explainers.GreyClassifier:
+    def classifier() -> networks.GreyClassifier:
         return attribution_units.fresh_classifier(run, wanted, seed=1, weights="random")
 
     return attribution_units.make_attributions(run, "untrained", wanted["backbone"], classifier, "compared")

@@ -16,42 +16,22 @@ the network sees.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
 
-from nafld_utils import engine, networks
+from nafld_utils import engine
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+torch = engine.Later("torch")
 
 REVISION = ("explain", 3)
 
 EXPLAINERS = ("gradient", "partition")
 OUTCOMES = {(1, 1): "true positive", (0, 1): "false positive", (0, 0): "true negative", (1, 0): "false negative"}
-
-
-class GreyClassifier(nn.Module):
-    """Log-odds of the second class (fatty) as a function of grey pixels.
-
-    `prefix` and `tail` are the frozen prefix and the trained tail of one network; its timm `name` fixes the
-    normalisation.
-    """
-
-    def __init__(self, prefix: nn.Module, tail: nn.Module, name: str):
-        super().__init__()
-        self.prefix, self.tail = prefix, tail
-        mean, std = networks.normalisation(name)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        # Gradients are wanted for pixels alone: half the time.
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Log-odds ``(N, 1)`` of images ``(N, 1, S, S)`` float32 in [-1, 1]."""
-        inputs = ((images + 1.0) / 2.0 - self.mean) / self.std
-        out = self.tail(self.prefix(inputs.contiguous(memory_format=torch.channels_last)))
-        return out[:, 1:] - out[:, :1]
 
 
 def to_pixels(images: np.ndarray) -> Tensor:

@@ -118,7 +118,7 @@ def twins(images: pd.DataFrame, feature: str, seed: int) -> np.ndarray:
 # ---------------------------------------------------------------- one feature
 
 
-def train(cohort: Cohort, options: Options, device: Any = "cpu") -> tuple[explainers.GreyClassifier, pd.DataFrame]:
+def train(cohort: Cohort, options: Options, device: Any = "cpu") -> tuple[networks.GreyClassifier, pd.DataFrame]:
     """Train on the patients of fold 1; also gives the scores ``image_id, patient_id, label, score`` of fold 0."""
     prefix, pretrained = networks.split(networks.load(NETWORK, options.network_weights), NETWORK)
     held_out = cohort.images["fold"].to_numpy() == 0
@@ -132,13 +132,13 @@ def train(cohort: Cohort, options: Options, device: Any = "cpu") -> tuple[explai
     judged = sweep.training.prefix_features(prefix, cohort.resized[held_out], NETWORK, device)[:, None]
     score = sweep.predict(tail, sweep.Views(judged, label[held_out]), decoder, device)
     scores = cohort.images.loc[held_out, ["image_id", "patient_id", "label"]].assign(score=score)
-    return explainers.GreyClassifier(prefix, tail, NETWORK), scores.reset_index(drop=True)
+    return networks.GreyClassifier(prefix, tail, NETWORK), scores.reset_index(drop=True)
 
 
-def untrained(seed: int) -> explainers.GreyClassifier:
+def untrained(seed: int) -> networks.GreyClassifier:
     """The same network with random weights throughout."""
     prefix, tail = networks.split(networks.load(NETWORK, "random", seed=seed), NETWORK)
-    return explainers.GreyClassifier(prefix, sweep.fresh_tail(tail, seed), NETWORK)
+    return networks.GreyClassifier(prefix, sweep.fresh_tail(tail, seed), NETWORK)
 
 
 def chosen_rows(images: pd.DataFrame, n: int) -> np.ndarray:

@@ -20,11 +20,11 @@ from torch import nn
 
 from nafld_utils import engine
 from nafld_utils.artifacts import load_weights
+from nafld_utils.ldm.autoencoder_units import SHIPPED as SHIPPED
 
 REVISION = ("autoencoder", 3)
 CPU_GROUP = 8  # images a pass of a denoiser or decoder on a CPU (choice)
 CPU_ENCODED = 2  # images a pass of an encoder on a CPU, whose caches hold their activations: half the time of 32
-SHIPPED = Path(__file__).parent / "weights" / "autoencoder_tiny_f8.safetensors"
 # (kind, factor): channel multipliers, attention on the smallest level, the rest [LDM configurations]
 PUBLISHED: dict[tuple[str, int], tuple[tuple[int, ...], bool, dict[str, int]]] = {
     ("vq", 4): ((1, 2, 4), False, {"latent_channels": 3, "num_vq_embeddings": 8192}),

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from nafld_utils import artifacts, engine, networks, preprocessing
+from nafld_utils import artifacts, engine, ldm, networks, preprocessing
 from nafld_utils.artifacts import Run, Unit, file_sha256, read_manifest, remembered, save_table, unit_seed
-from nafld_utils.ldm import autoencoder, autoencoder_training, compvis_checkpoint
-from nafld_utils.ldm.autoencoder_training import Phase
-from nafld_utils.ldm.latent_pools import FreshCrops, LatentPool
 
+torch, autoencoder = engine.Later("torch"), engine.Later("nafld_utils.ldm.autoencoder")
+trainings, pools = engine.Later("nafld_utils.ldm.autoencoder_training"), engine.Later("nafld_utils.ldm.latent_pools")
 REVISION = ("stages.first_stages", 1)
+SHIPPED = Path(__file__).parent / "weights" / "autoencoder_tiny_f8.safetensors"
 # The settings that an autoencoder of each source depends on.
 READ = {
     "shipped": (),
@@ -115,7 +114,7 @@ def autoencoder_unit(run: Run, conditioning: str, fold: int) -> Unit:
         owner(run, conditioning),
         f"fold{fold}",
         settings=read,
-        inputs=[preprocessing.preprocess_unit(run), file_sha256(autoencoder.SHIPPED)],
+        inputs=[preprocessing.preprocess_unit(run), file_sha256(SHIPPED)],
         modules=["autoencoder", "autoencoder_training", "backbones"],
     )
 
@@ -126,7 +125,7 @@ def _identity(run: Run, conditioning: str, fold: int) -> Unit | str:
     if settings["source"] == "train":
         return autoencoder_unit(run, conditioning, fold)
     if settings["source"] == "shipped":
-        return file_sha256(autoencoder.SHIPPED)
+        return file_sha256(SHIPPED)
     if settings["source"] == "path":
         folder = Path(settings["path"]).expanduser()
         weights = [
@@ -159,8 +158,8 @@ def first_stage(run: Run, conditioning: str, fold: int) -> autoencoder.FirstStag
         return autoencoder.from_tensors(weights, **_network(settings))
     if source == "random":
         return autoencoder.untrained(**_network(settings), scale=settings["scale"], seed=run.settings.seed)
-    read = {key: settings[key] for key in READ[source]}
-    return compvis_checkpoint.load(**read) if source == "ldm_checkpoint" else autoencoder.load_pretrained(**read)
+    load = ldm.compvis_checkpoint.load if source == "ldm_checkpoint" else autoencoder.load_pretrained
+    return load(**{key: settings[key] for key in READ[source]})
 
 
 def shape_of_latents(run: Run, conditioning: str) -> tuple[int, int, int]:
@@ -179,10 +178,10 @@ def training_operations(run: Run, conditioning: str) -> int:
     if settings["source"] != "train":
         return 0
     kind, size = settings["kind"], run.settings.preprocess.image_size
-    planned = [Phase(name, steps) for name, steps in phases(kind, settings["train_steps"]).items()]
+    planned = [trainings.Phase(name, steps) for name, steps in phases(kind, settings["train_steps"]).items()]
     with torch.device("meta"):
         model = autoencoder.untrained(**_network(settings), scale=1.0).model
-    return sum(autoencoder_training.step_operations(model, kind, phase, size) * phase.steps for phase in planned)
+    return sum(trainings.step_operations(model, kind, phase, size) * phase.steps for phase in planned)
 
 
 def fingerprint(run: Run, conditioning: str, fold: int) -> str | None:
@@ -254,16 +253,16 @@ def train_phases(
     `run` gives seed and name, `images` are training patients' crops, (N, S, S) uint8, `planned` is from `phases`.
     `report` takes every step and its loss; None shows them with an estimate of the time left.
     """
-    rates = {name: min(5e-4, rate) for name, rate in autoencoder_training.LEARNING_RATE.items()}
-    chosen = [Phase(name, steps, learning_rate=rates[name]) for name, steps in planned.items() if steps]
+    rates = {name: min(5e-4, rate) for name, rate in trainings.LEARNING_RATE.items()}
+    chosen = [trainings.Phase(name, n, learning_rate=rates[name]) for name, n in planned.items() if n]
 
     def seed_of(phase: str, step: int) -> int:
         return unit_seed(run.settings.seed, "autoencoder", fold, phase, step)
 
-    def meter(phase: Phase) -> Callable[[int, float], None]:
+    def meter(phase: trainings.Phase) -> Callable[[int, float], None]:
         return report or engine.StepMeter(f"autoencoder fold {fold}, {phase.name}", phase.steps)
 
-    stage, curve = autoencoder_training.train_phases(images, model, kind, chosen, seed_of, device, meter)
+    stage, curve = trainings.train_phases(images, model, kind, chosen, seed_of, device, meter)
     return stage, pd.DataFrame(curve)
 
 
@@ -358,7 +357,7 @@ def reconstructions(run: Run, conditioning: str, fold: int) -> tuple[np.ndarray,
 
 def stored_pools(
     run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
-) -> tuple[LatentPool, LatentPool]:
+) -> tuple[pools.LatentPool, pools.LatentPool]:
     """Training and held-out latents of a fold's stored crops with their conditions, whatever ``ldm.latents`` is.
 
     Raises
@@ -380,13 +379,13 @@ def stored_pools(
     train = torch.from_numpy(data.images["fold"].to_numpy() != fold)
     draw = stage.drawing_on_cpu().draw
     oversampled = labels[train] if balance == "oversample" else None
-    training = LatentPool(moments[train], conditions[train], draw, oversampled)
-    return training, LatentPool(moments[~train], conditions[~train], draw)
+    training = pools.LatentPool(moments[train], conditions[train], draw, oversampled)
+    return training, pools.LatentPool(moments[~train], conditions[~train], draw)
 
 
 def latent_pools(
     run: Run, conditioning: str, fold: int, stage: autoencoder.FirstStage, balance: str = "none"
-) -> tuple[LatentPool | FreshCrops, LatentPool]:
+) -> tuple[pools.LatentPool | pools.FreshCrops, pools.LatentPool]:
     """What a model is trained on, as ``ldm.latents`` says, and the held-out latents of its fold (`stored_pools`).
 
     `stage` is on the CPU; on the training device where ``ldm.latents`` is ``on_the_fly``.
@@ -394,7 +393,7 @@ def latent_pools(
     training, held_out = stored_pools(run, conditioning, fold, stage, balance)
     if run.settings.ldm.latents == "pool":
         return training, held_out
-    data = preprocessing.open_preprocessed(run)
+    data, own = preprocessing.open_preprocessed(run), (conditioning, run.settings.preprocess, stage, training.labels)
     rows = np.flatnonzero(data.images["fold"].to_numpy() != fold)
     labels = torch.from_numpy(np.array(data.images["label"], dtype=np.int64))
-    return FreshCrops(data.crops, rows, labels, conditioning, run.settings.preprocess, stage, training.labels), held_out
+    return pools.FreshCrops(data.crops, rows, labels, *own), held_out

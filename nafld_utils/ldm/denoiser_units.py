@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from nafld_utils import artifacts, engine, preprocessing, statistics
 from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, remembered, save_table, unit_seed
-from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser, denoiser_training, protocol, sampler
+from nafld_utils.ldm import autoencoder_units, protocol
 from nafld_utils.ldm.autoencoder_units import tasks
-from nafld_utils.ldm.resumable import checkpoint, followed, on_cpu, resume
 from nafld_utils.params import SetName
+
+torch, resumable = engine.Later("torch"), engine.Later("nafld_utils.ldm.resumable")
+autoencoder, denoiser, denoiser_training, sampler = (
+    engine.Later(f"nafld_utils.ldm.{name}") for name in ("autoencoder", "denoiser", "denoiser_training", "sampler")
+)
 
 PREVIEW = {"scheduler": "dpmsolver++", "steps": 10, "eta": 0.0, "guidance": 2.0}  # choice: a look, not a result
 N_PREVIEW = 4
@@ -107,11 +110,14 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
     shape = autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
     pool, held_out = autoencoder_units.latent_pools(run, conditioning, fold, stage, balance)
     network = new_denoiser(run, conditioning, fold, shape)
+    facts = {"parameters": denoiser.count_parameters(network), "latent_shape": shape}
+    if fold == autoencoder_units.folds_of(run)[0]:  # which notebook 03 asks
+        facts["operations"] = denoiser.forward_flops(network, shape, run.settings.preprocess.map_size)
     origin = _origin(run, conditioning, fold, balance)
     if origin:
         network.load_state_dict(load_weights(origin)[0])
     training = denoiser_training.start_training(placed(network, device), settings)
-    resume(training, unit)
+    resumable.resume(training, unit)
     if run.settings.engine.compile:
         denoiser.compile_network(network)
     seed = unit_seed(run.settings.seed, "ldm training", conditioning, fold)
@@ -120,21 +126,20 @@ def train_ldm(run: Run, conditioning: str, fold: int, balance: str = "none") -> 
     try:
         board = run.root / "tensorboard" / name / f"fold{fold}"
         with SummaryWriter(str(board), purge_step=training.step + 1) as writer:
-            for state in followed(steps, training, unit, f"{name} fold {fold}", settings["steps"], settings):
+            for state in resumable.followed(steps, training, unit, f"{name} fold {fold}", settings["steps"], settings):
                 _write(writer, state)
                 keep_weights(run, unit, fold, state.step, settings["steps"], state.averaged)
                 if _due(state.step, settings["preview_every"], settings["steps"]):
                     look = _preview(run, conditioning, fold, state, stage)
                     artifacts.checkpoints.save_array(unit.work / f"preview-{state.step:08d}.safetensors", look)
     except FloatingPointError:  # that step's update was not applied
-        checkpoint(training, unit, settings["keep_checkpoints"])
+        resumable.checkpoint(training, unit, settings["keep_checkpoints"])
         raise
     metadata = {"fold": str(fold), "model": name, "autoencoder": autoencoder.fingerprint(stage)}
-    facts = {"parameters": denoiser.count_parameters(network), "latent_shape": shape, "seconds": training.seconds}
-    facts["trained_with"] = training.versions
+    facts |= {"seconds": training.seconds, "trained_with": training.versions}
     with unit.writing(device=str(device), **facts) as folder:
         artifacts.save_weights(folder / "averaged.safetensors", training.averaged(), metadata)
-        artifacts.save_weights(folder / "last.safetensors", on_cpu(network.state_dict()), metadata)
+        artifacts.save_weights(folder / "last.safetensors", resumable.on_cpu(network.state_dict()), metadata)
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
         _keep_previews(unit, folder)
         move_weights(unit, folder)

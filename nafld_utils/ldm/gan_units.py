@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from nafld_utils import artifacts, engine, preprocessing
 from nafld_utils.artifacts import Run, Unit, load_weights, read_manifest, remembered, save_table, unit_seed
-from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser, denoiser_units, gan
-from nafld_utils.ldm.resumable import followed, on_cpu, resume
+from nafld_utils.ldm import autoencoder_units, denoiser_units
+from nafld_utils.ldm.denoiser_units import autoencoder, denoiser, resumable, torch
+
+gan = engine.Later("nafld_utils.ldm.gan")
 
 NAME = "gan"
 # What does not change a GAN's weights.
@@ -84,20 +85,22 @@ def train_gan(run: Run, fold: int) -> None:
     labels = np.repeat(table.loc[table["fold"] != fold, "label"].to_numpy(), pool.moments.shape[1])
     seed, until = unit_seed(run.settings.seed, "gan", fold), steps(run)
     training = gan.start_training(tuple(latents.shape[1:]), settings, seed, device)
-    resume(training, unit)
+    resumable.resume(training, unit)
     train = gan.train(training, latents, labels, settings, until, seed, device)
-    for state in followed(train, training, unit, f"GAN fold {fold}", until, settings):
-        denoiser_units.keep_weights(run, unit, fold, state.step, until, lambda: on_cpu(training.average.state_dict()))
+    for state in resumable.followed(train, training, unit, f"GAN fold {fold}", until, settings):
+        denoiser_units.keep_weights(
+            run, unit, fold, state.step, until, lambda: resumable.on_cpu(training.average.state_dict())
+        )
     counts = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in (("generator", training.generator), ("discriminator", training.discriminator))
     }
     given = budget(run) if settings["steps"] is None else None
     facts = {"steps": until, "parameters": counts, "operations_given": given, "seconds": training.seconds}
-    facts["trained_with"] = training.versions
+    facts |= {"trained_with": training.versions, "operations": _operations(run, until)}
     with unit.writing(device=str(device), **facts) as folder:
         artifacts.save_weights(
-            folder / "averaged.safetensors", on_cpu(training.average.state_dict()), {"fold": str(fold)}
+            folder / "averaged.safetensors", resumable.on_cpu(training.average.state_dict()), {"fold": str(fold)}
         )
         save_table(folder / "curve.csv", pd.DataFrame(training.curve))
         denoiser_units.move_weights(unit, folder)
@@ -134,7 +137,8 @@ def table(run: Run) -> pd.DataFrame:
         beside = denoiser_units.ldm_unit(run, reference(run), task["fold"]).seconds()
         row = {"fold": task["fold"], "steps": made["steps"], **made["parameters"]}
         given = made.get("operations_given") or float("nan")
-        row |= {"gflop": _operations(run, made["steps"]) / 1e9, "gflop_given": given / 1e9}
+        own = made.get("operations") or _operations(run, made["steps"])
+        row |= {"gflop": own / 1e9, "gflop_given": given / 1e9}
         rows.append({**row, "seconds": made["seconds"], "seconds_beside": beside, "device": made["device"]})
     return pd.DataFrame(rows)
 

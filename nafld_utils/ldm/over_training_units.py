@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from nafld_utils import engine, images, networks, preprocessing, statistics
 from nafld_utils.artifacts import (
@@ -27,7 +26,8 @@ from nafld_utils.artifacts import (
     save_table,
     unit_seed,
 )
-from nafld_utils.ldm import autoencoder, autoencoder_units, denoiser_units, gan_units, sampler
+from nafld_utils.ldm import autoencoder_units, denoiser_units, gan_units
+from nafld_utils.ldm.denoiser_units import autoencoder, sampler, torch
 from nafld_utils.ldm.figures import LEVEL
 from nafld_utils.networks import copy_rules
 from nafld_utils.params import SetName

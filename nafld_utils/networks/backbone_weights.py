@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
-from nafld_utils.engine import announce
+from nafld_utils.engine import Later, announce
 from nafld_utils.networks import weight_files
 from nafld_utils.params import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+torch = Later("torch")
 
 
 class Bundle(NamedTuple):

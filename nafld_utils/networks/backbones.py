@@ -74,6 +74,29 @@ class Decoder(nn.Module):
         return channels_last(stored.float())
 
 
+class GreyClassifier(nn.Module):
+    """Log-odds of the second class (fatty) as a function of grey pixels.
+
+    `prefix` and `tail` are the frozen prefix and the trained tail of one network; its timm `name` fixes the
+    normalisation.
+    """
+
+    def __init__(self, prefix: nn.Module, tail: nn.Module, name: str):
+        super().__init__()
+        self.prefix, self.tail = prefix, tail
+        mean, std = normalisation(name)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        # Gradients are wanted for pixels alone: half the time.
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-odds ``(N, 1)`` of images ``(N, 1, S, S)`` float32 in [-1, 1]."""
+        inputs = ((images + 1.0) / 2.0 - self.mean) / self.std
+        out = self.tail(self.prefix(inputs.contiguous(memory_format=torch.channels_last)))
+        return out[:, 1:] - out[:, :1]
+
+
 def channels_last(batch: Tensor) -> Tensor:
     """A batch of images or maps in channels-last layout; pooled features as they are."""
     return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch

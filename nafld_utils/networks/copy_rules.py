@@ -12,11 +12,13 @@ Dar et al. 2024, arXiv 2402.01054 (copies of patients in medical latent diffusio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils.networks.nearest_frames import Nearest
+if TYPE_CHECKING:
+    from nafld_utils.networks.nearest_frames import Nearest
 
 REVISION = ("memorization", 3)
 LEVEL = 0.05  # share of new patients that a measure may call near, where there are patients enough

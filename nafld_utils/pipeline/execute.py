@@ -8,6 +8,7 @@ sentence. Papermill writes its output whether or not a cell failed, hence the te
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import re
@@ -167,11 +168,12 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
                 del nb_man.save
 
     class Logging(AsyncKernelManager):
-        """Jupyter's own manager; the stderr of the kernel's process goes to a file."""
+        """Jupyter's own manager; the kernel's stderr goes to a file, and beside it loads what its page needs."""
 
         async def start_kernel(self, **options: Any) -> None:
             with open(console.kernel_log, "ab") as handle:
                 await super().start_kernel(**options, stderr=handle)
+            threading.Thread(target=importlib.import_module, args=["nbconvert"], daemon=True).start()
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill_engines.register("nafld", Announcing)

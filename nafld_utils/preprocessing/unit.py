@@ -100,8 +100,8 @@ def _preprocess(run: Run, unit: Unit) -> None:
 
 
 def folded_images(run: Run) -> pd.DataFrame:
-    """The cohort's table of images with the folds that this run gives them, before anything is preprocessed."""
-    return _folded(run, open_cohort(run))
+    """The cohort's table of images with the folds that this run gives them: as stored, or before that is done."""
+    return open_preprocessed(run).images if preprocess_unit(run).done() else _folded(run, open_cohort(run))
 
 
 def _folded(run: Run, found: Cohort) -> pd.DataFrame:

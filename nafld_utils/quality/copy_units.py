@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nafld_utils import engine, ldm, preprocessing, sampling, statistics
+from nafld_utils import engine, ldm, networks, preprocessing, sampling, statistics
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_array, save_json, save_table, unit_seed
-from nafld_utils.networks import copy_rules, nearest_features
+from nafld_utils.networks import copy_rules
 from nafld_utils.params import SetName, listed
 from nafld_utils.quality import copies
 from nafld_utils.quality.figures import WORDS
@@ -63,7 +63,7 @@ def make_reference(run: Run, owner: str, fold: int) -> None:
     own, crop_patients, crops = frames.patients[frames.training], frames.crop_patients, frames.known["features"]
     real, held = frames.near_real(frames.training, own), frames.near_real(frames.held_out)
     limits = {name: copy_rules.thresholds(found, own) for name, found in real.items()}
-    apart = copy_rules.statistics(nearest_features(crops, crops, crop_patients).without_own(crop_patients))
+    apart = copy_rules.statistics(networks.nearest_features(crops, crops, crop_patients).without_own(crop_patients))
     parts = []
     for name in copies.CHANGES:
         rng = np.random.default_rng(unit_seed(run.settings.seed, "planted", fold, name))

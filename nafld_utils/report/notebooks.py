@@ -31,7 +31,10 @@ def write_notebook(run: Run, stage: str) -> Path:
         The notebook has not been executed.
     """
     for size in _SIZES:
-        page = notebook_html(run, stage, read_notebook(run, stage), size)
+        notebook = read_notebook(run, stage)
+        if size > _SIZES[-1] and pictures.weight(notebook, size) + len(pages.css()) > _HEAVY:  # whatever else it holds
+            continue
+        page = notebook_html(run, stage, notebook, size)
         if len(page) < _HEAVY:
             break
     return artifacts.save_text(page_path(run, stage), page)

@@ -7,6 +7,7 @@ of the size at which a page shows them.
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import itertools
 import re
@@ -36,6 +37,13 @@ def without_images(notebook: Any) -> Any:
     return notebook
 
 
+def weight(notebook: Any, size: float) -> int:
+    """Characters of a notebook's figures, fit for a page, and of its tables."""
+    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    figures = [light(data, size=size) or {"data": "".join(data.get("text/html", ""))} for data in shown]
+    return sum(len(figure["data"]) for figure in figures)
+
+
 def light(data: Mapping[str, Any], width: int = _WIDTH, size: float = 1.0) -> dict[str, str] | None:
     """``mime, data`` (base64) of the figure among the forms of one output, fit for a page; None where there is none."""
     mime = next((name for name in MIMES if name in data), None)
@@ -44,6 +52,12 @@ def light(data: Mapping[str, Any], width: int = _WIDTH, size: float = 1.0) -> di
     text = "".join(data[mime])
     if mime == "image/svg+xml":
         return {"mime": mime, "data": base64.b64encode(text.encode()).decode()}
+    return _of_pixels(mime, text, width, size)
+
+
+@functools.lru_cache(maxsize=64)
+def _of_pixels(mime: str, text: str, width: int, size: float) -> dict[str, str]:
+    """`light` of a figure that is pixels."""
     from PIL import Image, UnidentifiedImageError
 
     pixels, buffer = base64.b64decode(text), io.BytesIO()

@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from nafld_utils import artifacts, engine, images, ldm, preprocessing
 from nafld_utils.artifacts import Run, Unit, checkpoints, remembered, unit_seed
 from nafld_utils.params import SET_KINDS, SHARED, SIMULATED, SetName
 from nafld_utils.sampling import simulated
 
+if TYPE_CHECKING:
+    import torch
+
 Painter = Callable[[pd.DataFrame, np.ndarray], np.ndarray]
-Drawer = Callable[[pd.DataFrame, np.ndarray], torch.Tensor]
+Drawer = Callable[[pd.DataFrame, np.ndarray], Any]  # a tensor
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,8 @@ def sampler(
                 f" {', '.join(map(str, others))}; draw them from that fold's training patients."
             )
         check_sources(real, fold, rows, origin)
+        import torch
+
         given = torch.from_numpy(conditions), rows["seed"].tolist(), shape
         return ldm.sampler.sample(denoiser, schedule, *given, **how)
 

@@ -7,14 +7,16 @@ that none is a patient of a simulated cohort or one that the shipped autoencoder
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from nafld_utils import images, phantom, preprocessing
 from nafld_utils.artifacts import LIVERS, Run
 from nafld_utils.params import SettingsError
+
+if TYPE_CHECKING:
+    import torch
 
 REVISION = ("simulated_images", 1)
 MODULES = ("simulated_images", "phantom", "phantom_anatomy", "phantom_variants", "preprocess", "regions")

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
-from nafld_utils import engine, ldm, params, preprocessing
+from nafld_utils import artifacts, engine, ldm, params, preprocessing
 from nafld_utils.artifacts import Run, Unit
-from nafld_utils.ldm import LatentPool
 from nafld_utils.sampling import sampler_comparison, set_units
+
+torch = engine.Later("torch")
 
 TIMED_STEPS = {"cuda": 20, "cpu": 1}  # choice: of the sampler, scaled to all; a GPU's first steps wait for launches
 KINDS = ("training", *params.SET_KINDS.values(), "comparison")  # of units
@@ -34,7 +33,7 @@ class Model:
     ``map_size`` is the side of a semantic map, and ``flops`` counts the operations of one image's forward pass.
     """
 
-    denoiser: nn.Module
+    denoiser: torch.nn.Module
     shape: tuple[int, int, int]
     settings: Mapping[str, Any]
     options: Mapping[str, Any]
@@ -49,13 +48,13 @@ class Model:
         n = self.settings["batch_size"]
         return n if self.device.type == "cuda" else int(min(n, max(1, 3e10 // self.flops)))
 
-    def latents(self, n: int = 64) -> LatentPool:
+    def latents(self, n: int = 64) -> ldm.LatentPool:
         """Random latents and conditions that the denoiser can be trained on."""
         conditions = torch.arange(n) % 2
         if self.denoiser.conditioning == "semantic":
             side = self.map_size
             conditions = torch.randint(self.denoiser.map_classes, (n, 1, side, side), dtype=torch.uint8)
-        return LatentPool(torch.randn(n, 1, *self.shape), conditions, lambda moments, noise: moments)
+        return ldm.LatentPool(torch.randn(n, 1, *self.shape), conditions, lambda moments, noise: moments)
 
     def training_step(self, n_images: int) -> Callable[[], Any]:
         """Function that does one step of the study's training on so many images, without a validation."""
@@ -96,11 +95,17 @@ def networks(run: Run) -> pd.DataFrame:
     """
     rows = []
     for name in run.settings.ldm.conditionings:
-        model, section = _model(run, name), run.settings.section(f"ldm.{name}")
-        count = ldm.count_parameters(model.denoiser)
-        row = {"model": name, "latent": "x".join(map(str, model.shape)), "first level": section["model_channels"]}
+        section, unit = run.settings.section(f"ldm.{name}"), ldm.ldm_unit(run, name, ldm.folds_of(run)[0])
+        facts = (artifacts.read_manifest(unit.path) or {}) if unit.done() else {}
+        if "operations" not in facts:  # not trained yet, or before this was noted
+            model = _model(run, name)
+            facts = {"latent_shape": model.shape, "operations": model.flops}
+            facts["parameters"] = ldm.count_parameters(model.denoiser)
+        count, shape = facts["parameters"], "x".join(map(str, facts["latent_shape"]))
+        row = {"model": name, "latent": shape, "first level": section["model_channels"]}
         row |= {"multipliers": str(tuple(section["channel_mult"])), "parameters": count["denoiser"]}
-        rows.append({**row, "conditioner": count["conditioner"], "GFLOP per image and pass": model.flops / 1e9})
+        row |= {"conditioner": count["conditioner"], "GFLOP per image and pass": facts["operations"] / 1e9}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

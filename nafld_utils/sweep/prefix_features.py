@@ -93,9 +93,10 @@ def make_features(run: Run, backbone: str, kind: str, fold: int = SHARED, freeze
 
     Writes ``pool.npy`` (n, K, C, h, w), K views per image, and of real images ``resized.npy`` (n, 1, C, h, w).
     """
-    unit, device = features_unit(run, backbone, kind, fold, freeze), engine.device(run.settings.engine)
+    unit = features_unit(run, backbone, kind, fold, freeze)
     if unit.done():
         return
+    device = engine.device(run.settings.engine)
     with unit.writing(device=str(device), **networks.hub_facts(backbone, run.settings.sweep.weights)) as folder:
         for name, images in source_images(run, kind, fold).items():
             flat = images.reshape(-1, *images.shape[2:])

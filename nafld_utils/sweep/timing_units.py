@@ -11,14 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from nafld_utils import engine, ldm, networks, params, preprocessing, quality, sampling
 from nafld_utils.artifacts import Run, Unit
-from nafld_utils.sweep import comparisons, gpu_training, training, trial_grid, verdict
+from nafld_utils.sweep import comparisons, trial_grid, trial_store, verdict
 from nafld_utils.sweep.prefix_features import feature_tasks, features_unit, kinds_of
-from nafld_utils.sweep.training import Options, Views
 from nafld_utils.sweep.trial_units import held_out_images, options_of, refuse, status
+
+torch, training, gpu_training = map(
+    engine.Later, ("torch", "nafld_utils.sweep.training", "nafld_utils.sweep.gpu_training")
+)
 
 GPU_STEPS, CPU_STEPS = 200, 3  # timed steps, scaled to all
 N_IMAGES = 64
@@ -49,9 +51,9 @@ class Network:
             self.prefix_seconds = engine.timed(compute, device, warm=0) / n
             stored = np.resize(part, (N_IMAGES, *part.shape[1:]))
         features = torch.from_numpy(stored[:, None]).to(device) if device.type == "cuda" else stored[:, None]
-        self.views = Views(features, self.labels)
+        self.views = training.Views(features, self.labels)
 
-    def seconds_a_training(self, options: Options, at_once: int = 1, record: bool = True) -> float:
+    def seconds_a_training(self, options: training.Options, at_once: int = 1, record: bool = True) -> float:
         """Seconds of one training, its draws included; seeds at once share it."""
         gpu, network = self.device.type == "cuda", (self.backbone, "random", self.freeze)
         at_once, n_steps = (at_once, GPU_STEPS) if gpu else (1, CPU_STEPS)
@@ -84,8 +86,8 @@ def dry_run(run: Run) -> pd.DataFrame:
     ValueError
         As in `refuse`, before anything is computed.
     """
-    refuse(run)
     now, images = status(run), images_without_features(run)
+    refuse(run, trial_store.to_train(now, run.settings.sweep.retry_failed))
     n_scored = len(held_out_images(run)) / len(trial_grid.folds_of(run.settings))
     seconds, features = {}, {}
     for key, part in now.groupby(["backbone", "freeze"], sort=False):

@@ -119,9 +119,10 @@ def run_sweep(run: Run) -> pd.DataFrame:
     ValueError
         Something makes a training of the grid impossible (`refuse`); nothing was trained.
     """
-    refuse(run)
+    now = status(run)
+    todo = trial_store.to_train(now, run.settings.sweep.retry_failed)
+    refuse(run, todo)
     build_features(run)
-    todo = trial_store.to_train(status(run), run.settings.sweep.retry_failed)
     for row in todo[todo["state"] == "damaged"].itertuples():
         engine.notice(row.reason)
     tasks = _tasks(run, todo[[*trial_store.TRIAL_COLUMNS, "hash"]])
@@ -132,11 +133,13 @@ def run_sweep(run: Run) -> pd.DataFrame:
             if ended.killed:  # its trainings could not note anything themselves
                 for trial in _not_done(**task):
                     trial_store.record_failure(store(run), trial, trial["hash"], engine.UnitError(ended.error))
-    return status(run)
+    return status(run) if tasks else now
 
 
 def _tasks(run: Run, todo: pd.DataFrame) -> list[dict[str, Any]]:
     """One task per training; of a GPU, or of a cluster, as many seeds per task as are to be trained at once."""
+    if not len(todo):
+        return []
     at_once, settings = run.settings.sweep.at_once, run.settings.engine
     if settings.mode != "cluster" and engine.device(settings).type != "cuda":
         at_once = 1

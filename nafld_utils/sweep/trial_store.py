@@ -8,6 +8,7 @@ incomplete grid unless that is asked for, and then it says so.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils.artifacts import digest, load_record, remove_orphans, replacing, save_json, sealed, unsealed
+from nafld_utils.artifacts import digest, load_record, mark_of, remove_orphans, replacing, save_json, sealed, unsealed
 
 TRIAL_COLUMNS = ("backbone", "freeze", "balance", "arm", "rate", "fold", "seed")
 SCORE_COLUMNS = ("image_id", "patient_id", "label", "score")
@@ -61,10 +62,17 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
 
     FileNotFoundError where it is not trained yet; ValueError where its file is truncated, altered or another trial's.
     """
+    path = trial_path(store, key)
+    scores, facts = _read_trial(path, key, mark_of(path))
+    return scores.copy(), dict(facts)
+
+
+@functools.lru_cache(maxsize=8192)
+def _read_trial(path: Path, key: str, _mark: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """`read_trial`, once for all that ask for a file as it is."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = trial_path(store, key)
     try:
         with open(path, "rb") as handle:
             table = pq.read_table(handle, page_checksum_verification=True)  # which trials of earlier versions have

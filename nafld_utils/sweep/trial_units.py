@@ -87,21 +87,21 @@ def arithmetic(run: Run) -> str:
         return chosen
     if where.mode == "cluster":
         return f"{chosen} on a GPU, fp32 on a CPU"
-    return chosen if engine.device(where).type == "cuda" else "fp32"
+    return chosen if engine.gpus() else "fp32"
 
 
-def refuse(run: Run) -> None:
+def refuse(run: Run, todo: pd.DataFrame) -> None:
     """Refuse, before any training, whatever the settings and the sets make impossible.
 
     Raises
     ------
     ValueError
-        As in `composition`, for any fold, arm and rate of the grid; an unknown backbone or stage to freeze.
+        As in `composition`, for any fold, arm and rate of the grid; an unknown backbone or stage to freeze of `todo`,
+        the trials that are to be trained.
     """
-    table = trial_grid.grid(run.settings)
-    for backbone, freeze in table[["backbone", "freeze"]].drop_duplicates().itertuples(index=False):
+    for backbone, freeze in todo[["backbone", "freeze"]].drop_duplicates().itertuples(index=False):
         network(backbone, run.settings.sweep.weights, freeze)
-    for trial in trial_grid.hardest(table).to_dict("records"):
+    for trial in trial_grid.hardest(trial_grid.grid(run.settings)).to_dict("records"):
         for _ in composition(run, trial):
             pass
 

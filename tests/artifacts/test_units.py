@@ -372,6 +372,11 @@ def test_tables_and_arrays_round_trip_without_pickle(tmp_path):
     table = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
     for name in ("t.csv", "t.parquet"):
         pd.testing.assert_frame_equal(artifacts.load_table(artifacts.save_table(tmp_path / name, table)), table)
+        own = artifacts.load_table(tmp_path / name)
+        own.loc[0, "a"] = 7
+        assert artifacts.load_table(tmp_path / name)["a"].tolist() == [1, 2]
+        artifacts.save_table(tmp_path / name, table.assign(a=[2, 1]))  # of the same size
+        assert artifacts.load_table(tmp_path / name)["a"].tolist() == [2, 1]
     files.save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
     assert files.load_array(tmp_path / "a.npy", mmap=True)[1, 2] == 5
     with pytest.raises(ValueError, match="allow_pickle"):

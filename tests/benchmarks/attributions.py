@@ -35,7 +35,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> records.Rows:
     chosen = params.load("paper").shap
     n_samples, n_background = options.samples or chosen.n_samples, options.background or chosen.n_background
     prefix, tail = networks.split(networks.load(NETWORK, "bundled"), NETWORK)
-    classifier = explainers.GreyClassifier(prefix, sweep.fresh_tail(tail, 0), NETWORK)
+    classifier = networks.GreyClassifier(prefix, sweep.fresh_tail(tail, 0), NETWORK)
     images, background = np.split(pictures(n_images + n_background, size), [n_images])
     engine.use_threads(params.load("paper").engine.threads)
     explainers.attributions(classifier, background, images[:1], 2, 0, device)  # imports and warm-up

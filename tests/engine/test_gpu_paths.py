@@ -172,7 +172,7 @@ def score(gpu, n):
 
 
 def log_odds(gpu, n):
-    found = explainers.log_odds(explainers.GreyClassifier(*parts(), NAME), pictures(16 * n), GPU)
+    found = explainers.log_odds(networks.GreyClassifier(*parts(), NAME), pictures(16 * n), GPU)
     assert found.shape == (16 * n,)
 
 

@@ -1,6 +1,7 @@
 """Units run wherever the settings say, failures are recorded and the others go on."""
 
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -65,6 +66,31 @@ def test_a_missing_gpu_is_one_sentence(monkeypatch):
     ):
         engine.device(settings(device="cuda"))
     assert engine.device(settings(device="cpu")).type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("driver", "loaded", "asked"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+def test_gpus_are_counted_without_torch_where_there_is_no_driver(monkeypatch, driver, loaded, asked):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(devices, "_DRIVERS", (os.devnull,) if driver else ("/dev/none",))
+    modules = {name: module for name, module in sys.modules.items() if loaded or name != "torch"}
+    seen = SimpleNamespace(modules=modules, platform="linux")
+    monkeypatch.setattr(devices, "sys", seen)
+    assert engine.gpus() == 3 * asked
+    assert devices.default_workers() == (3 if asked else engine.cores())
+
+
+def test_a_module_of_later_is_loaded_when_it_is_asked():
+    code = """if True:
+        import sys
+        from nafld_utils import engine
+        wave = engine.Later("wave")
+        print("wave" in sys.modules, wave.Error.__name__, "wave" in sys.modules)"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == (
+        "False Error True\n"
+    )
 
 
 def test_cluster_without_address_or_library_says_what_to_install(monkeypatch, tmp_path):

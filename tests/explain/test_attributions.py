@@ -77,7 +77,7 @@ def test_the_grey_classifier_is_the_network():
     prefix, tail = networks.split(model, "resnet18")
     tail = sweep.fresh_tail(tail, 0)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
-    classifier = explainers.GreyClassifier(prefix, tail, "resnet18")
+    classifier = networks.GreyClassifier(prefix, tail, "resnet18")
     with torch.no_grad():
         out = tail(prefix(networks.to_input(images, "resnet18")))
     np.testing.assert_allclose(explainers.log_odds(classifier, images), out[:, 1] - out[:, 0], atol=1e-4)
