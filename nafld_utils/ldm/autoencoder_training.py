@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from nafld_utils import engine, networks
 from nafld_utils.ldm.autoencoder import FirstStage, standardise, to_unit
-from nafld_utils.ldm.operations import Operations
 
 REVISION = ("autoencoder_training", 2)
 # Choice: found on simulated frames by the Frechet distance of held-out reconstructions and of a short LDM's samples.
@@ -194,18 +193,6 @@ def _loss(
     copies, penalty = _reconstruct(model, kind, x, LATENT_NOISE[loss_of.phase], generator)
     terms = loss_of.terms(copies, x)
     return penalty + sum(PHASES[loss_of.phase][name] * term for name, term in terms.items()), terms
-
-
-def step_operations(model: nn.Module, kind: str, phase: Phase, image_size: int) -> int:
-    """Operations of a step of a phase, as `operations` counts, for a network on the meta device."""
-    features = feature_maps(networks.load("tf_efficientnet_lite2", "bundled").to("meta"))
-    side = phase.side(kind, np.empty((1, image_size, image_size)))
-    _optimizer(model, phase)  # says what the phase trains
-    x = torch.empty(phase.batch_size, 1, side, side, device="meta")
-    loss_of = ReconstructionLoss(phase.name, features, x)
-    with Operations() as counted:
-        _loss(model, kind, x, loss_of, torch.Generator())[0].backward()
-    return counted.total
 
 
 def train_phases(

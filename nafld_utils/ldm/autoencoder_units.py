@@ -172,18 +172,6 @@ def shape_of_latents(run: Run, conditioning: str) -> tuple[int, int, int]:
     return autoencoder.latent_shape(stage, run.settings.preprocess.image_size)
 
 
-def training_operations(run: Run, conditioning: str) -> int:
-    """Operations that training a fold's autoencoder takes, as `operations` counts; 0 for one that comes ready-made."""
-    settings = run.settings.section(f"autoencoder.{conditioning}")
-    if settings["source"] != "train":
-        return 0
-    kind, size = settings["kind"], run.settings.preprocess.image_size
-    planned = [trainings.Phase(name, steps) for name, steps in phases(kind, settings["train_steps"]).items()]
-    with torch.device("meta"):
-        model = autoencoder.untrained(**_network(settings), scale=1.0).model
-    return sum(trainings.step_operations(model, kind, phase, size) * phase.steps for phase in planned)
-
-
 def fingerprint(run: Run, conditioning: str, fold: int) -> str | None:
     """`autoencoder.fingerprint` of a model's autoencoder, None for one that is still to be trained."""
     unit = latents_unit(run, conditioning, fold)

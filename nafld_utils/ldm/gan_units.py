@@ -40,6 +40,8 @@ def gan_unit(run: Run, fold: int) -> Unit:
     if settings["steps"] is None:
         inputs.append(denoiser_units.ldm_unit(run, reference(run), fold))
         modules.append("operations")
+        if run.settings.section(f"autoencoder.{reference(run)}")["source"] == "train":
+            settings["budget"] = "denoiser"  # of older runs the autoencoder's as well
     return run.unit(
         NAME,
         f"fold{fold}",
@@ -50,13 +52,12 @@ def gan_unit(run: Run, fold: int) -> Unit:
 
 
 def budget(run: Run) -> int:
-    """Operations of training a fold's diffusion model, and its autoencoder where that is trained on the fold too."""
+    """Operations of training a fold's diffusion model in the latents that it shares with the GAN."""
     conditioning, ldm, data = reference(run), run.settings.ldm, run.settings.preprocess
     shape = autoencoder_units.shape_of_latents(run, conditioning)
     with torch.device("meta"):
         network = denoiser_units.new_denoiser(run, conditioning, 0, shape)
-    image = denoiser.training_operations(network, shape, data.map_size)
-    return image * ldm.batch_size * ldm.steps + autoencoder_units.training_operations(run, conditioning)
+    return denoiser.training_operations(network, shape, data.map_size) * ldm.batch_size * ldm.steps
 
 
 def _operations(run: Run, steps: int) -> int:
