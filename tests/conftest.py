@@ -32,7 +32,9 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 * 2**20))
 gc.set_threshold(100_000, *gc.get_threshold()[1:])  # as `engine.collect_seldom`, before anything is imported
 atexit.register(gc.freeze)
 sys.modules.setdefault("rfc3987_syntax", None)  # as `cli.main`: two seconds
-os.fsync = lambda _: None  # what these processes write need not outlive the machine; those that they start wait for it
+os.fsync = lambda _: (
+    None
+)  # what these processes write need not outlive a power cut; processes that they start still wait for the disk
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "claims": "CLAIM_COLUMNS UNSTATED claim key_of of_row over_folds".split(),
         "files": (
             "NotEnoughMemoryError advised array_in_parts create_array existing file_sha256 is_formula load_array "
-            "load_record load_table load_weight_facts load_weights mark_of no_space replacing save_array save_json "
+            "load_record load_table load_weight_facts load_weights no_space read_once replacing save_array save_json "
             "save_table save_text save_weights spreadsheet_safe"
         ).split(),
         "locks": "Busy locked remove_orphans".split(),

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,16 +203,22 @@ def save_table(path: str | Path, table: pd.DataFrame) -> Path:
 
 def load_table(path: str | Path) -> pd.DataFrame:
     """Read a table written by `save_table`; what a process has read and nobody has written since is copied."""
-    return _read_table(Path(path), mark_of(path)).copy()
+    return read_once(_read_table, Path(path)).copy()
+
+
+def read_once(read: Any, path: Path, *rest: Any) -> Any:
+    """What a cached `read` gives for a file, `rest` and the file's mark; a file of the last seconds is read anew."""
+    mark = mark_of(path)
+    young = mark is None or time.time_ns() - mark[0] < 2 * 10**9  # some file systems tell no shorter times
+    return (read.__wrapped__ if young else read)(path, *rest, mark)
 
 
 def mark_of(path: str | Path) -> tuple[int, int, int] | None:
     """Time, size and inode of a file, by which a change is noticed; None where it cannot be asked."""
-    try:
+    with contextlib.suppress(OSError):
         found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+        return found.st_mtime_ns, found.st_size, found.st_ino
+    return None
 
 
 @functools.lru_cache(maxsize=256)

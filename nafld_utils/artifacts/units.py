@@ -223,9 +223,9 @@ def declared_hash() -> str:
 
 
 def threads() -> int | None:
-    """Threads that this process computes with, on which the last digits of its results depend; None before torch."""
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else None
+    """Threads that this process computes with, on which the last digits of its results depend; None where not set."""
+    torch, told = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS", "")
+    return torch.get_num_threads() if torch else int(told) if told.isdigit() else None
 
 
 @functools.cache

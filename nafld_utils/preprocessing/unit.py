@@ -100,7 +100,7 @@ def _preprocess(run: Run, unit: Unit) -> None:
 
 
 def folded_images(run: Run) -> pd.DataFrame:
-    """The cohort's table of images with the folds that this run gives them: as stored, or before that is done."""
+    """The cohort's table of images with the folds of this run, of the stored table where there is one."""
     return open_preprocessed(run).images if preprocess_unit(run).done() else _folded(run, open_cohort(run))
 
 

@@ -200,7 +200,7 @@ def paired_t(new: Any, base: Any, within: tuple[float, float] = ANY) -> PairedT:
     Raises
     ------
     ValueError
-        The seeds differ, or every seed differs alike: t is then not defined.
+        The seeds differ, are fewer than two, or all have the same difference: t is then not defined.
     """
     new, base = np.asarray(new, dtype=float), np.asarray(base, dtype=float)
     if new.shape != base.shape:

@@ -8,6 +8,7 @@ incomplete grid unless that is asked for, and then it says so.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from nafld_utils.artifacts import digest, load_record, mark_of, remove_orphans, replacing, save_json, sealed, unsealed
+from nafld_utils.artifacts import digest, load_record, read_once, remove_orphans, replacing, save_json, sealed, unsealed
 
 TRIAL_COLUMNS = ("backbone", "freeze", "balance", "arm", "rate", "fold", "seed")
 SCORE_COLUMNS = ("image_id", "patient_id", "label", "score")
@@ -62,9 +63,8 @@ def read_trial(store: Path, key: str) -> tuple[pd.DataFrame, dict[str, Any]]:
 
     FileNotFoundError where it is not trained yet; ValueError where its file is truncated, altered or another trial's.
     """
-    path = trial_path(store, key)
-    scores, facts = _read_trial(path, key, mark_of(path))
-    return scores.copy(), dict(facts)
+    scores, facts = read_once(_read_trial, trial_path(store, key), key)
+    return scores.copy(), copy.deepcopy(facts)
 
 
 @functools.lru_cache(maxsize=8192)

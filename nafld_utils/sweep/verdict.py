@@ -63,7 +63,7 @@ def declared(run: Run, table: pd.DataFrame, **change: Any) -> dict[str, Any]:
     ----------
     run : Run
     table : pandas.DataFrame
-        Where it has no network frozen as in the paper, or none without oversampling, its first way is meant.
+        Where no network is frozen as in the paper, or none is without oversampling, its first freeze or balance counts.
     **change
         Columns that are to have another value, e.g. ``arm``.
 

@@ -77,5 +77,8 @@ def test_the_demo_trains_its_gans_for_298_steps_on_any_machine():
 
 
 def test_the_autoencoder_that_both_share_counts_for_neither():
+    """GANs of older runs, where it counted, are made again, those with a ready-made one are not."""
     trained = opened(**{"autoencoder.class": {"source": "train", "kind": "tiny", "train_steps": 10}})
     assert gan_units.budget(trained) == gan_units.budget(opened())
+    marked = ["budget" in gan_units.gan_unit(run, 0).recipe["settings"] for run in (trained, opened())]
+    assert marked == [True, False]
