@@ -38,10 +38,9 @@ def without_images(notebook: Any) -> Any:
 
 
 def weight(notebook: Any, size: float) -> int:
-    """Characters of a notebook's figures, fit for a page, and of its tables."""
+    """Characters of a notebook's figures, fit for a page, which has at least as many."""
     shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
-    figures = [light(data, size=size) or {"data": "".join(data.get("text/html", ""))} for data in shown]
-    return sum(len(figure["data"]) for figure in figures)
+    return sum(len(figure["data"]) for figure in (light(data, size=size) for data in shown) if figure)
 
 
 def light(data: Mapping[str, Any], width: int = _WIDTH, size: float = 1.0) -> dict[str, str] | None:
