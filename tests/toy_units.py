@@ -19,6 +19,14 @@ def touch(folder, name, fail=False):
         handle.write(str(os.getpid()))
 
 
+def touch_after(folder, name, fail=False, reads=()):
+    """One toy unit that takes a while and reads others."""
+    for other in reads:
+        assert Path(folder, other).exists(), f"{other} is missing"
+    time.sleep(0.1)
+    touch(folder, name, fail)
+
+
 def compute(folder, name):
     """A unit whose last digits depend on the number of threads: sums and products of numpy and torch, a gradient."""
     import torch
@@ -35,8 +43,8 @@ def compute(folder, name):
 class Marker:
     """A unit that is done when its file is there."""
 
-    def __init__(self, folder, name, fail=False):
-        self.path = Path(folder, name)
+    def __init__(self, folder, name, fail=False, reads=()):
+        self.path, self.hash, self.recipe = Path(folder, name), name, {"inputs": list(reads)}
 
     def done(self):
         return self.path.exists()

@@ -108,7 +108,7 @@ def map_units(
     function : callable
         Importable at module level; makes one unit.
     tasks : sequence of mapping
-        Keyword arguments of each call.
+        Keyword arguments of each call. One whose unit reads another's comes after it, and begins when that has ended.
     settings : EngineSettings
         ``serial`` runs in this process, ``local`` in one worker per GPU or core, ``cluster`` on a Dask scheduler or in
         Slurm jobs.
@@ -142,7 +142,7 @@ def map_units(
         call = _Call(function, unit_of, files_of, wait, threads=settings.threads)
         for i, found in zip(waiting, _run(call, [tasks[i] for i in waiting], settings, label), strict=True):
             ended[i] = found
-        waiting = [i for i in waiting if ended[i].is_elsewhere]
+        waiting = _elsewhere(waiting, ended, _needs(call, tasks))
     rows = []
     for task, found in zip(tasks, ended, strict=True):
         plain = {key: value for key, value in task.items() if isinstance(value, str | int | float | bool)}
@@ -152,12 +152,57 @@ def map_units(
     return table
 
 
+def map_kinds(
+    kinds: Mapping[str, tuple[Callable[..., Any], Sequence[Mapping[str, Any]], Callable[..., Unit]]],
+    settings: EngineSettings,
+    label: str,
+) -> pd.DataFrame:
+    """Make units of several kinds, each as soon as those that it reads are there; see `map_units`.
+
+    `kinds` are function, tasks and ``unit_of`` by name, which the table holds as ``kind``. A kind comes after those
+    that it reads.
+    """
+    tasks = [
+        {"kind": kind, "function": function, "unit_of": unit_of, **task}
+        for kind, (function, some, unit_of) in kinds.items()
+        for task in some
+    ]
+    return map_units(_make, tasks, settings, label, unit_of=_unit)
+
+
+def _make(kind: str, function: Callable[..., Any], unit_of: Callable[..., Unit], **task: Any) -> None:
+    function(**task)
+
+
+def _unit(kind: str, function: Callable[..., Any], unit_of: Callable[..., Unit], **task: Any) -> Unit:
+    return unit_of(**task)
+
+
+def _needs(call: _Call, tasks: Sequence[Mapping[str, Any]]) -> list[set[int]]:
+    """Numbers of the tasks whose units each task's unit reads."""
+    if not call.unit_of:
+        return [set() for _ in tasks]
+    units = [call.unit_of(**task) for task in tasks]
+    number = {unit.hash: i for i, unit in enumerate(units)}
+    return [{number[item] for item in unit.recipe["inputs"] if item in number} for unit in units]
+
+
+def _elsewhere(waiting: Sequence[int], ended: Sequence[_Ended], needs: Sequence[set[int]]) -> list[int]:
+    """Tasks that another process does, and those that failed because it has not ended."""
+    found: list[int] = []
+    for i in waiting:
+        if ended[i].is_elsewhere or (ended[i].error and not needs[i].isdisjoint(found)):
+            found.append(i)
+    return found
+
+
 def _tell_failed(table: pd.DataFrame, label: str, raise_failed: bool) -> None:
     failed = table[table["error"] != ""] if len(table) else table
     if not len(failed):
         return
     first = failed.iloc[0]
-    names = ", ".join(f"{k}={first[k]}" for k in table.columns if k not in ("seconds", "error", "killed"))
+    facts = first.drop(["seconds", "error", "killed"]).dropna()  # a kind lacks what another is told
+    names = ", ".join(f"{name}={value}" for name, value in facts.items())
     text = f"{label}: {len(failed)} of {len(table)} units failed, the first ({names}) with {first['error']}"
     if raise_failed:
         raise UnitError(f"{text}; the others are kept, correct the cause and run again.")
@@ -173,9 +218,9 @@ def _run(call: _Call, tasks: list[Any], settings: EngineSettings, label: str) ->
     if settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
         root = work_root().resolve()
         root.mkdir(parents=True, exist_ok=True)
-        results = cluster.run(replace(call, root=root), tasks, settings, label)
+        results = cluster.run(replace(call, root=root), tasks, settings, _needs(call, tasks), label)
     else:
-        results = workers.run(call, tasks, settings)
+        results = workers.run(call, tasks, settings, _needs(call, tasks))
     ended = [_Ended()] * len(tasks)
     with contextlib.closing(results):  # an interrupt ends its workers, wherever it comes
         for i, found in progress(results, label, total=len(tasks)):

@@ -11,8 +11,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -35,16 +35,46 @@ class KilledWorker(RuntimeError):
         super().__init__("every worker that began it died, out of memory or killed by hand; give a worker more memory")
 
 
-def run(call: Callable[[Any], Any], tasks: Sequence[Any], settings: EngineSettings) -> Iterator[tuple[int, Any]]:
-    """Yield number and result of each task as it ends; in place of a result the exception that kept it from one."""
-    waiting, deaths = deque(range(len(tasks))), Counter[int]()
+class Waiting:
+    """Numbers of tasks that have not begun; one is given out when those that it `needs`, by number, have ended."""
+
+    def __init__(self, needs: Sequence[Collection[int]]):
+        self._needs = needs
+        self._numbers, self._open = list(range(len(needs))), set(range(len(needs)))
+
+    def next(self) -> int | None:
+        """The first that may begin; None where there is none now."""
+        found = next((i for i in self._numbers if self._open.isdisjoint(self._needs[i])), None)
+        if found is not None:
+            self._numbers.remove(found)
+        return found
+
+    def again(self, i: int) -> None:
+        """Put back one that was given out."""
+        self._numbers.append(i)
+
+    def ended(self, i: int) -> None:
+        """Let those begin that needed this one, however it ended."""
+        self._open.discard(i)
+
+
+def run(
+    call: Callable[[Any], Any], tasks: Sequence[Any], settings: EngineSettings, needs: Sequence[Collection[int]] = ()
+) -> Iterator[tuple[int, Any]]:
+    """Yield number and result of each task as it ends; in place of a result the exception that kept it from one.
+
+    A task begins when those that it `needs`, by number, have ended; without, in the given order.
+    """
+    waiting, deaths = Waiting(needs or [()] * len(tasks)), Counter[int]()
     doing: dict[Future[Any], tuple[_Worker, int]] = {}
     try:
         free = _workers(min(settings.n_workers or devices.default_workers(), len(tasks)))
-        while waiting or doing:
-            while waiting and free:
-                worker, i = free.pop(), waiting.popleft()
+        while True:
+            while free and (i := waiting.next()) is not None:
+                worker = free.pop()
                 doing[worker.submit(call, tasks[i])] = worker, i
+            if not doing:
+                return
             for future in wait(doing, return_when=FIRST_COMPLETED).done:
                 worker, i = doing.pop(future)
                 free.append(worker)
@@ -53,8 +83,9 @@ def run(call: Callable[[Any], Any], tasks: Sequence[Any], settings: EngineSettin
                     deaths[i] += 1
                     error = KilledWorker()
                     if deaths[i] < DEATHS:
-                        waiting.append(i)
+                        waiting.again(i)
                         continue
+                waiting.ended(i)
                 yield i, error or future.result()
     except BaseException:  # an interrupted cell must not leave workers computing
         release_workers()

@@ -32,8 +32,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "over_training_units": "Frames load_denoiser weights_unit".split(),
         "protocol": "changes cohort in_words models reading".split(),
         "sampler": "gaussian_latents passes".split(),
-        "stage": (
-            "assert_comparable claims open_preprocessed look train_autoencoders train_denoisers train_gans units"
-        ).split(),
+        "stage": "assert_comparable claims open_preprocessed look train_all units".split(),
     },
 )

@@ -1,4 +1,4 @@
-"""Stage 03 as its notebook calls it: one call per kind of training, and what the stage stands on."""
+"""Stage 03 as its notebook calls it: one call that trains everything, and what the stage stands on."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from nafld_utils.preprocessing import assert_comparable as assert_comparable
 from nafld_utils.preprocessing import open_preprocessed as open_preprocessed
 
 
-def train_autoencoders(run: Run) -> None:
-    """Train the autoencoders that do not come ready-made, and store the latents of all."""
-    units, where = autoencoder_units, run.settings.engine
-    tasks = units.autoencoder_tasks(run)
-    engine.map_units(units.train_autoencoder, tasks, where, "autoencoders", unit_of=units.autoencoder_unit)
-    engine.map_units(units.make_latents, units.latent_tasks(run), where, "latents", unit_of=units.latents_unit)
+def train_all(run: Run) -> None:
+    """Train what is not there yet: autoencoders that do not come ready-made, latents, denoisers and GANs.
 
-
-def train_denoisers(run: Run) -> None:
-    """Train the denoiser of every model and fold, and its balanced twin where the settings ask for one."""
-    tasks = [*autoencoder_units.tasks(run), *denoiser_units.balanced_tasks(run)]
-    engine.map_units(
-        denoiser_units.train_ldm, tasks, run.settings.engine, "diffusion models", unit_of=denoiser_units.ldm_unit
-    )
-
-
-def train_gans(run: Run) -> None:
-    """Train the GAN of every fold; none where ``gan.enabled`` is false."""
-    engine.map_units(gan_units.train_gan, gan_units.tasks(run), run.settings.engine, "GANs", unit_of=gan_units.gan_unit)
+    The denoisers are those of every model and fold, and their balanced twins where the settings ask for them.
+    """
+    first, denoisers, gans = autoencoder_units, denoiser_units, gan_units
+    both = [*first.tasks(run), *denoisers.balanced_tasks(run)]
+    kinds = {
+        "autoencoder": (first.train_autoencoder, first.autoencoder_tasks(run), first.autoencoder_unit),
+        "latents": (first.make_latents, first.latent_tasks(run), first.latents_unit),
+        "denoiser": (denoisers.train_ldm, both, denoisers.ldm_unit),
+        "GAN": (gans.train_gan, gans.tasks(run), gans.gan_unit),
+    }
+    engine.map_kinds(kinds, run.settings.engine, "trainings and latents")
 
 
 def claims(run: Run) -> list[dict[str, Any]]:

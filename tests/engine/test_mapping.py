@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from toy_units import Marker, compute, fail_in_words, touch, wait_for_turn
+from toy_units import Marker, compute, fail_in_words, touch, touch_after, wait_for_turn
 
 from nafld_utils import artifacts, engine, params
 from nafld_utils.artifacts import locks
@@ -49,6 +51,72 @@ def test_finished_units_start_no_workers_and_workers_are_kept(tmp_path, monkeypa
     workers.release_workers()
     monkeypatch.setattr(mapping, "workers", None)
     assert (engine.map_units(touch, toy_tasks(tmp_path), chosen, "toy", unit_of=Marker)["seconds"] == 0).all()
+
+
+def chain(folder, failing=()):
+    """Two of a kind, two that read one of them each, and one that reads all."""
+    reads = {"a": (), "b": (), "c": ("a",), "d": ("b",), "e": ("c", "d")}
+    return [{"folder": str(folder), "name": name, "reads": r, "fail": name in failing} for name, r in reads.items()]
+
+
+@pytest.mark.parametrize("mode", ["serial", "local"])
+def test_a_unit_begins_when_those_that_it_reads_have_ended(tmp_path, mode):
+    chosen = settings(mode=mode, n_workers=2)
+    engine.map_units(touch_after, chain(tmp_path), chosen, "toy", unit_of=Marker)
+    assert sorted(path.name for path in tmp_path.iterdir()) == list("abcde")
+    for name in "bde":
+        (tmp_path / name).unlink()
+    said = "toy: 3 of 5 units failed, the first .*name=b.*KeyError: 'no b'"
+    with pytest.raises(engine.UnitError, match=said):
+        engine.map_units(touch_after, chain(tmp_path, failing={"b"}), chosen, "toy", unit_of=Marker)
+
+
+def test_a_unit_is_begun_before_others_of_the_kind_that_it_reads_have_ended():
+    waiting, begun = workers.Waiting([(), (), (), {0}, {1, 3}]), []
+    begun += [waiting.next(), waiting.next()]
+    waiting.ended(0)
+    begun += [waiting.next(), waiting.next(), waiting.next()]
+    assert begun == [0, 1, 2, 3, None]
+    waiting.ended(1)
+    waiting.again(3)
+    assert (waiting.next(), waiting.next()) == (3, None)
+    waiting.ended(3)
+    assert (waiting.next(), waiting.next()) == (4, None)
+
+
+def test_units_of_several_kinds_are_made_in_one_call_and_a_failure_names_its_kind(tmp_path):
+    folder, chosen = str(tmp_path), settings(mode="local", n_workers=2)
+    first = [{"folder": folder, "name": name} for name in "ab"]
+    then = [{"folder": folder, "name": "c", "reads": ("a", "b"), "fail": True}]
+    kinds = {"one": (touch, first, Marker), "other": (touch_after, then, Marker)}
+    with pytest.raises(engine.UnitError, match=r"1 of 3 units failed, the first \(kind=other, folder=.*, fail=True\)"):
+        engine.map_kinds(kinds, chosen, "toy")
+    then[0]["fail"] = False
+    table = engine.map_kinds(kinds, chosen, "toy")
+    assert table["kind"].tolist() == ["one", "one", "other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+    with pytest.raises(engine.UnitError, match=r"the first \(kind=words, text=no\)"):
+        engine.map_kinds({"words": (fail_in_words, [{"text": "no"}], new_marker), **kinds}, chosen, "toy")
+
+
+def new_marker(text):
+    return Marker("/nowhere", text)
+
+
+def test_a_unit_waits_for_what_another_process_makes(tmp_path):
+    def elsewhere():
+        with artifacts.locked(tmp_path / "a"):
+            held.set()
+            time.sleep(1.5)
+            touch(str(tmp_path), "a")
+
+    held, other = threading.Event(), threading.Thread(target=elsewhere)
+    other.start()
+    held.wait()
+    table = engine.map_units(touch_after, chain(tmp_path), settings(mode="local", n_workers=2), "toy", unit_of=Marker)
+    other.join()
+    assert (table["error"] == "").all()
+    assert (tmp_path / "a").read_text() == str(os.getpid())
 
 
 def test_failed_units_are_named_after_the_others_ran(tmp_path):

@@ -32,11 +32,8 @@ def _number(run: Run) -> int:
 
 
 def make_looks(run: Run) -> None:
-    """Measure frames of this cohort and simulated ones; does nothing when that is done."""
-    unit = looks_unit(run)
-    if unit.done():
-        return
-    with unit.writing() as folder:
+    """Measure frames of this cohort and simulated ones."""
+    with looks_unit(run).writing() as folder:
         found = cohort.open_cohort(run)
         regions = [cohort.region_of(run, found, i, frame) for i, frame in enumerate(found.pixels)]
         parts = [phantom.looks.measure(found.pixels, regions, found.images["patient_id"]).assign(group=OF_COHORT)]

@@ -83,11 +83,8 @@ def changed_unit(run: Run) -> Unit:
 
 
 def make_changed(run: Run) -> None:
-    """Change the real crops and compute their features; does nothing when they are there."""
-    unit = changed_unit(run)
-    if unit.done():
-        return
-    with unit.writing() as folder:
+    """Change the real crops and compute their features."""
+    with changed_unit(run).writing() as folder:
         crops, size = preprocessing.open_preprocessed(run).crops, run.settings.preprocess.image_size
         for name, change in changes.CHANGES.items():
             resized = [images.resize_box(crop, images.whole_box(crop), size) for crop in change(crops)]
@@ -273,14 +270,16 @@ def tasks(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[di
 def make_all(run: Run) -> None:
     """Make every unit that is not there yet."""
     cohorts, alone, worth = tasks(run)
-    where = run.settings.engine
-    engine.map_units(make_cohort, cohorts, where, "simulated cohorts", unit_of=cohort_unit)
     if run.settings.sweep.freeze != prefix_features.NOTHING_FROZEN:
         prefix_features.make_features(run, *_real(run)[:1], params.REAL, freeze=run.settings.sweep.freeze)
-    make_changed(run)
-    look_units.make_looks(run)
-    engine.map_units(make_training, alone, where, "trainings on simulated patients", unit_of=training_unit)
-    engine.map_units(make_worth, worth, where, "trainings on some real patients", unit_of=worth_unit)
+    kinds = {
+        "cohort": (make_cohort, cohorts, cohort_unit),
+        "looks": (look_units.make_looks, [{"run": run}], look_units.looks_unit),
+        "changed": (make_changed, [{"run": run}], changed_unit),
+        "training": (make_training, alone, training_unit),
+        "training with real patients": (make_worth, worth, worth_unit),
+    }
+    engine.map_kinds(kinds, run.settings.engine, "simulated patients")
 
 
 def scores(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
