@@ -66,13 +66,8 @@ class Preprocessed:
     folds: pd.DataFrame
     unit: Unit
     run: Run
-    crops = _mapped("crops.npy")
-    resized = _mapped("resized.npy")
-    pool = _mapped("pool.npy")
-    pool_boxes = _mapped("pool_boxes.npy")
-    pool_maps = _mapped("pool_maps.npy")
-    maps = _mapped("maps.npy")
-    tissue = _mapped("tissue.npy")
+    crops, resized, maps, tissue = map(_mapped, ("crops.npy", "resized.npy", "maps.npy", "tissue.npy"))
+    pool, pool_boxes, pool_maps = map(_mapped, ("pool.npy", "pool_boxes.npy", "pool_maps.npy"))
 
     def augmented_pool(self, kind: str) -> np.ndarray:
         """(N, K, S, S) uint8 random resized crops, changed as the arm `kind` does; made when first asked for."""

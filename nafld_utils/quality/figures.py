@@ -114,8 +114,7 @@ def _named_rows(ax: Axes, names: Sequence[str], **look: Any) -> np.ndarray:
 
 
 def _write(ax: Axes, text: str, x: float, y: float) -> None:
-    look = {"textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
-    ax.annotate(text, (x, y), (4, 0), **look)
+    ax.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=9, annotation_clip=False)
 
 
 def _look(name: str, role: str) -> dict[str, object]:
