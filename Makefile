@@ -49,11 +49,11 @@ LAB       :=
 ## Study ---------------------------------------------------------------------------------------------------------
 
 all: settings            ## run every stage that is stale and write the reports
-	@$(MAKE) --no-print-directory -j"$$NAFLD_JOBS" $(REPORTS)/index.html
+	@$(MAKE) -s -j"$$NAFLD_JOBS" $(STAGES:%=$(REPORTS)/%.html) $(REPORTS)/index.html
 	@echo "$(RUN): up to date, open $(REPORTS)/index.html"
 
 $(STAGES): settings      ## run one stage and what it needs, e.g. make 05_quality_metrics
-	@$(MAKE) --no-print-directory -j"$$NAFLD_JOBS" $(REPORTS)/$@.html
+	@$(MAKE) -s -j"$$NAFLD_JOBS" $(call pages,$@)
 	@echo "$(RUN): up to date, open $(REPORTS)/$@.html"
 
 plan: $(VENV)/.ready     ## say which stages would run, why, and which finished trainings would be made again
@@ -79,23 +79,27 @@ compare: $(VENV)/.ready  ## hold two finished runs against each other: make comp
 settings: $(VENV)/.ready
 	@$(NAFLD) resolve $(OPTIONS)
 
-# What each stage reads; its settings and its notebook are added below.
-$(REPORTS)/02_preprocessing.ipynb:        $(REPORTS)/01_data_analysis.ipynb
-$(REPORTS)/03_ldm_training.ipynb:         $(REPORTS)/02_preprocessing.ipynb
-$(REPORTS)/04_sampling.ipynb:             $(REPORTS)/03_ldm_training.ipynb
-$(REPORTS)/05_quality_metrics.ipynb:      $(REPORTS)/04_sampling.ipynb
-$(REPORTS)/06_classification_sweep.ipynb: $(REPORTS)/05_quality_metrics.ipynb
-$(REPORTS)/07_shap.ipynb:                 $(REPORTS)/06_classification_sweep.ipynb
-$(REPORTS)/08_turing_test.ipynb:          $(REPORTS)/05_quality_metrics.ipynb
+# What each stage reads beside its settings and its notebook.
+READS_02_preprocessing        := 01_data_analysis
+READS_03_ldm_training         := 02_preprocessing
+READS_04_sampling             := 03_ldm_training
+READS_05_quality_metrics      := 04_sampling
+READS_06_classification_sweep := 05_quality_metrics
+READS_07_shap                 := 06_classification_sweep
+READS_08_turing_test          := 05_quality_metrics
+
+# In the order of STAGES, so that with one job a page follows its notebook; with two it is written beside the next stage.
+pages = $(foreach stage,$(READS_$1),$(call pages,$(stage))) $(REPORTS)/$1.html
 
 $(STAGES:%=$(REPORTS)/%.ipynb): $(REPORTS)/%.ipynb: $(NOTEBOOKS)/%.ipynb $(STAMPS)/%.json
 	@$(NAFLD) execute $* $(OPTIONS)
 
-# `execute` has just written the page, of which a make that began before it does not know.
-$(STAGES:%=$(REPORTS)/%.html): $(REPORTS)/%.html: $(REPORTS)/%.ipynb $(LOOKS)
-	@for made in $^; do [ $@ -nt "$$made" ] || { $(NAFLD) render $* $(OPTIONS); break; }; done
+$(foreach stage,$(STAGES),$(eval $$(REPORTS)/$(stage).ipynb: $$(READS_$(stage):%=$$(REPORTS)/%.ipynb)))
 
-$(REPORTS)/index.html: $(STAGES:%=$(REPORTS)/%.html) $(LOOKS)
+$(STAGES:%=$(REPORTS)/%.html): $(REPORTS)/%.html: $(REPORTS)/%.ipynb $(LOOKS)
+	@$(NAFLD) render $* $(OPTIONS)
+
+$(REPORTS)/index.html: $(STAGES:%=$(REPORTS)/%.ipynb) $(LOOKS)
 	@$(NAFLD) index $(OPTIONS)
 
 $(STAMPS)/%.json: ;

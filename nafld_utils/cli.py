@@ -93,7 +93,6 @@ def _execute(options: argparse.Namespace) -> int:
         where = f"\nnafld: the half-run notebook is {error.copy}" if error.copy else ""
         print(f"nafld: {error}{where}", file=sys.stderr)
         return STAGE_FAILED
-    report.write_notebook(run, options.stage)  # now, not at the end: a later stage may fail
     return 0
 
 

@@ -76,8 +76,8 @@ STAGE = [
     ("Makefile", "07_shap 08_turing_test", "{} 09_echo"),
     (
         "Makefile",
-        "$(REPORTS)/08_turing_test.ipynb: ",
-        "$(REPORTS)/09_echo.ipynb:  $(REPORTS)/04_sampling.ipynb\n{}",
+        "READS_08_turing_test ",
+        "READS_09_echo := 04_sampling\n{}",
     ),
     ("README.md", "\n08_turing_test ", "\n09_echo                  echo           Does it come back?{}"),
 ]

@@ -8,7 +8,6 @@ sentence. Papermill writes its output whether or not a cell failed, hence the te
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import re
@@ -168,12 +167,11 @@ def _papermill(notebook: Path, output: Path, parameters: Mapping[str, Any], cons
                 del nb_man.save
 
     class Logging(AsyncKernelManager):
-        """Jupyter's own manager; the kernel's stderr goes to a file, and beside it loads what its page needs."""
+        """Jupyter's own manager; the kernel's stderr goes to a file."""
 
         async def start_kernel(self, **options: Any) -> None:
             with open(console.kernel_log, "ab") as handle:
                 await super().start_kernel(**options, stderr=handle)
-            threading.Thread(target=importlib.import_module, args=["nbconvert"], daemon=True).start()
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill_engines.register("nafld", Announcing)

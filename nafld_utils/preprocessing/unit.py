@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, images
-from nafld_utils.artifacts import Run, Unit, claim, load_array, of_row, remembered, save_table, unit_seed
+from nafld_utils.artifacts import Run, Unit, claim, load_table, of_row, remembered, save_table, unit_seed
 from nafld_utils.cohort import Cohort, cohort_unit, open_cohort, region_of, same_protocol
 from nafld_utils.params import TRADITIONAL, TRIVIAL
 from nafld_utils.preprocessing import crop_facts, folds
@@ -19,6 +20,15 @@ PREPROCESS = "preprocess"
 
 
 # ---------------------------------------------------------------- 02 preprocessing
+
+
+def _mapped(name: str) -> Any:
+    """An array of the unit as an attribute, which is opened when it is first asked for; None where there is none."""
+
+    def opened(data: Preprocessed) -> np.ndarray | None:
+        return data.unit.load_array(name, mmap=True) if data.unit.file(name).exists() else None
+
+    return functools.cached_property(opened)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +64,10 @@ class Preprocessed:
 
     images: pd.DataFrame
     folds: pd.DataFrame
-    crops: np.ndarray
-    resized: np.ndarray
-    pool: np.ndarray
-    pool_boxes: np.ndarray
-    pool_maps: np.ndarray
-    maps: np.ndarray
-    tissue: np.ndarray | None
     unit: Unit
     run: Run
+    crops, resized, maps, tissue = map(_mapped, ("crops.npy", "resized.npy", "maps.npy", "tissue.npy"))
+    pool, pool_boxes, pool_maps = map(_mapped, ("pool.npy", "pool_boxes.npy", "pool_maps.npy"))
 
     def augmented_pool(self, kind: str) -> np.ndarray:
         """(N, K, S, S) uint8 random resized crops, changed as the arm `kind` does; made when first asked for."""
@@ -197,16 +202,7 @@ def as_held_out(run: Run, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def open_preprocessed(run: Run) -> Preprocessed:
     """The preprocessed images of a run, memory-mapped; ValueError where stage 02 has not been run so."""
     unit = preprocess_unit(run).require()
-    names = ("crops", "resized", "pool", "pool_boxes", "pool_maps", "maps")
-    tissue = unit.file("tissue.npy")
-    return Preprocessed(
-        images=unit.load_table("images.csv"),
-        folds=unit.load_table("folds.csv"),
-        **{name: load_array(unit.file(f"{name}.npy"), mmap=True) for name in names},
-        tissue=load_array(tissue, mmap=True) if tissue.exists() else None,
-        unit=unit,
-        run=run,
-    )
+    return Preprocessed(*(load_table(unit.file(name)) for name in ("images.csv", "folds.csv")), unit, run)
 
 
 def facts_of(run: Run) -> pd.DataFrame:

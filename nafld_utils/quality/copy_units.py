@@ -266,9 +266,11 @@ def closest(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
     pandas.DataFrame
         ``synthetic_id, fold, patient, correlation, copy``, ``image`` and ``nearest`` ((S, S) uint8).
     """
-    rows = []
-    for item in audits(run).query("generator == @generator").nsmallest(n, "pixels_distance").to_dict("records"):
-        drawn = sampling.open_set(run, generator, item["fold"])
+    own, rows = [task for task in audit_tasks(run) if task["generator"] == generator], []
+    nearest = _tables(audit_unit, own, "table.csv").nsmallest(n, "pixels_distance")
+    sets = {fold: sampling.open_set(run, generator, fold) for fold in nearest["fold"].unique().tolist()}
+    for item in nearest.to_dict("records"):
+        drawn = sets[item["fold"]]
         place = int(np.flatnonzero(drawn.table["synthetic_id"] == item["synthetic_id"])[0])
         row = {"synthetic_id": item["synthetic_id"], "fold": item["fold"], "patient": item["pixels_patient"]}
         row |= {"correlation": 1.0 - item["pixels_distance"], "copy": item["copy"]}

@@ -114,7 +114,7 @@ def _named_rows(ax: Axes, names: Sequence[str], **look: Any) -> np.ndarray:
 
 
 def _write(ax: Axes, text: str, x: float, y: float) -> None:
-    ax.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=9, annotation_clip=False)
 
 
 def _look(name: str, role: str) -> dict[str, object]:
@@ -274,10 +274,12 @@ def gallery(table: pd.DataFrame, axes: np.ndarray, class_names: Sequence[str]) -
     """
     words = {"near": "nearest to\nreal images", "far": "farthest from\nreal images"}
     for (kind, label), row in zip(words.items(), axes, strict=True):
-        for ax, item in zip(row, table[table["kind"] == kind].to_dict("records"), strict=False):
+        items = table[table["kind"] == kind].to_dict("records")
+        for ax, item in zip(row, items, strict=False):
             picture(ax, item["image"])
-            ax.set_title(f"{class_names[item['label']]}, {short(item['distance'])}", fontsize=10, weight="normal")
-        for ax in row:
+            text = f"{class_names[item['label']]}, {short(item['distance'])}"
+            ax.set_title(text, fontsize=10, weight="normal", y=1.0)
+        for ax in row[len(items) :]:
             bare(ax)
         row[0].set_ylabel(label, fontsize=10)
 

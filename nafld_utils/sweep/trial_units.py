@@ -128,7 +128,7 @@ def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str
         yield params.REAL, {"labels": label[rows], "rows": rows, "views": views}
     for i, kind in enumerate(arm.generators):
         part = (i, len(arm.generators))
-        available = _available(run, kind, fold, training)
+        available = _available(run, data, kind, fold, training)
         if arm.matched:
             drawn = draws.draw_matched(label[rows], trial["rate"], available, seed, part)
         else:
@@ -139,9 +139,8 @@ def composition(run: Run, trial: dict[str, Any]) -> Iterator[tuple[str, dict[str
         yield kind, chosen
 
 
-def _available(run: Run, kind: str, fold: int, rows: np.ndarray) -> np.ndarray:
+def _available(run: Run, data: preprocessing.Preprocessed, kind: str, fold: int, rows: np.ndarray) -> np.ndarray:
     """Labels of all images that a generator can add to a fold's training images `rows`."""
-    data = preprocessing.open_preprocessed(run)
     if kind in params.AUGMENTED:
         return np.repeat(data.images["label"].to_numpy()[rows], data.pool.shape[1])
     made = quality.open_set(run, kind, fold)

@@ -447,7 +447,9 @@ def test_an_autoencoder_is_trained_on_images_that_are_not_held_out_and_on_no_oth
     held_out, weights = (stored.images["fold"] == 1).to_numpy(), []
     for name, rows in (("none", held_out & False), ("held-out", held_out), ("others", ~held_out)):
         pool = np.where(rows[:, None, None, None], 255 - np.asarray(stored.pool), stored.pool)
-        monkeypatch.setattr(unit, "open_preprocessed", lambda _, p=pool: dataclasses.replace(stored, pool=p))
+        changed = dataclasses.replace(stored)
+        vars(changed)["pool"] = pool
+        monkeypatch.setattr(unit, "open_preprocessed", lambda _, changed=changed: changed)
         mine = artifacts.open_run("smoke", {"autoencoder.semantic": chosen, "run": f"inverted-{name}"})
         ldm.train_autoencoder(mine, "semantic", 1)
         weights.append(load_file(ldm.autoencoder_unit(mine, "semantic", 1).file("autoencoder.safetensors")))

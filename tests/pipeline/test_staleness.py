@@ -5,7 +5,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -47,28 +46,77 @@ def test_a_stage_runs_with_what_it_needs_and_shows_its_progress(finished):
     assert str(study.root) not in f"{note.input_path} {note.output_path}"
 
 
-def test_a_page_is_written_with_its_notebook_and_again_only_where_it_is_older_or_gone(study, tmp_path):
-    venv, said = tmp_path / "venv", tmp_path / "said"
-    (venv / "bin").mkdir(parents=True)
-    (venv / ".ready").touch()
-    command = venv / "bin" / "nafld"
-    command.write_text(f'#!/bin/sh\necho "$1" >> {said}\nexec {sys.prefix}/bin/nafld "$@"\n')
+STUB = """#!/bin/sh
+command=$1 stage=$2 made=$NAFLD_ROOT/reports/$NAFLD_RUN stamps=$NAFLD_ROOT/artifacts/$NAFLD_RUN/settings
+said() { echo "$1 $stage" >> $NAFLD_ROOT/said; }
+wait_for() { for turn in $(seq 100); do grep -qx "$1" $NAFLD_ROOT/said && return; sleep 0.1; done; exit 1; }
+mkdir -p $made $stamps
+case $command in
+resolve) for name in $STAGES; do [ -e $stamps/$name.json ] || touch $stamps/$name.json; done;;
+execute) said begin; if [ $stage = "$MEETS" ]; then wait_for "page $PAGE"; fi
+  if [ $stage = "$FAILS" ]; then exit 1; fi; said end; touch $made/$stage.ipynb;;
+render) if [ $stage = "$PAGE" ]; then wait_for "begin $MEETS"; fi; said page; touch $made/$stage.html;;
+index) stage=; said front; touch $made/index.html;;
+esac
+"""
+
+
+@pytest.fixture
+def stubbed(tmp_path):
+    """Make with a command that only says what it is asked; gives what was said, of each stage its number."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / ".ready").touch()
+    command = tmp_path / "venv" / "bin" / "nafld"
+    command.write_text(STUB)
     command.chmod(0o755)
-    page = study.report(SECOND).with_suffix(".html")
+    said = tmp_path / "said"
 
-    def called():
+    def make(*arguments, check=0, **environment):
         said.write_text("")
-        study.make(SECOND, f"VENV={venv}", check=0)
-        assert page.stat().st_mtime_ns >= study.report(SECOND).stat().st_mtime_ns
-        return said.read_text().split()
+        venv = tmp_path / "venv"
+        given = {"STAGES": " ".join(pipeline.STAGES), "MEETS": "", "PAGE": "", "FAILS": "", **environment}
+        done = run_make("-o", f"{venv}/.ready", f"VENV={venv}", *arguments, root=tmp_path, check=check, **given)
+        assert "is up to date." not in done.stdout
+        return [line[:-1] if line == "front " else re.sub(r"_\w+", "", line) for line in said.read_text().splitlines()]
 
+    return make
+
+
+def test_with_one_job_each_page_follows_its_notebook(stubbed):
+    numbers = [stage[:2] for stage in pipeline.STAGES]
+    in_turn = [f"{step} {number}" for number in numbers for step in ("begin", "end", "page")]
+    assert stubbed("all", "JOBS=1") == [*in_turn, "front"]
+    assert stubbed("all", "JOBS=1") == []
+    assert stubbed(pipeline.STAGES[4], "RUN=other", "JOBS=1") == in_turn[:15], "with the pages of what it reads"
+    turing = [line for line in in_turn[15:] if line.endswith("08")]
+    assert stubbed(pipeline.STAGES[7], "RUN=other", "JOBS=1") == turing
+
+
+@pytest.mark.parametrize(("page", "beside"), [(0, 1), (3, 4), (4, 5), (5, 6)])
+def test_with_two_jobs_a_page_is_written_beside_the_next_stage(stubbed, page, beside):
+    said = stubbed("all", PAGE=pipeline.STAGES[page], MEETS=pipeline.STAGES[beside])
+    begins, ends = said.index(f"begin 0{beside + 1}"), said.index(f"end 0{beside + 1}")
+    assert begins < said.index(f"page 0{page + 1}") < ends
+    steps = [f"{step} {stage[:2]}" for step in ("begin", "end", "page") for stage in pipeline.STAGES]
+    assert sorted(said) == sorted([*steps, "front"])
+
+
+def test_when_a_stage_fails_the_pages_of_those_before_it_are_there(stubbed):
+    said = stubbed("all", check=2, FAILS=pipeline.STAGES[2])
+    assert {line for line in said if line.startswith("page")} == {"page 01", "page 02"}
+    assert stubbed("all", "JOBS=1")[:3] == ["begin 03", "end 03", "page 03"]
+
+
+def test_a_page_is_written_again_only_where_it_is_older_or_gone(stubbed, tmp_path):
+    stubbed("all")
+    page = tmp_path / "reports" / "demo" / f"{SECOND}.html"
     page.unlink()
-    assert called() == ["resolve", "render"]
-    study.report(SECOND).unlink()
-    page.unlink()
-    assert called() == ["resolve", "execute"]
+    assert stubbed("all") == ["page 02"]
     os.utime(page, ns=(0, 0))
-    assert called() == ["resolve", "render"]
+    assert stubbed("all") == ["page 02"]
+    page.unlink()
+    page.with_suffix(".ipynb").unlink()
+    assert stubbed(SECOND) == ["begin 02", "end 02", "page 02"]
 
 
 def test_a_second_make_does_nothing_and_is_quick(study):
@@ -315,7 +363,7 @@ def test_a_raised_revision_makes_its_stage_stale(tmp_path, monkeypatch):
 
 def test_makefile_and_package_hold_the_same_graph():
     text = (PROJECT / "Makefile").read_text(encoding="utf-8")
-    edges = dict(re.findall(r"^\$\(REPORTS\)/(\w+)\.ipynb:\s+\$\(REPORTS\)/(\w+)\.ipynb$", text, re.MULTILINE))
+    edges = dict(re.findall(r"^READS_(\w+)\s+:= (\w+)$", text, re.MULTILINE))
     assert edges == {stage: upstream[0] for stage, upstream in pipeline.UPSTREAM.items() if upstream}
     named = re.search(r"^STAGES\s+:= ((?:.*\\\n)*.*)$", text, re.MULTILINE)[1].replace("\\\n", " ").split()
     assert tuple(named) == pipeline.STAGES == tuple(params.STAGE_SECTIONS)

@@ -65,7 +65,7 @@ def scored(part: pd.DataFrame, level: str = "patient") -> Scored:
     facts = part.drop_duplicates(rows).set_index(rows).loc[list(wide.columns)].reset_index()
     label, patient, fold = (facts[name].to_numpy() for name in ("label", "patient_id", "fold"))
     patients = facts.drop_duplicates("patient_id")
-    few = pd.crosstab(patients["fold"], patients["label"]).reindex(columns=[0, 1], fill_value=0).to_numpy().min() < 2
+    few = min(np.bincount(labels, minlength=2).min() for _, labels in patients.groupby("fold")["label"]) < 2
     return Scored(label, patient, None if few else fold, wide.to_numpy().reshape(*shape, -1))
 
 
