@@ -7,7 +7,9 @@ import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    submodules="backbone_weights backbones copy_rules distances feature_networks nearest_frames weight_files".split(),
+    submodules=(
+        "backbone_weights backbones copy_rules distances feature_networks nearest_frames quick_gradients weight_files"
+    ).split(),
     submod_attrs={
         "backbone_weights": "WEIGHTS hub_facts load local_file".split(),
         "backbones": (
@@ -16,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "distances": "checked_pair frechet_distance inception_score kernel_distance nearest_distance typical".split(),
         "feature_networks": "FEATURES INCEPTION_SHA256 LITE0 METRICS extract".split(),
         "nearest_frames": "LEFT_OUT Nearest nearest_features nearest_pixels pixels_apart".split(),
+        "quick_gradients": "quicken".split(),
         "weight_files": "hub_commit read".split(),
     },
 )

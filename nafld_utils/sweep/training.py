@@ -215,6 +215,8 @@ def train_tail(
     """
     check_classes(parts, options)
     tail.to(device=device, memory_format=torch.channels_last)
+    if torch.device(device).type == "cpu":
+        networks.quicken(tail)
     decoder, optimizer = decoder.to(device), build_optimizer(tail, options)
     losses: list[Tensor] = []
     in_training(tail, options)
