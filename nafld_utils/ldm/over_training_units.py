@@ -122,14 +122,19 @@ class Frames:
 # ---------------------------------------------------------------- units
 
 
-def tasks(run: Run) -> list[dict[str, Any]]:
-    """One task per model and fold whose training kept checkpoints: the first fold, or all that ``ldm.stop`` needs."""
+def tasks(run: Run, ahead: bool = False) -> list[dict[str, Any]]:
+    """One task per model and fold whose training kept checkpoints: the first fold, or all that ``ldm.stop`` needs.
+
+    `ahead` counts trainings that are not done and will keep some.
+    """
     folds, twins = autoencoder_units.folds_of(run), denoiser_units.balanced_tasks(run)
     every = run.settings.ldm.stop == "before_copies"
     names = [*run.settings.ldm.conditionings, *(str(SetName(t["conditioning"], t["balance"])) for t in twins if every)]
     found = [(name, fold) for name in dict.fromkeys(names) for fold in (folds if every else folds[:1])]
     found += [(gan_units.NAME, task["fold"]) for task in gan_units.tasks(run)[:1]]
-    return [{"run": run, "name": name, "fold": fold} for name, fold in found if checkpoints(run, name, fold)]
+    will = ahead and run.settings.ldm.checked > 0
+    chosen = [(n, k) for n, k in found if checkpoints(run, n, k) or (will and not training_unit(run, n, k).done())]
+    return [{"run": run, "name": name, "fold": fold} for name, fold in chosen]
 
 
 def training_unit(run: Run, name: str, fold: int) -> Unit:

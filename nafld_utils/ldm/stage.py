@@ -15,17 +15,19 @@ from nafld_utils.preprocessing import open_preprocessed as open_preprocessed
 def train_all(run: Run) -> None:
     """Train what is not there yet: autoencoders that do not come ready-made, latents, denoisers and GANs.
 
-    The denoisers are those of every model and fold, and their balanced twins where the settings ask for them.
+    The denoisers are those of every model and fold, and their balanced twins where the settings ask for them. What
+    trainings drew on their way is measured too (`look`).
     """
-    first, denoisers, gans = autoencoder_units, denoiser_units, gan_units
+    first, denoisers, gans, looks = autoencoder_units, denoiser_units, gan_units, over_training_units
     both = [*first.tasks(run), *denoisers.balanced_tasks(run)]
     kinds = {
         "autoencoder": (first.train_autoencoder, first.autoencoder_tasks(run), first.autoencoder_unit),
         "latents": (first.make_latents, first.latent_tasks(run), first.latents_unit),
         "denoiser": (denoisers.train_ldm, both, denoisers.ldm_unit),
         "GAN": (gans.train_gan, gans.tasks(run), gans.gan_unit),
+        "copies over training": (looks.measure, looks.tasks(run, ahead=True), looks.unit_of),
     }
-    engine.map_kinds(kinds, run.settings.engine, "trainings and latents")
+    engine.map_kinds(kinds, run.settings.engine, "training")
 
 
 def claims(run: Run) -> list[dict[str, Any]]:
