@@ -92,6 +92,7 @@ class Options:
     precision: str = "fp32"
     first: int = 0  # steps, before all others, on the images added to the real ones alone; the others on real ones
     norm: str = "train"  # BatchNorm layers of the tail: train | frozen, as pretrained and in eval mode
+    quick: bool = True  # on a CPU: gradients by `networks.quicken`, whose rounding a training of before cannot repeat
 
 
 # ---------------------------------------------------------------- what a training sees
@@ -215,7 +216,7 @@ def train_tail(
     """
     check_classes(parts, options)
     tail.to(device=device, memory_format=torch.channels_last)
-    if torch.device(device).type == "cpu":
+    if options.quick and torch.device(device).type == "cpu":
         networks.quicken(tail)
     decoder, optimizer = decoder.to(device), build_optimizer(tail, options)
     losses: list[Tensor] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ Found = tuple[Any, pd.DataFrame, dict[str, Any]]  # a trained tail, its scores, 
 # ---------------------------------------------------------------- training
 
 
-def train(run: Run, trial: dict[str, Any]) -> Found:
-    """Train one trial; writes nothing.
+def train(run: Run, trial: dict[str, Any], quick: bool = True) -> Found:
+    """Train one trial; writes nothing. `quick` is of `training.Options`.
 
     Returns
     -------
@@ -48,13 +49,13 @@ def train(run: Run, trial: dict[str, Any]) -> Found:
     MemoryError
         A batch does not fit the device.
     """
-    (found,) = train_seeds(run, [trial])
+    (found,) = train_seeds(run, [trial], quick)
     if isinstance(found, Exception):
         raise found
     return found
 
 
-def train_seeds(run: Run, group: Sequence[dict[str, Any]]) -> list[Found | Exception]:
+def train_seeds(run: Run, group: Sequence[dict[str, Any]], quick: bool = True) -> list[Found | Exception]:
     """Train trials that differ in nothing but the seed: side by side on a GPU, one after another elsewhere.
 
     By trial what `train` returns, or why it failed; what `composition` refuses fails them all.
@@ -62,7 +63,8 @@ def train_seeds(run: Run, group: Sequence[dict[str, Any]]) -> list[Found | Excep
     from nafld_utils.sweep import gpu_training, training
 
     started, first = time.perf_counter(), group[0]
-    weights, freeze, options = run.settings.sweep.weights, first["freeze"], options_of(run, first["arm"])
+    weights, freeze = run.settings.sweep.weights, first["freeze"]
+    options = replace(options_of(run, first["arm"]), quick=quick)
     _, pretrained = network(first["backbone"], weights, freeze)
     data, seeds = [training_set(run, trial) for trial in group], [seed_of(run, trial) for trial in group]
     jobs = [
@@ -86,7 +88,7 @@ def train_seeds(run: Run, group: Sequence[dict[str, Any]]) -> list[Found | Excep
         facts["fatty_share"] = float(np.concatenate([part.labels for part in one["parts"]]).mean())
         facts |= {"first_loss": float(losses[:5].mean()), "last_loss": float(losses[-5:].mean())}
         facts |= {"losses": [round(float(loss), 5) for loss in losses], "device": str(device)}
-        facts |= {"threads": threads(), **networks.hub_facts(first["backbone"], weights)}
+        facts |= {"threads": threads(), "quick": quick, **networks.hub_facts(first["backbone"], weights)}
         found.append((tail, scores, facts))
     seconds = round((time.perf_counter() - started) / len(group), 3)
     for one in found:

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from nafld_utils import artifacts, explain, networks, preprocessing, sweep, views
+from nafld_utils.artifacts import Unit
 from nafld_utils.explain import attribution_units, explainers, figures, map_measures
+from nafld_utils.sweep.elsewhere import classifier_units
 
 # shap's own colour maps; nothing of ours can avoid it
 pytestmark = pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
@@ -182,6 +184,25 @@ def test_the_stage_explains_the_sweeps_own_classifier(swept, monkeypatch):
     np.testing.assert_allclose(again.table["called"], found.table.loc[compared, "called"], atol=1e-6)
     monkeypatch.setattr(explainers, "attributions", None)
     assert np.array_equal(attribution_units.explain_trial(swept).attributions, found.attributions), "made once"
+
+
+@pytest.mark.parametrize(("known", "quick"), [({}, False), ({"quick": True}, True)])
+def test_a_training_is_repeated_with_the_gradients_that_it_had(swept, monkeypatch, known, quick):
+    wanted = attribution_units.trial(swept)
+    stored, facts = sweep.read_trial(sweep.store(swept), wanted["hash"])
+    assert facts["quick"]
+    monkeypatch.setattr(classifier_units.trial_store, "read_trial", lambda *_: (stored, known))
+    monkeypatch.setattr(Unit, "done", lambda _: False)
+    seen = []
+
+    def train(run, trial, quick):
+        seen.append(quick)
+        raise InterruptedError
+
+    monkeypatch.setattr(classifier_units, "train", train)
+    with pytest.raises(InterruptedError):
+        sweep.train_again(swept, wanted)
+    assert seen == [quick]
 
 
 def test_synthetic_images_of_the_training_and_one_real_image_of_each_outcome(swept):

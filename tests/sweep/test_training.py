@@ -85,6 +85,15 @@ def test_training_on_cached_features_equals_the_plain_loop(network):
     np.testing.assert_allclose(scores, whole, atol=1e-4)
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_gradients_are_quickened_on_a_cpu_where_the_options_say_so(network, monkeypatch, quick):
+    _, prefix, pretrained = network
+    seen, tail = [], sweep.fresh_tail(pretrained, seed=0)
+    monkeypatch.setattr(networks, "quicken", seen.append)
+    sweep.train_tail(tail, [views_of(prefix, *pictures(4, 1))], options(steps=1, quick=quick), 0, decoder())
+    assert seen == [tail] * quick
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 def test_a_gpu_computes_features_and_scores_in_full_and_trains_as_asked(network, precision, monkeypatch):
     """On a CPU that takes a GPU's place. By itself torch lets a GPU's convolutions round to 19 bits."""

@@ -31,13 +31,13 @@ def classifier_unit(run: Run, trial: dict[str, Any]) -> Unit:
 
 
 def train_again(run: Run, trial: dict[str, Any]) -> Unit:
-    """Train a trial of the sweep again and keep its tail; does nothing when that is done."""
+    """Train a trial of the sweep again, as it was, and keep its tail; does nothing when that is done."""
     unit = classifier_unit(run, trial)
     if unit.done():
         return unit
-    stored, _ = trial_store.read_trial(store(run), trial["hash"])
+    stored, known = trial_store.read_trial(store(run), trial["hash"])
     engine.announce(f"training {trial['backbone']}, seed {trial['seed']} again, since the sweep kept its scores alone")
-    tail, scores, facts = train(run, trial)
+    tail, scores, facts = train(run, trial, quick=known.get("quick", False))
     paired = stored.merge(scores, on="image_id", validate="one_to_one", suffixes=("_stored", "_again"))
     paired["difference"] = (paired["score_stored"] - paired["score_again"]).abs()
     with unit.writing(device=facts["device"], largest_score_difference=float(paired["difference"].max())) as folder:
