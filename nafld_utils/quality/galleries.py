@@ -79,15 +79,7 @@ def spread(run: Run, table: pd.DataFrame, generator: str, n: int = 6) -> list[di
     part = table[(table["generator"] == generator) & ~table["is_copy"]].sort_values("distance", kind="stable")
     places = np.unique(np.rint(np.linspace(0, len(part) - 1, min(n, len(part)))).astype(int))
     rows = part.iloc[places].to_dict("records")
-    drawn = {fold: sampling.open_set(run, generator, fold).images for fold in {row["fold"] for row in rows}}
-    return [
-        {
-            **row,
-            "image": np.asarray(drawn[row["fold"]][row["row"]]),
-            "nearest": copy_units.frame(run, row["nearest_image"]),
-        }
-        for row in rows
-    ]
+    return [{**item, **dict(zip(("image", "nearest"), pictures(run, item), strict=True))} for item in rows]
 
 
 def strip(run: Run) -> dict[str, list[np.ndarray]]:

@@ -1,5 +1,6 @@
 """When a model starts to copy: the test of each checkpoint, the step that is taken, and who has no say in it."""
 
+import copy
 import math
 
 import numpy as np
@@ -93,7 +94,8 @@ def test_held_out_patients_have_no_say_in_the_thresholds_or_the_copies(run, monk
     for images in (pool, resized):
         images[held] = rng.integers(0, 256, images[held].shape)
     changed = over_training_units.Frames(run, "semantic", 0, "lite0")
-    changed.data = type(data)(**{**vars(data), "pool": pool, "resized": resized})
+    changed.data = copy.copy(data)
+    vars(changed.data).update(pool=pool, resized=resized)
     changed.moments = np.array(changed.moments)
     changed.moments[held] = rng.normal(size=changed.moments[held].shape)
     drawn = over_training_units.draw(run, "class", 0, over_training_units.checkpoints(run, "class", 0)[-1], kept)
