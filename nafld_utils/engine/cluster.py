@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from nafld_utils.artifacts import work_root
 from nafld_utils.engine.devices import THREAD_VARIABLES
 from nafld_utils.engine.progress_lines import announce, notice
-from nafld_utils.engine.workers import KilledWorker, Waiting
+from nafld_utils.engine.workers import KilledWorker
 from nafld_utils.params import EngineSettings
 
 # Dask sets MALLOC_TRIM_THRESHOLD_ low in its workers; torch then spends its time returning pages to the system.
@@ -34,11 +34,7 @@ LOOK_EVERY = 5.0  # s between two looks after the workers
 
 
 def run(
-    call: Callable[[Any], Any],
-    tasks: Sequence[Any],
-    settings: EngineSettings,
-    needs: Sequence[Collection[int]],
-    label: str,
+    call: Callable[[Any], Any], tasks: Sequence[Any], settings: EngineSettings, label: str
 ) -> Iterator[tuple[int, Any]]:
     """Yield number and result of each task as it ends, as `workers.run`; says meanwhile when workers lack.
 
@@ -46,14 +42,12 @@ def run(
     """
     with _running_scheduler(settings) if settings.address else _slurm(settings, len(tasks)) as (client, look_after):
         finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        waiting, doing, lacking, looked = Waiting(needs), {}, "", time.monotonic()
-        while True:
-            while (i := waiting.next()) is not None:
-                future = client.submit(call, tasks[i], pure=False)
-                doing[future.key] = future, i
-                future.add_done_callback(finished.put)
-            if not doing:
-                return
+        futures = [client.submit(call, task, pure=False) for task in tasks]
+        numbers = {future.key: i for i, future in enumerate(futures)}
+        for future in futures:
+            future.add_done_callback(finished.put)
+        lacking, looked = "", time.monotonic()
+        while numbers:
             try:
                 future = finished.get(timeout=max(0.0, looked + LOOK_EVERY - time.monotonic()))
             except queue.Empty:
@@ -61,10 +55,8 @@ def run(
                 if lacking != before:
                     announce(f"{label}: {lacking or 'all workers are there'}")
             else:
-                result, (_, i) = _fetch(future, look_after), doing.pop(future.key)
+                yield numbers.pop(future.key), _fetch(future, look_after)
                 future.release()  # else the unit is done again where the worker that remembers its result dies
-                waiting.ended(i)
-                yield i, result
 
 
 def _fetch(future: Any, look_after: Callable[[], str]) -> Any:

@@ -1,4 +1,4 @@
-"""One call that maps a function over independent units, and the locks that keep two processes from the same one.
+"""One call that maps a function over units, and the locks that keep two processes from the same one.
 
 Contract: a task is a mapping of picklable keyword arguments; the function is importable and seals its unit itself. It
 is not called where `unit_of` gives a unit that is done. The store of finished units is the queue, so a killed worker or
@@ -31,6 +31,7 @@ from nafld_utils.engine.progress_lines import announce, notice, progress
 from nafld_utils.params import EngineSettings
 
 _one_unit = threading.RLock()  # a unit has the worker's threads to itself, however many Dask gave it
+_HELD = "not begun, since what it reads could not be made"
 
 
 class UnitError(RuntimeError):
@@ -44,6 +45,10 @@ class _Ended(NamedTuple):
     error: str = ""
     is_elsewhere: bool = False
     is_killed: bool = False  # with every worker that began it, so that it could note nothing itself
+    is_held: bool = False  # it did not begin, since what it needs is not there
+
+    def is_made(self) -> bool:
+        return not (self.error or self.is_elsewhere or self.is_held)
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def map_units(
     function : callable
         Importable at module level; makes one unit.
     tasks : sequence of mapping
-        Keyword arguments of each call. One whose unit reads another's comes after it, and begins when that has ended.
+        Keyword arguments of each call. One whose unit reads another's comes after it, and begins when that is there.
     settings : EngineSettings
         ``serial`` runs in this process, ``local`` in one worker per GPU or core, ``cluster`` on a Dask scheduler or in
         Slurm jobs.
@@ -134,40 +139,61 @@ def map_units(
     UnitError
         Some tasks failed and `raise_failed`; names the first one.
     """
-    tasks = list(tasks)
-    ended = [_Ended()] * len(tasks)
-    waiting = [i for i, task in enumerate(tasks) if unit_of is None or not unit_of(**task).done()]
-    # First what no other process makes, so that two runs at once share the work; then what is waited for.
-    for wait in (False, True):
-        call = _Call(function, unit_of, files_of, wait, threads=settings.threads)
-        for i, found in zip(waiting, _run(call, [tasks[i] for i in waiting], settings, label), strict=True):
-            ended[i] = found
-        waiting = _elsewhere(waiting, ended, _needs(call, tasks))
+    tasks, call = list(tasks), _Call(function, unit_of, files_of, threads=settings.threads)
     rows = []
-    for task, found in zip(tasks, ended, strict=True):
+    for task, found in zip(tasks, _ended(call, tasks, settings, label), strict=True):
         plain = {key: value for key, value in task.items() if isinstance(value, str | int | float | bool)}
-        rows.append({**plain, "seconds": found.seconds, "error": found.error, "killed": found.is_killed})
-    table = pd.DataFrame(rows)
-    _tell_failed(table, label, raise_failed)
-    return table
+        error = _HELD if found.is_held else found.error
+        rows.append({**plain, "seconds": found.seconds, "error": error, "killed": found.is_killed})
+    _tell_failed([row for row in rows if row["error"]], len(rows), label, raise_failed)
+    return pd.DataFrame(rows)
+
+
+def _ended(call: _Call, tasks: Sequence[Mapping[str, Any]], settings: EngineSettings, label: str) -> list[_Ended]:
+    """Make what is not there: first what no other process makes, so that two runs share the work; then what is left."""
+    ended = [_Ended()] * len(tasks)
+    waiting = [i for i, task in enumerate(tasks) if call.unit_of is None or not call.unit_of(**task).done()]
+    needs = _needs(tasks, call.unit_of) if waiting else []
+
+    def run(numbers: list[int], wait: bool) -> None:
+        place = {i: k for k, i in enumerate(numbers)}
+        own = [{place[j] for j in needs[i] if j in place} for i in numbers]
+        found = _run(replace(call, wait=wait), [tasks[i] for i in numbers], settings, label, own)
+        for i, one in zip(numbers, found, strict=True):
+            ended[i] = one
+
+    while waiting:
+        run(waiting, wait=False)
+        busy = [i for i in waiting if ended[i].is_elsewhere]
+        held = [i for i in waiting if ended[i].is_held]
+        awaited = [i for i in busy if any(i in needs[j] for j in held)] or busy
+        if awaited:
+            run(awaited, wait=True)
+        left = {*busy, *held} - {*awaited}
+        waiting = [i for i in waiting if i in left and not any(ended[j].error for j in needs[i])]
+    return ended
 
 
 def map_kinds(
     kinds: Mapping[str, tuple[Callable[..., Any], Sequence[Mapping[str, Any]], Callable[..., Unit]]],
     settings: EngineSettings,
     label: str,
-) -> pd.DataFrame:
+) -> None:
     """Make units of several kinds, each as soon as those that it reads are there; see `map_units`.
 
-    `kinds` are function, tasks and ``unit_of`` by name, which the table holds as ``kind``. A kind comes after those
-    that it reads.
+    `kinds` are function, tasks and ``unit_of`` by name; one comes after those that it reads. On a cluster each kind is
+    made after the other, with as many workers as it has tasks, so that no node stands idle.
     """
+    if settings.mode == "cluster":
+        for kind, (function, some, unit_of) in kinds.items():
+            map_units(function, some, settings, f"{label}, {kind}", unit_of=unit_of)
+        return
     tasks = [
         {"kind": kind, "function": function, "unit_of": unit_of, **task}
         for kind, (function, some, unit_of) in kinds.items()
         for task in some
     ]
-    return map_units(_make, tasks, settings, label, unit_of=_unit)
+    map_units(_make, tasks, settings, label, unit_of=_unit)
 
 
 def _make(kind: str, function: Callable[..., Any], unit_of: Callable[..., Unit], **task: Any) -> None:
@@ -178,57 +204,57 @@ def _unit(kind: str, function: Callable[..., Any], unit_of: Callable[..., Unit],
     return unit_of(**task)
 
 
-def _needs(call: _Call, tasks: Sequence[Mapping[str, Any]]) -> list[set[int]]:
-    """Numbers of the tasks whose units each task's unit reads."""
-    if not call.unit_of:
-        return [set() for _ in tasks]
-    units = [call.unit_of(**task) for task in tasks]
-    number = {unit.hash: i for i, unit in enumerate(units)}
-    return [{number[item] for item in unit.recipe["inputs"] if item in number} for unit in units]
+def _needs(tasks: Sequence[Mapping[str, Any]], unit_of: Callable[..., Any] | None) -> list[set[int]]:
+    """Numbers of the tasks whose units each task's unit reads, itself or by way of others."""
+    needs: list[set[int]] = [set() for _ in tasks]
+    number: dict[str, int] = {}
+    for i, task in enumerate(tasks if unit_of else ()):
+        unit = unit_of(**task)
+        direct = {number[item] for item in unit.recipe["inputs"] if item in number}
+        needs[i] = direct.union(*(needs[j] for j in direct))
+        number[unit.hash] = i
+    return needs
 
 
-def _elsewhere(waiting: Sequence[int], ended: Sequence[_Ended], needs: Sequence[set[int]]) -> list[int]:
-    """Tasks that another process does, and those that failed because it has not ended."""
-    found: list[int] = []
-    for i in waiting:
-        if ended[i].is_elsewhere or (ended[i].error and not needs[i].isdisjoint(found)):
-            found.append(i)
-    return found
-
-
-def _tell_failed(table: pd.DataFrame, label: str, raise_failed: bool) -> None:
-    failed = table[table["error"] != ""] if len(table) else table
-    if not len(failed):
+def _tell_failed(failed: Sequence[Mapping[str, Any]], n: int, label: str, raise_failed: bool) -> None:
+    if not failed:
         return
-    first = failed.iloc[0]
-    facts = first.drop(["seconds", "error", "killed"]).dropna()  # a kind lacks what another is told
-    names = ", ".join(f"{name}={value}" for name, value in facts.items())
-    text = f"{label}: {len(failed)} of {len(table)} units failed, the first ({names}) with {first['error']}"
+    names = ", ".join(f"{k}={v}" for k, v in failed[0].items() if k not in ("seconds", "error", "killed"))
+    text = f"{label}: {len(failed)} of {n} units failed, the first ({names}) with {failed[0]['error']}"
     if raise_failed:
         raise UnitError(f"{text}; the others are kept, correct the cause and run again.")
     notice(text)
 
 
-def _run(call: _Call, tasks: list[Any], settings: EngineSettings, label: str) -> list[_Ended]:
-    if not tasks:
-        return []
+def _run(
+    call: _Call, tasks: list[Any], settings: EngineSettings, label: str, needs: Sequence[set[int]]
+) -> list[_Ended]:
+    ended, waiting = [_Ended(is_held=True)] * len(tasks), workers.Waiting(needs)
     if settings.mode == "serial" or (settings.mode == "local" and len(tasks) == 1):
-        return [call(task) for task in progress(tasks, label)]
-    use_threads(settings.threads)  # as the workers inherit it
-    if settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
+        results = _here(call, tasks, waiting)
+    elif settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
+        use_threads(settings.threads)  # as the workers inherit it
         root = work_root().resolve()
         root.mkdir(parents=True, exist_ok=True)
-        results = cluster.run(replace(call, root=root), tasks, settings, _needs(call, tasks), label)
+        results = cluster.run(replace(call, root=root), tasks, settings, label)
     else:
-        results = workers.run(call, tasks, settings, _needs(call, tasks))
-    ended = [_Ended()] * len(tasks)
+        use_threads(settings.threads)
+        results = workers.run(call, tasks, settings, waiting)
     with contextlib.closing(results):  # an interrupt ends its workers, wherever it comes
         for i, found in progress(results, label, total=len(tasks)):
             if isinstance(found, BaseException):  # nothing that a unit raises comes here
                 text, is_killed = f"{type(found).__name__}: {found}", isinstance(found, workers.KilledWorker)
                 found = _Ended(math.nan, text, is_killed=is_killed)
             ended[i] = found
+            if found.is_made():
+                waiting.made(i)
     return ended
+
+
+def _here(call: _Call, tasks: Sequence[Any], waiting: workers.Waiting) -> Iterator[tuple[int, _Ended]]:
+    """As `workers.run`, in this process."""
+    while (i := waiting.next()) is not None:
+        yield i, call(tasks[i])
 
 
 @contextlib.contextmanager

@@ -36,36 +36,39 @@ class KilledWorker(RuntimeError):
 
 
 class Waiting:
-    """Numbers of tasks that have not begun; one is given out when those that it `needs`, by number, have ended."""
+    """Numbers of tasks that have not begun; one may begin when those that it needs, by number, have been made.
+
+    `needs` holds for each task all that it needs, also by way of others.
+    """
 
     def __init__(self, needs: Sequence[Collection[int]]):
         self._needs = needs
-        self._numbers, self._open = list(range(len(needs))), set(range(len(needs)))
+        self._numbers, self._missing = list(range(len(needs))), set(range(len(needs)))
 
     def next(self) -> int | None:
-        """The first that may begin; None where there is none now."""
-        found = next((i for i in self._numbers if self._open.isdisjoint(self._needs[i])), None)
+        """Take the first that may begin; None where there is none now."""
+        found = next((i for i in self._numbers if self._missing.isdisjoint(self._needs[i])), None)
         if found is not None:
             self._numbers.remove(found)
         return found
 
     def again(self, i: int) -> None:
-        """Put back one that was given out."""
+        """Put back one that was taken."""
         self._numbers.append(i)
 
-    def ended(self, i: int) -> None:
-        """Let those begin that needed this one, however it ended."""
-        self._open.discard(i)
+    def made(self, i: int) -> None:
+        """Let those begin that needed this one."""
+        self._missing.discard(i)
 
 
 def run(
-    call: Callable[[Any], Any], tasks: Sequence[Any], settings: EngineSettings, needs: Sequence[Collection[int]] = ()
+    call: Callable[[Any], Any], tasks: Sequence[Any], settings: EngineSettings, waiting: Waiting
 ) -> Iterator[tuple[int, Any]]:
     """Yield number and result of each task as it ends; in place of a result the exception that kept it from one.
 
-    A task begins when those that it `needs`, by number, have ended; without, in the given order.
+    Which tasks may begin is looked up after each, so that whoever takes a result says before the next what it made.
     """
-    waiting, deaths = Waiting(needs or [()] * len(tasks)), Counter[int]()
+    deaths = Counter[int]()
     doing: dict[Future[Any], tuple[_Worker, int]] = {}
     try:
         free = _workers(min(settings.n_workers or devices.default_workers(), len(tasks)))
@@ -85,7 +88,6 @@ def run(
                     if deaths[i] < DEATHS:
                         waiting.again(i)
                         continue
-                waiting.ended(i)
                 yield i, error or future.result()
     except BaseException:  # an interrupted cell must not leave workers computing
         release_workers()

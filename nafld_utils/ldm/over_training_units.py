@@ -180,6 +180,7 @@ def measure(run: Run, name: str, fold: int) -> None:
     unit = unit_of(run, name, fold)
     if unit.done():
         return
+    training_unit(run, name, fold).require()
     frames = Frames(run, owner_of(run, name), fold, KIND)
     own, n = frames.patients[frames.training], run.settings.ldm.checked_images
     real, rows = frames.nearest_real(frames.training), []

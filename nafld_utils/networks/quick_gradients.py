@@ -4,7 +4,7 @@ oneDNN has a kernel of its own for the gradient of depthwise weights up to three
 and on maps at least as high as the weights. Any other takes it 20 times as long as the convolution itself, a quarter of
 a step of EfficientNet-Lite0's tail. The gradient of five by five weights is put together here of parts that it has the
 kernel for. And the gradient of a mean over the map lies in memory as one number per channel, in which every layer
-before it computes slowly: it is written out.
+before it computes slowly: it is written out. Who changes a gradient here raises ``trial`` of `sweep.training`.
 """
 
 from __future__ import annotations

@@ -23,12 +23,8 @@ PREPROCESS = "preprocess"
 
 
 def _mapped(name: str) -> Any:
-    """An array of the unit as an attribute, which is opened when it is first asked for; None where there is none."""
-
-    def opened(data: Preprocessed) -> np.ndarray | None:
-        return data.unit.load_array(name, mmap=True) if data.unit.file(name).exists() else None
-
-    return functools.cached_property(opened)
+    """An array of the unit as an attribute, which is opened when it is first asked for."""
+    return functools.cached_property(lambda data: data.unit.load_array(f"{name}.npy", mmap=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +62,14 @@ class Preprocessed:
     folds: pd.DataFrame
     unit: Unit
     run: Run
-    crops, resized, maps, tissue = map(_mapped, ("crops.npy", "resized.npy", "maps.npy", "tissue.npy"))
-    pool, pool_boxes, pool_maps = map(_mapped, ("pool.npy", "pool_boxes.npy", "pool_maps.npy"))
+    crops, resized, maps = map(_mapped, ("crops", "resized", "maps"))
+    pool, pool_boxes, pool_maps = map(_mapped, ("pool", "pool_boxes", "pool_maps"))
+
+    @functools.cached_property
+    def tissue(self) -> np.ndarray | None:
+        """As above; None where no masks are known."""
+        there = self.unit.file("tissue.npy").exists()
+        return self.unit.load_array("tissue.npy", mmap=True) if there else None
 
     def augmented_pool(self, kind: str) -> np.ndarray:
         """(N, K, S, S) uint8 random resized crops, changed as the arm `kind` does; made when first asked for."""

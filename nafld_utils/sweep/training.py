@@ -83,7 +83,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Options:
-    """How a tail is trained; the fields are the settings of the same names in ``sweep``."""
+    """How a tail is trained; the fields but the last three are the settings of the same names in ``sweep``."""
 
     steps: int
     batch_size: int
@@ -92,7 +92,7 @@ class Options:
     precision: str = "fp32"
     first: int = 0  # steps, before all others, on the images added to the real ones alone; the others on real ones
     norm: str = "train"  # BatchNorm layers of the tail: train | frozen, as pretrained and in eval mode
-    quick: bool = True  # on a CPU: gradients by `networks.quicken`, whose rounding a training of before cannot repeat
+    quick: bool = True  # on a CPU: gradients by `networks.quicken`; False repeats a training from before them
 
 
 # ---------------------------------------------------------------- what a training sees

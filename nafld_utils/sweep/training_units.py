@@ -88,7 +88,8 @@ def train_seeds(run: Run, group: Sequence[dict[str, Any]], quick: bool = True) -
         facts["fatty_share"] = float(np.concatenate([part.labels for part in one["parts"]]).mean())
         facts |= {"first_loss": float(losses[:5].mean()), "last_loss": float(losses[-5:].mean())}
         facts |= {"losses": [round(float(loss), 5) for loss in losses], "device": str(device)}
-        facts |= {"threads": threads(), "quick": quick, **networks.hub_facts(first["backbone"], weights)}
+        facts |= {"threads": threads(), "quick": quick and device.type == "cpu"}
+        facts |= networks.hub_facts(first["backbone"], weights)
         found.append((tail, scores, facts))
     seconds = round((time.perf_counter() - started) / len(group), 3)
     for one in found:

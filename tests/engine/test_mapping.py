@@ -1,10 +1,9 @@
 """Units run wherever the settings say, failures are recorded and the others go on."""
 
+import contextlib
 import os
 import subprocess
 import sys
-import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -69,19 +68,29 @@ def test_a_unit_begins_when_those_that_it_reads_have_ended(tmp_path, mode):
     said = "toy: 3 of 5 units failed, the first .*name=b.*KeyError: 'no b'"
     with pytest.raises(engine.UnitError, match=said):
         engine.map_units(touch_after, chain(tmp_path, failing={"b"}), chosen, "toy", unit_of=Marker)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
+    table = engine.map_units(touch_after, chain(tmp_path, failing={"b"}), chosen, "toy", False, unit_of=Marker)
+    not_begun = "not begun, since what it reads could not be made"
+    assert table["error"].tolist() == ["", "KeyError: 'no b'", "", not_begun, not_begun]
 
 
 def test_a_unit_is_begun_before_others_of_the_kind_that_it_reads_have_ended():
-    waiting, begun = workers.Waiting([(), (), (), {0}, {1, 3}]), []
-    begun += [waiting.next(), waiting.next()]
-    waiting.ended(0)
-    begun += [waiting.next(), waiting.next(), waiting.next()]
-    assert begun == [0, 1, 2, 3, None]
-    waiting.ended(1)
-    waiting.again(3)
-    assert (waiting.next(), waiting.next()) == (3, None)
-    waiting.ended(3)
-    assert (waiting.next(), waiting.next()) == (4, None)
+    waiting = workers.Waiting([(), (), (), {0}, {0, 1, 3}])
+    assert [waiting.next() for _ in range(4)] == [0, 1, 2, None]
+    waiting.made(0)
+    waiting.again(2)
+    assert [waiting.next() for _ in range(3)] == [3, 2, None]
+    waiting.made(1)
+    waiting.made(3)
+    assert [waiting.next() for _ in range(2)] == [4, None]
+
+
+def test_a_unit_waits_for_what_it_reads_by_way_of_one_that_is_done(tmp_path):
+    """The one between is there, the first is not: whoever reads both needs the first made again."""
+    (tmp_path / "c").touch()
+    tasks = [task for task in chain(tmp_path) if task["name"] in "ac"]
+    tasks += [{"folder": str(tmp_path), "name": "e", "reads": ("c",)}]
+    assert mapping._needs(tasks, Marker) == [set(), {0}, {0, 1}]
 
 
 def test_units_of_several_kinds_are_made_in_one_call_and_a_failure_names_its_kind(tmp_path):
@@ -92,8 +101,7 @@ def test_units_of_several_kinds_are_made_in_one_call_and_a_failure_names_its_kin
     with pytest.raises(engine.UnitError, match=r"1 of 3 units failed, the first \(kind=other, folder=.*, fail=True\)"):
         engine.map_kinds(kinds, chosen, "toy")
     then[0]["fail"] = False
-    table = engine.map_kinds(kinds, chosen, "toy")
-    assert table["kind"].tolist() == ["one", "one", "other"]
+    engine.map_kinds(kinds, chosen, "toy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     with pytest.raises(engine.UnitError, match=r"the first \(kind=words, text=no\)"):
         engine.map_kinds({"words": (fail_in_words, [{"text": "no"}], new_marker), **kinds}, chosen, "toy")
@@ -103,20 +111,30 @@ def new_marker(text):
     return Marker("/nowhere", text)
 
 
-def test_a_unit_waits_for_what_another_process_makes(tmp_path):
-    def elsewhere():
-        with artifacts.locked(tmp_path / "a"):
-            held.set()
-            time.sleep(1.5)
-            touch(str(tmp_path), "a")
+@pytest.mark.parametrize("other_fails", [False, True])
+def test_a_unit_waits_for_what_another_process_makes(tmp_path, monkeypatch, other_fails):
+    """Meanwhile the rest is made; what the other process gives up is made here."""
+    chosen, seen, run = settings(mode="local", n_workers=2), [], mapping._run
+    lock = contextlib.ExitStack()
+    lock.enter_context(artifacts.locked(tmp_path / "a"))
 
-    held, other = threading.Event(), threading.Thread(target=elsewhere)
-    other.start()
-    held.wait()
-    table = engine.map_units(touch_after, chain(tmp_path), settings(mode="local", n_workers=2), "toy", unit_of=Marker)
-    other.join()
+    def watched(call, tasks, *rest):
+        if call.wait:
+            if not other_fails:
+                touch(str(tmp_path), "a")
+            lock.close()
+        found = run(call, tasks, *rest)
+        seen.append((call.wait, [task["name"] for task in tasks], sorted(path.name for path in tmp_path.iterdir())))
+        return found
+
+    monkeypatch.setattr(mapping, "_run", watched)
+    table = engine.map_units(touch_after, chain(tmp_path), chosen, "toy", unit_of=Marker)
     assert (table["error"] == "").all()
-    assert (tmp_path / "a").read_text() == str(os.getpid())
+    assert seen == [
+        (False, ["a", "b", "c", "d", "e"], [".a.lock", "b", "d"]),
+        (True, ["a"], ["a", "b", "d"]),
+        (False, ["c", "e"], ["a", "b", "c", "d", "e"]),
+    ]
 
 
 def test_failed_units_are_named_after_the_others_ran(tmp_path):

@@ -191,11 +191,11 @@ def test_workers_that_died_between_two_calls_are_replaced_unnoticed(tmp_path):
 
 def test_a_worker_knows_its_number_and_overhears_ctrl_c():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    found = dict(workers.run(toy_units.facts_of, [0.5, 0.5], SETTINGS))
+    found = dict(workers.run(toy_units.facts_of, [0.5, 0.5], SETTINGS, workers.Waiting([(), ()])))
     assert sorted(found.values()) == [(0, True), (1, True)]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_a_worker_looks_for_cycles_of_objects_less_often_than_python_does():
-    (found,) = (found for _, found in workers.run(toy_units.collects_after, [None], SETTINGS))
+    (found,) = (found for _, found in workers.run(toy_units.collects_after, [None], SETTINGS, workers.Waiting([()])))
     assert found == 100_000, "700 in Python's own"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, ldm, params, preprocessing
+from nafld_utils import artifacts, engine, ldm, params, preprocessing
 from nafld_utils.ldm import denoiser_units, over_training_units
 from nafld_utils.networks import copy_rules
 
@@ -109,6 +109,38 @@ def test_held_out_patients_have_no_say_in_the_thresholds_or_the_copies(run, monk
     assert limits[0] == limits[1]
     assert nominal[0] == nominal[1] < 1
     pd.testing.assert_frame_equal(*near)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [("semantic", 0), ("class", 0), ("gan", 0)]),
+        ({"gan.enabled": False}, [("semantic", 0), ("class", 0)]),
+        ({"ldm.checked": 0}, []),
+        ({"ldm.stop": "before_copies"}, [("semantic", 0), ("semantic", 1), ("class", 0), ("class", 1), ("gan", 0)]),
+    ],
+)
+def test_what_will_be_measured_is_known_before_anything_is_trained(tmp_path, monkeypatch, changes, expected):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    fresh, seen = artifacts.open_run("smoke", changes), {}
+    assert over_training_units.tasks(fresh) == []
+    found = over_training_units.tasks(fresh, ahead=True)
+    assert [(task["name"], task["fold"]) for task in found] == expected
+    monkeypatch.setattr(engine, "map_kinds", lambda kinds, *_: seen.update(kinds))
+    ldm.train_all(fresh)
+    units = [unit_of(**task) for _, tasks, unit_of in seen.values() for task in tasks]
+    made = {unit.hash for unit in units}
+    for task in found:
+        reads = over_training_units.unit_of(**task)
+        assert reads.hash in made
+        assert len(made & set(reads.recipe["inputs"])) == 2, "its training and its latents"
+
+
+def test_nothing_is_measured_of_a_training_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    with pytest.raises(ValueError, match="not made yet"):
+        over_training_units.measure(artifacts.open_run("smoke"), "class", 0)
+    assert not list(tmp_path.rglob("table.csv"))
 
 
 def test_curves_of_one_model_are_not_cut_by_the_panel_of_another():
