@@ -148,7 +148,7 @@ help:                    ## show this
 	@echo 'make <target> [PROFILE=demo] [RUN=name] [SET="a.b=c ..."] [DATA=cohort.mat or folder] [JOBS=2]'; echo
 	@sed -n 's/^\([$$()A-Za-z_-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
 	  | sed 's/^$$(STAGES)/<stage>/' | while IFS="$$(printf '\t')" read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
-	@echo; echo '  profiles: smoke (the tests), demo (simulated, 10 min), cpu (real cohort, no GPU), paper (one GPU)'
+	@echo; echo '  profiles: smoke (the tests), demo (simulated, 6 min), cpu (real cohort, no GPU), paper (one GPU)'
 	@echo '  stages:   $(STAGES)' | fold -s -w 100
 
 ## Set-up --------------------------------------------------------------------------------------------------------
