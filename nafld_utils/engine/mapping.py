@@ -232,14 +232,14 @@ def _run(
     ended, waiting = [_Ended(is_held=True)] * len(tasks), workers.Waiting(needs)
     if settings.mode == "serial" or (settings.mode == "local" and len(tasks) == 1):
         results = _here(call, tasks, waiting)
-    elif settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
-        use_threads(settings.threads)  # as the workers inherit it
-        root = work_root().resolve()
-        root.mkdir(parents=True, exist_ok=True)
-        results = cluster.run(replace(call, root=root), tasks, settings, label)
     else:
-        use_threads(settings.threads)
-        results = workers.run(call, tasks, settings, waiting)
+        use_threads(settings.threads)  # as the workers inherit it
+        if settings.mode == "cluster":  # workers have their own environment, and perhaps no such folder
+            root = work_root().resolve()
+            root.mkdir(parents=True, exist_ok=True)
+            results = cluster.run(replace(call, root=root), tasks, settings, label)
+        else:
+            results = workers.run(call, tasks, settings, waiting)
     with contextlib.closing(results):  # an interrupt ends its workers, wherever it comes
         for i, found in progress(results, label, total=len(tasks)):
             if isinstance(found, BaseException):  # nothing that a unit raises comes here

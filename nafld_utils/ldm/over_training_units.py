@@ -170,7 +170,7 @@ def unit_of(run: Run, name: str, fold: int) -> Unit:
 
 
 def measure(run: Run, name: str, fold: int) -> None:
-    """Draw from every checkpoint and measure; does nothing when the unit is done.
+    """Draw from every checkpoint and measure.
 
     Writes ``table.csv``: ``step, passes`` (over the training images), ``n, copies, share, patients`` (of training),
     ``nominal`` (`copy_rules.nominal`: rate of copies among their images, each patient left out in turn), ``p`` (exact,
@@ -178,8 +178,6 @@ def measure(run: Run, name: str, fold: int) -> None:
     ``to_held_out`` patients, equally many.
     """
     unit = unit_of(run, name, fold)
-    if unit.done():
-        return
     training_unit(run, name, fold).require()
     frames = Frames(run, owner_of(run, name), fold, KIND)
     own, n = frames.patients[frames.training], run.settings.ldm.checked_images
