@@ -32,9 +32,8 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 * 2**20))
 gc.set_threshold(100_000, *gc.get_threshold()[1:])  # as `engine.collect_seldom`, before anything is imported
 atexit.register(gc.freeze)
 sys.modules.setdefault("rfc3987_syntax", None)  # as `cli.main`: two seconds
-os.fsync = lambda _: (
-    None
-)  # what these processes write need not outlive a power cut; processes that they start still wait for the disk
+# What these processes write need not outlive a power cut; processes that they start still wait for the disk.
+os.fsync = lambda _: None
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 

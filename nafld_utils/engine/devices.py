@@ -14,13 +14,8 @@ from typing import Any
 from nafld_utils.params import EngineSettings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_DRIVERS = (
-    "/dev/nvidiactl",
-    "/dev/nvidia0",
-    "/dev/nvmap",
-    "/dev/dxg",
-    "/dev/kfd",
-)  # of GPUs that torch knows, on Linux
+# Of GPUs that torch knows, on Linux.
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 _worker: list[int] = []  # the number of the local worker that this process is
 
 
