@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 if TYPE_CHECKING:
     from nafld_utils.params import PreprocessSettings
@@ -129,7 +129,7 @@ def _convex_below(x: np.ndarray, y: np.ndarray) -> tuple[list[int], list[int]]:
 
 def _pieces(mask: np.ndarray) -> list[np.ndarray]:
     """Connected components of a mask, the largest first, and all others that are no smaller than `PIECE` of it."""
-    labels, _ = ndimage.label(mask)
+    labels, _ = scipy.ndimage.label(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     order = np.argsort(-sizes, kind="stable")
@@ -158,15 +158,15 @@ def _parted(a: np.ndarray, b: np.ndarray) -> bool:
     rows = np.flatnonzero(heights[0] & heights[1])
     if len(rows) < max(2, BESIDE * max(height.sum() for height in heights)) or both.sum() < WHOLE * _hull(both).sum():
         return False
-    middles = [ndimage.center_of_mass(mask)[1] for mask in (a, b)]
+    middles = [scipy.ndimage.center_of_mass(mask)[1] for mask in (a, b)]
     left, right = (a, b) if middles[0] < middles[1] else (b, a)
     gap = right[rows].argmax(axis=1) + left[rows, ::-1].argmax(axis=1) - a.shape[1]
-    return bool(np.mean(np.diff(ndimage.median_filter(gap, 9)) < 0) < NARROWING)
+    return bool(np.mean(np.diff(scipy.ndimage.median_filter(gap, 9)) < 0) < NARROWING)
 
 
 def _fill_holes(mask: np.ndarray) -> np.ndarray:
-    # One labelling of the padded background: several times faster than ndimage.binary_fill_holes.
-    labels, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    # One labelling of the padded background: several times faster than scipy.ndimage.binary_fill_holes.
+    labels, _ = scipy.ndimage.label(np.pad(~mask, 1, constant_values=True))
     return (labels != labels[0, 0])[1:-1, 1:-1]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from nafld_utils.images.crops import resize_box, whole_box
 
@@ -53,7 +53,7 @@ def _blur(image: np.ndarray, width: int) -> np.ndarray:
     image = image.astype(np.float32)
     if width <= 1:
         return image
-    return ndimage.gaussian_filter(image, 0.15 * width + 0.35, radius=(width - 1) // 2, mode="nearest")
+    return scipy.ndimage.gaussian_filter(image, 0.15 * width + 0.35, radius=(width - 1) // 2, mode="nearest")
 
 
 def _threshold(image: np.ndarray, classes: int, bins: int) -> np.ndarray:

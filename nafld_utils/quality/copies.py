@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from nafld_utils.images import resize_box, rotate_about, semantic_maps, whole_box
 
@@ -47,16 +47,16 @@ def _brightened(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _warped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     side = image.shape[0]
     field = semantic_maps.warp_field(side, rng.normal(0.0, WARP * side, size=(4, 4, 2)))
-    return ndimage.map_coordinates(image, np.mgrid[:side, :side] + field, order=1, mode="nearest")
+    return scipy.ndimage.map_coordinates(image, np.mgrid[:side, :side] + field, order=1, mode="nearest")
 
 
 def _redrawn(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The local mean times new speckle of the image's own relative spread, Rayleigh as of many scatterers."""
     side, values = image.shape[0], image.astype(float)
-    mean = ndimage.gaussian_filter(values, side / 32)
+    mean = scipy.ndimage.gaussian_filter(values, side / 32)
     spread = (values / np.maximum(mean, 1.0))[image > 10].std() if (image > 10).any() else 0.0
     grain = (0, side / 128, side / 80)  # SD in pixels; speckle is wider than it is deep
-    speckle = np.hypot(*ndimage.gaussian_filter(rng.normal(size=(2, side, side)), grain))
+    speckle = np.hypot(*scipy.ndimage.gaussian_filter(rng.normal(size=(2, side, side)), grain))
     return _grey(mean * (1.0 + spread * (speckle - speckle.mean()) / speckle.std()), image)
 
 

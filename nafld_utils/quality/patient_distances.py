@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
+import scipy
 
 from nafld_utils.networks import checked_pair
 
@@ -117,7 +117,7 @@ def measure(
 
 def _student(value: float, error: float, freedom: int) -> tuple[float, float]:
     """Student's 95 % t interval from a standard error."""
-    reach = float(scipy_stats.t.ppf(0.975, freedom)) * error
+    reach = float(scipy.stats.t.ppf(0.975, freedom)) * error
     return value - reach, value + reach
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats as scipy_stats
+import scipy
 
 from nafld_utils.statistics import delong, readers, roc
 
@@ -100,7 +100,7 @@ def mean_auc_interval(
     found = _spread(label, scores, patient, fold)
     if found.constant:
         return roc.Interval(found.auc, float("nan"), float("nan"))
-    quantile, variance = float(scipy_stats.t.ppf((1 + level) / 2, found.df)), found.patients + found.seeds
+    quantile, variance = float(scipy.stats.t.ppf((1 + level) / 2, found.df)), found.patients + found.seeds
     if method == "newcombe" or variance == 0 or found.auc in (0, 1):
         bounds = delong.score_bounds(found.auc, found.sizes, quantile, found.alike, found.seeds)
     else:

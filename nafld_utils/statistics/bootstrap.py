@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 
 REVISION = ("resampling", 2)
 
@@ -54,8 +55,6 @@ def crossed_bootstrap(
     Resampled
         Bounds and error are NaN where no resample moves the statistic.
     """
-    from scipy import stats
-
     _check(sizes, n_resamples)
     samples = [np.arange(n) for n in sizes] + ([np.arange(n_seeds)] if n_seeds > 1 else [])
 
@@ -69,7 +68,7 @@ def crossed_bootstrap(
         return np.round(called(*drawn), 12)  # rounding errors are no spread
 
     options = {"n_resamples": n_resamples, "confidence_level": 0.95, "vectorized": True, "paired": False, "axis": -1}
-    found = stats.bootstrap(samples, rounded, method="percentile", rng=np.random.default_rng(seed), **options)
+    found = scipy.stats.bootstrap(samples, rounded, method="percentile", rng=np.random.default_rng(seed), **options)
     draws = np.asarray(found.bootstrap_distribution)
     low, high = found.confidence_interval
     estimate = float(called(*samples))

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
-from scipy import stats as scipy_stats
+import scipy
 
 from nafld_utils.statistics import delong, roc
 
@@ -110,11 +109,12 @@ def _unsaid(names: Sequence[Any], found: Sequence[_Fold]) -> str:
 
 
 def _bounds(found: Sequence[_Fold], auc: float, level: float) -> tuple[float, float]:
-    t = float(scipy_stats.t.ppf((1 + level) / 2, sum(one.n_pos + one.n_neg - 2 for one in found)))
+    t = float(scipy.stats.t.ppf((1 + level) / 2, sum(one.n_pos + one.n_neg - 2 for one in found)))
     # a fold whose AUC is 0 or 1 has no spread of its own, and is no more certain than the mean of all
     least = [delong.score_variance(auc, one.n_pos, one.n_neg) if one.auc in (0, 1) else 0.0 for one in found]
     error = np.sqrt(sum(max(one.variance, low) for one, low in zip(found, least, strict=True))) / len(found)
     if error > 1e-8:  # rounding alone may leave a variance of 1e-17
         half = t * error / (auc * (1 - auc))
-        return float(special.expit(special.logit(auc) - half)), float(special.expit(special.logit(auc) + half))
+        low, high = scipy.special.expit(scipy.special.logit(auc) + np.array([-half, half]))
+        return float(low), float(high)
     return delong.score_bounds(auc, [(one.n_pos, one.n_neg) for one in found], t)

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats as scipy_stats
-from scipy.optimize import brentq
+import scipy
 
 from nafld_utils.statistics import roc
 
@@ -48,9 +47,9 @@ def placements(label: Any, scores: Any, patient: Any = None) -> tuple[np.ndarray
     label, scores = roc.checked(label, scores)
     code = np.arange(len(label)) if patient is None else roc.patient_codes(label, patient)
     pos, neg = scores[:, label], scores[:, ~label]
-    ranks = scipy_stats.rankdata(scores, axis=1)
-    above = (ranks[:, label] - scipy_stats.rankdata(pos, axis=1)) / neg.shape[1]
-    below = 1 - (ranks[:, ~label] - scipy_stats.rankdata(neg, axis=1)) / pos.shape[1]
+    ranks = scipy.stats.rankdata(scores, axis=1)
+    above = (ranks[:, label] - scipy.stats.rankdata(pos, axis=1)) / neg.shape[1]
+    below = 1 - (ranks[:, ~label] - scipy.stats.rankdata(neg, axis=1)) / pos.shape[1]
     aucs, parts = above.mean(axis=1), []
     for placed, of in ((above, code[label]), (below, code[~label])):
         place = np.unique(of, return_inverse=True)[1]
@@ -112,7 +111,7 @@ def score_bounds(
         return (at - auc) ** 2 - z**2 * (share * variance + more)
 
     inside = min(max(auc, 1e-9), 1 - 1e-9)
-    low, high = (brentq(beyond, inside, end) if beyond(end) > 0 else end for end in (0.0, 1.0))
+    low, high = (scipy.optimize.brentq(beyond, inside, end) if beyond(end) > 0 else end for end in (0.0, 1.0))
     return float(low), float(high)
 
 
@@ -123,7 +122,7 @@ def permutation_p(label: np.ndarray, values: np.ndarray) -> float:
         return a.mean(axis=axis) - b.mean(axis=axis)
 
     samples, rng = (values[label], values[~label]), np.random.default_rng(0)
-    return float(scipy_stats.permutation_test(samples, statistic, vectorized=True, rng=rng).pvalue)
+    return float(scipy.stats.permutation_test(samples, statistic, vectorized=True, rng=rng).pvalue)
 
 
 def least_p(label: Any, patient: Any = None) -> float:
@@ -167,21 +166,21 @@ def compare(label: Any, new: Any, base: Any, level: float = 0.95) -> DelongTest:
     n_new, n_base = len(np.atleast_2d(new)), len(np.atleast_2d(base))
     aucs, variance = covariance(label, both)
     contrast = np.concatenate([np.full(n_new, 1 / n_new), np.full(n_base, -1 / n_base)])
-    difference, quantile = float(contrast @ aucs), float(scipy_stats.norm.ppf((1 + level) / 2))
+    difference, quantile = float(contrast @ aucs), float(scipy.stats.norm.ppf((1 + level) / 2))
     error = float(np.sqrt(max(0.0, contrast @ variance @ contrast)))
     n_pos, nan, least = int(label.sum()), float("nan"), least_p(label)
     if min(np.ptp(both[:n_new], axis=1).max(), np.ptp(both[n_new:], axis=1).max()) == 0:
         return DelongTest(difference, nan, nan, nan, nan, nan)
     if error > 1e-8:  # rounding alone may leave a variance of 1e-17
-        p = float(2 * scipy_stats.norm.sf(abs(difference) / error))
+        p = float(2 * scipy.stats.norm.sf(abs(difference) / error))
         if p < least:
-            p, error = least, abs(difference) / float(scipy_stats.norm.isf(least / 2))
+            p, error = least, abs(difference) / float(scipy.stats.norm.isf(least / 2))
         ends = np.clip([difference - quantile * error, difference + quantile * error], -1, 1)
         return DelongTest(difference, error, difference / error, p, *map(float, ends))
     arms = float(aucs[:n_new].mean()), float(aucs[n_new:].mean())
     (low, high), (base_low, base_high) = (score_bounds(a, [(n_pos, len(label) - n_pos)], quantile) for a in arms)
     down, up = np.hypot(arms[0] - low, base_high - arms[1]), np.hypot(high - arms[0], arms[1] - base_low)
-    p = permutation_p(label, contrast @ scipy_stats.rankdata(both, axis=1))
+    p = permutation_p(label, contrast @ scipy.stats.rankdata(both, axis=1))
     low, high = max(-1.0, difference - float(down)), min(1.0, difference + float(up))
     if p > 1 - level:  # an interval without 0 would say what the test does not
         low, high = min(low, 0.0), max(high, 0.0)

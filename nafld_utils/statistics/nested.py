@@ -16,8 +16,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
-from scipy import stats as scipy_stats
+import scipy
 
 from nafld_utils.statistics import delong, readers, roc
 
@@ -88,7 +87,7 @@ def nested_auc(label: Any, scores: Any, patient: Any, fold: Any = None, base: An
     if n_cohorts >= readers.FEWEST_SEEDS:
         variance = between + spread / n_cohorts
         df = readers.degrees(spread / n_cohorts, between, n_cohorts, df)
-    value, half = float(each.mean()), scipy_stats.t.ppf(0.975, df) * np.sqrt(max(variance, 0.0))
+    value, half = float(each.mean()), scipy.stats.t.ppf(0.975, df) * np.sqrt(max(variance, 0.0))
     bounds = _bounds(value, float(half), base is not None)
     return Nested(value, *bounds, *(float(np.sqrt(one)) for one in (max(between, 0.0), cohorts, seeds)))
 
@@ -117,7 +116,7 @@ def _bounds(value: float, half: float, signed: bool) -> tuple[float, float]:
     if signed:
         low, high = np.clip([value - half, value + half], -1, 1)
     else:
-        low, high = special.expit(special.logit(value) + np.array([-1, 1]) * half / (value * (1 - value)))
+        low, high = scipy.special.expit(scipy.special.logit(value) + np.array([-1, 1]) * half / (value * (1 - value)))
     return float(low), float(high)
 
 
@@ -157,5 +156,5 @@ def auc_within(label: Any, scores: Any, stratum: Any) -> Within:
     for axis in (1, 0):
         adds = off.sum(axis=axis)
         variance += float((adds**2).sum()) * len(adds) / max(len(adds) - 1, 1)
-    half = float(scipy_stats.t.ppf(0.975, max(len(label) - 2, 1)) * np.sqrt(variance))
+    half = float(scipy.stats.t.ppf(0.975, max(len(label) - 2, 1)) * np.sqrt(variance))
     return Within(auc, *_bounds(auc, half, signed=False), int(weight.sum()))

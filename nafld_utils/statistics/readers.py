@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
-from scipy import stats as scipy_stats
+import scipy
 
 from nafld_utils.statistics import delong
 
@@ -113,7 +112,7 @@ def gain(label: Any, new: Any, base: Any, patient: Any, level: float = 0.95) -> 
         return tested(float(each.mean()), float(over.mean()), df, spread, level, least)
     between = float(each.var(ddof=1))
     spread = Spread(between - (own - shared), max(shared, 0.0), own - shared, df)
-    known = spread.patients * float(scipy_stats.chi2.median(n - 1)) / (n - 1)
+    known = spread.patients * float(scipy.stats.chi2.median(n - 1)) / (n - 1)
     df = degrees(between / n, known, n, df)
     return tested(float(each.mean()), between / n + spread.patients, df, spread, level, least)
 
@@ -138,10 +137,10 @@ def tested(difference: float, variance: float, df: float, spread: Spread, level:
     error, nan = float(np.sqrt(max(variance, 0.0))), float("nan")
     if error <= 1e-8 or np.isnan(least):
         return Gain(difference, nan, nan, nan, nan, nan, spread, least)
-    p = float(2 * scipy_stats.t.sf(abs(difference) / error, df))
+    p = float(2 * scipy.stats.t.sf(abs(difference) / error, df))
     if p < least:
-        p, error = least, abs(difference) / float(scipy_stats.t.isf(least / 2, df))
-    half = scipy_stats.t.ppf((1 + level) / 2, df) * error
+        p, error = least, abs(difference) / float(scipy.stats.t.isf(least / 2, df))
+    half = scipy.stats.t.ppf((1 + level) / 2, df) * error
     low, high = (float(np.clip(difference + side, -1, 1)) for side in (-half, half))
     return Gain(difference, error, df, p, low, high, spread, least)
 
@@ -155,7 +154,7 @@ def smallest_gain(error: Any, df: Any, level: float = 0.95) -> Any:
     (2.8, 3.76)
     """
     df = np.minimum(df, 1e5)  # the normal's, to five digits
-    return error * special.nctdtrinc(df, 1 - POWER, scipy_stats.t.ppf((1 + level) / 2, df))
+    return error * scipy.special.nctdtrinc(df, 1 - POWER, scipy.stats.t.ppf((1 + level) / 2, df))
 
 
 # ---------------------------------------------------------------- how many patients would it take
@@ -198,7 +197,7 @@ def cautious(spread: Spread, n_seeds: int) -> Spread:
 
 def _upper(df: float) -> float:
     """A variance's upper 80 % limit over its estimate with `df` degrees of freedom."""
-    return float(df / scipy_stats.chi2.ppf(0.2, df)) if np.isfinite(df) else 1.0
+    return float(df / scipy.stats.chi2.ppf(0.2, df)) if np.isfinite(df) else 1.0
 
 
 def planned(spread: Spread, n_seeds: int, times: Any) -> tuple[Any, Any]:
@@ -219,8 +218,8 @@ def planned(spread: Spread, n_seeds: int, times: Any) -> tuple[Any, Any]:
 def power(gain: float, error: Any, df: Any, level: float = 0.95) -> Any:
     """How often a two-sided t test shows a true gain as one, of numbers or arrays: the noncentral t's upper tail."""
     df = np.minimum(df, 1e5)
-    limit, shift = scipy_stats.t.ppf((1 + level) / 2, df), np.minimum(gain / error, 30.0)
-    return 1 - special.nctdtr(df, shift, limit)
+    limit, shift = scipy.stats.t.ppf((1 + level) / 2, df), np.minimum(gain / error, 30.0)
+    return 1 - scipy.special.nctdtr(df, shift, limit)
 
 
 def patients_needed(spread: Spread, n_seeds: int, n_patients: int, gain: float) -> float:
@@ -228,7 +227,6 @@ def patients_needed(spread: Spread, n_seeds: int, n_patients: int, gain: float) 
 
     Never fewer than those that the spread is known from; infinite where the spread between so few seeds hides the gain.
     """
-    from scipy import optimize
 
     def excess(log_times: float) -> float:
         return float(smallest_gain(*planned(spread, n_seeds, np.exp(log_times)))) - gain
@@ -236,7 +234,7 @@ def patients_needed(spread: Spread, n_seeds: int, n_patients: int, gain: float) 
     most = np.log(1e6)
     if excess(most) > 0:
         return float("inf")
-    times = 0.0 if excess(0.0) <= 0 else optimize.brentq(excess, 0.0, most, xtol=1e-9)
+    times = 0.0 if excess(0.0) <= 0 else scipy.optimize.brentq(excess, 0.0, most, xtol=1e-9)
     return float(np.ceil(round(n_patients * np.exp(times), 6)))
 
 

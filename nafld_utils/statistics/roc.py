@@ -12,8 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
-from scipy import stats as scipy_stats
+import scipy
 
 REVISION = ("stats", 3)
 
@@ -76,7 +75,7 @@ def auc(label: Any, score: Any) -> float:
     """
     label, scores = checked(label, score)
     n_pos = int(label.sum())
-    ranks = scipy_stats.rankdata(scores[0])
+    ranks = scipy.stats.rankdata(scores[0])
     return float((ranks[label].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * (len(label) - n_pos)))
 
 
@@ -122,7 +121,7 @@ def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, fl
         raise ValueError(f"values: expected numbers in [{low:g}, {high:g}], found {_brief(values)}; correct them.")
     values = np.clip(values, low, high)
     mean = float(values.mean())
-    half = scipy_stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = scipy.special.stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))
     sides = np.array([-half, half])
     if np.ptp(values) <= _ROUNDING:
         ends = np.array([np.nan, np.nan])
@@ -133,7 +132,7 @@ def student_t_interval(values: Any, level: float = 0.95, within: tuple[float, fl
     else:
         share = (mean - low) / (high - low)
         sides /= (high - low) * share * (1 - share)
-        ends = low + (high - low) * special.expit(special.logit(share) + sides)
+        ends = low + (high - low) * scipy.special.expit(scipy.special.logit(share) + sides)
     return MeanInterval(mean, *map(float, ends))
 
 
@@ -156,7 +155,16 @@ def stated(over: str, low: float, why: str = NO_SPREAD) -> str:
 
 def exact_interval(n_right: int, n: int) -> tuple[float, float]:
     """Exact binomial (Clopper-Pearson) 95 % interval of a share: `n_right` of `n` independent tries."""
-    return tuple(map(float, scipy_stats.binomtest(n_right, n).proportion_ci(0.95, "exact")))
+    return tuple(map(float, scipy.stats.binomtest(n_right, n).proportion_ci(0.95, "exact")))
+
+
+def wilson(n_right: Any, n: Any) -> tuple[Any, Any]:
+    """Wilson's 95 % interval of a share, `n_right` of `n` independent tries, numbers or arrays."""
+    share, z = n_right / n, -scipy.special.ndtri(0.025)
+    whole = 1 + z**2 / n
+    middle = (share + z**2 / (2 * n)) / whole
+    half = z * np.sqrt(share * (1.0 - share) / n + z**2 / (4.0 * n**2)) / whole
+    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
 def clustered_share(found: Any, cluster: Any) -> MeanInterval:
@@ -175,8 +183,8 @@ def clustered_share(found: Any, cluster: Any) -> MeanInterval:
     off = np.bincount(code, found - share)
     variance = n_clusters / max(n_clusters - 1, 1) * float((off**2).sum()) / n**2
     tries = float(np.clip(share * (1 - share) / variance, n_clusters, n)) if variance > 0 else float(n_clusters)
-    low = 0.0 if share == 0 else scipy_stats.beta.ppf(0.025, tries * share, tries * (1 - share) + 1)
-    high = 1.0 if share == 1 else scipy_stats.beta.ppf(0.975, tries * share + 1, tries * (1 - share))
+    low = 0.0 if share == 0 else scipy.special.betaincinv(tries * share, tries * (1 - share) + 1, 0.025)
+    high = 1.0 if share == 1 else scipy.special.betaincinv(tries * share + 1, tries * (1 - share), 0.975)
     return MeanInterval(share, float(low), float(high))
 
 
@@ -215,7 +223,7 @@ def paired_t(new: Any, base: Any, within: tuple[float, float] = ANY) -> PairedT:
             f"new and base differ by {difference:g} in every seed, expected some spread; t is not defined."
         )
     t = difference / error
-    return PairedT(float(t), float(2 * scipy_stats.t.sf(abs(t), len(new) - 1)), len(new) - 1, difference, low, high)
+    return PairedT(float(t), float(2 * scipy.stats.t.sf(abs(t), len(new) - 1)), len(new) - 1, difference, low, high)
 
 
 # ---------------------------------------------------------------- what is refused

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
+import scipy
 
 from nafld_utils import statistics
 from nafld_utils.sweep import comparisons
@@ -74,7 +74,7 @@ def fat_correlation(
         return None
 
     def statistic(s: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return _correlation(*(scipy_stats.rankdata(drawn, axis=-1) for drawn in (scores[s, columns], grade[columns])))
+        return _correlation(*(scipy.stats.rankdata(drawn, axis=-1) for drawn in (scores[s, columns], grade[columns])))
 
     return _resample(label, scores, statistic, n_resamples, seed)
 
@@ -86,8 +86,6 @@ def calibration_bins(label: Any, scores: Any, n_bins: int = 5) -> pd.DataFrame:
     patients), ``n``; one row per bin, fewer where probabilities tie. Choice: five bins, so that 55 patients leave
     eleven in each.
     """
-    from statsmodels.stats.proportion import proportion_confint
-
     label, scores = _probabilities(label, scores)
     table = pd.DataFrame({"predicted": scores.mean(axis=0), "observed": label.astype(float)})
     flat = np.ptp(table["predicted"]) == 0
@@ -96,7 +94,7 @@ def calibration_bins(label: Any, scores: Any, n_bins: int = 5) -> pd.DataFrame:
         predicted=("predicted", "mean"), observed=("observed", "mean"), n=("observed", "size")
     )
     hits = (out["observed"] * out["n"]).round()
-    out["low"], out["high"] = proportion_confint(hits, out["n"], method="wilson")
+    out["low"], out["high"] = statistics.wilson(hits, out["n"])
     return out[["predicted", "observed", "low", "high", "n"]].reset_index(drop=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from nafld_utils import images, phantom, preprocessing
 from nafld_utils.artifacts import Run
@@ -40,8 +40,8 @@ def without_border(crops: np.ndarray) -> np.ndarray:
     out = np.zeros_like(crops)
     for i, crop in enumerate(crops):
         # the crop's own edge is no edge of the region
-        inside = np.pad(ndimage.binary_fill_holes(crop > 0), BORDER, mode="edge")
-        kept = ndimage.distance_transform_edt(inside)[BORDER:-BORDER, BORDER:-BORDER] > BORDER
+        inside = np.pad(scipy.ndimage.binary_fill_holes(crop > 0), BORDER, mode="edge")
+        kept = scipy.ndimage.distance_transform_edt(inside)[BORDER:-BORDER, BORDER:-BORDER] > BORDER
         out[i] = np.where(kept, crop, 0)
     return out
 
@@ -55,8 +55,8 @@ def without_depth(crops: np.ndarray) -> np.ndarray:
     out = np.zeros_like(crops)
     for i, crop in enumerate(crops):
         inside = crop > 0
-        counts = ndimage.gaussian_filter1d(inside.sum(axis=1).astype(float), SMOOTH)
-        sums = ndimage.gaussian_filter1d(crop.sum(axis=1, dtype=float), SMOOTH)
+        counts = scipy.ndimage.gaussian_filter1d(inside.sum(axis=1).astype(float), SMOOTH)
+        sums = scipy.ndimage.gaussian_filter1d(crop.sum(axis=1, dtype=float), SMOOTH)
         profile = sums / np.maximum(counts, 1e-6)
         flat = np.rint(crop + crop[inside].mean() - profile[:, None])
         out[i] = np.where(inside, np.clip(flat, 1, 255), 0)

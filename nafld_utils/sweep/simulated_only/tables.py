@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy
 
 from nafld_utils import statistics
 from nafld_utils.sweep import clinical_measures
@@ -177,8 +178,6 @@ def beside_ratio(found: Scored, ratio: np.ndarray, grade: Sequence[float]) -> pd
     ``what, value, low, high, over``: the ratio's own AUC, the trainings' minus it (paired), their AUC within `STRATA`
     of the ratio, the rank correlation of both within a class, and each one's correlation with the grade.
     """
-    from scipy import stats
-
     alone = Scored(found.label, found.patient, found.fold, ratio[None, None])
     value, gain = alone.auc(), found.auc(ratio)
     rows = [
@@ -195,14 +194,14 @@ def beside_ratio(found: Scored, ratio: np.ndarray, grade: Sequence[float]) -> pd
     alike = []
     for label in (0, 1):
         mine = found.label == label
-        alike += [stats.spearmanr(row[mine], ratio[mine]).statistic for row in found.flat if np.ptp(row[mine])]
+        alike += [scipy.stats.spearmanr(row[mine], ratio[mine]).statistic for row in found.flat if np.ptp(row[mine])]
     none = "no interval: a description"
     mean = float(np.mean(alike)) if alike else float("nan")
     rows.append((f"rank correlation with {HALVES}, within a class", mean, np.nan, np.nan, none))
     known = np.asarray(grade, dtype=float)
     if np.isfinite(known).all() and np.ptp(known):
         rows.append(
-            (f"{HALVES}: Spearman with the grade", stats.spearmanr(ratio, known).statistic, np.nan, np.nan, none)
+            (f"{HALVES}: Spearman with the grade", scipy.stats.spearmanr(ratio, known).statistic, np.nan, np.nan, none)
         )
     return pd.DataFrame(rows, columns=["what", "value", "low", "high", "over"])
 
