@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils.params import SetName
-from nafld_utils.views import COLORS, bare, color_of, named, picture
+from nafld_utils.views import COLORS, color_of, named, picture, picture_row, tiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CEILING = {"color": "#D9D9D9", "edgecolor": "#8A8A8A", "hatch": "///"}
 WORDS = {
     "real_training": "real, other patients",
     "real_validation": "real, held out",
@@ -48,22 +47,22 @@ def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", e
     """
     table = intervals.assign(order=intervals["role"].map(_ROLES.index)).sort_values("order", kind="stable")
     note = table["role"].map({UNTRAINED: ": not compared"}).fillna("")
-    place, end = _named_rows(ax, [*table["model"].replace(WORDS) + note]), end or reach(table)
-    least = 0.0
-    for y, row in zip(place, table.to_dict("records"), strict=True):
-        if not np.isfinite(row["mean"]):
-            ax.text(0, y, " too few images", va="center", fontsize=9, color="#777777")
-            continue
-        ax.barh(y, row["mean"], height=0.72, **_look(row["model"], row["role"]))
-        low, high = np.clip(np.nan_to_num([row["low"], row["high"]], nan=row["mean"]), -end, end)
-        ax.plot([low, high], [y, y], color="black", lw=1.3, solid_capstyle="butt")
+    table["y"], end = _named_rows(ax, [*table["model"].replace(WORDS) + note]), end or reach(table)
+    for y in table.loc[table["mean"].isna(), "y"]:
+        ax.text(0, y, " too few images", va="center", fontsize=9, color="#777777")
+    table = table.dropna(subset="mean")
+    looks = zip(*(_look(*names) for names in zip(table["model"], table["role"], strict=True)), strict=True)
+    ax.barh(table["y"], table["mean"], 0.72, **dict(zip(("color", "edgecolor", "hatch"), looks, strict=False)))
+    drawn = pd.DataFrame({name: table[name].fillna(table["mean"]).clip(-end, end) for name in ("low", "high")})
+    ax.hlines(table["y"], drawn["low"], drawn["high"], color="black", lw=1.3)
+    for row, y, low, high in zip(table.to_dict("records"), table["y"], drawn["low"], drawn["high"], strict=True):
         for x, bound, sign, side in ((low, row["low"], "<", "left"), (high, row["high"], ">", "right")):
             if np.isfinite(bound) and abs(bound) > end:
                 ax.plot([x], [y], sign, color="black", ms=5, clip_on=False)
                 at = {"xytext": (7 if side == "left" else -7, 2), "textcoords": "offset points", "ha": side}
                 ax.annotate(f"to {short(bound)}", (x, y), va="bottom", fontsize=9, **at)
         _write(ax, f"  {short(row['mean'])}" if row["high"] > end else short(row["mean"]), high, y)
-        least = min(least, low, row["mean"])
+    least = min(0.0, drawn["low"].min(), table["mean"].min())
     ax.grid(axis="x", visible=True)
     ax.set(title=title, xlabel=xlabel, xlim=(1.1 * least, 1.3 * end))
     return ax
@@ -82,12 +81,12 @@ def strip_card(
     compared (`quality.untrained`), hatched.
     """
     above, below = fig.subfigures(2, 1, height_ratios=[1.15, 1.0])
-    places = above.subplots(len(names), len(strip), squeeze=False)
-    for (column, images), line in zip(strip.items(), places.T, strict=True):
-        for ax, image in zip(line, images, strict=False):
-            picture(ax, image, named(column) if ax is line[0] else "")
-    for row, name in zip(places, names, strict=True):
-        row[0].set_ylabel(name, fontsize=9)
+    places = above.subplots(1, len(strip), squeeze=False)[0]
+    side = len(strip["real"][0])
+    for ax, (column, images) in zip(places, strip.items(), strict=True):
+        picture(ax, tiles(images, 1, side // 4), named(column))
+    places[0].set_yticks(1.25 * side * (np.arange(len(names)) + 0.4), names, rotation=90, va="center", color="black")
+    places[0].tick_params(length=0, grid_alpha=0)
     intervals = intervals.assign(role=intervals["role"].mask(intervals["model"].isin(untrained), UNTRAINED))
     lowest = intervals[intervals["role"] == "ceiling"].nsmallest(1, "mean").assign(model="lowest ceiling")
     bars(pd.concat([intervals[intervals["role"] != "ceiling"], lowest]), below.subplots())
@@ -105,24 +104,32 @@ def unbounded(table: pd.DataFrame) -> str:
     return "" if models.empty or models["low"].notna().any() else "\ntoo few for an interval"
 
 
-def _named_rows(ax: Axes, names: Sequence[str], **look: Any) -> np.ndarray:
-    """Places of horizontal bars from top to bottom, with their names."""
+def _named_rows(ax: Axes, names: Sequence[str]) -> np.ndarray:
+    """Places of horizontal bars from top to bottom, with their names; these stand once beside Axes that share them."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator
+
     place = np.arange(len(names))[::-1]
-    ax.set_yticks(place, names, **look)
+    ax.yaxis.set_major_locator(FixedLocator(place))
+    ax.yaxis.set_major_formatter(FixedFormatter(names))
+    ax.yaxis.set_visible(ax.yaxis.get_tick_params().get("labelleft", True))
     ax.grid(axis="y", visible=False)
     return place
 
 
 def _write(ax: Axes, text: str, x: float, y: float) -> None:
-    ax.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=9, annotation_clip=False)
+    from matplotlib.transforms import offset_copy
+
+    beside = offset_copy(ax.transData, ax.figure, 4 / 72)
+    ax.text(x, y, text, va="center", fontsize=9, transform=beside)
 
 
-def _look(name: str, role: str) -> dict[str, object]:
+def _look(name: str, role: str) -> tuple[str, str, str | None]:
+    """Colour, edge and hatch of a bar."""
     if role == "ceiling":
-        return _CEILING
+        return "#D9D9D9", "#8A8A8A", "///"
     if role == UNTRAINED:
-        return {"color": "white", "edgecolor": color_of(name), "hatch": "xxx"}
-    return {"color": COLORS["real"] if role in ("floor", "reference") else color_of(name)}
+        return "white", color_of(name), "xxx"
+    return COLORS["real"] if role in ("floor", "reference") else color_of(name), "none", None
 
 
 def short(value: float) -> str:
@@ -181,7 +188,7 @@ def quoted(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
 
     `table` holds one metric of `metric_units.quoted`: ``source, class, value``.
     """
-    place = _named_rows(ax, [f"{row['source']}\n{row['class']}" for row in table.to_dict("records")], fontsize=9)
+    place = _named_rows(ax, [f"{row['source']}\n{row['class']}" for row in table.to_dict("records")])
     ax.barh(place, table["value"], height=0.7, color="white", edgecolor="#555555", hatch="....")
     for y, value in zip(place, table["value"], strict=True):
         _write(ax, f"{value:g}", value, y)
@@ -230,17 +237,16 @@ def copy_shares(summary: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def _pairs(axes: np.ndarray, items: Sequence[Mapping[str, Any]], above: Sequence[str], below: Sequence[str]) -> None:
-    """Synthetic images over the training frames nearest to them, with a line of text to each."""
-    axes = np.reshape(axes, (2, -1))
-    for row, key, texts in zip(axes, ("image", "nearest"), (above, below), strict=True):
-        for ax, item, text in zip(row, items, texts, strict=False):
-            picture(ax, item[key], text)
-        row[0].set_ylabel({"image": "synthetic", "nearest": "nearest\ntraining frame"}[key], fontsize=10)
+def _pairs(axes: Sequence[Axes], items: Sequence[Mapping], above: Sequence[str], below: Sequence[str]) -> None:
+    """Synthetic images on one Axes, the training frames nearest to them on another, with text above each."""
+    picture_row(axes[0], [item["image"] for item in items], above)
+    picture_row(axes[1], [item["nearest"] for item in items], below)
+    axes[0].set_ylabel("synthetic")
+    axes[1].set_ylabel("nearest\ntraining frame")
 
 
-def closest_pairs(table: pd.DataFrame, axes: np.ndarray) -> None:
-    """Synthetic images above the training frames they come nearest to, on Axes (2, n).
+def closest_pairs(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
+    """Synthetic images above the training frames they come nearest to, on two Axes.
 
     `table` is that of `quality.closest`: ``fold, patient, correlation, copy, image, nearest``.
     """
@@ -250,8 +256,8 @@ def closest_pairs(table: pd.DataFrame, axes: np.ndarray) -> None:
     _pairs(axes, items, above, [f"patient {item['patient']}, fold {item['fold']}" for item in items])
 
 
-def beside_nearest(items: Sequence[Mapping[str, Any]], axes: np.ndarray, class_names: Sequence[str]) -> None:
-    """Synthetic images above the training frames nearest to them by pixels, whatever their score; Axes (2, n) or (2,).
+def beside_nearest(items: Sequence[Mapping[str, Any]], axes: Sequence[Axes], class_names: Sequence[str]) -> None:
+    """Synthetic images above the training frames nearest to them by pixels, whatever their score, on two Axes.
 
     `items` are rows of `quality.judged_images` with ``image`` and ``nearest``, (S, S) uint8 each; `class_names` those
     of labels 0 and 1.
@@ -261,27 +267,23 @@ def beside_nearest(items: Sequence[Mapping[str, Any]], axes: np.ndarray, class_n
     ]
     below = [
         f"patient {item['nearest_patient']}\ncorrelation {item['correlation']:.2f}"
-        + (", withheld as a copy" if item["is_copy"] else "")
+        + (",\nwithheld as a copy" if item["is_copy"] else "")
         for item in items
     ]
     _pairs(axes, items, above, below)
 
 
-def gallery(table: pd.DataFrame, axes: np.ndarray, class_names: Sequence[str]) -> None:
-    """Images nearest to held-out real ones in the first row, farthest in the second (after Fig. 3), on Axes (2, n).
+def gallery(table: pd.DataFrame, axes: Sequence[Axes], class_names: Sequence[str]) -> None:
+    """Images nearest to held-out real ones on the first Axes, farthest on the second (after Fig. 3).
 
     `table` is that of `metric_units.gallery`: ``kind, distance, label, image``.
     """
     words = {"near": "nearest to\nreal images", "far": "farthest from\nreal images"}
-    for (kind, label), row in zip(words.items(), axes, strict=True):
+    for (kind, label), ax in zip(words.items(), axes, strict=True):
         items = table[table["kind"] == kind].to_dict("records")
-        for ax, item in zip(row, items, strict=False):
-            picture(ax, item["image"])
-            text = f"{class_names[item['label']]}, {short(item['distance'])}"
-            ax.set_title(text, fontsize=10, weight="normal", y=1.0)
-        for ax in row[len(items) :]:
-            bare(ax)
-        row[0].set_ylabel(label, fontsize=10)
+        texts = [f"{class_names[item['label']]}, {short(item['distance'])}" for item in items]
+        picture_row(ax, [item["image"] for item in items], texts)
+        ax.set_ylabel(label)
 
 
 def closest_card(tables: Sequence[pd.DataFrame], axes: np.ndarray) -> None:

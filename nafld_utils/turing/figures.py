@@ -40,7 +40,7 @@ def contact_sheet(images: np.ndarray, items: pd.DataFrame, ax: Axes, columns: in
 
     size, gap = images.shape[1], max(4, images.shape[1] // 16)
     step = size + gap
-    sheet = tiles(images, min(columns, len(images)), gap)[:-gap, :-gap]
+    sheet = tiles(images, min(columns, len(images)), gap)
     ax.imshow(sheet, vmin=0, vmax=255, interpolation="antialiased")
     side = size + gap / 2  # of a frame, half way into the gap
     for i, item in enumerate(items.itertuples()):

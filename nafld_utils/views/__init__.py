@@ -7,8 +7,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submodules="figure_style tables widgets words".split(),
     submod_attrs={
         "figure_style": (
-            "CLASS_COLORS COLORS SIMULATED bar_lengths bare color_of mark_simulated name_rows picture spread_dots "
-            "style tiles"
+            "CLASS_COLORS COLORS SIMULATED bar_lengths bare color_of mark_simulated name_rows picture picture_row "
+            "spread_dots style tiles"
         ).split(),
         "tables": "claims files interval number settings table told unit_beside".split(),
         "widgets": "draw_png grey_png image interactive labelled narrow row text watch".split(),

@@ -92,9 +92,7 @@ def draw_png(run: Run, width: float, height: float, draw: Callable[[Figure], Any
     FigureCanvasAgg(figure)
     draw(figure)
     figure_style.mark_simulated(figure, run)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")  # tight: no title is cut off
-    return buffer.getvalue()
+    return figure_style.printed(figure, figure_style.laid_out(figure))
 
 
 def watch(controls: Sequence[Any], show: Callable[[Any], None]) -> None:
