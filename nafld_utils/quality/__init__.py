@@ -15,13 +15,13 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "agreement_units": "agreement compare_spaces spaces".split(),
         "copy_units": (
-            "audit_copies audit_unit calibration closest copied_patients release_unit summary withheld withheld_words"
+            "audit_copies audit_unit calibration copied_patients release_unit summary withheld withheld_words"
         ).split(),
         "filter": "quota".split(),
         "filter_units": "NAME choose_images kept_against_rest open_set set_unit unit_of".split(),
-        "galleries": "judged_images pictures spread strip".split(),
+        "galleries": "closest gallery judged_images shown spread strip".split(),
         "metric_tables": "BOTH LEARNT PLAIN frechet_distance".split(),
-        "metric_units": "build_table gallery load_intervals quoted table_tasks untrained".split(),
+        "metric_units": "build_table load_intervals quoted table_tasks untrained".split(),
         "patient_distance_units": "build_patient_distances with_intervals".split(),
         "stage": (
             "FEATURES build_features claims drawn_table folds_of generators open_preprocessed reading units"

@@ -250,40 +250,6 @@ def copied_patients(run: Run) -> pd.DataFrame:
     return grouped.sort_values("copies", ascending=False, kind="stable", ignore_index=True)
 
 
-def closest(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
-    """The images of a generator that come nearest to a training frame by pixels, each with that frame.
-
-    Parameters
-    ----------
-    run : Run
-    generator : str
-        E.g. ``"semantic"``.
-    n : int
-        How many.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``synthetic_id, fold, patient, correlation, copy``, ``image`` and ``nearest`` ((S, S) uint8).
-    """
-    own, rows = [task for task in audit_tasks(run) if task["generator"] == generator], []
-    nearest = _tables(audit_unit, own, "table.csv").nsmallest(n, "pixels_distance")
-    sets = {fold: sampling.open_set(run, generator, fold) for fold in nearest["fold"].unique().tolist()}
-    for item in nearest.to_dict("records"):
-        drawn = sets[item["fold"]]
-        place = int(np.flatnonzero(drawn.table["synthetic_id"] == item["synthetic_id"])[0])
-        row = {"synthetic_id": item["synthetic_id"], "fold": item["fold"], "patient": item["pixels_patient"]}
-        row |= {"correlation": 1.0 - item["pixels_distance"], "copy": item["copy"]}
-        rows.append({**row, "image": np.asarray(drawn.images[place]), "nearest": frame(run, item["pixels_image"])})
-    return pd.DataFrame(rows)
-
-
-def frame(run: Run, image_id: str) -> np.ndarray:
-    """A real image as synthetic ones are compared with it, (S, S) uint8: its whole crop, resized."""
-    data = preprocessing.open_preprocessed(run)
-    return np.asarray(data.resized[int(np.flatnonzero(data.images["image_id"] == image_id)[0])])
-
-
 def reading(run: Run) -> list[str]:
     """What the copy audit found, in sentences."""
     lines = [

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nafld_utils import views
 from nafld_utils.quality import figures
 
@@ -24,7 +22,7 @@ ORDERS = {
 
 
 @views.interactive
-def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.ndarray, np.ndarray]]) -> Any:
+def images(run: Run, table: pd.DataFrame, shown: Callable[[pd.DataFrame], list[dict[str, Any]]]) -> Any:
     """Every synthetic image: choose generator, fold, class and an order, and walk through them.
 
     Parameters
@@ -32,8 +30,8 @@ def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.nda
     run : Run
     table : pandas.DataFrame
         Of `quality.judged_images`.
-    pictures : callable
-        From a row of the table to the image and the training frame nearest to it, (S, S) uint8 each.
+    shown : callable
+        From rows of the table to those rows with the image and the training frame nearest to it, as `quality.shown`.
 
     Returns
     -------
@@ -67,8 +65,8 @@ def images(run: Run, table: pd.DataFrame, pictures: Callable[[Any], tuple[np.nda
             words.value, picture.value = views.text("no image of this fold and class", run), ""
             return
         item = found.iloc[rank.value - 1]
-        pair = item.to_dict() | dict(zip(("image", "nearest"), pictures(item), strict=True))
-        png = views.draw_png(run, 7.4, 3.9, lambda figure: figures.beside_nearest([pair], figure.subplots(1, 2), names))
+        pair = shown(found.iloc[[rank.value - 1]])
+        png = views.draw_png(run, 7.4, 3.9, lambda figure: figures.beside_nearest(pair, figure.subplots(1, 2), names))
         words.value = views.text(f"{rank.value} of {len(found)}: {describe(item, names)}", run)
         picture.value = views.image(png, f"{item.synthetic_id} and the training frame nearest to it")
 

@@ -245,22 +245,17 @@ def _pairs(axes: Sequence[Axes], items: Sequence[Mapping], above: Sequence[str],
     axes[1].set_ylabel("nearest\ntraining frame")
 
 
-def closest_pairs(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """Synthetic images above the training frames they come nearest to, on two Axes.
-
-    `table` is that of `quality.closest`: ``fold, patient, correlation, copy, image, nearest``.
-    """
-    items = table.to_dict("records")
-    marks = [",\nwithheld as a copy" if item["copy"] else "" for item in items]
+def closest_pairs(items: Sequence[Mapping[str, Any]], axes: Sequence[Axes]) -> None:
+    """Synthetic images above the training frames they come nearest to, on two Axes; `items` of `quality.closest`."""
+    marks = [",\nwithheld as a copy" if item["is_copy"] else "" for item in items]
     above = [f"correlation {item['correlation']:.2f}{mark}" for item, mark in zip(items, marks, strict=True)]
-    _pairs(axes, items, above, [f"patient {item['patient']}, fold {item['fold']}" for item in items])
+    _pairs(axes, items, above, [f"patient {item['nearest_patient']}, fold {item['fold']}" for item in items])
 
 
 def beside_nearest(items: Sequence[Mapping[str, Any]], axes: Sequence[Axes], class_names: Sequence[str]) -> None:
     """Synthetic images above the training frames nearest to them by pixels, whatever their score, on two Axes.
 
-    `items` are rows of `quality.judged_images` with ``image`` and ``nearest``, (S, S) uint8 each; `class_names` those
-    of labels 0 and 1.
+    `items` are those of `quality.spread`; `class_names` those of labels 0 and 1.
     """
     above = [
         f"{class_names[int(item['label'])]}, fold {item['fold']}\ndistance {short(item['distance'])}" for item in items
@@ -273,22 +268,21 @@ def beside_nearest(items: Sequence[Mapping[str, Any]], axes: Sequence[Axes], cla
     _pairs(axes, items, above, below)
 
 
-def gallery(table: pd.DataFrame, axes: Sequence[Axes], class_names: Sequence[str]) -> None:
+def gallery(found: Mapping[str, Sequence[Mapping]], axes: Sequence[Axes], class_names: Sequence[str]) -> None:
     """Images nearest to held-out real ones on the first Axes, farthest on the second (after Fig. 3).
 
-    `table` is that of `metric_units.gallery`: ``kind, distance, label, image``.
+    `found` is that of `quality.gallery`.
     """
     words = {"near": "nearest to\nreal images", "far": "farthest from\nreal images"}
     for (kind, label), ax in zip(words.items(), axes, strict=True):
-        items = table[table["kind"] == kind].to_dict("records")
-        texts = [f"{class_names[item['label']]}, {short(item['distance'])}" for item in items]
-        picture_row(ax, [item["image"] for item in items], texts)
+        texts = [f"{class_names[item['label']]}, {short(item['distance'])}" for item in found[kind]]
+        picture_row(ax, [item["image"] for item in found[kind]], texts)
         ax.set_ylabel(label)
 
 
-def closest_card(tables: Sequence[pd.DataFrame], axes: np.ndarray) -> None:
+def closest_card(items: Sequence[Mapping[str, Any]], axes: Sequence[Axes]) -> None:
     """Of the closest pairs of several generators (`quality.closest`) the closest one, side by side on two Axes."""
-    item = pd.concat(tables).nlargest(1, "correlation").iloc[0]
-    mark = "\nwithheld as a copy" if item["copy"] else ""
+    item = max(items, key=lambda one: one["correlation"])
+    mark = "\nwithheld as a copy" if item["is_copy"] else ""
     picture(axes[0], item["image"], f"synthetic, {str(item['synthetic_id']).partition('_')[0]}{mark}")
     picture(axes[1], item["nearest"], f"training frame\ncorrelation {item['correlation']:.2f}")

@@ -41,26 +41,56 @@ def judged_images(run: Run) -> pd.DataFrame:
     return table.assign(is_copy=is_copy, why=why, correlation=1.0 - table["pixels_distance"])[COLUMNS]
 
 
-def pictures(run: Run, item: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A synthetic image and the training frame nearest to it.
+def shown(run: Run, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of `quality.judged_images` with ``image`` and ``nearest``, its nearest training frame, (S, S) uint8 each."""
+    sets = dict.fromkeys(zip(rows["generator"], rows["fold"], strict=True))
+    sets = {key: sampling.open_set(run, *key).images for key in sets}
+    data = preprocessing.open_preprocessed(run)
+    places = pd.Index(data.images["image_id"])  # the whole crop of a real image, resized, is what was compared
+    return [
+        item
+        | {
+            "image": np.asarray(sets[item["generator"], item["fold"]][item["row"]]),
+            "nearest": np.asarray(data.resized[places.get_loc(item["nearest_image"])]),
+        }
+        for item in rows.to_dict("records")
+    ]
+
+
+def closest(run: Run, table: pd.DataFrame, generator: str, n: int = 4) -> list[dict[str, Any]]:
+    """The `n` images of a generator that come nearest to a training frame by pixels, as `shown`, withheld ones too.
 
     Parameters
     ----------
     run : Run
-    item : mapping
-        A row of `quality.judged_images`.
-
-    Returns
-    -------
-    (numpy.ndarray, numpy.ndarray)
-        (S, S) uint8 each.
+    table : pandas.DataFrame
+        Of `quality.judged_images`.
+    generator : str
+        E.g. ``"semantic"``.
+    n : int
     """
-    drawn = sampling.open_set(run, item["generator"], int(item["fold"]))
-    return np.asarray(drawn.images[int(item["row"])]), copy_units.frame(run, item["nearest_image"])
+    return shown(run, table[table["generator"] == generator].nlargest(n, "correlation"))
+
+
+def gallery(run: Run, table: pd.DataFrame, generator: str, n: int = 4) -> dict[str, list[dict[str, Any]]]:
+    """``near`` and ``far``: `n` images nearest to and farthest from held-out real images of their fold, as `shown`.
+
+    Images that are withheld as copies are left out.
+
+    Parameters
+    ----------
+    run : Run
+    table : pandas.DataFrame
+        Of `quality.judged_images`.
+    generator : str
+    n : int
+    """
+    part = _released(table, generator)
+    return {"near": shown(run, part.head(n)), "far": shown(run, part.tail(n)[::-1])}
 
 
 def spread(run: Run, table: pd.DataFrame, generator: str, n: int = 6) -> list[dict[str, Any]]:
-    """Images evenly spread over a generator's scores, without those that are withheld as copies.
+    """Images evenly spread over a generator's scores, as `shown`, without those that are withheld as copies.
 
     Parameters
     ----------
@@ -70,29 +100,26 @@ def spread(run: Run, table: pd.DataFrame, generator: str, n: int = 6) -> list[di
     generator : str
     n : int
         How many; the image nearest to real ones and the farthest are among them.
-
-    Returns
-    -------
-    list of dict
-        Rows of `table` with ``image`` and ``nearest``, (S, S) uint8.
     """
-    part = table[(table["generator"] == generator) & ~table["is_copy"]].sort_values("distance", kind="stable")
-    places = np.unique(np.rint(np.linspace(0, len(part) - 1, min(n, len(part)))).astype(int))
-    rows = part.iloc[places].to_dict("records")
-    return [{**item, **dict(zip(("image", "nearest"), pictures(run, item), strict=True))} for item in rows]
+    part = _released(table, generator)
+    return shown(run, part.iloc[np.unique(np.rint(np.linspace(0, len(part) - 1, min(n, len(part)))).astype(int))])
 
 
-def strip(run: Run) -> dict[str, list[np.ndarray]]:
+def _released(table: pd.DataFrame, generator: str) -> pd.DataFrame:
+    return table[(table["generator"] == generator) & ~table["is_copy"]].sort_values("distance", kind="stable")
+
+
+def strip(run: Run, table: pd.DataFrame) -> dict[str, list[np.ndarray]]:
     """One image (S, S) uint8 of each class, real and of each generator: the first of the first fold, not chosen.
 
-    Real ones are random crops of held-out patients, as in notebook 04; images withheld as copies are passed over.
+    `table` is that of `quality.judged_images`. Real ones are random crops of held-out patients, as in notebook 04;
+    images withheld as copies are passed over.
     """
-    judged, data = judged_images(run).query("not is_copy"), preprocessing.open_preprocessed(run)
-    judged = judged[judged["fold"] == judged["fold"].min()]
-    images = data.images.reset_index(drop=True)
-    held_out = images[images["fold"] == judged["fold"].min()].drop_duplicates("label").sort_values("label")
-    first = judged.drop_duplicates(["generator", "label"]).sort_values("label")
-    drawn = {name: part.to_dict("records") for name, part in first.groupby("generator", sort=False)}
-    return {"real": [np.asarray(data.pool[i, 0]) for i in held_out.index]} | {
-        name: [pictures(run, item)[0] for item in drawn[name]] for name in sampling.generators(run) if name in drawn
-    }
+    data, judged = preprocessing.open_preprocessed(run), table[~table["is_copy"]]
+    images, fold = data.images.reset_index(drop=True), judged["fold"].min()
+    held_out = images[images["fold"] == fold].drop_duplicates("label").sort_values("label")
+    found: dict[str, list[np.ndarray]] = {"real": [np.asarray(data.pool[i, 0]) for i in held_out.index]}
+    judged = judged[judged["fold"] == fold].drop_duplicates(["generator", "label"])
+    for item in shown(run, judged.sort_values("label", kind="stable")):
+        found.setdefault(item["generator"], []).append(item["image"])
+    return {name: found[name] for name in ("real", *sampling.generators(run)) if name in found}

@@ -11,7 +11,7 @@ import pandas as pd
 from nafld_utils import engine, ldm, networks, params, sampling, statistics
 from nafld_utils.artifacts import UNSTATED, Run, Unit, key_of, of_row, over_folds, remembered, save_table, unit_seed
 from nafld_utils.params import SetName
-from nafld_utils.quality import copy_units, metric_tables
+from nafld_utils.quality import metric_tables
 from nafld_utils.quality.figures import WORDS, short
 from nafld_utils.quality.metric_tables import FeatureSet
 from nafld_utils.sampling import NOISE, REAL, TRADITIONAL
@@ -280,32 +280,6 @@ def scored(run: Run, generator: str) -> pd.DataFrame:
         distance = networks.nearest_distance(found, real[folds == fold])
         rows.append(pd.DataFrame({"distance": distance, "fold": fold, "row": range(len(distance))}))
     return pd.concat(rows, ignore_index=True)
-
-
-def gallery(run: Run, generator: str, n: int = 4) -> pd.DataFrame:
-    """Images of a model nearest to and farthest from held-out real images of their fold, of those not withheld.
-
-    Parameters
-    ----------
-    run : Run
-    generator : str
-    n : int
-        How many of each kind.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``distance`` (feature units), ``fold``, ``kind`` ("near" or "far"), ``label``, ``image`` ((S, S) uint8).
-    """
-    table = scored(run, generator).sort_values("distance", kind="stable")
-    kept = {fold: ~copy_units.withheld(run, generator, int(fold)) for fold in table["fold"].unique()}
-    table = table[[kept[fold][row] for fold, row in zip(table["fold"], table["row"], strict=True)]]
-    table = pd.concat([table.head(n).assign(kind="near"), table.tail(n)[::-1].assign(kind="far")], ignore_index=True)
-    drawn = {int(fold): sampling.open_set(run, generator, int(fold)) for fold in table["fold"].unique()}
-    places = list(zip(table["fold"], table.pop("row"), strict=True))
-    table["label"] = [int(drawn[fold].table["label"].iloc[i]) for fold, i in places]
-    table["image"] = [np.asarray(drawn[fold].images[i]) for fold, i in places]
-    return table
 
 
 # ---------------------------------------------------------------- what the report's front page shows

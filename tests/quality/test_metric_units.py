@@ -103,24 +103,26 @@ def test_frechet_distance_is_torchmetrics_and_torch_fidelitys():
 def test_galleries_leave_out_what_is_withheld(monkeypatch):
     from types import SimpleNamespace
 
-    from nafld_utils.quality import copy_units, galleries, metric_units
+    from nafld_utils import preprocessing
+    from nafld_utils.quality import galleries
     from nafld_utils.sampling import set_units
 
-    drawn = SimpleNamespace(
-        table=pd.DataFrame({"label": [0] * 6}), images=np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((6, 2, 2))
-    )
-    scores = pd.DataFrame({"fold": 1, "row": range(6), "distance": [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]})
-    monkeypatch.setattr(metric_units, "scored", lambda run, generator: scores)
-    monkeypatch.setattr(set_units, "open_set", lambda run, generator, fold: drawn)
-    monkeypatch.setattr(copy_units, "withheld", lambda *_: np.array([1, 0, 0, 0, 0, 1], dtype=bool))
-    table = metric_units.gallery(None, "class", 2)
-    assert table["distance"].tolist() == [1, 2, 4, 3], "the nearest and the farthest are copies"
-    assert [int(image.max()) for image in table["image"]] == [4, 3, 1, 2]
-    judged = scores.assign(generator="class", is_copy=[True, False, False, False, False, True], nearest_image="")
-    monkeypatch.setattr(galleries, "pictures", lambda run, item: (None, None))
+    pixels = np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((6, 2, 2), np.uint8)
+    real = SimpleNamespace(images=pd.DataFrame({"image_id": ["b", "a"]}), resized=pixels[:2] + 100)
+    monkeypatch.setattr(set_units, "open_set", lambda run, generator, fold: SimpleNamespace(images=pixels + 10 * fold))
+    monkeypatch.setattr(preprocessing.unit, "open_preprocessed", lambda run: real)
+    facts = {"fold": 1, "row": range(6), "distance": [5.0, 4.0, 3.0, 2.0, 1.0, 0.0], "nearest_image": list("aabbaa")}
+    facts |= {"correlation": [0.9, 0.1, 0.8, 0.2, 0.3, 0.9]}
+    judged = pd.DataFrame(facts).assign(generator="class", is_copy=[True, False, False, False, False, True])
+    found = galleries.gallery(None, judged, "class", 2)
+    near, far = ([int(item["image"].max()) for item in found[kind]] for kind in ("near", "far"))
+    assert (near, far) == ([14, 13], [11, 12]), "the nearest and the farthest are copies"
     assert [item["row"] for item in galleries.spread(None, judged, "class", 3)] == [4, 2, 1]
     assert [item["row"] for item in galleries.spread(None, judged, "class", 9)] == [4, 3, 2, 1]
     assert galleries.spread(None, judged.assign(is_copy=True), "class") == []
+    closest = galleries.closest(None, judged, "class", 3)
+    assert [item["row"] for item in closest] == [0, 5, 2], "copies too"
+    assert [int(item["nearest"].max()) for item in closest] == [101, 101, 100]
 
 
 # ---------------------------------------------------------------- the small run

@@ -114,13 +114,14 @@ def judged(n=12):
     return table.assign(**facts, is_copy=np.arange(n) == 0, why=["near by pixels"] + [""] * (n - 1))
 
 
-def pictures(item):
-    return np.full((8, 8), 10 * item["row"], np.uint8), np.zeros((8, 8), np.uint8)
+def shown(rows):
+    black = np.zeros((8, 8), np.uint8)
+    return [{**item, "image": black + np.uint8(10 * item["row"]), "nearest": black} for item in rows.to_dict("records")]
 
 
 def test_synthetic_images_by_generator_fold_class_and_score():
     table = judged()
-    found, (words, picture) = controls(quality.explorer.images(RUN, table, pictures))
+    found, (words, picture) = controls(quality.explorer.images(RUN, table, shown))
     best = table[table["generator"] == "semantic"].nsmallest(1, "distance")["synthetic_id"].item()
     assert words.value.startswith(f"{MARK}1 of 6: {best},")
     assert best in assert_picture(picture)
@@ -142,7 +143,7 @@ def test_synthetic_images_by_generator_fold_class_and_score():
 def test_a_copy_is_called_withheld_and_an_empty_choice_says_so():
     table = judged()
     table.loc[table["generator"] == "gan", "label"] = 1
-    found, (words, picture) = controls(quality.explorer.images(RUN, table, pictures))
+    found, (words, picture) = controls(quality.explorer.images(RUN, table, shown))
     found["order"].value = next(iter(quality.explorer.ORDERS))
     texts = []
     for place in range(1, 7):
@@ -232,7 +233,7 @@ def test_a_headless_run_gets_a_line_instead_of_a_widget(patients, monkeypatch):
     for made in (
         explorer.frames(RUN, patients),
         preprocessing.explorer.crops(RUN, patients, None),
-        quality.explorer.images(RUN, judged(), pictures),
+        quality.explorer.images(RUN, judged(), shown),
         sweep.explorer.results(RUN, None, {}),
         explain.explorer.maps(RUN, {}),
     ):
