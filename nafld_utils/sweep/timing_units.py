@@ -84,10 +84,12 @@ def dry_run(run: Run) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        As in `refuse`, before anything is computed.
+        As in `refuse`, before anything is computed; `run_sweep` refuses too where all is trained.
     """
     now, images = status(run), images_without_features(run)
-    refuse(run, trial_store.to_train(now, run.settings.sweep.retry_failed))
+    todo = trial_store.to_train(now, run.settings.sweep.retry_failed)
+    if len(todo):
+        refuse(run, todo)
     n_scored = len(held_out_images(run)) / len(trial_grid.folds_of(run.settings))
     seconds, features = {}, {}
     for key, part in now.groupby(["backbone", "freeze"], sort=False):

@@ -139,21 +139,21 @@ def read_store(store: Path, trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
     Trials of other grids in the store are left alone.
     """
     numbers = ("seconds", "n_real", "n_synthetic", "fatty_share", "first_loss", "last_loss")
-    parts, rows = [], []
-    for trial in trials.to_dict("records"):
+    parts, rows = {}, []
+    for place, trial in enumerate(trials.to_dict("records")):
         state, reason, facts = "done", "", {}
         try:
-            scores, facts = read_trial(store, trial["hash"])
-            parts.append(scores.assign(**{name: trial[name] for name in TRIAL_COLUMNS}))
+            parts[place], facts = read_trial(store, trial["hash"])
         except FileNotFoundError:
             reason = _failure(store, trial["hash"]) or ""
             state = "failed" if reason else "not trained yet"
         except ValueError as error:
             state, reason = "damaged", str(error)
         rows.append({**trial, "state": state, "reason": reason, **{n: facts.get(n, float("nan")) for n in numbers}})
-    columns = [*TRIAL_COLUMNS, *SCORE_COLUMNS]
-    table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-    return table, pd.DataFrame(rows)
+    if not parts:
+        return pd.DataFrame(columns=[*TRIAL_COLUMNS, *SCORE_COLUMNS]), pd.DataFrame(rows)
+    names = trials[[*TRIAL_COLUMNS]].reset_index(drop=True)
+    return names.join(pd.concat(parts).droplevel(1), how="inner").reset_index(drop=True), pd.DataFrame(rows)
 
 
 def to_train(status: pd.DataFrame, retry_failed: bool = False) -> pd.DataFrame:
