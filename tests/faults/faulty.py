@@ -68,6 +68,8 @@ PRELOAD = [*(f"nafld_utils.{room}.{name}" for room, names in ROOMS.items() for n
 
 # ---------------------------------------------------------------- the steps of a run
 
+AT_ONCE = "autoencoders to GAN"  # what the notebook does with these four steps
+
 
 def open_run(**overrides):
     """The small run under ``$NAFLD_ROOT``."""
@@ -101,6 +103,7 @@ def steps():
         "latents": ("03", lambda run: _units(ldm.make_latents, ldm.latent_tasks(run), ldm.latents_unit)),
         "denoisers": ("03", lambda run: _units(ldm.train_ldm, ldm.denoiser_units.tasks(run), ldm.ldm_unit)),
         "gan": ("03", lambda run: _units(ldm.train_gan, ldm.gan_units.tasks(run), ldm.gan_unit)),
+        AT_ONCE: ("03", ldm.train_all),
         "sets": ("04", lambda run: _units(sampling.make_set, sampling.tasks(run), sampling.synthetic_unit)),
         "conditions": ("04", conditions),
         "comparison": ("04", sampling.compare_samplers),
