@@ -43,7 +43,7 @@ CLASS_COLORS = (COLORS["healthy"], COLORS["fatty"])  # label 0, label 1
 SIMULATED = "simulated cohort"
 _LIGHT, _SHOWN = 150_000, 10**6  # most characters of an SVG on a page, and where somebody looks on
 _SMALL = 100  # dots per inch of the PNG beside an SVG
-_PACKED = 1  # how hard a PNG is packed, of 9: at 3 it takes twice the time for files that are 3 % smaller
+_PACKED = 3  # how hard a PNG is packed, of 9: at 6 it takes two thirds more time for files that are 4 % smaller
 
 
 def color_of(name: str) -> str:
@@ -149,18 +149,18 @@ def bare(ax: Axes, title: str = "") -> None:
 
 def picture(ax: Axes, image: np.ndarray, title: str = "") -> None:
     """Show a grey image, (H, W) uint8, without axes; an empty title is left out."""
-    import numpy as np
-
-    # as colours: through a colour map, which gives the same ones, it takes half more time to draw
-    ax.imshow(np.dstack([image, image, image, np.full_like(image, 255)]))
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255)
     bare(ax, title)
 
 
 def picture_row(ax: Axes, images: Sequence[np.ndarray], titles: Sequence[str]) -> None:
     """Show grey images of one size, (H, W) uint8, side by side as one picture, with text above each."""
-    width = images[0].shape[1] if len(images) else 1
+    if not len(images):
+        bare(ax)
+        return
+    width = images[0].shape[1]
     gap = max(1, width // 20)
-    picture(ax, tiles(images, len(images), gap) if len(images) else np.full((1, 1), 255, np.uint8))
+    picture(ax, tiles(images, len(images), gap))
     for i, title in enumerate(titles):
         place = (width + gap) * i + width / 2, 0
         ax.annotate(title, place, (0, 5), textcoords="offset points", ha="center", va="bottom", fontsize=9)

@@ -80,3 +80,17 @@ def test_a_figure_in_a_notebook_is_drawn_once():
         assert any("<Figure size" in line for line in shown)
         times.append(int(shown[-2]))
     assert times == [3, 1, 0, 0]
+
+
+def test_a_row_of_pictures_is_one_with_text_above_the_middle_of_each():
+    images = [np.full((40, 40), grey, np.uint8) for grey in (10, 20, 30)]
+    row, none = Figure().subplots(2)
+    views.picture_row(row, images, "abc")
+    views.picture_row(none, [], [])
+    shown = row.images[0].get_array()
+    assert shown.shape == (40, 3 * 40 + 2 * 2), "gaps of a twentieth of the width"
+    assert [shown[0, round(text.xy[0])] for text in row.texts] == [10, 20, 30]
+    assert [text.get_text() for text in row.texts] == ["a", "b", "c"]
+    assert [text.xy[0] for text in row.texts] == [20, 62, 104]
+    assert (shown[:, 40:42] == 255).all()
+    assert not none.images
