@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from nafld_utils import artifacts, explain, params, preprocessing, views
-from nafld_utils.explain import check_units, explainers, figures, map_measures, verdict
+from nafld_utils.explain import attribution_units, check_units, explainers, figures, map_measures, verdict
 from nafld_utils.phantom import TISSUES
 
 pytestmark = pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
@@ -305,7 +305,7 @@ def test_a_cohort_without_masks_is_told_so_and_keeps_the_rest(swept, everything,
 
 def test_labels_are_shuffled_by_patient():
     images = pd.DataFrame({"patient_id": np.repeat(np.arange(20), 3), "label": np.repeat(np.arange(20) % 2, 3)})
-    label = check_units.shuffle_by_patient(images, np.random.default_rng(0))
+    label = attribution_units.shuffle_by_patient(images, np.random.default_rng(0))
     by_patient = images.assign(label=label).groupby("patient_id")["label"]
     assert (by_patient.min() == by_patient.max()).all()
     assert by_patient.first().sum() == 10
