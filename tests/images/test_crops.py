@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
-from skimage import transform
+from skimage import filters, transform
 
 from nafld_utils import cohort, images, params, phantom
 from nafld_utils.cohort import simulate
@@ -300,7 +300,7 @@ def test_maps_agree_with_a_search_over_all_thresholds():
 
 def test_64_bins_give_nearly_the_map_of_256():
     frame = images.extract_crop(cohort.simulate(1, seed=3, n_frames=1).pixels[0])
-    few, many = (semantic_maps.semantic_map(frame, bins=bins) for bins in (64, 128))
+    few, many = (semantic_maps.semantic_map(frame, bins=bins) for bins in (64, 256))
     assert few.shape == (128, 128)
     assert set(np.unique(few)) == {0, 1, 2, 3, 4}
     assert (few != many).mean() < 0.08
@@ -332,6 +332,23 @@ def test_map_and_image_share_the_crop():
 
 
 # ---------------------------------------------------------------- warp
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_thresholds_are_skimages_also_where_bins_are_empty_or_divisions_equal(classes):
+    rng = np.random.default_rng(classes)
+    for repeat in range(150):
+        bins = int(rng.integers(8, 33))
+        counts = rng.poisson(rng.gamma(0.3, 30, bins))  # about a third of the bins are empty
+        bordered = np.append(rng.integers(0, 2 * counts.sum()), counts)
+        counts = (counts, counts + counts[::-1], counts // 20, bordered)[repeat % 4]  # drawn, equal halves, few, black
+        image = np.repeat(np.arange(len(counts)), counts).astype(np.float32)
+        if len(np.unique(image)) > classes:
+            span = int(image.max() - image.min()) + 1
+            wanted = filters.threshold_multiotsu(image, classes=classes, nbins=span)
+            found, edges = np.histogram(image, span)
+            centres = (edges[:-1] + edges[1:]) / 2
+            assert (centres[semantic_maps._last_bins(found, classes)] == wanted).all()
 
 
 def test_the_warp_is_affine_on_every_triangle_as_skimage_has_it():
