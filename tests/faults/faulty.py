@@ -402,8 +402,8 @@ PROMISES = {
     "kill": (
         "A process killed at any time costs no result: the next run ends with equal content and makes nothing again"
         " that was finished",
-        "SIGKILL before random changes of files and at random moments, in every step of all eight stages, and of workers"
-        " of stage 03; two notebooks through make, with and without their kernel",
+        "SIGKILL before random changes of files and at random moments, in every step of all eight stages, and of"
+        " workers of stage 03; two notebooks through make, with and without their kernel",
     ),
     "checkpoints": (
         "A training killed in the midst of a checkpoint ends with the weights of one that was not, to the bit",
