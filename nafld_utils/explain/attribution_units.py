@@ -6,7 +6,8 @@ Images and background are the same for every classifier that is compared, so tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,18 @@ from nafld_utils import engine, networks, preprocessing, sampling, sweep
 from nafld_utils.artifacts import Run, Unit, save_array, save_table, unit_seed
 from nafld_utils.explain import explainers, map_measures
 
-REVISION = ("stages.explain", 3)
-AGAIN = "again"
+REVISION = ("stages.explain", 3)  # for `train_shuffled`, raise ``stages.explain_truth`` of check_units
+
+
+class Against(StrEnum):
+    """What the explained classifier's maps are compared with, in the words that tables show and store."""
+
+    DRAWS = "same classifier, other draws"
+    SEED = "other training seed"
+    NETWORK = "other network"
+    UNTRAINED = "untrained network"
+    SHUFFLED = "labels shuffled between patients"
+    DIFFERENCE = "image minus the background's mean, no classifier"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +38,7 @@ class Explanation:
     ``images`` are (n, S, S) uint8; ``attributions`` (n, S, S) float32 the log-odds that each pixel adds. Row i of
     ``table`` belongs to image i: the columns of `pick_images`, ``called`` (the classifier's probability of fatty), and
     those of `explainers.additivity`. ``smoothing`` is the SD of the average over neighbours, as a share of the side.
-    ``against`` is what the classifier is to the explained one, of `check_units.Against`; empty for that one itself.
+    ``against`` is what the classifier is to the explained one, of `Against`; empty for that one itself.
     """
 
     images: np.ndarray
@@ -134,6 +145,50 @@ def held_out_auc(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# ---------------------------------------------------------------- a classifier that has learnt nothing
+
+
+def shuffled_unit(run: Run) -> Unit:
+    """Unit of the explained trial, trained with labels shuffled between patients."""
+    wanted = trial(run)
+    return run.unit("shap", "shuffled", settings={}, inputs=[wanted["hash"]], modules=["trial", "stages.explain_truth"])
+
+
+def train_shuffled(run: Run) -> Unit:
+    """Train the explained trial with the labels of its training patients shuffled; does nothing when that is done.
+
+    Whole patients change labels, and synthetic images those of their place in the set, so that nothing is left to learn
+    but what tells these images apart by chance.
+    """
+    unit, wanted = shuffled_unit(run), trial(run)
+    if unit.done():
+        return unit
+    data = sweep.training_set(run, wanted)
+    seed = unit_seed(run.settings.seed, "shap shuffled", wanted["fold"])
+    rng, images = np.random.default_rng(seed), preprocessing.open_preprocessed(run).images
+    parts = [replace(part, labels=rng.permutation(part.labels)) for part in data["parts"]]
+    if data["n_real"]:  # the first part is of real images
+        real = data["parts"][0]
+        parts[0] = replace(real, labels=shuffle_by_patient(images.iloc[real.rows], rng))
+    device, (_, pretrained) = engine.device(run.settings.engine), network(run, wanted)
+    decoder = networks.Decoder(wanted["backbone"])
+    with unit.writing(device=str(device)) as folder:
+        tail = sweep.fresh_tail(pretrained, seed)
+        tail, _ = sweep.train_tail(tail, parts, sweep.options_of(run, wanted["arm"]), seed, decoder, device)
+        scores = data["images"][["image_id", "patient_id", "label"]]
+        scores = scores.assign(score=sweep.predict(tail, data["held_out"], decoder, device))
+        sweep.save_tail(folder, tail)
+        save_table(folder / "scores.csv", scores)
+    return unit
+
+
+def shuffle_by_patient(images: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """Labels of the images after the patients have exchanged theirs: ``(n,)`` int64, as many patients per class."""
+    patients = images.drop_duplicates("patient_id").set_index("patient_id")["label"]
+    exchanged = pd.Series(rng.permutation(patients.to_numpy()), index=patients.index)
+    return images["patient_id"].map(exchanged).to_numpy(dtype=np.int64)
+
+
 # ---------------------------------------------------------------- which images
 
 
@@ -215,31 +270,57 @@ def draw_background(run: Run, fold: int, n: int) -> np.ndarray:
 # ---------------------------------------------------------------- attributions
 
 
-def attributions_unit(run: Run, name: str, source: Unit | str, which: str) -> Unit:
-    """Unit of a classifier's attributions; `source` is its unit or hash, `which` a column of the images or all."""
+def explained(run: Run) -> dict[str, dict[str, Any]]:
+    """Tasks of `explain` by the names that readers see, the explained classifier's first (`peers`)."""
+    first, *others = peers(run).to_dict("records")
+    tasks = {"explained": {"name": first["hash"], "which": "all", "against": ""}}
+    tasks[Against.DRAWS.value] = {"name": "again", "against": Against.DRAWS}
+    for one in others:
+        against = Against.SEED if one["backbone"] == first["backbone"] else Against.NETWORK
+        tasks[f"{one['backbone']}, seed {one['seed']}"] = {"name": one["hash"], "trial": one, "against": against}
+    tasks[Against.UNTRAINED.value] = {"name": "untrained", "against": Against.UNTRAINED}
+    tasks[Against.SHUFFLED.value] = {"name": "shuffled", "against": Against.SHUFFLED}
+    return {key: {"run": run, "trial": first, "which": "compared", **task} for key, task in tasks.items()}
+
+
+def _source(run: Run, trial: dict[str, Any], against: str) -> Unit | str:
+    """Unit or name of the weights that are explained."""
+    if against == Against.UNTRAINED:
+        return trial["backbone"]
+    return shuffled_unit(run) if against == Against.SHUFFLED else sweep.classifier_unit(run, trial)
+
+
+def attributions_unit(run: Run, name: str, trial: dict[str, Any], which: str, against: str) -> Unit:
+    """Unit of the attributions of one of `explained`."""
     chosen = run.settings.shap
     settings = {"explainer": chosen.explainer, "n_samples": chosen.n_samples, "which": which}
     settings |= {"root_seed": run.settings.seed, "name": name}
-    inputs = [source, images_unit(run)]
+    inputs = [_source(run, trial, against), images_unit(run)]
     return run.unit("shap", "attributions", name, settings=settings, inputs=inputs, modules=["explain"])
 
 
-def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, which: str = "all") -> Explanation:
-    """Explain a classifier on the chosen images, unless that is done, and open the result.
+def explain(run: Run, name: str, trial: dict[str, Any], which: str, against: str) -> Explanation:
+    """Train and explain one of `explained`, unless that is done, and open the result.
 
-    `name` is the unit's folder and seeds its draws, so that no two maps share their noise; `source` is the classifier's
-    unit or hash; `classifier` gives the `networks.GreyClassifier` and is not called when the attributions are there.
-    `which` images: ``all``, or those of a column of their table (``compared``).
+    `name` is the unit's folder and seeds its draws, so that no two maps share their noise. `which` images: ``all``, or
+    those of a column of their table (``compared``). `against` is of `Against`; empty for the explained classifier.
     """
-    unit = attributions_unit(run, name, source, which)
-    picked = pick_images(run)
+    if against == Against.SHUFFLED:
+        train_shuffled(run)
+    elif against != Against.UNTRAINED:
+        sweep.train_again(run, trial)
+    unit, picked = attributions_unit(run, name, trial, which, against), pick_images(run)
     table = picked.load_table("table.csv").assign(outcome=lambda t: t["outcome"].fillna(""))
     rows = np.arange(len(table)) if which == "all" else np.flatnonzero(table[which])
     images = picked.load_array("images.npy")[rows]
     if not unit.done():
         chosen, device = run.settings.shap, engine.device(run.settings.engine)
         seed = unit_seed(run.settings.seed, "shap", name) % 2**32  # shap hands it to numpy's global generator
-        background, model = picked.load_array("background.npy"), classifier()
+        background = picked.load_array("background.npy")
+        if against == Against.UNTRAINED:
+            model = fresh_classifier(run, trial, seed=1, weights="random")
+        else:
+            model = open_classifier(run, trial, _source(run, trial, against))
         engine.announce(f"explaining {len(images)} images ({name})")
         with unit.writing(device=str(device), n_background=len(background)) as folder:
             outputs = explainers.log_odds(model, images, device)
@@ -251,17 +332,5 @@ def make_attributions(run: Run, name: str, source: Unit | str, classifier: Any, 
             save_table(folder / "additivity.csv", facts.assign(called=1.0 / (1.0 + np.exp(-outputs))))
             save_array(folder / "attributions.npy", values)
     joined = pd.concat([table.iloc[rows].reset_index(drop=True), unit.load_table("additivity.csv")], axis=1)
-    return Explanation(images, unit.load_array("attributions.npy"), joined, unit, run.settings.shap.smoothing)
-
-
-def explain_again(run: Run) -> Explanation:
-    """The explained classifier's attributions with other draws, as many, on the images that are compared."""
-    unit = sweep.train_again(run, trial(run))
-    return make_attributions(run, AGAIN, unit, lambda: open_classifier(run), "compared")
-
-
-def explain_trial(run: Run, wanted: dict[str, Any] | None = None, which: str = "all") -> Explanation:
-    """Train a trial of the sweep again and explain it, unless that is done; None is the one of section ``shap``."""
-    wanted = wanted or trial(run)
-    unit = sweep.train_again(run, wanted)
-    return make_attributions(run, wanted["hash"], unit, lambda: open_classifier(run, wanted), which)
+    values, smoothing = unit.load_array("attributions.npy"), run.settings.shap.smoothing
+    return Explanation(images, values, joined, unit, smoothing, against)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from nafld_utils import artifacts, engine, networks, phantom, preprocessing, statistics, sweep
+from nafld_utils import artifacts, engine, phantom, preprocessing, statistics, sweep
 from nafld_utils.artifacts import Run, Unit, save_array, save_json, save_table, unit_seed
 from nafld_utils.explain import attribution_units, explainers, map_measures, single_feature_study
-from nafld_utils.explain.attribution_units import Explanation
+from nafld_utils.explain.attribution_units import Against, Explanation, explain, shuffled_unit
 
 REVISION = ("stages.explain_truth", 2)
 
@@ -29,79 +27,6 @@ _STUDY_MODULES = (
     *("phantom", "phantom_anatomy", "preprocess", "folds", "backbones", "trial"),
     *("explain", "explain_truth", "feature_study", "cross_validated"),
 )
-
-
-class Against(StrEnum):
-    """What the explained classifier's maps are compared with, in the words that tables show and store."""
-
-    DRAWS = "same classifier, other draws"
-    SEED = "other training seed"
-    NETWORK = "other network"
-    UNTRAINED = "untrained network"
-    SHUFFLED = "labels shuffled between patients"
-    DIFFERENCE = "image minus the background's mean, no classifier"
-
-
-# ---------------------------------------------------------------- classifiers that have learnt nothing
-
-
-def shuffled_unit(run: Run) -> Unit:
-    """Unit of the explained trial, trained with labels shuffled between patients."""
-    wanted = attribution_units.trial(run)
-    return run.unit("shap", "shuffled", settings={}, inputs=[wanted["hash"]], modules=["trial", "stages.explain_truth"])
-
-
-def train_shuffled(run: Run) -> Unit:
-    """Train the explained trial with the labels of its training patients shuffled; does nothing when that is done.
-
-    Whole patients change labels, and synthetic images those of their place in the set, so that nothing is left to learn
-    but what tells these images apart by chance.
-    """
-    unit, wanted = shuffled_unit(run), attribution_units.trial(run)
-    if unit.done():
-        return unit
-    data = sweep.training_set(run, wanted)
-    seed = unit_seed(run.settings.seed, "shap shuffled", wanted["fold"])
-    rng, images = np.random.default_rng(seed), preprocessing.open_preprocessed(run).images
-    parts = [replace(part, labels=rng.permutation(part.labels)) for part in data["parts"]]
-    if data["n_real"]:  # the first part is of real images
-        real = data["parts"][0]
-        parts[0] = replace(real, labels=shuffle_by_patient(images.iloc[real.rows], rng))
-    device, (_, pretrained) = engine.device(run.settings.engine), attribution_units.network(run, wanted)
-    decoder = networks.Decoder(wanted["backbone"])
-    with unit.writing(device=str(device)) as folder:
-        tail = sweep.fresh_tail(pretrained, seed)
-        tail, _ = sweep.train_tail(tail, parts, sweep.options_of(run, wanted["arm"]), seed, decoder, device)
-        scores = data["images"][["image_id", "patient_id", "label"]]
-        scores = scores.assign(score=sweep.predict(tail, data["held_out"], decoder, device))
-        sweep.save_tail(folder, tail)
-        save_table(folder / "scores.csv", scores)
-    return unit
-
-
-def shuffle_by_patient(images: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Labels of the images after the patients have exchanged theirs: ``(n,)`` int64, as many patients per class."""
-    patients = images.drop_duplicates("patient_id").set_index("patient_id")["label"]
-    exchanged = pd.Series(rng.permutation(patients.to_numpy()), index=patients.index)
-    return images["patient_id"].map(exchanged).to_numpy(dtype=np.int64)
-
-
-def explain_shuffled(run: Run) -> Explanation:
-    """Attributions of the classifier with shuffled labels, on the images that are compared."""
-    unit = train_shuffled(run)
-    return attribution_units.make_attributions(
-        run, "shuffled", unit, lambda: attribution_units.open_classifier(run, unit=unit), "compared"
-    )
-
-
-def explain_untrained(run: Run) -> Explanation:
-    """Attributions of the same network with random weights throughout, on the images that are compared."""
-    wanted = attribution_units.trial(run)
-
-    def classifier() -> networks.GreyClassifier:
-        return attribution_units.fresh_classifier(run, wanted, seed=1, weights="random")
-
-    return attribution_units.make_attributions(run, "untrained", wanted["backbone"], classifier, "compared")
 
 
 # ---------------------------------------------------------------- the maps held against something
@@ -124,17 +49,22 @@ class Checks(NamedTuple):
 
 
 def explain_all(run: Run) -> dict[str, Explanation]:
-    """Attributions of every classifier that is compared, by name: the explained one's (``explained``) come first."""
-    first, *others = attribution_units.peers(run).to_dict("records")
-    found = {"explained": attribution_units.explain_trial(run, first)}
-    found[Against.DRAWS.value] = replace(attribution_units.explain_again(run), against=Against.DRAWS)
-    for one in others:
-        against = Against.SEED if one["backbone"] == first["backbone"] else Against.NETWORK
-        explained = attribution_units.explain_trial(run, one, "compared")
-        found[f"{one['backbone']}, seed {one['seed']}"] = replace(explained, against=against)
-    for against, explained in ((Against.UNTRAINED, explain_untrained(run)), (Against.SHUFFLED, explain_shuffled(run))):
-        found[against.value] = replace(explained, against=against)
-    return found
+    """Attributions of every classifier that is compared, by name: the explained one's (``explained``) come first.
+
+    The single-feature study, where it is made in this run, is made beside them, so that no core waits.
+    """
+    tasks = attribution_units.explained(run)
+    if run.settings.shap.feature_patients:
+        attribution_units.pick_images(run)
+        trials = [{"run": run, "trial": one} for one in attribution_units.peers(run).to_dict("records")]
+        kinds = {
+            "single-feature study": (make_feature, feature_tasks(run), feature_unit),
+            "classifier": (sweep.train_again, trials, sweep.classifier_unit),
+            "shuffled labels": (attribution_units.train_shuffled, [{"run": run}], shuffled_unit),
+            "attributions": (explain, [*tasks.values()], attribution_units.attributions_unit),
+        }
+        engine.map_kinds(kinds, run.settings.engine, "classifiers and single-feature study")
+    return {name: explain(**task) for name, task in tasks.items()}
 
 
 def checks_unit(run: Run, attributions: Iterable[Unit]) -> Unit:
@@ -290,6 +220,11 @@ def feature_options(run: Run) -> single_feature_study.Options:
     return single_feature_study.Options(*numbers, **shared, seed=run.settings.seed)
 
 
+def feature_tasks(run: Run) -> list[dict[str, Any]]:
+    """One task per feature; none where the study is not made in this run."""
+    return [{"run": run, "feature": name} for name in phantom.FEATURES if run.settings.shap.feature_patients]
+
+
 def feature_unit(run: Run, feature: str) -> Unit:
     """Unit of one feature's study."""
     settings = {"feature": feature, **vars(feature_options(run))}
@@ -322,7 +257,7 @@ def build_study(run: Run) -> Study:
 def _study(run: Run) -> Study:
     if not run.settings.shap.feature_patients:
         return stored_study()
-    tasks = [{"run": run, "feature": name} for name in phantom.FEATURES]
+    tasks = feature_tasks(run)
     engine.map_units(make_feature, tasks, run.settings.engine, "single-feature study", unit_of=feature_unit)
     rows, arrays = [], {}
     for task in tasks:
@@ -371,18 +306,10 @@ def study_revisions() -> dict[str, int]:
 
 def units(run: Run) -> list[Unit]:
     """Every unit stage 07 stands on."""
-    trials = attribution_units.peers(run).to_dict("records")
-    classifiers, shuffled = [sweep.classifier_unit(run, one) for one in trials], shuffled_unit(run)
-    explained = [
-        attribution_units.attributions_unit(run, one["hash"], unit, "compared" if i else "all")
-        for i, (one, unit) in enumerate(zip(trials, classifiers, strict=True))
-    ]
-    again = attribution_units.attributions_unit(run, attribution_units.AGAIN, classifiers[0], "compared")
-    explained.insert(1, again)
-    explained.append(attribution_units.attributions_unit(run, "untrained", trials[0]["backbone"], "compared"))
-    explained.append(attribution_units.attributions_unit(run, "shuffled", shuffled, "compared"))
-    out = [*classifiers, shuffled, attribution_units.images_unit(run), *explained, checks_unit(run, explained)]
-    return out + [feature_unit(run, name) for name in phantom.FEATURES if run.settings.shap.feature_patients]
+    classifiers = [sweep.classifier_unit(run, one) for one in attribution_units.peers(run).to_dict("records")]
+    explained = [attribution_units.attributions_unit(**task) for task in attribution_units.explained(run).values()]
+    made = [*classifiers, shuffled_unit(run), attribution_units.images_unit(run), *explained]
+    return [*made, checks_unit(run, explained), *(feature_unit(**task) for task in feature_tasks(run))]
 
 
 def main() -> None:

@@ -78,29 +78,41 @@ class Frames:
         """Features (n, d) of images (n, S, S) uint8."""
         return networks.extract(images, self.kind, self.weights, self.device, 16)[0]
 
-    def nearest_real(self, rows: np.ndarray) -> dict[str, networks.Nearest]:
-        """Distances, by measure, of the first stored crop of real images to every training patient."""
-        return self._nearest(self.data.pool[rows, 0], self._latents(self.moments[rows, 0]), self.features[rows, 0])
+    def nearest_real(self, rows: np.ndarray, pixels: networks.Nearest | None = None) -> dict[str, networks.Nearest]:
+        """Distances, by measure, of the first stored crop of real images to every training patient.
 
-    def near_real(self, rows: np.ndarray, own: np.ndarray | None = None) -> dict[str, pd.DataFrame]:
+        `pixels` are those that need not be searched for again, here as below.
+        """
+        latents, features = self._latents(self.moments[rows, 0]), self.features[rows, 0]
+        return self._nearest(self.data.pool[rows, 0], latents, features, pixels)
+
+    def near_real(
+        self, rows: np.ndarray, own: np.ndarray | None = None, pixels: networks.Nearest | None = None
+    ) -> dict[str, pd.DataFrame]:
         """`near` of the first stored crop of real images, without their `own` patients where these are given."""
-        found = self.nearest_real(rows)
+        found = self.nearest_real(rows, pixels)
         return {
             name: copy_rules.statistics(one if own is None else one.without_own(own)) for name, one in found.items()
         }
 
-    def near(self, images: np.ndarray, features: np.ndarray | None = None) -> dict[str, pd.DataFrame]:
+    def near(
+        self, images: np.ndarray, features: np.ndarray | None = None, pixels: networks.Nearest | None = None
+    ) -> dict[str, pd.DataFrame]:
         """`copy_rules.statistics`, by measure, of images (n, S, S) uint8, whose features may be known already."""
         if features is None:
             features = self.features_of(images)
         parts = [np.asarray(images[start : start + 256]) for start in range(0, len(images), 256)]
         latents = np.concatenate([self._latents(autoencoder.encode_images(self.stage, x, self.device)) for x in parts])
-        found = self._nearest(images, latents, features)
+        found = self._nearest(images, latents, features, pixels)
         return {name: copy_rules.statistics(one) for name, one in found.items()}
 
-    def _nearest(self, images: np.ndarray, latents: np.ndarray, features: np.ndarray) -> dict[str, networks.Nearest]:
-        frames, patients = np.asarray(self.data.resized[self.training]), self.patients[self.training]
-        found = {"pixels": networks.nearest_pixels(images, frames, patients, self.device)}
+    def _nearest(
+        self, images: np.ndarray, latents: np.ndarray, features: np.ndarray, pixels: networks.Nearest | None
+    ) -> dict[str, networks.Nearest]:
+        if pixels is None:
+            frames, patients = np.asarray(self.data.resized[self.training]), self.patients[self.training]
+            pixels = networks.nearest_pixels(images, frames, patients, self.device)
+        found = {"pixels": pixels}
         for name, queries in (("latents", latents), ("features", features)):
             flat = queries.reshape(len(queries), -1)
             found[name] = networks.nearest_features(flat, self.known[name], self.crop_patients, self.device)

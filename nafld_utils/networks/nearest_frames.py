@@ -56,6 +56,12 @@ class Nearest:
         distance = np.where(self.patients[None] == np.asarray(own)[:, None], np.inf, self.distance)
         return Nearest(self.patients, distance.astype(np.float32), self.row)
 
+    def among(self, rows: np.ndarray, patients: np.ndarray) -> Nearest:
+        """The same had only some rows been searched: `rows`, in ascending order, all frames of these `patients`."""
+        kept = np.flatnonzero(np.isin(self.patients, patients))
+        row = np.searchsorted(rows, self.row.take(kept, axis=1)).astype(np.int32)
+        return Nearest(self.patients[kept], self.distance.take(kept, axis=1), row)
+
 
 def nearest_features(
     queries: np.ndarray, reference: np.ndarray, patients: np.ndarray, device: Any = "cpu", chunk: int = 256

@@ -15,7 +15,7 @@ import pandas as pd
 from nafld_utils import engine, ldm, networks, preprocessing, sampling, statistics
 from nafld_utils.artifacts import Run, Unit, key_of, of_row, remembered, save_array, save_json, save_table, unit_seed
 from nafld_utils.networks import copy_rules
-from nafld_utils.params import SetName, listed
+from nafld_utils.params import SHARED, SetName, listed
 from nafld_utils.quality import copies
 from nafld_utils.quality.figures import WORDS
 
@@ -30,6 +30,40 @@ def conditioning_of(run: Run, generator: str) -> str:
     """Model whose autoencoder measures a generator's images: its own; a baseline's is that of the model beside it."""
     name = ldm.reference(run) if generator in sampling.BASELINES else SetName.of(generator).conditioning
     return ldm.owner(run, name)
+
+
+# ---------------------------------------------------------------- what every fold compares
+
+
+@remembered
+def search_unit(run: Run, name: str) -> Unit:
+    """Unit of the distances by pixels of a set that all folds share, real or synthetic, to every patient.
+
+    It spares folds the same search; what they read of it is what they would find, so that no other unit names it.
+    """
+    inputs = [preprocessing.preprocess_unit(run)]
+    if name != sampling.REAL:
+        inputs.append(sampling.synthetic_unit(**sampling.task_of(run, name, SHARED)))
+    return run.unit(FOLDER, "search", name, settings={}, inputs=inputs, modules=["memorization"])
+
+
+def search(run: Run, name: str) -> None:
+    """Find every patient's frame that is nearest to each image; writes ``patients.npy, distance.npy, row.npy``."""
+    data, device = preprocessing.open_preprocessed(run), engine.device(run.settings.engine)
+    images = data.pool[:, 0] if name == sampling.REAL else sampling.open_set(run, name, SHARED).images
+    with search_unit(run, name).writing(device=str(device)) as folder:
+        patients = data.images["patient_id"].to_numpy()
+        found = networks.nearest_pixels(images, np.asarray(data.resized), patients, device)
+        for key, array in vars(found).items():
+            save_array(folder / f"{key}.npy", array)
+
+
+def searched(run: Run, name: str, frames: ldm.Frames, rows: Any = slice(None)) -> networks.Nearest:
+    """What the search found of a set's images `rows` among a fold's training frames."""
+    unit = search_unit(run, name).require()
+    patients, *found = (unit.load_array(f"{key}.npy") for key in ("patients", "distance", "row"))
+    found = networks.Nearest(patients, *(array[rows] for array in found))
+    return found.among(frames.training, frames.patients[frames.training])
 
 
 # ---------------------------------------------------------------- what real patients look like
@@ -61,7 +95,8 @@ def make_reference(run: Run, owner: str, fold: int) -> None:
     unit = reference_unit(run, owner, fold)
     frames = frames_of(run, owner, fold)
     own, crop_patients, crops = frames.patients[frames.training], frames.crop_patients, frames.known["features"]
-    real, held = frames.near_real(frames.training, own), frames.near_real(frames.held_out)
+    pixels = [searched(run, sampling.REAL, frames, rows) for rows in (frames.training, frames.held_out)]
+    real, held = frames.near_real(frames.training, own, pixels[0]), frames.near_real(frames.held_out, None, pixels[1])
     limits = {name: copy_rules.thresholds(found, own) for name, found in real.items()}
     apart = copy_rules.statistics(networks.nearest_features(crops, crops, crop_patients).without_own(crop_patients))
     parts = []
@@ -114,7 +149,8 @@ def audit(run: Run, generator: str, fold: int) -> None:
     limits = pd.read_json(reference.file("thresholds.json")).to_dict()
     drawn, frames = sampling.open_set(run, generator, fold), frames_of(run, owner, fold)
     features, _ = sampling.load_features(run, run.settings.quality.features, generator, fold)
-    near = frames.near(drawn.images, features)
+    pixels = searched(run, generator, frames) if sampling.is_shared(generator) else None
+    near = frames.near(drawn.images, features, pixels)
     apart = pd.DataFrame({"distance": reference.load_array("apart.npy")})
     table = frames.table(near, limits).assign(authentic=copy_rules.authentic(near["features"], apart))
     facts = drawn.table[["synthetic_id", "label", "source_patient"]].reset_index(drop=True)
@@ -131,6 +167,10 @@ def release_unit(run: Run) -> Unit:
 
 def audit_copies(run: Run) -> None:
     """Everything of the copy audit that is not there yet, and the release list."""
+    if not all(unit.done() for unit in units(run)):
+        shared = [sampling.REAL, *filter(sampling.is_shared, sampling.generators(run))]
+        tasks = [{"run": run, "name": name} for name in shared]
+        engine.map_units(search, tasks, run.settings.engine, "nearest patients", unit_of=search_unit)
     engine.map_units(make_reference, reference_tasks(run), run.settings.engine, "real patients", unit_of=reference_unit)
     engine.map_units(audit, audit_tasks(run), run.settings.engine, "copy audit", unit_of=audit_unit)
     unit = release_unit(run)

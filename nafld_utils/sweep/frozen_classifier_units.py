@@ -6,7 +6,6 @@ that their AUC can be compared between runs; nothing here is trained by gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,26 +58,27 @@ def frozen_features(run: Run, crops: np.ndarray) -> np.ndarray:
     return networks.features(model, images, name, engine.device(run.settings.engine))
 
 
-def open_learners(run: Run) -> dict[str, tuple[np.ndarray, frozen_classifiers.Learner]]:
-    """Every learnt baseline by name: its features, made when they are not there, and what scores them."""
+def make_frozen(run: Run) -> None:
+    """Compute the frozen features of the real crops."""
     source = networks.hub_facts(run.settings.sweep.baseline_backbone, run.settings.sweep.baseline_weights)
-    features = _features(
-        frozen_unit(run), lambda: frozen_features(run, preprocessing.open_preprocessed(run).crops), **source
-    )
-    texture = _features(texture_unit(run), lambda: texture_features(preprocessing.open_preprocessed(run).crops))
+    with frozen_unit(run).writing(**source) as folder:
+        save_array(folder / "features.npy", frozen_features(run, preprocessing.open_preprocessed(run).crops))
+
+
+def make_texture(run: Run) -> None:
+    """Compute the texture features of the real crops."""
+    with texture_unit(run).writing() as folder:
+        save_array(folder / "features.npy", texture_features(preprocessing.open_preprocessed(run).crops))
+
+
+def open_learners(run: Run) -> dict[str, tuple[np.ndarray, frozen_classifiers.Learner]]:
+    """Every learnt baseline by name: its features (N, d), and what scores them."""
+    features, texture = (unit.load_array("features.npy") for unit in (frozen_unit(run), texture_unit(run)))
     return {
         frozen_classifiers.FEATURES_SVM: (features, frozen_classifiers.svm_scores),
         frozen_classifiers.FEATURES_LOGISTIC: (features, frozen_classifiers.linear_scores),
         frozen_classifiers.GLCM_SVM: (texture, frozen_classifiers.svm_scores),
     }
-
-
-def _features(unit: Unit, make: Callable[[], np.ndarray], **facts: str) -> np.ndarray:
-    """The unit's features (N, d), made when they are not there."""
-    if not unit.done():
-        with unit.writing(**facts) as folder:
-            save_array(folder / "features.npy", make())
-    return unit.load_array("features.npy")
 
 
 # ---------------------------------------------------------------- the tables
@@ -93,6 +93,15 @@ def scores_unit(run: Run) -> Unit:
     return run.unit("baselines", "scores", settings=settings, inputs=inputs, modules=modules)
 
 
+def make_scores(run: Run) -> None:
+    """Score held-out patients by every baseline that sees pixels."""
+    scores = _scores(open_learners(run), preprocessing.open_preprocessed(run), run.is_foreign)
+    table = frozen_classifiers.baseline_table(scores, run.settings.sweep.interval_method)
+    with scores_unit(run).writing() as folder:
+        save_table(folder / "scores.parquet", scores)
+        save_table(folder / "auc.csv", table)
+
+
 def no_pixels_unit(run: Run) -> Unit:
     """Unit of the baseline without pixels: what it knows of each patient, its held-out scores and their AUCs."""
     settings = {"seed": run.settings.seed, "interval": run.settings.sweep.interval_method}
@@ -102,10 +111,8 @@ def no_pixels_unit(run: Run) -> Unit:
 
 
 def make_no_pixels(run: Run) -> None:
-    """Score patients by a forest on what is known of them before a pixel is looked at; nothing to do when done."""
+    """Score patients by a forest on what is known of them before a pixel is looked at."""
     unit, method = no_pixels_unit(run), run.settings.sweep.interval_method
-    if unit.done():
-        return
     facts, images = without_pixels(run), preprocessing.open_preprocessed(run).images
     patients = images.groupby("patient_id")[["label", "fold"]].first()
     known = facts.loc[patients.index].to_numpy()
@@ -130,6 +137,14 @@ def spread_unit(run: Run) -> Unit:
     return run.unit(
         "baselines", "spread", settings=settings, inputs=[frozen_unit(run), texture_unit(run)], modules=modules
     )
+
+
+def make_spread(run: Run) -> None:
+    """Score the learnt baselines in many splits."""
+    splits, images = range(run.settings.sweep.baseline_splits), preprocessing.open_preprocessed(run).images
+    table = frozen_classifiers.split_spread(open_learners(run), images, run.settings.folds.n_splits, splits)
+    with spread_unit(run).writing() as folder:
+        save_table(folder / "auc.csv", table)
 
 
 def canary_unit(run: Run, part: int) -> Unit:
@@ -172,24 +187,18 @@ def build_baselines(run: Run) -> dict[str, pd.DataFrame]:
         ``auc`` (`frozen_classifiers.baseline_table`), ``scores`` (`frozen_classifiers.split_scores`), ``spread``
         (`frozen_classifiers.split_spread`), ``canary`` (`frozen_classifiers.canary`), ``canary_summary``.
     """
-    unit, spread = scores_unit(run), spread_unit(run)
-    chosen, n_splits = run.settings.sweep, run.settings.folds.n_splits
-    if not (unit.done() and spread.done()):
-        learners, data = open_learners(run), preprocessing.open_preprocessed(run)
-    if not unit.done():
-        scores = _scores(learners, data, run.is_foreign)
-        table = frozen_classifiers.baseline_table(scores, chosen.interval_method)
-        with unit.writing() as folder:
-            save_table(folder / "scores.parquet", scores)
-            save_table(folder / "auc.csv", table)
-    if not spread.done():
-        table = frozen_classifiers.split_spread(learners, data.images, n_splits, range(chosen.baseline_splits))
-        with spread.writing() as folder:
-            save_table(folder / "auc.csv", table)
-    engine.map_units(make_canary, canary_tasks(run), run.settings.engine, "canary", unit_of=canary_unit)
+    alone = [{"run": run}]
+    kinds = {
+        "frozen features": (make_frozen, alone, frozen_unit),
+        "texture features": (make_texture, alone, texture_unit),
+        "scores": (make_scores, alone, scores_unit),
+        "no pixels": (make_no_pixels, alone, no_pixels_unit),
+        "spread": (make_spread, alone, spread_unit),
+        "canary": (make_canary, canary_tasks(run), canary_unit),
+    }
+    engine.map_kinds(kinds, run.settings.engine, "baselines")
     shuffles = pd.concat([canary_unit(**task).load_table("auc.csv") for task in canary_tasks(run)], ignore_index=True)
-    make_no_pixels(run)
-    made = unit, no_pixels_unit(run)
+    made = scores_unit(run), no_pixels_unit(run)
     auc = pd.concat([one.load_table("auc.csv") for one in made], ignore_index=True)
     if run.is_foreign:  # what is published is about livers
         auc["byra"] = float("nan")
@@ -197,7 +206,7 @@ def build_baselines(run: Run) -> dict[str, pd.DataFrame]:
         "auc": auc,
         "scores": pd.concat([one.load_table("scores.parquet") for one in made], ignore_index=True),
         "canary": shuffles,
-        "spread": spread.load_table("auc.csv"),
+        "spread": spread_unit(run).load_table("auc.csv"),
         "canary_summary": frozen_classifiers.canary_summary(shuffles),
     }
 

@@ -171,7 +171,8 @@ def test_the_stage_explains_the_sweeps_own_classifier(swept, monkeypatch):
     again = unit.load_table("scores.csv")
     assert again["difference"].max() < 1e-6
     assert len(again) == 8
-    found = attribution_units.explain_trial(swept)
+    everything = explain.explain_all(swept)
+    found, again_drawn = (everything[name] for name in ("explained", attribution_units.Against.DRAWS))
     assert found.attributions.shape == found.images.shape == (len(found.table), 32, 32)
     np.testing.assert_allclose(found.attributions.sum(axis=(1, 2)), found.table["attributed"], rtol=1e-3, atol=1e-5)
     stored = attribution_units.open_classifier(swept)
@@ -179,11 +180,11 @@ def test_the_stage_explains_the_sweeps_own_classifier(swept, monkeypatch):
     real = found.table[found.table["origin"] == "held-out"].merge(again, left_on="name", right_on="image_id")
     # the sweep keeps features in half precision
     np.testing.assert_allclose(real["called"], real["score_stored"], atol=2e-3)
-    again, compared = attribution_units.explain_again(swept), found.table["compared"].to_numpy()
-    assert not np.array_equal(again.attributions, found.attributions[compared]), "other draws"
-    np.testing.assert_allclose(again.table["called"], found.table.loc[compared, "called"], atol=1e-6)
+    compared = found.table["compared"].to_numpy()
+    assert not np.array_equal(again_drawn.attributions, found.attributions[compared]), "other draws"
+    np.testing.assert_allclose(again_drawn.table["called"], found.table.loc[compared, "called"], atol=1e-6)
     monkeypatch.setattr(explainers, "attributions", None)
-    assert np.array_equal(attribution_units.explain_trial(swept).attributions, found.attributions), "made once"
+    assert np.array_equal(explain.explain_all(swept)["explained"].attributions, found.attributions), "made once"
 
 
 @pytest.mark.parametrize(("known", "quick"), [({}, False), ({"quick": True}, True)])
@@ -222,7 +223,7 @@ def test_synthetic_images_of_the_training_and_one_real_image_of_each_outcome(swe
 def test_any_trained_trial_can_be_explained(swept, overrides):
     """Real images alone have no synthetic set of their own: the model's images are explained as ones not trained on."""
     other = artifacts.open_run("smoke", {**overrides, "shap.arm": "real", "shap.rate": 0.0})
-    found = attribution_units.explain_trial(other)
+    found = explain.explain_all(other)["explained"]
     assert attribution_units.trial(other)["hash"] != attribution_units.trial(swept)["hash"]
     assert (found.table["origin"] == "synthetic").sum() == 4
     assert not found.table["in_training"].any()

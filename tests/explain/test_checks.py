@@ -1,6 +1,7 @@
 """What attributions are held against: known maps give known shares, curves and verdicts; the stage on a small run."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nafld_utils import artifacts, explain, params, preprocessing, views
-from nafld_utils.explain import check_units, explainers, figures, map_measures, verdict
+from nafld_utils import artifacts, engine, explain, params, phantom, preprocessing, views
+from nafld_utils.explain import attribution_units, check_units, explainers, figures, map_measures, verdict
 from nafld_utils.phantom import TISSUES
 
 pytestmark = pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
@@ -305,7 +306,7 @@ def test_a_cohort_without_masks_is_told_so_and_keeps_the_rest(swept, everything,
 
 def test_labels_are_shuffled_by_patient():
     images = pd.DataFrame({"patient_id": np.repeat(np.arange(20), 3), "label": np.repeat(np.arange(20) % 2, 3)})
-    label = check_units.shuffle_by_patient(images, np.random.default_rng(0))
+    label = attribution_units.shuffle_by_patient(images, np.random.default_rng(0))
     by_patient = images.assign(label=label).groupby("patient_id")["label"]
     assert (by_patient.min() == by_patient.max()).all()
     assert by_patient.first().sum() == 10
@@ -320,6 +321,55 @@ def test_the_seeds_of_a_network_are_all_compared(swept, overrides):
     table = check_units.compare(other, explain.explain_all(other)).set_index("with_")
     assert table.loc[check_units.Against.SEED, ["n_maps", "n_images"]].tolist() == [2, other.settings.shap.n_compared]
     assert np.isfinite(table.loc[check_units.Against.SEED, "agreement"])
+
+
+def test_beside_the_study_the_same_is_made_and_a_failed_feature_takes_nothing_down(swept, overrides, monkeypatch):
+    """Attributions to the bit, in one call with a study that fails; the next call makes the study and nothing else."""
+    alone = explain.explain_all(artifacts.open_run("smoke", {**overrides, "shap.n_samples": 6}))
+    other = artifacts.open_run("smoke", {**overrides, "shap.n_samples": 6, "shap.feature_patients": 8})
+    for one in alone.values():
+        shutil.rmtree(one.unit.path)
+    shutil.rmtree(attribution_units.shuffled_unit(other).path)
+
+    def fails(run, feature):
+        raise ValueError("a word")
+
+    monkeypatch.setattr(check_units, "make_feature", fails)
+    said = r"single-feature study: 3 of 9 units failed, the first \(kind=single-feature study, .*a word; the others are"
+    with pytest.raises(engine.UnitError, match=said):
+        explain.explain_all(other)
+    for one in alone.values():
+        np.testing.assert_array_equal(one.unit.load_array("attributions.npy"), one.attributions)
+
+    made = []
+
+    def makes(run, feature):
+        made.append(feature)
+        with check_units.feature_unit(run, feature).writing() as folder:
+            artifacts.save_json(folder / "rows.json", check_units.stored_study().table.to_dict("records")[:1])
+
+    monkeypatch.setattr(check_units, "make_feature", makes)
+    monkeypatch.setattr(explainers, "attributions", None)
+    assert list(explain.explain_all(other)) == list(alone)
+    assert made == list(phantom.FEATURES)
+    assert len(explain.build_study(other).table) == len(made) == 3
+    assert {unit.path for unit in explain.units(other) if not unit.done()} == {
+        check_units.checks_unit(other, [one.unit for one in alone.values()]).path
+    }
+
+
+def test_no_attributions_begin_before_the_training_that_they_are_of(swept, overrides, monkeypatch):
+    """By what a unit says that it reads, since another process would train the same a second time."""
+    other, seen = artifacts.open_run("smoke", {**overrides, "shap.n_samples": 7, "shap.feature_patients": 8}), {}
+    monkeypatch.setattr(engine, "map_kinds", lambda kinds, *_: seen.update(kinds))
+    explain.explain_all(other)
+    units = {kind: [unit_of(**task) for task in tasks] for kind, (_, tasks, unit_of) in seen.items()}
+    trained = {unit.hash for kind in ("classifier", "shuffled labels") for unit in units[kind]}
+    reads = [len(trained & set(unit.recipe["inputs"])) for unit in units["attributions"]]
+    assert reads == [1, 1, 0, 1], "explained, other draws, untrained, shuffled"
+    made = {unit.path for some in units.values() for unit in some}
+    left = [unit.path.name for unit in explain.units(other) if unit.path not in made]
+    assert left == ["images", "checks"]
 
 
 # ---------------------------------------------------------------- what is stored

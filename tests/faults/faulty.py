@@ -68,6 +68,8 @@ PRELOAD = [*(f"nafld_utils.{room}.{name}" for room, names in ROOMS.items() for n
 
 # ---------------------------------------------------------------- the steps of a run
 
+AT_ONCE = "autoencoders to GAN"  # what the notebook does with these four steps
+
 
 def open_run(**overrides):
     """The small run under ``$NAFLD_ROOT``."""
@@ -101,6 +103,7 @@ def steps():
         "latents": ("03", lambda run: _units(ldm.make_latents, ldm.latent_tasks(run), ldm.latents_unit)),
         "denoisers": ("03", lambda run: _units(ldm.train_ldm, ldm.denoiser_units.tasks(run), ldm.ldm_unit)),
         "gan": ("03", lambda run: _units(ldm.train_gan, ldm.gan_units.tasks(run), ldm.gan_unit)),
+        AT_ONCE: ("03", ldm.train_all),
         "sets": ("04", lambda run: _units(sampling.make_set, sampling.tasks(run), sampling.synthetic_unit)),
         "conditions": ("04", conditions),
         "comparison": ("04", sampling.compare_samplers),
@@ -399,8 +402,8 @@ PROMISES = {
     "kill": (
         "A process killed at any time costs no result: the next run ends with equal content and makes nothing again"
         " that was finished",
-        "SIGKILL before random changes of files and at random moments, in every step of all eight stages; two notebooks"
-        " through make, with and without their kernel",
+        "SIGKILL before random changes of files and at random moments, in every step of all eight stages, and of"
+        " workers of stage 03; two notebooks through make, with and without their kernel",
     ),
     "checkpoints": (
         "A training killed in the midst of a checkpoint ends with the weights of one that was not, to the bit",

@@ -1,5 +1,6 @@
 """Every stage killed with SIGKILL at random places and resumed: it ends with what an undisturbed run ends with."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import time
 
 import faulty
+import psutil
 import pytest
 from faulty import assert_same, fingerprint, manifests, perform
 from project import PROJECT, make_command, run_make
@@ -85,7 +87,35 @@ def test_the_steps_make_every_unit_that_the_notebooks_finish_on(calm, monkeypatc
     assert [unit.path for unit in made if not unit.done()] == []
     assert {path.name for path in (run.root / "shap").iterdir()} >= {"checks"}
     assert {path.name for path in (run.root / "turing").iterdir()} == {"set", "page", "analysis"}
-    assert set(faulty.STEPS) == set(faulty.steps())
+    assert {*faulty.STEPS, faulty.AT_ONCE} == set(faulty.steps())
+
+
+@pytest.mark.promise("kill")
+def test_a_worker_killed_while_all_networks_are_trained_in_one_call_costs_no_result(calm, tmp_path, record_property):
+    root, rng = calm.before("autoencoders", tmp_path / "work"), random.Random(f"{faulty.SEED} workers")
+    there, n_kills = len(manifests(root)), 0
+    driver = faulty.start(root, [faulty.AT_ONCE], overrides={"engine.mode": "local", "engine.n_workers": 2})
+    faulty.begin(driver)
+    for n_made in sorted(rng.sample(range(8), 2)):
+        while driver.is_alive() and (len(manifests(root)) < there + n_made or not workers_of(driver.pid)):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 1))
+        for worker in workers_of(driver.pid)[:1]:
+            os.kill(worker, signal.SIGKILL)
+            n_kills += 1
+    ended, note = faulty.end(driver), f"repeat with NAFLD_FAULT_SEED={faulty.SEED}"
+    assert ended.code == 0, f"{note}\n{ended.said[-3000:]}"
+    assert n_kills, f"no kill came in time, {note}"
+    found = {name: value for name, value in fingerprint(root).items() if not name.startswith("over_training/")}
+    assert_same(found, calm.after("gan"))
+    record_property("cases", n_kills)
+
+
+def workers_of(driver):
+    """Processes that make the units of a driver; none where it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [one.pid for one in psutil.Process(driver).children() if "spawn_main" in " ".join(one.cmdline())]
+    return []
 
 
 # ---------------------------------------------------------------- through make

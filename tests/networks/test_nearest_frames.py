@@ -95,6 +95,18 @@ def test_batches_do_not_change_the_result():
     assert (a.row == b.row).all()
 
 
+def test_some_patients_of_a_search_are_a_search_among_them():
+    """Patients need not come in order, nor stand together."""
+    frames, queries, patients = smooth(9), smooth(4, seed=1), np.array([5, 2, 5, 9, 2, 7, 9, 9, 5])
+    rows = np.flatnonzero(np.isin(patients, [9, 2]))
+    found = networks.nearest_pixels(queries, frames, patients).among(rows, patients[rows])
+    wanted = networks.nearest_pixels(queries, frames[rows], patients[rows])
+    assert found.patients.tolist() == [2, 9]
+    assert (found.row == wanted.row).all()
+    assert (found.row.dtype, found.row.flags.c_contiguous) == (wanted.row.dtype, True)
+    assert found.distance == pytest.approx(wanted.distance, abs=1e-6)
+
+
 def test_nearest_frame_of_every_patient():
     found = networks.nearest_features(np.array([[0.0], [10.0]]), np.array([[1.0], [4.0], [9.0]]), np.array([7, 7, 2]))
     assert found.patients.tolist() == [2, 7]

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,10 @@ import pytest
 import torch
 from toy_frames import smooth
 
-from nafld_utils import cohort, ldm, networks, params, statistics
+from nafld_utils import artifacts, cohort, engine, ldm, networks, params, preprocessing, sampling, statistics
 from nafld_utils.images import extract_crop, resize_box, whole_box
 from nafld_utils.networks import copy_rules
-from nafld_utils.quality import copies
+from nafld_utils.quality import copies, copy_units
 
 
 def rng(seed=0):
@@ -260,8 +261,6 @@ def test_memory_stays_flat_with_the_number_of_images():
 
 def test_shares_of_copies_are_bounded_where_nothing_and_where_one_is_flagged(monkeypatch):
     """No "nan%" where every fold has none, and one flagged image is no lower bound above chance."""
-    from nafld_utils.quality import copy_units
-
     near = {f"{name}_near": False for name in copy_rules.MEASURES}
     facts = {"pixels_patient": "a", "authentic": True, "source_patient": [-1] * 8, "fold": [0, 0, 1, 1, 2, 2, 3, 3]}
     some = pd.DataFrame({"generator": "gan", "copy": [True] + [False] * 7, **facts, **near})
@@ -275,3 +274,40 @@ def test_shares_of_copies_are_bounded_where_nothing_and_where_one_is_flagged(mon
     for name in ("class", copy_units.HELD_OUT):
         assert found.loc[name, ["low", "high"]].tolist() == pytest.approx(statistics.exact_interval(0, 8))
     assert "nan" not in " ".join(copy_units.reading(None))
+
+
+def test_a_fold_reads_of_the_common_search_what_its_own_would_find(tmp_path, monkeypatch):
+    """Of simulated patients and of real ones, training and held out, in three folds of two patients with two frames."""
+    monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
+    run = artifacts.open_run("smoke", {"engine.device": "cpu"})
+    patient = np.array([4, 1, 4, 6, 2, 6, 1, 3, 2, 5, 5, 3])
+    facts = pd.DataFrame({"patient_id": patient, "fold": patient % 3})
+    data = SimpleNamespace(images=facts, pool=smooth(24, seed=1).reshape(12, 2, 64, 64), resized=smooth(12))
+    drawn = SimpleNamespace(images=smooth(5, seed=2))
+    monkeypatch.setattr(preprocessing, "open_preprocessed", lambda run: data)
+    monkeypatch.setattr(sampling, "open_set", lambda *_: drawn)
+    for name in (sampling.REAL, params.SIMULATED):
+        copy_units.search(run, name)
+    for fold in range(3):
+        training, held_out = (np.flatnonzero(known) for known in (patient % 3 != fold, patient % 3 == fold))
+        frames = SimpleNamespace(training=training, patients=patient)
+        queries = {rows.tobytes(): (sampling.REAL, data.pool[rows, 0], rows) for rows in (training, held_out)}
+        for name, images, *rows in [*queries.values(), (params.SIMULATED, drawn.images)]:
+            found = copy_units.searched(run, name, frames, *rows)
+            wanted = networks.nearest_pixels(images, data.resized[training], patient[training])
+            assert found.patients.tolist() == wanted.patients.tolist()
+            assert (found.row == wanted.row).all()
+            assert found.distance == pytest.approx(wanted.distance, abs=1e-6)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_the_common_search_is_made_where_an_audit_needs_it_and_nowhere_else(monkeypatch, done):
+    run, seen = artifacts.open_run("smoke", {}), []
+    ready, missing = (SimpleNamespace(done=lambda done=done: done) for done in (True, False))
+    monkeypatch.setattr(copy_units, "units", lambda run: [ready, ready if done else missing])
+    monkeypatch.setattr(copy_units, "release_unit", lambda run: ready)
+    monkeypatch.setattr(engine, "map_units", lambda function, tasks, *_, **__: seen.append((function.__name__, tasks)))
+    copy_units.audit_copies(run)
+    names = [task["name"] for function, tasks in seen for task in tasks if function == "search"]
+    assert names == ([] if done else ["real", "simulated"])
+    assert [function for function, _ in seen][-2:] == ["make_reference", "audit"]
