@@ -85,7 +85,7 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _execute(options: argparse.Namespace) -> int:
-    run = _open(options)
+    run = _open(options, settled=True)
     pipeline.preflight(run)
     try:
         pipeline.run_notebook(run, options.stage, (options.notebooks / f"{options.stage}.ipynb").absolute())
@@ -97,12 +97,12 @@ def _execute(options: argparse.Namespace) -> int:
 
 
 def _render(options: argparse.Namespace) -> int:
-    report.write_notebook(_open(options), options.stage)
+    report.write_notebook(_open(options, settled=True), options.stage)
     return 0
 
 
 def _index(options: argparse.Namespace) -> int:
-    print(f"report: {report.write_index(_open(options))}")
+    print(f"report: {report.write_index(_open(options, settled=True))}")
     return 0
 
 
@@ -160,8 +160,8 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.main(["--data", options.data] if options.data else [])
 
 
-def _open(options: argparse.Namespace) -> artifacts.Run:
-    """The run that make was asked for, never the one that JupyterLab has open."""
+def _open(options: argparse.Namespace, settled: bool = False) -> artifacts.Run:
+    """The run that make was asked for, never the one that JupyterLab has open; `settled`: after make's ``resolve``."""
     if "run" in params.parse_overrides(options.set):
         raise params.SettingsError("SET: expected settings, found run; name the run with RUN=<name>.")
 
@@ -170,7 +170,7 @@ def _open(options: argparse.Namespace) -> artifacts.Run:
 
     run = opened(options.set)
     own = run.is_smoke and run.settings.cohort.source == "file"
-    if own and (more := pipeline.images_for_smoke(run)):
+    if own and (more := pipeline.images_for_smoke(run, settled)):
         run = opened({**params.parse_overrides(options.set), "sampling.n_images": more})
     pipeline.check_same_cohort(run)
     return run

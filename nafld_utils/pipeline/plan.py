@@ -8,12 +8,14 @@ a factor of about three.
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from nafld_utils import cohort, preprocessing, sweep
+from nafld_utils import artifacts, cohort, preprocessing, sweep
 from nafld_utils.artifacts import Run
 from nafld_utils.params import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TRAINED = 1.05e-8  # seconds per image, step and unit of `_work`, of a denoiser's training
 PASS = (6e-3, 6e-9)  # seconds per image and pass of a sampler: fixed, and per unit of `_work`
@@ -66,15 +68,19 @@ def plan_text(run: Run) -> str:
     )
 
 
-def images_for_smoke(run: Run) -> int | None:
+def images_for_smoke(run: Run, settled: bool = False) -> int | None:
     """The ``sampling.n_images`` that a smoke run on a cohort of the user's needs where it has less, else None.
 
     The smoke profile only shows that every stage runs, so that a cohort must not stop it for want of images. A number
-    that the user has given stays, and what is wrong with the cohort is said by whom it concerns.
+    that the user has given stays, and what is wrong with the cohort is said by whom it concerns. `settled`: the number
+    that ``resolve`` has stored for the same settings is taken, without a look at the cohort.
     """
-    s = run.settings
-    if "sampling.n_images" in run.overrides:
+    s, key = run.settings, "sampling.n_images"
+    if key in run.overrides:
         return None
+    stored = (artifacts.load_record(run.root / "settings" / "run.json") or {}).get("overrides", {}) if settled else {}
+    if stored and stored in (run.overrides, {**run.overrides, key: stored.get(key)}):
+        return stored.get(key)
     with contextlib.suppress(ValueError, OSError):
         least = sweep.trial_grid.least_images(folded(run, cohort.outlined(run).images), s)
         return least if least > s.sampling.n_images else None

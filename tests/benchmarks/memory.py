@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 PEAK_RESET = Path("/proc/self/clear_refs")  # of Linux; elsewhere the peak of a process counts from its start
 
 
 def reset_peak(device: Any = "cpu") -> None:
     """Let `peak_gib` count from here on; does nothing for a CPU without `PEAK_RESET`."""
-    if torch.device(device).type == "cuda":
+    if _is_gpu(device):
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
     elif PEAK_RESET.exists():
         PEAK_RESET.write_text("5", encoding="ascii")
@@ -27,7 +28,9 @@ def peak_gib(device: Any = "cpu", since_reset: bool = False) -> float:
 
     On Linux ``VmHWM``: ``ru_maxrss`` of a child process begins at what its parent held when it was started.
     """
-    if torch.device(device).type == "cuda":
+    if _is_gpu(device):
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**30
     if since_reset and not PEAK_RESET.exists():
         return float("nan")
@@ -37,6 +40,10 @@ def peak_gib(device: Any = "cpu", since_reset: bool = False) -> float:
     except (OSError, StopIteration):
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return held / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes
+
+
+def _is_gpu(device: Any) -> bool:
+    return str(device).startswith("cuda")
 
 
 class Watched:

@@ -125,18 +125,16 @@ def test_two_networks_in_a_process_are_compiled_for_the_sizes_they_meet(graphs):
     assert {type(size) for size in sizes} == {int}, "no size is a symbol"
 
 
-def test_more_sizes_are_compiled_than_torch_allows_by_itself(graphs, monkeypatch):
-    allowed = 8
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", allowed)
-
+def test_more_sizes_are_compiled_than_torch_allows_by_itself(graphs):
     class Small(torch.nn.Module):
         def forward(self, z):
             return 2 * z
 
-    one = SimpleNamespace(unet=Small())
-    ldm.compile_network(one, graphs.backend)
-    for n in range(2, 14):
-        one.unet(torch.zeros(n))
+    one, allowed = SimpleNamespace(unet=Small()), 8
+    with torch._dynamo.config.patch(recompile_limit=allowed):  # monkeypatch would take the name away for good
+        ldm.compile_network(one, graphs.backend)
+        for n in range(2, 14):
+            one.unet(torch.zeros(n))
     assert len(graphs.seen) == 12 > allowed
 
 

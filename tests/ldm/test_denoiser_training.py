@@ -424,7 +424,7 @@ def test_validation_of_a_compiled_training_makes_no_graph_of_its_own():
         return module.forward
 
     chosen, data = settings(), pool("class")
-    training = ldm.start_training(tiny("class"), chosen)
+    training = ldm.start_training(tiny("class", channel_mult=[1]), chosen)
     ldm.compile_network(training.denoiser, backend)
     steps = ldm.train(training, data, data, chosen, "l2", noiser("class"), 3, CPU)
     for _ in range(3):

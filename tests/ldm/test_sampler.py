@@ -67,11 +67,11 @@ def test_an_image_depends_to_the_bit_on_its_seed_and_not_on_its_neighbours(denoi
 
 
 def test_fast_solvers_end_where_ddim_ends_in_far_more_steps(denoiser, options):
-    slow = draw(denoiser, options, [1, 2], steps=250)
+    slow = draw(denoiser, options, [1, 2], steps=125)
     coarse = draw(denoiser, options, [1, 2], steps=25)
     for scheduler in ("dpmsolver++", "unipc"):
         fast = draw(denoiser, options, [1, 2], steps=25, scheduler=scheduler)
-        assert (fast - slow).abs().mean() < 0.5 * (coarse - slow).abs().mean(), scheduler
+        assert (fast - slow).abs().mean() < 0.45 * (coarse - slow).abs().mean(), scheduler
     with pytest.raises(ValueError, match="scheduler must be ddim"):
         sampler.build_sampler(options, "euler")
 

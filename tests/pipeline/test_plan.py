@@ -104,6 +104,18 @@ def test_smoke_draws_as_many_images_as_a_small_cohort_takes(folder, capsys):
     assert "sampling.n_images is 24, too few" in capsys.readouterr().out, "a number of the user's stays"
 
 
+@pytest.mark.parametrize("stored", [{}, {"sampling.n_images": 777}])
+def test_what_resolve_settled_is_taken_without_a_look_at_the_cohort(folder, stored, monkeypatch):
+    monkeypatch.setenv("NAFLD_ROOT", str(folder.parent / "work"))
+    run = artifacts.open_run("smoke", f"{CLASSES} cohort.leave_out=[mass]", run="again", data=str(folder))
+    looked = pipeline.images_for_smoke(run)
+    artifacts.save_json(run.root / "settings" / "run.json", {"profile": "smoke", "overrides": run.overrides | stored})
+    assert pipeline.images_for_smoke(run, settled=True) == stored.get("sampling.n_images")
+    assert pipeline.images_for_smoke(run) == looked > 24, "resolve looks anew"
+    other = artifacts.open_run("smoke", {**run.overrides, "folds.n_splits": 3})
+    assert pipeline.images_for_smoke(other, settled=True) == pipeline.images_for_smoke(other), "of other settings"
+
+
 def pipeline_run(folder):
     return folder.parent / "work" / "artifacts" / "small" / "settings" / "run.json"
 
