@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ).split(),
         "roc": (
             "ANY GIVEN GIVEN_SEEDS Interval MeanInterval NO_SPREAD OVER_PATIENTS POSITIVE SHARE SIGNED auc "
-            "checked clustered_share exact_interval over_folds paired_t patient_codes stated student_t_interval wilson"
+            "checked clustered_share exact_interval over_folds paired_t patient_codes stated student_t_interval"
         ).split(),
     },
 )

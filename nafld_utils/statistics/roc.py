@@ -158,15 +158,6 @@ def exact_interval(n_right: int, n: int) -> tuple[float, float]:
     return tuple(map(float, scipy.stats.binomtest(n_right, n).proportion_ci(0.95, "exact")))
 
 
-def wilson(n_right: Any, n: Any) -> tuple[Any, Any]:
-    """Wilson's 95 % interval of a share, `n_right` of `n` independent tries, numbers or arrays."""
-    share, z = n_right / n, -scipy.special.ndtri(0.025)
-    whole = 1 + z**2 / n
-    middle = (share + z**2 / (2 * n)) / whole
-    half = z * np.sqrt(share * (1.0 - share) / n + z**2 / (4.0 * n**2)) / whole
-    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
-
-
 def clustered_share(found: Any, cluster: Any) -> MeanInterval:
     """Share of true entries of `found` (n,) with an exact 95 % interval over clusters (n,), such as patients.
 

@@ -86,6 +86,8 @@ def calibration_bins(label: Any, scores: Any, n_bins: int = 5) -> pd.DataFrame:
     patients), ``n``; one row per bin, fewer where probabilities tie. Choice: five bins, so that 55 patients leave
     eleven in each.
     """
+    from statsmodels.stats.proportion import proportion_confint
+
     label, scores = _probabilities(label, scores)
     table = pd.DataFrame({"predicted": scores.mean(axis=0), "observed": label.astype(float)})
     flat = np.ptp(table["predicted"]) == 0
@@ -94,7 +96,7 @@ def calibration_bins(label: Any, scores: Any, n_bins: int = 5) -> pd.DataFrame:
         predicted=("predicted", "mean"), observed=("observed", "mean"), n=("observed", "size")
     )
     hits = (out["observed"] * out["n"]).round()
-    out["low"], out["high"] = statistics.wilson(hits, out["n"])
+    out["low"], out["high"] = proportion_confint(hits, out["n"], method="wilson")
     return out[["predicted", "observed", "low", "high", "n"]].reset_index(drop=True)
 
 

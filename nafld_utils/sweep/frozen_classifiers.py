@@ -299,9 +299,11 @@ def canary_summary(table: pd.DataFrame) -> pd.DataFrame:
     ``split, shuffles, mean_auc, low, high`` (Student t over shuffles, NaN for one), ``sd, covers, covers_low,
     covers_high`` (share, Wilson 95 %), ``over``.
     """
+    from statsmodels.stats.proportion import proportion_confint
+
     rows = []
     for split, part in table.groupby("split", sort=False):
-        held = statistics.wilson(part["covers"].sum(), len(part))
+        held = proportion_confint(part["covers"].sum(), len(part), method="wilson")
         spread = part["auc"].std(ddof=1)
         mean = statistics.over_folds(part["auc"], statistics.SHARE)
         rows.append((split, len(part), *mean, spread, part["covers"].mean(), *held))

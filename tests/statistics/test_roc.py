@@ -154,14 +154,6 @@ def test_scores_that_know_nothing_have_an_auc_of_half_on_average():
     assert np.mean(aucs) == pytest.approx(0.5, abs=0.03)
 
 
-def test_wilsons_interval_equals_statsmodels():
-    from statsmodels.stats.proportion import proportion_confint
-
-    n = np.repeat([1, 7, 400], 3)
-    right = n * np.tile([0, 1, 0.5], 3)
-    np.testing.assert_allclose(statistics.wilson(right, n), proportion_confint(right, n, method="wilson"), rtol=1e-12)
-
-
 def test_shares_of_clusters_have_exact_bounds_that_never_miss_zero():
     """Against scipy where clusters are rows, statsmodels' beta limits for the worth of larger ones, hand-counted."""
     from statsmodels.stats.proportion import proportion_confint
