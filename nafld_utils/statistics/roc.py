@@ -153,9 +153,11 @@ def stated(over: str, low: float, why: str = NO_SPREAD) -> str:
     return over if np.isfinite(low) else why
 
 
-def exact_interval(n_right: int, n: int) -> tuple[float, float]:
+def exact_interval(n_right: float, n: float) -> tuple[float, float]:
     """Exact binomial (Clopper-Pearson) 95 % interval of a share: `n_right` of `n` independent tries."""
-    return tuple(map(float, scipy.stats.binomtest(n_right, n).proportion_ci(0.95, "exact")))
+    low = 0.0 if n_right == 0 else scipy.special.betaincinv(n_right, n - n_right + 1, 0.025)
+    high = 1.0 if n_right == n else scipy.special.betaincinv(n_right + 1, n - n_right, 0.975)
+    return float(low), float(high)
 
 
 def clustered_share(found: Any, cluster: Any) -> MeanInterval:
@@ -174,9 +176,7 @@ def clustered_share(found: Any, cluster: Any) -> MeanInterval:
     off = np.bincount(code, found - share)
     variance = n_clusters / max(n_clusters - 1, 1) * float((off**2).sum()) / n**2
     tries = float(np.clip(share * (1 - share) / variance, n_clusters, n)) if variance > 0 else float(n_clusters)
-    low = 0.0 if share == 0 else scipy.special.betaincinv(tries * share, tries * (1 - share) + 1, 0.025)
-    high = 1.0 if share == 1 else scipy.special.betaincinv(tries * share + 1, tries * (1 - share), 0.975)
-    return MeanInterval(share, float(low), float(high))
+    return MeanInterval(share, *exact_interval(tries * share, tries))
 
 
 def paired_t(new: Any, base: Any, within: tuple[float, float] = ANY) -> PairedT:

@@ -154,8 +154,14 @@ def test_scores_that_know_nothing_have_an_auc_of_half_on_average():
     assert np.mean(aucs) == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize(("n_right", "n"), [(0, 1), (1, 1), (0, 8), (1, 8), (8, 8), (5, 64), (371, 400)])
+def test_the_exact_interval_equals_scipys(n_right, n):
+    wanted = scipy_stats.binomtest(n_right, n).proportion_ci(0.95, "exact")
+    assert statistics.exact_interval(n_right, n) == pytest.approx(tuple(wanted), rel=1e-9)
+
+
 def test_shares_of_clusters_have_exact_bounds_that_never_miss_zero():
-    """Against scipy where clusters are rows, statsmodels' beta limits for the worth of larger ones, hand-counted."""
+    """Exact where clusters are rows, statsmodels' beta limits for the worth of larger ones, hand-counted."""
     from statsmodels.stats.proportion import proportion_confint
 
     found = [1] + [0] * 63
