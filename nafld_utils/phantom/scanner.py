@@ -95,6 +95,7 @@ class Patient:
         self.overlay = overlays.draw_settings(rng)
         self.gain_map, self.noise_map = self._draw_gain(d)
         self._place_scatterers(rng)
+        self._last = (None, ())
 
     def _draw_gain(self, d):
         """Amplitude of signal and of noise on the polar grid: attenuation, time-gain, contact and shadows."""
@@ -145,31 +146,40 @@ class Patient:
         which persistence needs. In homogeneous tissue its mean over its standard deviation is 1.91 (Rayleigh).
         """
         rng = np.random.default_rng([*self._key, 1, frame + 1])
-        dx, dz = self._displacement(frame, self._x, self._z)
-        x, z = self._x + dx, self._z + dz
-        radius, angle = np.hypot(x, z), np.arctan2(x, z)
+        cell, along, across = self._placed(frame)
         share = np.float32(self.static_share)
         fresh = rng.standard_normal(N_SCATTERERS, dtype=np.float32)
         amplitude = self._weight * (np.sqrt(share) * self._static + np.sqrt(1 - share) * fresh)
-        # radians per pixel of the anatomy, one way
-        wave_number = 2 * np.pi / (self.d["speed_of_sound"] / self.frequency) * self.d["anatomy_mm"]
-        phase = np.float32(2 * wave_number) * radius[:N_SCATTERERS]
-        real = np.concatenate([amplitude * np.cos(phase), self._specular.real])
-        imag = np.concatenate([amplitude * np.sin(phase), self._specular.imag])
-        step = np.radians(2 * MAX_ANGLE) / (N_ANGLE - 1)
-        row, col = (
-            np.rint(radius / np.float32(self.step)).astype(np.int32),
-            np.rint((angle + np.radians(MAX_ANGLE)) / step).astype(np.int32),
-        )
-        np.clip(row, 0, N_RANGE - 1, out=row)
-        np.clip(col, 0, N_ANGLE - 1, out=col)
-        cell = row * N_ANGLE + col
+        real = np.concatenate([amplitude * along, self._specular.real])
+        imag = np.concatenate([amplitude * across, self._specular.imag])
         grid = np.empty((N_RANGE, N_ANGLE), np.complex64)
         grid.real = np.bincount(cell, real, N_RANGE * N_ANGLE).reshape(grid.shape)
         grid.imag = np.bincount(cell, imag, N_RANGE * N_ANGLE).reshape(grid.shape)
         grid *= self.gain_map
         grid += self.noise_map * rng.standard_normal((N_RANGE, 2 * N_ANGLE), dtype=np.float32).view(np.complex64)
         return np.abs(_blur(grid, self.spread))
+
+    def _placed(self, frame):
+        """Cell of the polar grid of every point in a frame, and cosine and sine of every scatterer's two-way phase.
+
+        The last frame's are kept: `adjust` needs the first frame before it is drawn.
+        """
+        if self._last[0] != frame:
+            dx, dz = self._displacement(frame, self._x, self._z)
+            x, z = self._x + dx, self._z + dz
+            radius, angle = np.hypot(x, z), np.arctan2(x, z)
+            # radians per pixel of the anatomy, one way
+            wave_number = 2 * np.pi / (self.d["speed_of_sound"] / self.frequency) * self.d["anatomy_mm"]
+            phase = np.float32(2 * wave_number) * radius[:N_SCATTERERS]
+            step = np.radians(2 * MAX_ANGLE) / (N_ANGLE - 1)
+            row, col = (
+                np.rint(radius / np.float32(self.step)).astype(np.int32),
+                np.rint((angle + np.radians(MAX_ANGLE)) / step).astype(np.int32),
+            )
+            np.clip(row, 0, N_RANGE - 1, out=row)
+            np.clip(col, 0, N_ANGLE - 1, out=col)
+            self._last = frame, (row * N_ANGLE + col, np.cos(phase), np.sin(phase))
+        return self._last[1]
 
     def compress(self, intensity):
         """Log compression of a squared envelope, (364, 400) float32, to grey levels in [0, 255] of the same shape."""
