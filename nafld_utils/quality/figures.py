@@ -49,7 +49,7 @@ def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", e
     note = table["role"].map({UNTRAINED: ": not compared"}).fillna("")
     table["y"], end = _named_rows(ax, [*table["model"].replace(WORDS) + note]), end or reach(table)
     for y in table.loc[table["mean"].isna(), "y"]:
-        ax.text(0, y, " too few images", va="center", fontsize=9, color="#777777")
+        ax.text(0, y, " too few", va="center", fontsize=9, color="#777777")
     table = table.dropna(subset="mean")
     looks = zip(*(_look(*names) for names in zip(table["model"], table["role"], strict=True)), strict=True)
     ax.barh(table["y"], table["mean"], 0.72, **dict(zip(("color", "edgecolor", "hatch"), looks, strict=False)))
@@ -94,8 +94,9 @@ def strip_card(
 
 def reach(table: pd.DataFrame) -> float:
     """How far bars are drawn: twice the largest mean, and no farther than the longest interval goes."""
-    longest = float(np.nanmax(table[["mean", "low", "high"]].abs().to_numpy(), initial=0.0))
-    return min(2 * float(table["mean"].abs().max()), longest) or 1.0
+    size = table[["mean", "low", "high"]].abs()
+    longest, mean = (float(np.nanmax(part.to_numpy(), initial=0.0)) for part in (size, size["mean"]))
+    return min(2 * mean, longest) or 1.0
 
 
 def unbounded(table: pd.DataFrame) -> str:

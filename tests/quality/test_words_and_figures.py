@@ -64,6 +64,20 @@ def test_a_long_interval_is_cut_with_an_arrow_and_its_true_end(ax):
     assert "too few for an interval" in figures.unbounded(table.assign(low=np.nan))
 
 
+def test_a_panel_without_one_of_the_sets_that_panels_share_says_so_in_its_place():
+    table = pd.DataFrame({"model": ["semantic", "class", "noise"], "role": ["model", "model", "ceiling"], "mean": 2.0})
+    table = table.assign(low=1.0, high=3.0)
+    fig, axes = plt.subplots(1, 3, sharey=True)
+    for ax, missing in zip(axes, ([1], [0, 1, 2], []), strict=True):
+        figures.bars(table.assign(mean=table["mean"].mask(table.index.isin(missing))), ax)
+    places = dict(zip([text.get_text() for text in axes[0].get_yticklabels()], axes[0].get_yticks(), strict=True))
+    assert places == {"semantic LDM": 2, "class LDM": 1, "noise": 0}
+    assert [patch.get_y() + patch.get_height() / 2 for patch in axes[0].patches] == pytest.approx([2, 0])
+    said = [[text.get_position()[1] for text in ax.texts if "too few" in text.get_text()] for ax in axes]
+    assert said == [[1], [2, 1, 0], []]
+    plt.close(fig)
+
+
 def test_a_generator_that_is_not_trained_enough_is_hatched_and_says_so(ax):
     names, roles = ["real_training", "gan", "semantic", "noise"], ["floor", "baseline", "model", "ceiling"]
     table = pd.DataFrame({"model": names, "role": roles, "mean": [2.0, 3.0, 2.5, 9.0], "low": 1.0, "high": 4.0})
