@@ -57,7 +57,7 @@ class Nearest:
         return Nearest(self.patients, distance.astype(np.float32), self.row)
 
     def among(self, rows: np.ndarray, patients: np.ndarray) -> Nearest:
-        """The same had only some rows been searched: `rows`, in ascending order, all frames of these `patients`."""
+        """What a search of `rows` alone would give; these ascend, and are all frames of `patients`."""
         kept = np.flatnonzero(np.isin(self.patients, patients))
         row = np.searchsorted(rows, self.row.take(kept, axis=1)).astype(np.int32)
         return Nearest(self.patients[kept], self.distance.take(kept, axis=1), row)

@@ -39,12 +39,13 @@ def conditioning_of(run: Run, generator: str) -> str:
 def search_unit(run: Run, name: str) -> Unit:
     """Unit of the distances by pixels of a set that all folds share, real or synthetic, to every patient.
 
-    It spares folds the same search; what they read of it is what they would find, so that no other unit names it.
+    It spares folds the same search. A fold that searched by itself would find the same, so no unit has it among its
+    inputs.
     """
     inputs = [preprocessing.preprocess_unit(run)]
     if name != sampling.REAL:
         inputs.append(sampling.synthetic_unit(**sampling.task_of(run, name, SHARED)))
-    return run.unit(FOLDER, "search", name, settings={}, inputs=inputs, modules=["memorization"])
+    return run.unit(FOLDER, "search", name, settings={}, inputs=inputs, modules=["memorization", "stages.copies"])
 
 
 def search(run: Run, name: str) -> None:
@@ -167,10 +168,11 @@ def release_unit(run: Run) -> Unit:
 
 def audit_copies(run: Run) -> None:
     """Everything of the copy audit that is not there yet, and the release list."""
-    if not all(unit.done() for unit in units(run)):
-        shared = [sampling.REAL, *filter(sampling.is_shared, sampling.generators(run))]
-        tasks = [{"run": run, "name": name} for name in shared]
-        engine.map_units(search, tasks, run.settings.engine, "nearest patients", unit_of=search_unit)
+    needed = [sampling.REAL] * any(not reference_unit(**task).done() for task in reference_tasks(run))
+    left = [task["generator"] for task in audit_tasks(run) if not audit_unit(**task).done()]
+    needed += filter(sampling.is_shared, dict.fromkeys(left))
+    tasks = [{"run": run, "name": name} for name in needed]
+    engine.map_units(search, tasks, run.settings.engine, "nearest patients", unit_of=search_unit)
     engine.map_units(make_reference, reference_tasks(run), run.settings.engine, "real patients", unit_of=reference_unit)
     engine.map_units(audit, audit_tasks(run), run.settings.engine, "copy audit", unit_of=audit_unit)
     unit = release_unit(run)

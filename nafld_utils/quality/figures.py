@@ -110,6 +110,7 @@ def _named_rows(ax: Axes, names: Sequence[str]) -> np.ndarray:
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     place = np.arange(len(names))[::-1]
+    ax.set_ylim(-0.6, len(names) - 0.4)
     ax.yaxis.set_major_locator(FixedLocator(place))
     ax.yaxis.set_major_formatter(FixedFormatter(names))
     ax.yaxis.set_visible(ax.yaxis.get_tick_params().get("labelleft", True))

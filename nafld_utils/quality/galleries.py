@@ -113,13 +113,14 @@ def strip(run: Run, table: pd.DataFrame) -> dict[str, list[np.ndarray]]:
     """One image (S, S) uint8 of each class, real and of each generator: the first of the first fold, not chosen.
 
     `table` is that of `quality.judged_images`. Real ones are random crops of held-out patients, as in notebook 04;
-    images withheld as copies are passed over.
+    images withheld as copies are passed over, and a class without any is a white image.
     """
     data, judged = preprocessing.open_preprocessed(run), table[~table["is_copy"]]
     images, fold = data.images.reset_index(drop=True), judged["fold"].min()
-    held_out = images[images["fold"] == fold].drop_duplicates("label").sort_values("label")
-    found: dict[str, list[np.ndarray]] = {"real": [np.asarray(data.pool[i, 0]) for i in held_out.index]}
+    held_out = images[images["fold"] == fold].drop_duplicates("label")
+    found = {("real", int(images["label"][i])): np.asarray(data.pool[i, 0]) for i in held_out.index}
     judged = judged[judged["fold"] == fold].drop_duplicates(["generator", "label"])
-    for item in shown(run, judged.sort_values("label", kind="stable")):
-        found.setdefault(item["generator"], []).append(item["image"])
-    return {name: found[name] for name in ("real", *sampling.generators(run)) if name in found}
+    found |= {(item["generator"], item["label"]): item["image"] for item in shown(run, judged)}
+    white, labels = np.full_like(data.pool[0, 0], 255), range(len(run.settings.cohort.class_names))
+    names = [name for name in ("real", *sampling.generators(run)) if any((name, label) in found for label in labels)]
+    return {name: [found.get((name, label), white) for label in labels] for name in names}

@@ -6,6 +6,7 @@ that their AUC can be compared between runs; nothing here is trained by gradient
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,10 @@ def frozen_features(run: Run, crops: np.ndarray) -> np.ndarray:
 
 def make_frozen(run: Run) -> None:
     """Compute the frozen features of the real crops."""
+    features = frozen_features(run, preprocessing.open_preprocessed(run).crops)
     source = networks.hub_facts(run.settings.sweep.baseline_backbone, run.settings.sweep.baseline_weights)
     with frozen_unit(run).writing(**source) as folder:
-        save_array(folder / "features.npy", frozen_features(run, preprocessing.open_preprocessed(run).crops))
+        save_array(folder / "features.npy", features)
 
 
 def make_texture(run: Run) -> None:
@@ -196,6 +198,10 @@ def build_baselines(run: Run) -> dict[str, pd.DataFrame]:
         "spread": (make_spread, alone, spread_unit),
         "canary": (make_canary, canary_tasks(run), canary_unit),
     }
+    if run.settings.engine.mode == "cluster":  # whose queue would take longer than what is made but once
+        for make, tasks, unit_of in kinds.values():
+            if tasks is alone:
+                engine.once(unit_of(run), functools.partial(make, run))
     engine.map_kinds(kinds, run.settings.engine, "baselines")
     shuffles = pd.concat([canary_unit(**task).load_table("auc.csv") for task in canary_tasks(run)], ignore_index=True)
     made = scores_unit(run), no_pixels_unit(run)

@@ -84,7 +84,7 @@ def dry_run(run: Run) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        As in `refuse`, before anything is computed; `run_sweep` refuses too where all is trained.
+        As in `refuse`, where trainings are left to do; where none is, only `run_sweep` refuses.
     """
     now, images = status(run), images_without_features(run)
     todo = trial_store.to_train(now, run.settings.sweep.retry_failed)

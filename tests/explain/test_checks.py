@@ -367,6 +367,7 @@ def test_no_attributions_begin_before_the_training_that_they_are_of(swept, overr
     trained = {unit.hash for kind in ("classifier", "shuffled labels") for unit in units[kind]}
     reads = [len(trained & set(unit.recipe["inputs"])) for unit in units["attributions"]]
     assert reads == [1, 1, 0, 1], "explained, other draws, untrained, shuffled"
+    assert [*seen][-1] == "attributions", "what comes before is looked at for what a task needs"
     made = {unit.path for some in units.values() for unit in some}
     left = [unit.path.name for unit in explain.units(other) if unit.path not in made]
     assert left == ["images", "checks"]

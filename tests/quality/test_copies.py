@@ -300,14 +300,19 @@ def test_a_fold_reads_of_the_common_search_what_its_own_would_find(tmp_path, mon
             assert found.distance == pytest.approx(wanted.distance, abs=1e-6)
 
 
-@pytest.mark.parametrize("done", [True, False])
-def test_the_common_search_is_made_where_an_audit_needs_it_and_nowhere_else(monkeypatch, done):
+@pytest.mark.parametrize(
+    ("missing", "searched"),
+    [((), []), (("reference",), ["real"]), (("gan",), []), (("simulated",), ["simulated"]),
+     (("reference", "gan", "simulated"), ["real", "simulated"])],
+)  # fmt: skip
+def test_the_common_search_is_made_where_an_audit_needs_it_and_nowhere_else(monkeypatch, missing, searched):
     run, seen = artifacts.open_run("smoke", {}), []
-    ready, missing = (SimpleNamespace(done=lambda done=done: done) for done in (True, False))
-    monkeypatch.setattr(copy_units, "units", lambda run: [ready, ready if done else missing])
+    ready, absent = (SimpleNamespace(done=lambda done=done: done) for done in (True, False))
+    monkeypatch.setattr(copy_units, "reference_unit", lambda **_: absent if "reference" in missing else ready)
+    monkeypatch.setattr(copy_units, "audit_unit", lambda generator, **_: absent if generator in missing else ready)
     monkeypatch.setattr(copy_units, "release_unit", lambda run: ready)
     monkeypatch.setattr(engine, "map_units", lambda function, tasks, *_, **__: seen.append((function.__name__, tasks)))
     copy_units.audit_copies(run)
     names = [task["name"] for function, tasks in seen for task in tasks if function == "search"]
-    assert names == ([] if done else ["real", "simulated"])
+    assert names == searched
     assert [function for function, _ in seen][-2:] == ["make_reference", "audit"]

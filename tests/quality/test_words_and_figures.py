@@ -72,6 +72,7 @@ def test_a_panel_without_one_of_the_sets_that_panels_share_says_so_in_its_place(
         figures.bars(table.assign(mean=table["mean"].mask(table.index.isin(missing))), ax)
     places = dict(zip([text.get_text() for text in axes[0].get_yticklabels()], axes[0].get_yticks(), strict=True))
     assert places == {"semantic LDM": 2, "class LDM": 1, "noise": 0}
+    assert axes[0].get_ylim() == (-0.6, 2.6), "all of them are in view, whatever is drawn"
     assert [patch.get_y() + patch.get_height() / 2 for patch in axes[0].patches] == pytest.approx([2, 0])
     said = [[text.get_position()[1] for text in ax.texts if "too few" in text.get_text()] for ax in axes]
     assert said == [[1], [2, 1, 0], []]

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 from toy_scores import ARMS, ToyData, features_of, learners, made_up
 
-from nafld_utils import artifacts, params, statistics, sweep, views
+from nafld_utils import artifacts, engine, params, statistics, sweep, views
 from nafld_utils.preprocessing import unit
 from nafld_utils.sweep import comparisons, families, figures, frozen_classifier_units, frozen_classifiers, verdict
 
@@ -356,6 +356,22 @@ def test_cost_shows_the_gain_at_the_declared_rate_and_not_the_best(run, monkeypa
 
 
 # ---------------------------------------------------------------- the baselines' stage
+
+
+def test_a_cluster_is_sent_the_canary_alone_and_after_what_it_reads(run, monkeypatch):
+    far, order = artifacts.open_run("smoke", {**OVERRIDES, "engine.mode": "cluster"}), []
+    alone = ["frozen", "texture", "scores", "no_pixels", "spread"]
+    for name in alone:
+        monkeypatch.setattr(frozen_classifier_units, f"make_{name}", lambda run, name=name: order.append(name))
+
+    def sent(kinds, *_):
+        raise InterruptedError(*kinds)
+
+    monkeypatch.setattr(engine, "map_kinds", sent)
+    with pytest.raises(InterruptedError) as kinds:
+        sweep.build_baselines(far)
+    assert order == alone
+    assert [name.split()[0] for name in kinds.value.args] == ["frozen", "texture", "scores", "no", "spread", "canary"]
 
 
 def test_baselines_are_made_once_resumably_and_claimed(run, monkeypatch):
