@@ -292,21 +292,21 @@ def copied_patients(run: Run) -> pd.DataFrame:
     return grouped.sort_values("copies", ascending=False, kind="stable", ignore_index=True)
 
 
-def reading(run: Run) -> list[str]:
-    """What the copy audit found, in sentences."""
+def reading(run: Run, found: pd.DataFrame, checked: pd.DataFrame) -> list[str]:
+    """What the copy audit found, in sentences; `found` of `summary`, `checked` of `calibration`."""
     lines = [
         f"{WORDS.get(row.set, row.set)}: {row.copy:.1%} of {row.n_images} images are copies"
         f" [{row.low:.1%}, {row.high:.1%} over images]; they show {row.patients_copied} training patients."
-        for row in summary(run).itertuples()
+        for row in found.itertuples()
         if row.set != HELD_OUT
     ]
-    *planted, held = calibration(run).to_dict("records")
+    *planted, held = checked.to_dict("records")
     names = {row["set"].removeprefix("planted: "): row for row in planted}
     whole = listed(name.removesuffix(" copies") for name, row in names.items() if row["copy"] == 1)
     parts = [f"{row['copy']:.0%} of {row['n']} {name}" for name, row in names.items() if row["copy"] < 1]
-    found = "; ".join([f"all {planted[0]['n']} planted copies of each of these kinds: {whole}"] * bool(whole) + parts)
+    seen = "; ".join([f"all {planted[0]['n']} planted copies of each of these kinds: {whole}"] * bool(whole) + parts)
     beyond = [row["set"].removeprefix("planted: ") for row in planted if row["copy"] < copies.FOUND]
-    found += f". Beyond it, as it finds fewer than {copies.FOUND:.0%} of them, are {listed(beyond)}" if beyond else ""
+    seen += f". Beyond it, as it finds fewer than {copies.FOUND:.0%} of them, are {listed(beyond)}" if beyond else ""
     chance, n = _by_chance(run)
     few = f"It flags {round(held['copy'] * held['n'])} of {held['n']} held-out patients."
     verdict, rule = (f"{100 * chance[name]:.3g} %" for name in ("verdict", "measure"))
@@ -318,18 +318,18 @@ def reading(run: Run) -> list[str]:
         few += f" {100 * copy_rules.LEVEL:g} % per rule needs {needed}."
     else:
         few += f" With thresholds from {n} training patients, at most {verdict} are flagged by chance {each}."
-    return [*lines, f"The copy audit finds {found}.", few]
+    return [*lines, f"The copy audit finds {seen}.", few]
 
 
-def claims(run: Run) -> list[dict[str, Any]]:
-    """Headline numbers of the copy audit; the paper has none."""
+def claims(run: Run, found: pd.DataFrame, checked: pd.DataFrame) -> list[dict[str, Any]]:
+    """Headline numbers of the copy audit, from what `reading` takes; the paper has none."""
     rows = []
-    for row in summary(run).to_dict("records"):
+    for row in found.to_dict("records"):
         numbers = row | {"mean": row["copy"], "n": row["n_images"]}
         key = key_of("copies.share", "held_out" if row["set"] == HELD_OUT else row["set"])
         text = f"copies of training patients, {WORDS.get(row['set'], row['set'])}"
         rows.append(of_row(key, text, numbers, unit="share of images"))
-    for row in calibration(run).to_dict("records"):
+    for row in checked.to_dict("records"):
         numbers = row | {"mean": row["copy"], "over": f"{row['unit']} (binomial)"}
         parts = ("held_out",) if row["set"] == HELD_OUT else ("planted", row["set"].removeprefix("planted: "))
         text = f"copy audit, {row['set']}: share found"

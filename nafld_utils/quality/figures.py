@@ -64,7 +64,7 @@ def bars(intervals: pd.DataFrame, ax: Axes, title: str = "", xlabel: str = "", e
         _write(ax, f"  {short(row['mean'])}" if row["high"] > end else short(row["mean"]), high, y)
     least = min(0.0, drawn["low"].min(), table["mean"].min())
     ax.grid(axis="x", visible=True)
-    ax.set(title=title, xlabel=xlabel, xlim=(1.1 * least, 1.3 * end))
+    ax.set(title=title, xlabel=xlabel, xlim=(1.1 * least, end + 0.3 * (end - least)))
     return ax
 
 
@@ -119,10 +119,11 @@ def _named_rows(ax: Axes, names: Sequence[str]) -> np.ndarray:
 
 
 def _write(ax: Axes, text: str, x: float, y: float) -> None:
+    """Write beside the end of a bar, where `bars` has left room: a layout engine need not measure it."""
     from matplotlib.transforms import offset_copy
 
     beside = offset_copy(ax.transData, ax.figure, 4 / 72)
-    ax.text(x, y, text, va="center", fontsize=9, transform=beside)
+    ax.text(x, y, text, va="center", fontsize=9, transform=beside, in_layout=False)
 
 
 def _look(name: str, role: str) -> tuple[str, str, str | None]:
@@ -182,20 +183,6 @@ def precision_recall(intervals: pd.DataFrame, ax: Axes, title: str = "") -> Axes
     ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xlabel="recall (share of real images reached)", title=title)
     ax.set_ylabel("precision (share that looks real)")
     ax.set_aspect("equal")
-    return ax
-
-
-def quoted(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
-    """Numbers that the paper states or quotes, on axes of their own, hatched so that nobody takes them for this run's.
-
-    `table` holds one metric of `metric_units.quoted`: ``source, class, value``.
-    """
-    place = _named_rows(ax, [f"{row['source']}\n{row['class']}" for row in table.to_dict("records")])
-    ax.barh(place, table["value"], height=0.7, color="white", edgecolor="#555555", hatch="....")
-    for y, value in zip(place, table["value"], strict=True):
-        _write(ax, f"{value:g}", value, y)
-    ax.margins(x=0.2)
-    ax.set(title=title)
     return ax
 
 

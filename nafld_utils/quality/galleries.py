@@ -86,7 +86,9 @@ def gallery(run: Run, table: pd.DataFrame, generator: str, n: int = 4) -> dict[s
     n : int
     """
     part = _released(table, generator)
-    return {"near": shown(run, part.head(n)), "far": shown(run, part.tail(n)[::-1])}
+    near, far = part.head(n), part.tail(n)[::-1]
+    found = shown(run, pd.concat([near, far]))
+    return {"near": found[: len(near)], "far": found[len(near) :]}
 
 
 def spread(run: Run, table: pd.DataFrame, generator: str, n: int = 6) -> list[dict[str, Any]]:

@@ -30,27 +30,15 @@ _PAPER_BALANCED = {
 _QUOTED_GAN = {"frechet": 100.05, "score": 1.67}
 
 
-def quoted(class_names: Iterable[str]) -> pd.DataFrame:
-    """Numbers that the paper states or quotes.
-
-    Parameters
-    ----------
-    class_names : iterable of str
-        Of label 0 and 1.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``source, class, metric, value``, one number per row, never this run's.
-    """
-    names, best = list(class_names), "best of both classes"
-    rows = [("LDM, best (paper)", best, *item) for item in _PAPER_EXTREMES.items()]
-    rows += [("GAN, best (Che et al., quoted by the paper)", best, *item) for item in _QUOTED_GAN.items()]
-    for metric, models in _PAPER_BALANCED.items():
-        for model, values in models.items():
-            source = f"{model} LDM, balanced cohort (paper)"
-            rows += [(source, name, metric, value) for name, value in zip(names, values, strict=True)]
-    return pd.DataFrame(rows, columns=["source", "class", "metric", "value"])
+def quoted() -> pd.DataFrame:
+    """FID and IS of the published cohort, never this run's: ``source, class`` (the paper's), ``FID, IS``."""
+    best = "best of both classes"
+    rows = [("LDM, best (paper)", best, *_PAPER_EXTREMES.values())]
+    rows += [("GAN, best (Che et al., quoted by the paper)", best, *_QUOTED_GAN.values())]
+    for model in ("semantic", "class"):
+        values = zip(*(models[model] for models in _PAPER_BALANCED.values()), strict=True)
+        rows += [(f"{model} LDM, balanced cohort (paper)", f"class {i}", *pair) for i, pair in enumerate(values)]
+    return pd.DataFrame(rows, columns=["source", "class", "FID", "IS"])
 
 
 def spaces(run: Run) -> list[str]:

@@ -48,7 +48,12 @@ def reading(run: Run, places: pd.DataFrame, by_patients: pd.DataFrame) -> list[s
 
 
 def claims(
-    run: Run, intervals: pd.DataFrame, by_patients: pd.DataFrame, scores: pd.DataFrame, agreed: pd.DataFrame
+    run: Run,
+    intervals: pd.DataFrame,
+    by_patients: pd.DataFrame,
+    copied: tuple[pd.DataFrame, pd.DataFrame],
+    scores: pd.DataFrame,
+    agreed: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     """Headline numbers of stage 05.
 
@@ -59,6 +64,8 @@ def claims(
         Of `quality.load_intervals`.
     by_patients : pandas.DataFrame
         Of `quality.build_patient_distances`.
+    copied : tuple of pandas.DataFrame
+        Of `quality.summary` and `quality.calibration`.
     scores : pandas.DataFrame
         Of `quality.choose_images`.
     agreed : pandas.DataFrame
@@ -73,7 +80,7 @@ def claims(
         *metric_units.claims(run, intervals),
         *patient_distance_units.claims(run, by_patients),
         *agreement_units.claims(run, agreed),
-        *copy_units.claims(run),
+        *copy_units.claims(run, *copied),
         *filter_units.claims(run, scores),
     ]
 

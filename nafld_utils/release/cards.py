@@ -42,7 +42,7 @@ def facts(run: Run, table: pd.DataFrame, audit: pd.DataFrame, trials: list[dict[
         "counts": counts.assign(label=counts["label"].map(dict(enumerate(s.cohort.class_names)))).to_dict("records"),
         "size": s.preprocess.image_size,
         "audit": audit.to_dict("records"),
-        "audit_says": quality.copy_units.reading(run),
+        "audit_says": quality.copy_units.reading(run, quality.summary(run), audit),
         "trials": trials,
         "auc": auc,
         "n_judged": len(held),

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "figure_style": (
             "CLASS_COLORS COLORS SIMULATED bar_lengths bare color_of mark_simulated name_rows picture picture_row "
-            "spread_dots style tiles"
+            "picture_rows spread_dots style tiles"
         ).split(),
         "tables": "claims files interval number settings table told unit_beside".split(),
         "widgets": "draw_png grey_png image interactive labelled narrow row text watch".split(),

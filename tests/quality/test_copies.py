@@ -268,12 +268,13 @@ def test_shares_of_copies_are_bounded_where_nothing_and_where_one_is_flagged(mon
     held = some.assign(copy=False, patient_id=list("abcdefgh"), planted="exact copies")
     monkeypatch.setattr(copy_units, "audits", lambda run: drawn)
     monkeypatch.setattr(copy_units, "_references", lambda run, name: held)
-    found = copy_units.summary(None).set_index("set")
+    summary = copy_units.summary(None)
+    found = summary.set_index("set")
     assert found.loc["gan", ["low", "high"]].tolist() == pytest.approx(statistics.exact_interval(1, 8))
     assert found.loc["gan", "low"] < 0.01
     for name in ("class", copy_units.HELD_OUT):
         assert found.loc[name, ["low", "high"]].tolist() == pytest.approx(statistics.exact_interval(0, 8))
-    assert "nan" not in " ".join(copy_units.reading(None))
+    assert "nan" not in " ".join(copy_units.reading(None, summary, copy_units.calibration(None)))
 
 
 def test_a_fold_reads_of_the_common_search_what_its_own_would_find(tmp_path, monkeypatch):

@@ -156,14 +156,15 @@ def test_planted_copies_are_found_in_the_small_run_too(run):
     from nafld_utils import preprocessing, quality
     from nafld_utils.quality import copy_units
 
-    table = quality.calibration(run).set_index("set")
+    checked = quality.calibration(run)
+    table = checked.set_index("set")
     assert table.loc["planted: exact copies", "copy"] == 1.0
     assert table.loc[copy_units.HELD_OUT, "n"] == 8
     # the fold with the fewest training patients; twice 2 / (n + 1)
     patients = preprocessing.open_preprocessed(run).images.groupby("fold")["patient_id"].nunique()
     n = patients.sum() - patients.max()
     assert table.loc[copy_units.HELD_OUT, "by_chance"] == pytest.approx(4 / (n + 1))
-    found = copy_units.reading(run)[-1]
+    found = copy_units.reading(run, quality.summary(run), checked)[-1]
     assert f"With only {n} training patients to set the thresholds, up to {100 * 4 / (n + 1):.3g} % of new" in found
     assert found.endswith(
         f"({100 * 2 / (n + 1):.3g} % by pixels, {100 * 2 / (n + 1):.3g} % by latents and features"
@@ -221,8 +222,9 @@ def test_no_number_of_the_papers_stands_beside_other_features(run):
 
     claims = pd.DataFrame(metric_units.claims(run, quality.load_intervals(run)))
     assert claims["paper"].isna().all()
-    quoted = metric_units.quoted(run.settings.cohort.class_names)
-    assert {69.45, 1.90, 100.05, 1.67, 104.83, 72.95} <= set(quoted["value"])
+    quoted = metric_units.quoted()
+    assert {69.45, 100.05, 104.83, 72.95, 104.29, 69.77} == {*quoted["FID"]}
+    assert {1.90, 1.67, 1.79, 1.81, 1.84, 1.89} == {*quoted["IS"]}
     assert quoted["source"].str.contains("paper").all()
 
 
