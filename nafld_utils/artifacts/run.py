@@ -220,15 +220,15 @@ def is_private(key: str, value: Any) -> bool:
     return key.rpartition(".")[2] in NAME_FILES and isinstance(value, str) and value not in NO_FILES
 
 
-def remembered(function: Callable[..., Unit]) -> Callable[..., Unit]:
-    """Let a function ``(run, *keys) -> Unit`` name each of its units once per open run.
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function ``(run, *keys)`` name each of its units, or its trainings, once per open run.
 
     A unit's hash stands on those of all units before it, so that naming one anew names its whole ancestry anew. All are
     forgotten when the stored cohort, or a file that the settings name, is no longer the one that they were named with.
     """
 
     @functools.wraps(function)
-    def named(run: Run, *keys: Any, **options: Any) -> Unit:
+    def named(run: Run, *keys: Any, **options: Any) -> Any:
         key = (function.__module__, function.__qualname__, keys, tuple(sorted(options.items())))
         files = run.marks()
         if run.remembered.get("files") != files:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nafld_utils import engine, params, preprocessing, quality, sampling
-from nafld_utils.artifacts import Run, revision, unit_seed
+from nafld_utils.artifacts import Run, remembered, revision, unit_seed
 from nafld_utils.sweep import draws, trial_grid, trial_store
 from nafld_utils.sweep.prefix_features import identity, kinds_of, network, read_unit, stored
 
@@ -45,8 +45,9 @@ def store(run: Run) -> Path:
     return run.root / "sweep"
 
 
+@remembered
 def trials(run: Run) -> pd.DataFrame:
-    """The grid with each trial's hash: `sweep.TRIAL_COLUMNS` and ``hash``."""
+    """The grid with each trial's hash: `sweep.TRIAL_COLUMNS` and ``hash``; nobody writes into it."""
     table = trial_grid.grid(run.settings)
     cells = ["backbone", "freeze", "arm", "fold"]  # all that a recipe reads of a trial
     recipes = {key: recipe(run, part.iloc[0].to_dict()) for key, part in table.groupby(cells, sort=False)}
@@ -101,7 +102,7 @@ def refuse(run: Run, todo: pd.DataFrame) -> None:
     """
     for backbone, freeze in todo[["backbone", "freeze"]].drop_duplicates().itertuples(index=False):
         network(backbone, run.settings.sweep.weights, freeze)
-    for trial in trial_grid.hardest(trial_grid.grid(run.settings)).to_dict("records"):
+    for trial in trial_grid.hardest(trials(run)).to_dict("records"):
         for _ in composition(run, trial):
             pass
 
