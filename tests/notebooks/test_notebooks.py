@@ -20,13 +20,12 @@ import pytest
 import readme_pictures
 import scipy.io
 import torch
+import waiting
 from commands import SMALL, words
-from nbconvert.preprocessors import ExecutePreprocessor
 from page_checks import assert_self_contained, open_and_look
 from project import PROJECT
 
 from nafld_utils import artifacts, pipeline, report
-from nafld_utils.pipeline import lab
 from nafld_utils.report import notebooks, pictures
 
 NOTEBOOKS = [PROJECT / "notebooks" / f"{stage}.ipynb" for stage in pipeline.STAGES]
@@ -237,14 +236,11 @@ def texts(notebook):
 
 
 @pytest.mark.parametrize("stage", pipeline.STAGES)
-def test_a_notebook_on_a_finished_run_is_there_in_seconds_and_makes_nothing_again_in_any_order(run, stage, monkeypatch):
+def test_a_notebook_on_a_finished_run_is_there_in_seconds_and_makes_nothing_again_in_any_order(run, stage):
     """As `make lab PROFILE=smoke` opens it: with its parameters as committed, in a kernel of its own; its cells in an
     order drawn from all in which each comes after those whose names it takes, with the tables of the first run.
     No library of networks is loaded for that."""
     folder = PROJECT / "notebooks"
-    given = lab.environment(run, folder) | {"JPY_SESSION_NAME": f"{stage}.ipynb"}
-    for name in (artifacts.LAB, "JPY_SESSION_NAME"):
-        monkeypatch.setenv(name, given[name])
     notebook = nbformat.read(folder / f"{stage}.ipynb", as_version=4)
     sources = notebook_names.code_cells(folder / f"{stage}.ipynb")
     opens = next(key for key in sources if "pipeline.begin(" in sources[key])
@@ -256,7 +252,7 @@ def test_a_notebook_on_a_finished_run_is_there_in_seconds_and_makes_nothing_agai
     )
     notebook.cells = [*(cells[key] for key in order), loaded]
     before, started = finished(run.root), sum(os.times()[2:4])
-    ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(folder)}})
+    waiting.opened(run, stage, notebook)
     assert 1 < sum(os.times()[2:4]) - started < OPENED, "processor time of the kernel"
     assert before
     assert finished(run.root) == before
