@@ -52,7 +52,7 @@ BUDGET = {"sweep": 90.0, "networks": 150.0, "compiled": 90.0, "sampler": 120.0, 
 RUNS = {1: ("sweep", "networks"), 2: ("compiled", "sampler", "semantic")}
 WHOLE = 300.0  # seconds of a run, the start of its process counted
 BRING, TAKE, N_FILES = 64 * 2**20, 16 * 2**20, 8  # bytes to bring, bytes of each file to take home, their number
-MARGIN = 10.0  # seconds at the end in which nothing is begun
+MARGIN = 10.0  # seconds kept at the end to write and to close, and the fewest that a part is begun with
 FAST = (20, 50)  # steps of the fast sampler
 GRID = 6  # images per side
 
@@ -86,6 +86,22 @@ DRY = Scale("smoke", "resnet18", 32, 4, 6, 2, 2, 8, 10, (2,))
 # ---------------------------------------------------------------- results
 
 
+@contextlib.contextmanager
+def unstopped() -> Iterator[None]:
+    """Let what runs within come to its end where a clock rings meanwhile, and raise `OutOfTime` only then.
+
+    The signal is not blocked: a thread blocks it for itself alone, and another thread would take it.
+    """
+    rung: list[bool] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    if rung:
+        raise OutOfTime
+
+
 class Results:
     """A run's folder: ``results.jsonl``, a line as it is measured, and few small files beside it."""
 
@@ -93,6 +109,7 @@ class Results:
         self.folder, self.lines = folder, folder / "results.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
 
+    @unstopped()
     def add(self, **row: Any) -> None:
         """Write a row so that nothing that happens afterwards can take it away, and print it."""
         text = json.dumps({key: _plain(value) for key, value in row.items()})
@@ -104,6 +121,7 @@ class Results:
             os.fsync(file.fileno())
         print(text, flush=True)
 
+    @unstopped()
     def keep(self, name: str, write: Callable[[Path], Any]) -> None:
         """Write a file to be taken home; ValueError where it is too large or one too many, and it is not kept."""
         path = self.folder / name
@@ -151,9 +169,12 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def perform(parts: dict[str, Callable[[], Rows]], results: Results, end: float) -> None:
-    """Run parts in order, each within its `BUDGET` and all until `end` (`time.time`); one that fails stops no other."""
+    """Run parts in order, each within its `BUDGET`, and all until `MARGIN` before `end` (`time.time`).
+
+    One that fails stops no other.
+    """
     for name, rows in parts.items():
-        left, started = min(BUDGET[name], end - time.time()), time.perf_counter()
+        left, started = min(BUDGET[name], end - MARGIN - time.time()), time.perf_counter()
         if left < MARGIN:
             results.add(part=name, state="not begun", seconds=0.0)
             continue

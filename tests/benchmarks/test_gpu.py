@@ -11,6 +11,7 @@ import gpu
 import ldm
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 from toy_frames import smooth
@@ -59,8 +60,8 @@ def test_every_part_in_its_order_on_a_small_scale(tmp_path):
 
 
 def test_a_part_is_stopped_by_its_clock_and_one_that_fails_stops_no_other(results, monkeypatch):
-    monkeypatch.setattr(gpu, "BUDGET", {"slow": 0.3, "bad": 5.0, "good": 5.0, "late": 5.0})
-    monkeypatch.setattr(gpu, "MARGIN", 0.2)
+    monkeypatch.setattr(gpu, "BUDGET", {"slow": 0.6, "bad": 5.0, "good": 5.0, "late": 5.0})
+    monkeypatch.setattr(gpu, "MARGIN", 0.5)
 
     def slow():
         yield {"what": "first", "value": np.float32(2)}
@@ -74,8 +75,9 @@ def test_a_part_is_stopped_by_its_clock_and_one_that_fails_stops_no_other(result
         yield {"what": "second", "value": float("nan")}
         time.sleep(60)
 
-    end = time.time() + 3.0
+    end = time.time() + 2.5
     gpu.perform({"slow": slow, "bad": bad, "good": good, "late": slow}, results, end)
+    assert time.time() < end, "all is written when the time is over"
     rows = gpu.read(results.lines)
     assert [row.get("state") for row in rows] == [
         None,
@@ -86,9 +88,49 @@ def test_a_part_is_stopped_by_its_clock_and_one_that_fails_stops_no_other(result
         "not begun",
     ]
     assert (rows[0]["value"], rows[3]["value"]) == (2.0, None)
-    assert 0.3 <= rows[1]["seconds"] < 60, "cut off in its sleep"
+    assert 0.6 <= rows[1]["seconds"] < 60, "cut off in its sleep"
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+class Slow:
+    """A number that is ready some time after the clock of its part has rung."""
+
+    def item(self):
+        time.sleep(0.7)
+        return 2.0
+
+
+def test_a_clock_that_rings_while_a_result_is_written_stops_the_part_after_it(results, monkeypatch):
+    monkeypatch.setattr(gpu, "BUDGET", {"row": 0.4, "file": 0.4})
+    monkeypatch.setattr(gpu, "MARGIN", 0.1)
+
+    def row():
+        yield {"value": Slow()}
+        yield {"value": 3.0}
+
+    def file():
+        results.keep("curve.csv", lambda path: path.write_text(str(Slow().item())))
+        yield {"value": 4.0}
+
+    gpu.perform({"row": row, "file": file}, results, time.time() + 60)
+    rows = gpu.read(results.lines)
+    assert [row.get("value", row.get("state")) for row in rows] == [2.0, "cut off", "cut off"]
+    assert {path.name: path.read_text() for path in results.folder.glob("*.csv")} == {"curve.csv": "2.0"}
+
+
+def test_a_run_has_its_own_parts_and_counts_the_start_of_its_process(tmp_path, monkeypatch):
+    """Of a process that was started long ago too little is left to begin anything."""
+    monkeypatch.setattr(gpu, "MARGIN", 1.0)
+    age = time.time() - psutil.Process().create_time()
+    for run, names in ((1, ["sweep", "networks"]), (2, ["compiled", "sampler", "semantic"])):
+        out = tmp_path / str(run)
+        gpu.main(["--run", str(run), "--dry", "--seconds", str(age + 1.5), "--out", str(out)])
+        rows = gpu.read(out / "results.jsonl")
+        assert [(row["part"], row.get("state")) for row in rows] == [
+            ("start", None),
+            *((name, "not begun") for name in names),
+        ]
 
 
 KILLED = """
@@ -98,7 +140,7 @@ def endless():
         yield {"i": i, "text": "x" * 1000}
         time.sleep(0.001)
 gpu.BUDGET["sweep"] = 100.0
-gpu.parts_of = lambda *_: {"sweep": endless}
+gpu.sweep_rows = lambda *_: endless()
 gpu.main(["--run", "1", "--dry", "--seconds", "1000", "--out", sys.argv[1]])
 """
 
