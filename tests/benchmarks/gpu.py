@@ -46,6 +46,7 @@ from nafld_utils import artifacts, cohort, engine, ldm, networks, params, prepro
 from nafld_utils.artifacts import Run
 from nafld_utils.ldm import autoencoder, autoencoder_units
 from nafld_utils.sampling import sampler_comparison, time_estimate
+from nafld_utils.sweep import prefix_features, simulated_only
 from nafld_utils.sweep.timing_units import Network
 
 BUDGET = {"sweep": 90.0, "networks": 150.0, "compiled": 90.0, "sampler": 120.0, "semantic": float("inf")}  # seconds
@@ -362,20 +363,36 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
 # ---------------------------------------------------------------- hours of the whole profile
 
 
+SAMPLERS = {"ddim": f"{bench.OURS}: DDIM", "dpmsolver++": f"{bench.OURS}: DPM-Solver++"}
+FRAMES = 550  # of the paper's cohort
+KEYS = ("part", "what", "network", "compiled", "how")  # what a measurement is of
+NOT_IN = (
+    "Not in it, since measured nowhere: stages 01, 02, 05, 07 and 08, autoencoders, simulated patients, and scores and"
+    " tables of stage 06."
+)
+
+
+def latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last measurement of each thing, where a run was repeated in one folder."""
+    return list({tuple(row.get(key) for key in KEYS): row for row in rows}.values())
+
+
 def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
     """Hours that stages 03 and 04 of a run take on one device of a measured speed, and the least that they could.
 
     `found` are rows of `network_rows`, `rate` the device's matrix rate; the run's settings are counted
-    (`time_estimate.passes`), nothing of it needs to be there. Columns ``work, model, PFLOP, hours, floor``:
-    drawing holds every set, the comparison of samplers, previews and validation; the floor is all operations at the
-    matrix rate. A GAN without ``gan.steps`` takes as many operations as the model it stands beside, here at that
-    model's rate, which its own layers may not reach. The last row holds the sums; autoencoders, which are ready-made in
-    the paper's profile, and the stages after 04 are not in it.
+    (`time_estimate.passes`), nothing of it needs to be there. Columns ``work, model, PFLOP, hours, floor``, NaN where
+    `found` lacks a row: drawing, at the rate of the run's sampler, holds every set, the comparison of samplers,
+    previews and validation; the floor is all operations at the matrix rate. A GAN without ``gan.steps`` takes as many
+    operations as the model it stands beside, here at that model's rate, which its own layers may not reach. The last
+    row holds the sums; autoencoders, which are ready-made in the paper's profile, and the stages after 04 are not in
+    it.
     """
     count, rows = time_estimate.passes(run), []
+    by = found.assign(how=[how.partition(",")[0] for how in found["how"]]).groupby(["network", "how"]).last()
     for name in run.settings.ldm.conditionings:
-        mine = found[found["network"] == name].set_index("how")
-        step, image = mine.loc[bench.OURS], mine.loc[f"{bench.OURS}: DDIM, {bench.SLOW_STEPS} steps"]
+        ways = bench.OURS, SAMPLERS[run.settings.sampling.scheduler]
+        step, image = (by.reindex([(name, how)]).iloc[0].astype(float) for how in ways)
         a_pass = step["rate"] * step["seconds"] / (time_estimate.TRAINING_PASSES * step["images"])
         folds = sum(task["conditioning"] == name for task in autoencoder_units.tasks(run))
         models = folds + sum(task["conditioning"] == name for task in ldm.balanced_tasks(run))
@@ -396,29 +413,56 @@ def paper_hours(found: pd.DataFrame, rate: float, run: Run) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([{"work": "all", "model": "all", **total}])], ignore_index=True)
 
 
-def hours(rows: Sequence[dict[str, Any]], changes: dict[str, Any] | None = None) -> pd.DataFrame:
-    """Hours of the paper's profile, ``work, hours``, as far as rows of both runs say: stages 03, 04 and 06.
+def sweep_hours(rows: Sequence[dict[str, Any]], run: Run) -> dict[str, float]:
+    """Hours of a run's trainings and frozen prefixes in stage 06 by rows of `sweep_rows`; NaN where these are missing.
 
-    Every classifier counts as the one that was measured, by its fastest way. Where the fast sampler draws as near to
-    held-out patients as DDIM, a second line says what drawing takes with the fewest steps that do.
+    Every classifier counts as the one that was measured, by its fastest way; in the paper's profile all are of it.
+    Images are counted view by view, with the paper's cohort.
     """
-    measured = [row for row in rows if row.get("part") == "networks" and row.get("how") and not row["compiled"]]
-    run, table = artifacts.open_run("paper", changes or {}), []
-    if measured and {row["network"] for row in measured if "DDIM" in row["how"]} == {"semantic", "class"}:
-        found = paper_hours(pd.DataFrame(measured), measured[0]["matrix_rate"], run)
-        by = found[found["work"] != "all"].groupby("work", sort=False)["hours"].sum()
-        table += [{"work": f"{work}, stages 03 and 04", "hours": value} for work, value in by.items()]
-        near = [row for row in rows if row.get("what") == "equal distance" and row["inside"]]
-        if near:
-            fewest = min(near, key=lambda row: row["steps"])
-            text = f"drawing, with DPM-Solver++ in {fewest['steps']} steps instead"
-            table.append({"work": text, "hours": by["drawing"] / fewest["times_faster"]})
     ours = [row for row in rows if row.get("part") == "sweep" and row.get("ratio")]
-    if ours:
-        n = len(sweep.grid(run.settings))
-        text = f"{n} classifiers of stage 06, each as {ours[0]['backbone']}"
-        table.append({"work": text, "hours": n * min(row["seconds"] for row in ours) / 3600})
-    return pd.DataFrame(table, columns=["work", "hours"])
+    a_step = min((row["seconds"] for row in ours), default=np.nan) / bench_sweep.options_of().steps
+    an_image = next((row["seconds_an_image"] for row in rows if row.get("what") == "frozen prefix"), np.nan)
+    s, own, simulated = run.settings, run.settings.simulated_only, simulated_only.units
+    cohorts, alone, worth = simulated.tasks(run) if simulated.is_on(run) else ([], [], [])
+    n, twice = len(sweep.grid(s)), 2 * len(worth)  # alone, and after simulated patients
+    views = s.preprocess.crops_per_image
+    sizes = {params.REAL: FRAMES * (views + 1), **dict.fromkeys(params.AUGMENTED, FRAMES * views)}
+    images = sum(sizes.get(task["kind"], s.sampling.n_images) for task in prefix_features.feature_tasks(run))
+    images += len(cohorts) * own.n_patients * own.n_frames * own.crops
+    images += FRAMES * len(simulated_only.changes.CHANGES) * bool(cohorts)
+    seconds = {
+        f"{n} classifiers": n * s.sweep.steps * a_step,
+        f"{len(alone) + twice} more with simulated patients": (len(alone) * own.steps + twice * s.sweep.steps) * a_step,
+        f"frozen prefix of {images} images": images * an_image,
+    }
+    network = ours[0]["backbone"] if ours else PAPER.backbone
+    return {f"stage 06, {what}, as {network}": value / 3600 for what, value in seconds.items()}
+
+
+def hours(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Hours of the paper's profile, ``work, hours``, by the last rows of both runs; NaN where these lack something.
+
+    The row of all is the sum of what is there. Where the fast sampler draws as near to held-out patients as DDIM, a
+    last row holds the sum with the fewest steps that do. Only that number is of part ``sampler``, whose DDIM has eta 0
+    and whose latents are the shipped autoencoder's; all seconds are of part ``networks``, at the paper's size.
+    """
+    rows = latest(rows)
+    measured = [row for row in rows if row.get("part") == "networks" and row.get("how") and not row["compiled"]]
+    found = pd.DataFrame(measured, columns=["network", "how", "images", "rate", "seconds", "matrix_rate"])
+
+    def of(changes: dict[str, Any]) -> pd.Series:
+        run = artifacts.open_run("paper", changes)
+        models = paper_hours(found, found["matrix_rate"].max(), run).iloc[:-1]
+        made = {f"stages 03 and 04, {row.work}, {row.model}": row.hours for row in models.itertuples()}
+        return pd.Series({**made, **sweep_hours(rows, run)}, dtype=float)
+
+    table = of({})
+    sums = {"all that was measured" if table.isna().any() else "all": table.sum(min_count=1)}
+    near = [row["steps"] for row in rows if row.get("what") == "equal distance" and row["inside"]]
+    if near:
+        fast = {"sampling.scheduler": "dpmsolver++", "sampling.steps": min(near), "sampling.eta": 0.0}
+        sums[f"the same with DPM-Solver++ in {min(near)} steps"] = of(fast)[table.notna()].sum(skipna=False)
+    return pd.concat([table, pd.Series(sums, dtype=float)]).rename_axis("work").reset_index(name="hours")
 
 
 # ---------------------------------------------------------------- command line
@@ -455,17 +499,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pack", metavar="MAT", help="write --crops from the cohort's file, and end")
     parser.add_argument("--hours", nargs="+", type=Path, metavar="JSONL", help="hours of the paper's profile, and end")
     parser.add_argument("--dry", action="store_true", help="small, on a CPU: numbers mean nothing")
-    parser.add_argument("--out", type=Path, default=artifacts.work_root() / "reports" / "gpu")
+    parser.add_argument("--out", type=Path, help="folder of what is taken home; reports/gpu, or gpu-dry with --dry")
     options = parser.parse_args(arguments)
     if options.hours:
-        print(hours(read(*options.hours)).round(2).to_string(index=False))
+        print(hours(read(*options.hours)).round(2).to_string(index=False, na_rep="not measured"))
+        print(NOT_IN)
         return
     if options.pack:
         pack(options.pack, options.crops)
         return
     if not (options.run or options.parts):
         parser.error("expected --run 1, --run 2 or --parts, found none of them")
-    results, device = Results(options.out), torch.device("cpu") if options.dry else records.device()
+    folder = options.out or artifacts.work_root() / "reports" / ("gpu-dry" if options.dry else "gpu")
+    results, device = Results(folder), torch.device("cpu") if options.dry else records.device()
     known = artifacts.environment()
     results.add(part="start", device=records.device_name(device), commit=known["commit"], torch=torch.__version__)
     names = options.parts or RUNS[options.run]

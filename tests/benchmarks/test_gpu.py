@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import sweep as bench_sweep
 from PIL import Image
 from toy_frames import smooth
 
@@ -54,9 +55,10 @@ def test_every_part_in_its_order_on_a_small_scale(tmp_path):
     assert len(pd.read_csv(out / "curve.csv")) == 3
     with Image.open(out / "grid.png") as image:
         assert image.size == (6 * 64, 6 * 64)
-    table = gpu.hours(rows)
-    assert (table["hours"] > 0).all()
-    assert len(table) == 3 + equal["inside"]
+    table = gpu.hours(rows).set_index("work")["hours"]
+    assert (table > 0).all()
+    assert len(table) == 5 + 3 + 1 + equal["inside"]
+    assert table["all"] == pytest.approx(table.iloc[:8].sum())
 
 
 def test_a_part_is_stopped_by_its_clock_and_one_that_fails_stops_no_other(results, monkeypatch):
@@ -213,23 +215,68 @@ def test_two_runs_keep_to_their_seconds():
     )
 
 
-def test_hours_of_both_runs_are_those_of_the_measured_rates():
-    """36,000 s of drawing by a sampler ten times faster are one hour; a classifier of 36 s is a hundredth of one."""
-    rows = []
-    for name in ("semantic", "class"):
-        for how in (ldm.OURS, f"{ldm.OURS}: DDIM, 500 steps"):
-            row = {"part": "networks", "network": name, "how": how, "images": 32, "compiled": False}
-            rows.append({**row, "rate": 1e14, "seconds": 0.1, "matrix_rate": 7e14})
-    both = gpu.hours(rows)
-    assert both["work"].tolist() == ["training, stages 03 and 04", "drawing, stages 03 and 04"]
-    rows += [{"what": "equal distance", "inside": True, "steps": n, "times_faster": 500 / n} for n in (50, 20)]
-    rows += [{"what": "equal distance", "inside": False, "steps": 10, "times_faster": 50}]
-    rows += [{"part": "sweep", "backbone": "resnet50", "ratio": r, "seconds": s} for r, s in ((2, 72.0), (4, 36.0))]
-    found = gpu.hours(rows).set_index("work")["hours"]
-    assert found["drawing, with DPM-Solver++ in 20 steps instead"] == pytest.approx(both["hours"].iloc[1] / 25)
-    n = len(sweep.grid(params.load("paper")))
-    assert found[f"{n} classifiers of stage 06, each as resnet50"] == pytest.approx(n / 100)
-    assert gpu.hours([]).empty
+def network_row(network, how, images, seconds, rate):
+    facts = {"part": "networks", "network": network, "how": f"{ldm.OURS}{how}", "compiled": False, "matrix_rate": 7e14}
+    return {**facts, "images": images, "seconds": seconds, "rate": rate}
+
+
+def measured():
+    """Networks of 0.1 PFLOP per image and pass; twice the rate with the fast sampler; 36 s per classifier."""
+    for network in ("semantic", "class"):
+        yield network_row(network, "", 32, 96.0, 1e14)
+        yield network_row(network, ": DDIM, 500 steps", 50, 1000.0, 1e14)
+        yield network_row(network, ": DPM-Solver++, 20 steps", 50, 20.0, 2e14)
+    yield {"part": "sweep", "what": "frozen prefix", "seconds_an_image": 1e-3}
+    for ratio, seconds in ((2, 72.0), (4, 36.0)):
+        yield {"part": "sweep", "how": f"ours, {ratio}", "backbone": "resnet50", "ratio": ratio, "seconds": seconds}
+
+
+def test_hours_of_the_whole_profile_are_those_of_the_measured_rates():
+    """A pass of an image takes 1 s, with the fast sampler half of it; 1,625 and 80 classifiers are of 1,000 steps."""
+    rows = list(measured())
+    table = gpu.hours(rows).set_index("work")["hours"]
+    assert {name.partition(".")[0] for name in sweep.grid(params.load("paper"))["backbone"]} == {"resnet50"}
+    assert table["stage 06, 1625 classifiers, as resnet50"] == pytest.approx(1625 * 36 / 3600)
+    more = table["stage 06, 113 more with simulated patients, as resnet50"]
+    assert more == pytest.approx((33 * 0.3 + 80) * 36 / 3600), "15 cohorts, 3 of them shuffled too; 2 x 5 x 4 x 2 seeds"
+    simulated = 15 * 300 * 2 * 2 + 550 * len(sweep.simulated_only.changes.CHANGES)
+    prefix = table[f"stage 06, frozen prefix of {bench_sweep.PAPER_IMAGES + simulated} images, as resnet50"]
+    assert prefix == pytest.approx((bench_sweep.PAPER_IMAGES + simulated) / 1000 / 3600)
+    train = 10 * 1_920_000 / 3600
+    assert table["stages 03 and 04, training, semantic"] == pytest.approx(train)
+    assert table["stages 03 and 04, training, gan"] == pytest.approx(train / 2)
+    # two sets per fold, what is seen of their models while they train, comparison of samplers, two sets per fold
+    drawn = (10 * (2000 * 1000 + 32_400) + 100 * 4840 + 5 * (200 * 500 + 500 * 1000)) / 3600
+    assert table["stages 03 and 04, drawing, class"] == pytest.approx(drawn)
+    assert table["all"] == pytest.approx(2.5 * train + 2 * drawn + 16.25 + more + prefix)
+
+    rows += [{"what": "equal distance", "how": str(n), "inside": n > 10, "steps": n} for n in (50, 20, 10)]
+    fast = gpu.hours(rows).set_index("work")["hours"]
+    faster = (10 * (2000 * 40 + 32_400) + 100 * 480 + 5 * (200 * 20 + 500 * 40)) / 2 / 3600
+    assert fast["the same with DPM-Solver++ in 20 steps"] == pytest.approx(table["all"] - 2 * drawn + 2 * faster)
+
+
+def test_hours_take_the_last_of_what_was_measured_twice_and_name_what_was_not(tmp_path, capsys):
+    rows = list(measured())
+    first = [
+        {**row, "seconds": 999.0, "seconds_an_image": 999.0, "rate": 1.0, "ratio": row.get("ratio")} for row in rows
+    ]
+    assert gpu.hours([*first, *rows]).equals(gpu.hours(rows))
+    one = [row for row in rows if row.get("network") == "semantic" and "DPM" not in row["how"]]
+    one += [{"what": "equal distance", "how": "20", "inside": True, "steps": 20}]
+    table = gpu.hours(one).set_index("work")["hours"]
+    assert table.index[table.notna()].tolist() == [
+        "stages 03 and 04, training, semantic",
+        "stages 03 and 04, drawing, semantic",
+        "all that was measured",
+    ]
+    assert table["all that was measured"] == pytest.approx(table.iloc[:2].sum())
+    (tmp_path / "results.jsonl").write_text("")
+    gpu.main(["--hours", str(tmp_path / "results.jsonl")])
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(table) - 1
+    assert all(line.endswith("not measured") for line in lines[1:])
+    assert last == gpu.NOT_IN
 
 
 def test_hours_of_the_paper_are_operations_over_the_measured_rates():
