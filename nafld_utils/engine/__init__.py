@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "devices": "Later THREAD_VARIABLES collect_seldom cores device gpus sent use_threads".split(),
         "mapping": "UnitError in_words lacked_memory map_kinds map_units once".split(),
-        "precision": "arithmetic autocast".split(),
+        "precision": "arithmetic autocast in_full".split(),
         "progress_lines": "PROGRESS_FILE StepMeter announce is_headless notice progress".split(),
         "timer": "side_by_side timed wait".split(),
     },

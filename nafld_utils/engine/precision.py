@@ -43,6 +43,10 @@ def arithmetic(precision: str, device: torch.device | str, tuned: bool = False) 
         cudnn.allow_tf32, cudnn.benchmark = before[1:]
 
 
+# Decorates a function that measures or stores: a GPU multiplies in full there, whatever is in force; a CPU always does.
+in_full = arithmetic("fp32", GPU)
+
+
 def autocast(precision: str, device: torch.device | str, cached: bool = True) -> torch.autocast:
     """Compute in bfloat16 where that is safe, for ``bf16`` on a GPU; around a forward pass only, as torch asks for.
 

@@ -43,7 +43,7 @@ def log_odds(classifier: nn.Module, images: np.ndarray, device: torch.device | s
     """Log-odds of "fatty" of images ``(N, S, S)`` uint8: ``(N,)`` float64."""
     classifier.to(device)
     parts = []
-    with torch.no_grad():
+    with torch.no_grad(), engine.arithmetic("fp32", device):
         for start in range(0, len(images), 16):
             pixels = engine.sent(to_pixels(images[start : start + 16]), torch.device(device))
             parts.append(classifier(pixels)[:, 0].double())
@@ -82,8 +82,9 @@ def _expected_gradients(
 ) -> np.ndarray:
     import shap
 
-    found = shap.GradientExplainer(classifier, to_pixels(background).to(device), batch_size=16)
-    return found.shap_values(to_pixels(images).to(device), nsamples=n_samples, rseed=seed)
+    with engine.arithmetic("fp32", device):
+        found = shap.GradientExplainer(classifier, to_pixels(background).to(device), batch_size=16)
+        return found.shap_values(to_pixels(images).to(device), nsamples=n_samples, rseed=seed)
 
 
 def _owen_values(

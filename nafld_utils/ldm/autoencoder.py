@@ -20,6 +20,7 @@ from torch import nn
 
 from nafld_utils import engine
 from nafld_utils.artifacts import load_weights
+from nafld_utils.engine import in_full
 from nafld_utils.ldm.autoencoder_units import SHIPPED as SHIPPED
 
 REVISION = ("autoencoder", 3)
@@ -71,6 +72,7 @@ class FirstStage:
         return dataclasses.replace(self, shift=self.shift.cpu(), scale=self.scale.cpu())
 
     @torch.no_grad()
+    @in_full
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Moments of images (N, 1, H, W) in [-1, 1], unscaled: (N, C, h, w), KL (N, 2C, h, w) mean, log-variance."""
         x = images.expand(-1, self.in_channels, -1, -1)
@@ -86,6 +88,7 @@ class FirstStage:
         return (moments - self.shift[:, None, None]) * self.scale[:, None, None]
 
     @torch.no_grad()
+    @in_full
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images from scaled latents, (N, 1, H, W) float32 in [-1, 1]; VQ quantises inside."""
         z = latents / self.scale[:, None, None] + self.shift[:, None, None]

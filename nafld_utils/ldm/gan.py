@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from nafld_utils import engine
 from nafld_utils.artifacts import unit_seed
+from nafld_utils.engine import in_full
 from nafld_utils.ldm.operations import Operations
 from nafld_utils.ldm.resumable import State
 
@@ -221,6 +222,7 @@ def train(
         yield training
 
 
+@in_full
 def _step(
     training: Training, real: Tensor, y: Tensor, settings: Mapping[str, Any], generator: torch.Generator
 ) -> dict[str, Tensor]:
@@ -295,6 +297,7 @@ def _counted(shape: Shape, batch_size: int, base_channels: int, max_channels: in
 
 
 @torch.no_grad()
+@in_full
 def sample(network: Generator, labels: np.ndarray, seeds: list[int], device: torch.device) -> Tensor:
     """Latents (n, C, h, w) of a network in eval mode: latent i depends on seed i and label i alone."""
     out = []

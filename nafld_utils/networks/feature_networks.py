@@ -132,7 +132,7 @@ def extract(
         from nafld_utils.networks import backbones
 
         features = np.asarray(backbones.features(network, images, LITE[kind], device, batch_size=batch_size))
-        with torch.no_grad():  # the head alone: one pass over the images gives both
+        with torch.no_grad(), arithmetic("fp32", device):  # the head alone: one pass over the images gives both
             logits = network.get_classifier()(torch.from_numpy(features).to(device)).cpu().numpy()
         return features, logits
     parts = []

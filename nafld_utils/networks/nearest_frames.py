@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nafld_utils import engine
+from nafld_utils.engine import in_full
 
 REVISION = ("nearest_frames", 1)  # raise ``memorization`` of copy_rules beside it, which the copy audit names
 SIDE = 64  # pixels at which `pixels_apart` compares images
@@ -63,6 +64,7 @@ class Nearest:
         return Nearest(self.patients[kept], self.distance.take(kept, axis=1), row)
 
 
+@in_full
 def nearest_features(
     queries: np.ndarray, reference: np.ndarray, patients: np.ndarray, device: Any = "cpu", chunk: int = 256
 ) -> Nearest:
@@ -87,6 +89,7 @@ def nearest_features(
     return _nearest(names, parts)
 
 
+@in_full
 def nearest_pixels(
     queries: np.ndarray, frames: np.ndarray, patients: np.ndarray, device: Any = "cpu", chunk: int = 8
 ) -> Nearest:
@@ -123,6 +126,7 @@ def nearest_pixels(
     return _nearest(names, parts)
 
 
+@in_full
 def pixels_apart(
     frames: np.ndarray, rows: np.ndarray, device: Any = "cpu", captions: bool = False, chunk: int = 8
 ) -> np.ndarray:
