@@ -239,7 +239,8 @@ def _reconstruct(
         copies, penalty = model.decode(posterior.mean + posterior.std * draw).sample, KL_WEIGHT * posterior.kl().mean()
     elif kind == "vq":
         codes, penalty, _ = model.quantize(model.encode(x).latents)
-        copies = model.decode(codes, force_not_quantize=True).sample
+        # not model.decode: it brings zeros from the host, which waits for a GPU
+        copies = model.decoder(model.post_quant_conv(codes))
     else:
         # not model(x): AutoencoderTiny.forward rounds the latents to bytes, which stops the encoder's gradient
         latents = model.encode(x).latents
