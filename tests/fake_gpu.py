@@ -2,7 +2,8 @@
 
 Contract: within `FakeGPU` work on ``cuda:0`` has shapes, types and devices but no numbers, and work on the host is
 real. A tensor of the host that meets one of the GPU raises, as on a GPU. Whatever a GPU's stream would be waited for is
-counted in ``waits``, with where it was asked for. A backward pass does not exist there: `FakeGPU` lets one leave
+counted in ``waits``, with where it was asked for. What products are computed in is in ``products``: the GPU may round
+fp32 to 19 bits (`TF32`) unless a path forbids it. A backward pass does not exist there: `FakeGPU` lets one leave
 gradients of zeros.
 """
 
@@ -14,19 +15,23 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from nafld_utils.engine import arithmetic
+
 GPU = torch.device("cuda", 0)
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 NUMBERS = ("aten._local_scalar_dense", "aten.item", "aten.is_nonzero")
 UNKNOWN_SIZE = ("aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2", "aten.equal")
-PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "linear")
+PRODUCTS = ("convolution", "conv2d", "mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "cdist", "_cdist_forward")
+PRODUCTS += ("scaled_dot_product", "_scaled_dot_product")
+TF32 = "tf32"
 
 
 class FakeGPU(FakeTensorMode):
-    """A mode in which ``cuda:0`` can be computed on; ``waits`` are the lines that waited, ``types`` of products."""
+    """A mode in which ``cuda:0`` can be computed on; ``waits`` are lines that waited, ``products`` names and types."""
 
     def __init__(self):
         super().__init__(allow_non_fake_inputs=True)
-        self.waits, self.types, self.pinned, self.trained, self.inside = [], set(), {}, [], False
+        self.waits, self.products, self.pinned, self.trained, self.inside = [], set(), {}, [], False
 
     def _pin(self, tensor):
         copy = tensor.clone()
@@ -52,6 +57,10 @@ class FakeGPU(FakeTensorMode):
         to_gpu = any(isinstance(leaf, torch.device) and leaf.type == "cuda" for leaf in leaves)
         if len(here) == len(tensors) and not to_gpu:
             return func(*args, **kwargs)
+        if func == torch.ops.aten._foreach_copy_.default:
+            for there, given in zip(*args[:2], strict=True):
+                self.__torch_dispatch__(COPIES[1], types, (there, given, *args[2:]), kwargs)
+            return None
         if func == torch.ops.aten.to.dtype_layout:  # as it comes in inference mode
             func, kwargs = COPIES[0], {key: value for key, value in kwargs.items() if key != "copy"}
         if self.inside:  # what torch makes of an operation is not the project's work
@@ -64,8 +73,8 @@ class FakeGPU(FakeTensorMode):
             self._wait(f"{name} to the host")
             return args[0].fill_(1) if func == COPIES[1] else torch.ones(args[0].shape, dtype=_type(args, kwargs))
         self._check(func, name, args, kwargs, here, to_gpu)
-        if any(name.split(".")[1].startswith(product) for product in PRODUCTS):
-            self.types |= {(name.split(".")[1], tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
+        if name.split(".")[1].startswith(PRODUCTS):
+            self.products |= {(name.split(".")[1], _computed_in(name, tensor.dtype)) for tensor in tensors}
         self.inside = True
         try:
             return super().__torch_dispatch__(func, types, args, kwargs)
@@ -106,6 +115,14 @@ def _moved_once(move):
     return to
 
 
+def _computed_in(name, dtype):
+    """Type of a product, of complex numbers that of their parts; `TF32` where fp32 may be rounded."""
+    if dtype not in (torch.float32, torch.complex64):
+        return dtype
+    matrices = torch.get_float32_matmul_precision() != "highest"
+    return TF32 if (torch.backends.cudnn.allow_tf32 if "conv" in name else matrices) else torch.float32
+
+
 def _type(args, kwargs):
     return kwargs.get("dtype") or args[0].dtype
 
@@ -134,8 +151,9 @@ def fake_gpu():
             (torch.nn.Module, "to", _moved_once(torch.nn.Module.to)),
             (torch.Tensor, "pin_memory", lambda tensor: gpu._pin(tensor)),
             (torch.Tensor, "backward", lambda loss, *_, **__: gpu._no_backward(loss)),
-            (torch.autograd, "grad", lambda outputs, inputs, **_: tuple(torch.zeros_like(x) for x in inputs)),
+            (torch.autograd, "grad", lambda outputs, inputs, **_: tuple(map(torch.zeros_like, tree_leaves(inputs)))),
         ):
             changes.enter_context(mock.patch.object(place, name, new))
+        changes.enter_context(arithmetic("tf32", GPU))
         changes.enter_context(gpu)
         yield gpu

@@ -2,17 +2,29 @@
 
 import contextlib
 import functools
+from types import SimpleNamespace
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from fake_gpu import GPU, fake_gpu
+from fake_gpu import GPU, TF32, fake_gpu
 
 from nafld_utils import ldm, networks, params, sweep
 from nafld_utils.explain import explainers
-from nafld_utils.ldm import autoencoder, autoencoder_training, denoiser, denoiser_training, gan, sampler
-from nafld_utils.networks import feature_networks
+from nafld_utils.ldm import (
+    autoencoder,
+    autoencoder_training,
+    denoiser,
+    denoiser_training,
+    denoiser_units,
+    gan,
+    over_training_units,
+    sampler,
+)
+from nafld_utils.networks import backbone_weights, feature_networks
 from nafld_utils.sweep import gpu_training, training
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")
@@ -20,6 +32,14 @@ SHAPE, NAME = (4, 8, 8), "resnet18.a1_in1k"
 SMALL = {"model_channels": 32, "channel_mult": [1], "layers_per_block": 1}
 GAN = {"batch_size": 4, "base_channels": 8, "max_channels": 16, "learning_rate": 1e-3, "penalty": 1.0}
 GAN |= {"ema_decay": 0.9, "log_every": 100}
+# of each kind of autoencoder, with fewer layers
+TINY = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8,) * 4)
+TINY |= dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1,) * 4)
+SHALLOW = {
+    ("vq", 4): ((1, 1), False, {"latent_channels": 3, "num_vq_embeddings": 16}),
+    ("kl", 8): ((1, 1), False, {"latent_channels": 4}),
+}
+FACTORS = {"tiny": 8, "vq": 4, "kl": 8}
 
 
 @functools.cache
@@ -27,33 +47,53 @@ def section():
     return params.load("smoke").section("ldm")
 
 
-def network(name):
-    return denoiser.build_denoiser(name, section()[name] | SMALL, SHAPE, 5, 0)
+def network(name, **other):
+    return denoiser.build_denoiser(name, section()[name] | SMALL | other, SHAPE, 5, 0)
 
 
 def conditions(name, n):
     return torch.arange(n) % 2 if name == "class" else torch.zeros(n, 16, 16, dtype=torch.uint8)
 
 
-def schedule(name):
-    return denoiser.schedule_options(section()[name], "v_prediction", 1000)
+def schedule(name, prediction="v_prediction"):
+    return denoiser.schedule_options(section()[name], prediction, 1000)
 
 
-def train_denoiser(gpu, n, name="class", precision="bf16", validated=False):
+def train_denoiser(gpu, n, name="class", precision="bf16", prediction="v_prediction", looked_at=False):
     model, where = network(name).to(GPU, memory_format=torch.channels_last), conditions(name, 4)
     gpu.train(model)
     chosen = section() | {"steps": n, "log_every": 100, "batch_size": 4, "precision": precision, "min_snr_gamma": 5.0}
     pool = ldm.LatentPool(torch.randn(4, 1, *SHAPE), where if name == "class" else where[:, None], lambda m, _: m)
-    noiser, held_out = DDPMScheduler(**schedule(name)), pool if validated else None
-    steps = ldm.train(ldm.start_training(model, chosen), pool, held_out, chosen, "l2", noiser, 0, GPU)
-    assert len(list(steps)) == n
+    state, noiser = ldm.start_training(model, chosen), DDPMScheduler(**schedule(name, prediction))
+    assert len(list(ldm.train(state, pool, pool, chosen, "l2", noiser, 0, GPU))) == n
+    if looked_at:
+        with state.with_average() as average:
+            walk = denoiser_units.PREVIEW | {"steps": n, "precision": precision}
+            drawn(average, name, schedule(name, prediction), **walk)
 
 
-def draw(gpu, n, scheduler="ddim", eta=1.0, name="semantic", precision="bf16"):
+def draw(gpu, n, name="semantic", precision="bf16", prediction="v_prediction", **walk):
     model = network(name).to(GPU, memory_format=torch.channels_last)
-    how = {"steps": 2 * n, "eta": eta, "guidance": 1.2, "scheduler": scheduler, "precision": precision}
-    found = sampler.sample(model, schedule(name), conditions(name, 2), [0, 1], SHAPE, GPU, **how)
+    walk = {"steps": 2 * n, "eta": 1.0, "guidance": 1.2, "precision": precision} | walk
+    drawn(model, name, schedule(name, prediction), **walk)
+
+
+def drawn(model, name, options, **walk):
+    found = sampler.sample(model, options, conditions(name, 2), [0, 1], SHAPE, GPU, **walk)
     assert (found.shape, found.dtype, found.device) == ((2, *SHAPE), torch.float32, GPU)
+
+
+def draw_checkpoint(gpu, n):
+    """What a model draws while it is trained, `n` times as many images as it draws at once."""
+    data = SimpleNamespace(seed=0, ldm=SimpleNamespace(checked_images=64 * n, precision="bf16"))
+    data.preprocess = SimpleNamespace(image_size=64)
+    frames = SimpleNamespace(stage=stage().to(GPU), device=GPU, data=None)
+    replaced = {"training_unit": mock.Mock(), "load_weights": lambda _: (network("class").state_dict(), {})}
+    units = {"new_denoiser": lambda *_: network("class"), "schedule_options": lambda *_: schedule("class")}
+    units["PREVIEW"] = denoiser_units.PREVIEW | {"steps": 1}
+    with mock.patch.multiple(over_training_units, **replaced), mock.patch.multiple(denoiser_units, **units):
+        found = over_training_units.draw(SimpleNamespace(settings=data), "class", 0, 10, frames)
+    assert (found.shape, found.dtype) == ((64 * n, 64, 64), np.uint8)
 
 
 def train_gan(gpu, n):
@@ -77,8 +117,16 @@ class Backbone(torch.nn.Module):
         self.conv_head, self.bn2 = torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4)
 
 
-def train_autoencoder(gpu, n, kind="tiny", factor=8, phase="texture"):
-    model = autoencoder.build(kind, factor, 32)
+@contextlib.contextmanager
+def shallow():
+    """Autoencoders have fewer layers."""
+    with mock.patch.dict(autoencoder.TINY_OPTIONS, TINY), mock.patch.dict(autoencoder.PUBLISHED, SHALLOW):
+        yield
+
+
+@shallow()
+def train_autoencoder(gpu, n, kind="tiny", phase="texture"):
+    model = autoencoder.build(kind, FACTORS[kind], 32)
     backbone = Backbone()
     features = autoencoder_training.feature_maps(backbone)
     backbone.to(GPU)
@@ -88,41 +136,33 @@ def train_autoencoder(gpu, n, kind="tiny", factor=8, phase="texture"):
     autoencoder_training.train(images, model, kind, features, range(n + 1), chosen, GPU)
 
 
-def encode(gpu, n):
-    found = autoencoder.encode_images(stage(), np.zeros((2 * n, 32, 32), np.uint8), GPU, batch_size=2)
-    assert (found.shape, found.dtype) == ((2 * n, 4, 4, 4), np.float32)
+@shallow()
+def stage(kind="tiny"):
+    return autoencoder.untrained(kind, FACTORS[kind], 32, 1.0)
 
 
-def decode(gpu, n):
-    found = autoencoder.decode_latents(stage(), torch.zeros(2 * n, 4, 4, 4, device=GPU), GPU, batch_size=2)
-    assert (found.shape, found.dtype) == ((2 * n, 32, 32), np.uint8)
-
-
-def stage():
-    return autoencoder.untrained("tiny", 8, 32, 1.0)
+def reconstruct(gpu, n, kind="tiny"):
+    """Encoding and decoding, as many images at once as an encoder takes."""
+    images = np.zeros((32 * n, 32, 32), np.uint8)
+    found = autoencoder.reconstruct(stage(kind), images, GPU)
+    assert (found.shape, found.dtype) == (images.shape, np.uint8)
 
 
 def pictures(n, side=32):
     return np.random.default_rng(0).integers(0, 255, (n, side, side), dtype=np.uint8)
 
 
-def classifier():
-    return networks.load(NAME, "random")
+def parts(freeze="paper"):
+    return networks.split(networks.load(NAME, "random"), NAME, freeze)
 
 
-def parts():
-    return networks.split(classifier(), NAME)
-
-
-def features(gpu, n):
-    found = networks.features(classifier(), pictures(2 * n), NAME, GPU, batch_size=2)
-    assert (found.shape, found.dtype) == ((2 * n, 512), np.float32)
-
-
-def inception(gpu, n):
+def extract(gpu, n, kind="random"):
     feature_networks._network.cache_clear()
-    found, logits = feature_networks.extract(pictures(2 * n), "random", device=GPU, batch_size=2)
-    assert (found.shape, logits.shape) == ((2 * n, 2048), (2 * n, 1008))
+    load = networks.load
+    with mock.patch.object(backbone_weights, "load", lambda name, **_: load(name, "random")):
+        found, logits = feature_networks.extract(pictures(2 * n), kind, device=GPU, batch_size=2)
+    feature_networks._network.cache_clear()
+    assert (found.shape[1], len(logits)) == (feature_networks.FEATURES[kind].width, 2 * n)
 
 
 def prefix(gpu, n):
@@ -130,24 +170,33 @@ def prefix(gpu, n):
     assert (found.shape, found.dtype) == ((2 * n, 256, 2, 2), np.float16)
 
 
-def views(on_gpu, n=6):
-    stored = torch.zeros(n, 2, 256, 2, 2, dtype=torch.float16)
+def views(on_gpu, n=6, stored=None):
+    stored = torch.zeros(n, 2, 256, 2, 2, dtype=torch.float16) if stored is None else stored
     return sweep.Views(stored.to(GPU) if on_gpu else stored.numpy(), np.arange(n) % 2)
 
 
-def options(steps, precision="bf16"):
-    return sweep.Options(steps, 4, 1e-3, 0.01, precision)
+def options(steps, precision="bf16", first=0):
+    return sweep.Options(steps, 4, 1e-3, 0.01, precision, first)
 
 
-def train_tail(gpu, n, on_gpu=False, precision="bf16"):
-    tail = sweep.fresh_tail(parts()[1], 0)
+def train_tail(gpu, n, on_gpu=False, precision="bf16", freeze="paper", first=False, looked_at=False):
+    tail = sweep.fresh_tail(parts(freeze)[1], 0)
     gpu.train(tail)
-    kept = [views(on_gpu), views(on_gpu)]
-    found = sweep.train_tail(tail, kept, options(n, precision), 0, networks.Decoder(NAME), GPU)[1]
-    assert found.shape == (n,)
+    pixels = torch.zeros(6, 2, 32, 32, dtype=torch.uint8) if freeze == "none" else None
+    kept = [views(on_gpu, stored=pixels), views(on_gpu, stored=pixels)]
+    chosen = options(2 * n, precision, first=n) if first else options(n, precision)
+    watch = look if looked_at else None
+    found = sweep.train_tail(tail, kept, chosen, 0, networks.Decoder(NAME), GPU, watch)[1]
+    assert found.shape == (chosen.steps,)
 
 
-def train_jobs(gpu, n):
+def look(step, tail):
+    """Scores before the first step, as simulated-only trainings are looked at."""
+    if step == 0:
+        scores_of(tail, 1)
+
+
+def train_jobs(gpu, n, precision="bf16"):
     gpu_training._TRAINERS.clear()
     jobs = [gpu_training.Job(sweep.fresh_tail(parts()[1], i), [views(True), views(True)], i) for i in range(2)]
     made = gpu_training.Resident.__init__
@@ -156,9 +205,10 @@ def train_jobs(gpu, n):
         made(self, *args, **how)
         gpu.train(self.tail)
 
+    chosen = options(n, precision)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_training.Resident, "__init__", ready)
-        found = gpu_training.train_jobs(jobs, networks.Decoder(NAME), options(n), GPU, (NAME, "paper"), record=False)
+        found = gpu_training.train_jobs(jobs, networks.Decoder(NAME), chosen, GPU, (NAME, "paper"), record=False)
     gpu_training._TRAINERS.clear()
     for result in found:
         if isinstance(result, Exception):
@@ -167,12 +217,21 @@ def train_jobs(gpu, n):
 
 
 def score(gpu, n):
+    scores_of(parts()[1], n)
+
+
+def scores_of(tail, n):
     held_out = sweep.Views(views(True, 2 * n).features, np.arange(2 * n) % 2, views=np.zeros(2 * n, int))
-    assert training.predict(parts()[1], held_out, networks.Decoder(NAME), GPU, batch_size=2).shape == (2 * n,)
+    assert training.predict(tail, held_out, networks.Decoder(NAME), GPU, batch_size=2).shape == (2 * n,)
+
+
+def classifier():
+    frozen, tail = parts()
+    return networks.GreyClassifier(frozen, sweep.fresh_tail(tail, 0), NAME)
 
 
 def log_odds(gpu, n):
-    found = explainers.log_odds(networks.GreyClassifier(*parts(), NAME), pictures(16 * n), GPU)
+    found = explainers.log_odds(classifier(), pictures(16 * n), GPU)
     assert found.shape == (16 * n,)
 
 
@@ -193,73 +252,119 @@ def apart(gpu, n):
 
 
 CONV, DISTANCE, SPECTRUM = (torch.nn.functional, "conv2d"), (torch, "cdist"), (torch.fft, "rfft2")
-# what is called once a turn of the loop at least, whose result a fault is put behind
+FULL, HALF = {torch.float32}, {torch.bfloat16}
+
+
+class Path(NamedTuple):
+    """A loop of some turns, the types of its products, and what each turn calls, whose result a fault is put behind."""
+
+    run: functools.partial
+    types: set
+    called: tuple = CONV
+
+
+def path(run, types, called=CONV, **how):
+    return Path(functools.partial(run, **how), types, called)
+
+
 PATHS = {
-    "the class model's training": (train_denoiser, CONV),
-    "the semantic model's training": (functools.partial(train_denoiser, name="semantic"), CONV),
-    "DDIM with noise": (draw, CONV),
-    "DPM-Solver++": (functools.partial(draw, scheduler="dpmsolver++", eta=0.0), CONV),
-    "UniPC": (functools.partial(draw, scheduler="unipc", eta=0.0), CONV),
-    "the GAN's training": (train_gan, CONV),
-    "the GAN's images": (draw_gan, CONV),
-    "an autoencoder's training": (train_autoencoder, CONV),
-    "encoding": (encode, CONV),
-    "decoding": (decode, CONV),
-    "features of a classifier": (features, CONV),
-    "features of Inception-v3": (inception, CONV),
-    "features of a frozen prefix": (prefix, CONV),
-    "a tail's training, its views on the host": (train_tail, CONV),
-    "a tail's training, its views on the GPU": (functools.partial(train_tail, on_gpu=True), CONV),
-    "trainings side by side": (train_jobs, CONV),
-    "scores": (score, CONV),
-    "log-odds that are explained": (log_odds, CONV),
-    "nearest frames by features": (near_features, DISTANCE),
-    "nearest frames by pixels": (near_pixels, CONV),
-    "distance of some frames": (apart, SPECTRUM),
+    "the class model's training": path(train_denoiser, HALF),
+    "the semantic model's training, of noise": path(
+        train_denoiser, HALF, name="semantic", prediction="epsilon", looked_at=True
+    ),
+    "DDIM with noise": path(draw, HALF),
+    "DDIM of the class model, without noise and guidance": path(
+        draw, HALF, name="class", prediction="epsilon", eta=0.0, guidance=1.0
+    ),
+    "DPM-Solver++ without conditions": path(draw, HALF, scheduler="dpmsolver++", eta=0.0, null=True),
+    "UniPC": path(draw, HALF, scheduler="unipc", eta=0.0),
+    "images of a checkpoint": path(draw_checkpoint, HALF | FULL),
+    "the GAN's training": path(train_gan, FULL),
+    "the GAN's images": path(draw_gan, FULL),
+    "the small autoencoder's training": path(train_autoencoder, FULL),
+    "a VQ autoencoder's training": path(train_autoencoder, FULL, kind="vq", phase="structure"),
+    "a KL autoencoder's training": path(train_autoencoder, FULL, kind="kl", phase="polish"),
+    "the small autoencoder's copies": path(reconstruct, FULL),
+    "a VQ autoencoder's copies": path(reconstruct, FULL, kind="vq"),
+    "a KL autoencoder's copies": path(reconstruct, FULL, kind="kl"),
+    "features and logits of EfficientNet-Lite0": path(extract, FULL, kind="lite0"),
+    "features and logits of Inception-v3": path(extract, FULL),
+    "features of a frozen prefix": path(prefix, FULL),
+    "a tail's training, its views on the host": path(train_tail, HALF),
+    "a tail's training, its views on the GPU, and a look": path(train_tail, HALF | FULL, on_gpu=True, looked_at=True),
+    "a tail's training, added images first": path(train_tail, HALF, on_gpu=True, first=True),
+    "a whole network's training": path(train_tail, HALF, on_gpu=True, freeze="none"),
+    "trainings side by side": path(train_jobs, HALF),
+    "scores": path(score, FULL),
+    "log-odds that are explained": path(log_odds, FULL),
+    "nearest frames by features": path(near_features, FULL, DISTANCE),
+    "nearest frames by pixels": path(near_pixels, FULL),
+    "distance of some frames": path(apart, FULL, SPECTRUM),
 }
 
 
-def waits(path, n):
-    with fake_gpu() as gpu:
-        path(gpu, n)
-    return gpu
+class Trace(NamedTuple):
+    """What a `FakeGPU` saw of a path; ``waits`` are the path's own, ``faults`` those of the fault put in."""
+
+    waits: list
+    faults: list
+    products: set
 
 
-@pytest.mark.parametrize("name", PATHS)
-def test_no_turn_of_a_loop_waits_for_the_gpu_and_a_fault_put_in_is_found(name, monkeypatch):
-    path, (module, function) = PATHS[name]
-    few, more = waits(path, 1), waits(path, 2)
-    loops = [line for line in more.waits if "nafld_utils" in line]
-    assert len(few.waits) == len(more.waits), f"a turn waits: {loops}"
+@functools.cache
+def traced(name, n):
+    """`Trace` of `n` turns; the fault put behind each call of what a turn calls waits thrice and changes nothing."""
+    one, faults = PATHS[name], []
+    module, function = one.called
     given = getattr(module, function)
 
     def faulty(*args, **how):
         found = given(*args, **how)
         if found.device.type == "cuda":
-            found.flatten()[0].item(), bool((found == found).all()), found.cpu()
+            number, before = found.detach().as_strided((1,), (1,)), gpu.waits
+            gpu.waits = faults
+            number.item(), bool(number == number), number.cpu()
+            gpu.waits = before
             with pytest.raises(RuntimeError, match="the host and of the GPU meet"):
-                found + torch.zeros(found.shape)
+                number + torch.zeros(1)
         return found
 
-    monkeypatch.setattr(module, function, faulty)
-    assert len(waits(path, 1).waits) >= len(few.waits) + 3, "each of three kinds, at each turn"
+    with fake_gpu() as gpu, mock.patch.object(module, function, faulty):
+        one.run(gpu, n)
+    return Trace(gpu.waits, faults, gpu.products)
 
 
-@pytest.mark.parametrize("path", [functools.partial(train_denoiser, validated=True), draw, train_tail])
-def test_products_are_in_bfloat16_where_that_is_asked_for_and_else_in_full(path):
-    for precision, wanted in (("bf16", torch.bfloat16), ("tf32", torch.float32)):
-        with fake_gpu() as gpu:
-            path(gpu, 2, precision=precision)
-        assert {name for name, _ in gpu.types} >= ({"convolution"} | ({"addmm"} if path is not train_tail else set()))
-        # attention without a GPU's kernel multiplies in full
-        assert {kind for name, kind in gpu.types if name != "bmm"} == {wanted}, gpu.types
+@pytest.mark.parametrize("name", PATHS)
+def test_no_turn_of_a_loop_waits_for_the_gpu_and_a_fault_put_in_is_found(name):
+    few, more = traced(name, 1), traced(name, 2)
+    loops = [line for line in more.waits if "nafld_utils" in line]
+    assert len(few.waits) == len(more.waits), f"a turn waits: {loops}"
+    assert 3 <= len(few.faults) < len(more.faults), "of each of three kinds, and more where there are more turns"
 
 
-@pytest.mark.parametrize("path", [features, prefix, score, encode, decode, log_odds, train_gan, near_features])
-def test_what_is_measured_or_stored_is_computed_in_full(path):
+@pytest.mark.parametrize("name", PATHS)
+def test_products_are_in_bfloat16_where_that_is_asked_for_and_what_is_measured_or_stored_is_in_full(name):
+    wanted, products = PATHS[name].types, traced(name, 2).products
+    if wanted >= HALF:  # beside which attention without a GPU's kernel multiplies in fp32
+        products = {(product, kind) for product, kind in products if product != "bmm"}
+    assert {kind for _, kind in products} == wanted, products
+
+
+@pytest.mark.parametrize("run", [train_denoiser, draw, train_tail, train_jobs])
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_products_of_fp32_are_rounded_where_that_is_asked_for_and_else_in_full(run, precision):
     with fake_gpu() as gpu:
-        path(gpu, 2)
-    assert {kind for _, kind in gpu.types} <= {torch.float32}
+        run(gpu, 1, precision=precision)
+    assert {kind for _, kind in gpu.products} == ({TF32} if precision == "tf32" else FULL)
+
+
+@pytest.mark.filterwarnings("ignore:The set_(bad|over|under) function:PendingDeprecationWarning")
+def test_attributions_are_computed_in_full():
+    """The explainer's own loop brings every batch's gradient to the host."""
+    with fake_gpu() as gpu:
+        found = explainers.attributions(classifier(), pictures(2), pictures(1), 2, 0, GPU)
+    assert found.shape == (1, 32, 32)
+    assert {kind for _, kind in gpu.products} == FULL
 
 
 def meta_tail():
@@ -280,16 +385,37 @@ def meta_denoiser(name):
     return model
 
 
+def meta_gan():
+    state = gan.start_training((2, 16, 16), GAN, 0, torch.device("meta"))
+    real, y = torch.empty(4, 2, 16, 16, device="meta"), torch.zeros(4, device="meta").long()
+    assert "penalty" in gan._step(state, real, y, GAN, torch.Generator())
+    return torch.nn.ModuleList([state.generator, state.discriminator])
+
+
+@shallow()
+def meta_autoencoder(kind, phase):
+    features = autoencoder_training.feature_maps(Backbone().to("meta"))
+    model, x = autoencoder.build(kind, FACTORS[kind], 32).to("meta"), torch.empty(2, 1, 32, 32, device="meta")
+    autoencoder_training._optimizer(model, autoencoder_training.Phase(phase, 1))
+    loss_of = autoencoder_training.ReconstructionLoss(phase, features, x)
+    autoencoder_training._loss(model, kind, x, loss_of, torch.Generator())[0].backward()
+    return model
+
+
 BACKWARD = {
-    "tail": (meta_tail, CONV),
-    "class": (lambda: meta_denoiser("class"), CONV),
-    "semantic": (lambda: meta_denoiser("semantic"), CONV),
+    "tail": meta_tail,
+    "class": lambda: meta_denoiser("class"),
+    "semantic": lambda: meta_denoiser("semantic"),
+    "GAN": meta_gan,
+    "small autoencoder": lambda: meta_autoencoder("tiny", "texture"),
+    "VQ autoencoder": lambda: meta_autoencoder("vq", "structure"),
+    "KL autoencoder": lambda: meta_autoencoder("kl", "polish"),
 }
 
 
 @pytest.mark.parametrize("name", BACKWARD)
 def test_a_backward_pass_asks_the_device_for_no_number(name, monkeypatch):
-    step, (module, function) = BACKWARD[name]
+    step, (module, function) = BACKWARD[name], CONV
     for room in (training, denoiser_training):  # torch has no autocast there
         monkeypatch.setattr(room, "autocast", lambda *_, **__: contextlib.nullcontext())
     assert all(p.grad is not None for p in step().parameters() if p.requires_grad)
@@ -316,7 +442,8 @@ def whole(function):
 
 @pytest.mark.parametrize("name", ["class", "semantic"])
 def test_a_denoiser_is_one_graph(name, monkeypatch):
-    model, z, t = network(name), torch.randn(2, *SHAPE), torch.tensor([3, 999])
+    levels = [1, 1] if name == "semantic" else [1]
+    model, z, t = network(name, channel_mult=levels), torch.randn(2, *SHAPE), torch.tensor([3, 999])
     condition = model.condition(conditions(name, 2), torch.tensor([True, False]))
     found = whole(model)(z, t, condition)
     torch.testing.assert_close(found, model(z, t, condition))
@@ -325,6 +452,7 @@ def test_a_denoiser_is_one_graph(name, monkeypatch):
 
 
 def test_the_loss_of_a_tail_is_one_graph(monkeypatch):
+    """The rest of its step is none: torch compiles neither a backward pass nor an optimizer into a whole graph."""
     tail, decoder = sweep.fresh_tail(parts()[1], 0).eval(), networks.Decoder(NAME)
     given = tail, decoder, torch.randn(4, 256, 2, 2).half(), torch.tensor([0, 1, 0, 1]), options(1)
     torch.testing.assert_close(whole(training.loss_on)(*given), training.loss_on(*given))
