@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nafld_utils import engine, networks
-from nafld_utils.engine import in_full
 from nafld_utils.ldm.autoencoder import FirstStage, standardise, to_unit
 
 REVISION = ("autoencoder_training", 2)
@@ -135,7 +134,6 @@ class Phase:
         return min(max(images.shape[1:]) if whole else PATCH[self.name], *images.shape[1:])
 
 
-@in_full
 def train(
     images: np.ndarray,
     model: nn.Module,

@@ -222,7 +222,6 @@ def train(
         yield training
 
 
-@in_full
 def _step(
     training: Training, real: Tensor, y: Tensor, settings: Mapping[str, Any], generator: torch.Generator
 ) -> dict[str, Tensor]:
