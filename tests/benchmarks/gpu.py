@@ -13,9 +13,10 @@ sampler     120     run 2: the fast sampler against DDIM of 500 steps at equal d
 semantic    rest    run 2: up to 2,000 steps of the semantic network on the real cohort's crops, curve and grid
 =========== ======= ==================================================================================================
 
-Before, on any machine: ``--pack cohort.mat --crops crops.npz`` makes the file that run 2 reads (at most `BRING`).
-Afterwards: ``--hours A/results.jsonl B/results.jsonl`` says what the whole paper profile takes. ``--dry`` is all of it
-small, on a CPU, with numbers that mean nothing.
+Before, on any machine: ``--pack cohort.mat --crops crops.npz`` makes the file that run 2 reads, and says whether the
+tree, ``--wheels FOLDER`` and it may be brought together (at most `BRING`). Afterwards: ``--hours A/results.jsonl
+B/results.jsonl`` says what the paper profile takes. ``--dry`` is all of it small, on a CPU, with numbers that mean
+nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import functools
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -248,16 +250,34 @@ def _rated(given: dict[str, Any], how: str, seconds: float, images: int, flops: 
 # ---------------------------------------------------------------- the semantic network on crops
 
 
-def pack(data: str, path: Path) -> None:
-    """Write what run 2 needs of a cohort: a crop per frame, its semantic map, and whether its patient is held out."""
+def pack(data: str, path: Path, wheels: Path | None = None) -> None:
+    """Write what run 2 needs of a cohort: a crop per frame, its semantic map, and whether its patient is held out.
+
+    ValueError where it may not be brought beside the tree and a folder of wheels.
+    """
     run = artifacts.open_run("paper", {"run": "gpu-study", "cohort.path": data, "preprocess.crops_per_image": 1})
     cohort.build_cohort(run)
     preprocessing.build_preprocessed(run)
     made = preprocessing.open_preprocessed(run)
     arrays = {"images": made.pool[:, 0], "maps": made.pool_maps[:, 0]}
     np.savez_compressed(path, held_out=made.images["fold"].to_numpy() == 0, **arrays)
-    if path.stat().st_size > BRING:
-        raise ValueError(f"{path}: expected at most {BRING} bytes to bring, found {path.stat().st_size}.")
+    parts = to_bring(path, wheels)
+    found = ", ".join(f"{name} {size:,}" for name, size in parts.items())
+    said = f"{sum(parts.values()):,} ({found})"
+    if sum(parts.values()) > BRING:
+        raise ValueError(f"{path}: expected at most {BRING:,} bytes to bring, found {said}; bring fewer wheels.")
+    print(f"{path}: of {BRING:,} bytes that may be brought {said}")
+
+
+def to_bring(crops: Path, wheels: Path | None) -> dict[str, int]:
+    """Bytes of the crops, of the files that git tracks in the tree (none where it is no checkout), and of wheels."""
+    root, listed = artifacts.PROJECT_ROOT, ""
+    with contextlib.suppress(OSError):  # no git here
+        listed = subprocess.run(["git", "-C", root, "ls-files", "-z"], capture_output=True, encoding="utf-8").stdout
+    tracked = [root / name for name in listed.split("\0") if name]
+    tree = "tree" if tracked else "tree (no git checkout, not counted)"
+    parts = {"crops": [crops], tree: tracked, "wheels": wheels.rglob("*") if wheels else []}
+    return {name: sum(path.stat().st_size for path in paths if path.is_file()) for name, paths in parts.items()}
 
 
 class Semantic:
@@ -497,6 +517,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=WHOLE, help="of all, the start of this process counted")
     parser.add_argument("--crops", type=Path, help="file of crops, written by --pack and read by run 2")
     parser.add_argument("--pack", metavar="MAT", help="write --crops from the cohort's file, and end")
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="counted by --pack beside tree and crops")
     parser.add_argument("--hours", nargs="+", type=Path, metavar="JSONL", help="hours of the paper's profile, and end")
     parser.add_argument("--dry", action="store_true", help="small, on a CPU: numbers mean nothing")
     parser.add_argument("--out", type=Path, help="folder of what is taken home; reports/gpu, or gpu-dry with --dry")
@@ -506,7 +527,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(NOT_IN)
         return
     if options.pack:
-        pack(options.pack, options.crops)
+        if not options.crops or (options.wheels and not options.wheels.is_dir()):
+            found = f"found {options.crops} and {options.wheels}"
+            parser.error(f"--pack: expected --crops FILE.npz to write, and --wheels a folder that is there, {found}")
+        pack(options.pack, options.crops, options.wheels)
         return
     if not (options.run or options.parts):
         parser.error("expected --run 1, --run 2 or --parts, found none of them")

@@ -184,7 +184,7 @@ def test_files_beyond_what_may_be_taken_home_are_refused(results, monkeypatch):
     assert (results.folder / "0.txt").read_text() == "anew", "what was there is kept"
 
 
-def test_crops_that_are_too_large_to_bring_are_refused(tmp_path, monkeypatch):
+def test_what_is_too_large_to_bring_with_tree_and_wheels_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NAFLD_ROOT", str(tmp_path))
     small = {"cohort.source": "simulated", "cohort.n_patients": 8, "cohort.frames_per_patient": 1}
     small |= {"folds.n_splits": 2, "preprocess.image_size": 64, "preprocess.map_size": 16}
@@ -192,13 +192,34 @@ def test_crops_that_are_too_large_to_bring_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         artifacts, "open_run", lambda profile, changes: opened("smoke", {**small, "run": changes["run"]})
     )
-    gpu.pack("none.mat", tmp_path / "crops.npz")
+    tree, wheels = tmp_path / "tree", tmp_path / "wheels"
+    for name, size in {
+        "tree/tracked.py": 7,
+        "tree/own.txt": 50,
+        "wheels/a/one.whl": 300,
+        "wheels/two.whl": 1000,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    monkeypatch.setattr(artifacts, "PROJECT_ROOT", tree)
+    gpu.main(["--pack", "none.mat", "--crops", str(tmp_path / "crops.npz")])
     with np.load(tmp_path / "crops.npz") as found:
         shapes = {name: found[name].shape for name in found}
     assert shapes == {"images": (8, 64, 64), "maps": (8, 16, 16), "held_out": (8,)}
-    monkeypatch.setattr(gpu, "BRING", 100)
-    with pytest.raises(ValueError, match="expected at most 100 bytes to bring"):
-        gpu.pack("none.mat", tmp_path / "crops.npz")
+    crops = (tmp_path / "crops.npz").stat().st_size
+    whole = f"{crops:,} (crops {crops:,}, tree (no git checkout, not counted) 0, wheels 0)"
+    assert capsys.readouterr().out.endswith(f"crops.npz: of 67,108,864 bytes that may be brought {whole}\n")
+    for command in (["init", "-q"], ["add", "tracked.py"]):
+        subprocess.run(["git", "-C", tree, *command], check=True)
+    monkeypatch.setattr(gpu, "BRING", crops + 1307)
+    gpu.pack("none.mat", tmp_path / "crops.npz", wheels)
+    monkeypatch.setattr(gpu, "BRING", crops + 1306)
+    said = rf"expected at most {crops + 1306:,} .* found {crops + 1307:,} \(crops {crops:,}, tree 7, wheels 1,300\);"
+    with pytest.raises(ValueError, match=said):
+        gpu.pack("none.mat", tmp_path / "crops.npz", wheels)
+    with pytest.raises(SystemExit):
+        gpu.main(["--pack", "none.mat", "--crops", str(tmp_path / "crops.npz"), "--wheels", str(tmp_path / "none")])
+    assert "--wheels a folder that is there, found" in capsys.readouterr().err
 
 
 def test_two_runs_keep_to_their_seconds():
