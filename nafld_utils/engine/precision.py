@@ -2,7 +2,7 @@
 
 Contract: a CPU always computes in fp32 (choice: short runs are compared bit by bit there). torch itself lets a GPU's
 convolutions round to 19 bits unless told otherwise, so whatever is to be fp32 there says so. Choice: the trainings of
-GANs and autoencoders, which have no setting for it, do not say so: in full they would take longer, and weights measure nothing.
+GANs and autoencoders, which have no setting for it, do not say so, since in full they would take longer.
 """
 
 from __future__ import annotations
