@@ -8,7 +8,9 @@ GANs and autoencoders, which have no setting for it, do not say so, since in ful
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -44,8 +46,15 @@ def arithmetic(precision: str, device: torch.device | str, tuned: bool = False) 
         cudnn.allow_tf32, cudnn.benchmark = before[1:]
 
 
-# Decorates a function that measures or stores: a GPU multiplies in full there, whatever is in force; a CPU always does.
-in_full = arithmetic("fp32", GPU)
+def in_full(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function, no generator, that measures or stores: a GPU multiplies fp32 tensors in full within it."""
+
+    @functools.wraps(function)
+    def computed(*arguments: Any, **options: Any) -> Any:
+        with arithmetic("fp32", GPU):
+            return function(*arguments, **options)
+
+    return computed
 
 
 def autocast(precision: str, device: torch.device | str, cached: bool = True) -> torch.autocast:
