@@ -481,7 +481,9 @@ def hours(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     near = [row["steps"] for row in rows if row.get("what") == "equal distance" and row["inside"]]
     if near:
         fast = {"sampling.scheduler": "dpmsolver++", "sampling.steps": min(near), "sampling.eta": 0.0}
-        sums[f"the same with DPM-Solver++ in {min(near)} steps"] = of(fast)[table.notna()].sum(skipna=False)
+        sums[f"the same with DPM-Solver++ in {min(near)} steps, judged with the semantic model"] = of(fast)[
+            table.notna()
+        ].sum(skipna=False, min_count=1)
     return pd.concat([table, pd.Series(sums, dtype=float)]).rename_axis("work").reset_index(name="hours")
 
 
@@ -523,11 +525,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of what is taken home; reports/gpu, or gpu-dry with --dry")
     options = parser.parse_args(arguments)
     if options.hours:
-        print(hours(read(*options.hours)).round(2).to_string(index=False, na_rep="not measured"))
+        rows = read(*options.hours)
+        if any(row.get("dry") for row in rows):
+            parser.error("--hours: expected what runs on a GPU measured, found rows of --dry; run without it")
+        print(hours(rows).round(2).to_string(index=False, na_rep="not measured"))
         print(NOT_IN)
         return
     if options.pack:
-        if not options.crops or (options.wheels and not options.wheels.is_dir()):
+        named = options.crops and options.crops.suffix == ".npz"
+        if not named or (options.wheels and not options.wheels.is_dir()):
             found = f"found {options.crops} and {options.wheels}"
             parser.error(f"--pack: expected --crops FILE.npz to write, and --wheels a folder that is there, {found}")
         pack(options.pack, options.crops, options.wheels)
@@ -537,7 +543,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = options.out or artifacts.work_root() / "reports" / ("gpu-dry" if options.dry else "gpu")
     results, device = Results(folder), torch.device("cpu") if options.dry else records.device()
     known = artifacts.environment()
-    results.add(part="start", device=records.device_name(device), commit=known["commit"], torch=torch.__version__)
+    where = {"device": records.device_name(device), "dry": options.dry}
+    results.add(part="start", **where, commit=known["commit"], torch=torch.__version__)
     names = options.parts or RUNS[options.run]
     parts = parts_of(names, DRY if options.dry else PAPER, options.crops, results, device)
     perform(parts, results, psutil.Process().create_time() + options.seconds)

@@ -274,7 +274,8 @@ def test_hours_of_the_whole_profile_are_those_of_the_measured_rates():
     rows += [{"what": "equal distance", "how": str(n), "inside": n > 10, "steps": n} for n in (50, 20, 10)]
     fast = gpu.hours(rows).set_index("work")["hours"]
     faster = (10 * (2000 * 40 + 32_400) + 100 * 480 + 5 * (200 * 20 + 500 * 40)) / 2 / 3600
-    assert fast["the same with DPM-Solver++ in 20 steps"] == pytest.approx(table["all"] - 2 * drawn + 2 * faster)
+    name = "the same with DPM-Solver++ in 20 steps, judged with the semantic model"
+    assert fast[name] == pytest.approx(table["all"] - 2 * drawn + 2 * faster)
 
 
 def test_hours_take_the_last_of_what_was_measured_twice_and_name_what_was_not(tmp_path, capsys):
@@ -292,8 +293,15 @@ def test_hours_take_the_last_of_what_was_measured_twice_and_name_what_was_not(tm
         "all that was measured",
     ]
     assert table["all that was measured"] == pytest.approx(table.iloc[:2].sum())
-    (tmp_path / "results.jsonl").write_text("")
-    gpu.main(["--hours", str(tmp_path / "results.jsonl")])
+    nothing = gpu.hours([{"what": "equal distance", "how": "20", "inside": True, "steps": 20}])
+    assert nothing["hours"].isna().all(), "not 0 hours"
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"part": "start", "dry": true}')
+    with pytest.raises(SystemExit):
+        gpu.main(["--hours", str(path)])
+    assert "found rows of --dry" in capsys.readouterr().err
+    path.write_text("")
+    gpu.main(["--hours", str(path)])
     *lines, last = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(table) - 1
     assert all(line.endswith("not measured") for line in lines[1:])
