@@ -293,7 +293,20 @@ def copied_patients(run: Run) -> pd.DataFrame:
 
 
 def reading(run: Run, found: pd.DataFrame, checked: pd.DataFrame) -> list[str]:
-    """What the copy audit found, in sentences; `found` of `summary`, `checked` of `calibration`."""
+    """What the copy audit found, in sentences.
+
+    Parameters
+    ----------
+    run : Run
+    found : pandas.DataFrame
+        Of `summary`.
+    checked : pandas.DataFrame
+        Of `calibration`.
+
+    Returns
+    -------
+    list of str
+    """
     lines = [
         f"{WORDS.get(row.set, row.set)}: {row.copy:.1%} of {row.n_images} images are copies"
         f" [{row.low:.1%}, {row.high:.1%} over images]; they show {row.patients_copied} training patients."

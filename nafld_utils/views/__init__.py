@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "picture_rows spread_dots style tiles"
         ).split(),
         "tables": "claims files interval number settings table told unit_beside".split(),
-        "widgets": "draw_png grey_png image interactive labelled narrow row text watch".split(),
+        "widgets": "draw_png grey_png image interactive labelled narrow on_page row text watch".split(),
         "words": "named verdict words_for".split(),
     },
 )

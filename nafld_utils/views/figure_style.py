@@ -170,9 +170,23 @@ def picture_row(ax: Axes, images: Sequence[np.ndarray], titles: Sequence[str]) -
 
 
 def picture_rows(title: str, n: int, lines: int = 1, width: float = 8.0) -> tuple[Figure, np.ndarray]:
-    """A figure of two Axes for `picture_row` with `n` square images each, `lines` of text above them, and a title.
+    """A figure of two Axes for `picture_row`, one below the other.
 
-    Choice: placed by hand, in inches, since all sizes are known; a layout engine would measure every text twice.
+    Choice: placed by hand, since all sizes are known; a layout engine would measure every text twice.
+
+    Parameters
+    ----------
+    title : str
+    n : int
+        Square images per row.
+    lines : int
+        Lines of text above each image.
+    width : float
+        Inches.
+
+    Returns
+    -------
+    tuple of Figure, and array of two Axes
     """
     import matplotlib.pyplot as plt
 

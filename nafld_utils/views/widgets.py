@@ -27,12 +27,17 @@ HEADLESS = "*In JupyterLab this cell is an explorer; below it stands its static 
 DPI = 110
 
 
+def on_page() -> bool:
+    """Whether this notebook runs for a page, on which static twins stand for the explorers of JupyterLab."""
+    return engine.is_headless()
+
+
 def interactive(build: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate an explorer: in a headless run it gives `HEADLESS` as text and builds no widget."""
 
     @functools.wraps(build)
     def built(*arguments: Any, **options: Any) -> Any:
-        if engine.is_headless():
+        if on_page():
             from IPython.display import Markdown
 
             return Markdown(HEADLESS)

@@ -64,6 +64,18 @@ def test_a_long_interval_is_cut_with_an_arrow_and_its_true_end(ax):
     assert "too few for an interval" in figures.unbounded(table.assign(low=np.nan))
 
 
+def test_numbers_beside_bars_have_their_room_inside_the_axes_which_no_layout_makes_for_them():
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3))
+    table = pd.DataFrame({"model": ["semantic", "class"], "role": "model", "mean": [80.0, 1234.0]})
+    for ax, low in zip(axes, (70.0, -1200.0, -2400.0), strict=True):
+        figures.bars(table.assign(low=low, high=2400.0), ax)
+    fig.draw_without_rendering()
+    for ax in axes:
+        assert all(text.get_window_extent().x1 <= ax.bbox.x1 for text in ax.texts)
+        assert not any(text.get_in_layout() for text in ax.texts)
+    plt.close(fig)
+
+
 def test_a_panel_without_one_of_the_sets_that_panels_share_says_so_in_its_place():
     table = pd.DataFrame({"model": ["semantic", "class", "noise"], "role": ["model", "model", "ceiling"], "mean": 2.0})
     table = table.assign(low=1.0, high=3.0)

@@ -1,10 +1,12 @@
 """One look for every figure, whatever the user's own matplotlib settings are."""
 
+import itertools
 import os
 import subprocess
 import sys
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -80,6 +82,21 @@ def test_a_figure_in_a_notebook_is_drawn_once():
         assert any("<Figure size" in line for line in shown)
         times.append(int(shown[-2]))
     assert times == [3, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("n", "lines", "width"), [(4, 1, 8.0), (4, 2, 8.0), (6, 2, 10.0)])
+def test_rows_of_pictures_fill_their_figure_with_room_for_all_text(n, lines, width):
+    fig, axes = views.picture_rows("a title", n, lines, width)
+    for ax in axes:
+        views.picture_row(ax, [np.zeros((40, 40), np.uint8)] * n, ["\n".join(["text"] * lines)] * n)
+        ax.set_ylabel("two\nlines")
+    fig.canvas.draw()
+    boxes = [fig._suptitle.get_window_extent(), *(ax.get_tightbbox() for ax in axes)]
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes)), "nothing lies over another"
+    assert min(box.x0 for box in boxes) >= 0
+    shown = [ax.images[0].get_window_extent() for ax in axes]
+    assert all(box.width > 0.9 * fig.bbox.width for box in shown)
+    plt.close(fig)
 
 
 def test_a_row_of_pictures_is_one_with_text_above_the_middle_of_each():
