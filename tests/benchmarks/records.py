@@ -30,7 +30,6 @@ ROW = ("stage", "what", "per", "seconds", "a_second", "ratio", "against", "peak_
 FACTS = ("device", "date", "commit", "command")
 # Scripts of this folder, what each measures and how long it takes on two CPU cores.
 PARTS = {
-    "waiting": ("All stages: the smoke run, the same again, and its notebooks opened as in JupyterLab", "4 min"),
     "ldm": ("Stages 03 and 04: training step and image against a plain diffusers loop", "4 min"),
     "quality": ("Stage 05: features and nearest training frames", "2 min"),
     "sweep": ("Stage 06: trainings per hour against a plain loop over whole networks", "5 min"),
@@ -45,6 +44,7 @@ PARTS = {
     "gain_study": ("Simulated: size and coverage of the test of a gain over patients and seeds", "2 min"),
     "patients_study": ("Simulated: how often studies of the planned number of patients show a declared gain", "2 min"),
     "nested_study": ("Simulated: coverage of the interval over patients and simulated cohorts", "2 min"),
+    "waiting": ("All stages: the smoke run, the same again, and its notebooks opened as in JupyterLab", "4 min"),
 }
 NOT_RUN = "not run"
 

@@ -34,8 +34,9 @@ def opened(run: artifacts.Run, stage: str, notebook: nbformat.NotebookNode) -> t
     where, safe = {"metadata": {"path": str(FOLDER)}}, {"transport_encryption": execute.transport_encryption()}
     how = {"kernel_name": "python3", "resources": where, "config": Config({"KernelManager": safe})}
     client, cells = NotebookClient(notebook, timeout=120, **how), {}
-    started = before = time.perf_counter()
+    started = time.perf_counter()
     with client.setup_kernel(env=environment):
+        before = time.perf_counter()
         for i, cell in enumerate(notebook.cells):
             client.execute_cell(cell, i)
             now = time.perf_counter()
@@ -58,21 +59,15 @@ def _make_run(root: str, run: str) -> float:
 def measure(options: argparse.Namespace, _: torch.device) -> records.Rows:
     """A row for the run, one for the same again, one for each notebook: the median of its openings."""
     with tempfile.TemporaryDirectory(prefix="nafld-bench-") as own:
-        root = str(options.root or own)
-        for what in ("from nothing", "once more")[bool(options.root) :]:
-            yield {
-                "stage": "all",
-                "what": f"make all, {what}",
-                "per": options.run,
-                "seconds": _make_run(root, options.run),
-            }
+        root = str(artifacts.work_root()) if options.finished else own
+        for what in ("from nothing", "once more")[options.finished :]:
+            row = {"stage": "all", "what": f"make all, {what}", "per": options.run}
+            yield {**row, "seconds": _make_run(root, options.run)}
         os.environ["NAFLD_ROOT"] = root
         run = artifacts.open_run(options.run)
         for stage in options.stages or pipeline.STAGES:
             notebook = nbformat.read(FOLDER / f"{stage}.ipynb", as_version=4)
-            (_, _), (seconds, cells), _ = sorted(
-                (opened(run, stage, notebook) for _ in range(3)), key=lambda found: found[0]
-            )
+            seconds, cells = sorted((opened(run, stage, notebook) for _ in range(3)), key=lambda found: found[0])[1]
             slowest = sorted(cells, key=cells.get)[: -1 - options.cells : -1]
             per = ", ".join(f"{name} {cells[name]:.2f} s" for name in slowest)
             yield {"stage": stage[:2], "what": "notebook opened, median of three", "per": per, "seconds": seconds}
@@ -82,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line, see `records.run`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", default="smoke", help="profile that is run and opened")
-    parser.add_argument("--root", type=Path, help="folder with artifacts and reports of that run, when it is finished")
+    parser.add_argument("--finished", action="store_true", help="open that run as it lies here, made already")
     parser.add_argument("--stages", nargs="*", choices=pipeline.STAGES, metavar="STAGE", help="notebooks to open")
     parser.add_argument("--cells", type=int, default=3, help="how many of the slowest cells are named")
     return records.run("waiting", parser, measure, arguments, on_cpu=not torch.cuda.is_available())
