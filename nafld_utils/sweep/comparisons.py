@@ -122,24 +122,25 @@ def cells(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Scored]]:
     for key, part in table.groupby(keys, sort=False, observed=True):
         cell = dict(zip(keys, key, strict=True))
         name = f"scores of arm {cell['arm']} at rate {cell['rate']}"
-        repeated = part.duplicated(["seed", "image_id"])
-        if repeated.any():
-            row = part[repeated].iloc[0]
+        (row, seeds), (column, images) = (pd.factorize(part[of], sort=True) for of in ("seed", "image_id"))
+        scores, place = np.full((len(seeds), len(images)), np.nan), row * len(images) + column
+        if np.bincount(place).max() > 1:
+            again = part[part.duplicated(["seed", "image_id"])].iloc[0]
             raise ValueError(
-                f"{name}: expected image {row.image_id} once with seed {row.seed},"
+                f"{name}: expected image {again.image_id} once with seed {again.seed},"
                 " found it again; score each held-out image once."
             )
-        # not pivot_table, which drops what is missing instead of showing it
-        wide = part.pivot(index="seed", columns="image_id", values="score").sort_index()  # noqa: PD010
-        if wide.isna().to_numpy().any():
+        scores.flat[place] = part["score"]
+        missing = int(np.isnan(scores).sum())
+        if missing:
             raise ValueError(
-                f"{name}: expected {wide.shape[1]} scored images with every seed, found"
-                f" {int(wide.isna().to_numpy().sum())} missing or not a number; finish or repeat these trainings."
+                f"{name}: expected {len(images)} scored images with every seed, found"
+                f" {missing} missing or not a number; finish or repeat these trainings."
             )
-        facts = part.drop_duplicates("image_id").set_index("image_id").loc[wide.columns]
+        facts = part.iloc[np.unique(column, return_index=True)[1]]
         label, patient = facts["label"].to_numpy(), facts["patient_id"].to_numpy()
         fold = facts["fold"].to_numpy() if "fold" in facts else None
-        yield cell, Scored(label, patient, wide.to_numpy(), wide.index.to_numpy(), fold)
+        yield cell, Scored(label, patient, scores, seeds.to_numpy(), fold)
 
 
 def patient_level(scores: pd.DataFrame) -> pd.DataFrame:
