@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--finished", action="store_true", help="open that run as it lies here, made already")
     parser.add_argument("--stages", nargs="*", choices=pipeline.STAGES, metavar="STAGE", help="notebooks to open")
     parser.add_argument("--cells", type=int, default=3, help="how many of the slowest cells are named")
-    return records.run("waiting", parser, measure, arguments, on_cpu=not torch.cuda.is_available())
+    return records.run("waiting", parser, measure, arguments)
 
 
 if __name__ == "__main__":
