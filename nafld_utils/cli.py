@@ -24,18 +24,27 @@ INTERRUPTED = 128 + signal.SIGINT
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; status 0: done, 1: a notebook failed, 2: something given is wrong, 130: interrupted."""
-    options = _parser().parse_args(arguments)
-    # On import jsonschema compiles this grammar of addresses, for two seconds; without it, it leaves that check out.
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-    engine.collect_seldom()
     try:
+        options = _parser().parse_args(arguments)
+        # On import jsonschema compiles this grammar of addresses for two seconds; without it, it skips that check.
+        sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+        engine.collect_seldom()
         return options.command(options)
-    except (ValueError, OSError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            print("nafld: interrupted; what is finished is kept, run the same command again to go on.", file=sys.stderr)
+            return INTERRUPTED
+        if not isinstance(error, ValueError | OSError):
+            raise
         print(f"nafld: {artifacts.advised(_sentence(error))}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print("nafld: interrupted; what is finished is kept, run the same command again to go on.", file=sys.stderr)
-        return INTERRUPTED
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: Python makes a RuntimeError of it while the fields of a class are named."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _resolve(options: argparse.Namespace) -> int:

@@ -261,6 +261,26 @@ def test_what_is_wrong_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch,
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("is_interrupt", [True, False])
+def test_ctrl_c_within_an_import_is_told_from_a_failure_of_the_program(monkeypatch, capsys, is_interrupt):
+    class Field:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt if is_interrupt else TypeError
+
+    def loads():
+        type("Settings", (), {"field": Field()})  # Python makes a RuntimeError of what a field raises
+
+    monkeypatch.setattr(cli.engine, "collect_seldom", loads)
+    if not is_interrupt:
+        with pytest.raises(RuntimeError, match="__set_name__"):
+            cli.main(["doctor"])
+        return
+    assert cli.main(["doctor"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err.splitlines() == [
+        "nafld: interrupted; what is finished is kept, run the same command again to go on."
+    ]
+
+
 @pytest.mark.parametrize("key", ["RUN", "SET", "DATA", "A", "B", "IMAGES", "JOBS", "PROFILE"])
 def test_make_runs_nothing_that_a_value_says(tmp_path, key):
     for place, value in enumerate(("$(shell touch {})", "2;touch${{IFS}}{}")):
