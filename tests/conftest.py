@@ -226,7 +226,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first."""
+    """Long files first; and strings in tables as notebooks have them."""
+    from nafld_utils import engine
+
+    engine.keep_strings()
     items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
 
 

@@ -51,12 +51,20 @@ def be_worker(number: int) -> None:
     """Let this process compute as the local worker of that number, from 0."""
     _worker[:] = [number]
     collect_seldom()
+    keep_strings()
 
 
 def collect_seldom() -> None:
     """Look for cycles among objects less often, and not at the end: libraries make a million of them on import."""
     gc.set_threshold(100_000, *gc.get_threshold()[1:])  # choice
     atexit.register(gc.freeze)
+
+
+def keep_strings() -> None:
+    """Let pandas keep strings as Python's own: Arrow's cost more to reach than tables of thousands of rows gain."""
+    import pandas as pd
+
+    pd.set_option("mode.string_storage", "python")
 
 
 def _own_gpu(n: int) -> int:

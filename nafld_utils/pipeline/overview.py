@@ -160,6 +160,7 @@ def begin(run: Run, stage: str) -> Any:
         models will draw; or the cohort is not stored.
     """
     engine.collect_seldom()
+    engine.keep_strings()
     artifacts.check_disk(run)
     engine.use_threads(run.settings.engine.threads)
     if stage in ("02_preprocessing", "03_ldm_training"):
