@@ -7,6 +7,7 @@ anatomical statistics; `provenance` has all numbers and their origin.
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -67,14 +68,13 @@ def draw_anatomy(rng, fat, feature=None, variant=FULL):
     if feature is not None and feature not in FEATURES:
         raise ValueError(f"feature: expected one of {', '.join(FEATURES)} or None, found {feature!r}; choose one.")
     d = Draws(rng, variant)
-    (rows, cols), (x0, z0) = d["map_shape"], d["map_origin"]
-    z, x = np.mgrid[z0 : z0 + rows, x0 : x0 + cols].astype(np.float32)
+    grid = _grid(d["map_shape"], d["map_origin"])
     kidney = _draw_kidney(d)
-    labels, lines = _draw_layout(d, x, z, kidney, shown=feature is not None)
+    labels, lines, within = _draw_layout(d, grid, kidney, shown=feature is not None)
     load = variant.effect_size * (1 - np.exp(-fat / d["fat_saturation"]))
     seen = variant.effects if feature is None else FEATURES[feature]
     loads = {name: load if name in seen else 0.0 for name in EFFECTS}
-    echo = _draw_echo(d, x, z, labels, kidney, loads, feature)
+    echo = _draw_echo(d, grid, labels, kidney, within, loads, feature)
     attenuation = np.array(d["attenuation"])
     raised = d["liver_attenuation"] + d["steatosis_attenuation"] * loads["attenuation"]
     attenuation[TISSUES["liver"]] = raised + d.draw("liver_attenuation_spread")
@@ -84,7 +84,28 @@ def draw_anatomy(rng, fat, feature=None, variant=FULL):
         points[:, 4] *= max(1 - d["steatosis_lines"] * loads[f"{kind}_loss"], 0)
         curves.append(points)
     curves = np.concatenate(curves)
-    return Anatomy(labels, echo.astype(np.float32), attenuation, curves.astype(np.float32), (x0, z0))
+    return Anatomy(labels, echo, attenuation, curves.astype(np.float32), d["map_origin"])
+
+
+class _Grid(NamedTuple):
+    """Where the pixels of a map lie."""
+
+    x: np.ndarray  # (1, columns) float32, pixels to the right of the beam axis
+    z: np.ndarray  # (rows, 1) float32, pixels down from the apex
+    radius: np.ndarray  # (rows, columns) float32, pixels from the apex
+    arcs: np.ndarray  # (rows, columns) int32, place in a flat field of whole pixels of range by whole degrees, `_ARCS`
+
+
+_ARCS = (450, 180)
+
+
+@lru_cache(maxsize=2)
+def _grid(shape, origin):
+    (rows, cols), (x0, z0) = shape, origin
+    z, x = (axis.astype(np.float32) for axis in np.ogrid[z0 : z0 + rows, x0 : x0 + cols])
+    radius, angle = np.hypot(x, z), np.degrees(np.arctan2(x, z)) + 90
+    ranges, degrees = (a.astype(np.int32).clip(0, n - 1) for a, n in zip((radius, angle), _ARCS, strict=True))
+    return _Grid(x, z, radius, ranges * _ARCS[1] + degrees)
 
 
 def _draw_kidney(d):
@@ -119,24 +140,40 @@ def _lift(d, k, u):
 
 def _ripple(d, t, scale):
     """A smooth random function of the angle t, standard deviation about `scale`."""
+    return _at_angle(_waves(d, scale), t)
+
+
+def _waves(d, scale):
+    """The values of `_ripple` at 512 angles from -pi to pi, (512,) float32."""
     grid = np.linspace(-np.pi, np.pi, 512)
     (share, *waves), rng = d["ripple"], d.rng
     table = sum(share * scale / k * rng.normal() * np.cos(k * grid + rng.uniform(0, 2 * np.pi)) for k in range(*waves))
-    return table.astype(np.float32)[((t + np.pi) * (511 / (2 * np.pi))).astype(np.int16).clip(0, 511)]
+    return table.astype(np.float32)
 
 
-def _draw_layout(d, x, z, kidney, shown=False):
+def _at_angle(waves, t):
+    return waves[((t + np.pi) * (511 / (2 * np.pi))).astype(np.int16).clip(0, 511)]
+
+
+def _draw_layout(d, grid, kidney, shown=False):
     """Tissue codes, and the interfaces as pairs of their kind and an (x, z, strength, thickness, grain) point list.
 
-    `shown` brings the diaphragm and enough vessels into the centre crop of every patient.
+    `shown` brings the diaphragm and enough vessels into the centre crop of every patient. The third value is where the
+    map lies in the kidney: along and across its axes, distance from its centre, in half axes; angles are worked out
+    only where a border may run.
     """
-    codes, radius = TISSUES, np.hypot(x, z)
+    codes, (x, z, radius, _) = TISSUES, grid
     u, v = _kidney_frame(kidney, x, z)
-    t = np.arctan2(v, u)
-    rim = 1 + _ripple(d, t, d["kidney_rim"])
-    rho = np.hypot(u, v) / rim
+    from_centre = np.hypot(u, v)
+    # Fat cap of the kidney, thicker towards its upper left end.
+    cap, waves = 1 + _lift(d, kidney, u) / kidney["b"], _waves(d, d["kidney_rim"])
+    near, rim = from_centre < 0.02 + cap.max() * (1 + np.abs(waves).max()), np.ones_like(u)
+    rim[near] += _at_angle(waves, np.arctan2(v[near], u[near]))
+    rho = from_centre / rim
     du, dv, su, sv = kidney["sinus"]
-    sinus = np.hypot((u - du) / su, (v - dv) / sv) < 1 + _ripple(d, np.arctan2(v - dv, u - du), d["sinus_ripple"])
+    inner = np.nonzero(rho < d["sinus_inside"])
+    du, dv = u[inner] - du, v[inner] - dv
+    is_sinus = np.hypot(du / su, dv / sv) < 1 + _ripple(d, np.arctan2(dv, du), d["sinus_ripple"])
     # Retroperitoneal surface: along the kidney's axis, then down behind the liver.
     axis = kidney["z"] + math.tan(kidney["tilt"]) * (x - kidney["x"])
     end = kidney["x"] + kidney["a"] * math.cos(kidney["tilt"])
@@ -146,29 +183,29 @@ def _draw_layout(d, x, z, kidney, shown=False):
     dx, dz, dr = (d.draw(f"diaphragm_{name}") for name in ("x", "z", "radius"))
     if shown:
         dr -= d["diaphragm_shown"]  # the liver's lower end, not the lower edge of the crop
-    bowl = np.hypot(x - dx, z - dz) + _ripple(d, np.arctan2(z - dz, x - dx), d["diaphragm_ripple"])
+    bowl, waves = np.hypot(x - dx, z - dz), _waves(d, d["diaphragm_ripple"])
+    row, col = np.nonzero(np.abs(bowl - dr) < 1 + d["diaphragm_thickness"] + np.abs(waves).max())
+    bowl[row, col] += _at_angle(waves, np.arctan2(z[row, 0] - dz, x[0, col] - dx))
     (least, most), (slope, wave) = d["wall_range"], d["wall_shape"]
     thickness = min(max(d.draw("wall"), least), most)
     wall_depth = thickness + slope * np.abs(x) + _ripple(d, x / d["ripple_length"], wave)
 
-    labels = np.full(x.shape, codes["liver"], np.uint8)
+    labels = np.full(u.shape, codes["liver"], np.uint8)
     fat_end, left, top, lean = d["kidney_ends"]
-    # Fat cap of the kidney, thicker towards its upper left end.
-    cap = 1 + _lift(d, kidney, u) / kidney["b"]
-    labels[(np.hypot(u, v) < cap * rim) & (v < fat_end)] = codes["renal_fat"]
+    labels[(from_centre < cap * rim) & (v < fat_end)] = codes["renal_fat"]
     labels[(z > surface) | ((u < left) & (v > top + lean * (u + 1)))] = codes["retroperitoneum"]
     labels[bowl > dr] = codes["beyond"]
     line = np.abs(bowl - dr) < d["diaphragm_thickness"]
     labels[line & (labels != codes["retroperitoneum"]) & (z < surface)] = codes["diaphragm"]
     labels[(bowl > dr) & (z > surface)] = codes["retroperitoneum"]
     labels[rho < 1] = codes["kidney_cortex"]
-    labels[(rho < d["sinus_inside"]) & sinus] = codes["kidney_sinus"]
+    labels[inner[0][is_sinus], inner[1][is_sinus]] = codes["kidney_sinus"]
     labels[radius < wall_depth] = codes["wall"]
     lines = [("capsule", line) for line in _cap_lines(d, kidney)]
     lines.append(("diaphragm", _diaphragm_line(d, (dx, dz, dr), labels, shown)))
     lines += [("capsule", line) for line in _wall_lines(d, thickness)]
     lines += [("vessel", line) for line in _draw_vessels(d, x, z, labels, shown)]
-    return labels, lines
+    return labels, lines, (u, v, from_centre)
 
 
 def _cap_lines(d, kidney):
@@ -224,9 +261,10 @@ def _draw_vessels(d, x, z, labels, shown=False):
         xc, zc, a, b, tilt = (d.draw(f"vessel_{name}") for name in ("x", "z", "length", "width", "tilt"))
         row, col = int(zc) - z0, int(xc) - x0
         near = np.s_[row - reach : row + reach + 1, col - reach : col + reach + 1]
+        right, down = x[:, near[1]] - xc, z[near[0]] - zc
         c, s = math.cos(tilt), math.sin(tilt)
-        u = ((x[near] - xc) * c + (z[near] - zc) * s) / a
-        v = (-(x[near] - xc) * s + (z[near] - zc) * c - bend * a * u**2) / b
+        u = (right * c + down * s) / a
+        v = (-right * s + down * c - bend * a * u**2) / b
         inside = np.hypot(u, v) < 1
         if not np.all(labels[near][inside] == TISSUES["liver"]):
             continue  # vessels stay clear of the liver's border
@@ -271,12 +309,12 @@ def _noise(d, sigma):
     return field[:, c] + (field[:, c + 1] - field[:, c]) * (cols - c)
 
 
-def _streaks(d, places, radial, angular):
-    """Noise along arcs around the apex, sigma `radial` pixels by `angular` degrees, at `places` of range and angle."""
-    field = ndimage.gaussian_filter(d.rng.standard_normal((450, 180), dtype=np.float32), (radial, angular), truncate=3)
+def _streaks(d, radial, angular):
+    """Noise along arcs around the apex, sigma `radial` pixels by `angular` degrees, flat, by the grid's `arcs`."""
+    field = ndimage.gaussian_filter(d.rng.standard_normal(_ARCS, dtype=np.float32), (radial, angular), truncate=3)
     field /= field.std()
     field += d["streak_skew"] * (field**2 - 1)
-    return field[places]
+    return field.ravel()
 
 
 def _blur_borders(d, echo, labels, load, feature):
@@ -291,8 +329,11 @@ def _blur_borders(d, echo, labels, load, feature):
     return sharp + weight * (blurred - sharp)
 
 
-def _draw_echo(d, x, z, labels, kidney, loads, feature=None):
-    """Backscatter map in dB relative to healthy liver; `loads` by effect."""
+def _draw_echo(d, grid, labels, kidney, within, loads, feature=None):
+    """Backscatter map (rows, columns) float32 in dB relative to healthy liver.
+
+    `within` is where the map lies in the kidney, of `_draw_layout`, and `loads` are by effect.
+    """
     codes = TISSUES
     level = np.zeros(len(codes), np.float32)
     gain = d["steatosis_gain"]
@@ -306,30 +347,28 @@ def _draw_echo(d, x, z, labels, kidney, loads, feature=None):
     echo = level[labels]
     # To the right of the kidney the retroperitoneum turns into what looks like liver.
     fade = d["retroperitoneum_fade"]
-    right = x - kidney["x"] - kidney["a"] * math.cos(kidney["tilt"])
+    right = grid.x - kidney["x"] - kidney["a"] * math.cos(kidney["tilt"])
     echo = np.where(labels == codes["retroperitoneum"], echo / (1 + np.exp((right - fade) / fade)), echo)
     echo = _blur_borders(d, echo, labels, loads["border_blur"], feature).astype(np.float32)
     fine, coarse = d["texture_sizes"]
     echo += d.draw("texture_fine") * _noise(d, fine) + d.draw("texture_coarse") * _noise(d, coarse)
-    rough = np.isin(labels, [codes["kidney_sinus"], codes["retroperitoneum"], codes["renal_fat"]])
-    angle = np.degrees(np.arctan2(x, z)) + 90
-    places = np.hypot(x, z).astype(np.int16).clip(0, 449), angle.astype(np.int16).clip(0, 179)
+    rough = np.isin(np.arange(len(codes)), [codes[name] for name in ("kidney_sinus", "retroperitoneum", "renal_fat")])
     size, radial, angular, patches, *patch = d["rough"]
-    streaks = size * _streaks(d, places, radial, angular)
-    echo += np.where(rough, streaks + patches * _noise(d, patch), 0)
+    streaks = size * _streaks(d, radial, angular)
+    here = rough[labels]
+    echo[here] += streaks[grid.arcs[here]] + (patches * _noise(d, patch))[here]
     share, fine, grain, patches, *patch = d["cortex_texture"]
-    cortex = share * streaks + fine * _noise(d, grain) + patches * _noise(d, patch)
-    echo += np.where(labels == codes["kidney_cortex"], cortex, 0)
+    here = labels == codes["kidney_cortex"]
+    echo[here] += share * streaks[grid.arcs[here]] + fine * _noise(d, grain)[here] + patches * _noise(d, patch)[here]
     # Medullary pyramids: dark patches around the sinus.
-    u, v = _kidney_frame(kidney, x, z)
-    t = np.arctan2(v, u)
+    u, v, from_centre = (of[here] for of in within)
     at, width, number = d["pyramids"]
-    ring = np.exp(-(((np.hypot(u, v) - at) / width) ** 2))
-    ring = ring * np.clip(np.cos(number * t + d.draw("pyramid_phase")), 0, 1)
-    echo -= np.where(labels == codes["kidney_cortex"], d.draw("pyramid_depth") * ring, 0)
+    ring = np.exp(-(((from_centre - at) / width) ** 2))
+    ring = ring * np.clip(np.cos(number * np.arctan2(v, u) + d.draw("pyramid_phase")), 0, 1)
+    echo[here] -= d.draw("pyramid_depth") * ring
     # Muscle and fascia lie along the skin.
-    sizes = d["layer_sizes"]
-    layers = d.draw("layers_fine") * _streaks(d, places, *sizes[:2])
-    layers = layers + d.draw("layers_coarse") * _streaks(d, places, *sizes[2:])
-    echo += np.where(labels == codes["wall"], layers, 0)
+    sizes, here = d["layer_sizes"], labels == codes["wall"]
+    layers = d.draw("layers_fine") * _streaks(d, *sizes[:2])
+    layers = layers + d.draw("layers_coarse") * _streaks(d, *sizes[2:])
+    echo[here] += layers[grid.arcs[here]]
     return echo

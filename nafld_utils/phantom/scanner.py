@@ -145,10 +145,8 @@ class Patient:
         Range (one pixel apart, from the apex) by angle (-62 to 62 degrees); `frame` -1 is the one before the first,
         which persistence needs. In homogeneous tissue its mean over its standard deviation is 1.91 (Rayleigh).
         """
-        rng = np.random.default_rng([*self._key, 1, frame + 1])
-        cell, along, across = self._placed(frame)
+        cell, along, across, fresh, noise = self._drawn(frame)
         share = np.float32(self.static_share)
-        fresh = rng.standard_normal(N_SCATTERERS, dtype=np.float32)
         amplitude = self._weight * (np.sqrt(share) * self._static + np.sqrt(1 - share) * fresh)
         real = np.concatenate([amplitude * along, self._specular.real])
         imag = np.concatenate([amplitude * across, self._specular.imag])
@@ -156,13 +154,15 @@ class Patient:
         grid.real = np.bincount(cell, real, N_RANGE * N_ANGLE).reshape(grid.shape)
         grid.imag = np.bincount(cell, imag, N_RANGE * N_ANGLE).reshape(grid.shape)
         grid *= self.gain_map
-        grid += self.noise_map * rng.standard_normal((N_RANGE, 2 * N_ANGLE), dtype=np.float32).view(np.complex64)
+        grid += self.noise_map * noise
         return np.abs(_blur(grid, self.spread))
 
-    def _placed(self, frame):
-        """Cell of the polar grid of every point in a frame, and cosine and sine of every scatterer's two-way phase.
+    def _drawn(self, frame):
+        """What a frame is made of, whatever `adjust` has changed.
 
-        The last frame's are kept: `adjust` needs the first frame before it is drawn.
+        Cell of the polar grid of every point, cosine and sine of every scatterer's two-way phase, the scatterers that
+        are new in this frame, and the noise, (N_RANGE, N_ANGLE) complex64. The last frame's are kept: `adjust` needs
+        the first frame before it is drawn.
         """
         if self._last[0] != frame:
             dx, dz = self._displacement(frame, self._x, self._z)
@@ -178,16 +178,25 @@ class Patient:
             )
             np.clip(row, 0, N_RANGE - 1, out=row)
             np.clip(col, 0, N_ANGLE - 1, out=col)
-            self._last = frame, (row * N_ANGLE + col, np.cos(phase), np.sin(phase))
+            rng = np.random.default_rng([*self._key, 1, frame + 1])
+            fresh = rng.standard_normal(N_SCATTERERS, dtype=np.float32)
+            noise = rng.standard_normal((N_RANGE, 2 * N_ANGLE), dtype=np.float32).view(np.complex64)
+            self._last = frame, (row * N_ANGLE + col, np.cos(phase), np.sin(phase), fresh, noise)
         return self._last[1]
 
     def compress(self, intensity):
         """Log compression of a squared envelope, (364, 400) float32, to grey levels in [0, 255] of the same shape."""
-        # The scanner's speckle reduction: part of the intensity spreads to the neighbourhood and fills the nulls.
+        return self._shown(self._levels(intensity))
+
+    def _levels(self, intensity):
+        """Levels in dB of a squared envelope, as the scanner's speckle reduction leaves it."""
+        # Part of the intensity spreads to the neighbourhood and fills the nulls.
         smooth = ndimage.gaussian_filter(intensity, self.d["speckle_reduction_size"], truncate=2.5)
         intensity = self.kept * intensity + (1 - self.kept) * smooth
-        grey = (10 * np.log10(intensity + 1e-9) + self.gain) * (255 / self.dynamic_range) + self.d["mid_grey"]
-        return np.clip(grey, *self.d["grey_range"])
+        return 10 * np.log10(intensity + 1e-9) + self.gain
+
+    def _shown(self, levels):
+        return np.clip(levels * (255 / self.dynamic_range) + self.d["mid_grey"], *self.d["grey_range"])
 
     def adjust(self, before, first):
         """Fit display and decorrelation to the ranges of the real cohort, from squared envelopes of frames -1 and 0.
@@ -199,11 +208,12 @@ class Patient:
         frames whose organs make up a part a of the variance correlate by a + (1 - a) s**2.
         """
         weight = np.broadcast_to(np.arange(N_RANGE)[:, None], before.shape)  # a row's area grows with its range
-        grey = self.compress(before)
+        levels = self._levels(before)
+        grey = self._shown(levels)
         mean = np.average(grey, weights=weight)
         spread = np.sqrt(np.average((grey - mean) ** 2, weights=weight))
         self.dynamic_range *= spread / np.clip(spread, *self.d["contrast"])
-        pair = np.cov(self.compress(before).ravel(), self.compress(first).ravel(), aweights=weight.ravel())
+        pair = np.cov(self._shown(levels).ravel(), self.compress(first).ravel(), aweights=weight.ravel())
         found, shared = pair[0, 1] / np.sqrt(pair[0, 0] * pair[1, 1]), self.static_share**2
         organs = (found - shared) / (1 - shared)
         wanted = (np.clip(found, *self.d["correlation"]) - organs) / (1 - organs)
