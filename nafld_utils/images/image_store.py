@@ -114,7 +114,10 @@ class Store:
         try:
             yield
         except OSError as error:
-            raise artifacts.no_space(error, self.folder / f"{name}.npy") from error
+            told = artifacts.no_space(error, self.folder / f"{name}.npy")
+            if told is error:
+                raise
+            raise told from error
 
     def commit(self, done: int) -> None:
         """Put everything written so far safely on disk, and note that the next writer may skip `done` rows."""

@@ -1480,6 +1480,11 @@ def test_a_full_disk_names_the_file_and_keeps_what_was_committed(tmp_path):
         store._files["a"] = (handle, 0, 4096)
         with pytest.raises(OSError, match=r"no space left while writing .*a\.npy; free disk space"):
             store.put("a", 64, np.ones(4096))
+        handle.close()
+        store._files["a"] = (open(tmp_path / "a.npy", "rb"), 0, 4096)  # noqa: SIM115
+        with pytest.raises(OSError, match="write") as caught:
+            store.put("a", 64, np.ones(4096))
+        assert caught.value.__cause__ is None, "any other error is as it was"
     with images.Store(tmp_path, {"a": ((300, 4096), np.uint8)}) as store:
         assert store.done == 64
         assert store.read("a")[:64].all()
