@@ -40,11 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: Python makes a RuntimeError of it while the fields of a class are named."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether an error is Ctrl-C, or made of it: Python 3.11 raises a RuntimeError for what `__set_name__` raises."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)
 
 
 def _resolve(options: argparse.Namespace) -> int:

@@ -105,13 +105,15 @@ def test_an_interrupted_command_says_one_sentence(calm, tmp_path, arguments, rec
     root = calm.before("end", tmp_path / "work")
     for after in (0.3, rng.uniform(0, 0.7), rng.uniform(0, 2.5)):
         process, said = begin(root, *arguments)
-        maps = Path(f"/proc/{process.pid}/maps")
-        while process.poll() is None and "pydantic_core" not in maps.read_text():  # loads Python itself, not yet nafld
+        maps, until = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
+        while process.poll() is None and "pydantic_core" not in maps.read_text():  # until then Python itself is loading
+            assert time.monotonic() < until, "the command loads none of its settings"
             time.sleep(0.005)
         time.sleep(after)
         is_running = process.poll() is None
         told = interrupt(process, said)
         assert "Traceback" not in told, f"after {after} s of {arguments}\n{told}"
+        assert process.returncode in (0, 130, -signal.SIGINT), told  # the last one while Python itself ends
         if is_running and process.returncode == 130:
             assert told.splitlines()[-1].startswith("nafld: interrupted; what is finished is kept"), told
             n += 1
