@@ -105,7 +105,10 @@ def _grid(shape, origin):
     z, x = (axis.astype(np.float32) for axis in np.ogrid[z0 : z0 + rows, x0 : x0 + cols])
     radius, angle = np.hypot(x, z), np.degrees(np.arctan2(x, z)) + 90
     ranges, degrees = (a.astype(np.int32).clip(0, n - 1) for a, n in zip((radius, angle), _ARCS, strict=True))
-    return _Grid(x, z, radius, ranges * _ARCS[1] + degrees)
+    grid = _Grid(x, z, radius, ranges * _ARCS[1] + degrees)
+    for shared in grid:
+        shared.flags.writeable = False
+    return grid
 
 
 def _draw_kidney(d):
