@@ -1,5 +1,6 @@
 """What make plan says of a cohort before anything runs, and that a small one never stops the smoke profile."""
 
+import math
 import os
 import subprocess
 import sys
@@ -126,15 +127,23 @@ def test_a_cohort_that_is_not_there_yet_stops_no_plan(tmp_path, monkeypatch, cap
     assert "cohort   cannot be read now: " in capsys.readouterr().out
 
 
-def test_a_plan_takes_less_than_three_seconds_of_processor_time(folder):
-    code = (
-        "import sys, time\nfrom nafld_utils import cli\n"
-        f"assert cli.main(['resolve', '--dry-run', '--profile=smoke', '--data={folder}',"
-        f" '--set={CLASSES} cohort.leave_out=[mass]']) == 0\n"
-        "print('torch' in sys.modules, time.process_time())"
-    )
+def seconds_of(code):
+    """Processor time, in seconds, of Python code in a process of its own, which loads no torch."""
+    code = f"import sys, time\n{code}\nprint('torch' in sys.modules, time.process_time())"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    torch, seconds = done.stdout.split()[-2:]
+    *_, torch, seconds = done.stdout.split()
     assert torch == "False"
-    assert float(seconds) < 3
+    return float(seconds)
+
+
+def test_a_plan_takes_less_processor_time_than_ten_imports_of_pandas(folder):
+    """These are 3 s where pandas takes 0.3 s; both are measured together, and again where something else disturbs."""
+    given = f"['resolve', '--dry-run', '--profile=smoke', '--data={folder}', '--set={CLASSES} cohort.leave_out=[mass]']"
+    plan, pandas = math.inf, math.inf
+    for _ in range(3):
+        plan = min(plan, seconds_of(f"from nafld_utils import cli\nassert cli.main({given}) == 0"))
+        pandas = min(pandas, seconds_of("import pandas"))
+        if plan < 10 * pandas:
+            break
+    assert plan < 10 * pandas
