@@ -51,6 +51,7 @@ def be_worker(number: int) -> None:
     """Let this process compute as the local worker of that number, from 0."""
     _worker[:] = [number]
     collect_seldom()
+    keep_strings()
 
 
 def collect_seldom() -> None:
@@ -60,10 +61,7 @@ def collect_seldom() -> None:
 
 
 def keep_strings() -> None:
-    """Let pandas keep strings of tables made from now on as Python's own.
-
-    Choice: Arrow's, its default, save time on millions of rows; here tables are of tens to thousands.
-    """
+    """Let pandas keep strings as Python's own: Arrow's cost more to reach than tables of thousands of rows gain."""
     import pandas as pd
 
     pd.set_option("mode.string_storage", "python")

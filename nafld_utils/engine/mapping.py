@@ -26,7 +26,7 @@ import pandas as pd
 
 from nafld_utils.artifacts import Busy, NotEnoughMemoryError, Unit, locked, work_root
 from nafld_utils.engine import cluster, workers
-from nafld_utils.engine.devices import keep_strings, use_threads
+from nafld_utils.engine.devices import use_threads
 from nafld_utils.engine.progress_lines import announce, notice, progress
 from nafld_utils.params import EngineSettings
 
@@ -68,7 +68,6 @@ class _Call:
             started, text, is_elsewhere = time.perf_counter(), "", False
             try:
                 use_threads(self.threads)  # a cluster's worker was started by somebody else
-                keep_strings()  # and no worker began a notebook
                 self.make(task)
             except Busy:
                 is_elsewhere = True
